@@ -1,0 +1,49 @@
+# `make` alone lists the targets. Every target installs what it needs into .venv first.
+PYTHON ?= python3
+PY := .venv/bin/python
+RECIPE ?= recipes/quickstart.yaml
+ARGS ?=
+
+.PHONY: help install quickstart train check test prove lint notebooks bench clean
+
+help:  ## list the targets
+	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
+
+.venv/installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venv
+	$(PY) -m pip install --quiet --upgrade 'pip>=25.1'
+	$(PY) -m pip install --quiet -c constraints.txt torch
+	$(PY) -m pip install --quiet -c constraints.txt --group dev -e .
+	@touch $@
+
+install: .venv/installed  ## make .venv with the tested versions
+
+quickstart: .venv/installed  ## a first run, seconds on two cores
+	$(PY) -m trl_sft recipes/quickstart.yaml
+
+train: .venv/installed  ## make train RECIPE=my.yaml [ARGS='train.max_steps=10']
+	$(PY) -m trl_sft $(RECIPE) $(ARGS)
+
+check: .venv/installed  ## make check RECIPE=my.yaml: all that needs no weights
+	$(PY) -m trl_sft check $(RECIPE) $(ARGS)
+
+test: .venv/installed  ## the tests
+	$(PY) -m pytest
+
+prove: .venv/installed  ## the long proofs; their table goes into docs/log.md
+	$(PY) -m pytest -m long --durations=0 -v
+
+lint: .venv/installed  ## ruff and mypy
+	$(PY) -m ruff format --check .
+	$(PY) -m ruff check .
+	$(PY) -m mypy
+
+notebooks: .venv/installed  ## run every notebook
+	@$(PY) scripts/run_notebooks.py notebooks
+
+bench: .venv/installed  ## every benchmark
+	@for file in benchmarks/*.py; do echo "== $$file"; $(PY) $$file || exit 1; done
+
+clean:  ## remove .venv, caches and runs/
+	rm -rf .venv runs build dist .pytest_cache .mypy_cache .ruff_cache *.egg-info
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

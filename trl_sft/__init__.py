@@ -1,0 +1,45 @@
+"""trl_sft: a YAML recipe becomes a run of TRL's SFTTrainer.
+
+from trl_sft import load_recipe, train
+
+result = train(load_recipe("recipe.yaml", ["train.max_steps=10"]))
+result.metrics["eval_loss"]
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from trl_sft.run import Run
+    from trl_sft.training import Result
+
+__version__ = "0.1.0"
+__all__ = ["__version__", "load_recipe", "train"]
+
+
+def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Run:
+    """Read and check a recipe; nothing is loaded and no torch is imported.
+
+    `overrides` are words as on the command line, `section.key=value`. Raises
+    `trl_sft.errors.RecipeError` with every fault at once.
+    """
+    from trl_sft import recipe, schema
+
+    return schema.build(recipe.read(path, overrides))
+
+
+def train(run: Run) -> Result:
+    """Carry out what `load_recipe` returned: load, format, train, evaluate, save.
+
+    Returns the folder, the number of steps and the metrics of the held-out rows. Raises
+    `trl_sft.errors.UserError` before training and `trl_sft.errors.RunStopped` when it ends early.
+    """
+    from trl_sft import console
+
+    with console.quiet():  # around the imports too: they are noisy
+        from trl_sft import training
+
+        return training.run(run)

@@ -1,0 +1,117 @@
+"""argv to calls; a fault of the user's becomes one message and an exit code.
+
+In: words. Out: an exit code. Heavy packages are imported only by the command that needs them.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import signal
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from trl_sft import __version__, errors
+
+if TYPE_CHECKING:
+    from trl_sft.run import Run
+
+_ABOUT = "Fine-tune a language model: one YAML recipe becomes a run of TRL's SFTTrainer."
+_COMMANDS = """\
+commands (a first word that is none of them is a recipe):
+  python -m trl_sft RECIPE [section.key=value ...]         train
+  python -m trl_sft check RECIPE [section.key=value ...]   all that needs no weights: recipe, tokenizer, rows
+  python -m trl_sft init MODEL DATA [-o RECIPE]            write a recipe for a model and a file of rows
+
+An override is checked as strictly as the file: train.max_steps=10, lora='{r: 8}', lora=null
+`python -m trl_sft COMMAND --help` tells more of a command.
+
+exit codes: 0 done, 1 a fault of ours, 2 something to mend in what was given, 3 the training failed (a
+  loss that is not finite), 4 out of memory, 75 the time limit, 130 / 138 / 143 stopped by SIGINT /
+  SIGUSR1 / SIGTERM, with a checkpoint from which the same command goes on"""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command; return the exit code."""
+    words = list(sys.argv[1:] if argv is None else argv)
+    os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")  # one of the closed list of departures
+    # Upstream's bars: only where somebody watches, and only for what takes longer than a second.
+    os.environ.setdefault("TQDM_DELAY" if sys.stderr.isatty() else "TQDM_DISABLE", "1")
+    try:
+        return _COMMAND.get(words[0] if words else "", _train)(words)
+    except errors.UserError as error:
+        from trl_sft import console
+
+        console.faults(error.faults)
+        return error.exit_code
+    except errors.RunStopped as error:
+        print(f"trl_sft: {error}", file=sys.stderr)
+        return error.exit_code
+    except KeyboardInterrupt:
+        print("trl_sft: stopped before training began; no checkpoint was written", file=sys.stderr)
+        return errors.EXIT_SIGNAL + signal.SIGINT
+
+
+def _parser(usage: str, about: str, epilog: str = "") -> argparse.ArgumentParser:
+    return argparse.ArgumentParser(
+        prog="python -m trl_sft",
+        usage=f"python -m trl_sft {usage}",
+        description=about,
+        epilog=epilog,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+
+
+def _read(parser: argparse.ArgumentParser, words: Sequence[str]) -> Run:
+    """Return the checked recipe that the words name."""
+    from trl_sft import load_recipe
+
+    parser.add_argument("recipe", metavar="RECIPE", help="a YAML file")
+    parser.add_argument("overrides", metavar="section.key=value", nargs="*", help="a value in place of the file's")
+    given = parser.parse_args(words)
+    return load_recipe(given.recipe, given.overrides)
+
+
+def _train(words: list[str]) -> int:
+    parser = _parser("RECIPE [section.key=value ...]", _ABOUT, _COMMANDS)
+    parser.add_argument("--version", action="version", version=f"trl_sft {__version__}")
+    if not words:
+        parser.print_help()
+        return errors.EXIT_DONE
+    run = _read(parser, words)
+    from trl_sft import train
+
+    print(f"trl_sft {__version__}   {run.recipe.path.name} -> {run.output_dir}", flush=True)
+    train(run)
+    return errors.EXIT_DONE
+
+
+def _check(words: list[str]) -> int:
+    about = "Do all of a run that needs no weights: recipe, folder, tokenizer, template, rows, settings."
+    run = _read(_parser("check RECIPE [section.key=value ...]", about), words[1:])
+    from trl_sft import console
+
+    with console.quiet():
+        from trl_sft import training
+
+        training.prepare(run)
+    print(f"Nothing to mend. Next: python -m trl_sft {' '.join(run.recipe.words)}")
+    return errors.EXIT_DONE
+
+
+def _init(words: list[str]) -> int:
+    about = "Write a commented recipe for a model and a file of rows; their columns are recognised."
+    parser = _parser("init MODEL DATA [-o RECIPE]", about)
+    parser.add_argument("model", metavar="MODEL", help="a folder, a hub id, or trl_sft:tiny")
+    parser.add_argument("data", metavar="DATA", help="a JSON, JSONL, CSV, Parquet or text file, a folder, or a hub id")
+    parser.add_argument("-o", "--output", metavar="RECIPE", type=Path, default=Path("recipe.yaml"), help="recipe.yaml")
+    given = parser.parse_args(words[1:])
+    from trl_sft import init
+
+    return init.write(given.model, given.data, given.output)
+
+
+_COMMAND: dict[str, Callable[[list[str]], int]] = {"check": _check, "init": _init}

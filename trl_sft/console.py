@@ -1,0 +1,128 @@
+"""What the user sees: lines, tables, faults; and keeps upstream's noise from it.
+
+In: texts. Out: standard output for results, standard error for progress and faults. Deliberately
+absent: any knowledge of runs.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import re
+import sys
+import warnings
+from collections.abc import Iterator, Sequence
+
+from trl_sft.errors import Fault
+
+# Upstream's messages that tell the user nothing to act on, with the versions that print them. Anything
+# else passes, once each, on one line.
+_NOISE = re.compile(
+    "|".join(
+        (
+            # trl 1.16 sets the name that transformers 5.23 deprecates
+            r"`gradient_checkpointing` is deprecated",
+            # transformers 5.23 in its own Trainer
+            r"`is_gradient_checkpointing` is deprecated",
+            # datasets, before it raises: the fault that we show says file and line
+            r"Failed to (load JSON|read (schema|file)) from file",
+            # TRL tokenizes first and cuts at max_length after
+            r"Token indices sequence length is longer than the specified maximum",
+            # bitsandbytes 0.50 without the optional `kernels`
+            r"Failed to load CPU gemm_4bit_forward",
+            # transformers 5.x: TRL aligns special tokens of model and tokenizer, as it should
+            r"The tokenizer has new PAD/BOS/EOS tokens",
+            # torch 2.13 on a machine without an accelerator
+            r"'pin_memory' argument is set as true but no accelerator is found",
+            # trl 1.x labels its own experimental parts
+            r"TRL.*experimental",
+        )
+    )
+)
+_UPSTREAM = ("transformers", "trl", "datasets", "peft", "accelerate", "huggingface_hub", "bitsandbytes", "torch")
+
+
+def say(text: str = "") -> None:
+    """Print one line of result."""
+    print(text, flush=True)
+
+
+def table(rows: Sequence[tuple[str, str]]) -> None:
+    """Print names and values in two columns."""
+    width = max(len(name) for name, _ in rows)
+    for name, value in rows:
+        say(f"  {name:<{width}}  {value}")
+
+
+def faults(found: Sequence[Fault]) -> None:
+    """Print faults to standard error, all at once."""
+    head = "1 thing to mend" if len(found) == 1 else f"{len(found)} things to mend"
+    print(f"trl_sft: {head}\n", file=sys.stderr)
+    print("\n\n".join(str(fault) for fault in found), file=sys.stderr, flush=True)
+
+
+class _Once(logging.Handler):
+    """Shows each warning of upstream once, on one line, unless it is known noise."""
+
+    def __init__(self) -> None:
+        super().__init__(logging.WARNING)
+        self._seen: set[str] = set()
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Print the record as a note."""
+        text = " ".join(record.getMessage().split())
+        if text in self._seen or _NOISE.search(text):
+            return
+        self._seen.add(text)
+        name = "Python" if record.name == "py.warnings" else record.name.partition(".")[0]
+        print(f"note from {name}: {text}", file=sys.stderr, flush=True)
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """Hold back upstream's noise inside the block; progress bars only where somebody watches."""
+    handler = _Once()
+    loggers = [logging.getLogger(name) for name in (*_UPSTREAM, "py.warnings")]
+    before = [(logger.handlers[:], logger.propagate, logger.level) for logger in loggers]
+    for logger in loggers:
+        logger.handlers, logger.propagate = [handler], False
+        logger.setLevel(logging.WARNING)
+    with warnings.catch_warnings():
+        warnings.simplefilter("default")
+        warnings.simplefilter("ignore", DeprecationWarning)  # for upstream's developers
+        warnings.showwarning = _warned
+        try:
+            yield
+        finally:
+            for logger, (handlers, propagate, level) in zip(loggers, before, strict=True):
+                logger.handlers, logger.propagate = handlers, propagate
+                logger.setLevel(level)
+
+
+def _warned(message: Warning | str, *_: object, **__: object) -> None:
+    logging.getLogger("py.warnings").warning("%s", message)
+
+
+def watched() -> bool:
+    """Tell whether standard error is a terminal, where a progress bar makes sense."""
+    return sys.stderr.isatty() and os.environ.get("TERM") != "dumb"
+
+
+def gib(size: float) -> str:
+    """Return a number of bytes in a unit that reads well."""
+    for unit in ("B", "KiB", "MiB", "GiB", "TiB"):
+        if size < 1024 or unit == "TiB":
+            return f"{size:.0f} B" if unit == "B" else f"{size:.1f} {unit}"
+        size /= 1024
+    return ""
+
+
+def span(seconds: float) -> str:
+    """Return a duration in words: 42 s, 3 min 5 s, 2 h 10 min."""
+    if seconds < 60:
+        return f"{seconds:.0f} s" if seconds >= 9.5 else f"{seconds:.1f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    if minutes < 60:
+        return f"{minutes} min {rest} s"
+    return f"{minutes // 60} h {minutes % 60} min"

@@ -1,0 +1,283 @@
+"""Loads the sources of a run, formats their rows, splits with the run's seed.
+
+In: a `Run` and whether its tokenizer has a chat template. Out: `Rows`, datasets in one of TRL's
+forms. Every fault names file and row. Deliberately absent: tokens; TRL prepares them.
+"""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from datasets import Dataset, concatenate_datasets, load_dataset
+
+from trl_sft import formatting, hub
+from trl_sft.errors import DataError, Fault, RecipeError, first_line
+from trl_sft.recipe import Recipe
+from trl_sft.run import Run, Source
+
+_MAX_SHOWN = 5  # faulty rows listed
+_CHAT, _TEXT, _PAIRS = "a chat", "plain text", "prompts with completions"
+# part -> the split that a folder or a hub id gives where the source names none
+_SPLITS = {"train": "train", "eval": "test"}
+# A reformatting function that changed must not meet rows formatted by the old one in datasets' cache.
+_CODE = hashlib.sha256(Path(formatting.__file__).read_bytes()).hexdigest()
+
+
+class Rows(NamedTuple):
+    """The rows of a run in one of TRL's forms."""
+
+    train: Dataset
+    eval: Dataset | None
+    loss: dict[str, bool]  # keywords of trl.SFTConfig that put the loss where the run wants it
+    loss_on: str  # in words
+    said: tuple[str, ...]  # a line a source: rows, layout, wording
+
+
+def load(run: Run, has_template: bool) -> Rows:
+    """Load, format and split the rows of a run. Raises DataError, RecipeError."""
+    said: list[str] = []
+    parts: dict[str, list[Dataset]] = {
+        part: [_formatted(run.recipe, source, part, has_template, said) for source in sources]
+        for part, sources in run.sources.items()
+    }
+    _one_form(run, parts)
+    train = concatenate_datasets(parts["train"])
+    held = concatenate_datasets(parts["eval"]) if parts["eval"] else None
+    if fraction := run.data.get("eval_fraction"):
+        if round(len(train) * fraction) in (0, len(train)):
+            where = run.recipe.where(("data", "eval_fraction"))
+            raise RecipeError(
+                Fault(
+                    where, f"{fraction} of {len(train)} rows leaves one side empty", "a fraction that gives both rows"
+                )
+            )
+        split = train.train_test_split(round(len(train) * fraction), seed=run.train.get("seed", 42))
+        train, held = split["train"], split["test"]
+    return _with_loss(run, train, held, tuple(said))
+
+
+def look(recipe: Recipe, source: Source) -> tuple[str, list[str], int]:
+    """Return layout, columns and number of rows of one source, unformatted. Raises DataError."""
+    rows = _loaded(recipe, source, "train")
+    return _recognised(recipe, source, rows), rows.column_names, len(rows)
+
+
+def _formatted(recipe: Recipe, source: Source, part: str, has_template: bool, said: list[str]) -> Dataset:
+    """Return one source's rows as prompt and completion, or as text."""
+    rows = _loaded(recipe, source, part)
+    name = source.name
+    if len(rows) == 0:
+        raise DataError(Fault(recipe.where(source.key), f"{name} has no rows", "a source with rows"))
+    layout = source.format or ("" if isinstance(source.wording, dict) else _recognised(recipe, source, rows))
+    _check_columns(recipe, source, rows, layout)
+    wording: Any = source.wording or ("chat" if has_template or not formatting.LAYOUTS[layout].wording else "")
+    if layout == "text":
+        wording = "as it is"
+    elif layout == "prompt_completion" and isinstance(rows[0]["prompt"], list):
+        wording = "chat"
+    wording = wording or formatting.LAYOUTS[layout].wording
+    if wording == "chat" and not has_template:
+        found = f"{name}: rows of a chat, but the tokenizer of {recipe.values['model']['name_or_path']} has no template"
+        raise DataError(Fault(recipe.where(source.key), found, "a model with a chat template, as the -Instruct ones"))
+    apart = " (this model has a chat template, which it leaves unused)" if has_template and wording != "chat" else ""
+    shown = "the recipe's own" if isinstance(wording, dict) else wording
+    said.append(f"{name}: {len(rows):,} rows to {part}; format {layout or 'its own'}, wording {shown}{apart}")
+    try:
+        return rows.map(
+            _convert,
+            batched=True,
+            with_indices=True,
+            remove_columns=rows.column_names,
+            fn_kwargs={"layout": layout, "wording": wording, "name": name, "code": _CODE},
+            desc=f"Formatting {name}",
+        )
+    except UnicodeDecodeError as error:  # datasets' JSON builder lets such bytes through
+        bad = [fault for file in source.place.files for fault in _bad_lines(file)]
+        fault = Fault(name, f"not UTF-8: {first_line(error)}", "the file saved as UTF-8, or `encoding:`")
+        raise DataError(bad or fault) from None
+
+
+def _convert(
+    batch: dict[str, list[Any]], indices: list[int], layout: str, wording: Any, name: str, code: str
+) -> dict[str, list[Any]]:
+    """Format one batch of columns; `code` only makes datasets' cache miss when the code changed."""
+    forms: list[dict[str, Any]] = []
+    faults: list[Fault] = []
+    columns = dict(batch.items())
+    for n, index in enumerate(indices):
+        try:
+            forms.append(formatting.form({name: values[n] for name, values in columns.items()}, layout, wording))
+        except formatting.BadRow as error:
+            faults.append(Fault(f"{name} row {index + 1}", error.found, error.write))
+    if len(faults) > _MAX_SHOWN:
+        rest = f"{len(faults) - _MAX_SHOWN} more faulty rows among rows {indices[0] + 1} to {indices[-1] + 1}"
+        faults[_MAX_SHOWN:] = [Fault(name, rest, "the same for each")]
+    if faults:
+        raise DataError(faults)
+    return {column: [form[column] for form in forms] for column in forms[0]}
+
+
+def _loaded(recipe: Recipe, source: Source, part: str) -> Dataset:
+    """Return the rows of a source as they are. Foreign errors become DataError here."""
+    keywords = {"split": _SPLITS[part]} | source.load
+    where = recipe.where(source.key)
+    files = [str(file) for file in source.place.files]
+    for file in source.place.files:
+        if file.is_file() and file.stat().st_size == 0:
+            raise DataError(Fault(where, f"{source.name} is empty: 0 bytes", "a file with rows"))
+    try:
+        if source.builder:
+            keywords["split"] = source.load.get("split", "train")
+            rows = load_dataset(source.builder, data_files=files, **keywords)
+        else:
+            if not source.place.files:
+                hub.ask("dataset", source.place.name, keywords)
+            rows = load_dataset(source.place.name, **keywords)
+    except (KeyboardInterrupt, MemoryError):
+        raise
+    except Exception as error:
+        told = None if files else hub.explain(source.place.name, error)
+        if told is not None:
+            raise DataError(Fault(where, *told)) from None
+        bad = [fault for file in source.place.files for fault in _bad_lines(file)] if source.builder == "json" else []
+        cause = error.__cause__ or error
+        found, write = f"{source.name} cannot be read: {first_line(cause)}", "a file of that kind, or its keywords"
+        if "corresponds to no data" in str(error):
+            found, write = f"{source.name} has no rows", "a source with rows"
+        elif "split" in str(error):
+            write = "split: one that it has"
+        raise DataError(bad or Fault(where, found, write)) from None
+    return rows if isinstance(rows, Dataset) else concatenate_datasets(rows)
+
+
+def _bad_lines(file: Path) -> list[Fault]:
+    """Return the lines of a JSON file that are not JSON, at most a few."""
+    try:
+        text = file.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        return [Fault(file.name, f"byte {error.start} is not UTF-8", "the file saved as UTF-8, or `encoding:`")]
+    if text.lstrip().startswith("["):
+        return [] if (fault := _bad_json(text, file.name, 0)) is None else [fault]
+    lines = enumerate(text.splitlines())
+    found = (_bad_json(line, file.name, number) for number, line in lines if line.strip())
+    return [fault for fault in found if fault is not None][:_MAX_SHOWN]
+
+
+def _bad_json(text: str, name: str, number: int) -> Fault | None:
+    try:
+        json.loads(text)
+    except ValueError as error:
+        line = number + getattr(error, "lineno", 1)
+        column = getattr(error, "colno", 1)
+        shown = text.splitlines()[getattr(error, "lineno", 1) - 1][max(0, column - 30) : column + 10]
+        return Fault(f"{name}:{line}", f"not JSON at column {column}: ...{shown}", "one JSON object a line")
+    return None
+
+
+def _recognised(recipe: Recipe, source: Source, rows: Dataset) -> str:
+    """Return the layout that the columns show; refuse where they show none or several."""
+    fits = formatting.recognise(rows.column_names)
+    if len(fits) == 1:
+        return fits[0]
+    have = f"{source.name} has the columns {', '.join(rows.column_names)}"
+    where = recipe.where(source.key)
+    if fits:
+        raise DataError(Fault(where, f"{have}: they fit {' and '.join(fits)}", f"format: {' or '.join(fits)}"))
+    wanted = "; ".join(f"{name} ({', '.join(layout.columns)})" for name, layout in formatting.LAYOUTS.items())
+    write = f"columns of a known format: {wanted}; or wording: {{prompt: '...{{column}}...', completion: '{{column}}'}}"
+    raise DataError(Fault(where, f"{have}: of no known format", write))
+
+
+def _check_columns(recipe: Recipe, source: Source, rows: Dataset, layout: str) -> None:
+    """Refuse a source that lacks a column its layout or its own wording needs."""
+    try:
+        own = source.wording if isinstance(source.wording, dict) else {}
+        needed = {name for part in own.values() for name in formatting.fields(part)}
+    except formatting.BadRow as error:
+        raise RecipeError(Fault(recipe.where((*source.key, "wording")), error.found, error.write)) from None
+    if own and set(own) not in ({"prompt", "completion"}, {"text"}):
+        found = f"a wording with {', '.join(own)}"
+        raise RecipeError(Fault(recipe.where((*source.key, "wording")), found, "prompt and completion, or text"))
+    if not own:
+        needed = set(formatting.LAYOUTS[layout].columns)
+    missing = sorted(needed - set(rows.column_names))
+    faults = []
+    for column in missing:
+        near = difflib.get_close_matches(column, rows.column_names, 1, 0.5)
+        write = f"the column under that name{f'; nearest there: {near[0]}' if near else ''}"
+        have = f"those present: {', '.join(rows.column_names)}"
+        faults.append(Fault(recipe.where(source.key), f"{source.name} has no column {column} ({have})", write))
+    if not own and layout in ("messages", "prompt_completion") and "tools" in rows.column_names:
+        found = f"{source.name} has a column tools, which this version does not render"
+        faults.append(Fault(recipe.where(source.key), found, "the rows without it"))
+    if faults:
+        raise DataError(faults)
+
+
+def _one_form(run: Run, parts: dict[str, list[Dataset]]) -> None:
+    """Refuse sources of different forms: TRL trains one form at a time."""
+    forms = [
+        (source.name, _form(rows))
+        for part, sources in run.sources.items()
+        for source, rows in zip(sources, parts[part], strict=True)
+    ]
+    if len({form for _, form in forms}) > 1:
+        found = "; ".join(f"{name} is {form}" for name, form in forms)
+        write = "the same wording for all sources, as `wording: chat`"
+        raise DataError(Fault(run.recipe.where(("data",)), found, write))
+
+
+def _form(rows: Dataset) -> str:
+    if "text" in rows.column_names:
+        return _TEXT
+    return _CHAT if isinstance(rows[0]["completion"], list) else _PAIRS
+
+
+def _with_loss(run: Run, train: Dataset, held: Dataset | None, said: tuple[str, ...]) -> Rows:
+    """Bring the rows into the form by which TRL puts the loss where `data.loss_on` wants it."""
+    asked, form = run.data.get("loss_on"), _form(train)
+    where = run.recipe.where(("data", "loss_on"))
+    if form == _TEXT:
+        if asked not in (None, "all"):
+            raise RecipeError(Fault(where, f"loss_on: {asked}, but rows of text have no response", "loss_on: all"))
+        return Rows(train, held, {}, "all tokens", said)
+    if form == _PAIRS:
+        if asked in ("assistant", "last_turn"):
+            raise RecipeError(Fault(where, f"loss_on: {asked}, but the rows are no chat", "completion or all"))
+        everything = asked == "all"
+        return Rows(train, held, {"completion_only_loss": not everything}, _words(asked or "completion"), said)
+    several = any(any(turn["role"] == "assistant" for turn in prompt) for prompt in train["prompt"])
+    given = all(source.format == "prompt_completion" for source in run.sources["train"])
+    if asked == "all" or (asked in (None, "assistant") and several and not (asked is None and given)):
+        masked = asked != "all"
+        joined = _map_both(train, held, _joined)
+        return Rows(*joined, {"assistant_only_loss": masked}, _words("assistant" if masked else "all"), said)
+    one = "completion" if asked == "completion" or not several else "last_turn"
+    return Rows(train, held, {"completion_only_loss": True}, _words(one), said)
+
+
+def _words(loss_on: str) -> str:
+    return {
+        "completion": "the completions",
+        "assistant": "every assistant turn",
+        "last_turn": "the last assistant turn",
+        "all": "all tokens",
+    }[loss_on]
+
+
+def _joined(row: dict[str, Any]) -> dict[str, Any]:
+    return {"messages": row["prompt"] + row["completion"]}
+
+
+def _map_both(
+    train: Dataset, held: Dataset | None, function: Callable[[dict[str, Any]], dict[str, Any]]
+) -> tuple[Dataset, Dataset | None]:
+    joined = [
+        rows and rows.map(function, remove_columns=rows.column_names, desc="Joining turns") for rows in (train, held)
+    ]
+    return joined[0], joined[1]

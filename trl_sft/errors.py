@@ -1,0 +1,78 @@
+"""What can stop a run, as one small tree.
+
+    UserError              exit code 2: the user can fix it; a message, no traceback
+      RecipeError          a key, a value, a path or a pair of keys of the recipe
+      DataError            a file or a row
+      TemplateError        a tokenizer or a chat template
+      MissingPackage       something to install
+      LaunchError          the machine or the processes
+    RunStopped             the run began and ended early; carries its exit code
+
+In: faults, each in three parts. Out: one message. Nothing is printed here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+EXIT_DONE, EXIT_OURS, EXIT_USER, EXIT_FAILED, EXIT_MEMORY = 0, 1, 2, 3, 4
+EXIT_TIME = 75  # EX_TEMPFAIL of sysexits.h: try again
+EXIT_SIGNAL = 128  # plus the signal's number, as shells report it
+
+
+class Fault(NamedTuple):
+    """One thing to mend."""
+
+    where: str  # `recipe.yaml:12 train.pakking`
+    found: str  # what stood there, value and kind
+    write: str  # what to write instead
+
+    def __str__(self) -> str:
+        """Three lines: where, what stood there, what to write."""
+        return f"{self.where}\n    {self.found}\n    -> {self.write}"
+
+
+class UserError(Exception):
+    """The user can fix this: `faults` says where, what stood there and what to write."""
+
+    exit_code = EXIT_USER
+
+    def __init__(self, faults: Fault | Sequence[Fault]) -> None:
+        """Take one fault or several; they are shown all at once."""
+        self.faults = [faults] if isinstance(faults, Fault) else list(faults)
+        super().__init__("\n".join(str(fault) for fault in self.faults))
+
+
+class RecipeError(UserError):
+    """A key, a value, a path or a pair of keys of the recipe."""
+
+
+class DataError(UserError):
+    """A data file or a row of it."""
+
+
+class TemplateError(UserError):
+    """A tokenizer or a chat template."""
+
+
+class MissingPackage(UserError):
+    """Something that has to be installed first."""
+
+
+class LaunchError(UserError):
+    """The machine or the processes cannot carry the run."""
+
+
+class RunStopped(Exception):
+    """The run began and ended early: non-finite loss, memory, the time limit, a signal."""
+
+    def __init__(self, message: str, exit_code: int) -> None:
+        """`message` is for the user; `exit_code` is what the process returns."""
+        self.exit_code = exit_code
+        super().__init__(message)
+
+
+def first_line(error: BaseException) -> str:
+    """Return the first line of somebody else's error, to stand inside one of ours."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")

@@ -1,0 +1,56 @@
+"""Asks the hub whether it knows an id, before anything heavy, and without half a minute of retries.
+
+In: an id. Out: whether the hub answered. Where it cannot be reached, upstream's libraries are told so
+once, and take what the cache holds.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import datasets
+from huggingface_hub import HfApi, constants, errors
+
+from trl_sft import console
+
+_PATIENCE = 10.0  # seconds for the hub to answer
+
+
+def ask(kind: str, name: str, keywords: dict[str, Any]) -> bool:
+    """Tell whether the hub was reached and knows `name` (kind: model, dataset).
+
+    `keywords` may hold revision and token. Raises what huggingface_hub raises when the hub says no.
+    """
+    if constants.HF_HUB_OFFLINE:
+        return False
+    asked = {word: keywords[word] for word in ("revision", "token") if word in keywords}
+    try:
+        getattr(HfApi(), f"{kind}_info")(name, timeout=_PATIENCE, **asked)
+    except (errors.HfHubHTTPError, errors.HFValidationError):
+        raise
+    except Exception:  # the transport's own errors, whichever library that is
+        constants.HF_HUB_OFFLINE = datasets.config.HF_HUB_OFFLINE = True
+        console.say(f"the hub cannot be reached; {name} is looked for in the cache")
+        return False
+    return True
+
+
+def explain(name: str, error: BaseException) -> tuple[str, str] | None:
+    """Return what stood there and what to write for an error of the hub; None where it is another's."""
+    chain: list[BaseException] = [error]
+    while (cause := chain[-1].__cause__ or chain[-1].__context__) is not None and len(chain) < 9:
+        chain.append(cause)
+
+    def is_a(*kinds: type[BaseException]) -> bool:
+        return any(isinstance(link, kinds) for link in chain)
+
+    if is_a(errors.GatedRepoError):
+        return f"{name}: gated on the hub", "a token that may read it: hf auth login, after asking on its page"
+    if is_a(errors.RevisionNotFoundError):
+        return f"{name}: the hub knows no such revision", "revision: a branch, a tag or a commit of it"
+    if is_a(errors.RepositoryNotFoundError, errors.HFValidationError):
+        return f"{name}: no path here, and the hub knows no such id", "an id that exists, or ./PATH for a path"
+    if is_a(errors.LocalEntryNotFoundError, errors.OfflineModeIsEnabled, ConnectionError):
+        found = f"{name}: no path here, not in the cache, and the hub cannot be reached"
+        return found, "an existing path, or try again with a connection"
+    return None

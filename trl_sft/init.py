@@ -1,0 +1,89 @@
+"""Writes a first recipe for a model and a file of rows: columns recognised, every line commented.
+
+In: a model and a source as a recipe names them. Out: a YAML file that was checked before it was
+written. Nothing existing is overwritten.
+"""
+
+from __future__ import annotations
+
+import shlex
+import tempfile
+from pathlib import Path
+
+from trl_sft import console, data, recipe, rundir, schema
+from trl_sft.errors import EXIT_DONE, Fault, RecipeError
+from trl_sft.record import flow
+
+_TEXT = """\
+# Train:  python -m trl_sft {command}
+# Check:  python -m trl_sft check {command}
+# Keys under `train:` are those of trl.SFTConfig, under `lora:` those of peft.LoraConfig.
+model:
+  name_or_path: {model}
+lora: {{r: 16, lora_alpha: 32, target_modules: all-linear}}  # take this line out to train all weights
+data:
+  train: {{path: {path}{format}}}  # {about}
+  eval_fraction: 0.05  # held out, to tell whether it worked
+train:
+  output_dir: {output_dir}
+  num_train_epochs: 1
+  learning_rate: 2e-4  # LoRA's usual size; full fine-tuning wants about 2e-5
+  lr_scheduler_type: cosine
+  warmup_steps: 0.03  # below 1: a share of all steps
+  per_device_train_batch_size: 4
+  gradient_accumulation_steps: 4  # 16 rows a step in all
+  max_length: 1024  # tokens; longer rows are cut
+  logging_steps: 10
+  eval_strategy: steps
+  eval_steps: 100
+  eval_on_start: true  # the value from before training, to compare with
+  save_steps: 100
+  save_total_limit: 2
+"""
+
+
+def write(model: str, path: str, output: Path) -> int:
+    """Write a recipe for `model` and the rows at `path`; return the exit code. Raises UserError."""
+    if output.exists():
+        raise RecipeError(Fault(str(output), "exists already; it stays as it is", "-o ANOTHER.yaml"))
+    if not output.parent.is_dir():
+        raise RecipeError(Fault(str(output), f"the folder {output.parent} does not exist", "-o FILE in one that does"))
+    # As on the command line, both are relative to the current folder; the recipe stands in its own.
+    values = {
+        "model": flow(_from(output, model)),
+        "path": flow(_from(output, path)),
+        "output_dir": flow(f"runs/{output.stem}"),
+        "command": shlex.quote(str(output)),
+        "format": "",
+        "about": "",
+    }
+    with console.quiet(), tempfile.TemporaryDirectory(dir=output.parent, prefix=".init-") as folder:
+        draft = Path(folder) / output.name
+        minimal = f"model: {{name_or_path: {flow(_kept(model))}}}\ndata: {{train: {{path: {flow(_kept(path))}}}}}\n"
+        draft.write_text(minimal, encoding="utf-8")
+        source = schema.build(recipe.read(draft)).sources["train"][0]
+        layout, columns, rows = data.look(recipe.read(draft), source)
+    values["format"] = f", format: {layout}"
+    values["about"] = f"{rows:,} rows with {', '.join(columns)}"
+    rundir.write(output, _TEXT.format(**values))
+    console.say(f"wrote {output}: {rows:,} rows of format {layout}")
+    console.say(f"Next: python -m trl_sft check {values['command']}")
+    return EXIT_DONE
+
+
+def _kept(value: str) -> str:
+    """Return a value that means the same from any folder."""
+    path = Path(value).expanduser()
+    return str(path.absolute()) if path.exists() or value.startswith(("./", "../", "~")) else value
+
+
+def _from(output: Path, value: str) -> str:
+    """Return a path as seen from the recipe's folder; anything that is no path here as it is."""
+    path = Path(value).expanduser()
+    if not path.exists() or path.is_absolute():
+        return value
+    try:
+        near = path.absolute().relative_to(output.absolute().parent)
+    except ValueError:
+        return str(path.absolute())
+    return str(near)

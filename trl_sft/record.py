@@ -1,0 +1,172 @@
+"""What a run leaves in writing: resolved.yaml and run.json.
+
+In: the run, what the machine made us set, live arguments. Out: texts and mappings for `rundir`.
+Secrets (tokens of the hub) stand in neither.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import enum
+import hashlib
+import json
+import math
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from trl_sft import __version__, owners
+from trl_sft.machine import Setting
+from trl_sft.recipe import Key
+from trl_sft.run import Run, Source
+
+_PACKAGES = ("trl", "transformers", "datasets", "peft", "accelerate", "torch", "tokenizers")
+_HELD_OUT = ("eval_loss", "eval_mean_token_accuracy", "eval_entropy")
+_SECRETS = ("token", "hub_token")
+
+
+class Line(NamedTuple):
+    """One value of a resolved recipe."""
+
+    key: Key
+    value: Any
+    who: str
+
+
+def resolved(run: Run, settings: dict[str, Setting]) -> str:
+    """Return the recipe as it ran, each value with who set it; run as a recipe it does the same again."""
+    out = [f"# As it ran, with who set each value. trl_sft {__version__}, from {run.recipe.path.name}."]
+    out += ["# Run as a recipe it writes a folder of its own, beside this one."]
+    section = ""
+    for key, value, who in lines(run, settings):
+        if key[0] != section:
+            section = str(key[0])
+            out += ["", f"{section}:"] if key[1:] else ["", f"{section}: {flow(value)}  # {who}"]
+        if key[1:] and key[1] in _SECRETS and isinstance(value, str):
+            out.append(f"  # {key[1]}: a secret, left out  # {who}")
+        elif key[1:]:
+            out.append(f"  {key[1]}: {flow(value)}  # {who}")
+    return "\n".join(out) + "\n"
+
+
+def lines(run: Run, settings: dict[str, Setting]) -> Iterator[Line]:
+    """Yield every value that was set, by section; `run:` and output_dir are the launch's, so they are left out."""
+    where = run.recipe.places
+    yield Line(("model", "name_or_path"), run.base.name, where[("model", "name_or_path")])
+    sections = {"model": run.model, "tokenizer": run.tokenizer, "lora": run.lora}
+    for section, values in sections.items():
+        if section == "lora" and values == {}:
+            yield Line(("lora",), {}, where[("lora",)])
+        for name, value in (values or {}).items():
+            yield Line((section, name), value, where[(section, name)])
+    for part, sources in run.sources.items():
+        if sources:
+            yield Line(("data", part), [_source(source) for source in sources], where[("data", part)])
+    for name, value in run.data.items():
+        yield Line(("data", name), value, where.get(("data", name), "train: in the recipe"))
+    for name, value in run.train.items():
+        yield Line(("train", name), value, where[("train", name)])
+    for name, setting in settings.items():
+        yield Line(("train", name), setting.value, f"trl_sft: {setting.reason}")
+
+
+def fingerprint(run: Run) -> str:
+    """Return what two runs share that train the same: model, rows and settings, not where they write."""
+    values = [(line.key, line.value) for line in lines(run, {})]
+    return hashlib.sha256(json.dumps(values, sort_keys=True, default=str).encode()).hexdigest()
+
+
+def flow(value: Any) -> str:
+    """Return a value on one line, so that a YAML 1.2 reader gets the same value back."""
+    if isinstance(value, dict):
+        return "{" + ", ".join(f"{flow(k)}: {flow(v)}" for k, v in value.items()) + "}"
+    if isinstance(value, list):
+        return "[" + ", ".join(flow(v) for v in value) + "]"
+    if isinstance(value, float) and not math.isfinite(value):
+        return {math.inf: ".inf", -math.inf: "-.inf"}.get(value, ".nan")
+    return json.dumps(value, ensure_ascii=False)
+
+
+def beginning(run: Run, args: Any, hardware: dict[str, Any]) -> dict[str, Any]:
+    """Return run.json as it stands when training starts; `args` are the live SFTConfig."""
+    rest = [field.name for field in dataclasses.fields(args) if field.name not in run.train]
+    return {
+        "trl_sft": __version__,
+        "versions": {package: owners.version(package) for package in _PACKAGES},
+        "fingerprint": fingerprint(run),
+        "git_commit": _commit(run.recipe.path.parent),
+        "data": {str(f): _digest(f) for sources in run.sources.values() for s in sources for f in s.place.files},
+        "hardware": hardware,
+        "seed": args.seed,
+        "defaults": {name: _plain(getattr(args, name)) for name in rest if not name.endswith("token")},
+        "outcome": "running",
+    }
+
+
+def card(run: Run, metrics: dict[str, float]) -> str:
+    """Return the model card. TRL's own names neither a local base nor the results."""
+    header = {"library_name": "peft" if run.lora is not None else "transformers", "pipeline_tag": "text-generation"}
+    if not run.base.files:
+        header["base_model"] = run.base.name
+    held = [f"| {name.removeprefix('eval_')} | {value:.4g} |" for name, value in metrics.items() if name in _HELD_OUT]
+    results = ["| on held-out rows | value |", "|---|---|", *held] if held else ["No rows were held out."]
+    versions = ", ".join(f"{package} {owners.version(package)}" for package in _PACKAGES)
+    base = run.base.name if not run.base.files else run.base.files[0].name
+    return "\n".join(
+        [
+            *("---", *(f"{name}: {flow(value)}" for name, value in header.items()), "tags: [trl, sft, trl_sft]", "---"),
+            *("", f"# {run.output_dir.name}", ""),
+            f"`{base}`, {'with LoRA' if run.lora is not None else 'all weights'} fine-tuned by trl_sft {__version__}.",
+            *("", "## Results", "", *results),
+            *("", "## Use", "", "```python", "from transformers import pipeline", ""),
+            f'pipeline("text-generation", {flow(run.output_dir.name)})  # the path of this folder',
+            *("```", "", "## Recipe", "", "```yaml", without_secrets(run, run.recipe.text).rstrip(), "```"),
+            *(["", f"Overrides: `{without_secrets(run, ' '.join(given))}`"] if (given := run.recipe.words[1:]) else []),
+            *("", f"Versions: {versions}.", ""),
+        ]
+    )
+
+
+def without_secrets(run: Run, text: str) -> str:
+    """Return a text less the hub's tokens that the recipe holds: a run folder may be published."""
+    given = [section.get(name) for section in (run.model, run.tokenizer, run.train) for name in _SECRETS]
+    given += [source.load.get(name) for part in run.sources.values() for source in part for name in _SECRETS]
+    for secret in given:
+        text = text.replace(secret, "(left out)") if isinstance(secret, str) and secret else text
+    return text
+
+
+def _source(source: Source) -> dict[str, Any]:
+    """Return a source as a recipe writes it, with absolute paths."""
+    files = [str(file) for file in source.place.files]
+    ours: dict[str, Any] = {"path": files[0] if len(files) == 1 else source.place.name}
+    ours |= {name: value for name, value in (("format", source.format), ("wording", source.wording)) if value}
+    return ours | {k: v for k, v in source.load.items() if k not in _SECRETS}
+
+
+def _digest(path: Path) -> str:
+    if not path.is_file():
+        return "folder"
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _commit(folder: Path) -> str | None:
+    """Return the commit of the recipe's repository, with + where files differ from it; None outside one."""
+    try:
+        command = ["git", "-C", str(folder), "describe", "--always", "--abbrev=40", "--dirty=+", "--exclude=*"]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=10, check=False)
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return done.stdout.strip() or None
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, enum.Enum):
+        return value.value
+    if isinstance(value, list):
+        return [_plain(item) for item in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return str(value)
+    return value if isinstance(value, str | int | float | bool | dict | None) else str(value)

@@ -1,0 +1,49 @@
+"""The checked recipe, as data: for each owner its keyword arguments, and what is ours.
+
+`schema.build` is the only maker. No work is done here.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from trl_sft.paths import Place
+from trl_sft.recipe import Key, Recipe
+
+
+@dataclass(frozen=True)
+class Source:
+    """One entry of `data.train` or `data.eval`."""
+
+    key: Key
+    place: Place
+    builder: str  # of `datasets.load_dataset`; "" = the folder or the hub id itself
+    format: str  # "" = recognise it from the columns
+    wording: str | dict[str, str]  # "" = chat where the tokenizer has a template
+    load: dict[str, Any]  # further keywords of `datasets.load_dataset`
+
+    @property
+    def name(self) -> str:
+        """How messages call the source."""
+        files = self.place.files
+        more = f" and {len(files) - 1} more" if len(files) > 1 else ""
+        return files[0].name + more if files else self.place.name
+
+
+@dataclass(frozen=True)
+class Run:
+    """A checked recipe."""
+
+    recipe: Recipe
+    output_dir: Path
+    base: Place  # model.name_or_path
+    sources: dict[str, tuple[Source, ...]]  # "train", "eval"
+    model: dict[str, Any] = field(default_factory=dict)
+    tokenizer: dict[str, Any] = field(default_factory=dict)
+    lora: dict[str, Any] | None = None
+    data: dict[str, Any] = field(default_factory=dict)  # eval_fraction, loss_on
+    train: dict[str, Any] = field(default_factory=dict)  # keywords of trl.SFTConfig
+    run: dict[str, Any] = field(default_factory=dict)  # resume, overwrite, allow, max_hours
+    notes: tuple[str, ...] = ()  # what was translated, a line each

@@ -1,0 +1,217 @@
+"""Turns a recipe into a run: every key known, typed and placed, or refused with all other faults.
+
+In: a `Recipe`. Out: a `Run`, whose dicts are keyword arguments of the owners. Deliberately absent:
+names and types of the owners' keys (`owners` reads them from the installed sources) and whatever
+needs torch, a tokenizer or rows.
+"""
+
+from __future__ import annotations
+
+import difflib
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from trl_sft import owners, paths, rundir, surface
+from trl_sft.errors import Fault, RecipeError
+from trl_sft.owners import Field
+from trl_sft.recipe import Key, Recipe, kind
+from trl_sft.run import Run, Source
+
+_SUFFIXES = {".json": "json", ".jsonl": "json", ".csv": "csv", ".tsv": "csv", ".parquet": "parquet"} | {
+    ".arrow": "arrow",
+    ".txt": "text",
+}
+_NEEDS_EVAL = ("eval_on_start", "load_best_model_at_end", "eval_steps")
+
+
+def build(recipe: Recipe) -> Run:
+    """Check a recipe against the installed owners. Raises RecipeError with all faults."""
+    faults: list[Fault] = []
+    notes: list[str] = []
+    known = [*surface.OWNERS]
+    faults += [_unknown(recipe, (name,), dict.fromkeys(known), "") for name in recipe.values if name not in known]
+    sections: dict[str, dict[str, Any]] = {}
+    for name in known:
+        value = recipe.values.get(name)
+        if value is not None and not isinstance(value, dict):
+            faults.append(Fault(recipe.where((name,)), f"the section is {kind(value)}", "keys under it, indented"))
+        keys = _renamed(recipe, name, dict(value) if isinstance(value, dict) else {}, faults, notes)
+        sections[name] = _section(recipe, (name,), keys, keyword_fields(name), faults)
+    sources = {part: _sources(recipe, part, sections["data"].get(part), faults) for part in ("train", "eval")}
+    base = _base(recipe, sections["model"].pop("name_or_path", None), faults)
+    _pairs(recipe, sections, sources, faults)
+    if faults or base is None:
+        raise RecipeError(sorted(faults, key=_line))
+    out = sections["train"].pop("output_dir", None)
+    rest = {name: value for name, value in sections["data"].items() if name not in sources}
+    return Run(
+        recipe=recipe,
+        output_dir=Path(out).expanduser().absolute() if out else rundir.default(recipe.path),
+        base=base,
+        sources=sources,
+        model=sections["model"],
+        tokenizer=sections["tokenizer"],
+        lora=sections["lora"] if isinstance(recipe.values.get("lora"), dict) else None,
+        data=rest,
+        train=sections["train"],
+        run=sections["run"],
+        notes=tuple(notes),
+    )
+
+
+def keyword_fields(section: str) -> dict[str, Field]:
+    """Return all keys of a section with their types: the owner's, and ours."""
+    definition = surface.OWNERS[section][1]
+    theirs = owners.fields(definition) if definition else {}
+    ours = surface.KEYWORDS.get(section, {}) | surface.OWN_KEYS[section]
+    return theirs | {name: owners.typed(name, annotation) for name, annotation in ours.items()}
+
+
+def source_fields(builder: str) -> dict[str, Field]:
+    """Return all keys of one source: ours, those of `datasets.load_dataset` and of its builder."""
+    # BuilderConfig's own fields (version, description, ...) are for the authors of builders.
+    config = f"datasets.packaged_modules.{builder}.{builder}:{builder.capitalize()}Config"
+    shared = owners.fields("datasets.builder:BuilderConfig")
+    theirs = {n: f for n, f in owners.fields(config).items() if n not in shared} if builder else {}
+    call = {n: f for n, f in owners.arguments(surface.LOAD_DATASET[1]).items() if n != "path"}
+    return theirs | call | {n: owners.typed(n, a) for n, a in surface.OWN_KEYS["data.*"].items()}
+
+
+def _line(fault: Fault) -> int:
+    """Return the line of the recipe that a fault stands in; overrides and what is missing come last."""
+    number = fault.where.partition(" ")[0].rpartition(":")[2]
+    return int(number) if number.isdigit() else sys.maxsize
+
+
+def _section(
+    recipe: Recipe, key: Key, values: dict[Any, Any], fields: dict[str, Field], faults: list[Fault]
+) -> dict[str, Any]:
+    """Return the keys of one mapping that are right; note the others as faults."""
+    right: dict[str, Any] = {}
+    name = str(key[0]) if len(key) == 1 else "data.*"
+    refused = surface.REFUSED.get(name, {})
+    for word, value in values.items():
+        here = (*key, word)
+        if word in refused:
+            faults.append(Fault(recipe.where(here), f"{word} does not belong here", refused[word]))
+        elif word in surface.NOT_YET.get(name, ()) or word not in fields:
+            usable = {n: f for n, f in fields.items() if n not in refused}
+            faults.append(_unknown(recipe, here, usable, name))
+        elif value is None and here in recipe.overridden and not owners.accepts(fields[word], None):
+            continue  # `key=null` on the command line takes the key out
+        elif not owners.accepts(fields[word], value):
+            faults.append(Fault(recipe.where(here), kind(value), owners.expected(fields[word])))
+        else:
+            right[word] = value
+    return right
+
+
+def _unknown(recipe: Recipe, key: Key, fields: Mapping[str, object], name: str) -> Fault:
+    """Return the fault of a key that is not known, with the nearest name or the section that owns it."""
+    word = str(key[-1])
+    owner = f"`{key[0]}:` ({surface.OWNERS.get(name, surface.LOAD_DATASET)[0]})" if name else "the top of a recipe"
+    if word in surface.NOT_YET.get(name, ()):
+        return Fault(recipe.where(key), f"{word} is not built in this version", "leave it out")
+    owning = [s for s in surface.OWNERS if s != key[0] and word in keyword_fields(s)]
+    near = difflib.get_close_matches(word, list(fields), 1, 0.6)
+    if owning and not near:
+        return Fault(recipe.where(key), f"{owner} has no key {word}", f"it under `{owning[0]}:`")
+    few = f"one of {', '.join(sorted(fields))}" if len(fields) < 20 else f"a key of {owner.partition('(')[2][:-1]}"
+    write = near[0] if near else few
+    return Fault(recipe.where(key), f"{owner} has no key {word}", write)
+
+
+def _renamed(
+    recipe: Recipe, section: str, values: dict[Any, Any], faults: list[Fault], notes: list[str]
+) -> dict[Any, Any]:
+    """Return the values under today's names; a line in `notes` for each that changed."""
+    fields = keyword_fields(section)
+    for old, (new, below, _) in surface.RENAMES.get(section, {}).items():
+        if old not in values or old in fields:
+            continue
+        value, where = values.pop(old), recipe.where((section, old))
+        if new in values:
+            faults.append(Fault(where, f"{old} is today's {new}, which stands there too", "one of the two"))
+        elif below is not None and not (isinstance(value, int | float) and 0 <= value < below):
+            faults.append(Fault(where, kind(value), f"a number from 0 to below {below:g}, or {new}"))
+        else:
+            values[new] = value
+            recipe.places.setdefault((section, new), recipe.places[(section, old)])
+            notes.append(f"{where}: read as {new}: {value} (its name today)")
+    return values
+
+
+def _base(recipe: Recipe, value: str | None, faults: list[Fault]) -> paths.Place | None:
+    """Return the model's place; a folder has to hold a model or an adapter."""
+    key: Key = ("model", "name_or_path")
+    if value is None:
+        if "name_or_path" not in (recipe.values.get("model") or {}):
+            faults.append(Fault(recipe.where(key), "no model is named", "a folder, a hub id, or trl_sft:tiny"))
+        return None
+    place = paths.resolve(value, recipe.folder(key))
+    if isinstance(place, paths.Absent):
+        faults.append(Fault(recipe.where(key), f"{value}: {place.found}", place.write))
+        return None
+    if place.files and not any((place.files[0] / name).is_file() for name in ("config.json", "adapter_config.json")):
+        found = "a folder without config.json" if place.files[0].is_dir() else "a file"
+        faults.append(Fault(recipe.where(key), f"{value}: {found}", "a folder that save_pretrained wrote"))
+    if place.files and (place.files[0] / "adapter_config.json").is_file() and recipe.values.get("lora"):
+        found = f"{value} is an adapter: training goes on with it, so `lora:` would be a second one"
+        faults.append(Fault(recipe.where(("lora",)), found, "no `lora:`, or the base model of the adapter"))
+    return place
+
+
+def _sources(recipe: Recipe, part: str, value: Any, faults: list[Fault]) -> tuple[Source, ...]:
+    """Return `data.train` or `data.eval`, written as a path, a mapping or a list of either."""
+    if value is None:
+        return ()
+    found: list[Source] = []
+    for i, item in enumerate(value if isinstance(value, list) else [value]):
+        key: Key = ("data", part, i) if isinstance(value, list) else ("data", part)
+        path = item.get("path") if isinstance(item, dict) else item
+        if not isinstance(path, str):
+            faults.append(Fault(recipe.where(key), f"a source that is {kind(item)}", "{path: FILE, FOLDER or HUB ID}"))
+            continue
+        at: Key = (*key, "path") if isinstance(item, dict) else key
+        place = paths.resolve(path, recipe.folder(at), tuple(_SUFFIXES))
+        if isinstance(place, paths.Absent):
+            faults.append(Fault(recipe.where(at), f"{path}: {place.found}", place.write))
+            continue
+        file = place.files[0] if place.files and place.files[0].is_file() else None
+        builder = next((_SUFFIXES[s] for s in reversed(file.suffixes) if s in _SUFFIXES), "") if file else ""
+        if file and not builder:
+            faults.append(Fault(recipe.where(at), f"{path}: of no known kind", f"a file of {', '.join(_SUFFIXES)}"))
+        keys = dict(item) if isinstance(item, dict) else {"path": path}
+        right = _section(recipe, key, keys, source_fields(builder), faults)
+        if file and ".tsv" in file.suffixes:
+            right.setdefault("sep", "\t")
+        ours = {name: right.pop(name, "") for name in surface.OWN_KEYS["data.*"]}
+        found.append(Source(key, place, builder, ours["format"], ours["wording"], right))
+    return tuple(found)
+
+
+def _pairs(recipe: Recipe, sections: dict[str, Any], sources: dict[str, Any], faults: list[Fault]) -> None:
+    """Note what each key alone does not show: missing parts, and keys that need or exclude each other."""
+    data, train = sections["data"], sections["train"]
+    if not sources["train"] and not data.get("train"):
+        faults.append(Fault(recipe.where(("data", "train")), "no rows are named", "a file, a folder or a hub id"))
+    fraction = data.get("eval_fraction")
+    if fraction is not None and not 0 < fraction < 1:
+        faults.append(Fault(recipe.where(("data", "eval_fraction")), kind(fraction), "a number between 0 and 1"))
+    if fraction is not None and sources["eval"]:
+        found = "held-out rows both from eval_fraction and from data.eval"
+        faults.append(Fault(recipe.where(("data", "eval_fraction")), found, "one of the two"))
+    if fraction is None and not sources["eval"]:
+        asking = [name for name in _NEEDS_EVAL if train.get(name)]
+        asking += ["eval_strategy"] if train.get("eval_strategy", "no") != "no" else []
+        for name in asking:
+            write = "data.eval, or data.eval_fraction: 0.05"
+            faults.append(Fault(recipe.where(("train", name)), f"{name} without held-out rows", write))
+    for name, means in (("assistant_only_loss", "assistant"), ("completion_only_loss", "completion")):
+        value = train.pop(name, None)
+        meaning = means if value else "all" if value is False and name == "completion_only_loss" else None
+        if meaning and data.setdefault("loss_on", meaning) != meaning:
+            found = f"{name}: {str(value).lower()} means loss_on: {meaning}, but data.loss_on is {data['loss_on']}"
+            faults.append(Fault(recipe.where(("train", name)), found, "data.loss_on alone"))

@@ -1,0 +1,152 @@
+"""The two screens of a run: the table before step 1, and the last one.
+
+In: live objects of the Trainer, so that the table says what will run and not what was asked. Out: lines.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import shlex
+import shutil
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pyarrow.compute as pc
+from datasets import Dataset
+from transformers import PreTrainedModel, TrainerState
+from trl import SFTConfig
+
+from trl_sft import rundir
+from trl_sft.console import gib
+from trl_sft.run import Run
+
+_IGNORED = -100  # the label of a token without loss, torch.nn.CrossEntropyLoss's ignore_index
+_ADAM_STATES = 2  # exp_avg and exp_avg_sq, float32 each
+
+
+class Tokens(NamedTuple):
+    """What TRL made of the rows."""
+
+    rows: int  # after preparation: packs where packing is on
+    total: int
+    trained: int  # tokens that carry loss
+    full: int  # rows of exactly max_length: cut, or just as long
+
+
+def count(dataset: Dataset, max_length: int | None) -> Tokens:
+    """Count tokens of a prepared dataset with `input_ids` and `labels`, each (rows, tokens)."""
+    total = trained = full = 0
+    for batch in dataset.select_columns(["input_ids", "labels"]).with_format("arrow").iter(1000):
+        lengths = pc.list_value_length(batch["input_ids"])
+        total += pc.sum(lengths).as_py() or 0
+        trained += pc.sum(pc.not_equal(pc.list_flatten(batch["labels"]), _IGNORED)).as_py() or 0
+        full += pc.sum(pc.equal(lengths, max_length or -1)).as_py() or 0
+    return Tokens(len(dataset), total, trained, full)
+
+
+def before(
+    args: SFTConfig, state: TrainerState, model: PreTrainedModel, tokens: Tokens, given: int, loss_on: str
+) -> list[tuple[str, str]]:
+    """Return the table before step 1; `given` is the number of rows before TRL's preparation."""
+    trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    everything = sum(p.numel() for p in model.parameters())
+    batch = args.per_device_train_batch_size * args.gradient_accumulation_steps * args.world_size
+    kind = "packs" if args.packing else "rows"
+    rows = f"{given:,}"
+    if args.packing:
+        rows += f", packed into {tokens.rows:,} of at most {args.max_length} tokens"
+    elif tokens.rows < given:
+        rows += f", of which {given - tokens.rows:,} dropped: no trained token within max_length {args.max_length}"
+    if tokens.full and not args.packing:
+        rows += f"; {tokens.full:,} fill max_length {args.max_length} (cut, or just as long)"
+    warmup = args.get_warmup_steps(state.max_steps)
+    accumulation = f" x {args.gradient_accumulation_steps} accumulated" if args.gradient_accumulation_steps > 1 else ""
+    return [
+        ("rows", rows),
+        ("tokens", f"{tokens.total:,}, of which {tokens.trained:,} carry loss ({loss_on})"),
+        ("steps", f"{state.max_steps:,}, which is {state.max_steps * batch / max(tokens.rows, 1):.2f} epochs"),
+        ("batch", f"{batch} {kind} a step ({args.per_device_train_batch_size} at a time{accumulation})"),
+        ("warm-up", f"{warmup} steps, then {args.lr_scheduler_type.value}"),
+        ("trainable", f"{trainable:,} of {everything:,} parameters ({trainable / everything:.1%})"),
+        ("checkpoints", _disk(args, state, model, trainable)),
+    ]
+
+
+def _disk(args: SFTConfig, state: TrainerState, model: PreTrainedModel, trainable: int) -> str:
+    """Return how many checkpoints, of what size, against what the disk has free."""
+    strategy = args.save_strategy.value
+    if strategy == "no":
+        return "none before the end (save_strategy: no)"
+    every = {"steps": state.save_steps, "epoch": state.max_steps / max(state.num_train_epochs, 1)}.get(strategy, 0)
+    number = math.ceil(state.max_steps / every) if every else 1
+    number = min(number, args.save_total_limit or number)
+    frozen_too = all(p.requires_grad for p in model.parameters())
+    weights = sum(p.numel() * p.element_size() for p in model.parameters() if p.requires_grad or frozen_too)
+    size = weights + (0 if args.save_only_model else _ADAM_STATES * 4 * trainable)
+    free = shutil.disk_usage(
+        next(p for p in (Path(str(args.output_dir)), *Path(str(args.output_dir)).parents) if p.exists())
+    ).free
+    short = " - NOT ENOUGH: set train.save_total_limit" if number * size > free else ""
+    return f"at most {number} kept, about {gib(size)} each (Adam), {gib(free)} free on the disk{short}"
+
+
+def after(plan: Run, state: TrainerState, metrics: dict[str, float], seconds: str, prompt: Any) -> list[str]:
+    """Return the last screen: what happened, where everything is, what to do next.
+
+    `prompt` is the first held-out prompt (a text or messages), to try the model with.
+    """
+    losses = [entry["loss"] for entry in state.log_history if "loss" in entry]
+    trained = f", training loss {losses[0]:.4g} -> {losses[-1]:.4g}" if len(losses) > 1 else ""
+    lines = ["", f"Done: {state.global_step} steps in {seconds}{trained}", *_held_out(state, metrics), ""]
+    folder = _shown(plan.output_dir)
+    what = "adapter" if (plan.output_dir / "adapter_config.json").is_file() else "model"
+    kept = rundir.checkpoints(plan.output_dir)
+    lines += [
+        f"  {folder}/",
+        f"    {what}, tokenizer, README.md (model card)",
+        f"    {rundir.RESOLVED}   the recipe with who set each value",
+        f"    {rundir.RUN}        versions, defaults, timings, outcome",
+        f"    {rundir.LOG}       every logged value",
+        *([f"    {kept[-1].name} and {len(kept) - 1} more checkpoints"] if kept else []),
+        "",
+        "Next: ask it something",
+        f"  {_try(folder, prompt)}",
+    ]
+    return lines
+
+
+def _held_out(state: TrainerState, metrics: dict[str, float]) -> list[str]:
+    """Say whether it worked, from the rows that were not trained on."""
+    if "eval_loss" not in metrics:
+        return [
+            "Whether it worked cannot be told: no rows were held out.",
+            "  Add data.eval_fraction: 0.05 (or data.eval: FILE) and train.eval_on_start: true, then run again.",
+        ]
+    logged = [entry for entry in state.log_history if "eval_loss" in entry]
+    first = logged[0] if logged and logged[0]["step"] == 0 else None
+    names = {"eval_loss": "loss", "eval_mean_token_accuracy": "token accuracy"}
+    told = [
+        f"{name} {f'{first[key]:.4g} -> ' if first and key in first else ''}{metrics[key]:.4g}"
+        for key, name in names.items()
+        if key in metrics
+    ]
+    lines = ["Held-out rows: " + ", ".join(told)]
+    if first is None:
+        lines.append("  Without a value from before training that says little: add train.eval_on_start: true.")
+    elif metrics["eval_loss"] >= first["eval_loss"]:
+        lines.append("  The held-out loss did not fall: the model did not get better at rows it has not seen.")
+    return lines
+
+
+def _try(folder: str, prompt: Any) -> str:
+    """Return a command that asks the new model one held-out prompt."""
+    took = '[-1]["content"]' if isinstance(prompt, list) else ""
+    model, asked = (json.dumps(value, ensure_ascii=False) for value in (folder, prompt))
+    call = f'pipeline("text-generation", {model})({asked}, max_new_tokens=64)[0]["generated_text"]{took}'
+    code = f"from transformers import pipeline; print({call})"
+    return f"python -c {shlex.quote(code)}"
+
+
+def _shown(folder: Path) -> str:
+    return str(folder.relative_to(Path.cwd())) if folder.is_relative_to(Path.cwd()) else str(folder)

@@ -1,0 +1,158 @@
+"""The frozen surface of a recipe, as data: sections, own keys, what is refused and why, old names.
+
+Here stand only names that no installed owner declares. Everything else is read from the owners.
+`tests/test_house.py` holds that own keys and owners' names are disjoint.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+# section -> (whom its keys belong to, the definition that `owners` reads; "" = the tuples below or ours)
+OWNERS = {
+    "model": ("AutoModelForCausalLM.from_pretrained", ""),
+    "tokenizer": ("AutoTokenizer.from_pretrained", ""),
+    "lora": ("peft.LoraConfig", "peft.tuners.lora.config:LoraConfig"),
+    "data": ("trl_sft", ""),
+    "train": ("trl.SFTConfig", "trl.trainer.sft_config:SFTConfig"),
+    "run": ("trl_sft", ""),
+}
+LOAD_DATASET = ("datasets.load_dataset", "datasets.load:load_dataset")
+
+# Own keys and their types. `data.*` are the keys of one source.
+OWN_KEYS: dict[str, dict[str, str]] = {
+    "model": {"name_or_path": "str"},
+    "tokenizer": {},
+    "lora": {},
+    "data": {
+        "train": "Any",
+        "eval": "Any",
+        "eval_fraction": "float",
+        "loss_on": "Literal['completion', 'assistant', 'last_turn', 'all']",
+    },
+    "data.*": {
+        "path": "str",
+        "format": "Literal['text', 'messages', 'sharegpt', 'prompt_completion', 'alpaca', 'question_answer']",
+        "wording": "Literal['chat', 'alpaca', 'question_answer'] | dict[str, str]",
+    },
+    "train": {},
+    "run": {
+        "resume": "str",
+        "overwrite": "bool",
+        "allow": "list[Literal['changed_recipe']]",
+        "max_hours": "float",
+    },
+}
+
+# Parts of the recipe's design that this version does not carry out: refused by name, never ignored.
+NOT_YET = {
+    "": ("quantization", "evaluate", "launch"),
+    "tokenizer": ("chat_template", "chat_template_kwargs"),
+    "data": ("overlong", "special_tokens_in_text", "drop_leaked", "max_untrained"),
+    "data.*": ("rename", "weight", "max_rows", "task", "streaming"),
+    "run": ("global_batch_size", "early_stopping", "logits_gib"),
+}
+
+# `from_pretrained(**kwargs)` declares no names; these are the documented ones that YAML can write.
+# https://huggingface.co/docs/transformers/main_classes/model#transformers.PreTrainedModel.from_pretrained
+# https://huggingface.co/docs/transformers/model_doc/auto#transformers.AutoTokenizer.from_pretrained
+_FILES = {
+    "cache_dir": "str",
+    "force_download": "bool",
+    "local_files_only": "bool",
+    "revision": "str",
+    "subfolder": "str",
+    "token": "str | bool",
+    "trust_remote_code": "bool",
+}
+KEYWORDS: dict[str, dict[str, str]] = {
+    "model": _FILES
+    | {
+        "attn_implementation": "str",
+        "code_revision": "str",
+        # trl.trainer.utils.create_model_from_path takes these four
+        "dtype": "Literal['auto', 'bfloat16', 'float16', 'float32']",
+        "device_map": "str | int | dict[str, Any]",
+        "experts_implementation": "str",
+        "key_mapping": "dict[str, str]",
+        "max_memory": "dict[str, Any]",
+        "offload_buffers": "bool",
+        "offload_folder": "str",
+        "use_kernels": "bool",
+        "use_safetensors": "bool",
+        "variant": "str",
+    },
+    "tokenizer": _FILES
+    | {
+        "add_bos_token": "bool",
+        "add_eos_token": "bool",
+        "add_prefix_space": "bool",
+        "bos_token": "str",
+        "eos_token": "str",
+        "extra_special_tokens": "list[str] | dict[str, str]",
+        "gguf_file": "str",
+        "model_max_length": "int",
+        "pad_token": "str",
+        "padding_side": "Literal['left', 'right']",
+        "tokenizer_type": "str",
+        "truncation_side": "Literal['left', 'right']",
+        "unk_token": "str",
+        "use_fast": "bool",
+    },
+}
+
+# Owner's keys that another section carries, or that YAML cannot write.
+REFUSED: dict[str, dict[str, str]] = {
+    "model": {"quantization_config": "a `quantization:` section (a later version)"},
+    "lora": {
+        "peft_type": "nothing: the section is LoRA's",
+        "base_model_name_or_path": "model.name_or_path",
+        "inference_mode": "nothing: a run trains",
+        "auto_mapping": "nothing: peft fills it",
+        "peft_version": "nothing: peft fills it",
+    },
+    "data.*": {
+        "data_files": "path",
+        "features": "nothing: YAML cannot write datasets.Features",
+        "download_config": "nothing: YAML cannot write datasets.DownloadConfig",
+        "storage_options": "nothing: a local path or a hub id in path",
+        "save_infos": "nothing: it is for the authors of data sets",
+    },
+    "train": {
+        "model_init_kwargs": "the `model:` section",
+        "trust_remote_code": "model.trust_remote_code",
+        "chat_template_path": "a model whose tokenizer has a template (tokenizer.chat_template: a later version)",
+        "dataset_kwargs": "the `data:` section",
+        "deepspeed": "nothing: this version trains in one process",
+        "fsdp": "nothing: this version trains in one process",
+        "fsdp_config": "nothing: this version trains in one process",
+        "parallelism_config": "nothing: this version trains in one process",
+        "local_rank": "nothing: the launcher sets it",
+        "resume_from_checkpoint": "run.resume",
+        "dataset_text_field": "data.train: the column of `format: text` is `text`",
+        "do_train": "nothing: a run trains",
+        "do_eval": "data.eval or data.eval_fraction, and train.eval_strategy",
+        "do_predict": "data.eval or data.eval_fraction",
+        "pad_token": "tokenizer.pad_token",
+    },
+}
+
+
+class Rename(NamedTuple):
+    """What an old name became; used only where the installed owner lacks the old one."""
+
+    new: str
+    below: float | None = None  # the old value has to lie in [0, below)
+    values: dict[Any, Any] | None = None  # old value -> new value
+
+
+# train: https://github.com/huggingface/trl/blob/main/MIGRATION.md and transformers' migration guide to v5
+RENAMES: dict[str, dict[str, Rename]] = {
+    "train": {
+        "warmup_ratio": Rename("warmup_steps", below=1.0),
+        "max_seq_length": Rename("max_length"),
+        "evaluation_strategy": Rename("eval_strategy"),
+        "no_cuda": Rename("use_cpu"),
+    },
+    "model": {"torch_dtype": Rename("dtype")},
+}
