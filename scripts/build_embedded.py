@@ -37,17 +37,18 @@ NOUNS = dict(
 )
 # ChatML with the markers by which transformers tells the assistant's tokens
 TEMPLATE = """\
-{%- for message in messages -%}
-<|im_start|>{{ message['role'] }}
-{% if message['role'] == 'assistant' -%}
-{% generation %}{{ message['content'] }}<|im_end|>{% endgeneration %}
-{%- else -%}
-{{ message['content'] }}<|im_end|>
+{%- for message in messages %}
+    {{- '<|im_start|>' + message['role'] + '\\n' }}
+    {%- if message['role'] == 'assistant' %}
+        {%- generation %}{{- message['content'] + '<|im_end|>' }}{%- endgeneration %}
+    {%- else %}
+        {{- message['content'] + '<|im_end|>' }}
+    {%- endif %}
+    {{- '\\n' }}
+{%- endfor %}
+{%- if add_generation_prompt %}
+    {{- '<|im_start|>assistant\\n' }}
 {%- endif %}
-{% endfor -%}
-{%- if add_generation_prompt -%}
-<|im_start|>assistant
-{% endif -%}
 """
 
 

@@ -71,7 +71,7 @@ class _Once(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         """Print the record as a note."""
-        text = " ".join(record.getMessage().split())
+        text = " ".join(record.getMessage().split()).removeprefix("[RANK 0] ")
         if text in self._seen or _NOISE.search(text):
             return
         self._seen.add(text)

@@ -9,7 +9,6 @@ from __future__ import annotations
 import difflib
 import hashlib
 import json
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -35,19 +34,27 @@ class Rows(NamedTuple):
     eval: Dataset | None
     loss: dict[str, bool]  # keywords of trl.SFTConfig that put the loss where the run wants it
     loss_on: str  # in words
-    said: tuple[str, ...]  # a line a source: rows, layout, wording
+    said: tuple[str, ...] = ()  # a line a source: rows, layout, wording
+
+
+class Part(NamedTuple):
+    """One source, formatted."""
+
+    name: str
+    layout: str
+    rows: Dataset
 
 
 def load(run: Run, has_template: bool) -> Rows:
     """Load, format and split the rows of a run. Raises DataError, RecipeError."""
     said: list[str] = []
-    parts: dict[str, list[Dataset]] = {
+    parts = {
         part: [_formatted(run.recipe, source, part, has_template, said) for source in sources]
         for part, sources in run.sources.items()
     }
-    _one_form(run, parts)
-    train = concatenate_datasets(parts["train"])
-    held = concatenate_datasets(parts["eval"]) if parts["eval"] else None
+    _one_form(run, parts["train"] + parts["eval"])
+    train = concatenate_datasets([part.rows for part in parts["train"]])
+    held = concatenate_datasets([part.rows for part in parts["eval"]]) if parts["eval"] else None
     if fraction := run.data.get("eval_fraction"):
         if round(len(train) * fraction) in (0, len(train)):
             where = run.recipe.where(("data", "eval_fraction"))
@@ -58,7 +65,8 @@ def load(run: Run, has_template: bool) -> Rows:
             )
         split = train.train_test_split(round(len(train) * fraction), seed=run.train.get("seed", 42))
         train, held = split["train"], split["test"]
-    return _with_loss(run, train, held, tuple(said))
+    given = all(part.layout == "prompt_completion" for part in parts["train"])
+    return _with_loss(run, train, held, given)._replace(said=tuple(said))
 
 
 def look(recipe: Recipe, source: Source) -> tuple[str, list[str], int]:
@@ -67,7 +75,7 @@ def look(recipe: Recipe, source: Source) -> tuple[str, list[str], int]:
     return _recognised(recipe, source, rows), rows.column_names, len(rows)
 
 
-def _formatted(recipe: Recipe, source: Source, part: str, has_template: bool, said: list[str]) -> Dataset:
+def _formatted(recipe: Recipe, source: Source, part: str, has_template: bool, said: list[str]) -> Part:
     """Return one source's rows as prompt and completion, or as text."""
     rows = _loaded(recipe, source, part)
     name = source.name
@@ -88,7 +96,7 @@ def _formatted(recipe: Recipe, source: Source, part: str, has_template: bool, sa
     shown = "the recipe's own" if isinstance(wording, dict) else wording
     said.append(f"{name}: {len(rows):,} rows to {part}; format {layout or 'its own'}, wording {shown}{apart}")
     try:
-        return rows.map(
+        forms = rows.map(
             _convert,
             batched=True,
             with_indices=True,
@@ -100,6 +108,7 @@ def _formatted(recipe: Recipe, source: Source, part: str, has_template: bool, sa
         bad = [fault for file in source.place.files for fault in _bad_lines(file)]
         fault = Fault(name, f"not UTF-8: {first_line(error)}", "the file saved as UTF-8, or `encoding:`")
         raise DataError(bad or fault) from None
+    return Part(name, layout, forms)
 
 
 def _convert(
@@ -219,15 +228,10 @@ def _check_columns(recipe: Recipe, source: Source, rows: Dataset, layout: str) -
         raise DataError(faults)
 
 
-def _one_form(run: Run, parts: dict[str, list[Dataset]]) -> None:
+def _one_form(run: Run, parts: list[Part]) -> None:
     """Refuse sources of different forms: TRL trains one form at a time."""
-    forms = [
-        (source.name, _form(rows))
-        for part, sources in run.sources.items()
-        for source, rows in zip(sources, parts[part], strict=True)
-    ]
-    if len({form for _, form in forms}) > 1:
-        found = "; ".join(f"{name} is {form}" for name, form in forms)
+    if len({_form(part.rows) for part in parts}) > 1:
+        found = "; ".join(f"{part.name} is {_form(part.rows)}" for part in parts)
         write = "the same wording for all sources, as `wording: chat`"
         raise DataError(Fault(run.recipe.where(("data",)), found, write))
 
@@ -238,46 +242,39 @@ def _form(rows: Dataset) -> str:
     return _CHAT if isinstance(rows[0]["completion"], list) else _PAIRS
 
 
-def _with_loss(run: Run, train: Dataset, held: Dataset | None, said: tuple[str, ...]) -> Rows:
-    """Bring the rows into the form by which TRL puts the loss where `data.loss_on` wants it."""
+def _with_loss(run: Run, train: Dataset, held: Dataset | None, given: bool) -> Rows:
+    """Bring the rows into the form by which TRL puts the loss where `data.loss_on` wants it.
+
+    `given`: the rows themselves say what the completion is, so earlier assistant turns are prompt.
+    """
     asked, form = run.data.get("loss_on"), _form(train)
     where = run.recipe.where(("data", "loss_on"))
     if form == _TEXT:
         if asked not in (None, "all"):
             raise RecipeError(Fault(where, f"loss_on: {asked}, but rows of text have no response", "loss_on: all"))
-        return Rows(train, held, {}, "all tokens", said)
+        return Rows(train, held, {}, _WORDS["all"])
     if form == _PAIRS:
         if asked in ("assistant", "last_turn"):
             raise RecipeError(Fault(where, f"loss_on: {asked}, but the rows are no chat", "completion or all"))
-        everything = asked == "all"
-        return Rows(train, held, {"completion_only_loss": not everything}, _words(asked or "completion"), said)
+        return Rows(train, held, {"completion_only_loss": asked != "all"}, _WORDS[asked or "completion"])
     several = any(any(turn["role"] == "assistant" for turn in prompt) for prompt in train["prompt"])
-    given = all(source.format == "prompt_completion" for source in run.sources["train"])
-    if asked == "all" or (asked in (None, "assistant") and several and not (asked is None and given)):
+    if asked == "all" or (several and (asked == "assistant" or (asked is None and not given))):
+        joined = [
+            rows and rows.map(_joined, remove_columns=rows.column_names, desc="Joining turns") for rows in (train, held)
+        ]
         masked = asked != "all"
-        joined = _map_both(train, held, _joined)
-        return Rows(*joined, {"assistant_only_loss": masked}, _words("assistant" if masked else "all"), said)
-    one = "completion" if asked == "completion" or not several else "last_turn"
-    return Rows(train, held, {"completion_only_loss": True}, _words(one), said)
+        return Rows(joined[0], joined[1], {"assistant_only_loss": masked}, _WORDS["assistant" if masked else "all"])
+    last = "last_turn" if several and not given else "completion"
+    return Rows(train, held, {"completion_only_loss": True}, _WORDS[last])
 
 
-def _words(loss_on: str) -> str:
-    return {
-        "completion": "the completions",
-        "assistant": "every assistant turn",
-        "last_turn": "the last assistant turn",
-        "all": "all tokens",
-    }[loss_on]
+_WORDS = {
+    "completion": "the completions",
+    "assistant": "every assistant turn",
+    "last_turn": "the last assistant turn",
+    "all": "all tokens",
+}
 
 
 def _joined(row: dict[str, Any]) -> dict[str, Any]:
     return {"messages": row["prompt"] + row["completion"]}
-
-
-def _map_both(
-    train: Dataset, held: Dataset | None, function: Callable[[dict[str, Any]], dict[str, Any]]
-) -> tuple[Dataset, Dataset | None]:
-    joined = [
-        rows and rows.map(function, remove_columns=rows.column_names, desc="Joining turns") for rows in (train, held)
-    ]
-    return joined[0], joined[1]

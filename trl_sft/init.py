@@ -7,11 +7,11 @@ written. Nothing existing is overwritten.
 from __future__ import annotations
 
 import shlex
-import tempfile
 from pathlib import Path
 
-from trl_sft import console, data, recipe, rundir, schema
+from trl_sft import console, data, rundir, schema
 from trl_sft.errors import EXIT_DONE, Fault, RecipeError
+from trl_sft.recipe import Key, Recipe
 from trl_sft.record import flow
 
 _TEXT = """\
@@ -57,24 +57,17 @@ def write(model: str, path: str, output: Path) -> int:
         "format": "",
         "about": "",
     }
-    with console.quiet(), tempfile.TemporaryDirectory(dir=output.parent, prefix=".init-") as folder:
-        draft = Path(folder) / output.name
-        minimal = f"model: {{name_or_path: {flow(_kept(model))}}}\ndata: {{train: {{path: {flow(_kept(path))}}}}}\n"
-        draft.write_text(minimal, encoding="utf-8")
-        source = schema.build(recipe.read(draft)).sources["train"][0]
-        layout, columns, rows = data.look(recipe.read(draft), source)
+    given: dict[Key, str] = {("model", "name_or_path"): "MODEL", ("data", "train"): "DATA"}
+    typed = {"model": {"name_or_path": model}, "data": {"train": path}}
+    draft = Recipe(output.absolute(), "", typed, {(): "init", **given}, frozenset(given), ())
+    with console.quiet():
+        layout, columns, rows = data.look(draft, schema.build(draft).sources["train"][0])
     values["format"] = f", format: {layout}"
     values["about"] = f"{rows:,} rows with {', '.join(columns)}"
     rundir.write(output, _TEXT.format(**values))
     console.say(f"wrote {output}: {rows:,} rows of format {layout}")
     console.say(f"Next: python -m trl_sft check {values['command']}")
     return EXIT_DONE
-
-
-def _kept(value: str) -> str:
-    """Return a value that means the same from any folder."""
-    path = Path(value).expanduser()
-    return str(path.absolute()) if path.exists() or value.startswith(("./", "../", "~")) else value
 
 
 def _from(output: Path, value: str) -> str:

@@ -36,7 +36,11 @@ class Field(NamedTuple):
 
 @functools.cache
 def fields(owner: str) -> dict[str, Field]:
-    """Return the dataclass fields of `package.module:Class`, those of its bases first."""
+    """Return the dataclass fields of `package.module:Class`, those of its bases first.
+
+    A base written as an attribute is not followed: `datasets.BuilderConfig` holds what a builder's author
+    declares (version, description), no keyword of a user's.
+    """
     module, name = owner.split(":")
     node = _definitions(module).get(name)
     if not isinstance(node, ast.ClassDef):

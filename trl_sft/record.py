@@ -47,7 +47,7 @@ def resolved(run: Run, settings: dict[str, Setting]) -> str:
             out.append(f"  # {key[1]}: a secret, left out  # {who}")
         elif key[1:]:
             out.append(f"  {key[1]}: {flow(value)}  # {who}")
-    return "\n".join(out) + "\n"
+    return without_secrets(run, "\n".join(out) + "\n")  # an override's place shows it too
 
 
 def lines(run: Run, settings: dict[str, Setting]) -> Iterator[Line]:
@@ -90,7 +90,8 @@ def flow(value: Any) -> str:
 
 def beginning(run: Run, args: Any, hardware: dict[str, Any]) -> dict[str, Any]:
     """Return run.json as it stands when training starts; `args` are the live SFTConfig."""
-    rest = [field.name for field in dataclasses.fields(args) if field.name not in run.train]
+    ours = {*run.train, "output_dir", "model_init_kwargs"}
+    rest = [field.name for field in dataclasses.fields(args) if field.name not in ours]
     return {
         "trl_sft": __version__,
         "versions": {package: owners.version(package) for package in _PACKAGES},

@@ -19,9 +19,9 @@ from trl_sft.owners import Field
 from trl_sft.recipe import Key, Recipe, kind
 from trl_sft.run import Run, Source
 
-_SUFFIXES = {".json": "json", ".jsonl": "json", ".csv": "csv", ".tsv": "csv", ".parquet": "parquet"} | {
-    ".arrow": "arrow",
-    ".txt": "text",
+_BUILDERS = {
+    **{".json": "json", ".jsonl": "json", ".csv": "csv", ".tsv": "csv"},
+    **{".parquet": "parquet", ".arrow": "arrow", ".txt": "text"},
 }
 _NEEDS_EVAL = ("eval_on_start", "load_best_model_at_end", "eval_steps")
 
@@ -30,10 +30,10 @@ def build(recipe: Recipe) -> Run:
     """Check a recipe against the installed owners. Raises RecipeError with all faults."""
     faults: list[Fault] = []
     notes: list[str] = []
-    known = [*surface.OWNERS]
-    faults += [_unknown(recipe, (name,), dict.fromkeys(known), "") for name in recipe.values if name not in known]
+    strange = [name for name in recipe.values if name not in surface.OWNERS]
+    faults += [_unknown(recipe, (name,), surface.OWNERS, "") for name in strange]
     sections: dict[str, dict[str, Any]] = {}
-    for name in known:
+    for name in surface.OWNERS:
         value = recipe.values.get(name)
         if value is not None and not isinstance(value, dict):
             faults.append(Fault(recipe.where((name,)), f"the section is {kind(value)}", "keys under it, indented"))
@@ -45,20 +45,11 @@ def build(recipe: Recipe) -> Run:
     if faults or base is None:
         raise RecipeError(sorted(faults, key=_line))
     out = sections["train"].pop("output_dir", None)
-    rest = {name: value for name, value in sections["data"].items() if name not in sources}
-    return Run(
-        recipe=recipe,
-        output_dir=Path(out).expanduser().absolute() if out else rundir.default(recipe.path),
-        base=base,
-        sources=sources,
-        model=sections["model"],
-        tokenizer=sections["tokenizer"],
-        lora=sections["lora"] if isinstance(recipe.values.get("lora"), dict) else None,
-        data=rest,
-        train=sections["train"],
-        run=sections["run"],
-        notes=tuple(notes),
-    )
+    folder = Path(out).expanduser().absolute() if out else rundir.default(recipe.path)
+    sections["data"] = {name: value for name, value in sections["data"].items() if name not in sources}
+    lora = sections.pop("lora") if recipe.values.get("lora") is not None else None
+    sections.pop("lora", None)
+    return Run(recipe, folder, base, sources, lora=lora, notes=tuple(notes), **sections)
 
 
 def keyword_fields(section: str) -> dict[str, Field]:
@@ -71,10 +62,8 @@ def keyword_fields(section: str) -> dict[str, Field]:
 
 def source_fields(builder: str) -> dict[str, Field]:
     """Return all keys of one source: ours, those of `datasets.load_dataset` and of its builder."""
-    # BuilderConfig's own fields (version, description, ...) are for the authors of builders.
     config = f"datasets.packaged_modules.{builder}.{builder}:{builder.capitalize()}Config"
-    shared = owners.fields("datasets.builder:BuilderConfig")
-    theirs = {n: f for n, f in owners.fields(config).items() if n not in shared} if builder else {}
+    theirs = owners.fields(config) if builder else {}
     call = {n: f for n, f in owners.arguments(surface.LOAD_DATASET[1]).items() if n != "path"}
     return theirs | call | {n: owners.typed(n, a) for n, a in surface.OWN_KEYS["data.*"].items()}
 
@@ -175,14 +164,14 @@ def _sources(recipe: Recipe, part: str, value: Any, faults: list[Fault]) -> tupl
             faults.append(Fault(recipe.where(key), f"a source that is {kind(item)}", "{path: FILE, FOLDER or HUB ID}"))
             continue
         at: Key = (*key, "path") if isinstance(item, dict) else key
-        place = paths.resolve(path, recipe.folder(at), tuple(_SUFFIXES))
+        place = paths.resolve(path, recipe.folder(at), tuple(_BUILDERS))
         if isinstance(place, paths.Absent):
             faults.append(Fault(recipe.where(at), f"{path}: {place.found}", place.write))
             continue
         file = place.files[0] if place.files and place.files[0].is_file() else None
-        builder = next((_SUFFIXES[s] for s in reversed(file.suffixes) if s in _SUFFIXES), "") if file else ""
+        builder = next((_BUILDERS[s] for s in reversed(file.suffixes) if s in _BUILDERS), "") if file else ""
         if file and not builder:
-            faults.append(Fault(recipe.where(at), f"{path}: of no known kind", f"a file of {', '.join(_SUFFIXES)}"))
+            faults.append(Fault(recipe.where(at), f"{path}: of no known kind", f"a file of {', '.join(_BUILDERS)}"))
         keys = dict(item) if isinstance(item, dict) else {"path": path}
         right = _section(recipe, key, keys, source_fields(builder), faults)
         if file and ".tsv" in file.suffixes:

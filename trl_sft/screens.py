@@ -9,6 +9,7 @@ import json
 import math
 import shlex
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -18,7 +19,7 @@ from transformers import PreTrainedModel, TrainerState
 from trl import SFTConfig
 
 from trl_sft import rundir
-from trl_sft.console import gib
+from trl_sft.console import gib, say
 from trl_sft.run import Run
 
 _IGNORED = -100  # the label of a token without loss, torch.nn.CrossEntropyLoss's ignore_index
@@ -43,6 +44,12 @@ def count(dataset: Dataset, max_length: int | None) -> Tokens:
         trained += pc.sum(pc.not_equal(pc.list_flatten(batch["labels"]), _IGNORED)).as_py() or 0
         full += pc.sum(pc.equal(lengths, max_length or -1)).as_py() or 0
     return Tokens(len(dataset), total, trained, full)
+
+
+def found(model: str, machine: str, rows: Sequence[str]) -> None:
+    """Say once what was found before weights: model, device and precision, each source of rows."""
+    for name, value in (("model", model), ("machine", machine), *(("rows", line) for line in rows)):
+        say(f"{name:<9} {value}")
 
 
 def before(

@@ -7,6 +7,7 @@ before the weights load.
 from __future__ import annotations
 
 import json
+import re
 import shlex
 import time
 from pathlib import Path
@@ -17,7 +18,7 @@ from transformers import PreTrainedTokenizerBase, PrinterCallback, ProgressCallb
 from trl import SFTConfig, SFTTrainer
 
 from trl_sft import callbacks, chat, console, data, errors, machine, model, record, rundir, screens
-from trl_sft.errors import DataError, Fault, RecipeError, RunStopped
+from trl_sft.errors import DataError, Fault, MissingPackage, RecipeError, RunStopped
 from trl_sft.run import Run
 
 
@@ -57,10 +58,8 @@ def prepare(run: Run) -> Ready:
     chat.check_loss(run, tokenizer, rows.loss)
     for name, value in rows.loss.items():
         setattr(args, name, value)
-    console.say(f"model     {found.adapter or found.name} ({found.config.architectures[0]})")
-    console.say(f"machine   {machine.describe(run.train | {n: s.value for n, s in settings.items()})}")
-    for line in rows.said:
-        console.say(f"rows      {line}")
+    device = machine.describe(run.train | {n: s.value for n, s in settings.items()})
+    screens.found(f"{found.adapter or found.name} ({found.config.architectures[0]})", device, rows.said)
     return Ready(claim, found, tokenizer, rows, settings, args)
 
 
@@ -81,7 +80,7 @@ def run(run: Run) -> Result:
     except BaseException as error:
         progress.close()
         stopped = _stopped(error, run, trainer)
-        _close(run, book, {"outcome": str(stopped or error) or "interrupted"}, began)
+        _close(run, book, {"outcome": str(stopped) if stopped else f"{type(error).__name__}: {error}"}, began)
         if stopped is None or stopped is error:
             raise
         raise stopped from error
@@ -102,7 +101,7 @@ def _config(run: Run, settings: dict[str, Any]) -> SFTConfig:
             **{"output_dir": str(run.output_dir), "model_init_kwargs": run.model or None} | run.train | settings
         )
     except (ValueError, TypeError) as error:
-        raise RecipeError(_refused(run, error)) from None
+        raise _refused(run, error) from error
 
 
 def _trainer(run: Run, ready: Ready) -> SFTTrainer:
@@ -119,9 +118,9 @@ def _trainer(run: Run, ready: Ready) -> SFTTrainer:
             processing_class=ready.tokenizer,
             **loaded,
         )
-    except ValueError as error:
+    except (ValueError, ImportError, RuntimeError) as error:
         rundir.leave(run.output_dir)
-        raise RecipeError(_refused(run, error)) from error
+        raise _refused(run, error) from error
     for part, prepared, given in (
         ("train", trainer.train_dataset, rows.train),
         ("eval", trainer.eval_dataset, rows.eval),
@@ -189,14 +188,21 @@ def _stopped(error: BaseException, run: Run, trainer: SFTTrainer) -> RunStopped 
     return None
 
 
-def _refused(run: Run, error: Exception) -> Fault:
-    """Return the fault for a refusal of upstream's, at the key that its message names."""
+def _refused(run: Run, error: Exception) -> Exception:
+    """Return a refusal of upstream's in our words, at the key that it names; what is no refusal as it is."""
     text = " ".join(str(error).split())
     sections = {"train": run.train, "lora": run.lora or {}, "model": run.model}
     keys = [(section, name) for section, values in sections.items() for name in values]
     named = [key for key in keys if key[1] in text or key[1].replace("_", " ") in text.lower()]
+    # a package that is missing is named by a value: report_to: comet_ml
+    words = re.findall(r"[a-z]+", text.lower())
+    named = named or [k for k in keys if str(sections[k[0]][k[1]]).partition("_")[0] in words]
     where = run.recipe.where(max(named, key=lambda key: len(str(key[1]))) if named else ("train",))
-    return Fault(where, text, "values that go together; the line above is upstream's own")
+    if "install" in text and not isinstance(error, ValueError):
+        return MissingPackage(Fault(where, text, "install what it asks for, in this Python"))
+    if isinstance(error, ValueError | TypeError):
+        return RecipeError(Fault(where, text, "values that go together; the line above is upstream's own"))
+    return error
 
 
 def _close(run: Run, book: dict[str, Any], outcome: dict[str, Any], began: float) -> None:

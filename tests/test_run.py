@@ -1,0 +1,358 @@
+"""Whole runs on the embedded model: what is learned, written, kept, and how a run goes on."""
+
+import hashlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import RECIPE, jsonl
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from trl_sft import load_recipe, paths, rundir, train
+from trl_sft.errors import RunStopped
+
+ROOT = Path(__file__).parents[1]
+FULL = RECIPE.replace("rows.jsonl}", "rows.jsonl, eval_fraction: 0.2}")
+SAVING = ("train.save_strategy=steps", "train.save_steps=2", "train.max_steps=4", "train.learning_rate=1e-2")
+
+
+def logged(folder):
+    return [json.loads(line) for line in (Path(folder) / "log.jsonl").read_text().splitlines()]
+
+
+def state(folder):
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    return {name: value.detach() for name, value in model.state_dict().items()}
+
+
+def equal(a, b):
+    return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
+
+
+@pytest.mark.parametrize("words", [(), ("lora={r: 4, target_modules: all-linear}",)], ids=["full", "lora"])
+def test_run_folder_holds_the_model_and_its_record(words, go, here):
+    code, out, _ = go(FULL, *words, "train.eval_on_start=true")
+    assert code == 0
+    folder = here / "out"
+    weights = "adapter_model.safetensors" if words else "model.safetensors"
+    named = {"recipe.yaml", "resolved.yaml", "run.json", "log.jsonl", "README.md", "tokenizer.json", weights}
+    assert named <= {p.name for p in folder.iterdir()}
+    record = json.loads((folder / "run.json").read_text())
+    assert record["outcome"] == "done"
+    assert record["steps"] == 2
+    assert record["versions"]["trl"]
+    assert record["defaults"]["weight_decay"] == 0.0
+    assert "max_steps" not in record["defaults"]
+    assert record["metrics"]["eval_loss"] == logged(folder)[-1]["eval_loss"]
+    assert record["data"] == {str(here / "rows.jsonl"): hashlib.sha256((here / "rows.jsonl").read_bytes()).hexdigest()}
+    for line in ("rows         32", "steps        2, which is 0.12 epochs", "Held-out rows: loss", "Next: ask it"):
+        assert line in out
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    assert tokenizer.chat_template
+    model = AutoModelForCausalLM.from_pretrained(folder)
+    ids = tokenizer.apply_chat_template([{"role": "user", "content": "hi"}], return_tensors="pt", return_dict=True)
+    assert model.generate(**ids, max_new_tokens=2, do_sample=False).shape[0] == 1
+
+
+def test_table_tells_the_trainable_share_of_lora(go):
+    _, out, _ = go(RECIPE, "lora={r: 4, target_modules: all-linear}")
+    assert "trainable    10,240 of 149,824 parameters (6.8%)" in out
+
+
+def test_resolved_recipe_runs_again_beside_the_first_and_ends_equal(go, here):
+    go(FULL, "train.learning_rate=1e-2", "lora=null")
+    assert train(load_recipe(here / "out" / "resolved.yaml")).output_dir == here / "out-again"
+    assert equal(state(here / "out"), state(here / "out-again"))
+    text = (here / "out" / "resolved.yaml").read_text()
+    assert "learning_rate: 0.01  # (train.learning_rate=1e-2)" in text
+    assert "max_steps: 2  # recipe.yaml:5" in text
+    assert "# trl_sft: " in text
+    assert "output_dir" not in text.partition("model:")[2]
+
+
+def test_secret_stands_in_no_file_of_the_run_folder(go, here):
+    code, _, _ = go(RECIPE.replace("trl_sft:tiny}", "trl_sft:tiny, token: hf_secret1}"), "train.hub_token=hf_secret2")
+    assert code == 0
+    for path in (here / "out").iterdir():
+        if path.suffix != ".bin":  # training_args.bin is upstream's
+            assert b"hf_secret" not in path.read_bytes(), path.name
+
+
+@pytest.mark.parametrize("extra", [(), ("lora={r: 4, lora_dropout: 0.1}",), ("train.packing=true",)])
+def test_resumed_run_ends_bit_equal(extra, go, here, monkeypatch):
+    words = (*SAVING, *extra)
+    assert go(FULL, *words, "train.output_dir=whole")[0] == 0
+
+    from trl_sft import callbacks
+
+    real = callbacks.Guard.on_step_end
+
+    def interrupt(self, args, state, control, **live):
+        if state.global_step == 3:
+            os.kill(os.getpid(), signal.SIGINT)
+        real(self, args, state, control, **live)
+
+    monkeypatch.setattr(callbacks.Guard, "on_step_end", interrupt)
+    code, _, err = go(FULL, *words)
+    assert code == 130
+    assert "stopped by SIGINT after step 3 of 4" in err
+    assert "To go on: python -m trl_sft recipe.yaml" in err
+    assert json.loads((here / "out" / "run.json").read_text())["outcome"].startswith("stopped by SIGINT")
+    monkeypatch.setattr(callbacks.Guard, "on_step_end", real)
+    code, out, _ = go(FULL, *words)
+    assert code == 0
+    assert "resume    from" in out
+    assert "checkpoint-3" in out
+    names = ("adapter_model.safetensors",) if "lora" in str(extra) else ("model.safetensors",)
+    for name in names:
+        assert (here / "out" / name).read_bytes() == (here / "whole" / name).read_bytes()
+    steps = [e["step"] for e in logged(here / "out") if "loss" in e]
+    assert steps == [1, 2, 3, 4]
+    losses = [[e["loss"] for e in logged(here / name) if "loss" in e] for name in ("out", "whole")]
+    assert losses[0] == losses[1]
+
+
+def test_best_checkpoint_rule_does_not_remove_the_one_to_go_on_from(go, here, monkeypatch):
+    """With save_total_limit 1 upstream removes all but the best when training ends; a stopped run has not."""
+    from trl_sft import callbacks
+
+    def interrupt(self, args, state, control, **live):
+        if state.global_step == 3:
+            control.should_save = self._saving = True
+
+    monkeypatch.setattr(callbacks.Guard, "on_step_end", interrupt)
+    words = ("train.eval_strategy=steps", "train.eval_steps=2", "train.load_best_model_at_end=true")
+    code, _, err = go(FULL, *SAVING, *words, "train.save_total_limit=1")
+    assert code == 75
+    assert "checkpoint-3" in err
+    assert (here / "out" / "checkpoint-3") in rundir.checkpoints(here / "out")
+
+
+def test_time_limit_saves_and_returns_75(go, here):
+    code, _, err = go(FULL, *SAVING, "run.max_hours=0")
+    assert code == 75
+    assert "at the time limit (run.max_hours) after step 1 of 4" in err
+    assert rundir.checkpoints(here / "out") == [here / "out" / "checkpoint-1"]
+
+
+def test_loss_that_is_not_finite_ends_the_run_with_3(go, here):
+    code, _, err = go(FULL, "train.learning_rate=1e30", "train.max_steps=9", "train.max_grad_norm=0")
+    assert code == 3
+    assert "not finite at step" in err
+    assert "Traceback" not in err
+    assert not (here / "out" / "model.safetensors").exists()
+
+
+def test_memory_that_is_out_returns_4(go, monkeypatch):
+    from trl_sft import training
+
+    class Full(training.SFTTrainer):
+        def training_step(self, *args, **kwargs):
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB")
+
+    monkeypatch.setattr(training, "SFTTrainer", Full)
+    code, _, err = go(RECIPE)
+    assert code == 4
+    assert "halve train.per_device_train_batch_size" in err
+
+
+def test_fault_of_ours_is_a_traceback_and_leaves_the_record(go, here, monkeypatch):
+    from trl_sft import training
+
+    class Broken(training.SFTTrainer):
+        def training_step(self, *args, **kwargs):
+            raise ZeroDivisionError("ours")
+
+    monkeypatch.setattr(training, "SFTTrainer", Broken)
+    with pytest.raises(ZeroDivisionError):
+        go(RECIPE)
+    assert json.loads((here / "out" / "run.json").read_text())["outcome"] == "ZeroDivisionError: ours"
+
+
+def test_second_run_into_a_finished_folder_is_refused_unless_overwrite(go, here, matches):
+    assert go(RECIPE)[0] == 0
+    (here / "out" / "notes.txt").write_text("mine")
+    before = {p.name: p.read_bytes() for p in (here / "out").iterdir()}
+    code, _, err = go(RECIPE)
+    assert code == 2
+    matches("output_of_a_finished_run", err.replace(str(here), "<here>"))
+    assert {p.name: p.read_bytes() for p in (here / "out").iterdir()} == before
+    assert go(RECIPE, "run.overwrite=true", "lora={r: 2}")[0] == 0
+    assert (here / "out" / "notes.txt").read_text() == "mine"
+    assert not (here / "out" / "model.safetensors").exists()  # the first run's, no longer true
+    assert (here / "out" / "adapter_model.safetensors").exists()
+
+
+def test_faulty_recipe_with_overwrite_loses_nothing(go, here):
+    assert go(RECIPE)[0] == 0
+    before = {p.name for p in (here / "out").iterdir()}
+    assert go(RECIPE, "run.overwrite=true", "train.max_length=3")[0] == 2
+    assert go(RECIPE, "run.overwrite=true", "train.max_steps=x")[0] == 2
+    assert {p.name for p in (here / "out").iterdir()} == before
+
+
+def test_unfinished_run_goes_on_only_with_its_own_recipe(go, here, matches):
+    assert go(FULL, *SAVING, "run.max_hours=0")[0] == 75
+    code, _, err = go(FULL, *SAVING[:-1], "train.learning_rate=2e-2")
+    assert code == 2
+    matches("output_of_another_recipe", err.replace(str(here), "<here>"))
+    code, _, err = go(FULL, *SAVING, "run.resume=never")
+    assert code == 2
+    matches("output_of_an_unfinished_run", err.replace(str(here), "<here>"))
+    code, out, _ = go(FULL, *SAVING[:-1], "train.learning_rate=2e-2", "run.allow=[changed_recipe]")
+    assert code == 0
+    assert "resume    from" in out
+
+
+def test_resume_takes_a_named_checkpoint_and_passes_over_a_torn_one(go, here):
+    assert go(FULL, *SAVING)[0] == 0
+    torn = here / "out" / "checkpoint-9"
+    torn.mkdir()
+    (torn / "model.safetensors").write_bytes(b"")
+    assert rundir.checkpoints(here / "out")[-1].name == "checkpoint-4"
+    code, out, _ = go(FULL, *SAVING, "run.resume=out/checkpoint-2", "train.output_dir=other")
+    assert code == 0
+    assert "checkpoint-2" in out
+    assert equal(state(here / "out"), state(here / "other"))
+    assert go(FULL, *SAVING, "run.resume=out/checkpoint-9", "train.output_dir=third")[0] == 2
+
+
+def test_adapter_folder_as_model_goes_on_with_that_adapter(go, here):
+    assert go(RECIPE, "lora={r: 4, target_modules: all-linear}", "train.output_dir=first")[0] == 0
+    code, out, _ = go(RECIPE, "model.name_or_path=first", "train.learning_rate=1e-2")
+    assert code == 0
+    assert "trainable    10,240" in out
+    from safetensors.torch import load_file
+
+    first, second = (load_file(here / name / "adapter_model.safetensors") for name in ("first", "out"))
+    assert first.keys() == second.keys()
+    assert any(not torch.equal(first[name], second[name]) for name in first)
+    still = go(RECIPE, "model.name_or_path=first", "train.learning_rate=0", "train.output_dir=still")
+    assert still[0] == 0
+    third = load_file(here / "still" / "adapter_model.safetensors")
+    assert all(torch.equal(first[name], third[name]) for name in first)
+
+
+def test_saved_run_is_a_model_to_start_from(go):
+    assert go(RECIPE, "train.output_dir=first")[0] == 0
+    assert go(RECIPE, "model.name_or_path=./first")[0] == 0
+
+
+def test_without_held_out_rows_the_last_screen_says_what_to_add(go):
+    _, out, _ = go(RECIPE)
+    assert "Whether it worked cannot be told: no rows were held out." in out
+    assert "data.eval_fraction: 0.05" in out
+
+
+def test_sources_of_a_list_are_joined_and_globs_are_read(go, here):
+    for n in range(3):
+        jsonl(here / f"part-{n}.jsonl", [{"instruction": "a", "output": str(n)}] * 4)
+    code, out, _ = go(RECIPE.replace("rows.jsonl", "[rows.jsonl, 'part-*.jsonl']"))
+    assert code == 0
+    assert "rows         52" in out
+    assert "part-0.jsonl and 2 more: 12 rows to train; format alpaca" in out
+
+
+@pytest.mark.parametrize("kind", ["csv", "tsv", "json", "parquet", "txt"])
+def test_file_kinds_are_read_by_their_builder(kind, go, here):
+    import pandas as pd
+
+    frame = pd.DataFrame({"question": ["a", "b"], "answer": ["c", "d"]})
+    match kind:
+        case "csv":
+            frame.to_csv(here / "r.csv", index=False)
+        case "tsv":
+            frame.to_csv(here / "r.tsv", index=False, sep="\t")
+        case "json":
+            (here / "r.json").write_text(frame.to_json(orient="records"))
+        case "parquet":
+            frame.to_parquet(here / "r.parquet")
+        case "txt":
+            (here / "r.txt").write_text("once\nupon\n")
+    code, out, err = go(RECIPE.replace("rows.jsonl", f"r.{kind}"), command=["check"])
+    assert code == 0, err
+    assert f"r.{kind}: 2 rows to train" in out
+
+
+def test_builder_keywords_reach_the_builder(go, here):
+    (here / "r.csv").write_text("question;answer\na;b\n")
+    code, _, err = go(RECIPE.replace("rows.jsonl", "{path: r.csv, delimiter: ';'}"), command=["check"])
+    assert code == 0, err
+
+
+def test_quickstart_learns_phrases_it_has_not_seen(here):
+    result = train(load_recipe(ROOT / "recipes" / "quickstart.yaml"))
+    held = [json.loads(line) for line in (paths.EMBEDDED / "phrases" / "test.jsonl").read_text().splitlines()]
+    taught = (paths.EMBEDDED / "phrases" / "train.jsonl").read_text()
+    assert not any(row["answer"] in taught for row in held)
+    first = next(e for e in logged(result.output_dir) if "eval_loss" in e)
+    assert first["step"] == 0
+    assert first["eval_loss"] > 5
+    assert result.metrics["eval_loss"] < 0.15
+    tokenizer = AutoTokenizer.from_pretrained(result.output_dir, padding_side="left")
+    model = AutoModelForCausalLM.from_pretrained(result.output_dir)
+    prompts = [[{"role": "user", "content": row["question"]}] for row in held]
+    ids = tokenizer.apply_chat_template(
+        prompts, add_generation_prompt=True, return_tensors="pt", return_dict=True, padding=True
+    )
+    answers = model.generate(**ids, max_new_tokens=16, do_sample=False)[:, ids["input_ids"].shape[1] :]
+    told = tokenizer.batch_decode(answers, skip_special_tokens=True)
+    right = sum(a == row["answer"] for a, row in zip(told, held, strict=True)) / len(held)
+    assert right >= 0.9
+
+
+def start(here, *words):
+    command = [sys.executable, "-m", "trl_sft", "recipe.yaml", *words]
+    environment = {**os.environ, "PYTHONUNBUFFERED": "1"}
+    return subprocess.Popen(
+        command, cwd=here, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment
+    )
+
+
+@pytest.mark.parametrize(("name", "code"), [("SIGINT", 130), ("SIGTERM", 143), ("SIGUSR1", 138)])
+def test_signal_from_outside_leaves_a_checkpoint_and_its_code(name, code, here):
+    (here / "recipe.yaml").write_text(FULL)
+    process = start(here, "train.max_steps=100000", "train.logging_steps=1")
+    for line in process.stdout:
+        if line.startswith("step 5/"):
+            process.send_signal(getattr(signal, name))
+            break
+    rest = process.communicate(timeout=60)[0]
+    assert process.returncode == code
+    assert f"stopped by {name}" in rest
+    assert "To go on: python -m trl_sft recipe.yaml" in rest
+    assert "Traceback" not in rest
+    assert rundir.checkpoints(here / "out")
+
+
+def test_ctrl_c_while_loading_says_that_nothing_was_trained(here):
+    (here / "recipe.yaml").write_text(FULL)
+    process = start(here)
+    process.stdout.readline()
+    time.sleep(0.5)
+    process.send_signal(signal.SIGINT)
+    rest = process.communicate(timeout=60)[0]
+    assert process.returncode == 130
+    assert "Traceback" not in rest
+    assert not (here / "out" / "run.json").exists()
+
+
+def test_log_goes_on_from_the_checkpoint_without_doubles(go, here):
+    assert go(FULL, *SAVING, "run.max_hours=0")[0] == 75
+    rundir.append(here / "out" / "log.jsonl", {"step": 2, "loss": 9.0})  # written after the checkpoint, then lost
+    assert go(FULL, *SAVING)[0] == 0
+    steps = [e["step"] for e in logged(here / "out") if "loss" in e]
+    assert steps == [1, 2, 3, 4]
+
+
+def test_library_raises_what_the_command_line_reports(here):
+    (here / "recipe.yaml").write_text(FULL)
+    with pytest.raises(RunStopped, match="time limit") as caught:
+        train(load_recipe("recipe.yaml", ["run.max_hours=0"]))
+    assert caught.value.exit_code == 75

@@ -1,0 +1,131 @@
+"""Which tokens carry loss, token by token, for every layout, wording and loss_on of this version."""
+
+import pytest
+from conftest import jsonl
+
+from trl_sft import load_recipe, training
+
+TURNS = [("user", "hi"), ("assistant", "hello"), ("user", "bye"), ("assistant", "good night")]
+MESSAGES = [{"role": role, "content": words} for role, words in TURNS]
+SHAREGPT = [{"from": {"user": "human", "assistant": "gpt"}[role], "value": words} for role, words in TURNS]
+ALPACA = (
+    "Below is an instruction that describes a task, paired with an input that provides further context. "
+    "Write a response that appropriately completes the request."
+    "\n\n### Instruction:\nadd\n\n### Input:\n1 2\n\n### Response:"
+)
+
+
+def chat(*turns):
+    return "".join(f"<|im_start|>{role}\n{words}<|im_end|>\n" for role, words in turns)
+
+
+ANSWER = "<|im_start|>assistant\n"
+# name -> row, keywords of the source, loss_on; the whole text; the trained parts
+CASES = {
+    "question_answer": (
+        *({"question": "q", "answer": "a"}, "", None),
+        *(chat(("user", "q"), ("assistant", "a")), ["a<|im_end|>\n"]),
+    ),
+    "question_answer_all": (
+        *({"question": "q", "answer": "a"}, "", "all"),
+        *(chat(("user", "q"), ("assistant", "a")), [chat(("user", "q"), ("assistant", "a"))]),
+    ),
+    "question_answer_worded": (
+        *({"question": "q", "answer": "a"}, ", wording: question_answer", None),
+        *("### Question: q\n### Answer: a<|im_end|>", [" a<|im_end|>"]),
+    ),
+    "alpaca": (
+        *({"instruction": "add", "input": "1 2", "output": "3"}, "", None),
+        *(chat(("user", "add\n\n1 2"), ("assistant", "3")), ["3<|im_end|>\n"]),
+    ),
+    "alpaca_without_input": (
+        *({"instruction": "add", "input": "", "output": "3"}, "", None),
+        *(chat(("user", "add"), ("assistant", "3")), ["3<|im_end|>\n"]),
+    ),
+    "alpaca_worded": (
+        *({"instruction": "add", "input": "1 2", "output": "3"}, ", wording: alpaca", None),
+        *(ALPACA + "3<|im_end|>", ["3<|im_end|>"]),
+    ),
+    "prompt_completion": (
+        *({"prompt": "q", "completion": "a"}, "", None),
+        *(chat(("user", "q"), ("assistant", "a")), ["a<|im_end|>\n"]),
+    ),
+    "prompt_completion_messages": (
+        *({"prompt": MESSAGES[:3], "completion": MESSAGES[3:]}, "", None),
+        *(chat(*TURNS), ["good night<|im_end|>\n"]),
+    ),
+    "messages": (
+        *({"messages": MESSAGES}, "", None),
+        *(chat(*TURNS), ["hello<|im_end|>", "good night<|im_end|>"]),
+    ),
+    "messages_last_turn": ({"messages": MESSAGES}, "", "last_turn", chat(*TURNS), ["good night<|im_end|>\n"]),
+    "messages_all": ({"messages": MESSAGES}, "", "all", chat(*TURNS), [chat(*TURNS)]),
+    "sharegpt": (
+        *({"conversations": SHAREGPT}, "", None),
+        *(chat(*TURNS), ["hello<|im_end|>", "good night<|im_end|>"]),
+    ),
+    "text": ({"text": "once upon"}, "", None, "once upon<|im_end|>", ["once upon<|im_end|>"]),
+    "own_wording": (
+        *({"a": "1", "b": "2"}, ", wording: {prompt: 'Q {a} {{x}}:', completion: ' {b}'}", None),
+        *("Q 1 {x}: 2<|im_end|>", [" 2<|im_end|>"]),
+    ),
+    "own_text": ({"a": "1"}, ", wording: {text: 'see {a}'}", None, "see 1<|im_end|>", ["see 1<|im_end|>"]),
+}
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_loss_falls_on_exactly_these_tokens(name, here):
+    row, keywords, loss_on, whole, trained = CASES[name]
+    jsonl(here / "r.jsonl", [row, row])
+    (here / "recipe.yaml").write_text(
+        f"model: {{name_or_path: trl_sft:tiny}}\ndata: {{train: {{path: r.jsonl{keywords}}}}}\n"
+        "train: {output_dir: out}\n"
+    )
+    run = load_recipe("recipe.yaml", [f"data.loss_on={loss_on}"] if loss_on else [])
+    ready = training.prepare(run)
+    prepared = training._trainer(run, ready).train_dataset
+    tokenizer = ready.tokenizer
+    for example in prepared:
+        assert example["input_ids"] == tokenizer(whole)["input_ids"]
+        runs, last = [], None
+        for i, (token, label) in enumerate(zip(example["input_ids"], example["labels"], strict=True)):
+            assert label in (-100, token)
+            if label != -100:
+                runs = [*runs, [token]] if last != i - 1 else [*runs[:-1], [*runs[-1], token]]
+                last = i
+        assert [tokenizer.decode(ids) for ids in runs] == trained
+
+
+def test_assistant_loss_needs_a_template_that_marks_turns(here, go):
+    import json
+    import shutil
+
+    from trl_sft import paths
+
+    shutil.copytree(paths.EMBEDDED / "tiny", here / "m")
+    plain = (here / "m" / "chat_template.jinja").read_text().replace("{%- generation %}", "{%- if true %}")
+    (here / "m" / "chat_template.jinja").write_text(plain.replace("{%- endgeneration %}", "{%- endif %}"))
+    jsonl(here / "r.jsonl", [{"messages": MESSAGES}] * 4)
+    text = "model: {name_or_path: ./m}\ndata: {train: r.jsonl}\ntrain: {output_dir: out, max_steps: 1}\n"
+    code, _, err = go(text)
+    assert code == 2
+    assert "data.loss_on: last_turn, or all" in err
+    assert go(text, "data.loss_on=last_turn")[0] == 0
+    assert json.loads((here / "out" / "run.json").read_text())["outcome"] == "done"
+
+
+def test_base_model_without_template_gets_the_layouts_own_wording(here, go):
+    import shutil
+
+    from trl_sft import paths
+
+    shutil.copytree(paths.EMBEDDED / "tiny", here / "m")
+    (here / "m" / "chat_template.jinja").unlink()
+    text = "model: {name_or_path: ./m}\ndata: {train: rows.jsonl}\n"
+    code, out, _ = go(text, command=["check"])
+    assert code == 0
+    assert "format question_answer, wording question_answer" in out
+    jsonl(here / "r.jsonl", [{"messages": MESSAGES}])
+    code, _, err = go(text, "data.train=r.jsonl")
+    assert code == 2
+    assert "the tokenizer of ./m has no template" in err
