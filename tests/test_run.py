@@ -51,7 +51,13 @@ def test_run_folder_holds_the_model_and_its_record(words, go, here):
     assert "max_steps" not in record["defaults"]
     assert record["metrics"]["eval_loss"] == logged(folder)[-1]["eval_loss"]
     assert record["data"] == {str(here / "rows.jsonl"): hashlib.sha256((here / "rows.jsonl").read_bytes()).hexdigest()}
-    for line in ("rows         32", "steps        2, which is 0.12 epochs", "Held-out rows: loss", "Next: ask it"):
+    for line in (
+        "rows         32",
+        "held out     8 rows",
+        "steps        2, which is 0.125 epochs",
+        "Held-out rows: loss",
+        "Next: ask it",
+    ):
         assert line in out
     tokenizer = AutoTokenizer.from_pretrained(folder)
     assert tokenizer.chat_template

@@ -143,6 +143,6 @@ class Guard(TrainerCallback):
 
     def _take(self, number: int, frame: FrameType | None) -> None:
         if self._signal:
-            raise KeyboardInterrupt
+            raise errors.Interrupted
         self._signal = number
         console.say(f"{signal.Signals(number).name}: finishing this step and saving; once more to stop at once")

@@ -6,6 +6,7 @@ In: words. Out: an exit code. Heavy packages are imported only by the command th
 from __future__ import annotations
 
 import argparse
+import contextlib
 import os
 import signal
 import sys
@@ -39,6 +40,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")  # one of the closed list of departures
     # Upstream's bars: only where somebody watches, and only for what takes longer than a second.
     os.environ.setdefault("TQDM_DELAY" if sys.stderr.isatty() else "TQDM_DISABLE", "1")
+    with contextlib.suppress(ValueError):  # not the main thread
+        signal.signal(signal.SIGINT, _interrupt)
     try:
         return _COMMAND.get(words[0] if words else "", _train)(words)
     except errors.UserError as error:
@@ -52,6 +55,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("trl_sft: stopped before training began; no checkpoint was written", file=sys.stderr)
         return errors.EXIT_SIGNAL + signal.SIGINT
+
+
+def _interrupt(_number: int, _frame: object) -> None:
+    raise errors.Interrupted
 
 
 def _parser(usage: str, about: str, epilog: str = "") -> argparse.ArgumentParser:

@@ -73,6 +73,15 @@ class RunStopped(Exception):
         super().__init__(message)
 
 
+class Interrupted(KeyboardInterrupt):
+    """Ctrl-C.
+
+    A bare KeyboardInterrupt that has passed an `exec` of source text, as importing torch does, makes
+    CPython end the process by SIGINT whatever exit code it returns; a subclass does not
+    (Python/pythonrun.c, `unhandled_keyboard_interrupt`; seen on 3.11).
+    """
+
+
 def first_line(error: BaseException) -> str:
     """Return the first line of somebody else's error, to stand inside one of ours."""
     return (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")

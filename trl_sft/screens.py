@@ -20,6 +20,7 @@ from trl import SFTConfig
 
 from trl_sft import rundir
 from trl_sft.console import gib, say
+from trl_sft.data import Rows
 from trl_sft.run import Run
 
 _IGNORED = -100  # the label of a token without loss, torch.nn.CrossEntropyLoss's ignore_index
@@ -53,28 +54,30 @@ def found(model: str, machine: str, rows: Sequence[str]) -> None:
 
 
 def before(
-    args: SFTConfig, state: TrainerState, model: PreTrainedModel, tokens: Tokens, given: int, loss_on: str
+    args: SFTConfig, state: TrainerState, model: PreTrainedModel, tokens: Tokens, given: Rows
 ) -> list[tuple[str, str]]:
-    """Return the table before step 1; `given` is the number of rows before TRL's preparation."""
+    """Return the table before step 1; `given` are the rows before TRL's preparation."""
     trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
     everything = sum(p.numel() for p in model.parameters())
     batch = args.per_device_train_batch_size * args.gradient_accumulation_steps * args.world_size
     kind = "packs" if args.packing else "rows"
-    rows = f"{given:,}"
+    number = len(given.train)
+    rows = f"{number:,}"
     if args.packing:
         rows += f", packed into {tokens.rows:,} of at most {args.max_length} tokens"
-    elif tokens.rows < given:
-        rows += f", of which {given - tokens.rows:,} dropped: no trained token within max_length {args.max_length}"
+    elif tokens.rows < number:
+        rows += f", of which {number - tokens.rows:,} dropped: no trained token within max_length {args.max_length}"
     if tokens.full and not args.packing:
         rows += f"; {tokens.full:,} fill max_length {args.max_length} (cut, or just as long)"
     warmup = args.get_warmup_steps(state.max_steps)
     accumulation = f" x {args.gradient_accumulation_steps} accumulated" if args.gradient_accumulation_steps > 1 else ""
     return [
         ("rows", rows),
-        ("tokens", f"{tokens.total:,}, of which {tokens.trained:,} carry loss ({loss_on})"),
-        ("steps", f"{state.max_steps:,}, which is {state.max_steps * batch / max(tokens.rows, 1):.2f} epochs"),
+        ("held out", f"{len(given.eval):,} rows" if given.eval is not None else "none"),
+        ("tokens", f"{tokens.total:,}, of which {tokens.trained:,} carry loss ({given.loss_on})"),
+        ("steps", f"{state.max_steps:,}, which is {state.max_steps * batch / max(tokens.rows, 1):.3g} epochs"),
         ("batch", f"{batch} {kind} a step ({args.per_device_train_batch_size} at a time{accumulation})"),
-        ("warm-up", f"{warmup} steps, then {args.lr_scheduler_type.value}"),
+        ("warm-up", f"{f'{warmup} steps' if warmup else 'none'}, then {args.lr_scheduler_type.value}"),
         ("trainable", f"{trainable:,} of {everything:,} parameters ({trainable / everything:.1%})"),
         ("checkpoints", _disk(args, state, model, trainable)),
     ]
@@ -115,7 +118,7 @@ def after(plan: Run, state: TrainerState, metrics: dict[str, float], seconds: st
         f"    {rundir.RESOLVED}   the recipe with who set each value",
         f"    {rundir.RUN}        versions, defaults, timings, outcome",
         f"    {rundir.LOG}       every logged value",
-        *([f"    {kept[-1].name} and {len(kept) - 1} more checkpoints"] if kept else []),
+        *(["    " + ", ".join(path.name for path in kept[-3:])] if kept else []),
         "",
         "Next: ask it something",
         f"  {_try(folder, prompt)}",

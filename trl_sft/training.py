@@ -138,7 +138,7 @@ def _watchers(run: Run, ready: Ready, trainer: SFTTrainer) -> tuple[callbacks.Pr
     tokens = screens.count(trainer.train_dataset, ready.args.max_length)
 
     def table(args: SFTConfig, state: Any, live: Any) -> list[tuple[str, str]]:
-        return screens.before(args, state, live, tokens, len(ready.rows.train), ready.rows.loss_on)
+        return screens.before(args, state, live, tokens, ready.rows)
 
     progress = callbacks.Progress(run.output_dir, table)
     again = shlex.join(["python", "-m", "trl_sft", *run.recipe.words])
