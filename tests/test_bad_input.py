@@ -98,6 +98,7 @@ RECIPES = {
 
 def normal(text, here):
     """Take out of a message what differs between machines and versions."""
+    text = re.sub(r"note from .*\n", "", text)  # upstream's own warnings, which differ between its versions
     text = text.replace(str(here), "<here>").replace(str(paths.EMBEDDED), "<embedded>")
     return re.sub(r"one of adamw_torch, .*", "one of adamw_torch, ...", text)
 

@@ -101,7 +101,7 @@ def test_refused_keys_exist_in_their_owner():
 def test_old_names_lead_to_names_that_exist():
     for section, renames in surface.RENAMES.items():
         fields = schema.keyword_fields(section)
-        assert all(rename.new in fields for rename in renames.values())
+        assert all(rename.new in fields for old, rename in renames.items() if old not in fields)
 
 
 def test_no_module_names_what_upstream_owns():

@@ -54,7 +54,7 @@ def test_every_default_that_yaml_can_write_is_accepted(name, live):
             # upstream declares `lora_bias: bool = None` and the like in places; those are its own slips
             assert owners.accepts(fields[field.name], value) or value is None, field.name
             checked += 1
-    assert checked > 35
+    assert checked > 30
 
 
 @pytest.mark.parametrize(
@@ -71,7 +71,7 @@ def test_every_default_that_yaml_can_write_is_accepted(name, live):
         ("packing_strategy", ["bfd"], ["bogus", 3]),
         ("trackio_static_space_id", [False, None, "a"], [True, 3]),
         ("eval_strategy", ["no", "steps"], [False]),
-        ("pad_to_multiple_of", [8, "auto", None], [1.5]),
+        ("pad_to_multiple_of", [8, None], [1.5]),
     ],
 )
 def test_types_of_sft_config_are_checked_as_declared(key, right, wrong):

@@ -90,7 +90,8 @@ def quiet() -> Iterator[None]:
         logger.setLevel(logging.WARNING)
     with warnings.catch_warnings():
         warnings.simplefilter("default")
-        warnings.simplefilter("ignore", DeprecationWarning)  # for upstream's developers
+        for category in (DeprecationWarning, ResourceWarning):  # for upstream's developers
+            warnings.simplefilter("ignore", category)
         warnings.showwarning = _warned
         try:
             yield

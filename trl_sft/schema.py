@@ -117,7 +117,7 @@ def _renamed(
 ) -> dict[Any, Any]:
     """Return the values under today's names; a line in `notes` for each that changed."""
     fields = keyword_fields(section)
-    for old, (new, below, _) in surface.RENAMES.get(section, {}).items():
+    for old, (new, below) in surface.RENAMES.get(section, {}).items():
         if old not in values or old in fields:
             continue
         value, where = values.pop(old), recipe.where((section, old))

@@ -6,7 +6,7 @@ Here stand only names that no installed owner declares. Everything else is read 
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 # section -> (whom its keys belong to, the definition that `owners` reads; "" = the tuples below or ours)
 OWNERS = {
@@ -139,11 +139,10 @@ REFUSED: dict[str, dict[str, str]] = {
 
 
 class Rename(NamedTuple):
-    """What an old name became; used only where the installed owner lacks the old one."""
+    """What a name became; used only where the installed owner lacks it."""
 
     new: str
     below: float | None = None  # the old value has to lie in [0, below)
-    values: dict[Any, Any] | None = None  # old value -> new value
 
 
 # train: https://github.com/huggingface/trl/blob/main/MIGRATION.md and transformers' migration guide to v5
@@ -153,6 +152,11 @@ RENAMES: dict[str, dict[str, Rename]] = {
         "max_seq_length": Rename("max_length"),
         "evaluation_strategy": Rename("eval_strategy"),
         "no_cuda": Rename("use_cpu"),
+        # transformers 5.2x takes both; v6 drops the old ones, and older versions lack the new ones
+        "gradient_checkpointing": Rename("activation_checkpointing"),
+        "gradient_checkpointing_kwargs": Rename("activation_checkpointing_kwargs"),
+        "activation_checkpointing": Rename("gradient_checkpointing"),
+        "activation_checkpointing_kwargs": Rename("gradient_checkpointing_kwargs"),
     },
     "model": {"torch_dtype": Rename("dtype")},
 }

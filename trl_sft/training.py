@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from transformers import PreTrainedTokenizerBase, PrinterCallback, ProgressCallback
+from transformers import PreTrainedTokenizerBase, PrinterCallback, ProgressCallback, set_seed
 from trl import SFTConfig, SFTTrainer
 
 from trl_sft import callbacks, chat, console, data, errors, machine, model, record, rundir, screens
@@ -106,6 +106,7 @@ def _config(run: Run, settings: dict[str, Any]) -> SFTConfig:
 
 def _trainer(run: Run, ready: Ready) -> SFTTrainer:
     """Load the weights and prepare the rows. Foreign refusals become RecipeError, lost rows DataError."""
+    set_seed(ready.args.seed)  # for the adapter's first weights; TRL 1.16 does so itself, 1.8 does not
     loaded = model.arguments(run, ready.found)
     if not isinstance(loaded["model"], str):
         ready.args.model_init_kwargs = None  # they were used; TRL would warn that it ignores them
@@ -121,13 +122,10 @@ def _trainer(run: Run, ready: Ready) -> SFTTrainer:
     except (ValueError, ImportError, RuntimeError) as error:
         rundir.leave(run.output_dir)
         raise _refused(run, error) from error
-    for part, prepared, given in (
-        ("train", trainer.train_dataset, rows.train),
-        ("eval", trainer.eval_dataset, rows.eval),
-    ):
-        if given is not None and len(prepared) == 0:
+    for part, prepared in (("train", trainer.train_dataset), ("eval", trainer.eval_dataset)):
+        if prepared is not None and screens.count(prepared, None).trained == 0:
             rundir.leave(run.output_dir)
-            found = f"none of the {len(given)} rows keeps a trained token within max_length {ready.args.max_length}"
+            found = f"no row to {part} keeps a trained token within max_length {ready.args.max_length}"
             where = run.recipe.where(("train", "max_length") if "max_length" in run.train else ("data", part))
             raise DataError(Fault(where, found, "a larger train.max_length, or shorter prompts"))
     return trainer
