@@ -44,6 +44,6 @@ notebooks: .venv/installed  ## run every notebook
 bench: .venv/installed  ## every benchmark
 	@for file in benchmarks/*.py; do echo "== $$file"; $(PY) $$file || exit 1; done
 
-clean:  ## remove .venv, caches and runs/
-	rm -rf .venv runs build dist .pytest_cache .mypy_cache .ruff_cache *.egg-info
+clean:  ## remove .venv and caches; runs/ stays
+	rm -rf .venv build dist .pytest_cache .mypy_cache .ruff_cache *.egg-info
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

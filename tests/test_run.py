@@ -362,3 +362,175 @@ def test_library_raises_what_the_command_line_reports(here):
     with pytest.raises(RunStopped, match="time limit") as caught:
         train(load_recipe("recipe.yaml", ["run.max_hours=0"]))
     assert caught.value.exit_code == 75
+
+
+def test_files_of_the_user_survive_every_overwrite(go, here):
+    assert go(RECIPE)[0] == 0
+    (here / "out" / "notes.txt").write_text("mine")
+    (here / "out" / "checkpoint-2-keep").mkdir()
+    for _ in range(2):
+        assert go(RECIPE, "run.overwrite=true")[0] == 0
+    assert (here / "out" / "notes.txt").read_text() == "mine"
+    assert (here / "out" / "checkpoint-2-keep").is_dir()
+
+
+def test_resume_path_respects_a_finished_folder_and_the_recipe(go, here):
+    assert go(FULL, *SAVING)[0] == 0
+    before = {p.name: p.read_bytes() for p in (here / "out").iterdir() if p.is_file()}
+    assert go(FULL, *SAVING, "run.resume=out/checkpoint-2")[0] == 2
+    code, _, err = go(FULL, *SAVING, "run.resume=out/checkpoint-2", "train.output_dir=b", "train.weight_decay=0.1")
+    assert code == 2
+    assert "is of another recipe\n    -> run.allow: [changed_recipe]" in err
+    assert {p.name: p.read_bytes() for p in (here / "out").iterdir() if p.is_file()} == before
+
+
+def test_run_killed_after_its_last_step_is_finished_without_another(go, here, monkeypatch):
+    """A checkpoint of the last step, but no model: the Trainer alone would train one step more."""
+    from trl_sft import ending, training
+
+    (here / "recipe.yaml").write_text(FULL)
+    with monkeypatch.context() as patch:
+        patch.setattr(ending, "_held_out", lambda _: (_ for _ in ()).throw(KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            training.run(load_recipe("recipe.yaml", SAVING))
+    assert not (here / "out" / "model.safetensors").exists()
+    code, out, _ = go(FULL, *SAVING)
+    assert code == 0
+    assert "Done: 4 steps" in out
+    assert go(FULL, *SAVING, "train.output_dir=whole")[0] == 0
+    assert equal(state(here / "out"), state(here / "whole"))
+
+
+def test_checkpoint_without_an_optimizer_is_not_gone_on_from(go, here):
+    words = (*SAVING, "train.save_only_model=true")
+    with pytest.MonkeyPatch.context() as patch:
+        from trl_sft import ending
+
+        patch.setattr(ending, "_held_out", lambda _: (_ for _ in ()).throw(ZeroDivisionError))
+        with pytest.raises(ZeroDivisionError):
+            go(FULL, *words)
+    code, _, err = go(FULL, *words)
+    assert code == 2
+    assert "holds weights alone (save_only_model)" in err
+    assert go(FULL, *words, "train.output_dir=b", "run.max_hours=0")[0] == 75
+    assert go(FULL, *words, "train.output_dir=b")[0] == 0  # our own stop saves the optimizer all the same
+
+
+def test_changed_rows_are_refused_on_resume(go, here):
+    assert go(FULL, *SAVING, "run.max_hours=0")[0] == 75
+    rows = (here / "rows.jsonl").read_text()
+    (here / "rows.jsonl").write_text(rows.replace("plus", "and"))
+    code, _, err = go(FULL, *SAVING)
+    assert code == 2
+    assert "with other rows in the same files" in err
+    assert go(FULL, *SAVING, "run.allow=[changed_data]")[0] == 0
+
+
+def test_command_to_go_on_with_does_not_start_anew(go, here):
+    words = (*SAVING, "run={overwrite: true, resume: never, max_hours: 0}")
+    code, _, err = go(FULL, *words)
+    assert code == 75
+    assert err.rstrip().endswith("run.resume=auto")
+
+
+def test_second_process_in_the_same_folder_is_refused(go, here):
+    with rundir.held(here / "out") as ours:
+        assert ours
+        code, _, err = go(RECIPE)
+    assert code == 2
+    assert "another process trains there now" in err
+
+
+def test_model_card_of_a_continued_adapter_names_what_it_is(go, here):
+    assert go(RECIPE, "lora={r: 4}", "train.output_dir=first")[0] == 0
+    assert go(RECIPE, "model.name_or_path=first")[0] == 0
+    card = (here / "out" / "README.md").read_text()
+    assert 'library_name: "peft"' in card
+    assert "with LoRA fine-tuned" in card
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (("train.learning_rate=-1",), "Invalid learning rate: -1"),
+        (("train.lr_scheduler_type=cosine_with_min_lr",), "One of min_lr or min_lr_rate"),
+        (("model.use_safetensors=false",), "model.name_or_path"),
+        (("model.device_map=cuda",), "Torch not compiled with CUDA"),
+        (("tokenizer.pad_token=<new>",), "the model knows 512: not <new>"),
+        (("train.max_steps=0",), "at least 1, or -1"),
+        (("train.num_train_epochs=-1",), "more than 0"),
+        (("train.per_device_train_batch_size=0",), "at least 1"),
+        (("train.seed=-1",), "at least 0"),
+        (("lora={r: 0}",), "at least 1"),
+        (("model.name_or_path=~nobody/x",), "no such file or folder"),
+        (("data.train=" + "x" * 300 + ".jsonl",), "no such file or folder"),
+        (("train.²=1",), "has no key"),
+    ],
+)
+def test_what_upstream_refuses_late_or_never_leaves_an_old_run_as_it_was(words, said, go, here):
+    assert go(RECIPE)[0] == 0
+    before = {p.name: p.read_bytes() for p in (here / "out").iterdir()}
+    code, _, err = go(RECIPE, *words, "run.overwrite=true")
+    assert code == 2, err
+    assert said in err
+    assert "Traceback" not in err
+    assert {p.name: p.read_bytes() for p in (here / "out").iterdir()} == before
+
+
+def test_corrupt_weights_and_a_template_that_refuses_rows_are_told(go, here):
+    import shutil
+
+    shutil.copytree(paths.EMBEDDED / "tiny", here / "m")
+    (here / "m" / "model.safetensors").write_bytes(b"torn")
+    code, _, err = go(RECIPE, "model.name_or_path=./m")
+    assert code == 2
+    assert "model.name_or_path\n    " in err
+    template = (
+        "{{ raise_exception('System role not supported') if messages[0].role == 'system' }}{{ messages[-1].content }}"
+    )
+    (here / "m" / "chat_template.jinja").write_text(template)
+    turns = [{"role": role, "content": "a"} for role in ("system", "user", "assistant")]
+    jsonl(here / "rows.jsonl", [{"messages": turns}] * 9)
+    code, _, err = go(RECIPE, "model.name_or_path=./m", command=["check"])
+    assert code == 2
+    assert "refuses a row: System role not supported" in err
+
+
+@pytest.mark.parametrize(
+    ("row", "keywords", "said"),
+    [
+        (
+            {"messages": [{"role": "user", "content": "a"}] * 2},
+            ", wording: alpaca",
+            "rows of format messages are chats",
+        ),
+        ({"text": "a"}, ", wording: alpaca", "rows of format text are text already"),
+        ({"a": "b"}, ", format: text, wording: {text: '{a}'}", "one of the two"),
+        (
+            {"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b", "weight": 0}]},
+            *("", "messages has weight, which this version does not use"),
+        ),
+    ],
+)
+def test_wording_or_key_that_would_be_ignored_is_refused(row, keywords, said, go, here):
+    jsonl(here / "r.jsonl", [row])
+    code, _, err = go(RECIPE.replace("rows.jsonl", f"{{path: r.jsonl{keywords}}}"), command=["check"])
+    assert code == 2
+    assert said in err
+
+
+def test_columns_that_are_not_used_are_named(go, here):
+    turns = [{"from": "human", "value": "a", "id": 1}, {"from": "gpt", "value": "b", "id": 2}]
+    jsonl(here / "r.jsonl", [{"conversations": turns, "source": "x"}] * 4)
+    _, out, _ = go(RECIPE.replace("rows.jsonl", "r.jsonl"), command=["check"])
+    assert "not used: source, conversations.id" in out
+
+
+def test_globs_reach_into_folders(go, here):
+    for name in ("a/b", "a/c"):
+        (here / name).mkdir(parents=True)
+        jsonl(here / name / "r.jsonl", [{"text": "x"}])
+    for pattern in ("a/*/r.jsonl", "**/r.jsonl"):
+        code, out, err = go(RECIPE.replace("rows.jsonl", f"'{pattern}'"), command=["check"])
+        assert code == 0, err
+        assert "2 rows" in out

@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from trl_sft.ending import Result
     from trl_sft.run import Run
-    from trl_sft.training import Result
 
 __version__ = "0.1.0"
 __all__ = ["__version__", "load_recipe", "train"]

@@ -1,12 +1,13 @@
 """What happens during training: progress, the time left, signals, the time limit, non-finite losses.
 
 In: events of the Trainer. Out: lines, log.jsonl, and `RunStopped` when the run has to end early, raised
-after the checkpoint is whole and never while one is written.
+after the checkpoint is whole; a second signal waits for nothing.
 """
 
 from __future__ import annotations
 
 import contextlib
+import json
 import math
 import signal
 import time
@@ -26,22 +27,27 @@ _QUIET = ("total_flos", "runtime", "per_second")  # parts of log names that the 
 _SIGNALS = ("SIGINT", "SIGTERM", "SIGUSR1")
 
 
+class AlreadyTrained(Exception):
+    """The checkpoint that the run goes on from is of its last step; the Trainer would train one more."""
+
+
 class Progress(TrainerCallback):
     """Shows the table before step 1, a line for each log, a bar where somebody watches; writes log.jsonl."""
 
-    def __init__(self, folder: Path, table: Callable[..., list[tuple[str, str]]]) -> None:
-        """`table` makes the rows of the first screen from the Trainer's live objects."""
-        self._log, self._table = folder / rundir.LOG, table
+    def __init__(self, folder: Path, begin: Callable[..., list[tuple[str, str]]]) -> None:
+        """`begin` takes the folder and makes the rows of the first screen from the Trainer's live objects."""
+        self._log, self._begin = folder / rundir.LOG, begin
         self._bar: Any = None
         self._first, self._warm = 0, 0.0
 
     def on_train_begin(self, args: SFTConfig, state: TrainerState, control: TrainerControl, **live: Any) -> None:
         """Show the table; bring log.jsonl to the state that training starts from."""
-        rundir.write(self._log, "")
-        for entry in state.log_history:
-            rundir.append(self._log, entry)
+        table = self._begin(args, state, live["model"])
+        rundir.write(self._log, "".join(json.dumps(entry) + "\n" for entry in state.log_history))
+        if state.global_step >= state.max_steps:  # stopped between the last step and the end
+            raise AlreadyTrained
         console.say()
-        console.table(self._table(args, state, live["model"]))
+        console.table(table)
         console.say()
         self._first = state.global_step
         if console.watched() and not args.disable_tqdm:
@@ -114,6 +120,7 @@ class Guard(TrainerCallback):
     def on_step_end(self, args: SFTConfig, state: TrainerState, control: TrainerControl, **live: Any) -> None:
         """Ask for a checkpoint when the run has to end."""
         if self._signal or time.monotonic() > self._limit:
+            args.save_only_model = False  # to go on, the optimizer has to be there
             control.should_save = self._saving = True
 
     def on_save(self, args: SFTConfig, state: TrainerState, control: TrainerControl, **live: Any) -> None:
@@ -143,6 +150,8 @@ class Guard(TrainerCallback):
 
     def _take(self, number: int, frame: FrameType | None) -> None:
         if self._signal:
-            raise errors.Interrupted
+            raise errors.Interrupted(number)
         self._signal = number
-        console.say(f"{signal.Signals(number).name}: finishing this step and saving; once more to stop at once")
+        console.say(
+            f"{signal.Signals(number).name}: saving at the end of this step, then stopping; once more to stop at once"
+        )

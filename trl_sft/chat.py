@@ -8,17 +8,22 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from datasets import Dataset
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 from trl.chat_template_utils import get_training_chat_template, has_generation_markers
 
 from trl_sft.errors import Fault, TemplateError, first_line
 from trl_sft.run import Run
 
-_SHARED = ("cache_dir", "force_download", "local_files_only", "revision", "subfolder", "token", "trust_remote_code")
+_RENDERED = 200  # rows tried against the template before the weights load
+_SHARED = ("cache_dir", "force_download", "local_files_only", "revision", "token", "trust_remote_code")
 
 
-def load(run: Run, names: Sequence[str]) -> PreTrainedTokenizerBase:
-    """Return the tokenizer of the first of `names` (an adapter, its base) that has one. Raises TemplateError."""
+def load(run: Run, names: Sequence[str], num_embeddings: int) -> PreTrainedTokenizerBase:
+    """Return the tokenizer of the first of `names` (an adapter, its base) that has one. Raises TemplateError.
+
+    `num_embeddings` is how many tokens the model knows; a tokenizer that makes more would index past them.
+    """
     where = run.recipe.where(("model", "name_or_path"))
     keywords: dict[str, Any] = {name: run.model[name] for name in _SHARED if name in run.model} | run.tokenizer
     errors: list[str] = []
@@ -34,13 +39,32 @@ def load(run: Run, names: Sequence[str]) -> PreTrainedTokenizerBase:
     if tokenizer.eos_token is None and run.train.get("eos_token") is None:
         found = f"the tokenizer of {names[-1]} has no end token, so the model would never learn to stop"
         raise TemplateError(Fault(where, found, "tokenizer.eos_token: the token that ends a text"))
+    if len(tokenizer) > num_embeddings:
+        new = ", ".join(tokenizer.convert_ids_to_tokens(list(range(num_embeddings, len(tokenizer)))[:5]))
+        found = f"the tokenizer makes {len(tokenizer)} tokens, the model knows {num_embeddings}: not {new}"
+        write = "tokens that it has, in tokenizer: or train.eos_token"
+        raise TemplateError(Fault(run.recipe.where(("tokenizer",)), found, write))
     if tokenizer.chat_template:
         _check_renders(where, tokenizer)
     return tokenizer
 
 
-def check_loss(run: Run, tokenizer: PreTrainedTokenizerBase, loss: dict[str, bool]) -> None:
-    """Refuse a loss on every assistant turn where the template cannot mark them. Raises TemplateError."""
+def check(run: Run, tokenizer: PreTrainedTokenizerBase, train: Dataset, loss: dict[str, bool]) -> None:
+    """Refuse rows that the template refuses, and a loss that it cannot place. Raises TemplateError."""
+    for row in train.select(range(min(len(train), _RENDERED))):
+        turns: Any = row.get("messages") or (row["prompt"] + row["completion"] if "prompt" in row else "")
+        if isinstance(turns, str):
+            break
+        try:
+            tokenizer.apply_chat_template(turns, tokenize=False)
+        except Exception as error:
+            found = f"the chat template refuses a row: {first_line(error)}; its roles are {[t['role'] for t in turns]}"
+            write = "rows that this model's template takes"
+            raise TemplateError(Fault(run.recipe.where(("data", "train")), found, write)) from None
+    _check_loss(run, tokenizer, loss)
+
+
+def _check_loss(run: Run, tokenizer: PreTrainedTokenizerBase, loss: dict[str, bool]) -> None:
     if not loss.get("assistant_only_loss") or has_generation_markers(tokenizer.chat_template):
         return
     try:

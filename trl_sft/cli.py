@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import os
+import shlex
 import signal
 import sys
 from collections.abc import Callable, Sequence
@@ -105,7 +106,7 @@ def _check(words: list[str]) -> int:
         from trl_sft import training
 
         training.prepare(run)
-    print(f"Nothing to mend. Next: python -m trl_sft {' '.join(run.recipe.words)}")
+    print(f"Nothing to mend. Next: python -m trl_sft {shlex.join(run.recipe.words)}")
     return errors.EXIT_DONE
 
 

@@ -27,6 +27,8 @@ _NOISE = re.compile(
             r"`is_gradient_checkpointing` is deprecated",
             # datasets, before it raises: the fault that we show says file and line
             r"Failed to (load JSON|read (schema|file)) from file",
+            # transformers 5.23 on resuming a model with tied weights, which hold one copy
+            r"missing keys in the checkpoint model loaded: \['lm_head.weight'\]",
             # TRL tokenizes first and cuts at max_length after
             r"Token indices sequence length is longer than the specified maximum",
             # bitsandbytes 0.50 without the optional `kernels`

@@ -20,6 +20,7 @@ from trl_sft.recipe import Recipe
 from trl_sft.run import Run, Source
 
 _MAX_SHOWN = 5  # faulty rows listed
+_AS_IT_IS = "as it is"
 _CHAT, _TEXT, _PAIRS = "a chat", "plain text", "prompts with completions"
 # part -> the split that a folder or a hub id gives where the source names none
 _SPLITS = {"train": "train", "eval": "test"}
@@ -33,7 +34,7 @@ class Rows(NamedTuple):
     train: Dataset
     eval: Dataset | None
     loss: dict[str, bool]  # keywords of trl.SFTConfig that put the loss where the run wants it
-    loss_on: str  # in words
+    loss_on: str  # as `data.loss_on` says it
     said: tuple[str, ...] = ()  # a line a source: rows, layout, wording
 
 
@@ -48,10 +49,14 @@ class Part(NamedTuple):
 def load(run: Run, has_template: bool) -> Rows:
     """Load, format and split the rows of a run. Raises DataError, RecipeError."""
     said: list[str] = []
-    parts = {
-        part: [_formatted(run.recipe, source, part, has_template, said) for source in sources]
-        for part, sources in run.sources.items()
-    }
+    parts: dict[str, list[Part]] = {"train": [], "eval": []}
+    for part, source in ((part, source) for part, sources in run.sources.items() for source in sources):
+        try:
+            parts[part].append(_formatted(run.recipe, source, part, has_template, said))
+        except UnicodeDecodeError as error:  # datasets' JSON builder lets such bytes through
+            bad = [fault for file in source.place.files for fault in _bad_lines(file)]
+            fault = Fault(source.name, f"not UTF-8: {first_line(error)}", "the file saved as UTF-8, or `encoding:`")
+            raise DataError(bad or fault) from None
     _one_form(run, parts["train"] + parts["eval"])
     train = concatenate_datasets([part.rows for part in parts["train"]])
     held = concatenate_datasets([part.rows for part in parts["eval"]]) if parts["eval"] else None
@@ -65,7 +70,8 @@ def load(run: Run, has_template: bool) -> Rows:
             )
         split = train.train_test_split(round(len(train) * fraction), seed=run.train.get("seed", 42))
         train, held = split["train"], split["test"]
-    given = all(part.layout == "prompt_completion" for part in parts["train"])
+    givens = {part.layout == "prompt_completion" for part in parts["train"]}
+    given = givens.pop() if len(givens) == 1 else None
     return _with_loss(run, train, held, given)._replace(said=tuple(said))
 
 
@@ -82,33 +88,50 @@ def _formatted(recipe: Recipe, source: Source, part: str, has_template: bool, sa
     if len(rows) == 0:
         raise DataError(Fault(recipe.where(source.key), f"{name} has no rows", "a source with rows"))
     layout = source.format or ("" if isinstance(source.wording, dict) else _recognised(recipe, source, rows))
-    _check_columns(recipe, source, rows, layout)
-    wording: Any = source.wording or ("chat" if has_template or not formatting.LAYOUTS[layout].wording else "")
-    if layout == "text":
-        wording = "as it is"
-    elif layout == "prompt_completion" and isinstance(rows[0]["prompt"], list):
-        wording = "chat"
-    wording = wording or formatting.LAYOUTS[layout].wording
+    used = _check_columns(recipe, source, rows, layout)
+    wording = _wording(recipe, source, layout, has_template, rows[0])
     if wording == "chat" and not has_template:
         found = f"{name}: rows of a chat, but the tokenizer of {recipe.values['model']['name_or_path']} has no template"
         raise DataError(Fault(recipe.where(source.key), found, "a model with a chat template, as the -Instruct ones"))
-    apart = " (this model has a chat template, which it leaves unused)" if has_template and wording != "chat" else ""
-    shown = "the recipe's own" if isinstance(wording, dict) else wording
-    said.append(f"{name}: {len(rows):,} rows to {part}; format {layout or 'its own'}, wording {shown}{apart}")
-    try:
-        forms = rows.map(
-            _convert,
-            batched=True,
-            with_indices=True,
-            remove_columns=rows.column_names,
-            fn_kwargs={"layout": layout, "wording": wording, "name": name, "code": _CODE},
-            desc=f"Formatting {name}",
-        )
-    except UnicodeDecodeError as error:  # datasets' JSON builder lets such bytes through
-        bad = [fault for file in source.place.files for fault in _bad_lines(file)]
-        fault = Fault(name, f"not UTF-8: {first_line(error)}", "the file saved as UTF-8, or `encoding:`")
-        raise DataError(bad or fault) from None
+    said.append(f"{name}: {len(rows):,} rows to {part}; {_told(layout, wording, has_template, rows, used)}")
+    forms = rows.map(
+        _convert,
+        batched=True,
+        with_indices=True,
+        remove_columns=rows.column_names,
+        fn_kwargs={"layout": layout, "wording": wording, "name": name, "code": _CODE},
+        desc=f"Formatting {name}",
+    )
     return Part(name, layout, forms)
+
+
+def _wording(recipe: Recipe, source: Source, layout: str, has_template: bool, row: dict[str, Any]) -> Any:
+    """Return how rows of this layout become text; refuse a wording that the layout cannot take."""
+    where = recipe.where((*source.key, "wording"))
+    if isinstance(source.wording, dict):
+        if source.format:
+            found = f"format: {layout} beside a wording of the recipe's own, which names its columns itself"
+            raise RecipeError(Fault(where, found, "one of the two"))
+        return source.wording
+    chat = not formatting.LAYOUTS[layout].wording or isinstance(row.get("prompt"), list)
+    fixed = _AS_IT_IS if layout == "text" else "chat" if chat else ""
+    if fixed and source.wording not in ("", fixed):
+        what, write = ("chats", "chat, or leave it out") if fixed == "chat" else ("text already", "no wording")
+        raise RecipeError(Fault(where, f"wording: {source.wording}, but rows of format {layout} are {what}", write))
+    return source.wording or fixed or ("chat" if has_template else formatting.LAYOUTS[layout].wording)
+
+
+def _told(layout: str, wording: Any, has_template: bool, rows: Dataset, used: set[str]) -> str:
+    """Say format and wording of a source, and which columns and keys of turns are not used."""
+    shown = "the recipe's own" if isinstance(wording, dict) else wording
+    apart = " (this model has a chat template, which it leaves unused)" if has_template and wording != "chat" else ""
+    unused = [column for column in rows.column_names if column not in used]
+    for column in used & set(rows.column_names):
+        turns = rows[0][column]
+        if isinstance(turns, list) and turns and isinstance(turns[0], dict):
+            unused += [f"{column}.{key}" for key in turns[0] if key not in ("role", "content", "from", "value")]
+    spare = f"; not used: {', '.join(unused)}" if unused else ""
+    return f"format {layout or 'its own'}, wording {shown}{apart}{spare}"
 
 
 def _convert(
@@ -202,8 +225,8 @@ def _recognised(recipe: Recipe, source: Source, rows: Dataset) -> str:
     raise DataError(Fault(where, f"{have}: of no known format", write))
 
 
-def _check_columns(recipe: Recipe, source: Source, rows: Dataset, layout: str) -> None:
-    """Refuse a source that lacks a column its layout or its own wording needs."""
+def _check_columns(recipe: Recipe, source: Source, rows: Dataset, layout: str) -> set[str]:
+    """Return the columns that are used; refuse a source that lacks one."""
     try:
         own = source.wording if isinstance(source.wording, dict) else {}
         needed = {name for part in own.values() for name in formatting.fields(part)}
@@ -226,6 +249,7 @@ def _check_columns(recipe: Recipe, source: Source, rows: Dataset, layout: str) -
         faults.append(Fault(recipe.where(source.key), found, "the rows without it"))
     if faults:
         raise DataError(faults)
+    return needed | ({"input"} if layout == "alpaca" else set())
 
 
 def _one_form(run: Run, parts: list[Part]) -> None:
@@ -242,38 +266,32 @@ def _form(rows: Dataset) -> str:
     return _CHAT if isinstance(rows[0]["completion"], list) else _PAIRS
 
 
-def _with_loss(run: Run, train: Dataset, held: Dataset | None, given: bool) -> Rows:
+def _with_loss(run: Run, train: Dataset, held: Dataset | None, given: bool | None) -> Rows:
     """Bring the rows into the form by which TRL puts the loss where `data.loss_on` wants it.
 
-    `given`: the rows themselves say what the completion is, so earlier assistant turns are prompt.
+    `given`: the rows themselves say what the completion is, so earlier assistant turns are prompt; None
+    where some do and some do not.
     """
     asked, form = run.data.get("loss_on"), _form(train)
     where = run.recipe.where(("data", "loss_on"))
     if form == _TEXT:
         if asked not in (None, "all"):
             raise RecipeError(Fault(where, f"loss_on: {asked}, but rows of text have no response", "loss_on: all"))
-        return Rows(train, held, {}, _WORDS["all"])
+        return Rows(train, held, {}, "all")
     if form == _PAIRS:
         if asked in ("assistant", "last_turn"):
             raise RecipeError(Fault(where, f"loss_on: {asked}, but the rows are no chat", "completion or all"))
-        return Rows(train, held, {"completion_only_loss": asked != "all"}, _WORDS[asked or "completion"])
+        return Rows(train, held, {"completion_only_loss": asked != "all"}, asked or "completion")
     several = any(any(turn["role"] == "assistant" for turn in prompt) for prompt in train["prompt"])
+    if several and asked is None and given is None:
+        found = "some sources say what their completion is, others are chats of several turns"
+        raise RecipeError(Fault(where, found, "loss_on: assistant, last_turn or all"))
     if asked == "all" or (several and (asked == "assistant" or (asked is None and not given))):
         joined = [
             rows and rows.map(_joined, remove_columns=rows.column_names, desc="Joining turns") for rows in (train, held)
         ]
-        masked = asked != "all"
-        return Rows(joined[0], joined[1], {"assistant_only_loss": masked}, _WORDS["assistant" if masked else "all"])
-    last = "last_turn" if several and not given else "completion"
-    return Rows(train, held, {"completion_only_loss": True}, _WORDS[last])
-
-
-_WORDS = {
-    "completion": "the completions",
-    "assistant": "every assistant turn",
-    "last_turn": "the last assistant turn",
-    "all": "all tokens",
-}
+        return Rows(joined[0], joined[1], {"assistant_only_loss": asked != "all"}, asked or "assistant")
+    return Rows(train, held, {"completion_only_loss": True}, "last_turn" if several and not given else "completion")
 
 
 def _joined(row: dict[str, Any]) -> dict[str, Any]:

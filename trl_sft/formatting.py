@@ -17,6 +17,9 @@ Message = dict[str, str]
 # ShareGPT's speakers, https://github.com/lm-sys/FastChat; OpenAI's roles need no translation.
 _ROLES = {"human": "user", "gpt": "assistant", "user": "user", "assistant": "assistant", "system": "system"}
 
+# Keys of a turn by which other tools change what is rendered or trained; to drop one would be silent.
+_CARRYING = {"tool_calls", "function_call", "tool_call_id", "reasoning_content", "thinking", "weight", "train"}
+
 # https://github.com/tatsu-lab/stanford_alpaca/blob/main/train.py, PROMPT_DICT, Apache-2.0, as it is
 _ALPACA = (
     "Below is an instruction that describes a task. Write a response that appropriately completes the request."
@@ -54,7 +57,7 @@ class Turn(NamedTuple):
 class Layout(NamedTuple):
     """What the columns of a row mean."""
 
-    columns: tuple[str, ...]  # have to be there
+    columns: tuple[str, ...]  # have to be there; `input` of alpaca may
     wording: str  # where the tokenizer has no chat template; "" = only chat
     read: Callable[[Row], Any]  # a Turn, a list of messages, or a text
 
@@ -77,8 +80,9 @@ def _messages(row: Row, column: str, speaker: str = "role", words: str = "conten
         if not isinstance(turn, Mapping) or turn.get(speaker) not in _ROLES:
             role = turn.get(speaker) if isinstance(turn, Mapping) else turn
             raise BadRow(f"{column} has {speaker} {role!r}", f"one of {', '.join(_ROLES)}")
-        if turn.get("tool_calls"):
-            raise BadRow(f"{column} has tool calls, which this version does not render", "rows without them")
+        carried = sorted(key for key in _CARRYING & set(turn) if turn[key] is not None)
+        if carried:
+            raise BadRow(f"{column} has {', '.join(carried)}, which this version does not use", "turns without")
         messages.append({"role": _ROLES[turn[speaker]], "content": text(turn, words)})
     if last and column != "completion" and len(messages) == 1:
         raise BadRow(f"{column} has a single turn", "a turn before the assistant's: it answers something")

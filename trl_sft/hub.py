@@ -16,6 +16,11 @@ from trl_sft import console
 _PATIENCE = 10.0  # seconds for the hub to answer
 
 
+def no_telemetry() -> None:
+    """Turn TRL's pings off, also where the libraries were imported before us."""
+    constants.HF_HUB_DISABLE_TELEMETRY = True
+
+
 def ask(kind: str, name: str, keywords: dict[str, Any]) -> bool:
     """Tell whether the hub was reached and knows `name` (kind: model, dataset).
 

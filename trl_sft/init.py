@@ -6,13 +6,13 @@ written. Nothing existing is overwritten.
 
 from __future__ import annotations
 
+import math
 import shlex
 from pathlib import Path
 
 from trl_sft import console, data, rundir, schema
 from trl_sft.errors import EXIT_DONE, Fault, RecipeError
-from trl_sft.recipe import Key, Recipe
-from trl_sft.record import flow
+from trl_sft.recipe import Key, Recipe, flow
 
 _TEXT = """\
 # Train:  python -m trl_sft {command}
@@ -23,8 +23,7 @@ model:
 lora: {{r: 16, lora_alpha: 32, target_modules: all-linear}}  # take this line out to train all weights
 data:
   train: {{path: {path}{format}}}  # {about}
-  eval_fraction: 0.05  # held out, to tell whether it worked
-train:
+{eval}train:
   output_dir: {output_dir}
   num_train_epochs: 1
   learning_rate: 2e-4  # LoRA's usual size; full fine-tuning wants about 2e-5
@@ -34,11 +33,13 @@ train:
   gradient_accumulation_steps: 4  # 16 rows a step in all
   max_length: 1024  # tokens; longer rows are cut
   logging_steps: 10
+{evaluate}  save_steps: 100
+  save_total_limit: 2
+"""
+_EVALUATE = """\
   eval_strategy: steps
   eval_steps: 100
   eval_on_start: true  # the value from before training, to compare with
-  save_steps: 100
-  save_total_limit: 2
 """
 
 
@@ -63,7 +64,11 @@ def write(model: str, path: str, output: Path) -> int:
     with console.quiet():
         layout, columns, rows = data.look(draft, schema.build(draft).sources["train"][0])
     values["format"] = f", format: {layout}"
+    # at least one row has to be held out
+    fraction = max(0.05, math.ceil(100 / rows) / 100) if rows > 1 else 0
+    values["eval"] = f"  eval_fraction: {fraction}  # held out, to tell whether it worked\n" if fraction else ""
     values["about"] = f"{rows:,} rows with {', '.join(columns)}"
+    values["evaluate"] = _EVALUATE if fraction else ""
     rundir.write(output, _TEXT.format(**values))
     console.say(f"wrote {output}: {rows:,} rows of format {layout}")
     console.say(f"Next: python -m trl_sft check {values['command']}")

@@ -15,7 +15,8 @@ from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig
 
 from trl_sft import hub
 from trl_sft.errors import Fault, RecipeError, first_line
-from trl_sft.run import Run
+from trl_sft.recipe import Key
+from trl_sft.run import Run, Setting
 
 
 class Found(NamedTuple):
@@ -37,7 +38,10 @@ def find(run: Run) -> Found:
         if not name or (Path(name).is_absolute() and not Path(name).is_dir()):
             found = f"{run.base.name}: an adapter whose base model {name or '(unnamed)'} is not there"
             raise RecipeError(Fault(run.recipe.where(key), found, "the base at that path, or another adapter"))
-    keywords = {k: v for k, v in run.model.items() if k in ("cache_dir", "revision", "subfolder", "token")}
+    keywords = {k: v for k, v in run.model.items() if k in ("cache_dir", "revision", "token")}
+    if not run.base.files and Path(name).exists():
+        found = f"{name}: a folder of the current folder, but a path in a recipe is relative to the recipe"
+        raise RecipeError(Fault(run.recipe.where(key), found, f"its path from there, or {Path(name).absolute()}"))
     try:
         if not Path(name).is_dir():
             local = bool(run.model.get("local_files_only")) or not hub.ask("model", name, keywords)
@@ -53,28 +57,40 @@ def find(run: Run) -> Found:
     return Found(name, adapter, config)
 
 
+def lora(run: Run) -> Any:
+    """Return the peft.LoraConfig of a run; None for all weights. Raises RecipeError."""
+    if run.lora is None:
+        return None
+    from peft import LoraConfig
+
+    try:
+        return LoraConfig(**{str(key[-1]): setting.value for key, setting in settings(run).items()} | run.lora)
+    except (TypeError, ValueError) as error:
+        raise RecipeError(Fault(run.recipe.where(("lora",)), first_line(error), "values that peft takes")) from None
+
+
+def settings(run: Run) -> dict[Key, Setting]:
+    """Return what we set for the adapter where the recipe is silent."""
+    if run.lora is None or "task_type" in run.lora:
+        return {}
+    # TRL's own command line sets the same, trl.trainer.utils.get_peft_config
+    why = "without it AutoPeftModelForCausalLM cannot load the adapter"
+    return {("lora", "task_type"): Setting("CAUSAL_LM", why)}
+
+
 def arguments(run: Run, found: Found) -> dict[str, Any]:
     """Return the keyword arguments of SFTTrainer that bring the model.
 
     The id goes to SFTTrainer, so that TRL keeps its own loading; only an adapter that training goes on
     with is loaded here, as a trainable PeftModel.
     """
-    if found.adapter:
-        from peft import PeftModel
+    if not found.adapter:
+        return {"model": found.name, "peft_config": lora(run)}
+    from peft import PeftModel
 
-        keywords = {"dtype": "float32"} | run.model  # TRL's default, trl.trainer.utils.create_model_from_path
-        base = AutoModelForCausalLM.from_pretrained(found.name, **keywords)
-        return {"model": PeftModel.from_pretrained(base, found.adapter, is_trainable=True)}
-    if run.lora is None:
-        return {"model": found.name}
-    from peft import LoraConfig
-
-    # Without a task type peft saves an adapter that AutoPeftModelForCausalLM cannot load; TRL's own
-    # command line sets the same (trl.trainer.utils.get_peft_config).
-    try:
-        return {"model": found.name, "peft_config": LoraConfig(**{"task_type": "CAUSAL_LM"} | run.lora)}
-    except (TypeError, ValueError) as error:
-        raise RecipeError(Fault(run.recipe.where(("lora",)), first_line(error), "values that peft takes")) from None
+    keywords = {"dtype": "float32"} | run.model  # TRL's default, trl.trainer.utils.create_model_from_path
+    base = AutoModelForCausalLM.from_pretrained(found.name, **keywords)
+    return {"model": PeftModel.from_pretrained(base, found.adapter, is_trainable=True)}
 
 
 def _explained(name: str, error: Exception) -> tuple[str, str]:

@@ -1,7 +1,7 @@
 """Asks the installed packages which keys they take, without importing them.
 
 In: `package.module:Class` or `package.module:function`. Out: their fields or arguments with type,
-default, choices and help, read from the source with `ast` (importing trl takes seconds; this takes
+default and choices, read from the source with `ast` (importing trl takes seconds; this takes
 hundredths). Deliberately absent: any list of upstream's names.
 """
 
@@ -30,7 +30,6 @@ class Field(NamedTuple):
     type: ast.expr | None  # None: the owner declares none
     default: str  # as the source writes it
     choices: tuple[str, ...]  # empty: any value of the type
-    help: str
     module: str  # where names in `type` are looked up
 
 
@@ -57,19 +56,15 @@ def fields(owner: str) -> dict[str, Field]:
 
 @functools.cache
 def arguments(owner: str) -> dict[str, Field]:
-    """Return the named arguments of `package.module:function`, or of `package.module:Class.__init__`."""
+    """Return the named arguments of `package.module:function`."""
     module, _, name = owner.partition(":")
-    node: ast.AST | None = _definitions(module).get(name.split(".")[0])
-    if isinstance(node, ast.ClassDef):
-        node = next(i for i in node.body if isinstance(i, ast.FunctionDef) and i.name == "__init__")
+    node = _definitions(module).get(name)
     assert isinstance(node, ast.FunctionDef), owner
     plain = node.args.posonlyargs + node.args.args
     defaults = [None] * (len(plain) - len(node.args.defaults)) + list(node.args.defaults)
     pairs = list(zip(plain + node.args.kwonlyargs, defaults + list(node.args.kw_defaults), strict=True))
     return {
-        arg.arg: Field(arg.arg, arg.annotation, ast.unparse(value) if value else "", (), "", module)
-        for arg, value in pairs
-        if arg.arg != "self"
+        arg.arg: Field(arg.arg, arg.annotation, ast.unparse(value) if value else "", (), module) for arg, value in pairs
     }
 
 
@@ -98,7 +93,7 @@ def expected(field: Field) -> str:
 
 def typed(name: str, annotation: str) -> Field:
     """Return a field of ours, or of an owner that declares none, from a type written as text."""
-    return Field(name, ast.parse(annotation, mode="eval").body, "", (), "", "")
+    return Field(name, ast.parse(annotation, mode="eval").body, "", (), "")
 
 
 def _fits(node: ast.expr, value: object, module: str) -> bool:
@@ -183,13 +178,12 @@ def _field(item: ast.AnnAssign, name: str, module: str) -> Field:
         metadata = words.get("metadata")
         if isinstance(metadata, ast.Dict):
             about = {ast.unparse(k).strip("'\""): v for k, v in zip(metadata.keys, metadata.values, strict=True) if k}
-    text, choices = about.get("help"), about.get("choices")
+    choices = about.get("choices")
     words_listed = choices.elts if isinstance(choices, ast.List) else ()
     listed = tuple(str(c.value) for c in words_listed if isinstance(c, ast.Constant)) or _choices(
         item.annotation, module
     )
-    told = text.value if isinstance(text, ast.Constant) and isinstance(text.value, str) else ""
-    return Field(name, item.annotation, ast.unparse(default) if default else "", listed, told, module)
+    return Field(name, item.annotation, ast.unparse(default) if default else "", listed, module)
 
 
 @functools.cache

@@ -7,6 +7,8 @@ hub is asked.
 from __future__ import annotations
 
 import difflib
+import glob
+import os
 import re
 from pathlib import Path
 from typing import NamedTuple
@@ -42,11 +44,12 @@ def resolve(value: str, folder: Path, suffixes: tuple[str, ...] = ()) -> Place |
         if name in known:
             return Place((EMBEDDED / name,), str(EMBEDDED / name))
         return Absent(f"the package embeds no {name!r}", " or ".join(PREFIX + word for word in known))
-    path = folder / Path(value).expanduser()
-    if value and path.exists():
+    path = absolute(value, folder)
+    if value and os.path.exists(path):  # noqa: PTH110 (pathlib raises on a name too long)
         return Place((path.resolve(),), str(path.resolve()))
     if _GLOB.search(value):
-        files = tuple(sorted(p.resolve() for p in path.parent.glob(path.name) if p.is_file()))
+        names = glob.glob(str(path), recursive=True)  # noqa: PTH207 (pathlib takes no absolute pattern)
+        files = tuple(sorted(Path(name).resolve() for name in names if Path(name).is_file()))
         return Place(files, str(path)) if files else Absent("no file matches", f"a pattern that matches in {folder}")
     forced = value.startswith(("./", "../", "~", "/")) or value.endswith(suffixes or ("/",))
     if not forced and _HUB_ID.match(value):
@@ -54,8 +57,14 @@ def resolve(value: str, folder: Path, suffixes: tuple[str, ...] = ()) -> Place |
     return Absent("no such file or folder" + (f" in {folder}" if forced else ""), _near(path))
 
 
+def absolute(value: str, folder: Path) -> Path:
+    """Return a path as written, relative to `folder`, with ~ for the home folder; it need not exist."""
+    return folder / os.path.expanduser(value)  # noqa: PTH111 (pathlib raises on an unknown user)
+
+
 def _near(path: Path) -> str:
     names = sorted(p.name for p in path.parent.iterdir()) if path.parent.is_dir() else []
+    names = [name for name in names if not name.startswith(".")]
     near = difflib.get_close_matches(path.name, names, 3, 0.5) or names[:5]
     if not path.parent.is_dir():
         return f"a path that exists; {path.parent} does not"

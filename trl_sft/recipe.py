@@ -8,6 +8,8 @@ keys, tags, includes and `${ENV}`, so that the file alone is the run.
 from __future__ import annotations
 
 import functools
+import json
+import math
 import re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -73,6 +75,17 @@ def kind(value: object) -> str:
         return "nothing (null)"
     text = f'"{value}"' if isinstance(value, str) else str(value)
     return f"{text if len(text) <= 80 else text[:77] + '...'} ({_KINDS.get(type(value), type(value).__name__)})"
+
+
+def flow(value: Any) -> str:
+    """Return a value on one line, so that a YAML 1.2 reader gets the same value back."""
+    if isinstance(value, dict):
+        return "{" + ", ".join(f"{flow(k)}: {flow(v)}" for k, v in value.items()) + "}"
+    if isinstance(value, list):
+        return "[" + ", ".join(flow(v) for v in value) + "]"
+    if isinstance(value, float) and not math.isfinite(value):
+        return {math.inf: ".inf", -math.inf: "-.inf"}.get(value, ".nan")
+    return json.dumps(value, ensure_ascii=False)
 
 
 def read(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
@@ -194,7 +207,7 @@ def _override(values: dict[str, Any], word: str, sheet: _Sheet, overridden: set[
     """Put one `section.key=value` into the values."""
     place = sheet.at(0)
     head, equals, text = word.partition("=")
-    key: Key = tuple(int(part) if part.isdigit() else part for part in head.split("."))
+    key: Key = tuple(int(part) if part.isascii() and part.isdecimal() else part for part in head.split("."))
     if not equals or "" in key:
         sheet.faults.append(Fault(place, "not an override", "section.key=value, as in train.max_steps=10"))
         return

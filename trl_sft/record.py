@@ -16,13 +16,14 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from trl_sft import __version__, owners
-from trl_sft.machine import Setting
-from trl_sft.recipe import Key
-from trl_sft.run import Run, Source
+from trl_sft import __version__, machine, owners, rundir
+from trl_sft.recipe import Key, flow
+from trl_sft.run import Run, Setting, Source
 
 _PACKAGES = ("trl", "transformers", "datasets", "peft", "accelerate", "torch", "tokenizers")
 _HELD_OUT = ("eval_loss", "eval_mean_token_accuracy", "eval_entropy")
+# keys of SFTConfig that the run sets from other sections of the recipe
+_OURS = ("output_dir", "model_init_kwargs", "completion_only_loss", "assistant_only_loss")
 _SECRETS = ("token", "hub_token")
 
 
@@ -34,7 +35,7 @@ class Line(NamedTuple):
     who: str
 
 
-def resolved(run: Run, settings: dict[str, Setting]) -> str:
+def resolved(run: Run, settings: dict[Key, Setting]) -> str:
     """Return the recipe as it ran, each value with who set it; run as a recipe it does the same again."""
     out = [f"# As it ran, with who set each value. trl_sft {__version__}, from {run.recipe.path.name}."]
     out += ["# Run as a recipe it writes a folder of its own, beside this one."]
@@ -50,75 +51,72 @@ def resolved(run: Run, settings: dict[str, Setting]) -> str:
     return without_secrets(run, "\n".join(out) + "\n")  # an override's place shows it too
 
 
-def lines(run: Run, settings: dict[str, Setting]) -> Iterator[Line]:
+def lines(run: Run, settings: dict[Key, Setting]) -> Iterator[Line]:
     """Yield every value that was set, by section; `run:` and output_dir are the launch's, so they are left out."""
     where = run.recipe.places
     yield Line(("model", "name_or_path"), run.base.name, where[("model", "name_or_path")])
     sections = {"model": run.model, "tokenizer": run.tokenizer, "lora": run.lora}
     for section, values in sections.items():
-        if section == "lora" and values == {}:
+        if section == "lora" and values == {} and not settings:
             yield Line(("lora",), {}, where[("lora",)])
         for name, value in (values or {}).items():
             yield Line((section, name), value, where[(section, name)])
+        yield from (Line(key, s.value, f"trl_sft: {s.reason}") for key, s in settings.items() if key[0] == section)
     for part, sources in run.sources.items():
         if sources:
             yield Line(("data", part), [_source(source) for source in sources], where[("data", part)])
     for name, value in run.data.items():
         yield Line(("data", name), value, where.get(("data", name), "train: in the recipe"))
+    yield from (Line(key, s.value, f"trl_sft: {s.reason}") for key, s in settings.items() if key[0] == "data")
     for name, value in run.train.items():
         yield Line(("train", name), value, where[("train", name)])
-    for name, setting in settings.items():
-        yield Line(("train", name), setting.value, f"trl_sft: {setting.reason}")
+    yield from (Line(key, s.value, f"trl_sft: {s.reason}") for key, s in settings.items() if key[0] == "train")
 
 
 def fingerprint(run: Run) -> str:
     """Return what two runs share that train the same: model, rows and settings, not where they write."""
-    values = [(line.key, line.value) for line in lines(run, {})]
+    values = [(line.key, line.value) for line in lines(run, {}) if line.key[-1] not in _SECRETS]
     return hashlib.sha256(json.dumps(values, sort_keys=True, default=str).encode()).hexdigest()
 
 
-def flow(value: Any) -> str:
-    """Return a value on one line, so that a YAML 1.2 reader gets the same value back."""
-    if isinstance(value, dict):
-        return "{" + ", ".join(f"{flow(k)}: {flow(v)}" for k, v in value.items()) + "}"
-    if isinstance(value, list):
-        return "[" + ", ".join(flow(v) for v in value) + "]"
-    if isinstance(value, float) and not math.isfinite(value):
-        return {math.inf: ".inf", -math.inf: "-.inf"}.get(value, ".nan")
-    return json.dumps(value, ensure_ascii=False)
-
-
-def beginning(run: Run, args: Any, hardware: dict[str, Any]) -> dict[str, Any]:
+def beginning(run: Run, settings: dict[Key, Setting], args: Any) -> dict[str, Any]:
     """Return run.json as it stands when training starts; `args` are the live SFTConfig."""
-    ours = {*run.train, "output_dir", "model_init_kwargs"}
+    ours = {*run.train, *(key[-1] for key in settings), *_OURS}
     rest = [field.name for field in dataclasses.fields(args) if field.name not in ours]
     return {
         "trl_sft": __version__,
         "versions": {package: owners.version(package) for package in _PACKAGES},
         "fingerprint": fingerprint(run),
         "git_commit": _commit(run.recipe.path.parent),
-        "data": {str(f): _digest(f) for sources in run.sources.values() for s in sources for f in s.place.files},
-        "hardware": hardware,
+        "data": digests(run),
+        "hardware": machine.hardware(),
         "seed": args.seed,
         "defaults": {name: _plain(getattr(args, name)) for name in rest if not name.endswith("token")},
-        "outcome": "running",
+        "outcome": rundir.RUNNING,
     }
 
 
-def card(run: Run, metrics: dict[str, float]) -> str:
-    """Return the model card. TRL's own names neither a local base nor the results."""
-    header = {"library_name": "peft" if run.lora is not None else "transformers", "pipeline_tag": "text-generation"}
-    if not run.base.files:
-        header["base_model"] = run.base.name
+def digests(run: Run) -> dict[str, str]:
+    """Return the sha256 of every local file of rows; a folder's files each."""
+    files = [f for sources in run.sources.values() for source in sources for f in source.place.files]
+    each = [p for f in files for p in (sorted(q for q in f.rglob("*") if q.is_file()) if f.is_dir() else [f])]
+    return {str(path): _digest(path) for path in each}
+
+
+def card(run: Run, base: str, adapter: bool, metrics: dict[str, float]) -> str:
+    """Return the model card; `base` is the model's folder or hub id. TRL's names neither a local base nor results."""
+    header = {"library_name": "peft" if adapter else "transformers", "pipeline_tag": "text-generation"}
+    if not Path(base).is_absolute():
+        header["base_model"] = base
     held = [f"| {name.removeprefix('eval_')} | {value:.4g} |" for name, value in metrics.items() if name in _HELD_OUT]
     results = ["| on held-out rows | value |", "|---|---|", *held] if held else ["No rows were held out."]
     versions = ", ".join(f"{package} {owners.version(package)}" for package in _PACKAGES)
-    base = run.base.name if not run.base.files else run.base.files[0].name
+    name = Path(base).name if Path(base).is_absolute() else base
     return "\n".join(
         [
             *("---", *(f"{name}: {flow(value)}" for name, value in header.items()), "tags: [trl, sft, trl_sft]", "---"),
             *("", f"# {run.output_dir.name}", ""),
-            f"`{base}`, {'with LoRA' if run.lora is not None else 'all weights'} fine-tuned by trl_sft {__version__}.",
+            f"`{name}`, {'with LoRA' if adapter else 'all weights'} fine-tuned by trl_sft {__version__}.",
             *("", "## Results", "", *results),
             *("", "## Use", "", "```python", "from transformers import pipeline", ""),
             f'pipeline("text-generation", {flow(run.output_dir.name)})  # the path of this folder',
@@ -131,11 +129,16 @@ def card(run: Run, metrics: dict[str, float]) -> str:
 
 def without_secrets(run: Run, text: str) -> str:
     """Return a text less the hub's tokens that the recipe holds: a run folder may be published."""
-    given = [section.get(name) for section in (run.model, run.tokenizer, run.train) for name in _SECRETS]
-    given += [source.load.get(name) for part in run.sources.values() for source in part for name in _SECRETS]
-    for secret in given:
-        text = text.replace(secret, "(left out)") if isinstance(secret, str) and secret else text
+    for secret in secrets(run):
+        text = text.replace(secret, "(left out)")
     return text
+
+
+def secrets(run: Run) -> list[str]:
+    """Return the hub's tokens that the recipe holds."""
+    sections = [run.model, run.tokenizer, run.train, *(s.load for part in run.sources.values() for s in part)]
+    given = [section.get(name) for section in sections for name in _SECRETS]
+    return [value for value in given if isinstance(value, str) and value]
 
 
 def _source(source: Source) -> dict[str, Any]:
@@ -147,8 +150,6 @@ def _source(source: Source) -> dict[str, Any]:
 
 
 def _digest(path: Path) -> str:
-    if not path.is_file():
-        return "folder"
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 

@@ -7,10 +7,17 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from trl_sft.paths import Place
 from trl_sft.recipe import Key, Recipe
+
+
+class Setting(NamedTuple):
+    """One value that we set, and why."""
+
+    value: Any
+    reason: str
 
 
 @dataclass(frozen=True)

@@ -10,9 +10,11 @@ import contextlib
 import json
 import shutil
 import tempfile
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
+LOCK = ".lock"
 RECIPE, RESOLVED, RUN, LOG, CARD = "recipe.yaml", "resolved.yaml", "run.json", "log.jsonl", "README.md"
 CHECKPOINT = "checkpoint-"
 _STATE = "trainer_state.json"
@@ -37,28 +39,27 @@ def default(recipe: Path) -> Path:
     return Path.cwd() / "runs" / recipe.stem
 
 
-def claim(folder: Path, fingerprint: str, options: dict[str, Any]) -> Claim:
-    """Decide what a run with this fingerprint may do in `folder`; nothing is written or removed.
+def claim(folder: Path, fingerprint: str, data: Callable[[], dict[str, str]], options: dict[str, Any]) -> Claim:
+    """Decide what a run may do in `folder`; nothing is written or removed.
 
-    `options` are the recipe's `run:` keys: resume, overwrite, allow.
+    `fingerprint` is the recipe's, `data()` the digests of its files (only computed where an unfinished run
+    is to go on), `options` the recipe's `run:` keys: resume (a path is absolute), overwrite, allow.
     """
     blocked = _not_writable(folder)
     if blocked:
         return Claim(*blocked)
     earlier = read_json(folder / RUN)
-    if folder.is_dir() and any(folder.iterdir()) and not earlier:
+    if folder.is_dir() and any(p.name != LOCK for p in folder.iterdir()) and not earlier:
         return Claim(f"{folder}: holds files that are no run of trl_sft", "a new or an empty folder")
     resume = str(options.get("resume", "auto"))
-    if resume not in ("auto", "never"):
-        checkpoint = Path(resume).expanduser().absolute()
-        if checkpoint in checkpoints(checkpoint.parent):
-            return Claim(checkpoint=checkpoint)
-        write = "auto, never, or a checkpoint-N folder with its weights"
-        return Claim(f"{resume}: no complete checkpoint", write, key=("run", "resume"))
-    last = next(reversed(checkpoints(folder)), None)
     finished = earlier.get("outcome") == DONE
-    same = earlier.get("fingerprint") == fingerprint or "changed_recipe" in options.get("allow", [])
-    if options.get("overwrite") and (finished or not same or resume == "never"):
+    last = next(reversed(checkpoints(folder)), None)
+    if resume not in ("auto", "never"):
+        return _from_checkpoint(
+            Path(resume), folder, finished, _changed(Path(resume).parent, fingerprint, data, options)
+        )
+    changed = _changed(folder, fingerprint, data, options) if last else None
+    if options.get("overwrite") and (finished or changed or resume == "never"):
         return Claim(stale=True)
     if finished:
         return Claim(
@@ -69,32 +70,90 @@ def claim(folder: Path, fingerprint: str, options: dict[str, Any]) -> Claim:
     if resume == "never":
         write = "auto to go on, or run.overwrite: true to start anew"
         return Claim(f"never, but {folder.name} holds an unfinished run, at {last.name}", write, key=("run", "resume"))
-    if not same:
-        write = "another train.output_dir; run.allow: [changed_recipe] to go on; or run.overwrite: true to start anew"
-        return Claim(f"{folder}: holds an unfinished run of another recipe, at {last.name}", write)
-    return Claim(checkpoint=last)
+    if changed:
+        write = f"another train.output_dir; run.allow: [{changed}] to go on; or run.overwrite: true to start anew"
+        return Claim(f"{folder}: holds an unfinished run, at {last.name}, with {_CHANGES[changed]}", write)
+    return _resumable(last)
+
+
+_CHANGES = {"changed_recipe": "another recipe", "changed_data": "other rows in the same files"}
+
+
+def _changed(folder: Path, fingerprint: str, data: Callable[[], dict[str, str]], options: dict[str, Any]) -> str | None:
+    """Return what differs from the run in `folder` and is not allowed: a key of _CHANGES."""
+    earlier, allowed = read_json(folder / RUN), options.get("allow", [])
+    if earlier.get("fingerprint") != fingerprint:
+        return None if "changed_recipe" in allowed else "changed_recipe"
+    return None if "changed_data" in allowed or earlier.get("data") == data() else "changed_data"
+
+
+def _from_checkpoint(checkpoint: Path, folder: Path, finished: bool, changed: str | None) -> Claim:
+    """Decide on `run.resume: PATH`."""
+    key = ("run", "resume")
+    if checkpoint not in checkpoints(checkpoint.parent):
+        write = "auto, never, or a checkpoint-N folder with its weights"
+        return Claim(f"{checkpoint}: no complete checkpoint", write, key=key)
+    if finished or (checkpoint.parent == folder and checkpoint != checkpoints(folder)[-1]):
+        return Claim(f"{folder}: holds steps after {checkpoint.name}", "another train.output_dir")
+    if changed:
+        return Claim(f"{checkpoint}: is of {_CHANGES[changed]}", f"run.allow: [{changed}]", key=key)
+    return _resumable(checkpoint)
+
+
+def _resumable(checkpoint: Path) -> Claim:
+    if any(checkpoint.glob("optimizer*")):
+        return Claim(checkpoint=checkpoint)
+    found = f"{checkpoint}: holds weights alone (save_only_model), so the optimizer would start anew"
+    return Claim(found, "model.name_or_path: that folder, and another train.output_dir")
 
 
 def checkpoints(folder: Path) -> list[Path]:
     """Return the complete checkpoints of a folder by step; one whose writing was cut off is left out."""
-    found = [p for p in folder.glob(CHECKPOINT + "*") if p.name.removeprefix(CHECKPOINT).isdigit()]
+    found = [path for path in folder.glob(CHECKPOINT + "*") if _is_checkpoint(path)]
     whole = [p for p in found if read_json(p / _STATE) and any(any(p.glob(w)) for w in _WEIGHTS)]
     return sorted(whole, key=lambda p: int(p.name.removeprefix(CHECKPOINT)))
 
 
-def leave(folder: Path) -> None:
-    """Take a folder away again that was made for a run which did not begin; one that holds anything stays."""
-    with contextlib.suppress(OSError):
-        folder.rmdir()
+def _is_checkpoint(path: Path) -> bool:
+    return path.name.startswith(CHECKPOINT) and path.name.removeprefix(CHECKPOINT).isdecimal()
+
+
+@contextlib.contextmanager
+def held(folder: Path) -> Iterator[bool]:
+    """Keep a folder for this process inside the block; false where another process holds it.
+
+    The system lets go when the process ends, however it ends. Without fcntl (Windows) nothing is held.
+    """
+    try:
+        import fcntl
+    except ImportError:
+        yield True
+        return
+    made = [path for path in (folder, *folder.parents) if not path.exists()]
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / LOCK).open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            yield False
+            return
+        try:
+            yield True
+        finally:
+            (folder / LOCK).unlink(missing_ok=True)
+            for path in made:  # of a run that did not begin; a folder that holds anything stays
+                with contextlib.suppress(OSError):
+                    path.rmdir()
 
 
 def clear(folder: Path) -> None:
     """Remove what an earlier run wrote, so that none of it passes for the new one's; other files stay."""
+    for path in [p for p in folder.iterdir() if _is_checkpoint(p)]:
+        shutil.rmtree(path)
     # the Trainer writes training_args.bin
-    ours = {RECIPE, RESOLVED, RUN, LOG, CARD, "training_args.bin", *read_json(folder / RUN).get("files", [])}
-    for path in folder.iterdir():
-        if path.name in ours or path.name.startswith(CHECKPOINT):
-            shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
+    for name in (RECIPE, RESOLVED, LOG, CARD, "training_args.bin", *read_json(folder / RUN).get("files", [])):
+        (folder / name).unlink(missing_ok=True)
+    (folder / RUN).unlink(missing_ok=True)  # last, so that a torn removal can be taken up again
 
 
 def write(path: Path, text: str) -> None:

@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from trl_sft import owners, paths, rundir, surface
+from trl_sft import owners, paths, rules, rundir, surface
 from trl_sft.errors import Fault, RecipeError
 from trl_sft.owners import Field
 from trl_sft.recipe import Key, Recipe, kind
@@ -23,7 +23,6 @@ _BUILDERS = {
     **{".json": "json", ".jsonl": "json", ".csv": "csv", ".tsv": "csv"},
     **{".parquet": "parquet", ".arrow": "arrow", ".txt": "text"},
 }
-_NEEDS_EVAL = ("eval_on_start", "load_best_model_at_end", "eval_steps")
 
 
 def build(recipe: Recipe) -> Run:
@@ -41,11 +40,14 @@ def build(recipe: Recipe) -> Run:
         sections[name] = _section(recipe, (name,), keys, keyword_fields(name), faults)
     sources = {part: _sources(recipe, part, sections["data"].get(part), faults) for part in ("train", "eval")}
     base = _base(recipe, sections["model"].pop("name_or_path", None), faults)
-    _pairs(recipe, sections, sources, faults)
+    faults += rules.check(recipe, sections, sources)
+    faults += rules.loss_on(recipe, sections["data"], sections["train"])
     if faults or base is None:
         raise RecipeError(sorted(faults, key=_line))
     out = sections["train"].pop("output_dir", None)
-    folder = Path(out).expanduser().absolute() if out else rundir.default(recipe.path)
+    folder = paths.absolute(out, Path.cwd()) if out else rundir.default(recipe.path)
+    if (resume := sections["run"].get("resume", "auto")) not in ("auto", "never"):
+        sections["run"]["resume"] = str(paths.absolute(resume, recipe.folder(("run", "resume"))))
     sections["data"] = {name: value for name, value in sections["data"].items() if name not in sources}
     lora = sections.pop("lora") if recipe.values.get("lora") is not None else None
     sections.pop("lora", None)
@@ -104,7 +106,7 @@ def _unknown(recipe: Recipe, key: Key, fields: Mapping[str, object], name: str) 
     if word in surface.NOT_YET.get(name, ()):
         return Fault(recipe.where(key), f"{word} is not built in this version", "leave it out")
     owning = [s for s in surface.OWNERS if s != key[0] and word in keyword_fields(s)]
-    near = difflib.get_close_matches(word, list(fields), 1, 0.6)
+    near = difflib.get_close_matches(word, list(fields), 1, 0.75)
     if owning and not near:
         return Fault(recipe.where(key), f"{owner} has no key {word}", f"it under `{owning[0]}:`")
     few = f"one of {', '.join(sorted(fields))}" if len(fields) < 20 else f"a key of {owner.partition('(')[2][:-1]}"
@@ -146,7 +148,7 @@ def _base(recipe: Recipe, value: str | None, faults: list[Fault]) -> paths.Place
     if place.files and not any((place.files[0] / name).is_file() for name in ("config.json", "adapter_config.json")):
         found = "a folder without config.json" if place.files[0].is_dir() else "a file"
         faults.append(Fault(recipe.where(key), f"{value}: {found}", "a folder that save_pretrained wrote"))
-    if place.files and (place.files[0] / "adapter_config.json").is_file() and recipe.values.get("lora"):
+    if place.files and (place.files[0] / "adapter_config.json").is_file() and recipe.values.get("lora") is not None:
         found = f"{value} is an adapter: training goes on with it, so `lora:` would be a second one"
         faults.append(Fault(recipe.where(("lora",)), found, "no `lora:`, or the base model of the adapter"))
     return place
@@ -179,28 +181,3 @@ def _sources(recipe: Recipe, part: str, value: Any, faults: list[Fault]) -> tupl
         ours = {name: right.pop(name, "") for name in surface.OWN_KEYS["data.*"]}
         found.append(Source(key, place, builder, ours["format"], ours["wording"], right))
     return tuple(found)
-
-
-def _pairs(recipe: Recipe, sections: dict[str, Any], sources: dict[str, Any], faults: list[Fault]) -> None:
-    """Note what each key alone does not show: missing parts, and keys that need or exclude each other."""
-    data, train = sections["data"], sections["train"]
-    if not sources["train"] and not data.get("train"):
-        faults.append(Fault(recipe.where(("data", "train")), "no rows are named", "a file, a folder or a hub id"))
-    fraction = data.get("eval_fraction")
-    if fraction is not None and not 0 < fraction < 1:
-        faults.append(Fault(recipe.where(("data", "eval_fraction")), kind(fraction), "a number between 0 and 1"))
-    if fraction is not None and sources["eval"]:
-        found = "held-out rows both from eval_fraction and from data.eval"
-        faults.append(Fault(recipe.where(("data", "eval_fraction")), found, "one of the two"))
-    if fraction is None and not sources["eval"]:
-        asking = [name for name in _NEEDS_EVAL if train.get(name)]
-        asking += ["eval_strategy"] if train.get("eval_strategy", "no") != "no" else []
-        for name in asking:
-            write = "data.eval, or data.eval_fraction: 0.05"
-            faults.append(Fault(recipe.where(("train", name)), f"{name} without held-out rows", write))
-    for name, means in (("assistant_only_loss", "assistant"), ("completion_only_loss", "completion")):
-        value = train.pop(name, None)
-        meaning = means if value else "all" if value is False and name == "completion_only_loss" else None
-        if meaning and data.setdefault("loss_on", meaning) != meaning:
-            found = f"{name}: {str(value).lower()} means loss_on: {meaning}, but data.loss_on is {data['loss_on']}"
-            faults.append(Fault(recipe.where(("train", name)), found, "data.loss_on alone"))

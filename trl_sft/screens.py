@@ -27,6 +27,14 @@ _IGNORED = -100  # the label of a token without loss, torch.nn.CrossEntropyLoss'
 _ADAM_STATES = 2  # exp_avg and exp_avg_sq, float32 each
 
 
+_LOSS_ON = {
+    "completion": "the completions",
+    "assistant": "every assistant turn",
+    "last_turn": "the last assistant turn",
+    "all": "all of them",
+}
+
+
 class Tokens(NamedTuple):
     """What TRL made of the rows."""
 
@@ -47,8 +55,10 @@ def count(dataset: Dataset, max_length: int | None) -> Tokens:
     return Tokens(len(dataset), total, trained, full)
 
 
-def found(model: str, machine: str, rows: Sequence[str]) -> None:
-    """Say once what was found before weights: model, device and precision, each source of rows."""
+def found(notes: Sequence[str], model: str, machine: str, rows: Sequence[str]) -> None:
+    """Say once what was found before weights: what was translated, model, device and precision, each source."""
+    for note in notes:
+        say(note)
     for name, value in (("model", model), ("machine", machine), *(("rows", line) for line in rows)):
         say(f"{name:<9} {value}")
 
@@ -74,8 +84,8 @@ def before(
     return [
         ("rows", rows),
         ("held out", f"{len(given.eval):,} rows" if given.eval is not None else "none"),
-        ("tokens", f"{tokens.total:,}, of which {tokens.trained:,} carry loss ({given.loss_on})"),
-        ("steps", f"{state.max_steps:,}, which is {state.max_steps * batch / max(tokens.rows, 1):.3g} epochs"),
+        ("tokens", f"{tokens.total:,}, of which {tokens.trained:,} carry loss ({_LOSS_ON[given.loss_on]})"),
+        ("steps", f"{state.max_steps:,}, which is {state.max_steps / math.ceil(tokens.rows / batch):.3g} epochs"),
         ("batch", f"{batch} {kind} a step ({args.per_device_train_batch_size} at a time{accumulation})"),
         ("warm-up", f"{f'{warmup} steps' if warmup else 'none'}, then {args.lr_scheduler_type.value}"),
         ("trainable", f"{trainable:,} of {everything:,} parameters ({trainable / everything:.1%})"),

@@ -39,7 +39,7 @@ OWN_KEYS: dict[str, dict[str, str]] = {
     "run": {
         "resume": "str",
         "overwrite": "bool",
-        "allow": "list[Literal['changed_recipe']]",
+        "allow": "list[Literal['changed_recipe', 'changed_data']]",
         "max_hours": "float",
     },
 }
@@ -61,7 +61,6 @@ _FILES = {
     "force_download": "bool",
     "local_files_only": "bool",
     "revision": "str",
-    "subfolder": "str",
     "token": "str | bool",
     "trust_remote_code": "bool",
 }
@@ -84,6 +83,7 @@ KEYWORDS: dict[str, dict[str, str]] = {
     },
     "tokenizer": _FILES
     | {
+        "subfolder": "str",
         "add_bos_token": "bool",
         "add_eos_token": "bool",
         "add_prefix_space": "bool",
@@ -103,7 +103,13 @@ KEYWORDS: dict[str, dict[str, str]] = {
 
 # Owner's keys that another section carries, or that YAML cannot write.
 REFUSED: dict[str, dict[str, str]] = {
-    "model": {"quantization_config": "a `quantization:` section (a later version)"},
+    "model": {
+        "quantization_config": "a `quantization:` section (a later version)",
+        "load_in_8bit": "a `quantization:` section (a later version)",
+        "load_in_4bit": "a `quantization:` section (a later version)",
+        # TRL reads the configuration without it, so weights of one folder would meet the shape of another
+        "subfolder": "that folder itself in model.name_or_path",
+    },
     "lora": {
         "peft_type": "nothing: the section is LoRA's",
         "base_model_name_or_path": "model.name_or_path",

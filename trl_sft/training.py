@@ -6,28 +6,24 @@ before the weights load.
 
 from __future__ import annotations
 
-import json
-import re
-import shlex
-import time
-from pathlib import Path
+import contextlib
 from typing import Any, NamedTuple
 
-import torch
-from transformers import PreTrainedTokenizerBase, PrinterCallback, ProgressCallback, set_seed
+from transformers import (
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    PrinterCallback,
+    ProgressCallback,
+    TrainerState,
+    set_seed,
+)
 from trl import SFTConfig, SFTTrainer
 
-from trl_sft import callbacks, chat, console, data, errors, machine, model, record, rundir, screens
-from trl_sft.errors import DataError, Fault, MissingPackage, RecipeError, RunStopped
-from trl_sft.run import Run
-
-
-class Result(NamedTuple):
-    """What a finished run gives back."""
-
-    output_dir: Path
-    steps: int
-    metrics: dict[str, float]  # of the last evaluation, as the Trainer names them; empty without held-out rows
+from trl_sft import callbacks, chat, data, ending, hub, machine, model, record, rundir, screens
+from trl_sft.ending import Result
+from trl_sft.errors import DataError, Fault, LaunchError, RecipeError
+from trl_sft.recipe import Key
+from trl_sft.run import Run, Setting
 
 
 class Ready(NamedTuple):
@@ -37,61 +33,53 @@ class Ready(NamedTuple):
     found: model.Found
     tokenizer: PreTrainedTokenizerBase
     rows: data.Rows
-    settings: dict[str, machine.Setting]
+    settings: dict[Key, Setting]
     args: SFTConfig
 
 
-@console.quiet()
 def prepare(run: Run) -> Ready:
     """Do all of a run that needs no weights: machine, folder, tokenizer, rows, settings. Raises UserError."""
-    machine.check()
-    claim = rundir.claim(run.output_dir, record.fingerprint(run), run.run)
+    machine.check(run.train)
+    hub.no_telemetry()
+    claim = rundir.claim(run.output_dir, record.fingerprint(run), lambda: record.digests(run), run.run)
     if claim.refused:
         raise RecipeError(Fault(run.recipe.where(claim.key), claim.refused, claim.write))
-    for note in run.notes:
-        console.say(note)
-    settings = machine.settings(run.train)
-    args = _config(run, {name: setting.value for name, setting in settings.items()})
+    settings = machine.settings(run.train) | model.settings(run)
+    args = _config(run, {str(key[-1]): setting.value for key, setting in settings.items() if key[0] == "train"})
+    model.lora(run)
     found = model.find(run)
-    tokenizer = chat.load(run, [found.adapter, found.name] if found.adapter else [found.name])
+    names = [found.adapter, found.name] if found.adapter else [found.name]
+    tokenizer = chat.load(run, names, found.config.get_text_config().vocab_size)
     rows = data.load(run, bool(tokenizer.chat_template))
-    chat.check_loss(run, tokenizer, rows.loss)
+    chat.check(run, tokenizer, rows.train, rows.loss)
     for name, value in rows.loss.items():
         setattr(args, name, value)
-    device = machine.describe(run.train | {n: s.value for n, s in settings.items()})
-    screens.found(f"{found.adapter or found.name} ({found.config.architectures[0]})", device, rows.said)
+    if "loss_on" not in run.data:
+        settings["data", "loss_on"] = Setting(rows.loss_on, "the response is what is learned; text has none")
+    name = f"{found.adapter or found.name} ({found.config.architectures[0]})"
+    screens.found(run.notes, name, machine.describe(args), rows.said)
     return Ready(claim, found, tokenizer, rows, settings, args)
 
 
-@console.quiet()
 def run(run: Run) -> Result:
     """Carry a run out. Raises UserError before training, RunStopped once it has begun."""
-    began = time.monotonic()
     ready = prepare(run)
-    trainer = _trainer(run, ready)
-    progress, guard = _watchers(run, ready, trainer)
-    book = _open(run, ready, trainer.args)
-    try:
-        with guard.listening():
-            trainer.train(resume_from_checkpoint=str(ready.claim.checkpoint) if ready.claim.checkpoint else None)
-            metrics = _held_out(trainer)
-            trainer.save_model()
-            rundir.write(run.output_dir / rundir.CARD, record.card(run, metrics))
-    except BaseException as error:
-        progress.close()
-        stopped = _stopped(error, run, trainer)
-        _close(run, book, {"outcome": str(stopped) if stopped else f"{type(error).__name__}: {error}"}, began)
-        if stopped is None or stopped is error:
-            raise
-        raise stopped from error
-    _close(run, book, {"outcome": rundir.DONE, "steps": trainer.state.global_step, "metrics": metrics}, began)
-    held = ready.rows.eval if ready.rows.eval is not None else ready.rows.train
-    seconds = console.span(time.monotonic() - began)
-    row = held[0]
-    prompt = row.get("prompt") or row.get("messages", [])[:1] or row.get("text", "")[:40]
-    for line in screens.after(run, trainer.state, metrics, seconds, prompt):
-        console.say(line)
-    return Result(run.output_dir, trainer.state.global_step, metrics)
+    with rundir.held(run.output_dir) as ours:
+        if not ours:
+            found = f"{run.output_dir}: another process trains there now"
+            raise LaunchError(Fault(run.recipe.where(("train", "output_dir")), found, "another train.output_dir"))
+        return ending.guarded(run, lambda book: _carry_out(run, ready, book))
+
+
+def _carry_out(run: Run, ready: Ready, book: ending.Book) -> Result:
+    """Load, train, evaluate, save; `book` is begun when training begins."""
+    trainer = book.trainer = _trainer(run, ready)
+    progress, guard = _watchers(run, ready, trainer, book)
+    resume = str(ready.claim.checkpoint) if ready.claim.checkpoint else None
+    with guard.listening(), contextlib.closing(progress):
+        with contextlib.suppress(callbacks.AlreadyTrained):
+            trainer.train(resume_from_checkpoint=resume)
+        return ending.saved(run, ready.found, trainer, book, ready.rows)
 
 
 def _config(run: Run, settings: dict[str, Any]) -> SFTConfig:
@@ -101,112 +89,40 @@ def _config(run: Run, settings: dict[str, Any]) -> SFTConfig:
             **{"output_dir": str(run.output_dir), "model_init_kwargs": run.model or None} | run.train | settings
         )
     except (ValueError, TypeError) as error:
-        raise _refused(run, error) from error
+        raise ending.refused(run, error) from error
 
 
 def _trainer(run: Run, ready: Ready) -> SFTTrainer:
-    """Load the weights and prepare the rows. Foreign refusals become RecipeError, lost rows DataError."""
+    """Load the weights and prepare the rows; refuse rows of which no token is left to train."""
     set_seed(ready.args.seed)  # for the adapter's first weights; TRL 1.16 does so itself, 1.8 does not
     loaded = model.arguments(run, ready.found)
     if not isinstance(loaded["model"], str):
         ready.args.model_init_kwargs = None  # they were used; TRL would warn that it ignores them
-    rows = ready.rows
-    try:
-        trainer = SFTTrainer(
-            args=ready.args,
-            train_dataset=rows.train,
-            eval_dataset=rows.eval,
-            processing_class=ready.tokenizer,
-            **loaded,
-        )
-    except (ValueError, ImportError, RuntimeError) as error:
-        rundir.leave(run.output_dir)
-        raise _refused(run, error) from error
+    rows = {"train_dataset": ready.rows.train, "eval_dataset": ready.rows.eval}
+    trainer = SFTTrainer(args=ready.args, processing_class=ready.tokenizer, **rows, **loaded)
     for part, prepared in (("train", trainer.train_dataset), ("eval", trainer.eval_dataset)):
         if prepared is not None and screens.count(prepared, None).trained == 0:
-            rundir.leave(run.output_dir)
             found = f"no row to {part} keeps a trained token within max_length {ready.args.max_length}"
             where = run.recipe.where(("train", "max_length") if "max_length" in run.train else ("data", part))
             raise DataError(Fault(where, found, "a larger train.max_length, or shorter prompts"))
     return trainer
 
 
-def _watchers(run: Run, ready: Ready, trainer: SFTTrainer) -> tuple[callbacks.Progress, callbacks.Guard]:
+def _watchers(
+    run: Run, ready: Ready, trainer: SFTTrainer, book: ending.Book
+) -> tuple[callbacks.Progress, callbacks.Guard]:
     """Put our progress in the place of upstream's."""
     tokens = screens.count(trainer.train_dataset, ready.args.max_length)
 
-    def table(args: SFTConfig, state: Any, live: Any) -> list[tuple[str, str]]:
+    def begin(args: SFTConfig, state: TrainerState, live: PreTrainedModel) -> list[tuple[str, str]]:
+        """Begin the run folder, now that nothing is left to refuse; return the table."""
+        book.begin(run, ready.claim, ready.settings)
         return screens.before(args, state, live, tokens, ready.rows)
 
-    progress = callbacks.Progress(run.output_dir, table)
-    again = shlex.join(["python", "-m", "trl_sft", *run.recipe.words])
-    guard = callbacks.Guard(run.run.get("max_hours"), again)
+    progress = callbacks.Progress(run.output_dir, begin)
+    guard = callbacks.Guard(run.run.get("max_hours"), ending.again(run))
     for theirs in (PrinterCallback, ProgressCallback):
         trainer.remove_callback(theirs)
     for ours in (progress, guard):
         trainer.add_callback(ours)
     return progress, guard
-
-
-def _open(run: Run, ready: Ready, args: SFTConfig) -> dict[str, Any]:
-    """Begin the run folder; an earlier run of ours that may be replaced goes only now."""
-    if ready.claim.stale:
-        rundir.clear(run.output_dir)
-    book = record.beginning(run, args, machine.hardware())
-    rundir.write(run.output_dir / rundir.RECIPE, record.without_secrets(run, run.recipe.text))
-    rundir.write(run.output_dir / rundir.RESOLVED, record.resolved(run, ready.settings))
-    _write(run, book)
-    if ready.claim.checkpoint:
-        console.say(f"resume    from {ready.claim.checkpoint}")
-    return book
-
-
-def _held_out(trainer: SFTTrainer) -> dict[str, float]:
-    """Return the metrics of the model as it will be saved; evaluate only where the last step did not."""
-    if trainer.eval_dataset is None:
-        return {}
-    logged = [entry for entry in trainer.state.log_history if "eval_loss" in entry]
-    if logged and logged[-1]["step"] == trainer.state.global_step and not trainer.args.load_best_model_at_end:
-        return {name: value for name, value in logged[-1].items() if name.startswith("eval_")}
-    return dict(trainer.evaluate())
-
-
-def _stopped(error: BaseException, run: Run, trainer: SFTTrainer) -> RunStopped | None:
-    """Return what ends the run in our words: memory, a second signal; None for a fault of ours."""
-    if isinstance(error, RunStopped):
-        return error
-    last = next(reversed(rundir.checkpoints(run.output_dir)), None)
-    kept = f"the last checkpoint is {last}" if last else "no checkpoint was written yet"
-    at = f"at step {trainer.state.global_step}; {kept}"
-    if isinstance(error, KeyboardInterrupt):
-        return RunStopped(f"stopped at once {at}", errors.EXIT_SIGNAL + 2)
-    if isinstance(error, torch.OutOfMemoryError | MemoryError) or "can't allocate memory" in str(error):
-        advice = "halve train.per_device_train_batch_size and double train.gradient_accumulation_steps"
-        return RunStopped(f"out of memory {at}\nWhat to try: {advice}, or a smaller max_length", errors.EXIT_MEMORY)
-    return None
-
-
-def _refused(run: Run, error: Exception) -> Exception:
-    """Return a refusal of upstream's in our words, at the key that it names; what is no refusal as it is."""
-    text = " ".join(str(error).split())
-    sections = {"train": run.train, "lora": run.lora or {}, "model": run.model}
-    keys = [(section, name) for section, values in sections.items() for name in values]
-    named = [key for key in keys if key[1] in text or key[1].replace("_", " ") in text.lower()]
-    # a package that is missing is named by a value: report_to: comet_ml
-    words = re.findall(r"[a-z]+", text.lower())
-    named = named or [k for k in keys if str(sections[k[0]][k[1]]).partition("_")[0] in words]
-    where = run.recipe.where(max(named, key=lambda key: len(str(key[1]))) if named else ("train",))
-    if "install" in text and not isinstance(error, ValueError):
-        return MissingPackage(Fault(where, text, "install what it asks for, in this Python"))
-    if isinstance(error, ValueError | TypeError):
-        return RecipeError(Fault(where, text, "values that go together; the line above is upstream's own"))
-    return error
-
-
-def _close(run: Run, book: dict[str, Any], outcome: dict[str, Any], began: float) -> None:
-    files = sorted(path.name for path in run.output_dir.iterdir() if path.is_file())
-    _write(run, book | outcome | {"seconds": round(time.monotonic() - began, 1), "files": files})
-
-
-def _write(run: Run, book: dict[str, Any]) -> None:
-    rundir.write(run.output_dir / rundir.RUN, json.dumps(book, indent=2, ensure_ascii=False) + "\n")

@@ -1,0 +1,166 @@
+"""How a run begins its folder and ends: saved, stopped, refused late, or by a fault of ours.
+
+In: what happened. Out: a `Result` or an error in our words, and in every case a run.json that says so.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import shlex
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from trl import SFTTrainer
+
+from trl_sft import console, errors, record, rundir, screens
+from trl_sft.data import Rows
+from trl_sft.errors import Fault, MissingPackage, RecipeError, RunStopped, UserError
+from trl_sft.model import Found
+from trl_sft.recipe import Key
+from trl_sft.run import Run, Setting
+
+
+class Result(NamedTuple):
+    """What a finished run gives back."""
+
+    output_dir: Path
+    steps: int
+    metrics: dict[str, float]  # of the last evaluation, as the Trainer names them; empty without held-out rows
+
+
+class Book:
+    """run.json while the run goes on: nothing is written before `begin`, so a refused run changes no folder."""
+
+    def __init__(self) -> None:
+        """Note the time; the trainer follows when it stands."""
+        self.trainer: SFTTrainer | None = None
+        self._entries: dict[str, Any] = {}
+        self._began = time.monotonic()
+
+    @property
+    def begun(self) -> bool:
+        """Whether the run folder is this run's."""
+        return bool(self._entries)
+
+    def begin(self, run: Run, claim: rundir.Claim, settings: dict[Key, Setting]) -> None:
+        """Take the folder: an earlier run of ours that may be replaced goes only now."""
+        if claim.stale:
+            rundir.clear(run.output_dir)
+        assert self.trainer is not None
+        self._entries = record.beginning(run, settings, self.trainer.args)
+        self._write(run, {})
+        rundir.write(run.output_dir / rundir.RECIPE, record.without_secrets(run, run.recipe.text))
+        rundir.write(run.output_dir / rundir.RESOLVED, record.resolved(run, settings))
+        if claim.checkpoint:
+            console.say(f"resume    from {claim.checkpoint}")
+
+    def close(self, run: Run, outcome: dict[str, Any]) -> None:
+        """Write down how the run ended."""
+        if self.begun:
+            self._write(run, outcome | {"seconds": round(self.seconds(), 1)})
+
+    def seconds(self) -> float:
+        """Return the wall time since the run was made ready."""
+        return time.monotonic() - self._began
+
+    def _write(self, run: Run, more: dict[str, Any]) -> None:
+        self._entries |= more
+        rundir.write(run.output_dir / rundir.RUN, json.dumps(self._entries, indent=2, ensure_ascii=False) + "\n")
+
+
+def guarded(run: Run, carry_out: Callable[[Book], Result]) -> Result:
+    """Carry a run out; whatever ends it early is written down and told in our words."""
+    book = Book()
+    try:
+        return carry_out(book)
+    except BaseException as error:
+        told = _in_our_words(error, run, book)
+        book.close(run, {"outcome": str(told) if told else f"{type(error).__name__}: {error}"})
+        if told is None or told is error:
+            raise
+        raise told from error
+
+
+def saved(run: Run, found: Found, trainer: SFTTrainer, book: Book, rows: Rows) -> Result:
+    """Evaluate the model as it is, save it, show the last screen."""
+    metrics = _held_out(trainer)
+    before = {path.name for path in run.output_dir.iterdir()}
+    trainer.save_model()
+    files = sorted({path.name for path in run.output_dir.iterdir()} - before)
+    if record.secrets(run):  # upstream's record of the arguments holds them in plain text
+        for path in run.output_dir.rglob("training_args.bin"):
+            path.unlink()
+    adapter = (run.output_dir / "adapter_config.json").is_file()
+    rundir.write(run.output_dir / rundir.CARD, record.card(run, found.name, adapter, metrics))
+    steps = trainer.state.global_step
+    book.close(run, {"outcome": rundir.DONE, "steps": steps, "metrics": metrics, "files": files})
+    row = (rows.eval if rows.eval is not None else rows.train)[0]
+    prompt = row.get("prompt") or row.get("messages", [])[:1] or row.get("text", "")[:40]
+    for line in screens.after(run, trainer.state, metrics, console.span(book.seconds()), prompt):
+        console.say(line)
+    return Result(run.output_dir, steps, metrics)
+
+
+def again(run: Run) -> str:
+    """Return the command that goes on with a run that was stopped: its own, with `run.resume: auto`."""
+    words = [word for word in run.recipe.words if not word.startswith("run.resume=")]
+    asked = run.run.get("resume", "auto") != "auto" or len(words) < len(run.recipe.words)
+    return shlex.join(["python", "-m", "trl_sft", *words, *(["run.resume=auto"] if asked else [])])
+
+
+def refused(run: Run, error: Exception) -> Exception:
+    """Return a refusal of upstream's in our words, at the key that it names; what is no refusal as it is."""
+    text = " ".join(str(error).split()) or type(error).__name__
+    sections = {"train": run.train, "lora": run.lora or {}, "model": run.model}
+    keys = [(section, name) for section, values in sections.items() for name in values]
+    named = [k for k in keys if re.search(rf"\b({k[1]}|{k[1].replace('_', ' ')})\b", text, re.IGNORECASE)]
+    if not named:  # a package that is missing is named by a value: report_to: comet_ml
+        letters = re.sub(r"[^a-z0-9]", "", text.lower())
+        values = {k: re.sub(r"[^a-z0-9]", "", str(sections[k[0]][k[1]]).lower()) for k in keys}
+        named = [k for k, value in values.items() if len(value) > 4 and value in letters]
+    key = max(named, key=lambda k: len(str(k[1]))) if named else None
+    if "install" in text and not isinstance(error, ValueError | OSError):
+        return MissingPackage(
+            Fault(run.recipe.where(key or ("train",)), text, "install what it asks for, in this Python")
+        )
+    if isinstance(error, OSError) or type(error).__name__ == "SafetensorError":
+        where = run.recipe.where(("model", "name_or_path"))
+        return RecipeError(Fault(where, f"{run.base.name}: {text}", "a model whose weights are whole"))
+    if isinstance(error, ValueError | TypeError | AssertionError | ZeroDivisionError):
+        return RecipeError(
+            Fault(run.recipe.where(key or ("train",)), text, "another value; that is upstream's message")
+        )
+    return error
+
+
+def _in_our_words(error: BaseException, run: Run, book: Book) -> Exception | None:
+    """Return what ended the run in our words: memory, a second signal, a refusal; None for a fault of ours."""
+    if isinstance(error, RunStopped | UserError):
+        return error
+    last = next(reversed(rundir.checkpoints(run.output_dir)), None)
+    kept = f"the last checkpoint is {last}" if last else "no checkpoint was written yet"
+    step = book.trainer.state.global_step if book.trainer and book.begun else 0
+    at = f"at step {step}; {kept}"
+    if isinstance(error, errors.Interrupted) and book.begun:
+        return RunStopped(f"stopped at once {at}", errors.EXIT_SIGNAL + (error.args[0] if error.args else 2))
+    if isinstance(error, torch.OutOfMemoryError | MemoryError) or "can't allocate memory" in str(error):
+        advice = "halve train.per_device_train_batch_size and double train.gradient_accumulation_steps"
+        return RunStopped(f"out of memory {at}\nWhat to try: {advice}, or a smaller max_length", errors.EXIT_MEMORY)
+    if isinstance(error, Exception) and not book.begun:
+        late = refused(run, error)
+        return None if late is error else late
+    return None
+
+
+def _held_out(trainer: SFTTrainer) -> dict[str, float]:
+    """Return the metrics of the model as it will be saved; evaluate only where the last step did not."""
+    if trainer.eval_dataset is None:
+        return {}
+    logged = [entry for entry in trainer.state.log_history if "eval_loss" in entry]
+    if logged and logged[-1]["step"] == trainer.state.global_step and not trainer.args.load_best_model_at_end:
+        return {name: value for name, value in logged[-1].items() if name.startswith("eval_")}
+    return dict(trainer.evaluate())

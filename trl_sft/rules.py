@@ -1,0 +1,85 @@
+"""What no key shows alone: missing parts, values out of range, keys that need or exclude each other.
+
+In: a recipe whose keys were found known and well typed. Out: faults. Only what upstream refuses late,
+after the weights, or not at all; the rest is left to upstream's own checks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from trl_sft.errors import Fault
+from trl_sft.recipe import Recipe, kind
+
+# Upstream takes smaller values and fails during training, or trains nothing and says nothing.
+_AT_LEAST = {
+    **dict.fromkeys(["per_device_train_batch_size", "per_device_eval_batch_size", "gradient_accumulation_steps"], 1),
+    **dict.fromkeys(["max_length", "save_total_limit"], 1),
+    **dict.fromkeys(["seed", "data_seed", "warmup_steps", "weight_decay", "neftune_noise_alpha"], 0),
+}
+_ABOVE_0 = ("num_train_epochs", "save_steps", "eval_steps", "logging_steps")
+_NEEDS_EVAL = ("eval_on_start", "load_best_model_at_end", "eval_steps")
+
+
+def check(recipe: Recipe, sections: Mapping[str, Any], sources: Mapping[str, Any]) -> Iterator[Fault]:
+    """Yield every fault of the whole."""
+    yield from _data(recipe, sections["data"], sources)
+    yield from _ranges(recipe, sections)
+    train = sections["train"]
+    held_out = sections["data"].get("eval_fraction") is not None or sections["data"].get("eval") is not None
+    if not held_out:
+        asking = [name for name in _NEEDS_EVAL if train.get(name)]
+        asking += ["eval_strategy"] if train.get("eval_strategy", "no") != "no" else []
+        for name in asking:
+            write = "data.eval, or data.eval_fraction: 0.05"
+            yield Fault(recipe.where(("train", name)), f"{name} without held-out rows", write)
+    if train.get("packing") and train.get("max_length", 0) is None:
+        found = "packing without a length to fill"
+        yield Fault(recipe.where(("train", "max_length")), found, "a whole number of tokens")
+
+
+def _data(recipe: Recipe, data: Mapping[str, Any], sources: Mapping[str, Any]) -> Iterator[Fault]:
+    if not sources["train"] and not data.get("train"):
+        yield Fault(recipe.where(("data", "train")), "no rows are named", "a file, a folder or a hub id")
+    fraction, where = data.get("eval_fraction"), recipe.where(("data", "eval_fraction"))
+    if fraction is not None and not 0 < fraction < 1:
+        yield Fault(where, kind(fraction), "a number between 0 and 1")
+    if fraction is not None and data.get("eval") is not None:
+        yield Fault(where, "held-out rows both from eval_fraction and from data.eval", "one of the two")
+
+
+def _ranges(recipe: Recipe, sections: Mapping[str, Any]) -> Iterator[Fault]:
+    for name, value in sections["train"].items():
+        if not isinstance(value, int | float) or isinstance(value, bool):
+            continue
+        where = recipe.where(("train", name))
+        if not value >= _AT_LEAST.get(name, value):
+            yield Fault(where, kind(value), f"at least {_AT_LEAST[name]}")
+        if name in _ABOVE_0 and not value > 0:
+            yield Fault(where, kind(value), "more than 0")
+        if name == "max_steps" and value == 0:
+            yield Fault(where, kind(value), "at least 1, or -1 to go by num_train_epochs")
+    r = sections["lora"].get("r")
+    if r is not None and r < 1:
+        yield Fault(recipe.where(("lora", "r")), kind(r), "at least 1")
+
+
+def loss_on(recipe: Recipe, data: dict[str, Any], train: dict[str, Any]) -> Iterator[Fault]:
+    """Bring SFTConfig's two keys for the loss into `data.loss_on`; yield what contradicts."""
+    said = {("data", "loss_on"): data["loss_on"]} if "loss_on" in data else {}
+    for name, meanings in (
+        ("completion_only_loss", {True: "completion", False: "all"}),
+        ("assistant_only_loss", {True: "assistant"}),
+    ):
+        value = train.pop(name, None)
+        if value in meanings and isinstance(value, bool):
+            said["train", name] = meanings[value]
+        elif value is False:
+            found = f"{name}: false does not say where the loss falls"
+            yield Fault(recipe.where(("train", name)), found, "data.loss_on: completion, last_turn or all")
+    if len(set(said.values())) > 1:
+        found = ", but ".join(f"{'.'.join(key)} means loss_on: {value}" for key, value in said.items())
+        yield Fault(recipe.where(list(said)[-1]), found, "data.loss_on alone")
+    for value in said.values():
+        data["loss_on"] = value
