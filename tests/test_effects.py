@@ -179,6 +179,7 @@ def test_report_to_reaches_the_tracker(carry_out, monkeypatch):
         def on_log(self, args, state, control, logs=None, **kwargs):
             seen.append(logs)
 
+    monkeypatch.setattr("trl_sft.machine.get_available_reporting_integrations", lambda: ["tensorboard"])
     monkeypatch.setitem(integration_utils.INTEGRATION_TO_CALLBACK, "tensorboard", Tracker)
     carry_out()
     assert seen == []

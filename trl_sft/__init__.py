@@ -28,7 +28,7 @@ def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Run:
     """
     from trl_sft import recipe, schema
 
-    return schema.build(recipe.read(path, overrides))
+    return schema.build(recipe.read(path, [overrides] if isinstance(overrides, str) else overrides))
 
 
 def train(run: Run) -> Result:

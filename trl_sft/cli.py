@@ -106,7 +106,7 @@ def _check(words: list[str]) -> int:
         from trl_sft import training
 
         training.prepare(run)
-    print(f"Nothing to mend. Next: python -m trl_sft {shlex.join(run.recipe.words)}")
+    print(f"Nothing to mend. Next: {console.python()} -m trl_sft {shlex.join(run.recipe.words)}")
     return errors.EXIT_DONE
 
 

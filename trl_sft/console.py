@@ -10,9 +10,12 @@ import contextlib
 import logging
 import os
 import re
+import shlex
+import shutil
 import sys
 import warnings
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 
 from trl_sft.errors import Fault
 
@@ -105,6 +108,16 @@ def quiet() -> Iterator[None]:
 
 def _warned(message: Warning | str, *_: object, **__: object) -> None:
     logging.getLogger("py.warnings").warning("%s", message)
+
+
+def python() -> str:
+    """Return what to type for the Python that runs: `python` only where that is the same one."""
+    on_path = shutil.which("python")
+    if on_path and Path(on_path).absolute() == Path(sys.executable).absolute():
+        return "python"
+    return shlex.quote(
+        os.path.relpath(sys.executable) if Path(sys.executable).is_relative_to(Path.cwd()) else sys.executable
+    )
 
 
 def watched() -> bool:

@@ -7,19 +7,18 @@ forms. Every fault names file and row. Deliberately absent: tokens; TRL prepares
 from __future__ import annotations
 
 import difflib
+import glob
 import hashlib
-import json
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from datasets import Dataset, concatenate_datasets, load_dataset
 
-from trl_sft import formatting, hub
+from trl_sft import formatting, hub, textfiles
 from trl_sft.errors import DataError, Fault, RecipeError, first_line
 from trl_sft.recipe import Recipe
 from trl_sft.run import Run, Source
 
-_MAX_SHOWN = 5  # faulty rows listed
 _AS_IT_IS = "as it is"
 _CHAT, _TEXT, _PAIRS = "a chat", "plain text", "prompts with completions"
 # part -> the split that a folder or a hub id gives where the source names none
@@ -54,7 +53,7 @@ def load(run: Run, has_template: bool) -> Rows:
         try:
             parts[part].append(_formatted(run.recipe, source, part, has_template, said))
         except UnicodeDecodeError as error:  # datasets' JSON builder lets such bytes through
-            bad = [fault for file in source.place.files for fault in _bad_lines(file)]
+            bad = [fault for file in source.place.files for fault in textfiles.faults(file)]
             fault = Fault(source.name, f"not UTF-8: {first_line(error)}", "the file saved as UTF-8, or `encoding:`")
             raise DataError(bad or fault) from None
     _one_form(run, parts["train"] + parts["eval"])
@@ -146,9 +145,9 @@ def _convert(
             forms.append(formatting.form({name: values[n] for name, values in columns.items()}, layout, wording))
         except formatting.BadRow as error:
             faults.append(Fault(f"{name} row {index + 1}", error.found, error.write))
-    if len(faults) > _MAX_SHOWN:
-        rest = f"{len(faults) - _MAX_SHOWN} more faulty rows among rows {indices[0] + 1} to {indices[-1] + 1}"
-        faults[_MAX_SHOWN:] = [Fault(name, rest, "the same for each")]
+    if len(faults) > textfiles.MAX_SHOWN:
+        rest = f"{len(faults) - textfiles.MAX_SHOWN} more faulty rows among rows {indices[0] + 1} to {indices[-1] + 1}"
+        faults[textfiles.MAX_SHOWN :] = [Fault(name, rest, "the same for each")]
     if faults:
         raise DataError(faults)
     return {column: [form[column] for form in forms] for column in forms[0]}
@@ -158,7 +157,7 @@ def _loaded(recipe: Recipe, source: Source, part: str) -> Dataset:
     """Return the rows of a source as they are. Foreign errors become DataError here."""
     keywords = {"split": _SPLITS[part]} | source.load
     where = recipe.where(source.key)
-    files = [str(file) for file in source.place.files]
+    files = [glob.escape(str(file)) for file in source.place.files]  # datasets takes them for patterns
     for file in source.place.files:
         if file.is_file() and file.stat().st_size == 0:
             raise DataError(Fault(where, f"{source.name} is empty: 0 bytes", "a file with rows"))
@@ -176,7 +175,11 @@ def _loaded(recipe: Recipe, source: Source, part: str) -> Dataset:
         told = None if files else hub.explain(source.place.name, error)
         if told is not None:
             raise DataError(Fault(where, *told)) from None
-        bad = [fault for file in source.place.files for fault in _bad_lines(file)] if source.builder == "json" else []
+        bad = (
+            [fault for file in source.place.files for fault in textfiles.faults(file)]
+            if source.builder == "json"
+            else []
+        )
         cause = error.__cause__ or error
         found, write = f"{source.name} cannot be read: {first_line(cause)}", "a file of that kind, or its keywords"
         if "corresponds to no data" in str(error):
@@ -185,30 +188,6 @@ def _loaded(recipe: Recipe, source: Source, part: str) -> Dataset:
             write = "split: one that it has"
         raise DataError(bad or Fault(where, found, write)) from None
     return rows if isinstance(rows, Dataset) else concatenate_datasets(rows)
-
-
-def _bad_lines(file: Path) -> list[Fault]:
-    """Return the lines of a JSON file that are not JSON, at most a few."""
-    try:
-        text = file.read_text(encoding="utf-8")
-    except UnicodeDecodeError as error:
-        return [Fault(file.name, f"byte {error.start} is not UTF-8", "the file saved as UTF-8, or `encoding:`")]
-    if text.lstrip().startswith("["):
-        return [] if (fault := _bad_json(text, file.name, 0)) is None else [fault]
-    lines = enumerate(text.splitlines())
-    found = (_bad_json(line, file.name, number) for number, line in lines if line.strip())
-    return [fault for fault in found if fault is not None][:_MAX_SHOWN]
-
-
-def _bad_json(text: str, name: str, number: int) -> Fault | None:
-    try:
-        json.loads(text)
-    except ValueError as error:
-        line = number + getattr(error, "lineno", 1)
-        column = getattr(error, "colno", 1)
-        shown = text.splitlines()[getattr(error, "lineno", 1) - 1][max(0, column - 30) : column + 10]
-        return Fault(f"{name}:{line}", f"not JSON at column {column}: ...{shown}", "one JSON object a line")
-    return None
 
 
 def _recognised(recipe: Recipe, source: Source, rows: Dataset) -> str:
@@ -235,6 +214,9 @@ def _check_columns(recipe: Recipe, source: Source, rows: Dataset, layout: str) -
     if own and set(own) not in ({"prompt", "completion"}, {"text"}):
         found = f"a wording with {', '.join(own)}"
         raise RecipeError(Fault(recipe.where((*source.key, "wording")), found, "prompt and completion, or text"))
+    if own and not needed:
+        where = recipe.where((*source.key, "wording"))
+        raise RecipeError(Fault(where, "a wording without a column: every row the same", "columns in braces"))
     if not own:
         needed = set(formatting.LAYOUTS[layout].columns)
     missing = sorted(needed - set(rows.column_names))

@@ -38,6 +38,7 @@ class Book:
     def __init__(self) -> None:
         """Note the time; the trainer follows when it stands."""
         self.trainer: SFTTrainer | None = None
+        self.checkpoint: Path | None = None  # that the run goes on from
         self._entries: dict[str, Any] = {}
         self._began = time.monotonic()
 
@@ -87,6 +88,9 @@ def guarded(run: Run, carry_out: Callable[[Book], Result]) -> Result:
 
 def saved(run: Run, found: Found, trainer: SFTTrainer, book: Book, rows: Rows) -> Result:
     """Evaluate the model as it is, save it, show the last screen."""
+    if not all(torch.isfinite(p).all() for p in trainer.model.parameters() if p.requires_grad):
+        message = f"the training failed: weights not finite after step {trainer.state.global_step}; nothing is saved"
+        raise RunStopped(message, errors.EXIT_FAILED)
     metrics = _held_out(trainer)
     before = {path.name for path in run.output_dir.iterdir()}
     trainer.save_model()
@@ -109,7 +113,7 @@ def again(run: Run) -> str:
     """Return the command that goes on with a run that was stopped: its own, with `run.resume: auto`."""
     words = [word for word in run.recipe.words if not word.startswith("run.resume=")]
     asked = run.run.get("resume", "auto") != "auto" or len(words) < len(run.recipe.words)
-    return shlex.join(["python", "-m", "trl_sft", *words, *(["run.resume=auto"] if asked else [])])
+    return f"{console.python()} -m trl_sft {shlex.join([*words, *(['run.resume=auto'] if asked else [])])}"
 
 
 def refused(run: Run, error: Exception) -> Exception:
@@ -130,11 +134,17 @@ def refused(run: Run, error: Exception) -> Exception:
     if isinstance(error, OSError) or type(error).__name__ == "SafetensorError":
         where = run.recipe.where(("model", "name_or_path"))
         return RecipeError(Fault(where, f"{run.base.name}: {text}", "a model whose weights are whole"))
-    if isinstance(error, ValueError | TypeError | AssertionError | ZeroDivisionError):
-        return RecipeError(
-            Fault(run.recipe.where(key or ("train",)), text, "another value; that is upstream's message")
-        )
-    return error
+    if _raised_by_us(error):
+        return error
+    return RecipeError(Fault(run.recipe.where(key or ("train",)), text, "another value; that is upstream's message"))
+
+
+def _raised_by_us(error: BaseException) -> bool:
+    """Tell whether the line that raised is ours: then it is a fault of ours, whatever the recipe says."""
+    last = error.__traceback__
+    while last is not None and last.tb_next is not None:
+        last = last.tb_next
+    return last is not None and Path(last.tb_frame.f_code.co_filename).parent == Path(__file__).parent
 
 
 def _in_our_words(error: BaseException, run: Run, book: Book) -> Exception | None:
@@ -151,6 +161,10 @@ def _in_our_words(error: BaseException, run: Run, book: Book) -> Exception | Non
         advice = "halve train.per_device_train_batch_size and double train.gradient_accumulation_steps"
         return RunStopped(f"out of memory {at}\nWhat to try: {advice}, or a smaller max_length", errors.EXIT_MEMORY)
     if isinstance(error, Exception) and not book.begun:
+        if book.checkpoint is not None and not _raised_by_us(error):
+            found = f"{book.checkpoint}: cannot be gone on from: {errors.first_line(error)}"
+            write = "that folder removed, to go on from the one before"
+            return RecipeError(Fault(run.recipe.where(("run", "resume")), found, write))
         late = refused(run, error)
         return None if late is error else late
     return None

@@ -146,6 +146,9 @@ def form(row: Row, layout: str, wording: str | Mapping[str, str]) -> dict[str, A
         values = {name: text(row, name) for part in wording.values() for name in fields(part)}
         return {part: template.format(**values) for part, template in wording.items()}
     read = LAYOUTS[layout].read(row)
+    words = read.response if isinstance(read, Turn) else read if isinstance(read, str) else ""
+    if isinstance(read, str | Turn) and not words.strip():
+        raise BadRow(f"{LAYOUTS[layout].columns[-1]} is empty: there is nothing to learn", "text there")
     if isinstance(read, str):
         return {"text": read}
     if isinstance(read, list):

@@ -71,7 +71,7 @@ def write(model: str, path: str, output: Path) -> int:
     values["evaluate"] = _EVALUATE if fraction else ""
     rundir.write(output, _TEXT.format(**values))
     console.say(f"wrote {output}: {rows:,} rows of format {layout}")
-    console.say(f"Next: python -m trl_sft check {values['command']}")
+    console.say(f"Next: {console.python()} -m trl_sft check {values['command']}")
     return EXIT_DONE
 
 

@@ -8,13 +8,16 @@ from __future__ import annotations
 
 import os
 import platform
+from collections.abc import Sequence
 from typing import Any
 
 import torch
+from transformers.integrations import get_available_reporting_integrations
+from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK
 from transformers.utils import is_torch_bf16_gpu_available
 from trl import SFTConfig
 
-from trl_sft.errors import Fault, LaunchError
+from trl_sft.errors import Fault, LaunchError, MissingPackage
 from trl_sft.recipe import Key
 from trl_sft.run import Setting
 
@@ -27,6 +30,18 @@ def check(train: dict[str, Any]) -> None:
     if torch.cuda.device_count() > 1 and not train.get("use_cpu"):
         found = f"{torch.cuda.device_count()} GPUs are visible; this version trains on one"
         raise LaunchError(Fault("CUDA_VISIBLE_DEVICES", found, "CUDA_VISIBLE_DEVICES=0 before the command"))
+    if train.get("fp16") and (train.get("use_cpu") or device() == "cpu"):
+        raise LaunchError(
+            Fault("train.fp16", "fp16 on a CPU changes nothing", "no fp16; bf16 with use_cpu: true works")
+        )
+
+
+def check_trackers(where: str, names: Sequence[str]) -> None:
+    """Refuse a tracker that is not installed, before the weights. Raises MissingPackage."""
+    missing = sorted(set(names) & set(INTEGRATION_TO_CALLBACK) - set(get_available_reporting_integrations()))
+    if missing:
+        found = f"{', '.join(missing)}: not installed"
+        raise MissingPackage(Fault(where, found, "pip install the tracker's package, or report_to: none"))
 
 
 def settings(train: dict[str, Any]) -> dict[Key, Setting]:
@@ -49,12 +64,13 @@ def device() -> str:
     return accelerator.type if accelerator else "cpu"
 
 
-def describe(args: SFTConfig) -> str:
-    """Return device and precision in one line, from the live arguments."""
+def describe(args: SFTConfig, dtype: str) -> str:
+    """Return device and precision in one line, from the live arguments and the weights' dtype."""
     kind = args.device.type
     name = torch.cuda.get_device_name() if kind == "cuda" else f"{torch.get_num_threads()} threads"
     precision = "fp16" if args.fp16 else "bf16" if args.bf16 else "float32"
-    return f"{kind} ({name}), {precision}{'' if precision == 'float32' else ' mixed precision'}"
+    mixed = "" if precision == "float32" else f"{precision} mixed precision, "
+    return f"{kind} ({name}), {mixed}weights in {'the type they were saved in' if dtype == 'auto' else dtype}"
 
 
 def hardware() -> dict[str, Any]:

@@ -100,7 +100,11 @@ def read(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
     values = _parse(text, (), _Sheet(lambda line: f"{path.name}:{line + 1}", places, faults))
     if values is None and not faults:
         faults.append(
-            Fault(path.name, "the file is empty", f"sections, or start with: python -m trl_sft init -o {path.name}")
+            Fault(
+                path.name,
+                "the file is empty",
+                "sections; `python -m trl_sft init MODEL DATA -o ANOTHER.yaml` writes some",
+            )
         )
     elif not isinstance(values, dict) and not faults:
         faults.append(Fault(f"{path.name}:1", f"the top is {kind(values)}", "sections at the top, as in `model:`"))
@@ -152,6 +156,9 @@ def _parse(text: str, key: Key, sheet: _Sheet) -> Any:
         sheet.faults.append(
             Fault(sheet.at(mark.line if mark else 0), f"not YAML: {problem}", "`key: value`, indented with spaces")
         )
+        return None
+    except RecursionError:
+        sheet.faults.append(Fault(sheet.at(0), "brackets within brackets, hundreds deep", "a recipe"))
         return None
     return None if node is None else _value(node, key, sheet, ())
 
@@ -208,6 +215,9 @@ def _override(values: dict[str, Any], word: str, sheet: _Sheet, overridden: set[
     place = sheet.at(0)
     head, equals, text = word.partition("=")
     key: Key = tuple(int(part) if part.isascii() and part.isdecimal() else part for part in head.split("."))
+    if equals and not text.strip():
+        sheet.faults.append(Fault(place, "an empty value", f"{head}=null to take the key out, or a value"))
+        return
     if not equals or "" in key:
         sheet.faults.append(Fault(place, "not an override", "section.key=value, as in train.max_steps=10"))
         return
@@ -239,6 +249,9 @@ def _step(target: Any, part: str | int) -> Any:
 def _children(values: Any, key: Key) -> str:
     for n, part in enumerate(key):
         if not isinstance(_step(values, part), dict | list):
+            head = ".".join(map(str, key[: n + 1]))
+            if n + 1 < len(key) and _step(values, part) is not None:
+                return f"{head} whole, which is {kind(_step(values, part))}: {head}={{...}}"
             names: Iterable[Any] = values if isinstance(values, dict) else range(len(values))
             return f"one of {', '.join(map(str, names))} after {'.'.join(map(str, key[:n])) or 'nothing'}"
         values = _step(values, part)

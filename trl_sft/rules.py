@@ -6,6 +6,7 @@ after the weights, or not at all; the rest is left to upstream's own checks.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -34,6 +35,11 @@ def check(recipe: Recipe, sections: Mapping[str, Any], sources: Mapping[str, Any
         for name in asking:
             write = "data.eval, or data.eval_fraction: 0.05"
             yield Fault(recipe.where(("train", name)), f"{name} without held-out rows", write)
+    if held_out and train.get("eval_steps") and train.get("eval_strategy", "no") == "no":
+        yield Fault(recipe.where(("train", "eval_steps")), "eval_steps without eval_strategy", "eval_strategy: steps")
+    if train.get("load_best_model_at_end") and train.get("save_strategy") == "no":
+        found = "load_best_model_at_end without checkpoints"
+        yield Fault(recipe.where(("train", "load_best_model_at_end")), found, "save_strategy: steps, or epoch")
     if train.get("packing") and train.get("max_length", 0) is None:
         found = "packing without a length to fill"
         yield Fault(recipe.where(("train", "max_length")), found, "a whole number of tokens")
@@ -54,12 +60,18 @@ def _ranges(recipe: Recipe, sections: Mapping[str, Any]) -> Iterator[Fault]:
         if not isinstance(value, int | float) or isinstance(value, bool):
             continue
         where = recipe.where(("train", name))
+        if not math.isfinite(value):
+            yield Fault(where, kind(value), "a finite number")
+            continue
         if not value >= _AT_LEAST.get(name, value):
             yield Fault(where, kind(value), f"at least {_AT_LEAST[name]}")
         if name in _ABOVE_0 and not value > 0:
             yield Fault(where, kind(value), "more than 0")
         if name == "max_steps" and value == 0:
             yield Fault(where, kind(value), "at least 1, or -1 to go by num_train_epochs")
+    hours = sections["run"].get("max_hours")
+    if hours is not None and not 0 < hours < math.inf:
+        yield Fault(recipe.where(("run", "max_hours")), kind(hours), "more than 0")
     r = sections["lora"].get("r")
     if r is not None and r < 1:
         yield Fault(recipe.where(("lora", "r")), kind(r), "at least 1")

@@ -184,11 +184,11 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def _not_writable(folder: Path) -> tuple[str, str] | None:
-    parent = next(p for p in (folder, *folder.parents) if p.exists())
-    if not parent.is_dir():
-        return f"{parent} is a file", "a folder"
     try:
+        parent = next(p for p in (folder, *folder.parents) if p.exists() or p.is_symlink())
+        if not parent.is_dir():
+            return f"{parent} is {'a link to nothing' if parent.is_symlink() else 'a file'}", "a folder"
         with tempfile.TemporaryFile(dir=parent):
             return None
     except OSError as error:
-        return f"{parent} cannot be written to: {error.strerror or error}", "a folder that you may write to"
+        return f"{folder} cannot be written to: {error.strerror or error}", "a folder that you may write to"

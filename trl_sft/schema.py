@@ -171,7 +171,9 @@ def _sources(recipe: Recipe, part: str, value: Any, faults: list[Fault]) -> tupl
             faults.append(Fault(recipe.where(at), f"{path}: {place.found}", place.write))
             continue
         file = place.files[0] if place.files and place.files[0].is_file() else None
-        builder = next((_BUILDERS[s] for s in reversed(file.suffixes) if s in _BUILDERS), "") if file else ""
+        builder = (
+            next((_BUILDERS[s.lower()] for s in reversed(file.suffixes) if s.lower() in _BUILDERS), "") if file else ""
+        )
         if file and not builder:
             faults.append(Fault(recipe.where(at), f"{path}: of no known kind", f"a file of {', '.join(_BUILDERS)}"))
         keys = dict(item) if isinstance(item, dict) else {"path": path}

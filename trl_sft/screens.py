@@ -19,7 +19,7 @@ from transformers import PreTrainedModel, TrainerState
 from trl import SFTConfig
 
 from trl_sft import rundir
-from trl_sft.console import gib, say
+from trl_sft.console import gib, python, say
 from trl_sft.data import Rows
 from trl_sft.run import Run
 
@@ -165,7 +165,7 @@ def _try(folder: str, prompt: Any) -> str:
     model, asked = (json.dumps(value, ensure_ascii=False) for value in (folder, prompt))
     call = f'pipeline("text-generation", {model})({asked}, max_new_tokens=64)[0]["generated_text"]{took}'
     code = f"from transformers import pipeline; print({call})"
-    return f"python -c {shlex.quote(code)}"
+    return f"{python()} -c {shlex.quote(code)}"
 
 
 def _shown(folder: Path) -> str:

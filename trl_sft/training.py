@@ -46,6 +46,7 @@ def prepare(run: Run) -> Ready:
         raise RecipeError(Fault(run.recipe.where(claim.key), claim.refused, claim.write))
     settings = machine.settings(run.train) | model.settings(run)
     args = _config(run, {str(key[-1]): setting.value for key, setting in settings.items() if key[0] == "train"})
+    machine.check_trackers(run.recipe.where(("train", "report_to")), args.report_to)
     model.lora(run)
     found = model.find(run)
     names = [found.adapter, found.name] if found.adapter else [found.name]
@@ -57,7 +58,7 @@ def prepare(run: Run) -> Ready:
     if "loss_on" not in run.data:
         settings["data", "loss_on"] = Setting(rows.loss_on, "the response is what is learned; text has none")
     name = f"{found.adapter or found.name} ({found.config.architectures[0]})"
-    screens.found(run.notes, name, machine.describe(args), rows.said)
+    screens.found(run.notes, name, machine.describe(args, run.model.get("dtype", "float32")), rows.said)
     return Ready(claim, found, tokenizer, rows, settings, args)
 
 
@@ -75,6 +76,7 @@ def _carry_out(run: Run, ready: Ready, book: ending.Book) -> Result:
     """Load, train, evaluate, save; `book` is begun when training begins."""
     trainer = book.trainer = _trainer(run, ready)
     progress, guard = _watchers(run, ready, trainer, book)
+    book.checkpoint = ready.claim.checkpoint
     resume = str(ready.claim.checkpoint) if ready.claim.checkpoint else None
     with guard.listening(), contextlib.closing(progress):
         with contextlib.suppress(callbacks.AlreadyTrained):
