@@ -115,6 +115,21 @@ def test_quiet_logs_show_no_upstream_noise(here):
     assert done.stderr == ""
 
 
+def test_warning_of_transformers_is_shown_once(here):
+    """Its logger takes a handler of its own while it is imported inside our silence."""
+    (here / "recipe.yaml").write_text(RECIPE)
+    code = (
+        "import logging, trl_sft\n"
+        "run = trl_sft.load_recipe('recipe.yaml')\n"
+        "import trl_sft.training as t\n"
+        "t.run = lambda _: logging.getLogger('transformers.trainer').warning('look here')\n"
+        "trl_sft.train(run)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=here, capture_output=True, text=True, check=True)
+    assert done.stderr.count("look here") == 1
+    assert "note from transformers: look here" in done.stderr
+
+
 def test_warning_that_matters_reaches_the_user_once(go):
     code, _, err = go(RECIPE, "train.use_liger_kernel=true", command=["check"])
     assert code == 0

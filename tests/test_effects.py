@@ -5,6 +5,7 @@ import json
 import pytest
 import torch
 from conftest import RECIPE
+from safetensors.torch import load_file
 from trl import SFTTrainer
 
 from trl_sft import load_recipe, train, training
@@ -132,6 +133,9 @@ def test_load_best_model_at_end_saves_the_best(carry_out):
     losses = [e["eval_loss"] for e in evals[:4]]
     assert min(losses) < losses[3]
     assert result.metrics["eval_loss"] == pytest.approx(min(losses), rel=1e-5)
+    saved = load_file(result.output_dir / "model.safetensors")
+    best = load_file(result.output_dir / f"checkpoint-{losses.index(min(losses)) + 1}" / "model.safetensors")
+    assert all(torch.equal(saved[name], best[name]) for name in best)
 
 
 @pytest.mark.parametrize("name", ["gradient_checkpointing", "activation_checkpointing"])

@@ -86,8 +86,7 @@ def test_secret_stands_in_no_file_of_the_run_folder(go, here):
     code, _, _ = go(RECIPE.replace("trl_sft:tiny}", "trl_sft:tiny, token: hf_secret1}"), "train.hub_token=hf_secret2")
     assert code == 0
     for path in (here / "out").iterdir():
-        if path.suffix != ".bin":  # training_args.bin is upstream's
-            assert b"hf_secret" not in path.read_bytes(), path.name
+        assert b"hf_secret" not in path.read_bytes(), path.name
 
 
 @pytest.mark.parametrize("extra", [(), ("lora={r: 4, lora_dropout: 0.1}",), ("train.packing=true",)])

@@ -39,7 +39,9 @@ def train(run: Run) -> Result:
     """
     from trl_sft import console
 
-    with console.quiet():  # around the imports too: they are noisy
+    # Around the imports too: they are noisy, and upstream's loggers take handlers of their own there.
+    with console.quiet():
         from trl_sft import training
 
-        return training.run(run)
+        with console.quiet():
+            return training.run(run)

@@ -105,7 +105,8 @@ def _check(words: list[str]) -> int:
     with console.quiet():
         from trl_sft import training
 
-        training.prepare(run)
+        with console.quiet():
+            training.prepare(run)
     print(f"Nothing to mend. Next: {console.python()} -m trl_sft {shlex.join(run.recipe.words)}")
     return errors.EXIT_DONE
 
