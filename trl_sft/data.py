@@ -69,6 +69,7 @@ def load(run: Run, has_template: bool) -> Rows:
             )
         split = train.train_test_split(round(len(train) * fraction), seed=run.train.get("seed", 42))
         train, held = split["train"], split["test"]
+        said.append(f"{len(held):,} of them held out (eval_fraction {fraction}), {len(train):,} left to train")
     givens = {part.layout == "prompt_completion" for part in parts["train"]}
     given = givens.pop() if len(givens) == 1 else None
     return _with_loss(run, train, held, given)._replace(said=tuple(said))
