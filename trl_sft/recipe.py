@@ -127,7 +127,11 @@ def _text(path: Path) -> str:
     except FileNotFoundError:
         near = ", ".join(sorted(p.name for p in path.parent.glob("*.yaml"))[:5]) or "none"
         raise RecipeError(
-            Fault(str(path), "no such file", f"the path of a recipe (*.yaml in that folder: {near})")
+            Fault(
+                str(path),
+                "no such file",
+                f"the path of a recipe (*.yaml in that folder: {near}), or a command of --help",
+            )
         ) from None
     except (OSError, UnicodeDecodeError) as error:
         raise RecipeError(Fault(str(path), f"cannot be read: {error}", "the path of a text file in UTF-8")) from None

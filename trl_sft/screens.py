@@ -118,7 +118,12 @@ def after(plan: Run, state: TrainerState, metrics: dict[str, float], seconds: st
     """
     losses = [entry["loss"] for entry in state.log_history if "loss" in entry]
     trained = f", training loss {losses[0]:.4g} -> {losses[-1]:.4g}" if len(losses) > 1 else ""
-    lines = ["", f"Done: {state.global_step} steps in {seconds}{trained}", *_held_out(state, metrics), ""]
+    lines = [
+        "",
+        f"Done: {state.global_step} step{'s' * (state.global_step != 1)} in {seconds}{trained}",
+        *_held_out(state, metrics),
+        "",
+    ]
     folder = _shown(plan.output_dir)
     what = "adapter" if (plan.output_dir / "adapter_config.json").is_file() else "model"
     kept = rundir.checkpoints(plan.output_dir)
