@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import math
 import os
 import re
 import shlex
@@ -127,11 +128,9 @@ def watched() -> bool:
 
 def gib(size: float) -> str:
     """Return a number of bytes in a unit that reads well."""
-    for unit in ("B", "KiB", "MiB", "GiB", "TiB"):
-        if size < 1024 or unit == "TiB":
-            return f"{size:.0f} B" if unit == "B" else f"{size:.1f} {unit}"
-        size /= 1024
-    return ""
+    units = ["B", "KiB", "MiB", "GiB", "TiB"]
+    power = min(int(math.log(max(size, 1), 1024)), len(units) - 1)
+    return f"{size / 1024**power:.{min(power, 1)}f} {units[power]}"
 
 
 def span(seconds: float) -> str:
