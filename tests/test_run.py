@@ -555,6 +555,14 @@ def test_torn_checkpoint_is_named_and_nothing_is_lost(go, here):
     assert (here / "out" / "checkpoint-1").exists()
 
 
+def test_bad_value_on_resume_is_not_blamed_on_the_checkpoint(go):
+    assert go(FULL, *SAVING, "run.max_hours=1e-9")[0] == 75
+    code, _, err = go(FULL, *SAVING[:-1], "train.learning_rate=-1", "run.allow=[changed_recipe]")
+    assert code == 2
+    assert "Invalid learning rate: -1" in err
+    assert "cannot be gone on from" not in err
+
+
 def test_row_with_an_empty_response_is_refused(go, here):
     jsonl(here / "rows.jsonl", [{"question": "a", "answer": " "}])
     code, _, err = go(RECIPE)

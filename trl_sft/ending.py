@@ -161,10 +161,10 @@ def _in_our_words(error: BaseException, run: Run, book: Book) -> Exception | Non
         advice = "halve train.per_device_train_batch_size and double train.gradient_accumulation_steps"
         return RunStopped(f"out of memory {at}\nWhat to try: {advice}, or a smaller max_length", errors.EXIT_MEMORY)
     if isinstance(error, Exception) and not book.begun:
-        if book.checkpoint is not None and not _raised_by_us(error):
+        unreadable = isinstance(error, OSError | RuntimeError | EOFError) or type(error).__name__ == "SafetensorError"
+        if book.checkpoint is not None and unreadable:
             found = f"{book.checkpoint}: cannot be gone on from: {errors.first_line(error)}"
-            write = "that folder removed, to go on from the one before"
-            return RecipeError(Fault(run.recipe.where(("run", "resume")), found, write))
+            return RecipeError(Fault(run.recipe.where(("run", "resume")), found, "the path of an earlier checkpoint"))
         late = refused(run, error)
         return None if late is error else late
     return None

@@ -178,7 +178,7 @@ def _sources(recipe: Recipe, part: str, value: Any, faults: list[Fault]) -> tupl
             faults.append(Fault(recipe.where(at), f"{path}: of no known kind", f"a file of {', '.join(_BUILDERS)}"))
         keys = dict(item) if isinstance(item, dict) else {"path": path}
         right = _section(recipe, key, keys, source_fields(builder), faults)
-        if file and ".tsv" in file.suffixes:
+        if file and ".tsv" in file.name.lower():
             right.setdefault("sep", "\t")
         ours = {name: right.pop(name, "") for name in surface.OWN_KEYS["data.*"]}
         found.append(Source(key, place, builder, ours["format"], ours["wording"], right))
