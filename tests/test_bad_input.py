@@ -43,7 +43,7 @@ RECIPES = {
         MODEL + DATA + "train: {model_init_kwargs: {}, resume_from_checkpoint: x, deepspeed: ds.json}\n",
     ),
     "not_built_yet": (
-        MODEL + "data: {train: {path: rows.jsonl, weight: 2}, overlong: drop}\nquantization: {load_in_8bit: true}\n",
+        MODEL + "data: {train: {path: rows.jsonl, weight: 2}, overlong: drop}\nevaluate: {metrics: [exact_match]}\n",
     ),
     "no_model": (DATA,),
     "no_rows_named": (MODEL,),
@@ -88,6 +88,30 @@ RECIPES = {
     "wording_with_a_broken_brace": (
         MODEL + "data: {train: {path: rows.jsonl, wording: {prompt: '{question', completion: '{answer}'}}}\n",
     ),
+    "quantization_without_lora": (MODEL + DATA + "quantization: {load_in_8bit: true}\n",),
+    "quantization_of_nothing": (MODEL + DATA + "lora: {r: 4}\nquantization: {llm_int8_threshold: 6.0}\n",),
+    "quantization_of_two_kinds": (
+        MODEL + DATA + "lora: {r: 4}\nquantization: {load_in_8bit: true, load_in_4bit: true}\n",
+    ),
+    "quantization_by_another_method": (MODEL + DATA + "lora: {r: 4}\nquantization: {quant_method: gptq, bits: 4}\n",),
+    "quantization_keys_without_effect": (
+        MODEL + DATA + "lora: {r: 4}\nquantization: {load_in_8bit: true, bnb_4bit_quant_type: nf5}\n",
+    ),
+    "quantization_under_model": ("model: {name_or_path: trl_sft:tiny, load_in_4bit: true}\n" + DATA,),
+    "template_file_that_is_missing": (MODEL + DATA + "tokenizer: {chat_template: chat.jinja}\n",),
+    "template_of_no_known_name": (MODEL + DATA + "tokenizer: {chat_template: chatlm}\n",),
+    "template_from_a_file_of_rows": (MODEL + DATA + "tokenizer: {chat_template: rows.jsonl}\n",),
+    "template_of_a_tokenizer_offline": (MODEL + DATA + "tokenizer: {chat_template: nobody/nothing}\n",),
+    "template_keyword_that_it_does_not_read": (
+        MODEL + DATA + "tokenizer: {chat_template_kwargs: {enable_thinking: false}}\n",
+    ),
+    "format_of_no_known_name": (MODEL + "data: {train: {path: rows.jsonl, format: sharegtp}}\n",),
+    "format_function_without_file": (MODEL + "data: {train: {path: rows.jsonl, format: 'rows.py:chat'}}\n",),
+    "format_function_without_module": (MODEL + "data: {train: {path: rows.jsonl, format: 'no.such:chat'}}\n",),
+    "wording_of_no_known_name": (MODEL + "data: {train: {path: rows.jsonl, wording: alpacca}}\n",),
+    "wording_task_without_task": (MODEL + "data: {train: {path: rows.jsonl, wording: task}}\n",),
+    "rename_of_a_column_that_is_not_there": (MODEL + "data: {train: {path: rows.jsonl, rename: {answr: output}}}\n",),
+    "rename_to_a_column_that_is_there": (MODEL + "data: {train: {path: rows.jsonl, rename: {answer: question}}}\n",),
     "resume_from_nothing": (MODEL + DATA + "run: {resume: checkpoint-9}\n",),
     "all_at_once": (
         "model: {name_or_path: ./nowhere, torch_dtype: float8}\ndata: {train: gone.jsonl, eval_fraction: 2}\n"
@@ -114,6 +138,17 @@ def test_recipe_fault_is_told_with_what_to_write(name, go, here, matches):
     assert [p for p in sorted(here.iterdir()) if p.name != "recipe.yaml"] == before
 
 
+def turns(*written):
+    """Return a row of messages from `role words`."""
+    pairs = [words.partition(" ")[::2] for words in written]
+    return {"messages": [{"role": role, "content": words} for role, words in pairs]}
+
+
+def said(speaker, words):
+    """Return a turn of ShareGPT."""
+    return {"from": speaker, "value": words}
+
+
 # name -> (file name, bytes or rows, source keywords)
 ROWS = {
     "rows_empty_file": ("r.jsonl", b"", ""),
@@ -131,8 +166,42 @@ ROWS = {
     "rows_unknown_role": ("r.jsonl", [{"messages": [{"role": "robot", "content": "a"}]}], ""),
     "rows_user_last": ("r.jsonl", [{"messages": [{"role": "user", "content": "a"}]}], ""),
     "rows_no_turns": ("r.jsonl", [{"messages": []}, {"messages": [{"role": "assistant", "content": "a"}]}], ""),
+    "rows_two_system_prompts": ("r.jsonl", [turns("system a", "system b", "user c", "assistant d")], ""),
+    "rows_system_prompt_later": ("r.jsonl", [turns("user a", "system b", "assistant c")], ""),
+    "rows_assistant_first": ("r.jsonl", [turns("assistant a", "user b", "assistant c")], ""),
+    "rows_no_assistant": ("r.jsonl", [turns("system a", "user b", "user c")], ""),
+    "rows_empty_turns": ("r.jsonl", [turns("user ", "assistant b"), turns("user a", "assistant \n\t")], ""),
+    "rows_only_whitespace": ("r.jsonl", [{"question": "a", "answer": " \n"}, {"question": " ", "answer": "b"}], ""),
+    "rows_tool_without_a_call": ("r.jsonl", [turns("user a", "tool b", "assistant c")], ""),
+    "rows_calls_of_no_form": (
+        "r.jsonl",
+        [
+            {"conversations": [said("human", "a"), said("function_call", "weather()"), said("gpt", "b")]},
+            {"conversations": [said("human", "a"), said("function_call", '{"arguments": {}}'), said("gpt", "b")]},
+            {"conversations": [said("human", "a"), said("function_call", '{"name": "f", "arguments": "x"}')]},
+        ],
+        "",
+    ),
+    "rows_part_that_is_a_picture": (
+        "r.jsonl",
+        [{"messages": [{"role": "user", "content": [{"type": "image"}]}, {"role": "assistant", "content": "a"}]}],
+        "",
+    ),
+    "rows_turn_with_a_weight": (
+        "r.jsonl",
+        [{"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b", "weight": 0}]}],
+        "",
+    ),
+    "rows_history_of_no_form": ("r.jsonl", [{"history": {"a": 1}, "human": "a", "assistant": "b"}], ""),
+    "rows_history_as_text_in_a_chat": ("r.jsonl", [{"history": "A: hi", "human": "a", "assistant": "b"}], ""),
+    "rows_without_reasoning": ("r.jsonl", [{"problem": "a", "reasoning": "", "answer": "b"}], ""),
+    "rows_chat_of_several_turns_in_alpaca": (
+        "r.jsonl",
+        [turns("user a", "assistant b", "user c", "assistant d")],
+        ", wording: alpaca",
+    ),
     "rows_messages_as_text": ("r.jsonl", [{"messages": "hello"}], ""),
-    "rows_with_tools": ("r.jsonl", [{"messages": [{"role": "assistant", "content": "a"}], "tools": "[]"}], ""),
+    "rows_with_pictures": ("r.jsonl", [{"question": "a", "answer": "b", "image": "cat.png"}], ""),
     "rows_csv_without_header": ("r.csv", b"what,is\nthis,file\n", ""),
     "rows_parquet_that_is_none": ("r.parquet", b"PAR0 no parquet", ""),
     "rows_unknown_split": ("r.jsonl", QUESTIONS, ", split: validation"),

@@ -455,7 +455,6 @@ def test_model_card_of_a_continued_adapter_names_what_it_is(go, here):
         (("train.lr_scheduler_type=cosine_with_min_lr",), "One of min_lr or min_lr_rate"),
         (("model.use_safetensors=false",), "model.name_or_path"),
         (("model.device_map=cuda",), "Torch not compiled with CUDA"),
-        (("tokenizer.pad_token=<new>",), "the model knows 512: not <new>"),
         (("train.max_steps=0",), "at least 1, or -1"),
         (("train.num_train_epochs=-1",), "more than 0"),
         (("train.per_device_train_batch_size=0",), "at least 1"),
@@ -491,7 +490,8 @@ def test_corrupt_weights_and_a_template_that_refuses_rows_are_told(go, here):
     assert code == 2
     assert "model.name_or_path\n    " in err
     template = (
-        "{{ raise_exception('System role not supported') if messages[0].role == 'system' }}{{ messages[-1].content }}"
+        "{{ raise_exception('System role not supported') if messages[0].role == 'system' }}"
+        "{% for m in messages %}{{ m.content + eos_token }}{% endfor %}"
     )
     (here / "m" / "chat_template.jinja").write_text(template)
     turns = [{"role": role, "content": "a"} for role in ("system", "user", "assistant")]
@@ -507,7 +507,7 @@ def test_corrupt_weights_and_a_template_that_refuses_rows_are_told(go, here):
         (
             {"messages": [{"role": "user", "content": "a"}] * 2},
             ", wording: alpaca",
-            "rows of format messages are chats",
+            "messages has no assistant's turn",
         ),
         ({"text": "a"}, ", wording: alpaca", "rows of format text are text already"),
         ({"a": "b"}, ", format: text, wording: {text: '{a}'}", "one of the two"),

@@ -13,6 +13,10 @@ ALPACA = (
     "Write a response that appropriately completes the request."
     "\n\n### Instruction:\nadd\n\n### Input:\n1 2\n\n### Response:"
 )
+VICUNA = (
+    "A chat between a curious user and an artificial intelligence assistant. "
+    "The assistant gives helpful, detailed, and polite answers to the user's questions. "
+)
 
 
 def chat(*turns):
@@ -64,6 +68,47 @@ CASES = {
         *({"conversations": SHAREGPT}, "", None),
         *(chat(*TURNS), ["hello<|im_end|>", "good night<|im_end|>"]),
     ),
+    "conversation": (
+        *({"history": [["hi", "hello"]], "human": "bye", "assistant": "good night"}, "", "last_turn"),
+        *(chat(*TURNS), ["good night<|im_end|>\n"]),
+    ),
+    "conversation_worded": (
+        *({"history": [["hi", "hello"]], "human": "bye", "assistant": "good night"}, ", wording: conversation", None),
+        *("### Human: hi\n### Assistant: hello\n### Human: bye\n### Assistant: good night<|im_end|>",),
+        [" good night<|im_end|>"],
+    ),
+    "task_worded": (
+        *({"task": "summary", "input": "long", "output": "short"}, ", wording: task", None),
+        *("### Text:\nlong\n\n### Summary:\nshort<|im_end|>", ["short<|im_end|>"]),
+    ),
+    "task_of_the_source": (
+        *({"input": "long", "output": "short"}, ", format: task, task: translation", None),
+        *(chat(("user", "Translate the text.\n\nlong"), ("assistant", "short")), ["short<|im_end|>\n"]),
+    ),
+    "chain_of_thought_worded": (
+        *({"problem": "2+2", "reasoning": "so", "answer": "4"}, ", wording: chain_of_thought", None),
+        *("### Problem:\n2+2\n\n### Reasoning:\nso\n\n### Answer:\n4<|im_end|>", ["so\n\n### Answer:\n4<|im_end|>"]),
+    ),
+    "chinese": (
+        *({"instruction": "加", "input": "", "output": "三"}, ", wording: chinese", None),
+        *(
+            "以下是一个描述任务的指令，请写一个完成该指令的适当回复。\n\n### 指令:\n加\n\n### 回复:三<|im_end|>",
+            ["三<|im_end|>"],
+        ),
+    ),
+    "basic": (
+        *({"instruction": "add", "input": "1 2", "output": "3"}, ", wording: basic", None),
+        *("### Instruction:\nadd\n\n### Input:\n1 2\n\n### Response:\n3<|im_end|>", ["3<|im_end|>"]),
+    ),
+    "vicuna": (
+        *({"messages": MESSAGES[2:]}, ", wording: vicuna", None),
+        *(VICUNA + "USER: bye ASSISTANT: good night<|im_end|>", [" good night<|im_end|>"]),
+    ),
+    "vicuna_of_several_turns": (
+        *({"messages": MESSAGES}, ", wording: vicuna", None),
+        *(VICUNA + "USER: hi ASSISTANT: hello<|im_end|>USER: bye ASSISTANT: good night<|im_end|>",),
+        [" good night<|im_end|>"],
+    ),
     "text": ({"text": "once upon"}, "", None, "once upon<|im_end|>", ["once upon<|im_end|>"]),
     "own_wording": (
         *({"a": "1", "b": "2"}, ", wording: {prompt: 'Q {a} {{x}}:', completion: ' {b}'}", None),
@@ -84,7 +129,7 @@ def test_loss_falls_on_exactly_these_tokens(name, here):
     run = load_recipe("recipe.yaml", [f"data.loss_on={loss_on}"] if loss_on else [])
     ready = training.prepare(run)
     prepared = training._trainer(run, ready).train_dataset
-    tokenizer = ready.tokenizer
+    tokenizer = ready.chat.tokenizer
     for example in prepared:
         assert example["input_ids"] == tokenizer(whole)["input_ids"]
         runs, last = [], None

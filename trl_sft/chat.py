@@ -1,29 +1,127 @@
-"""The tokenizer of a run and its chat template: loaded and checked, before rows and weights.
+"""The tokenizer of a run and its chat template: loaded, set up and checked, before rows and weights.
 
-In: a `Run` and the folders or ids to look in. Out: the tokenizer that is trained with and saved.
+In: a `Run` and the folders or ids to look in. Out: a `Chat`: the tokenizer that is trained with and
+saved, what its template renders, the token that ends a turn, and which tokens the model has to learn.
 """
 
 from __future__ import annotations
 
+import json
+import re
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 from datasets import Dataset
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
-from trl.chat_template_utils import get_training_chat_template, has_generation_markers
+from trl.chat_template_utils import (
+    get_training_chat_template,
+    has_generation_markers,
+    is_chat_template_stop_token_trained,
+)
 
+from trl_sft import hub, paths, rendering, special_tokens
 from trl_sft.errors import Fault, TemplateError, first_line
-from trl_sft.run import Run
+from trl_sft.formatting import Target
+from trl_sft.recipe import Key
+from trl_sft.run import Run, Setting
 
 _RENDERED = 200  # rows tried against the template before the weights load
+_REACH = ("cache_dir", "local_files_only", "token", "trust_remote_code")
 _SHARED = ("cache_dir", "force_download", "local_files_only", "revision", "token", "trust_remote_code")
 
 
-def load(run: Run, names: Sequence[str], num_embeddings: int) -> PreTrainedTokenizerBase:
-    """Return the tokenizer of the first of `names` (an adapter, its base) that has one. Raises TemplateError.
+class Chat(NamedTuple):
+    """A tokenizer with its template, ready to train with."""
 
-    `num_embeddings` is how many tokens the model knows; a tokenizer that makes more would index past them.
+    tokenizer: PreTrainedTokenizerBase
+    target: Target
+    stop: str  # the token that ends an assistant's turn; "" = no template
+    new: tuple[int, ...]  # ids that the model has not learned: their rows have to be trained
+    rows: int  # how many rows the embedding needs; at most the model's = as many as it has
+    said: tuple[str, ...]
+
+
+def load(run: Run, names: Sequence[str], num_embeddings: int) -> Chat:
+    """Return the tokenizer of the first of `names` (an adapter, its base) that has one, set up. Raises TemplateError.
+
+    `num_embeddings` is how many tokens the base model knows.
     """
+    tokenizer = _loaded(run, names)
+    said: list[str] = []
+    vocabulary = tokenizer.get_vocab()
+    learned = set(vocabulary) if len(names) > 1 else {t for t, number in vocabulary.items() if number < num_embeddings}
+    if not tokenizer.is_fast:
+        said.append(f"{type(tokenizer).__name__} is a slow tokenizer: TRL prepares the rows one by one")
+    if run.template is not None:
+        installed = _install(run, tokenizer)
+        learned -= set(installed.reserved)
+        said.append(run.template.name + _told(installed))
+    vocabulary = tokenizer.get_vocab()
+    new = tuple(sorted(number for token, number in vocabulary.items() if token not in learned))
+    rows = len(tokenizer) if max(vocabulary.values()) >= num_embeddings else num_embeddings
+    if new:
+        said.append(_grown(tokenizer, new, num_embeddings, rows))
+    if new and len(names) > 1:
+        found = f"{said[-1]}; but {names[0]} is an adapter, which learns no further tokens"
+        raise TemplateError(Fault(_where(run), found, "its base model in model.name_or_path"))
+    renders, stop, text = frozenset[str](), "", rendering.text(tokenizer)
+    _check_kwargs(run, text)
+    if text:
+        renders, stop = (
+            rendering.renders(_where(run), tokenizer, run.template_kwargs),
+            rendering.stop(tokenizer, run.template_kwargs),
+        )
+        several = special_tokens.split(tokenizer, special_tokens.written(text))
+        if several:
+            shown = ", ".join(f"{string} ({length})" for string, length in several.items())
+            said.append(f"the template writes special strings that are several tokens in this vocabulary: {shown}")
+    eos = str(run.train.get("eos_token") or tokenizer.eos_token)
+    return Chat(tokenizer, Target(renders, eos), stop, new, rows, tuple(said))
+
+
+def settings(run: Run, chat: Chat, train: Dataset) -> dict[Key, Setting]:
+    """Return the end token that rows of a chat need where the tokenizer's is another. Raises TemplateError."""
+    if not _is_chat(train):
+        return {}
+    if not chat.stop:
+        found = "the chat template ends an assistant's turn with no token that generation could stop on"
+        write = "one that writes {{ eos_token }} after the answer, in tokenizer.chat_template"
+        raise TemplateError(Fault(_where(run), found, write))
+    for key, given in ((("train", "eos_token"), run.train), (("tokenizer", "eos_token"), run.tokenizer)):
+        if given.get("eos_token") not in (None, chat.stop):
+            found = f"{given['eos_token']}, but the template ends the assistant's turns with {chat.stop}"
+            raise TemplateError(Fault(run.recipe.where(key), found, f"{chat.stop}, or leave it out: it is found"))
+    if run.train.get("eos_token") or str(chat.tokenizer.eos_token) == chat.stop:
+        return {}
+    why = f"the template ends a turn with it, the tokenizer says {chat.tokenizer.eos_token}: generation has to stop"
+    return {("train", "eos_token"): Setting(chat.stop, why)}
+
+
+def check(run: Run, chat: Chat, train: Dataset, loss: dict[str, bool]) -> None:
+    """Refuse rows that the template refuses or loses, and a loss that it cannot place. Raises TemplateError."""
+    if not _is_chat(train):
+        return
+    where = run.recipe.where(("data", "train"))
+    for number, row in enumerate(train.select(range(min(len(train), _RENDERED))), 1):
+        turns = row.get("messages") or row["prompt"] + row["completion"]
+        tools = json.loads(row["tools"]) if row.get("tools") else None
+        try:
+            shown = chat.tokenizer.apply_chat_template(turns, tools=tools, tokenize=False, **run.template_kwargs)
+        except Exception as error:
+            roles = [turn["role"] for turn in turns]
+            found = f"the chat template refuses a row: {first_line(error)}; its roles are {roles}"
+            raise TemplateError(Fault(where, found, "rows that this model's template takes")) from None
+        lost = rendering.lost(turns[-1], shown)
+        if lost:
+            found = (
+                f"the chat template drops a part of an answer (row {number} in the order of training): {lost[:60]!r}"
+            )
+            raise TemplateError(Fault(where, found, "a template that renders it, or rows without it"))
+    _check_loss(run, chat, loss)
+
+
+def _loaded(run: Run, names: Sequence[str]) -> PreTrainedTokenizerBase:
+    """Return the tokenizer as its owner loads it, with an end token."""
     where = run.recipe.where(("model", "name_or_path"))
     keywords: dict[str, Any] = {name: run.model[name] for name in _SHARED if name in run.model} | run.tokenizer
     errors: list[str] = []
@@ -39,46 +137,92 @@ def load(run: Run, names: Sequence[str], num_embeddings: int) -> PreTrainedToken
     if tokenizer.eos_token is None and run.train.get("eos_token") is None:
         found = f"the tokenizer of {names[-1]} has no end token, so the model would never learn to stop"
         raise TemplateError(Fault(where, found, "tokenizer.eos_token: the token that ends a text"))
-    if len(tokenizer) > num_embeddings:
-        new = ", ".join(tokenizer.convert_ids_to_tokens(list(range(num_embeddings, len(tokenizer)))[:5]))
-        found = f"the tokenizer makes {len(tokenizer)} tokens, the model knows {num_embeddings}: not {new}"
-        write = "tokens that it has, in tokenizer: or train.eos_token"
-        raise TemplateError(Fault(run.recipe.where(("tokenizer",)), found, write))
-    if tokenizer.chat_template:
-        _check_renders(where, tokenizer)
     return tokenizer
 
 
-def check(run: Run, tokenizer: PreTrainedTokenizerBase, train: Dataset, loss: dict[str, bool]) -> None:
-    """Refuse rows that the template refuses, and a loss that it cannot place. Raises TemplateError."""
-    for row in train.select(range(min(len(train), _RENDERED))):
-        turns: Any = row.get("messages") or (row["prompt"] + row["completion"] if "prompt" in row else "")
-        if isinstance(turns, str):
-            break
+def _install(run: Run, tokenizer: PreTrainedTokenizerBase) -> special_tokens.Installed:
+    """Give the tokenizer the recipe's template and its special tokens."""
+    assert run.template is not None
+    if not tokenizer.is_fast:
+        found = f"a template's tokens cannot be set up in {type(tokenizer).__name__}, a slow tokenizer"
+        raise TemplateError(Fault(_where(run), found, "a model with a fast tokenizer (tokenizer.json)"))
+    file = run.template.files[0] if run.template.files and run.template.files[0].is_file() else None
+    if file is not None:
         try:
-            tokenizer.apply_chat_template(turns, tokenize=False)
-        except Exception as error:
-            found = f"the chat template refuses a row: {first_line(error)}; its roles are {[t['role'] for t in turns]}"
-            write = "rows that this model's template takes"
-            raise TemplateError(Fault(run.recipe.where(("data", "train")), found, write)) from None
-    _check_loss(run, tokenizer, loss)
-
-
-def _check_loss(run: Run, tokenizer: PreTrainedTokenizerBase, loss: dict[str, bool]) -> None:
-    if not loss.get("assistant_only_loss") or has_generation_markers(tokenizer.chat_template):
-        return
+            text = file.read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            found = f"{file.name} cannot be read: {first_line(error)}"
+            raise TemplateError(Fault(_where(run), found, "a text file in UTF-8")) from None
+        # our own leave the first token to the vocabulary: where it begins every text with one, a chat does too
+        ours = file.is_relative_to(paths.TEMPLATES) and tokenizer("a")["input_ids"][0] == tokenizer.bos_token_id
+        tokenizer.chat_template = ("{{- bos_token }}" if ours else "") + text
+        return special_tokens.install(tokenizer, _written(run, tokenizer))
+    keywords = {name: run.model[name] for name in _REACH if name in run.model}
     try:
-        get_training_chat_template(tokenizer)
-    except ValueError:
-        found = "rows with several assistant turns, but the chat template marks none ({% generation %})"
-        write = "data.loss_on: last_turn, or all; or a template with the markers"
-        raise TemplateError(Fault(run.recipe.where(("data", "loss_on")), found, write)) from None
-
-
-def _check_renders(where: str, tokenizer: PreTrainedTokenizerBase) -> None:
-    turns = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
-    try:
-        tokenizer.apply_chat_template(turns, tokenize=False)
+        if not run.template.files and not hub.ask("model", run.template.name, {}):
+            keywords["local_files_only"] = True
+        other = AutoTokenizer.from_pretrained(run.template.name, **keywords)
     except Exception as error:
-        found = f"the tokenizer's chat template does not render: {first_line(error)}"
-        raise TemplateError(Fault(where, found, "a model whose template renders a user and an assistant")) from None
+        told = f"{run.template.name}: no tokenizer can be loaded: {first_line(error)}", "a tokenizer's folder or id"
+        told = (None if run.template.files else hub.explain(run.template.name, error)) or told
+        raise TemplateError(Fault(_where(run), *told)) from None
+    text = rendering.text(other)
+    if not text:
+        found = f"the tokenizer of {run.template.name} has no chat template itself"
+        raise TemplateError(Fault(_where(run), found, "another tokenizer, a .jinja file, or chatml"))
+    tokenizer.chat_template = text
+    shown = rendering.everything(tokenizer, run.template_kwargs)
+    theirs = [str(token.content) for token in other.added_tokens_decoder.values() if token.content in shown]
+    return special_tokens.install(tokenizer, list(dict.fromkeys([*_written(run, tokenizer), *theirs])))
+
+
+def _written(run: Run, tokenizer: PreTrainedTokenizerBase) -> list[str]:
+    """Return the special strings that the template writes around text; one for pictures is not needed."""
+    return special_tokens.written(rendering.everything(tokenizer, run.template_kwargs))
+
+
+def _check_kwargs(run: Run, text: str) -> None:
+    unread = [name for name in run.template_kwargs if not re.search(rf"\b{re.escape(name)}\b", text)]
+    if unread:
+        where = run.recipe.where(("tokenizer", "chat_template_kwargs", unread[0]))
+        raise TemplateError(Fault(where, f"the chat template reads no {unread[0]}", "a name that it reads"))
+
+
+def _check_loss(run: Run, chat: Chat, loss: dict[str, bool]) -> None:
+    if not loss.get("assistant_only_loss"):
+        return
+    where = run.recipe.where(("data", "loss_on"))
+    if not chat.tokenizer.is_fast:
+        found = f"loss on every assistant turn needs a fast tokenizer; this is {type(chat.tokenizer).__name__}"
+        raise TemplateError(Fault(where, found, "data.loss_on: last_turn, or all"))
+    marked = None
+    if not has_generation_markers(rendering.text(chat.tokenizer)):
+        try:
+            marked = get_training_chat_template(chat.tokenizer)
+        except ValueError:
+            found = "rows with several assistant turns, but the chat template marks none ({% generation %})"
+            write = "data.loss_on: last_turn, or all; or a template with the markers"
+            raise TemplateError(Fault(where, found, write)) from None
+    if not is_chat_template_stop_token_trained(chat.tokenizer, chat_template=marked):
+        found = f"the chat template's markers leave {chat.stop} out: the model would not learn to stop"
+        raise TemplateError(Fault(where, found, "{% endgeneration %} after it; or data.loss_on: last_turn"))
+
+
+def _is_chat(train: Dataset) -> bool:
+    return "messages" in train.column_names or ("prompt" in train.column_names and isinstance(train[0]["prompt"], list))
+
+
+def _where(run: Run) -> str:
+    return run.recipe.where(("tokenizer", "chat_template") if run.template else ("model", "name_or_path"))
+
+
+def _told(installed: special_tokens.Installed) -> str:
+    held = f", {', '.join(installed.held)} as the vocabulary has it" if installed.held else ""
+    reserved = "".join(f", {new} in the place of {old}" for new, old in installed.reserved.items())
+    return f"{held}{reserved}" + (f", {', '.join(installed.added)} added" if installed.added else "")
+
+
+def _grown(tokenizer: PreTrainedTokenizerBase, new: tuple[int, ...], before: int, after: int) -> str:
+    some = ", ".join(tokenizer.convert_ids_to_tokens(list(new[:5]))) + (", ..." if len(new) > 5 else "")
+    resized = f"the embedding grows from {before:,} to {after:,} rows" if after > before else "no row is added"
+    return f"{len(new)} tokens that the model has not learned ({some}): {resized}, theirs are trained"

@@ -37,6 +37,10 @@ _NOISE = re.compile(
             r"Token indices sequence length is longer than the specified maximum",
             # bitsandbytes 0.50 without the optional `kernels`
             r"Failed to load CPU gemm_4bit_forward",
+            # bitsandbytes 0.50, at every 8-bit layer: how LLM.int8() works
+            r"MatMul8bitLt: inputs will be cast",
+            # transformers 5.x, where tokens are added: the line `tokens` says what grows and is trained
+            r"The new (embeddings|lm_head weights) will be initialized from",
             # transformers 5.x: TRL aligns special tokens of model and tokenizer, as it should
             r"The tokenizer has new PAD/BOS/EOS tokens",
             # torch 2.13 on a machine without an accelerator

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import torch
 from trl import SFTTrainer
 
-from trl_sft import console, errors, record, rundir, screens
+from trl_sft import console, errors, model, record, rundir, screens
 from trl_sft.data import Rows
 from trl_sft.errors import Fault, MissingPackage, RecipeError, RunStopped, UserError
 from trl_sft.model import Found
@@ -94,17 +94,22 @@ def saved(run: Run, found: Found, trainer: SFTTrainer, book: Book, rows: Rows) -
     metrics = _held_out(trainer)
     before = {path.name for path in run.output_dir.iterdir()}
     trainer.save_model()
+    # an adapter's folder has none of its own, and the base's may stop on another token than the tuned model
+    trainer.model.generation_config.save_pretrained(run.output_dir)
     files = sorted({path.name for path in run.output_dir.iterdir()} - before)
     if record.secrets(run):  # upstream's record of the arguments holds them in plain text
         for path in run.output_dir.rglob("training_args.bin"):
             path.unlink()
     adapter = (run.output_dir / "adapter_config.json").is_file()
-    rundir.write(run.output_dir / rundir.CARD, record.card(run, found.name, adapter, metrics))
+    apart = adapter and model.apart(found, trainer.model)
+    rundir.write(run.output_dir / rundir.CARD, record.card(run, found.name, adapter, metrics, apart))
     steps = trainer.state.global_step
     book.close(run, {"outcome": rundir.DONE, "steps": steps, "metrics": metrics, "files": files})
     row = (rows.eval if rows.eval is not None else rows.train)[0]
     prompt = row.get("prompt") or row.get("messages", [])[:1] or row.get("text", "")[:40]
-    for line in screens.after(run, trainer.state, metrics, console.span(book.seconds()), prompt):
+    code = record.usage(screens.shown(run.output_dir), apart)
+    ask = screens.asking(code, prompt)
+    for line in screens.after(run, trainer.state, metrics, console.span(book.seconds()), ask):
         console.say(line)
     return Result(run.output_dir, steps, metrics)
 

@@ -44,7 +44,7 @@ def check_trackers(where: str, names: Sequence[str]) -> None:
         raise MissingPackage(Fault(where, found, "pip install the tracker's package, or report_to: none"))
 
 
-def settings(train: dict[str, Any]) -> dict[Key, Setting]:
+def settings(train: dict[str, Any], quantization: dict[str, Any]) -> dict[Key, Setting]:
     """Return what the machine makes us set where the recipe is silent."""
     found: dict[Key, Setting] = {}
     cpu = train.get("use_cpu", False) or device() == "cpu"
@@ -55,6 +55,10 @@ def settings(train: dict[str, Any]) -> dict[Key, Setting]:
             found["train", "fp16"] = Setting(True, "this GPU has no bfloat16")
     if cpu and "dataloader_pin_memory" not in train:
         found["train", "dataloader_pin_memory"] = Setting(False, "there is no accelerator to copy to")
+    bf16 = train.get("bf16", ("train", "bf16") not in found) and not train.get("fp16")
+    if bf16 and quantization.get("load_in_4bit") and "bnb_4bit_compute_dtype" not in quantization:
+        why = "this machine trains in bfloat16; upstream computes with 4-bit weights in float32"
+        found["quantization", "bnb_4bit_compute_dtype"] = Setting("bfloat16", why)
     return found
 
 
@@ -64,13 +68,15 @@ def device() -> str:
     return accelerator.type if accelerator else "cpu"
 
 
-def describe(args: SFTConfig, dtype: str) -> str:
+def describe(args: SFTConfig, dtype: str, quantized: Any) -> str:
     """Return device and precision in one line, from the live arguments and the weights' dtype."""
     kind = args.device.type
     name = torch.cuda.get_device_name() if kind == "cuda" else f"{torch.get_num_threads()} threads"
     precision = "fp16" if args.fp16 else "bf16" if args.bf16 else "float32"
     mixed = "" if precision == "float32" else f"{precision} mixed precision, "
-    return f"{kind} ({name}), {mixed}weights in {'the type they were saved in' if dtype == 'auto' else dtype}"
+    saved = "the type they were saved in" if dtype == "auto" else dtype
+    bits = "" if quantized is None else f"{'8-bit' if quantized.load_in_8bit else '4-bit'} linear layers, other "
+    return f"{kind} ({name}), {mixed}{bits}weights in {saved}"
 
 
 def hardware() -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""What SFTTrainer needs to load the model: the id, keywords, LoRA; an adapter to go on with.
+"""What SFTTrainer needs to load the model: the id, keywords, quantization, LoRA; an adapter to go on with.
 
 In: a `Run`. Out: `Found`, before any weight is read, and later the keyword arguments of SFTTrainer.
 Foreign errors of the hub become ours here.
@@ -6,15 +6,19 @@ Foreign errors of the hub become ours here.
 
 from __future__ import annotations
 
+import functools
+import importlib.util
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from huggingface_hub import errors, hf_hub_download
-from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig
+from transformers import AutoConfig, BitsAndBytesConfig, GenerationConfig, PretrainedConfig, PreTrainedModel
+from trl.trainer.utils import create_model_from_path
 
 from trl_sft import hub
-from trl_sft.errors import Fault, RecipeError, first_line
+from trl_sft.errors import Fault, MissingPackage, RecipeError, first_line
 from trl_sft.recipe import Key
 from trl_sft.run import Run, Setting
 
@@ -78,19 +82,108 @@ def settings(run: Run) -> dict[Key, Setting]:
     return {("lora", "task_type"): Setting("CAUSAL_LM", why)}
 
 
-def arguments(run: Run, found: Found) -> dict[str, Any]:
+def quantization(run: Run, settings: dict[Key, Setting]) -> BitsAndBytesConfig | None:
+    """Return how the weights are quantized; None where they are not. Raises RecipeError, MissingPackage."""
+    if run.quantization is None:
+        return None
+    where = run.recipe.where(("quantization",))
+    if importlib.util.find_spec("bitsandbytes") is None:
+        write = "pip install 'trl-sft[quantization]', in this Python"
+        raise MissingPackage(Fault(where, "bitsandbytes: not installed", write))
+    ours = {str(key[-1]): setting.value for key, setting in settings.items() if key[0] == "quantization"}
+    try:
+        return BitsAndBytesConfig(**ours | run.quantization)
+    except (TypeError, ValueError, AttributeError) as error:
+        raise RecipeError(Fault(where, first_line(error), "values that BitsAndBytesConfig takes")) from None
+
+
+def check_quantized(run: Run, found: Found) -> None:
+    """Refuse weights that were saved quantized where they cannot be trained. Raises RecipeError."""
+    saved = getattr(found.config, "quantization_config", None)
+    if saved is None:
+        return
+    method = saved.get("quant_method") if isinstance(saved, dict) else saved.quant_method
+    named = str(getattr(method, "value", method))
+    if run.quantization is not None and named != "bitsandbytes":
+        told = f"{found.name} was saved quantized by {named}", "no `quantization:`, or the model's full weights"
+        raise RecipeError(Fault(run.recipe.where(("quantization",)), *told))
+    if run.lora is None and not found.adapter:
+        told = f"{found.name} was saved quantized by {named}: its weights cannot be trained", "lora: {r: 16}"
+        raise RecipeError(Fault(run.recipe.where(("model", "name_or_path")), *told))
+
+
+def arguments(
+    run: Run, found: Found, quantized: BitsAndBytesConfig | None, new: Sequence[int], rows: int
+) -> dict[str, Any]:
     """Return the keyword arguments of SFTTrainer that bring the model.
 
-    The id goes to SFTTrainer, so that TRL keeps its own loading; only an adapter that training goes on
-    with is loaded here, as a trainable PeftModel.
+    The id goes to SFTTrainer, so that TRL keeps its own loading, except where the model has to be changed
+    before: an adapter that training goes on with, or tokens that the model has not learned. `new` are their
+    ids, `rows` how many rows the embedding needs.
     """
-    if not found.adapter:
-        return {"model": found.name, "peft_config": lora(run)}
-    from peft import PeftModel
+    peft_config = lora(run)
+    if not found.adapter and not new:
+        return {"model": found.name, "peft_config": peft_config, "quantization_config": quantized}
+    base = create_model_from_path(found.name, **run.model, quantization_config=quantized)
+    if rows > base.get_input_embeddings().weight.shape[0]:
+        base.resize_token_embeddings(rows)  # upstream draws the new rows from the mean and spread of the others
+    if found.adapter:
+        from peft import PeftModel
 
-    keywords = {"dtype": "float32"} | run.model  # TRL's default, trl.trainer.utils.create_model_from_path
-    base = AutoModelForCausalLM.from_pretrained(found.name, **keywords)
-    return {"model": PeftModel.from_pretrained(base, found.adapter, is_trainable=True)}
+        return {"model": PeftModel.from_pretrained(base, found.adapter, is_trainable=True)}
+    if peft_config is not None:
+        _train_rows(run, base, peft_config, list(new))
+    return {"model": base, "peft_config": peft_config}
+
+
+def mend(model: PreTrainedModel) -> None:
+    """Put right what upstream gets wrong for some models, each silently or at the first step.
+
+    - Single rows of the embedding are trained: peft's wrapper of the head has no `bias`, which TRL's fused
+      loss reads, so every step raises (trl 1.16, peft 0.21); and peft would save both embeddings whole
+      beside the trained rows.
+    - 4-bit weights on a CPU with AVX512-BF16: the first evaluation packs them for a kernel without a
+      backward, and they stay so: later gradients were off by 40 to 106% (bitsandbytes 0.50, docs/log.md).
+    - TRL trains the adapter of quantized weights in bfloat16, but on resuming peft loads it in float32, so
+      that a resumed run would end elsewhere than one that was never stopped.
+    """
+    for module in model.modules():
+        if hasattr(module, "support_avx512bf16_for_cpu"):
+            module.support_avx512bf16_for_cpu = False
+    if getattr(model, "peft_config", None) and getattr(model, "is_quantized", False):
+        model.load_adapter = functools.partial(model.load_adapter, autocast_adapter_dtype=False)
+    head = model.get_output_embeddings()
+    if type(head).__name__ == "TrainableTokensWrapper":
+        head.bias = head.original_module.bias
+        model.save_pretrained = functools.partial(model.save_pretrained, save_embedding_layers=False)
+
+
+def apart(found: Found, model: PreTrainedModel) -> bool:
+    """Tell whether a trained model stops on other tokens, or has more of them, than its base as upstream loads it."""
+    try:
+        base = GenerationConfig.from_pretrained(found.name)
+    except OSError:  # a model without one stops as its config says
+        base = GenerationConfig.from_model_config(found.config)
+    stops = [config.eos_token_id for config in (base, model.generation_config)]
+    sets = [{*stop} if isinstance(stop, list) else {stop} for stop in stops]
+    rows = model.get_input_embeddings().weight.shape[0]
+    return sets[0] != sets[1] or rows != found.config.get_text_config().vocab_size
+
+
+def _train_rows(run: Run, base: PreTrainedModel, config: Any, new: list[int]) -> None:
+    """Have LoRA train the rows of new tokens, in the embedding and in a head of its own. Raises RecipeError."""
+    if config.trainable_token_indices is not None:
+        found = "lora.trainable_token_indices, beside tokens of the chat template that have to be trained too"
+        where = run.recipe.where(("lora", "trainable_token_indices"))
+        raise RecipeError(Fault(where, found, f"leave it out, or these too: {new}"))
+    modules = {id(module): name.rpartition(".")[2] for name, module in base.named_modules()}
+    inside = modules[id(base.get_input_embeddings())]
+    if inside in (config.modules_to_save or ()):
+        return  # the recipe trains the whole embedding
+    config.trainable_token_indices = {inside: new}
+    tied = base.get_output_embeddings().weight is base.get_input_embeddings().weight
+    if not tied:
+        config.trainable_token_indices[modules[id(base.get_output_embeddings())]] = new
 
 
 def _explained(name: str, error: Exception) -> tuple[str, str]:

@@ -35,12 +35,14 @@ class Field(NamedTuple):
 
 @functools.cache
 def fields(owner: str) -> dict[str, Field]:
-    """Return the dataclass fields of `package.module:Class`, those of its bases first.
+    """Return the dataclass fields of `package.module:Class`, those of its bases first; `arguments` of a method.
 
     A base written as an attribute is not followed: `datasets.BuilderConfig` holds what a builder's author
     declares (version, description), no keyword of a user's.
     """
     module, name = owner.split(":")
+    if "." in name:
+        return arguments(owner)
     node = _definitions(module).get(name)
     if not isinstance(node, ast.ClassDef):
         return {}
@@ -56,16 +58,30 @@ def fields(owner: str) -> dict[str, Field]:
 
 @functools.cache
 def arguments(owner: str) -> dict[str, Field]:
-    """Return the named arguments of `package.module:function`."""
-    module, _, name = owner.partition(":")
+    """Return the named arguments of `package.module:function` or `package.module:Class.method`, less self.
+
+    An argument without an annotation has the type of its default.
+    """
+    module, _, names = owner.partition(":")
+    name, _, method = names.partition(".")
     node = _definitions(module).get(name)
+    if isinstance(node, ast.ClassDef):
+        node = next((item for item in node.body if isinstance(item, ast.FunctionDef) and item.name == method), None)
     assert isinstance(node, ast.FunctionDef), owner
     plain = node.args.posonlyargs + node.args.args
     defaults = [None] * (len(plain) - len(node.args.defaults)) + list(node.args.defaults)
     pairs = list(zip(plain + node.args.kwonlyargs, defaults + list(node.args.kw_defaults), strict=True))
     return {
-        arg.arg: Field(arg.arg, arg.annotation, ast.unparse(value) if value else "", (), module) for arg, value in pairs
+        arg.arg: Field(arg.arg, arg.annotation or _type(value), ast.unparse(value) if value else "", (), module)
+        for arg, value in pairs
+        if arg.arg != "self"
     }
+
+
+def _type(default: ast.expr | None) -> ast.expr | None:
+    """Return the type that a plain default shows; None where it shows none."""
+    known = isinstance(default, ast.Constant) and type(default.value).__name__ in _SCALARS
+    return ast.Name(type(default.value).__name__) if known else None  # type: ignore[union-attr]
 
 
 def version(package: str) -> str:
@@ -88,6 +104,8 @@ def expected(field: Field) -> str:
     choices = field.choices or _choices(field.type, field.module)
     if choices:
         return "one of " + ", ".join(choices)
+    if isinstance(field.type, ast.BinOp) and (some := _choices(field.type.left, field.module)):
+        return f"one of {', '.join(some)}, or {_words(field.type.right)}"
     return _words(field.type) if field.type else "any value"
 
 

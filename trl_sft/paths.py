@@ -1,4 +1,4 @@
-"""Which file, folder, embedded thing or hub id a value of a recipe names.
+"""Which file, folder, embedded thing, hub id, chat template or function a value of a recipe names.
 
 In: the value as written and the folder it is relative to. Out: a `Place`. Nothing is loaded and no
 hub is asked.
@@ -7,13 +7,17 @@ hub is asked.
 from __future__ import annotations
 
 import difflib
+import functools
 import glob
+import importlib.util
 import os
 import re
+import sys
 from pathlib import Path
 from typing import NamedTuple
 
 EMBEDDED = Path(__file__).parent / "embedded"
+TEMPLATES = Path(__file__).parent / "templates"
 PREFIX = "trl_sft:"
 _HUB_ID = re.compile(r"^[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?$")
 _GLOB = re.compile(r"[*?\[]")
@@ -31,6 +35,64 @@ class Absent(NamedTuple):
 
     found: str
     write: str
+
+
+class Code(NamedTuple):
+    """A function of the user's."""
+
+    file: Path
+    root: Path  # the folder that `module` is imported from
+    module: str
+    name: str
+
+
+@functools.cache
+def templates() -> dict[str, Path]:
+    """Return the chat templates that have a name: ours, and those that the installed TRL has for training.
+
+    TRL's are found without importing it; the variant with {% generation %} markers is the one taken.
+    """
+    spec = importlib.util.find_spec("trl")
+    folder = (
+        Path(spec.submodule_search_locations[0], "chat_templates") if spec and spec.submodule_search_locations else None
+    )
+    theirs = sorted(folder.glob("*_training.jinja")) if folder else []
+    ours = sorted(TEMPLATES.glob("*.jinja"))
+    return {path.stem.removesuffix("_training"): path for path in theirs} | {path.stem: path for path in ours}
+
+
+def template(value: str, folder: Path) -> Place | Absent:
+    """Return the chat template that `value` names: a file, a named one, or a tokenizer's (folder or hub id)."""
+    place = resolve(value, folder, (".jinja", ".j2"))
+    if isinstance(place, Place) and place.files:
+        path = place.files[0]
+        if path.is_dir() or path.suffix in (".jinja", ".j2"):
+            return place
+        return Absent("a file that is no .jinja", "a .jinja file, a tokenizer's folder or id, or a name")
+    if value in templates():
+        return Place((templates()[value],), value)
+    if isinstance(place, Absent) or "/" in value:
+        return place
+    near = difflib.get_close_matches(value, templates(), 1, 0.6)
+    names = near[0] if near else ", ".join(templates())
+    return Absent("no chat template of that name", f"{names}; a .jinja file; or a tokenizer as FOLDER or OWNER/NAME")
+
+
+def code(value: str, folder: Path) -> Code | Absent:
+    """Return the function that FILE.py:NAME or PACKAGE.MODULE:NAME names; nothing is imported."""
+    where, _, name = value.rpartition(":")
+    if not name.isidentifier() or not where:
+        return Absent("no FILE.py:FUNCTION or MODULE:FUNCTION", "both parts, as in rows.py:chat")
+    if where.endswith(".py"):
+        file = absolute(where, folder)
+        found = Code(file.resolve(), file.resolve().parent, file.stem, name)
+        return found if file.is_file() else Absent("no such file", _near(file))
+    parts = where.split(".")
+    for root in dict.fromkeys([folder, Path.cwd(), *map(Path, sys.path)]):
+        for file in (root.joinpath(*parts).with_suffix(".py"), root.joinpath(*parts, "__init__.py")):
+            if file.is_file():
+                return Code(file.resolve(), root.resolve(), where, name)
+    return Absent(f"no module {where} beside the recipe, in the current folder or installed", "FILE.py:FUNCTION")
 
 
 def resolve(value: str, folder: Path, suffixes: tuple[str, ...] = ()) -> Place | Absent:

@@ -55,7 +55,9 @@ def lines(run: Run, settings: dict[Key, Setting]) -> Iterator[Line]:
     """Yield every value that was set, by section; `run:` and output_dir are the launch's, so they are left out."""
     where = run.recipe.places
     yield Line(("model", "name_or_path"), run.base.name, where[("model", "name_or_path")])
-    sections = {"model": run.model, "tokenizer": run.tokenizer, "lora": run.lora}
+    tokenizer = run.tokenizer | ({"chat_template": run.template.name} if run.template else {})
+    tokenizer |= {"chat_template_kwargs": run.template_kwargs} if run.template_kwargs else {}
+    sections = {"model": run.model, "tokenizer": tokenizer, "quantization": run.quantization, "lora": run.lora}
     for section, values in sections.items():
         if section == "lora" and values == {} and not settings:
             yield Line(("lora",), {}, where[("lora",)])
@@ -99,12 +101,36 @@ def beginning(run: Run, settings: dict[Key, Setting], args: Any) -> dict[str, An
 def digests(run: Run) -> dict[str, str]:
     """Return the sha256 of every local file of rows; a folder's files each."""
     files = [f for sources in run.sources.values() for source in sources for f in source.place.files]
+    code = [s.code.file for sources in run.sources.values() for s in sources if s.code]
+    template = [file for file in (run.template.files if run.template else ()) if file.is_file()]
+    files += [*code, *template]
     each = [p for f in files for p in (sorted(q for q in f.rglob("*") if q.is_file()) if f.is_dir() else [f])]
     return {str(path): _digest(path) for path in each}
 
 
-def card(run: Run, base: str, adapter: bool, metrics: dict[str, float]) -> str:
-    """Return the model card; `base` is the model's folder or hub id. TRL's names neither a local base nor results."""
+def usage(folder: str, apart: bool) -> list[str]:
+    """Return the lines of Python that make `ask` from a folder of a finished run.
+
+    `apart`: an adapter whose tokens or end token differ from its base's. transformers loads an adapter with
+    the base's, so peft has to grow the embedding, and generation has to be told where to stop.
+    """
+    if not apart:
+        return ["from transformers import pipeline", f'ask = pipeline("text-generation", {flow(folder)})']
+    return [
+        "from peft import AutoPeftModelForCausalLM",
+        "from transformers import AutoTokenizer, GenerationConfig, pipeline",
+        f"folder = {flow(folder)}",
+        "model = AutoPeftModelForCausalLM.from_pretrained(folder)",
+        "model.generation_config = GenerationConfig.from_pretrained(folder)",
+        'ask = pipeline("text-generation", model, tokenizer=AutoTokenizer.from_pretrained(folder))',
+    ]
+
+
+def card(run: Run, base: str, adapter: bool, metrics: dict[str, float], apart: bool) -> str:
+    """Return the model card; `base` is the model's folder or hub id. TRL's names neither a local base nor results.
+
+    `apart` as in `usage`.
+    """
     header = {"library_name": "peft" if adapter else "transformers", "pipeline_tag": "text-generation"}
     if not Path(base).is_absolute():
         header["base_model"] = base
@@ -118,9 +144,16 @@ def card(run: Run, base: str, adapter: bool, metrics: dict[str, float]) -> str:
             *("", f"# {run.output_dir.name}", ""),
             f"`{name}`, {'with LoRA' if adapter else 'all weights'} fine-tuned by trl_sft {__version__}.",
             *("", "## Results", "", *results),
-            *("", "## Use", "", "```python", "from transformers import pipeline", ""),
-            f'pipeline("text-generation", {flow(run.output_dir.name)})  # the path of this folder',
-            *("```", "", "## Recipe", "", "```yaml", without_secrets(run, run.recipe.text).rstrip(), "```"),
+            *("", "## Use", "", "```python", *usage(run.output_dir.name, apart), "```", ""),
+            *(
+                "`" + run.output_dir.name + "` is this folder.",
+                "",
+                "## Recipe",
+                "",
+                "```yaml",
+                without_secrets(run, run.recipe.text).rstrip(),
+                "```",
+            ),
             *(["", f"Overrides: `{without_secrets(run, ' '.join(given))}`"] if (given := run.recipe.words[1:]) else []),
             *("", f"Versions: {versions}.", ""),
         ]
@@ -145,7 +178,10 @@ def _source(source: Source) -> dict[str, Any]:
     """Return a source as a recipe writes it, with absolute paths."""
     files = [str(file) for file in source.place.files]
     ours: dict[str, Any] = {"path": files[0] if len(files) == 1 else source.place.name}
-    ours |= {name: value for name, value in (("format", source.format), ("wording", source.wording)) if value}
+    names = ("format", "wording", "rename", "task")
+    ours |= {name: getattr(source, name) for name in names if getattr(source, name)}
+    if source.code and "." not in source.code.module:
+        ours["format"] = f"{source.code.file}:{source.code.name}"
     return ours | {k: v for k, v in source.load.items() if k not in _SECRETS}
 
 

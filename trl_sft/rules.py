@@ -20,12 +20,21 @@ _AT_LEAST = {
     **dict.fromkeys(["seed", "data_seed", "warmup_steps", "weight_decay", "neftune_noise_alpha"], 0),
 }
 _ABOVE_0 = ("num_train_epochs", "save_steps", "eval_steps", "logging_steps")
+# keys of BitsAndBytesConfig that the other kind of quantization reads, which upstream takes and drops
+_UNUSED = {
+    "load_in_8bit": (
+        *("bnb_4bit_compute_dtype", "bnb_4bit_quant_type", "bnb_4bit_use_double_quant", "bnb_4bit_quant_storage"),
+    ),
+    "load_in_4bit": ("llm_int8_threshold", "llm_int8_has_fp16_weight"),
+}
 _NEEDS_EVAL = ("eval_on_start", "load_best_model_at_end", "eval_steps")
 
 
-def check(recipe: Recipe, sections: Mapping[str, Any], sources: Mapping[str, Any]) -> Iterator[Fault]:
-    """Yield every fault of the whole."""
+def check(recipe: Recipe, sections: Mapping[str, Any], sources: Mapping[str, Any], adapter: bool) -> Iterator[Fault]:
+    """Yield every fault of the whole; `adapter`: the model is one, and training goes on with it."""
     yield from _data(recipe, sections["data"], sources)
+    if recipe.values.get("quantization") is not None:
+        yield from _quantization(recipe, sections["quantization"], adapter)
     yield from _ranges(recipe, sections)
     train = sections["train"]
     held_out = sections["data"].get("eval_fraction") is not None or sections["data"].get("eval") is not None
@@ -53,6 +62,23 @@ def _data(recipe: Recipe, data: Mapping[str, Any], sources: Mapping[str, Any]) -
         yield Fault(where, kind(fraction), "a number between 0 and 1")
     if fraction is not None and data.get("eval") is not None:
         yield Fault(where, "held-out rows both from eval_fraction and from data.eval", "one of the two")
+
+
+def _quantization(recipe: Recipe, section: Mapping[str, Any], adapter: bool) -> Iterator[Fault]:
+    """Yield what upstream says after the weights were loaded, or not at all."""
+    bits = [name for name in ("load_in_8bit", "load_in_4bit") if section.get(name)]
+    where = recipe.where(("quantization",))
+    if len(bits) != 1:
+        found = "both load_in_8bit and load_in_4bit" if bits else "a section that quantizes nothing"
+        yield Fault(where, found, "load_in_8bit: true, or load_in_4bit: true")
+    elif recipe.values.get("lora") is None and not adapter:
+        found = f"{bits[0]} without LoRA: quantized weights cannot be trained"
+        yield Fault(recipe.where(("quantization", bits[0])), found, "lora: {r: 16, target_modules: all-linear}")
+    kind4 = section.get("bnb_4bit_quant_type")
+    if kind4 is not None and kind4 not in ("fp4", "nf4"):
+        yield Fault(recipe.where(("quantization", "bnb_4bit_quant_type")), kind(kind4), "nf4 or fp4")
+    for name in sorted(set(section) & {word for bit in bits for word in _UNUSED[bit]}):
+        yield Fault(recipe.where(("quantization", name)), f"{name} changes nothing under {bits[0]}", "leave it out")
 
 
 def _ranges(recipe: Recipe, sections: Mapping[str, Any]) -> Iterator[Fault]:

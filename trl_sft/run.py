@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from trl_sft.paths import Place
+from trl_sft.paths import Code, Place
 from trl_sft.recipe import Key, Recipe
 
 
@@ -30,6 +30,9 @@ class Source:
     format: str  # "" = recognise it from the columns
     wording: str | dict[str, str]  # "" = chat where the tokenizer has a template
     load: dict[str, Any]  # further keywords of `datasets.load_dataset`
+    rename: dict[str, str]  # column of the file -> name that formatting knows
+    task: str  # of all its rows; "" = a column says it, or nothing
+    code: Code | None  # the user's function that `format` names
 
     @property
     def name(self) -> str:
@@ -46,9 +49,12 @@ class Run:
     recipe: Recipe
     output_dir: Path
     base: Place  # model.name_or_path
+    template: Place | None  # tokenizer.chat_template: a .jinja file, or another tokenizer; None = the tokenizer's own
     sources: dict[str, tuple[Source, ...]]  # "train", "eval"
     model: dict[str, Any] = field(default_factory=dict)
     tokenizer: dict[str, Any] = field(default_factory=dict)
+    template_kwargs: dict[str, Any] = field(default_factory=dict)  # tokenizer.chat_template_kwargs
+    quantization: dict[str, Any] | None = None
     lora: dict[str, Any] | None = None
     data: dict[str, Any] = field(default_factory=dict)  # eval_fraction, loss_on
     train: dict[str, Any] = field(default_factory=dict)  # keywords of trl.SFTConfig

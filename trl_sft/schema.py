@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from trl_sft import owners, paths, rules, rundir, surface
+from trl_sft import named, owners, paths, rules, rundir, surface
 from trl_sft.errors import Fault, RecipeError
 from trl_sft.owners import Field
 from trl_sft.recipe import Key, Recipe, kind
@@ -39,8 +39,11 @@ def build(recipe: Recipe) -> Run:
         keys = _renamed(recipe, name, dict(value) if isinstance(value, dict) else {}, faults, notes)
         sections[name] = _section(recipe, (name,), keys, keyword_fields(name), faults)
     sources = {part: _sources(recipe, part, sections["data"].get(part), faults) for part in ("train", "eval")}
-    base = _base(recipe, sections["model"].pop("name_or_path", None), faults)
-    faults += rules.check(recipe, sections, sources)
+    base = named.base(recipe, sections["model"].pop("name_or_path", None), faults)
+    template = named.template(recipe, sections["tokenizer"].pop("chat_template", None), faults)
+    template_kwargs = sections["tokenizer"].pop("chat_template_kwargs", {})
+    adapter = base is not None and bool(base.files) and (base.files[0] / "adapter_config.json").is_file()
+    faults += rules.check(recipe, sections, sources, adapter)
     faults += rules.loss_on(recipe, sections["data"], sections["train"])
     if faults or base is None:
         raise RecipeError(sorted(faults, key=_line))
@@ -49,9 +52,9 @@ def build(recipe: Recipe) -> Run:
     if (resume := sections["run"].get("resume", "auto")) not in ("auto", "never"):
         sections["run"]["resume"] = str(paths.absolute(resume, recipe.folder(("run", "resume"))))
     sections["data"] = {name: value for name, value in sections["data"].items() if name not in sources}
-    lora = sections.pop("lora") if recipe.values.get("lora") is not None else None
-    sections.pop("lora", None)
-    return Run(recipe, folder, base, sources, lora=lora, notes=tuple(notes), **sections)
+    absent: dict[str, Any] = {n: None for n in ("quantization", "lora") if recipe.values.get(n) is None}
+    given = sections | absent
+    return Run(recipe, folder, base, template, sources, template_kwargs=template_kwargs, notes=tuple(notes), **given)
 
 
 def keyword_fields(section: str) -> dict[str, Field]:
@@ -134,26 +137,6 @@ def _renamed(
     return values
 
 
-def _base(recipe: Recipe, value: str | None, faults: list[Fault]) -> paths.Place | None:
-    """Return the model's place; a folder has to hold a model or an adapter."""
-    key: Key = ("model", "name_or_path")
-    if value is None:
-        if "name_or_path" not in (recipe.values.get("model") or {}):
-            faults.append(Fault(recipe.where(key), "no model is named", "a folder, a hub id, or trl_sft:tiny"))
-        return None
-    place = paths.resolve(value, recipe.folder(key))
-    if isinstance(place, paths.Absent):
-        faults.append(Fault(recipe.where(key), f"{value}: {place.found}", place.write))
-        return None
-    if place.files and not any((place.files[0] / name).is_file() for name in ("config.json", "adapter_config.json")):
-        found = "a folder without config.json" if place.files[0].is_dir() else "a file"
-        faults.append(Fault(recipe.where(key), f"{value}: {found}", "a folder that save_pretrained wrote"))
-    if place.files and (place.files[0] / "adapter_config.json").is_file() and recipe.values.get("lora") is not None:
-        found = f"{value} is an adapter: training goes on with it, so `lora:` would be a second one"
-        faults.append(Fault(recipe.where(("lora",)), found, "no `lora:`, or the base model of the adapter"))
-    return place
-
-
 def _sources(recipe: Recipe, part: str, value: Any, faults: list[Fault]) -> tuple[Source, ...]:
     """Return `data.train` or `data.eval`, written as a path, a mapping or a list of either."""
     if value is None:
@@ -181,5 +164,7 @@ def _sources(recipe: Recipe, part: str, value: Any, faults: list[Fault]) -> tupl
         if file and ".tsv" in file.name.lower():
             right.setdefault("sep", "\t")
         ours = {name: right.pop(name, "") for name in surface.OWN_KEYS["data.*"]}
-        found.append(Source(key, place, builder, ours["format"], ours["wording"], right))
+        code = named.function(recipe, (*key, "format"), ours["format"], faults)
+        said = {name: ours[name] for name in ("format", "wording", "task")}
+        found.append(Source(key, place, builder, load=right, rename=ours["rename"] or {}, code=code, **said))
     return tuple(found)

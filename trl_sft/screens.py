@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import pyarrow.compute as pc
+import torch
 from datasets import Dataset
 from transformers import PreTrainedModel, TrainerState
 from trl import SFTConfig
@@ -55,11 +56,13 @@ def count(dataset: Dataset, max_length: int | None) -> Tokens:
     return Tokens(len(dataset), total, trained, full)
 
 
-def found(notes: Sequence[str], model: str, machine: str, rows: Sequence[str]) -> None:
-    """Say once what was found before weights: what was translated, model, device and precision, each source."""
+def found(notes: Sequence[str], model: str, machine: str, tokens: Sequence[str], rows: Sequence[str]) -> None:
+    """Say once what was found before weights: translations, model, machine, the template's tokens, each source."""
     for note in notes:
         say(note)
-    for name, value in (("model", model), ("machine", machine), *(("rows", line) for line in rows)):
+    lines = [("model", model), ("machine", machine)]
+    lines += [("tokens", line) for line in tokens] + [("rows", line) for line in rows]
+    for name, value in lines:
         say(f"{name:<9} {value}")
 
 
@@ -68,7 +71,8 @@ def before(
 ) -> list[tuple[str, str]]:
     """Return the table before step 1; `given` are the rows before TRL's preparation."""
     trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
-    everything = sum(p.numel() for p in model.parameters())
+    counted = getattr(model, "get_nb_trainable_parameters", None)  # peft's knows that 4-bit weights lie two in a byte
+    everything = counted()[1] if counted else sum(p.numel() for p in model.parameters())
     batch = args.per_device_train_batch_size * args.gradient_accumulation_steps * args.world_size
     kind = "packs" if args.packing else "rows"
     number = len(given.train)
@@ -89,7 +93,22 @@ def before(
         ("batch", f"{batch} {kind} a step ({args.per_device_train_batch_size} at a time{accumulation})"),
         ("warm-up", f"{f'{warmup} steps' if warmup else 'none'}, then {args.lr_scheduler_type.value}"),
         ("trainable", f"{trainable:,} of {everything:,} parameters ({trainable / everything:.1%})"),
+        *_quantized(model),
         ("checkpoints", _disk(args, state, model, trainable)),
+    ]
+
+
+def _quantized(model: PreTrainedModel) -> list[tuple[str, str]]:
+    """Return a line with how many linear layers are quantized, counted in the model itself; none where none is."""
+    kinds = {"Linear8bitLt": "in 8 bits", "Linear4bit": "in 4 bits"}
+    # peft's layers have the same names; bitsandbytes' own lie inside them
+    layers = [type(m).__name__ for m in model.modules() if type(m).__module__.startswith("bitsandbytes.")]
+    counts = {words: layers.count(name) for name, words in kinds.items() if name in layers}
+    if not counts:
+        return []
+    plain = [m for m in model.modules() if type(m) is torch.nn.Linear and not m.weight.requires_grad]
+    return [
+        ("quantized", ", ".join(f"{n} linear layers {words}" for words, n in counts.items()) + f"; {len(plain)} not")
     ]
 
 
@@ -111,11 +130,8 @@ def _disk(args: SFTConfig, state: TrainerState, model: PreTrainedModel, trainabl
     return f"at most {number} kept, about {gib(size)} each (Adam), {gib(free)} free on the disk{short}"
 
 
-def after(plan: Run, state: TrainerState, metrics: dict[str, float], seconds: str, prompt: Any) -> list[str]:
-    """Return the last screen: what happened, where everything is, what to do next.
-
-    `prompt` is the first held-out prompt (a text or messages), to try the model with.
-    """
+def after(plan: Run, state: TrainerState, metrics: dict[str, float], seconds: str, ask: str) -> list[str]:
+    """Return the last screen: what happened, where everything is, what to do next; `ask` is the next command."""
     losses = [entry["loss"] for entry in state.log_history if "loss" in entry]
     trained = f", training loss {losses[0]:.4g} -> {losses[-1]:.4g}" if len(losses) > 1 else ""
     lines = [
@@ -124,7 +140,7 @@ def after(plan: Run, state: TrainerState, metrics: dict[str, float], seconds: st
         *_held_out(state, metrics),
         "",
     ]
-    folder = _shown(plan.output_dir)
+    folder = shown(plan.output_dir)
     what = "adapter" if (plan.output_dir / "adapter_config.json").is_file() else "model"
     kept = rundir.checkpoints(plan.output_dir)
     lines += [
@@ -136,7 +152,7 @@ def after(plan: Run, state: TrainerState, metrics: dict[str, float], seconds: st
         *(["    " + ", ".join(path.name for path in kept[-3:])] if kept else []),
         "",
         "Next: ask it something",
-        f"  {_try(folder, prompt)}",
+        f"  {ask}",
     ]
     return lines
 
@@ -164,14 +180,14 @@ def _held_out(state: TrainerState, metrics: dict[str, float]) -> list[str]:
     return lines
 
 
-def _try(folder: str, prompt: Any) -> str:
-    """Return a command that asks the new model one held-out prompt."""
+def asking(code: Sequence[str], prompt: Any) -> str:
+    """Return a command that asks the new model one prompt, a text or messages; `code` makes `ask`."""
     took = '[-1]["content"]' if isinstance(prompt, list) else ""
-    model, asked = (json.dumps(value, ensure_ascii=False) for value in (folder, prompt))
-    call = f'pipeline("text-generation", {model})({asked}, max_new_tokens=64)[0]["generated_text"]{took}'
-    code = f"from transformers import pipeline; print({call})"
-    return f"{python()} -c {shlex.quote(code)}"
+    asked = json.dumps(prompt, ensure_ascii=False)
+    call = f'print(ask({asked}, max_new_tokens=64)[0]["generated_text"]{took})'
+    return f"{python()} -c {shlex.quote('; '.join([*code, call]))}"
 
 
-def _shown(folder: Path) -> str:
+def shown(folder: Path) -> str:
+    """Return a folder as seen from the current one, where it lies in it."""
     return str(folder.relative_to(Path.cwd())) if folder.is_relative_to(Path.cwd()) else str(folder)

@@ -12,6 +12,10 @@ from typing import NamedTuple
 OWNERS = {
     "model": ("AutoModelForCausalLM.from_pretrained", ""),
     "tokenizer": ("AutoTokenizer.from_pretrained", ""),
+    "quantization": (
+        "transformers.BitsAndBytesConfig",
+        "transformers.utils.quantization_config:BitsAndBytesConfig.__init__",
+    ),
     "lora": ("peft.LoraConfig", "peft.tuners.lora.config:LoraConfig"),
     "data": ("trl_sft", ""),
     "train": ("trl.SFTConfig", "trl.trainer.sft_config:SFTConfig"),
@@ -22,7 +26,8 @@ LOAD_DATASET = ("datasets.load_dataset", "datasets.load:load_dataset")
 # Own keys and their types. `data.*` are the keys of one source.
 OWN_KEYS: dict[str, dict[str, str]] = {
     "model": {"name_or_path": "str"},
-    "tokenizer": {},
+    "tokenizer": {"chat_template": "str", "chat_template_kwargs": "dict[str, Any]"},
+    "quantization": {},
     "lora": {},
     "data": {
         "train": "Any",
@@ -32,8 +37,11 @@ OWN_KEYS: dict[str, dict[str, str]] = {
     },
     "data.*": {
         "path": "str",
-        "format": "Literal['text', 'messages', 'sharegpt', 'prompt_completion', 'alpaca', 'question_answer']",
-        "wording": "Literal['chat', 'alpaca', 'question_answer'] | dict[str, str]",
+        "format": "str",  # a layout, or a function of the user's; `schema` checks which
+        "wording": "Literal['chat', 'plain', 'alpaca', 'chinese', 'vicuna', 'basic', 'question_answer', "
+        "'conversation', 'task', 'chain_of_thought'] | dict[str, str]",
+        "rename": "dict[str, str]",
+        "task": "str",
     },
     "train": {},
     "run": {
@@ -46,10 +54,9 @@ OWN_KEYS: dict[str, dict[str, str]] = {
 
 # Parts of the recipe's design that this version does not carry out: refused by name, never ignored.
 NOT_YET = {
-    "": ("quantization", "evaluate", "launch"),
-    "tokenizer": ("chat_template", "chat_template_kwargs"),
+    "": ("evaluate", "launch"),
     "data": ("overlong", "special_tokens_in_text", "drop_leaked", "max_untrained"),
-    "data.*": ("rename", "weight", "max_rows", "task", "streaming"),
+    "data.*": ("weight", "max_rows", "streaming"),
     "run": ("global_batch_size", "early_stopping", "logits_gib"),
 }
 
@@ -104,11 +111,14 @@ KEYWORDS: dict[str, dict[str, str]] = {
 # Owner's keys that another section carries, or that YAML cannot write.
 REFUSED: dict[str, dict[str, str]] = {
     "model": {
-        "quantization_config": "a `quantization:` section (a later version)",
-        "load_in_8bit": "a `quantization:` section (a later version)",
-        "load_in_4bit": "a `quantization:` section (a later version)",
+        "quantization_config": "the `quantization:` section",
+        "load_in_8bit": "quantization: {load_in_8bit: true}",
+        "load_in_4bit": "quantization: {load_in_4bit: true}",
         # TRL reads the configuration without it, so weights of one folder would meet the shape of another
         "subfolder": "that folder itself in model.name_or_path",
+    },
+    "quantization": {
+        "quant_method": "load_in_8bit or load_in_4bit: this version quantizes with bitsandbytes alone",
     },
     "lora": {
         "peft_type": "nothing: the section is LoRA's",
@@ -127,7 +137,7 @@ REFUSED: dict[str, dict[str, str]] = {
     "train": {
         "model_init_kwargs": "the `model:` section",
         "trust_remote_code": "model.trust_remote_code",
-        "chat_template_path": "a model whose tokenizer has a template (tokenizer.chat_template: a later version)",
+        "chat_template_path": "tokenizer.chat_template",
         "dataset_kwargs": "the `data:` section",
         "deepspeed": "nothing: this version trains in one process",
         "fsdp": "nothing: this version trains in one process",

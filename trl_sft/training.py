@@ -10,8 +10,8 @@ import contextlib
 from typing import Any, NamedTuple
 
 from transformers import (
+    BitsAndBytesConfig,
     PreTrainedModel,
-    PreTrainedTokenizerBase,
     PrinterCallback,
     ProgressCallback,
     TrainerState,
@@ -31,7 +31,8 @@ class Ready(NamedTuple):
 
     claim: rundir.Claim
     found: model.Found
-    tokenizer: PreTrainedTokenizerBase
+    quantized: BitsAndBytesConfig | None
+    chat: chat.Chat
     rows: data.Rows
     settings: dict[Key, Setting]
     args: SFTConfig
@@ -44,22 +45,29 @@ def prepare(run: Run) -> Ready:
     claim = rundir.claim(run.output_dir, record.fingerprint(run), lambda: record.digests(run), run.run)
     if claim.refused:
         raise RecipeError(Fault(run.recipe.where(claim.key), claim.refused, claim.write))
-    settings = machine.settings(run.train) | model.settings(run)
+    settings = machine.settings(run.train, run.quantization or {}) | model.settings(run)
+    quantized = model.quantization(run, settings)
     args = _config(run, {str(key[-1]): setting.value for key, setting in settings.items() if key[0] == "train"})
     machine.check_trackers(run.recipe.where(("train", "report_to")), args.report_to)
     model.lora(run)
     found = model.find(run)
+    model.check_quantized(run, found)
     names = [found.adapter, found.name] if found.adapter else [found.name]
-    tokenizer = chat.load(run, names, found.config.get_text_config().vocab_size)
-    rows = data.load(run, bool(tokenizer.chat_template))
-    chat.check(run, tokenizer, rows.train, rows.loss)
+    chatting = chat.load(run, names, found.config.get_text_config().vocab_size)
+    rows = data.load(run, chatting.target)
+    stop = chat.settings(run, chatting, rows.train)
+    chat.check(run, chatting, rows.train, rows.loss)
     for name, value in rows.loss.items():
         setattr(args, name, value)
+    for key, setting in stop.items():
+        setattr(args, str(key[-1]), setting.value)
+    settings |= stop
     if "loss_on" not in run.data:
         settings["data", "loss_on"] = Setting(rows.loss_on, "the response is what is learned; text has none")
     name = f"{found.adapter or found.name} ({found.config.architectures[0]})"
-    screens.found(run.notes, name, machine.describe(args, run.model.get("dtype", "float32")), rows.said)
-    return Ready(claim, found, tokenizer, rows, settings, args)
+    about = machine.describe(args, run.model.get("dtype", "float32"), quantized)
+    screens.found(run.notes, name, about, chatting.said, rows.said)
+    return Ready(claim, found, quantized, chatting, rows, settings, args)
 
 
 def run(run: Run) -> Result:
@@ -97,11 +105,12 @@ def _config(run: Run, settings: dict[str, Any]) -> SFTConfig:
 def _trainer(run: Run, ready: Ready) -> SFTTrainer:
     """Load the weights and prepare the rows; refuse rows of which no token is left to train."""
     set_seed(ready.args.seed)  # for the adapter's first weights; TRL 1.16 does so itself, 1.8 does not
-    loaded = model.arguments(run, ready.found)
+    loaded = model.arguments(run, ready.found, ready.quantized, ready.chat.new, ready.chat.rows)
     if not isinstance(loaded["model"], str):
         ready.args.model_init_kwargs = None  # they were used; TRL would warn that it ignores them
     rows = {"train_dataset": ready.rows.train, "eval_dataset": ready.rows.eval}
-    trainer = SFTTrainer(args=ready.args, processing_class=ready.tokenizer, **rows, **loaded)
+    trainer = SFTTrainer(args=ready.args, processing_class=ready.chat.tokenizer, **rows, **loaded)
+    model.mend(trainer.model)
     for part, prepared in (("train", trainer.train_dataset), ("eval", trainer.eval_dataset)):
         if prepared is not None and screens.count(prepared, None).trained == 0:
             found = f"no row to {part} keeps a trained token within max_length {ready.args.max_length}"

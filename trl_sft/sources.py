@@ -1,0 +1,156 @@
+"""Loads one source of rows and finds out what its columns mean.
+
+In: a `Source`. Out: a `Dataset` as datasets read it, columns renamed as the recipe says, and its layout.
+Every fault names the file. Deliberately absent: what becomes of a row; `formatting` and `data` do that.
+"""
+
+from __future__ import annotations
+
+import difflib
+import functools
+import glob
+import importlib
+import importlib.util
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from datasets import Dataset, concatenate_datasets, load_dataset
+
+from trl_sft import formatting, hub, textfiles, turns, wordings
+from trl_sft.errors import DataError, Fault, RecipeError, first_line
+from trl_sft.paths import Code
+from trl_sft.recipe import Recipe
+from trl_sft.run import Source
+
+# part -> the split that a folder or a hub id gives where the source names none
+_SPLITS = {"train": "train", "eval": "test"}
+
+
+def load(recipe: Recipe, source: Source, part: str) -> Dataset:
+    """Return the rows of a source as datasets reads them, renamed. Raises DataError."""
+    rows = _loaded(recipe, source, part)
+    missing = [old for old in source.rename if old not in rows.column_names]
+    if missing:
+        near = difflib.get_close_matches(missing[0], rows.column_names, 1, 0.5)
+        write = near[0] if near else "{a column that is there: the name it shall have}"
+        found = f"{source.name} has no column {missing[0]} (those present: {', '.join(rows.column_names)})"
+        raise DataError(Fault(recipe.where((*source.key, "rename", missing[0])), found, write))
+    taken = [new for old, new in source.rename.items() if new in rows.column_names and new not in source.rename]
+    if taken or len(set(source.rename.values())) < len(source.rename):
+        found = f"{source.name} has a column {taken[0]} already" if taken else "two columns get one name"
+        raise DataError(
+            Fault(recipe.where((*source.key, "rename")), found, "a name that is free, or rename that one too")
+        )
+    return rows.rename_columns(source.rename) if source.rename else rows
+
+
+def recognised(recipe: Recipe, source: Source, columns: Sequence[str], what: str = "") -> str:
+    """Return the layout that the columns show. Raises DataError where they show none or several."""
+    fits = formatting.recognise(columns)
+    if len(fits) == 1:
+        return fits[0]
+    have = f"{what or source.name} has the columns {', '.join(columns)}"
+    where = recipe.where(source.key)
+    if fits:
+        raise DataError(Fault(where, f"{have}: they fit {' and '.join(fits)}", f"format: {' or '.join(fits)}"))
+    wanted = "; ".join(f"{name} ({', '.join(layout.columns)})" for name, layout in formatting.LAYOUTS.items())
+    write = f"columns of a known format: {wanted}; rename: {{yours: ours}}; or wording: {{prompt: '...{{column}}...', "
+    raise DataError(Fault(where, f"{have}: of no known format", write + "completion: '{column}'}"))
+
+
+def used_columns(recipe: Recipe, source: Source, rows: Dataset, layout: str) -> set[str]:
+    """Return the columns that formatting reads. Raises DataError where one is missing, RecipeError."""
+    media = [column for column in rows.column_names if column in turns.MEDIA]
+    if media:
+        found = f"{source.name} has a column {media[0]}: this version trains on text alone"
+        raise DataError(Fault(recipe.where(source.key), found, "rows of text, or TRL itself"))
+    if source.code:
+        return set(rows.column_names)
+    needed, optional = _own_columns(recipe, source), set()
+    if not needed:
+        needed = set(formatting.LAYOUTS[layout].columns) - ({"task"} if source.task else set())
+        optional = set(formatting.LAYOUTS[layout].optional)
+    faults = []
+    for column in sorted(needed - set(rows.column_names)):
+        near = difflib.get_close_matches(column, rows.column_names, 1, 0.5)
+        write = f"rename: {{{near[0] if near else 'yours'}: {column}}}, or the column under that name"
+        if isinstance(source.wording, dict):
+            write = f"a column that is there{f', as {near[0]}' if near else ''}"
+        found = f"{source.name} has no column {column} (those present: {', '.join(rows.column_names)})"
+        faults.append(Fault(recipe.where(source.key), found, write))
+    if faults:
+        raise DataError(faults)
+    return needed | optional
+
+
+@functools.cache
+def function(code: Code) -> Callable[[Mapping[str, Any]], Any]:
+    """Return the user's formatting function. Raises whatever importing it raises, AttributeError, TypeError."""
+    if "." in code.module:
+        sys.path.insert(0, str(code.root))
+        module = importlib.import_module(code.module)
+    else:  # by its file, so that a file named like a module of Python's is still the user's
+        spec = importlib.util.spec_from_file_location(f"trl_sft_format_{code.module}", code.file)
+        assert spec is not None, code.file
+        assert spec.loader is not None, code.file
+        module = importlib.util.module_from_spec(spec)
+        sys.path.insert(0, str(code.root))
+        spec.loader.exec_module(module)
+    found = getattr(module, code.name)
+    if not callable(found):
+        raise TypeError(f"{code.name} is {type(found).__name__}, no function")
+    return found  # type: ignore[no-any-return]
+
+
+def _own_columns(recipe: Recipe, source: Source) -> set[str]:
+    """Return the columns that a wording of the recipe's own names; empty = it has none."""
+    if not isinstance(source.wording, dict):
+        return set()
+    where = recipe.where((*source.key, "wording"))
+    try:
+        needed = {name for part in source.wording.values() for name in wordings.fields(part)}
+    except turns.BadRow as error:
+        raise RecipeError(Fault(where, error.found, error.write)) from None
+    if set(source.wording) not in ({"prompt", "completion"}, {"text"}):
+        raise RecipeError(Fault(where, f"a wording with {', '.join(source.wording)}", "prompt and completion, or text"))
+    if not needed:
+        raise RecipeError(Fault(where, "a wording without a column: every row the same", "columns in braces"))
+    return needed
+
+
+def _loaded(recipe: Recipe, source: Source, part: str) -> Dataset:
+    """Return the rows of a source as they are. Foreign errors become DataError here."""
+    keywords = {"split": _SPLITS[part]} | source.load
+    where = recipe.where(source.key)
+    files = [glob.escape(str(file)) for file in source.place.files]  # datasets takes them for patterns
+    for file in source.place.files:
+        if file.is_file() and file.stat().st_size == 0:
+            raise DataError(Fault(where, f"{source.name} is empty: 0 bytes", "a file with rows"))
+    try:
+        if source.builder:
+            keywords["split"] = source.load.get("split", "train")
+            rows = load_dataset(source.builder, data_files=files, **keywords)
+        else:
+            if not source.place.files:
+                hub.ask("dataset", source.place.name, keywords)
+            rows = load_dataset(source.place.name, **keywords)
+    except (KeyboardInterrupt, MemoryError):
+        raise
+    except Exception as error:
+        told = None if files else hub.explain(source.place.name, error)
+        if told is not None:
+            raise DataError(Fault(where, *told)) from None
+        bad = (
+            [fault for file in source.place.files for fault in textfiles.faults(file)]
+            if source.builder == "json"
+            else []
+        )
+        cause = error.__cause__ or error
+        found, write = f"{source.name} cannot be read: {first_line(cause)}", "a file of that kind, or its keywords"
+        if "corresponds to no data" in str(error):
+            found, write = f"{source.name} has no rows", "a source with rows"
+        elif "split" in str(error):
+            write = "split: one that it has"
+        raise DataError(bad or Fault(where, found, write)) from None
+    return rows if isinstance(rows, Dataset) else concatenate_datasets(rows)
