@@ -7,7 +7,7 @@ from trl_sft import formatting, surface, turns, wordings
 from trl_sft.formatting import LAYOUTS, Target
 from trl_sft.wordings import CHATS, TURNS
 
-TARGET = Target(frozenset({"messages", "system"}), "</s>")
+TARGET = Target(("messages", "system"), "</s>")
 VICUNA = (
     "A chat between a curious user and an artificial intelligence assistant. "
     "The assistant gives helpful, detailed, and polite answers to the user's questions. "
@@ -273,9 +273,9 @@ def test_own_function_that_changed_is_not_answered_from_the_cache(german, here):
 
     before = tokens()
     (here / "rows.py").write_text(FUNCTIONS.replace('" " + row', '" and so on and on " + row'))
-    from trl_sft import sources
+    from trl_sft import conversion
 
-    sources.function.cache_clear()  # a new process would have none
+    conversion.function.cache_clear()  # a new process would have none
     assert tokens() != before
 
 
@@ -319,3 +319,90 @@ def test_base_model_takes_the_layouts_own_wording_and_vicuna_when_asked(here, go
     assert "tokenizer.chat_template: chatml, or wording: vicuna or conversation" in err
     assert go(text, "data.train={path: m.jsonl, wording: vicuna}")[0] == 0
     assert wordings.known_task("") == ""
+
+
+def test_task_of_the_source_holds_for_all_its_rows():
+    made = formatting.form(ROWS["task"], "task", "task", TARGET._replace(task="translation"))
+    assert made.columns["prompt"] == "### Text:\nlong\n\n### Translation:\n"
+
+
+@pytest.mark.parametrize("task", ["sumary", "translaton", "classificaton"])
+def test_misspelt_task_is_refused_and_not_trained_as_an_instruction(task):
+    with pytest.raises(turns.BadRow, match="is no known task"):
+        formatting.form(ROWS["task"] | {"task": task}, "task", "chat", TARGET)
+
+
+def test_formatting_is_cached_across_processes_and_not_when_an_imported_file_changes(here):
+    """What datasets calls the formatted rows is the same in every process, whatever Python's hash seed."""
+    import os
+    import subprocess
+    import sys
+
+    (here / "rows.py").write_text("import words\ndef text(row):\n    return words.W + row['question']\n")
+    (here / "words.py").write_text("W = 'a'\n")
+    (here / "recipe.yaml").write_text(
+        "model: {name_or_path: trl_sft:tiny}\ndata: {train: {path: rows.jsonl, format: 'rows.py:text'}}\n"
+    )
+    code = (
+        "from trl_sft import load_recipe, training\n"
+        "for words in ([], ['data.train=rows.jsonl']):\n"
+        "    print(training.prepare(load_recipe('recipe.yaml', words)).rows.train._fingerprint)\n"
+    )
+
+    def names(seed):
+        env = os.environ | {"PYTHONHASHSEED": seed}
+        done = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True, check=True)
+        return [line for line in done.stdout.split("\n") if line and " " not in line]
+
+    first = names("1")
+    assert len(first) == 2
+    assert names("2") == first
+    (here / "words.py").write_text("W = 'b'\n")
+    changed = names("1")
+    assert changed[0] != first[0]
+    assert changed[1] == first[1]
+
+
+@pytest.mark.parametrize("body", ["raise SystemExit(0)", "import nosuchmodule", "1 / 0"])
+def test_own_file_that_ends_or_fails_on_import_is_told(body, german, here):
+    (here / "ends.py").write_text(f"{body}\ndef f(row): return 'a'\n")
+    code, _, err = german(", format: 'ends.py:f'")
+    assert code == 2
+    assert "cannot be imported" in err
+
+
+def test_own_file_may_use_dataclasses_and_lie_under_a_dotted_name(german, here):
+    text = (
+        "from __future__ import annotations\nfrom dataclasses import dataclass\n"
+        "@dataclass\nclass Row:\n    words: str\ndef f(row): return Row(row['frage']).words\n"
+    )
+    (here / "my.rows.py").write_text(text)
+    assert german(", format: 'my.rows.py:f'")[0] == 0
+
+
+def test_keys_of_turns_that_nothing_reads_are_named_wherever_they_stand(here, go):
+    plain = ROWS["messages"]["messages"]
+    jsonl(
+        here / "m.jsonl", [{"messages": plain}, {"messages": plain}, {"messages": [plain[0] | {"mood": "x"}, plain[1]]}]
+    )
+    code, out, _ = go("model: {name_or_path: trl_sft:tiny}\ndata: {train: m.jsonl}\n", command=["check"])
+    assert code == 0
+    assert "not used: messages.mood" in out
+
+
+def test_null_that_json_writes_is_trained_and_one_that_arrow_makes_is_not(here):
+    import json
+
+    from datasets import Dataset
+
+    from trl_sft import conversion
+
+    call = {"function": {"name": "f", "arguments": {"x": None, "y": 1}}}
+    turns_ = [{"role": "user", "content": "q"}, {"role": "assistant", "content": "", "tool_calls": [call]}]
+    how = conversion.How("messages", "chat", TARGET, "r", None, {})
+    written = Dataset.from_dict({"messages": [json.dumps(turns_)]})
+    made = conversion.convert({"messages": [json.dumps(turns_)]}, [0], how, written.features)
+    assert '"x": null' in made["completion"][0][0]["content"]
+    padded = Dataset.from_list([{"messages": turns_}])
+    made = conversion.convert({"messages": padded["messages"]}, [0], how, padded.features)
+    assert '"x"' not in made["completion"][0][0]["content"]

@@ -21,7 +21,7 @@ LAYERS = {
     **dict.fromkeys(["special_tokens", "rendering"], 1),
     **dict.fromkeys(["run", "hub", "rules", "wordings"], 2),
     "formatting": 3,
-    **dict.fromkeys(["named", "sources", "chat", "model", "machine"], 4),
+    **dict.fromkeys(["named", "sources", "conversion", "chat", "model", "machine"], 4),
     **dict.fromkeys(["schema", "data", "record"], 5),
     "screens": 6,
     **dict.fromkeys(["callbacks", "init", "ending"], 7),

@@ -116,3 +116,14 @@ def test_going_on_with_an_adapter_on_quantized_weights(go, here):
     assert code == 0, err
     assert "14 linear layers in 8 bits" in out
     assert not equal(adapter(here / "out"), adapter(here / "b"))
+
+
+def test_output_is_not_written_over_the_adapter_that_training_starts_from(go, here):
+    assert go(RECIPE, "train.max_steps=1")[0] == 0
+    before = adapter(here / "out")
+    code, _, err = go(
+        "model: {name_or_path: ./out}\ndata: {train: rows.jsonl}\ntrain: {output_dir: out}\nrun: {overwrite: true}\n"
+    )
+    assert code == 2
+    assert "training starts from the model in it" in err
+    assert equal(before, adapter(here / "out"))

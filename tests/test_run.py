@@ -498,7 +498,7 @@ def test_corrupt_weights_and_a_template_that_refuses_rows_are_told(go, here):
     jsonl(here / "rows.jsonl", [{"messages": turns}] * 9)
     code, _, err = go(RECIPE, "model.name_or_path=./m", command=["check"])
     assert code == 2
-    assert "refuses a row: System role not supported" in err
+    assert "System role not supported" in err
 
 
 @pytest.mark.parametrize(
@@ -528,7 +528,7 @@ def test_columns_that_are_not_used_are_named(go, here):
     turns = [{"from": "human", "value": "a", "id": 1}, {"from": "gpt", "value": "b", "id": 2}]
     jsonl(here / "r.jsonl", [{"conversations": turns, "source": "x"}] * 4)
     _, out, _ = go(RECIPE.replace("rows.jsonl", "r.jsonl"), command=["check"])
-    assert "not used: source, conversations.id" in out
+    assert "not used: conversations.id, source" in out
 
 
 def test_weights_that_are_not_finite_are_not_saved(go, here, monkeypatch):

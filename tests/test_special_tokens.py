@@ -5,6 +5,7 @@ import json
 import models
 import pytest
 import torch
+from conftest import jsonl
 from peft import PeftModel
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig, GenerationConfig
 
@@ -249,3 +250,42 @@ def test_end_token_follows_the_template_and_is_said(here, go):
     code, _, err = go(text, "train.eos_token=<|endoftext|>", "train.output_dir=b")
     assert code == 2
     assert "ends the assistant's turns with <|im_end|>" in err
+
+
+def test_tokens_of_the_recipe_are_learned_also_where_the_embedding_has_rows_to_spare(here, monkeypatch):
+    """As Qwen's has: 151,936 rows for 151,665 tokens. No row is added, and the new tokens' are trained."""
+    from transformers import AutoConfig, LlamaForCausalLM
+
+    models.base(here / "base")
+    config = AutoConfig.from_pretrained(here / "base")
+    config.vocab_size = 600
+    LlamaForCausalLM(config).save_pretrained(here / "base")
+    text = RECIPE.format(how=LORA, steps=2).replace("chatml}", "chatml, extra_special_tokens: [<|note|>]}")
+    (here / "recipe.yaml").write_text(text)
+    jsonl(here / "rows.jsonl", [{"question": f"{n} <|note|>", "answer": "b"} for n in range(16)])
+    _, live, before = watched(monkeypatch, here)
+    now = live.get_input_embeddings().weight
+    assert now.shape[0] == 600
+    assert (before[0] != now).any(1).nonzero().flatten().tolist() == [512, 513, 514]
+
+
+def test_reserved_tokens_that_the_configuration_lists_do_not_come_back(here):
+    tokenizer = models.tokenizer(models.base(here / "base", reserved=RESERVED))
+    tokenizer.extra_special_tokens = RESERVED
+    tokenizer.save_pretrained(here / "base")
+    tokenizer = models.tokenizer(here / "base")
+    special_tokens.install(tokenizer, ["<|im_end|>"])
+    tokenizer.save_pretrained(here / "again")
+    again = models.tokenizer(here / "again")
+    assert len(again) == 512
+    assert again.convert_tokens_to_ids("<|im_end|>") == 509
+
+
+@pytest.mark.parametrize("saved", ["[embed_tokens]", "[lm_head]", "[model.embed_tokens]"])
+def test_one_end_of_the_embedding_in_the_recipe_leaves_the_other_untrained_and_is_refused(saved, here, go):
+    models.base(here / "base", tied=False)
+    how = f"lora: {{r: 4, target_modules: [q_proj], modules_to_save: {saved}}}\n"
+    code, _, err = go(RECIPE.format(how=how, steps=1))
+    assert code == 2
+    assert "lora.modules_to_save" in err
+    assert "modules_to_save: [embed_tokens, lm_head]" in err

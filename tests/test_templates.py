@@ -231,6 +231,59 @@ def test_what_a_template_renders_is_found_by_rendering():
     }
     for name, expected in wanted.items():
         tokenizer.chat_template = paths.templates()[name].read_text()
-        found = rendering.renders("here", tokenizer, {})
+        found = set(rendering.renders("here", tokenizer, {}))
         assert expected <= found
         assert found - expected <= {"thinking"}
+
+
+def test_template_that_no_row_uses_is_refused(here, go):
+    models.base(here / "base")
+    text = "model: {name_or_path: ./base}\ndata: {train: {path: rows.jsonl, wording: plain}}\n"
+    code, _, err = go(text, "tokenizer.chat_template=chatml")
+    assert code == 2
+    assert "no row becomes a chat" in err
+
+
+@pytest.mark.parametrize("name", ["messages", "add_generation_prompt", "tools", "return_dict"])
+def test_keyword_that_transformers_gives_itself_is_refused(name, here, go):
+    text = "model: {name_or_path: trl_sft:tiny}\ndata: {train: rows.jsonl}\n"
+    code, _, err = go(text, f"tokenizer={{chat_template_kwargs: {{{name}: 3}}}}")
+    assert code == 2
+    assert f"tokenizer.chat_template_kwargs.{name}" in err
+
+
+def test_empty_template_file_is_told(here, go):
+    (here / "empty.jinja").write_text("\n")
+    text = "model: {name_or_path: trl_sft:tiny}\ndata: {train: rows.jsonl}\ntokenizer: {chat_template: empty.jinja}\n"
+    code, _, err = go(text)
+    assert code == 2
+    assert "empty.jinja is empty" in err
+
+
+def test_template_that_writes_the_end_token_too_is_not_made_to_write_it_twice(here, go):
+    """Phi-3's closes a chat with eos_token after <|end|>: generation stops on both, the text stays."""
+    from transformers import GenerationConfig
+
+    chat, rows = prepared(here, "phi3", [{"messages": CHAT[:2]}] * 2)
+    assert chat.tokenizer.decode(rows[0]["input_ids"]).count("<|end|>") == 2
+    code, _, _ = go(None, "train.max_steps=1")
+    assert code == 0
+    ids = chat.tokenizer.convert_tokens_to_ids(["<|end|>", "</s>"])
+    assert set(ids) <= set(GenerationConfig.from_pretrained(here / "out").eos_token_id)
+
+
+def test_thought_that_a_template_strips_from_earlier_turns_is_refused_with_the_way_out(here, go):
+    models.base(here / "base")
+    said = [{"role": "assistant", "content": words, "reasoning_content": f"so {words}"} for words in ("hello", "night")]
+    jsonl(here / "r.jsonl", [{"messages": [CHAT[0], said[0], CHAT[2], said[1]]}] * 2)
+    (here / "strips.jinja").write_text(
+        "{% for message in messages %}{{ message['role'] + ': ' }}{% generation %}"
+        "{% if loop.last and message.reasoning_content %}{{ '(' + message.reasoning_content + ') ' }}{% endif %}"
+        "{{ message['content'] + eos_token }}{% endgeneration %}{% endfor %}"
+    )
+    text = "model: {name_or_path: ./base}\ntokenizer: {chat_template: strips.jinja}\ndata: {train: r.jsonl}\n"
+    code, _, err = go(text)
+    assert code == 2
+    assert "drops a part of an answer: 'so hello'" in err
+    assert "data.loss_on: last_turn" in err
+    assert go(text, "data.loss_on=last_turn", command=["check"])[0] == 0

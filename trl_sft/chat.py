@@ -30,6 +30,14 @@ _REACH = ("cache_dir", "local_files_only", "token", "trust_remote_code")
 _SHARED = ("cache_dir", "force_download", "local_files_only", "revision", "token", "trust_remote_code")
 
 
+# What transformers hands to a template, or takes itself, by these names.
+_GIVEN = {
+    *("messages", "conversation", "tools", "documents", "chat_template", "add_generation_prompt", "tokenize"),
+    *("continue_final_message", "padding", "truncation", "max_length", "return_tensors", "return_dict"),
+    *("return_assistant_tokens_mask", "tokenizer_kwargs"),
+}
+
+
 class Chat(NamedTuple):
     """A tokenizer with its template, ready to train with."""
 
@@ -46,25 +54,26 @@ def load(run: Run, names: Sequence[str], num_embeddings: int) -> Chat:
 
     `num_embeddings` is how many tokens the base model knows.
     """
-    tokenizer = _loaded(run, names)
+    tokenizer = _loaded(run, names, run.tokenizer)
     said: list[str] = []
-    vocabulary = tokenizer.get_vocab()
-    learned = set(vocabulary) if len(names) > 1 else {t for t, number in vocabulary.items() if number < num_embeddings}
+    # as its authors saved it: a token of the recipe's may lie in rows that the embedding has to spare
+    theirs = (_loaded(run, names, {}) if run.tokenizer else tokenizer).get_vocab()
+    learned = set(theirs) if len(names) > 1 else {token for token, number in theirs.items() if number < num_embeddings}
     if not tokenizer.is_fast:
         said.append(f"{type(tokenizer).__name__} is a slow tokenizer: TRL prepares the rows one by one")
     if run.template is not None:
         installed = _install(run, tokenizer)
-        learned -= set(installed.reserved)
         said.append(run.template.name + _told(installed))
     vocabulary = tokenizer.get_vocab()
     new = tuple(sorted(number for token, number in vocabulary.items() if token not in learned))
-    rows = len(tokenizer) if max(vocabulary.values()) >= num_embeddings else num_embeddings
+    rows = max(num_embeddings, max(vocabulary.values()) + 1)
     if new:
         said.append(_grown(tokenizer, new, num_embeddings, rows))
     if new and len(names) > 1:
         found = f"{said[-1]}; but {names[0]} is an adapter, which learns no further tokens"
         raise TemplateError(Fault(_where(run), found, "its base model in model.name_or_path"))
-    renders, stop, text = frozenset[str](), "", rendering.text(tokenizer)
+    renders: tuple[str, ...] = ()
+    stop, text = "", rendering.text(tokenizer)
     _check_kwargs(run, text)
     if text:
         renders, stop = (
@@ -82,6 +91,11 @@ def load(run: Run, names: Sequence[str], num_embeddings: int) -> Chat:
 def settings(run: Run, chat: Chat, train: Dataset) -> dict[Key, Setting]:
     """Return the end token that rows of a chat need where the tokenizer's is another. Raises TemplateError."""
     if not _is_chat(train):
+        if run.template or run.template_kwargs:
+            word = "chat_template" if run.template else "chat_template_kwargs"
+            found = f"{word}, but no row becomes a chat: the saved tokenizer would offer what was not learned"
+            write = "wording: chat beside the sources, or leave it out"
+            raise TemplateError(Fault(run.recipe.where(("tokenizer", word)), found, write))
         return {}
     if not chat.stop:
         found = "the chat template ends an assistant's turn with no token that generation could stop on"
@@ -93,6 +107,8 @@ def settings(run: Run, chat: Chat, train: Dataset) -> dict[Key, Setting]:
             raise TemplateError(Fault(run.recipe.where(key), found, f"{chat.stop}, or leave it out: it is found"))
     if run.train.get("eos_token") or str(chat.tokenizer.eos_token) == chat.stop:
         return {}
+    if rendering.changed_by_eos(chat.tokenizer, chat.stop, run.template_kwargs):
+        return {}  # the template writes the end token itself, after this one: it stays; generation stops on both
     why = f"the template ends a turn with it, the tokenizer says {chat.tokenizer.eos_token}: generation has to stop"
     return {("train", "eos_token"): Setting(chat.stop, why)}
 
@@ -102,28 +118,31 @@ def check(run: Run, chat: Chat, train: Dataset, loss: dict[str, bool]) -> None:
     if not _is_chat(train):
         return
     where = run.recipe.where(("data", "train"))
-    for number, row in enumerate(train.select(range(min(len(train), _RENDERED))), 1):
+    marked = _check_loss(run, chat, loss)
+    for number in sorted({i * len(train) // _RENDERED for i in range(_RENDERED)}):
+        row = train[number]
         turns = row.get("messages") or row["prompt"] + row["completion"]
         tools = json.loads(row["tools"]) if row.get("tools") else None
+        keywords = run.template_kwargs | ({"chat_template": marked} if marked else {})
         try:
-            shown = chat.tokenizer.apply_chat_template(turns, tools=tools, tokenize=False, **run.template_kwargs)
+            shown = chat.tokenizer.apply_chat_template(turns, tools=tools, tokenize=False, **keywords)
         except Exception as error:
             roles = [turn["role"] for turn in turns]
-            found = f"the chat template refuses a row: {first_line(error)}; its roles are {roles}"
+            begins = next((turn["content"][:40] for turn in turns if turn["role"] == "user"), "")
+            found = f"the chat template refuses the row of {begins!r}: {first_line(error)}; its roles are {roles}"
             raise TemplateError(Fault(where, found, "rows that this model's template takes")) from None
-        lost = rendering.lost(turns[-1], shown)
+        learned = turns if "messages" in row and loss.get("assistant_only_loss") else turns[-1:]
+        lost = next(filter(None, (rendering.lost(turn, shown) for turn in learned if turn["role"] == "assistant")), "")
         if lost:
-            found = (
-                f"the chat template drops a part of an answer (row {number} in the order of training): {lost[:60]!r}"
-            )
-            raise TemplateError(Fault(where, found, "a template that renders it, or rows without it"))
-    _check_loss(run, chat, loss)
+            found = f"the chat template drops a part of an answer: {lost[:60]!r}"
+            last = "data.loss_on: last_turn, " if len(learned) > 1 else ""
+            raise TemplateError(Fault(where, found, f"{last}a template that renders it, or rows without it"))
 
 
-def _loaded(run: Run, names: Sequence[str]) -> PreTrainedTokenizerBase:
-    """Return the tokenizer as its owner loads it, with an end token."""
+def _loaded(run: Run, names: Sequence[str], given: dict[str, Any]) -> PreTrainedTokenizerBase:
+    """Return the tokenizer as its owner loads it with the recipe's keywords `given`, and with an end token."""
     where = run.recipe.where(("model", "name_or_path"))
-    keywords: dict[str, Any] = {name: run.model[name] for name in _SHARED if name in run.model} | run.tokenizer
+    keywords: dict[str, Any] = {name: run.model[name] for name in _SHARED if name in run.model} | given
     errors: list[str] = []
     for name in names:
         try:
@@ -134,7 +153,7 @@ def _loaded(run: Run, names: Sequence[str]) -> PreTrainedTokenizerBase:
     else:
         write = "a folder into which the tokenizer was saved too (tokenizer.save_pretrained)"
         raise TemplateError(Fault(where, f"{names[-1]}: no tokenizer can be loaded: {errors[-1]}", write))
-    if tokenizer.eos_token is None and run.train.get("eos_token") is None:
+    if tokenizer.eos_token is None and run.train.get("eos_token") is None and given == run.tokenizer:
         found = f"the tokenizer of {names[-1]} has no end token, so the model would never learn to stop"
         raise TemplateError(Fault(where, found, "tokenizer.eos_token: the token that ends a text"))
     return tokenizer
@@ -153,6 +172,8 @@ def _install(run: Run, tokenizer: PreTrainedTokenizerBase) -> special_tokens.Ins
         except (OSError, UnicodeDecodeError) as error:
             found = f"{file.name} cannot be read: {first_line(error)}"
             raise TemplateError(Fault(_where(run), found, "a text file in UTF-8")) from None
+        if not text.strip():
+            raise TemplateError(Fault(_where(run), f"{file.name} is empty", "a chat template"))
         # our own leave the first token to the vocabulary: where it begins every text with one, a chat does too
         ours = file.is_relative_to(paths.TEMPLATES) and tokenizer("a")["input_ids"][0] == tokenizer.bos_token_id
         tokenizer.chat_template = ("{{- bos_token }}" if ours else "") + text
@@ -182,20 +203,25 @@ def _written(run: Run, tokenizer: PreTrainedTokenizerBase) -> list[str]:
 
 
 def _check_kwargs(run: Run, text: str) -> None:
+    taken = sorted(set(run.template_kwargs) & _GIVEN)
+    if taken:
+        where = run.recipe.where(("tokenizer", "chat_template_kwargs", taken[0]))
+        raise TemplateError(Fault(where, f"{taken[0]} is handed to the template already", "leave it out"))
     unread = [name for name in run.template_kwargs if not re.search(rf"\b{re.escape(name)}\b", text)]
     if unread:
         where = run.recipe.where(("tokenizer", "chat_template_kwargs", unread[0]))
         raise TemplateError(Fault(where, f"the chat template reads no {unread[0]}", "a name that it reads"))
 
 
-def _check_loss(run: Run, chat: Chat, loss: dict[str, bool]) -> None:
+def _check_loss(run: Run, chat: Chat, loss: dict[str, bool]) -> str | None:
+    """Refuse a loss that the template cannot place; return the template that TRL trains with in its stead, if any."""
     if not loss.get("assistant_only_loss"):
-        return
+        return None
     where = run.recipe.where(("data", "loss_on"))
     if not chat.tokenizer.is_fast:
         found = f"loss on every assistant turn needs a fast tokenizer; this is {type(chat.tokenizer).__name__}"
         raise TemplateError(Fault(where, found, "data.loss_on: last_turn, or all"))
-    marked = None
+    marked: str | None = None
     if not has_generation_markers(rendering.text(chat.tokenizer)):
         try:
             marked = get_training_chat_template(chat.tokenizer)
@@ -206,6 +232,7 @@ def _check_loss(run: Run, chat: Chat, loss: dict[str, bool]) -> None:
     if not is_chat_template_stop_token_trained(chat.tokenizer, chat_template=marked):
         found = f"the chat template's markers leave {chat.stop} out: the model would not learn to stop"
         raise TemplateError(Fault(where, found, "{% endgeneration %} after it; or data.loss_on: last_turn"))
+    return marked
 
 
 def _is_chat(train: Dataset) -> bool:

@@ -101,12 +101,14 @@ def saved(run: Run, found: Found, trainer: SFTTrainer, book: Book, rows: Rows) -
         for path in run.output_dir.rglob("training_args.bin"):
             path.unlink()
     adapter = (run.output_dir / "adapter_config.json").is_file()
-    apart = adapter and model.apart(found, trainer.model)
+    apart = adapter and model.apart(run, found, trainer.model)
     rundir.write(run.output_dir / rundir.CARD, record.card(run, found.name, adapter, metrics, apart))
     steps = trainer.state.global_step
     book.close(run, {"outcome": rundir.DONE, "steps": steps, "metrics": metrics, "files": files})
     row = (rows.eval if rows.eval is not None else rows.train)[0]
-    prompt = row.get("prompt") or row.get("messages", [])[:1] or row.get("text", "")[:40]
+    turns = row.get("messages", [])
+    asks = next((i for i, turn in enumerate(turns) if turn["role"] == "user"), 0) + 1
+    prompt = row.get("prompt") or turns[:asks] or row.get("text", "")[:40]
     code = record.usage(screens.shown(run.output_dir), apart)
     ask = screens.asking(code, prompt)
     for line in screens.after(run, trainer.state, metrics, console.span(book.seconds()), ask):

@@ -21,7 +21,7 @@ _THOUGHT = "reasoning_content"
 class Target(NamedTuple):
     """What the rows are formatted for."""
 
-    renders: frozenset[str]  # what the chat template renders, see `turns.render`; empty = there is no template
+    renders: tuple[str, ...]  # what the chat template renders, see `turns.render`; empty = there is no template
     eos: str  # the tokenizer's end token, which some wordings put after earlier answers
     task: str = ""  # of every row of the source, where the rows have no column for it
 
@@ -44,6 +44,8 @@ class Formed(NamedTuple):
 
 def _chat(row: Row, column: str) -> Chat:
     messages = turns.read(row, column)
+    if row.get("system") and messages[0]["role"] != "system":  # a column of its own, as in LLaMA-Factory's data
+        messages.insert(0, {"role": "system", "content": text(row, "system")})
     turns.check(messages, column)
     return Chat(messages, turns.tools(row))
 
@@ -86,6 +88,8 @@ def _after(row: Row, column: str, turn: Turn) -> Chat:
             named = dict(zip(("human", "assistant"), item, strict=True))
         if named:
             messages += [{"role": turns.ROLES[name], "content": text(named, name)} for name in ("human", "assistant")]
+        elif isinstance(item, list):
+            raise BadRow(f"{column} has a list of {len(item)} where two are due", "[human, assistant]")
         else:
             messages += turns.read({column: [item]}, column)
     messages += wordings.messages_of(turn)
@@ -105,14 +109,14 @@ def _thinking(row: Row) -> Turn:
 
 
 LAYOUTS: dict[str, Layout] = {
-    "messages": Layout(("messages",), ("tools",), "", lambda row: _chat(row, "messages")),
-    "sharegpt": Layout(("conversations",), ("tools",), "", lambda row: _chat(row, "conversations")),
+    "messages": Layout(("messages",), ("tools", "system"), "", lambda row: _chat(row, "messages")),
+    "sharegpt": Layout(("conversations",), ("tools", "system"), "", lambda row: _chat(row, "conversations")),
     "prompt_completion": Layout(("prompt", "completion"), ("tools",), "plain", _pair),
     "alpaca": Layout(("instruction", "output"), ("input", "system", "history"), "alpaca", _alpaca),
     "question_answer": Layout(
         ("question", "answer"), (), "question_answer", lambda row: Turn(text(row, "question"), "", text(row, "answer"))
     ),
-    "conversation": Layout(("history", "human", "assistant"), ("system",), "conversation", _conversation),
+    "conversation": Layout(("human", "assistant"), ("history", "system"), "conversation", _conversation),
     "task": Layout(("task", "input", "output"), (), "task", _task),
     "chain_of_thought": Layout(("problem", "reasoning", "answer"), (), "chain_of_thought", _thinking),
     "text": Layout(("text",), (), "plain", lambda row: text(row, "text")),
@@ -140,14 +144,15 @@ def form(row: Row, layout: str, wording: str | Mapping[str, str], target: Target
         _some(read, LAYOUTS[layout].columns[-1])
         return Formed({"text": read})
     if isinstance(read, Turn):
-        if "task" in (layout, wording) and not read.task:
-            read = read._replace(task=target.task)
+        if "task" in (layout, wording):
+            read = read._replace(task=target.task or read.task)
+            wordings.check_task(read.task)
         _some(read.response, LAYOUTS[layout].columns[-1])
         _some(read.question + read.task, LAYOUTS[layout].columns[0], "it asks nothing")
         if wording != "chat":
             return Formed(wordings.pair(read, wording, target.eos)._asdict())
         messages = wordings.messages_of(read)
-        if read.thought and {_THOUGHT, "thinking"} & target.renders:
+        if read.thought and {_THOUGHT, "thinking"} & set(target.renders):
             messages[-1] |= {"content": read.response, _THOUGHT: read.thought}
         read = Chat(messages, [])
     return _formed(read, wording, target)

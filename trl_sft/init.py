@@ -10,8 +10,9 @@ import math
 import shlex
 from pathlib import Path
 
-from trl_sft import console, data, rundir, schema
+from trl_sft import console, data, formatting, rundir, schema
 from trl_sft.errors import EXIT_DONE, Fault, RecipeError
+from trl_sft.paths import Place
 from trl_sft.recipe import Key, Recipe, flow
 
 _TEXT = """\
@@ -20,8 +21,7 @@ _TEXT = """\
 # Keys under `train:` are those of trl.SFTConfig, under `lora:` those of peft.LoraConfig.
 model:
   name_or_path: {model}
-lora: {{r: 16, lora_alpha: 32, target_modules: all-linear}}  # take this line out to train all weights
-data:
+{how}data:
   train: {{path: {path}{format}}}  # {about}
 {eval}train:
   output_dir: {output_dir}
@@ -36,6 +36,7 @@ data:
 {evaluate}  save_steps: 100
   save_total_limit: 2
 """
+_LORA = "lora: {r: 16, lora_alpha: 32, target_modules: all-linear}  # take this line out to train all weights\n"
 _EVALUATE = """\
   eval_strategy: steps
   eval_steps: 100
@@ -55,14 +56,15 @@ def write(model: str, path: str, output: Path) -> int:
         "path": flow(_from(output, path)),
         "output_dir": flow(f"runs/{output.stem}"),
         "command": shlex.quote(str(output)),
+        "how": "",
         "format": "",
         "about": "",
     }
-    given: dict[Key, str] = {("model", "name_or_path"): "MODEL", ("data", "train"): "DATA"}
-    typed = {"model": {"name_or_path": model}, "data": {"train": path}}
-    draft = Recipe(output.absolute(), "", typed, {(): "init", **given}, frozenset(given), ())
+    draft = _draft(output, model, path)
     with console.quiet():
-        layout, columns, rows = data.look(draft, schema.build(draft).sources["train"][0])
+        run = schema.build(draft)
+        layout, columns, rows = data.look(draft, run.sources["train"][0])
+    values["how"] = _how(run.base, layout)
     values["format"] = f", format: {layout}"
     # at least one row has to be held out
     fraction = max(0.05, math.ceil(100 / rows) / 100) if rows > 1 else 0
@@ -73,6 +75,25 @@ def write(model: str, path: str, output: Path) -> int:
     console.say(f"wrote {output}: {rows:,} rows of format {layout}")
     console.say(f"Next: {console.python()} -m trl_sft check {values['command']}")
     return EXIT_DONE
+
+
+def _draft(output: Path, model: str, path: str) -> Recipe:
+    """Return the recipe that is looked at before anything is written."""
+    given: dict[Key, str] = {("model", "name_or_path"): "MODEL", ("data", "train"): "DATA"}
+    typed = {"model": {"name_or_path": model}, "data": {"train": path}}
+    return Recipe(output.absolute(), "", typed, {(): "init", **given}, frozenset(given), ())
+
+
+def _how(base: Place, layout: str) -> str:
+    """Return the lines on template and LoRA; an adapter brings its own, a base model on this machine may have none."""
+    folder = base.files[0] if base.files else None
+    if folder and (folder / "adapter_config.json").is_file():
+        return ""
+    named = [folder / "chat_template.jinja", folder / "tokenizer_config.json"] if folder else []
+    has = not folder or named[0].is_file() or (named[1].is_file() and "chat_template" in named[1].read_text("utf-8"))
+    chat = not formatting.LAYOUTS[layout].wording
+    line = "tokenizer: {chat_template: chatml}  # this model's tokenizer has none\n" if chat and not has else ""
+    return line + _LORA
 
 
 def _from(output: Path, value: str) -> str:

@@ -150,6 +150,7 @@ def _fits_subscript(node: ast.Subscript, value: object, module: str) -> bool:
 def _words(node: ast.expr) -> str:
     """Return a type in words where it is simple, else as its owner writes it."""
     parts = {"int": "a whole number", "float": "a number", "bool": "true or false", "str": "text", "None": "null"}
+    parts |= {"dict[str, str]": "a mapping of names to text", "dict[str, Any]": "a mapping"}
     written = ast.unparse(node).replace("typing.", "")
     optional = re.sub(r"^Optional\[(.*)\]$", r"\1 | None", written)
     words = [parts.get(part) for part in re.split(r" \| ", re.sub(r"^Union\[(.*)\]$", r"\1", optional))]

@@ -44,6 +44,7 @@ class Code(NamedTuple):
     root: Path  # the folder that `module` is imported from
     module: str
     name: str
+    as_module: bool = False  # imported by name, as a part of a package is; else by its file
 
 
 @functools.cache
@@ -91,7 +92,8 @@ def code(value: str, folder: Path) -> Code | Absent:
     for root in dict.fromkeys([folder, Path.cwd(), *map(Path, sys.path)]):
         for file in (root.joinpath(*parts).with_suffix(".py"), root.joinpath(*parts, "__init__.py")):
             if file.is_file():
-                return Code(file.resolve(), root.resolve(), where, name)
+                package = len(parts) > 1 or file.name == "__init__.py"
+                return Code(file.resolve(), root.resolve(), where, name, as_module=package)
     return Absent(f"no module {where} beside the recipe, in the current folder or installed", "FILE.py:FUNCTION")
 
 

@@ -25,6 +25,7 @@ _HELD_OUT = ("eval_loss", "eval_mean_token_accuracy", "eval_entropy")
 # keys of SFTConfig that the run sets from other sections of the recipe
 _OURS = ("output_dir", "model_init_kwargs", "completion_only_loss", "assistant_only_loss")
 _SECRETS = ("token", "hub_token")
+_TOKENIZER = ("chat_template.jinja", "tokenizer.json", "tokenizer_config.json")
 
 
 class Line(NamedTuple):
@@ -87,7 +88,7 @@ def beginning(run: Run, settings: dict[Key, Setting], args: Any) -> dict[str, An
     rest = [field.name for field in dataclasses.fields(args) if field.name not in ours]
     return {
         "trl_sft": __version__,
-        "versions": {package: owners.version(package) for package in _PACKAGES},
+        "versions": {package: owners.version(package) for package in _packages(run)},
         "fingerprint": fingerprint(run),
         "git_commit": _commit(run.recipe.path.parent),
         "data": digests(run),
@@ -98,11 +99,17 @@ def beginning(run: Run, settings: dict[Key, Setting], args: Any) -> dict[str, An
     }
 
 
+def _packages(run: Run) -> tuple[str, ...]:
+    return _PACKAGES if run.quantization is None else (*_PACKAGES, "bitsandbytes")
+
+
 def digests(run: Run) -> dict[str, str]:
     """Return the sha256 of every local file of rows; a folder's files each."""
     files = [f for sources in run.sources.values() for source in sources for f in source.place.files]
     code = [s.code.file for sources in run.sources.values() for s in sources if s.code]
-    template = [file for file in (run.template.files if run.template else ()) if file.is_file()]
+    template = [run.template.files[0]] if run.template and run.template.files else []
+    if template and template[0].is_dir():  # another tokenizer's: what its template and tokens are read from
+        template = [file for name in _TOKENIZER if (file := template[0] / name).is_file()]
     files += [*code, *template]
     each = [p for f in files for p in (sorted(q for q in f.rglob("*") if q.is_file()) if f.is_dir() else [f])]
     return {str(path): _digest(path) for path in each}
@@ -180,7 +187,7 @@ def _source(source: Source) -> dict[str, Any]:
     ours: dict[str, Any] = {"path": files[0] if len(files) == 1 else source.place.name}
     names = ("format", "wording", "rename", "task")
     ours |= {name: getattr(source, name) for name in names if getattr(source, name)}
-    if source.code and "." not in source.code.module:
+    if source.code and not source.code.as_module:
         ours["format"] = f"{source.code.file}:{source.code.name}"
     return ours | {k: v for k, v in source.load.items() if k not in _SECRETS}
 

@@ -47,7 +47,7 @@ def text(tokenizer: PreTrainedTokenizerBase) -> str:
     return str(tokenizer.get_chat_template()) if tokenizer.chat_template else ""
 
 
-def renders(where: str, tokenizer: PreTrainedTokenizerBase, keywords: dict[str, Any]) -> frozenset[str]:
+def renders(where: str, tokenizer: PreTrainedTokenizerBase, keywords: dict[str, Any]) -> tuple[str, ...]:
     """Return what the template renders, by trying; `messages` is always in it. Raises TemplateError.
 
     `where` is the place in the recipe, `keywords` are what the template gets beside the messages.
@@ -62,14 +62,15 @@ def renders(where: str, tokenizer: PreTrainedTokenizerBase, keywords: dict[str, 
         raise TemplateError(Fault(where, found, "one that renders a user and an assistant")) from None
     if _ASKS not in small or _ANSWERS not in small:
         read = sorted({a or b for a, b in re.findall(r"\bmessage(?:\[['\"](\w+)['\"]\]|\.(\w+))", text(tokenizer))})
-        found = f"the chat template leaves out what the turns say; of a message it reads {', '.join(read) or 'nothing'}"
+        who = " and ".join(name for name, words in (("user", _ASKS), ("assistant", _ANSWERS)) if words not in small)
+        found = f"the chat template leaves out what the {who} says; of a message it reads {', '.join(read) or 'no key'}"
         raise TemplateError(Fault(where, found, "message['role'] and message['content']"))
 
     def shows(what: str) -> bool:
         shown = _tried(tokenizer, what, keywords)
         return all(word in shown for word in _TRIALS[what][2])
 
-    return frozenset({"messages", *(what for what in _TRIALS if shows(what))})
+    return ("messages", *(what for what in _TRIALS if shows(what)))
 
 
 def stop(tokenizer: PreTrainedTokenizerBase, keywords: dict[str, Any]) -> str:
@@ -85,6 +86,15 @@ def stop(tokenizer: PreTrainedTokenizerBase, keywords: dict[str, Any]) -> str:
         found.append(follows)
         after = after.removeprefix(follows)
     return str(tokenizer.eos_token) if tokenizer.eos_token in found else found[0] if found else ""
+
+
+def changed_by_eos(tokenizer: PreTrainedTokenizerBase, token: str, keywords: dict[str, Any]) -> bool:
+    """Tell whether the template renders something else where `token` is the tokenizer's end token."""
+    before, own = everything(tokenizer, keywords), tokenizer.eos_token
+    tokenizer.eos_token = token
+    after = everything(tokenizer, keywords)
+    tokenizer.eos_token = own
+    return before != after
 
 
 def everything(tokenizer: PreTrainedTokenizerBase, keywords: dict[str, Any]) -> str:

@@ -5,7 +5,6 @@ In: live objects of the Trainer, so that the table says what will run and not wh
 
 from __future__ import annotations
 
-import json
 import math
 import shlex
 import shutil
@@ -183,8 +182,7 @@ def _held_out(state: TrainerState, metrics: dict[str, float]) -> list[str]:
 def asking(code: Sequence[str], prompt: Any) -> str:
     """Return a command that asks the new model one prompt, a text or messages; `code` makes `ask`."""
     took = '[-1]["content"]' if isinstance(prompt, list) else ""
-    asked = json.dumps(prompt, ensure_ascii=False)
-    call = f'print(ask({asked}, max_new_tokens=64)[0]["generated_text"]{took})'
+    call = f'print(ask({prompt!r}, max_new_tokens=64)[0]["generated_text"]{took})'
     return f"{python()} -c {shlex.quote('; '.join([*code, call]))}"
 
 

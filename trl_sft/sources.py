@@ -7,19 +7,13 @@ Every fault names the file. Deliberately absent: what becomes of a row; `formatt
 from __future__ import annotations
 
 import difflib
-import functools
 import glob
-import importlib
-import importlib.util
-import sys
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 from datasets import Dataset, concatenate_datasets, load_dataset
 
 from trl_sft import formatting, hub, textfiles, turns, wordings
 from trl_sft.errors import DataError, Fault, RecipeError, first_line
-from trl_sft.paths import Code
 from trl_sft.recipe import Recipe
 from trl_sft.run import Source
 
@@ -82,25 +76,6 @@ def used_columns(recipe: Recipe, source: Source, rows: Dataset, layout: str) -> 
     if faults:
         raise DataError(faults)
     return needed | optional
-
-
-@functools.cache
-def function(code: Code) -> Callable[[Mapping[str, Any]], Any]:
-    """Return the user's formatting function. Raises whatever importing it raises, AttributeError, TypeError."""
-    if "." in code.module:
-        sys.path.insert(0, str(code.root))
-        module = importlib.import_module(code.module)
-    else:  # by its file, so that a file named like a module of Python's is still the user's
-        spec = importlib.util.spec_from_file_location(f"trl_sft_format_{code.module}", code.file)
-        assert spec is not None, code.file
-        assert spec.loader is not None, code.file
-        module = importlib.util.module_from_spec(spec)
-        sys.path.insert(0, str(code.root))
-        spec.loader.exec_module(module)
-    found = getattr(module, code.name)
-    if not callable(found):
-        raise TypeError(f"{code.name} is {type(found).__name__}, no function")
-    return found  # type: ignore[no-any-return]
 
 
 def _own_columns(recipe: Recipe, source: Source) -> set[str]:

@@ -83,5 +83,7 @@ def _rename(tokenizer: PreTrainedTokenizerBase, names: dict[str, str]) -> None:
     else:  # unigram: a list of [token, score]
         form["model"]["vocab"] = [[old.get(token, token), score] for token, score in vocabulary]
     tokenizer._tokenizer = Tokenizer.from_str(json.dumps(form))
+    # transformers writes these down by name and would add the old ones again on loading
+    tokenizer._extra_special_tokens = [old.get(str(token), token) for token in tokenizer.extra_special_tokens]
     # one that only the vocabulary holds is found in a text only once it is an added token too
     tokenizer.add_tokens([AddedToken(string, special=True, normalized=False) for string in names])

@@ -52,6 +52,7 @@ def prepare(run: Run) -> Ready:
     model.lora(run)
     found = model.find(run)
     model.check_quantized(run, found)
+    model.check_output(run, found)
     names = [found.adapter, found.name] if found.adapter else [found.name]
     chatting = chat.load(run, names, found.config.get_text_config().vocab_size)
     rows = data.load(run, chatting.target)
@@ -111,6 +112,8 @@ def _trainer(run: Run, ready: Ready) -> SFTTrainer:
     rows = {"train_dataset": ready.rows.train, "eval_dataset": ready.rows.eval}
     trainer = SFTTrainer(args=ready.args, processing_class=ready.chat.tokenizer, **rows, **loaded)
     model.mend(trainer.model)
+    if ready.chat.stop and ready.rows.chats:
+        model.stop_on(trainer.model, ready.chat.tokenizer.convert_tokens_to_ids(ready.chat.stop))
     for part, prepared in (("train", trainer.train_dataset), ("eval", trainer.eval_dataset)):
         if prepared is not None and screens.count(prepared, None).trained == 0:
             found = f"no row to {part} keeps a trained token within max_length {ready.args.max_length}"

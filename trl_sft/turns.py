@@ -24,7 +24,7 @@ ROLES = {
 _CARRYING = ("weight", "train")
 _THINKING = ("reasoning_content", "thinking", "reasoning")
 _KEPT = ("name", "tool_call_id")
-KEYS = {*("role", "content", "from", "value", "tool_calls", "function_call"), *_THINKING, *_KEPT, "human", "assistant"}
+_KEYS = {*("role", "content", "from", "value", "tool_calls", "function_call"), *_THINKING, *_KEPT, "human", "assistant"}
 MEDIA = ("image", "images", "audio", "audios", "video", "videos")
 
 
@@ -66,21 +66,33 @@ def text(row: Row, column: str) -> str:
 def read(row: Row, column: str) -> list[Message]:
     """Return the turns of a column as messages; a turn is {role, content} or {from, value}. Raises BadRow."""
     turns = row.get(column)
+    if isinstance(turns, str) and turns.lstrip().startswith("["):  # as a CSV holds it
+        turns = _parsed(turns, column)
     if not isinstance(turns, list) or not turns:
         raise BadRow(f"{column} is {'empty' if turns == [] else 'no list'}", "a list of {role, content}")
-    return [_message(turn, column) for turn in turns]
+    messages = []
+    for number, turn in enumerate(turns, 1):
+        try:
+            messages.append(_message(turn, column))
+        except BadRow as bad:
+            raise BadRow(f"{bad.found} (turn {number})", bad.write) from None
+    return messages
 
 
 def tools(row: Row, column: str = "tools") -> list[dict[str, Any]]:
-    """Return the functions that a row offers, each as {type: function, function: schema}; from a list or JSON.
-
-    Arrow gives every struct the keys of all rows, null where a row lacks one, so nulls are left out.
-    """
+    """Return the functions that a row offers, each as {type: function, function: schema}; from a list or JSON."""
     value = _parsed(row.get(column) or [], column)
-    listed = [_without_nulls(_parsed(item, column)) for item in (value if isinstance(value, list) else [value])]
+    listed = [_parsed(item, column) for item in (value if isinstance(value, list) else [value])]
     if not all(isinstance(item, dict) for item in listed):
         raise BadRow(f"{column} holds {str(value)[:40]!r}", "a list of JSON schemas of functions")
     return [item if "function" in item else {"type": "function", "function": item} for item in listed]
+
+
+def unused(row: Row) -> set[str]:
+    """Return the keys of a row's turns that nothing here reads, as column.key."""
+    lists = {column: value for column, value in row.items() if column != "tools" and isinstance(value, list)}
+    turns = ((column, turn) for column, value in lists.items() for turn in value if isinstance(turn, Mapping))
+    return {f"{column}.{key}" for column, turn in turns for key in turn if key not in _KEYS and turn[key] is not None}
 
 
 def check(messages: Sequence[Message], column: str) -> None:
@@ -154,9 +166,11 @@ def _message(turn: Any, column: str) -> Message:
         raise BadRow(f"{column} has {', '.join(carried)}, which this version does not use", "turns without")
     content = turn["content"] if turn.get("content") is not None else turn.get("value")
     if name == "function_call":
-        return {"role": "assistant", "content": "", "tool_calls": _calls(content, column)}
+        turn, content = {**turn, "tool_calls": content}, ""
     calls = _calls(turn.get("tool_calls") or turn.get("function_call") or [], column)
     message: Message = {"role": ROLES[name], "content": "" if calls and content is None else _content(content, column)}
+    if calls and ROLES[name] != "assistant":
+        raise BadRow(f"{column} has a call by {name}", "calls in the assistant's turns")
     if calls:
         message["tool_calls"] = calls
     thought = next((turn[key] for key in _THINKING if turn.get(key)), None)
@@ -186,7 +200,7 @@ def _calls(value: Any, column: str) -> list[dict[str, Any]]:
         if not isinstance(function, Mapping) or not isinstance(function.get("name"), str):
             raise BadRow(f"{column} has a call {str(item)[:40]!r}", "{name: ..., arguments: {...}}")
         given = function.get("arguments")
-        arguments = _parsed(given, column) if isinstance(given, str) and given.strip() else _without_nulls(given or {})
+        arguments = _parsed(given, column) if isinstance(given, str) and given.strip() else given or {}
         if not isinstance(arguments, Mapping):
             raise BadRow(f"{column} has a call with arguments {str(given)[:40]!r}", "a mapping, or its JSON")
         named = {"id": call["id"]} if isinstance(call.get("id"), str) else {}
@@ -223,12 +237,6 @@ def _parsed(value: Any, column: str) -> Any:
         return json.loads(value)
     except ValueError:
         raise BadRow(f"{column} has {value[:40]!r} where JSON is due", "JSON there") from None
-
-
-def _without_nulls(value: Any) -> Any:
-    if isinstance(value, Mapping):
-        return {key: _without_nulls(item) for key, item in value.items() if item is not None}
-    return [_without_nulls(item) for item in value] if isinstance(value, list) else value
 
 
 _json: Callable[[Any], str] = json.JSONEncoder(ensure_ascii=False).encode

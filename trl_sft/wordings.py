@@ -7,6 +7,7 @@ beside it. Deliberately absent: the wording `chat`, which is the tokenizer's tem
 
 from __future__ import annotations
 
+import difflib
 import string
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -89,6 +90,14 @@ def known_task(name: str) -> str:
     """Return the key of TASKS that a name means (question-answer, Summary); "" = none."""
     key = name.strip().lower().replace("-", "_").replace(" ", "_")
     return key if key in TASKS else ""
+
+
+def check_task(name: str) -> None:
+    """Refuse a word that is nearly the name of a task: as an instruction it would be trained. Raises BadRow."""
+    key = name.strip().lower().replace("-", "_")
+    near = difflib.get_close_matches(key, TASKS, 1, 0.75) if " " not in key and not known_task(name) else []
+    if near:
+        raise BadRow(f"task {name!r} is no known task", f"{near[0]}, or an instruction of several words")
 
 
 def _task(turn: Turn) -> Pair:
@@ -178,12 +187,13 @@ def _turn(messages: Sequence[Message], wording: str) -> Turn:
 def fields(template: str) -> list[str]:
     """Return the columns that a wording of the recipe's own names in braces. Raises BadRow."""
     try:
-        parts = [part[1] for part in string.Formatter().parse(template) if part[1] is not None]
+        parsed = [(p[1] or "", p[2], p[3]) for p in string.Formatter().parse(template) if p[1] is not None]
     except ValueError as error:
         raise BadRow(f"{template!r}: {error}", "columns in braces, as in {question}; a brace itself as {{") from None
-    if any(not part.isidentifier() for part in parts):
-        raise BadRow(f"{template!r}: braces hold more than a column", "columns in braces, as in {question}")
-    return parts
+    if any(not column.isidentifier() or spec or conversion for column, spec, conversion in parsed):
+        write = "columns in braces, as in {question}; one whose name is no word: rename it"
+        raise BadRow(f"{template!r}: braces hold more than a column", write)
+    return [column for column, _, _ in parsed]
 
 
 def own(values: Mapping[str, str], templates: Mapping[str, str]) -> dict[str, Any]:
