@@ -43,7 +43,9 @@ RECIPES = {
         MODEL + DATA + "train: {model_init_kwargs: {}, resume_from_checkpoint: x, deepspeed: ds.json}\n",
     ),
     "not_built_yet": (
-        MODEL + "data: {train: {path: rows.jsonl, weight: 2}, overlong: drop}\nevaluate: {metrics: [exact_match]}\n",
+        MODEL
+        + "data: {train: {path: rows.jsonl, weight: 2}, overlong: drop}\nevaluate: {prompts: [a]}\n"
+        + "launch: {engine: ddp}\n",
     ),
     "no_model": (DATA,),
     "no_rows_named": (MODEL,),

@@ -109,9 +109,11 @@ def test_logging_steps_and_eval_steps_set_when_things_are_logged(carry_out):
         *EVAL, "train.max_steps=4", "train.logging_steps=2", "train.eval_strategy=steps", "train.eval_steps=1"
     )
     assert [e["step"] for e in logs] == [2, 4]
-    assert [e["step"] for e in evals] == [1, 2, 3, 4]
-    _, _, evals, result = carry_out(*EVAL, "train.eval_on_start=true")
-    assert [e["step"] for e in evals] == [0, 2]  # asked at the start; ours at the end
+    assert [e["step"] for e in evals] == [0, 1, 2, 3, 4]  # ours at the start, for the before and after
+    _, _, evals, result = carry_out(*EVAL, "train.eval_on_start=false")
+    assert [e["step"] for e in evals] == [2]  # ours at the end
+    _, _, evals, _ = carry_out(*EVAL, "evaluate=false")
+    assert [e["step"] for e in evals] == [2]
     assert result.metrics["eval_loss"] == evals[-1]["eval_loss"]
 
 
@@ -130,7 +132,7 @@ def test_load_best_model_at_end_saves_the_best(carry_out):
         *("train.learning_rate=0.5", "train.lr_scheduler_type=constant"),  # too large: it gets worse
     )
     _, _, evals, result = carry_out(*words)
-    losses = [e["eval_loss"] for e in evals[:4]]
+    losses = [e["eval_loss"] for e in evals if e["step"] > 0][:4]
     assert min(losses) < losses[3]
     assert result.metrics["eval_loss"] == pytest.approx(min(losses), rel=1e-5)
     saved = load_file(result.output_dir / "model.safetensors")

@@ -17,13 +17,13 @@ MODULES = sorted(PACKAGE.glob("*.py"))
 
 LAYERS = {
     **dict.fromkeys(["__init__", "errors"], 0),
-    **dict.fromkeys(["recipe", "owners", "surface", "paths", "turns", "rundir", "console", "textfiles"], 1),
+    **dict.fromkeys(["recipe", "owners", "surface", "paths", "turns", "rundir", "console", "textfiles", "metrics"], 1),
     **dict.fromkeys(["special_tokens", "rendering"], 1),
     **dict.fromkeys(["run", "hub", "rules", "wordings"], 2),
     "formatting": 3,
     **dict.fromkeys(["named", "sources", "conversion", "chat", "model", "machine"], 4),
     **dict.fromkeys(["schema", "data", "record"], 5),
-    "screens": 6,
+    **dict.fromkeys(["screens", "evaluate"], 6),
     **dict.fromkeys(["callbacks", "init", "ending"], 7),
     "training": 8,
     "cli": 9,
@@ -74,6 +74,7 @@ def test_own_keys_are_frozen():
         "data": {"train", "eval", "eval_fraction", "loss_on"},
         "data.*": {"path", "format", "wording", "rename", "task"},
         "train": set(),
+        "evaluate": {"metrics", "max_rows", "generation"},
         "run": {"resume", "overwrite", "allow", "max_hours"},
     }
 

@@ -61,7 +61,7 @@ def test_added_tokens_are_trained_saved_and_stopped_on(how, tied, here, monkeypa
     prompt = [{"role": "user", "content": "What is 3 plus 3?"}]
     given = tokenizer.apply_chat_template(prompt, add_generation_prompt=True, return_tensors="pt", return_dict=True)
     live.eval()
-    with torch.no_grad():
+    with torch.no_grad(), console.quiet():
         difference = (live(**given).logits - again.eval()(**given).logits).abs().max().item()
     assert difference == 0.0
     again.generation_config = GenerationConfig.from_pretrained(result.output_dir)

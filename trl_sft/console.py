@@ -14,6 +14,7 @@ import re
 import shlex
 import shutil
 import sys
+import unicodedata
 import warnings
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -63,6 +64,36 @@ def table(rows: Sequence[tuple[str, str]]) -> None:
     width = max(len(name) for name, _ in rows)
     for name, value in rows:
         say(f"  {name:<{width}}  {value}")
+
+
+def width() -> int:
+    """Return how many characters a line of the terminal holds; 100 where there is none."""
+    return shutil.get_terminal_size((100, 24)).columns
+
+
+def columns(rows: Sequence[Sequence[str]], width: int) -> Iterator[str]:
+    """Yield rows of texts side by side within `width`, each text on one line and cut where it is too long."""
+    rows = [[" ".join(text.split()) for text in row] for row in rows]
+    room = max(8, (width - 2 - 2 * (len(rows[0]) - 1)) // len(rows[0]))
+    widths = [min(room, max(map(_cells, column))) for column in zip(*rows, strict=True)]
+    widths[0] += max(0, width - 2 - sum(widths) - 2 * (len(widths) - 1))  # what the others leave is the first one's
+    widths[0] = min(widths[0], max(_cells(row[0]) for row in rows))
+    for row in rows:
+        cut = [_cut(text, size) for text, size in zip(row, widths, strict=True)]
+        yield "  " + "  ".join(t + " " * (size - _cells(t)) for t, size in zip(cut, widths, strict=True)).rstrip()
+
+
+def _cells(text: str) -> int:
+    """Return how many cells of a terminal a text takes: Chinese characters take two."""
+    return sum(2 if unicodedata.east_asian_width(letter) in "WF" else 1 for letter in text)
+
+
+def _cut(text: str, cells: int) -> str:
+    if _cells(text) <= cells:
+        return text
+    while _cells(text) > cells - 1:
+        text = text[:-1]
+    return text + "…"
 
 
 def faults(found: Sequence[Fault]) -> None:

@@ -56,7 +56,8 @@ def features(keywords: Mapping[str, Any]) -> Features:
     A struct of Arrow has the keys of all rows, null where one lacks it, and a template would print them: so
     messages are stored as JSON.
     """
-    chat = {"prompt": List(Json()), "completion": List(Json()), "tools": Value("string")} | _NOTES
+    chat = {"prompt": List(Json()), "completion": List(Json()), "tools": Value("string"), "task": Value("string")}
+    chat |= _NOTES
     return Features(chat | ({"chat_template_kwargs": Json()} if keywords else {}))
 
 
@@ -159,13 +160,15 @@ def _formed(row: dict[str, Any], how: How) -> dict[str, Any]:
     layout = formatting.LAYOUTS.get(how.layout)
     read = {*layout.columns, *layout.optional} if layout else set(row)
     unused = turns.unused({column: row[column] for column in read & set(row)})
-    unused |= set(row) - read if how.code else set()
+    unused |= set(row) - read - {formatting.LABEL} if how.code else set()
     prompt = formed.columns.get("prompt")
     answers = sum(turn["role"] == "assistant" for turn in prompt) if isinstance(prompt, list) else 0
     notes = {_AS_TEXT: ", ".join(sorted(formed.as_text)), _UNUSED: ", ".join(sorted(unused)), _ANSWERS: answers}
     # the column of that name is where TRL reads them, trl.data_utils.apply_chat_template
     keywords = {"chat_template_kwargs": how.keywords} if how.keywords and how.wording == "chat" else {}
-    return formed.columns | notes | keywords
+    label = how.target.task or row.get(formatting.LABEL)
+    task = {formatting.LABEL: label if isinstance(label, str) and label else None}
+    return formed.columns | task | notes | keywords
 
 
 def _came_along(code: Code) -> list[str]:

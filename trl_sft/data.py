@@ -70,7 +70,7 @@ def load(run: Run, target: Target) -> Rows:
     givens = {part.layout == "prompt_completion" for part in parts["train"]}
     given = givens.pop() if len(givens) == 1 else None
     several = any(part.several for part in parts["train"])
-    return _with_loss(run, _less_tools(train), held and _less_tools(held), given, several)._replace(said=tuple(said))
+    return _with_loss(run, _less_empty(train), held and _less_empty(held), given, several)._replace(said=tuple(said))
 
 
 def look(recipe: Recipe, source: Source) -> tuple[str, list[str], int]:
@@ -171,10 +171,10 @@ def _told(layout: str, wording: Any, has_template: bool, unused: Sequence[str]) 
     return f"format {layout or 'its own'}, wording {shown}{apart}{last}{spare}"
 
 
-def _less_tools(rows: Dataset) -> Dataset:
-    """Leave out `tools` where no row has any."""
-    unneeded = "tools" in rows.column_names and rows.data["tools"].null_count == len(rows.data["tools"])
-    return rows.remove_columns("tools") if unneeded else rows
+def _less_empty(rows: Dataset) -> Dataset:
+    """Leave out `tools` and `task` where no row has any."""
+    there = [name for name in ("tools", "task") if name in rows.column_names]
+    return rows.remove_columns([name for name in there if rows.data[name].null_count == len(rows)])
 
 
 def _one_form(run: Run, parts: list[Part]) -> None:

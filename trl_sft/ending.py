@@ -16,9 +16,10 @@ from typing import Any, NamedTuple
 import torch
 from trl import SFTTrainer
 
-from trl_sft import console, errors, model, record, rundir, screens
+from trl_sft import console, errors, evaluate, model, record, rundir, screens
 from trl_sft.data import Rows
 from trl_sft.errors import Fault, MissingPackage, RecipeError, RunStopped, UserError
+from trl_sft.metrics import METRICS
 from trl_sft.model import Found
 from trl_sft.recipe import Key
 from trl_sft.run import Run, Setting
@@ -92,6 +93,10 @@ def saved(run: Run, found: Found, trainer: SFTTrainer, book: Book, rows: Rows) -
         message = f"the training failed: weights not finite after step {trainer.state.global_step}; nothing is saved"
         raise RunStopped(message, errors.EXIT_FAILED)
     metrics = _held_out(trainer)
+    asked = evaluate.prompts(run, rows.eval)
+    outcome = evaluate.after(run, trainer, asked, metrics)
+    if outcome:
+        metrics = metrics | {f"eval_{name}": outcome.summary["after"][name] for name in METRICS if asked}
     before = {path.name for path in run.output_dir.iterdir()}
     trainer.save_model()
     # an adapter's folder has none of its own, and the base's may stop on another token than the tuned model
@@ -111,7 +116,8 @@ def saved(run: Run, found: Found, trainer: SFTTrainer, book: Book, rows: Rows) -
     prompt = row.get("prompt") or turns[:asks] or row.get("text", "")[:40]
     code = record.usage(screens.shown(run.output_dir), apart)
     ask = screens.asking(code, prompt)
-    for line in screens.after(run, trainer.state, metrics, console.span(book.seconds()), ask):
+    told = evaluate.lines(outcome, console.width()) if outcome else ()
+    for line in screens.after(run, trainer.state, metrics, console.span(book.seconds()), [*told], ask):
         console.say(line)
     return Result(run.output_dir, steps, metrics)
 

@@ -108,6 +108,8 @@ def _thinking(row: Row) -> Turn:
     return Turn(text(row, "problem"), "", text(row, "answer"), thought=row["reasoning"])
 
 
+LABEL = "task"  # a column that may stand beside any layout: what a row is about, told apart in the evaluation
+
 LAYOUTS: dict[str, Layout] = {
     "messages": Layout(("messages",), ("tools", "system"), "", lambda row: _chat(row, "messages")),
     "sharegpt": Layout(("conversations",), ("tools", "system"), "", lambda row: _chat(row, "conversations")),

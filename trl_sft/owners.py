@@ -84,6 +84,26 @@ def _type(default: ast.expr | None) -> ast.expr | None:
     return ast.Name(type(default.value).__name__) if known else None  # type: ignore[union-attr]
 
 
+@functools.cache
+def popped(owner: str) -> dict[str, Field]:
+    """Return the keywords that `package.module:Class.method` takes by `kwargs.pop("name", default)`."""
+    module, _, names = owner.partition(":")
+    name, _, method = names.partition(".")
+    found: dict[str, Field] = {}
+    for node in ast.walk(_definitions(module)[name]):
+        if not isinstance(node, ast.FunctionDef) or node.name != method:
+            continue
+        for call in ast.walk(node):
+            if (
+                isinstance(call, ast.Call)
+                and ast.unparse(call.func) == "kwargs.pop"
+                and isinstance(call.args[0], ast.Constant)
+            ):
+                word, default = str(call.args[0].value), call.args[1] if len(call.args) > 1 else None
+                found[word] = Field(word, _type(default), ast.unparse(default) if default else "", (), module)
+    return {word: field for word, field in found.items() if not word.startswith("_")}
+
+
 def version(package: str) -> str:
     """Return the installed version of a package. Raises MissingPackage."""
     try:

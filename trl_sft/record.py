@@ -74,11 +74,16 @@ def lines(run: Run, settings: dict[Key, Setting]) -> Iterator[Line]:
     for name, value in run.train.items():
         yield Line(("train", name), value, where[("train", name)])
     yield from (Line(key, s.value, f"trl_sft: {s.reason}") for key, s in settings.items() if key[0] == "train")
+    if run.evaluate is None:
+        yield Line(("evaluate",), False, where[("evaluate",)])
+    for name, value in (run.evaluate or {}).items():
+        yield Line(("evaluate", name), value, where[("evaluate", name)])
 
 
 def fingerprint(run: Run) -> str:
-    """Return what two runs share that train the same: model, rows and settings, not where they write."""
+    """Return what two runs share that train the same: model, rows, settings; not where they write, what they ask."""
     values = [(line.key, line.value) for line in lines(run, {}) if line.key[-1] not in _SECRETS]
+    values = [value for value in values if value[0][0] != "evaluate"]  # it changes no weight
     return hashlib.sha256(json.dumps(values, sort_keys=True, default=str).encode()).hexdigest()
 
 

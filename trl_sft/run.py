@@ -58,5 +58,6 @@ class Run:
     lora: dict[str, Any] | None = None
     data: dict[str, Any] = field(default_factory=dict)  # eval_fraction, loss_on
     train: dict[str, Any] = field(default_factory=dict)  # keywords of trl.SFTConfig
+    evaluate: dict[str, Any] | None = field(default_factory=dict)  # metrics, max_rows, generation; None = off
     run: dict[str, Any] = field(default_factory=dict)  # resume, overwrite, allow, max_hours
     notes: tuple[str, ...] = ()  # what was translated, a line each

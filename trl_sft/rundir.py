@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 
 LOCK = ".lock"
 RECIPE, RESOLVED, RUN, LOG, CARD = "recipe.yaml", "resolved.yaml", "run.json", "log.jsonl", "README.md"
+SAMPLES, EVAL = "samples.jsonl", "eval.json"
 CHECKPOINT = "checkpoint-"
 _STATE = "trainer_state.json"
 _WEIGHTS = ("model*.safetensors", "adapter_model.safetensors", "pytorch_model*.bin", "adapter_model.bin")
@@ -151,7 +152,16 @@ def clear(folder: Path) -> None:
     for path in [p for p in folder.iterdir() if _is_checkpoint(p)]:
         shutil.rmtree(path)
     # the Trainer writes training_args.bin
-    for name in (RECIPE, RESOLVED, LOG, CARD, "training_args.bin", *read_json(folder / RUN).get("files", [])):
+    for name in (
+        RECIPE,
+        RESOLVED,
+        LOG,
+        CARD,
+        SAMPLES,
+        EVAL,
+        "training_args.bin",
+        *read_json(folder / RUN).get("files", []),
+    ):
         (folder / name).unlink(missing_ok=True)
     (folder / RUN).unlink(missing_ok=True)  # last, so that a torn removal can be taken up again
 

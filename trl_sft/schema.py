@@ -34,6 +34,8 @@ def build(recipe: Recipe) -> Run:
     sections: dict[str, dict[str, Any]] = {}
     for name in surface.OWNERS:
         value = recipe.values.get(name)
+        if name == "evaluate" and value is False:  # the one section that can be off
+            value = None
         if value is not None and not isinstance(value, dict):
             faults.append(Fault(recipe.where((name,)), f"the section is {kind(value)}", "keys under it, indented"))
         keys = _renamed(recipe, name, dict(value) if isinstance(value, dict) else {}, faults, notes)
@@ -42,6 +44,9 @@ def build(recipe: Recipe) -> Run:
     base = named.base(recipe, sections["model"].pop("name_or_path", None), faults)
     template = named.template(recipe, sections["tokenizer"].pop("chat_template", None), faults)
     template_kwargs = sections["tokenizer"].pop("chat_template_kwargs", {})
+    generation = sections["evaluate"].get("generation") or {}
+    key: Key = ("evaluate", "generation")
+    _section(recipe, key, generation, owners.popped(surface.GENERATION[1]), faults)
     adapter = base is not None and bool(base.files) and (base.files[0] / "adapter_config.json").is_file()
     faults += rules.check(recipe, sections, sources, adapter)
     faults += rules.loss_on(recipe, sections["data"], sections["train"])
@@ -53,6 +58,7 @@ def build(recipe: Recipe) -> Run:
         sections["run"]["resume"] = str(paths.absolute(resume, recipe.folder(("run", "resume"))))
     sections["data"] = {name: value for name, value in sections["data"].items() if name not in sources}
     absent: dict[str, Any] = {n: None for n in ("quantization", "lora") if recipe.values.get(n) is None}
+    absent |= {"evaluate": None} if recipe.values.get("evaluate") is False else {}
     given = sections | absent
     return Run(recipe, folder, base, template, sources, template_kwargs=template_kwargs, notes=tuple(notes), **given)
 
@@ -84,7 +90,7 @@ def _section(
 ) -> dict[str, Any]:
     """Return the keys of one mapping that are right; note the others as faults."""
     right: dict[str, Any] = {}
-    name = str(key[0]) if len(key) == 1 else "data.*"
+    name = str(key[0]) if len(key) == 1 else "generation" if key[0] == "evaluate" else "data.*"
     refused = surface.REFUSED.get(name, {})
     for word, value in values.items():
         here = (*key, word)
@@ -105,7 +111,8 @@ def _section(
 def _unknown(recipe: Recipe, key: Key, fields: Mapping[str, object], name: str) -> Fault:
     """Return the fault of a key that is not known, with the nearest name or the section that owns it."""
     word = str(key[-1])
-    owner = f"`{key[0]}:` ({surface.OWNERS.get(name, surface.LOAD_DATASET)[0]})" if name else "the top of a recipe"
+    owners_too = {"generation": surface.GENERATION, "data.*": surface.LOAD_DATASET}
+    owner = f"`{key[0]}:` ({(surface.OWNERS | owners_too)[name][0]})" if name else "the top of a recipe"
     if word in surface.NOT_YET.get(name, ()):
         return Fault(recipe.where(key), f"{word} is not built in this version", "leave it out")
     owning = [s for s in surface.OWNERS if s != key[0] and word in keyword_fields(s)]

@@ -5,6 +5,7 @@ In: live objects of the Trainer, so that the table says what will run and not wh
 
 from __future__ import annotations
 
+import json
 import math
 import shlex
 import shutil
@@ -129,14 +130,20 @@ def _disk(args: SFTConfig, state: TrainerState, model: PreTrainedModel, trainabl
     return f"at most {number} kept, about {gib(size)} each (Adam), {gib(free)} free on the disk{short}"
 
 
-def after(plan: Run, state: TrainerState, metrics: dict[str, float], seconds: str, ask: str) -> list[str]:
-    """Return the last screen: what happened, where everything is, what to do next; `ask` is the next command."""
+def after(
+    plan: Run, state: TrainerState, metrics: dict[str, float], seconds: str, told: Sequence[str], ask: str
+) -> list[str]:
+    """Return the last screen: what happened, where everything is, what to do next.
+
+    `told` are the lines of the evaluation, `ask` is the next command.
+    """
     losses = [entry["loss"] for entry in state.log_history if "loss" in entry]
     trained = f", training loss {losses[0]:.4g} -> {losses[-1]:.4g}" if len(losses) > 1 else ""
     lines = [
         "",
         f"Done: {state.global_step} step{'s' * (state.global_step != 1)} in {seconds}{trained}",
         *_held_out(state, metrics),
+        *told,
         "",
     ]
     folder = shown(plan.output_dir)
@@ -148,6 +155,7 @@ def after(plan: Run, state: TrainerState, metrics: dict[str, float], seconds: st
         f"    {rundir.RESOLVED}   the recipe with who set each value",
         f"    {rundir.RUN}        versions, defaults, timings, outcome",
         f"    {rundir.LOG}       every logged value",
+        *([f"    {rundir.EVAL}, {rundir.SAMPLES}   before and after, and every answer"] if told else []),
         *(["    " + ", ".join(path.name for path in kept[-3:])] if kept else []),
         "",
         "Next: ask it something",
@@ -182,7 +190,10 @@ def _held_out(state: TrainerState, metrics: dict[str, float]) -> list[str]:
 def asking(code: Sequence[str], prompt: Any) -> str:
     """Return a command that asks the new model one prompt, a text or messages; `code` makes `ask`."""
     took = '[-1]["content"]' if isinstance(prompt, list) else ""
-    call = f'print(ask({prompt!r}, max_new_tokens=64)[0]["generated_text"]{took})'
+    written = json.dumps(prompt, ensure_ascii=False)  # double quotes stand better in a shell than Python's own
+    if any(word in written for word in ("true", "false", "null", "\\u", "\\/")):
+        written = repr(prompt)
+    call = f'print(ask({written}, max_new_tokens=64)[0]["generated_text"]{took})'
     return f"{python()} -c {shlex.quote('; '.join([*code, call]))}"
 
 

@@ -75,7 +75,7 @@ def used_columns(recipe: Recipe, source: Source, rows: Dataset, layout: str) -> 
         faults.append(Fault(recipe.where(source.key), found, write))
     if faults:
         raise DataError(faults)
-    return needed | optional
+    return needed | optional | {formatting.LABEL}
 
 
 def _own_columns(recipe: Recipe, source: Source) -> set[str]:

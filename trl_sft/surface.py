@@ -19,8 +19,11 @@ OWNERS = {
     "lora": ("peft.LoraConfig", "peft.tuners.lora.config:LoraConfig"),
     "data": ("trl_sft", ""),
     "train": ("trl.SFTConfig", "trl.trainer.sft_config:SFTConfig"),
+    "evaluate": ("trl_sft", ""),
     "run": ("trl_sft", ""),
 }
+# the mapping under evaluate.generation; GenerationConfig declares no fields, it takes them off its keywords
+GENERATION = ("transformers.GenerationConfig", "transformers.generation.configuration_utils:GenerationConfig.__init__")
 LOAD_DATASET = ("datasets.load_dataset", "datasets.load:load_dataset")
 
 # Own keys and their types. `data.*` are the keys of one source.
@@ -44,6 +47,7 @@ OWN_KEYS: dict[str, dict[str, str]] = {
         "task": "str",
     },
     "train": {},
+    "evaluate": {"metrics": "list[Literal['exact_match']]", "max_rows": "int", "generation": "dict[str, Any]"},
     "run": {
         "resume": "str",
         "overwrite": "bool",
@@ -54,7 +58,8 @@ OWN_KEYS: dict[str, dict[str, str]] = {
 
 # Parts of the recipe's design that this version does not carry out: refused by name, never ignored.
 NOT_YET = {
-    "": ("evaluate", "launch"),
+    "": ("launch",),
+    "evaluate": ("prompts",),
     "data": ("overlong", "special_tokens_in_text", "drop_leaked", "max_untrained"),
     "data.*": ("weight", "max_rows", "streaming"),
     "run": ("global_batch_size", "early_stopping", "logits_gib"),

@@ -19,7 +19,7 @@ from transformers import (
 )
 from trl import SFTConfig, SFTTrainer
 
-from trl_sft import callbacks, chat, data, ending, hub, machine, model, record, rundir, screens
+from trl_sft import callbacks, chat, data, ending, evaluate, hub, machine, model, record, rundir, screens
 from trl_sft.ending import Result
 from trl_sft.errors import DataError, Fault, LaunchError, RecipeError
 from trl_sft.recipe import Key
@@ -62,7 +62,8 @@ def prepare(run: Run) -> Ready:
         setattr(args, name, value)
     for key, setting in stop.items():
         setattr(args, str(key[-1]), setting.value)
-    settings |= stop
+    settings |= stop | evaluate.settings(run, rows.eval)
+    args.eval_on_start = args.eval_on_start or ("train", "eval_on_start") in settings
     if "loss_on" not in run.data:
         settings["data", "loss_on"] = Setting(rows.loss_on, "the response is what is learned; text has none")
     name = f"{found.adapter or found.name} ({found.config.architectures[0]})"
@@ -131,7 +132,9 @@ def _watchers(
     def begin(args: SFTConfig, state: TrainerState, live: PreTrainedModel) -> list[tuple[str, str]]:
         """Begin the run folder, now that nothing is left to refuse; return the table."""
         book.begin(run, ready.claim, ready.settings)
-        return screens.before(args, state, live, tokens, ready.rows)
+        table = screens.before(args, state, live, tokens, ready.rows)
+        told = evaluate.before(run, trainer, evaluate.prompts(run, ready.rows.eval))
+        return table + ([("answers", told)] if told else [])
 
     progress = callbacks.Progress(run.output_dir, begin)
     guard = callbacks.Guard(run.run.get("max_hours"), ending.again(run))
