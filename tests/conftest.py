@@ -13,7 +13,12 @@ os.environ["TQDM_DISABLE"] = "1"
 
 import pytest
 
-from trl_sft import cli
+from trl_sft import cli, paths
+
+# In the tests `trl_sft:tiny` is a smaller model without training, `trl_sft:phrases` its rows (tests/build_toy.py):
+# what a run does is the same, and most of it takes a tenth of the time. test_embedded.py tries the real ones.
+SHIPPED = paths.EMBEDDED
+paths.EMBEDDED = Path(__file__).parent / "toy"
 
 QUESTIONS = [{"question": f"What is {n} plus {n}?", "answer": str(n + n)} for n in range(40)]
 

@@ -1,5 +1,6 @@
-"""What the package embeds can be rebuilt from the script, and stands in a wheel."""
+"""What the package embeds: rebuilt from the scripts, learned as the quickstart says, and in a wheel."""
 
+import hashlib
 import json
 import subprocess
 import sys
@@ -8,34 +9,110 @@ from pathlib import Path
 
 import pytest
 import torch
+from conftest import SHIPPED
 from safetensors.torch import load_file
 
 from trl_sft import paths
 
 ROOT = Path(__file__).parents[1]
+sys.path.insert(0, str(ROOT / "scripts"))
+
+import build_embedded  # noqa: E402
+import controls  # noqa: E402
 
 
-def test_script_rebuilds_rows_tokenizer_and_weights(tmp_path):
-    command = [sys.executable, ROOT / "scripts" / "build_embedded.py", tmp_path]
-    subprocess.run(command, check=True, capture_output=True)
+def test_script_rebuilds_the_toy_of_the_tests(tmp_path):
+    subprocess.run([sys.executable, ROOT / "tests" / "build_toy.py", tmp_path], check=True, capture_output=True)
     for name in ("phrases/train.jsonl", "phrases/test.jsonl", "tiny/chat_template.jinja"):
         assert (tmp_path / name).read_bytes() == (paths.EMBEDDED / name).read_bytes(), name
-    vocabularies = [json.loads((f / "tiny/tokenizer.json").read_text())["model"] for f in (tmp_path, paths.EMBEDDED)]
-    assert vocabularies[0] == vocabularies[1]
     new, kept = (load_file(folder / "tiny" / "model.safetensors") for folder in (tmp_path, paths.EMBEDDED))
     assert new.keys() == kept.keys()
     assert all(torch.equal(new[name], kept[name]) for name in new)
 
 
-def test_held_out_phrases_stand_in_no_training_row():
-    train, test = (
-        [json.loads(line) for line in (paths.EMBEDDED / "phrases" / f"{part}.jsonl").read_text().splitlines()]
-        for part in ("train", "test")
+def test_script_rebuilds_rows_texts_and_tokenizer_of_the_package(tmp_path):
+    """All but the weights, which `make prove` builds again."""
+    build_embedded.write_rows(tmp_path)
+    for part in ("train", "test"):
+        name = f"skills/{part}.jsonl"
+        assert (tmp_path / name).read_bytes() == (SHIPPED / name).read_bytes()
+    recipe = build_embedded.begin(tmp_path / "work")
+    told = json.loads((SHIPPED / "tiny" / "pretraining.json").read_text())
+    text = "\n".join(build_embedded.texts()).encode()
+    assert hashlib.sha256(text).hexdigest() == told["text_sha256"]
+    assert recipe.read_text() == (ROOT / "scripts" / "pretrain_tiny.yaml").read_text()
+    forms = [json.loads((f / "tokenizer.json").read_text()) for f in (tmp_path / "work/untrained", SHIPPED / "tiny")]
+    assert forms[0]["model"] == forms[1]["model"]
+
+
+def test_model_is_small_and_its_tokenizer_covers_both_languages():
+    from transformers import AutoTokenizer
+
+    weights = SHIPPED / "tiny" / "model.safetensors"
+    assert weights.stat().st_size <= 4 * 2**20
+    assert 1_000_000 <= sum(tensor.numel() for tensor in load_file(weights).values()) <= 2_000_000
+    tokenizer = AutoTokenizer.from_pretrained(SHIPPED / "tiny")
+    for text in ("The upper case of abc is ABC.", "把猫翻译成英文。", "é 語 😀"):
+        assert tokenizer.decode(tokenizer(text)["input_ids"]) == text
+    assert len(tokenizer("翻译成英文")["input_ids"]) <= 5
+
+
+def test_held_out_questions_stand_in_neither_text():
+    train, held = controls.read("train"), controls.read("test")
+    assert len(train) >= 2000
+    assert len(held) >= 200
+    assert {row["language"] for row in held} == {"en", "zh"}
+    assert len({row["task"] for row in held}) >= 6
+    taught = {row["question"] for row in train}
+    assert not taught & {row["question"] for row in held}
+    pretraining = "\n".join(build_embedded.texts())
+    assert not [row["question"] for row in (*train, *held) if row["question"] in pretraining]
+    pairs = {(row["task"], row["answer"]) for row in train if row["task"] in ("upper", "reverse", "double")}
+    assert not [row for row in held if (row["task"], row["answer"]) in pairs], "asked about in no training row"
+
+
+def test_answer_of_the_nearest_training_row_is_mostly_wrong():
+    train, held = controls.read("train"), controls.read("test")
+    assert controls.scores(held, controls.nearest(train, held))["all"] <= 0.15
+
+
+def test_notebook_trains_the_quickstart_which_does_what_it_says(tmp_path):
+    """Executed as a user would: at most 10% of the held-out prompts before, at least 90% after, no task under 80%."""
+    import shutil
+
+    import nbformat
+    import run_notebooks
+
+    shutil.copytree(ROOT / "recipes", tmp_path / "recipes")
+    path = ROOT / "notebooks" / "01_quickstart.ipynb"
+    made = run_notebooks.run(path, tmp_path)
+    shown = [output for cell in made.cells if cell.cell_type == "code" for output in cell.outputs]
+    assert any("image/png" in output.get("data", {}) for output in shown), "the loss curve"
+    found = json.loads((tmp_path / "runs" / "quickstart" / "eval.json").read_text())
+    assert found["prompts"] == 240
+    assert found["before"]["exact_match"] <= 0.1
+    assert found["after"]["exact_match"] >= 0.9
+    assert min(of["after"]["exact_match"] for of in found["tasks"].values()) >= 0.8
+    kept = nbformat.read(path, as_version=4)
+    assert not [cell for cell in kept.cells if cell.cell_type == "code" and (cell.outputs or cell.execution_count)]
+
+
+@pytest.mark.long
+@pytest.mark.timeout(3600)
+def test_script_pretrains_the_model_again(tmp_path):
+    """A quarter of an hour: the same losses to 2%, on this machine's arithmetic."""
+    code = (
+        "import sys, pathlib; sys.path.insert(0, sys.argv[1]); import build_embedded; "
+        "build_embedded.build(pathlib.Path(sys.argv[2]), pathlib.Path(sys.argv[3]))"
     )
-    assert len(train) == 2200
-    assert len(test) == 200
-    assert not {row["question"] for row in train} & {row["question"] for row in test}
-    assert not {row["answer"] for row in train} & {row["answer"] for row in test}
+    subprocess.run([sys.executable, "-c", code, ROOT / "scripts", tmp_path / "out", tmp_path / "work"], check=True)
+    new, kept = (json.loads((f / "tiny" / "pretraining.json").read_text()) for f in (tmp_path / "out", SHIPPED))
+    assert new["text_sha256"] == kept["text_sha256"]
+    assert new["losses"].keys() == kept["losses"].keys()
+    last = max(new["losses"], key=int)
+    assert new["losses"][last] == pytest.approx(kept["losses"][last], rel=0.02)
+    same = (tmp_path / "out/tiny/model.safetensors").read_bytes() == (SHIPPED / "tiny/model.safetensors").read_bytes()
+    print(f"last loss {new['losses'][last]} (kept: {kept['losses'][last]}); weights {'' if same else 'not '}bit-equal")
 
 
 @pytest.mark.long
@@ -46,12 +123,17 @@ def test_wheel_alone_trains_on_what_it_embeds(tmp_path):
     found = next(tmp_path.glob("*.whl"))
     print(f"wheel: {found.stat().st_size / 2**20:.2f} MiB")
     names = zipfile.ZipFile(found).namelist()
-    assert "trl_sft/py.typed" in names
-    assert "trl_sft/embedded/tiny/model.safetensors" in names
+    for name in (
+        "py.typed",
+        "embedded/tiny/model.safetensors",
+        "embedded/skills/train.jsonl",
+        "templates/chatml.jinja",
+    ):
+        assert f"trl_sft/{name}" in names
     with zipfile.ZipFile(found) as archive:
         archive.extractall(tmp_path / "site")
     (tmp_path / "r.yaml").write_text(
-        "model: {name_or_path: trl_sft:tiny}\ndata: {train: trl_sft:phrases}\n"
+        "model: {name_or_path: trl_sft:tiny}\ndata: {train: trl_sft:skills}\n"
         "train: {max_steps: 1, save_strategy: 'no'}\n"
     )
     code = f"import sys; sys.path.insert(0, {str(tmp_path / 'site')!r}); from trl_sft.cli import main; sys.exit(main())"

@@ -8,8 +8,9 @@ import sys
 from pathlib import Path
 
 import pytest
+from conftest import SHIPPED
 
-from trl_sft import load_recipe, owners, recipe, schema, surface, training
+from trl_sft import load_recipe, owners, paths, recipe, schema, surface, training
 
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "trl_sft"
@@ -134,6 +135,7 @@ def test_from_recipe_to_trainer_is_three_hops_and_a_sitting(here, monkeypatch):
         raise Reached
 
     monkeypatch.setattr(training.SFTTrainer, "train", stop)
+    monkeypatch.setattr(paths, "EMBEDDED", SHIPPED)
     sys.setprofile(note)
     try:
         with pytest.raises(Reached):

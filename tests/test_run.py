@@ -291,27 +291,6 @@ def test_builder_keywords_reach_the_builder(go, here):
     assert code == 0, err
 
 
-def test_quickstart_learns_phrases_it_has_not_seen(here):
-    result = train(load_recipe(ROOT / "recipes" / "quickstart.yaml"))
-    held = [json.loads(line) for line in (paths.EMBEDDED / "phrases" / "test.jsonl").read_text().splitlines()]
-    taught = (paths.EMBEDDED / "phrases" / "train.jsonl").read_text()
-    assert not any(row["answer"] in taught for row in held)
-    first = next(e for e in logged(result.output_dir) if "eval_loss" in e)
-    assert first["step"] == 0
-    assert first["eval_loss"] > 5
-    assert result.metrics["eval_loss"] < 0.15
-    tokenizer = AutoTokenizer.from_pretrained(result.output_dir, padding_side="left")
-    model = AutoModelForCausalLM.from_pretrained(result.output_dir)
-    prompts = [[{"role": "user", "content": row["question"]}] for row in held]
-    ids = tokenizer.apply_chat_template(
-        prompts, add_generation_prompt=True, return_tensors="pt", return_dict=True, padding=True
-    )
-    answers = model.generate(**ids, max_new_tokens=16, do_sample=False)[:, ids["input_ids"].shape[1] :]
-    told = tokenizer.batch_decode(answers, skip_special_tokens=True)
-    right = sum(a == row["answer"] for a, row in zip(told, held, strict=True)) / len(held)
-    assert right >= 0.9
-
-
 def start(here, *words):
     command = [sys.executable, "-m", "trl_sft", "recipe.yaml", *words]
     environment = {**os.environ, "PYTHONUNBUFFERED": "1"}
