@@ -6,8 +6,8 @@ Rows: six of ten skills on words and numbers, asked for in English and in Chines
 words and numbers that no training row asks about in that language. Model: a Llama of four layers and 1.1 M
 parameters with a tokenizer of 512 tokens (each Latin letter, digit and sign alone, frequent Chinese words
 whole), pretrained by `pretrain_tiny.yaml` on text that this script writes: the skills in a bare form,
-`upper(abc)=ABC`, and as statements, "The upper case of abc is ABC." What tuning on `skills` adds is the instruction, the answer by itself
-and the stop; no question of the rows stands in the text.
+`upper(abc)=ABC`, and as statements, "The upper case of abc is ABC." What tuning on `skills` adds is the
+instruction, the answer by itself and the stop; no question of the rows stands in the text.
 """
 
 import hashlib
