@@ -76,11 +76,9 @@ def load(run: Run, names: Sequence[str], num_embeddings: int) -> Chat:
     stop, text = "", rendering.text(tokenizer)
     _check_kwargs(run, text)
     if text:
-        renders, stop = (
-            rendering.renders(_where(run), tokenizer, run.template_kwargs),
-            rendering.stop(tokenizer, run.template_kwargs),
-        )
-        several = special_tokens.split(tokenizer, special_tokens.written(text))
+        renders = rendering.renders(_where(run), tokenizer, run.template_kwargs)
+        stop = rendering.stop(tokenizer, run.template_kwargs)
+        several = special_tokens.split(tokenizer, _written(run, tokenizer))
         if several:
             shown = ", ".join(f"{string} ({length})" for string, length in several.items())
             said.append(f"the template writes special strings that are several tokens in this vocabulary: {shown}")
