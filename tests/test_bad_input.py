@@ -44,7 +44,7 @@ RECIPES = {
     ),
     "not_built_yet": (
         MODEL
-        + "data: {train: {path: rows.jsonl, weight: 2}, overlong: drop}\nevaluate: {prompts: [a]}\n"
+        + "data: {train: {path: rows.jsonl, streaming: true}}\nevaluate: {prompts: [a]}\n"
         + "launch: {engine: ddp}\n",
     ),
     "no_model": (DATA,),
@@ -191,7 +191,7 @@ ROWS = {
     ),
     "rows_turn_with_a_weight": (
         "r.jsonl",
-        [{"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b", "weight": 0}]}],
+        [{"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b", "weight": 0.5}]}],
         "",
     ),
     "rows_history_of_no_form": ("r.jsonl", [{"history": {"a": 1}, "human": "a", "assistant": "b"}], ""),

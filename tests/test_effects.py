@@ -170,7 +170,7 @@ def test_max_length_cuts_and_the_table_says_so(carry_out, capsys):
     lengths = [len(ids) for ids in trainer.train_dataset["input_ids"]]
     assert max(lengths) == 35
     out = capsys.readouterr().out
-    assert "fill max_length 35" in out
+    assert "rows at max_length 35: " in out
     whole = carry_out("train.max_length=null")[0]
     assert max(len(ids) for ids in whole.train_dataset["input_ids"]) > 35
 

@@ -346,7 +346,7 @@ def test_formatting_is_cached_across_processes_and_not_when_an_imported_file_cha
     code = (
         "from trl_sft import load_recipe, training\n"
         "for words in ([], ['data.train=rows.jsonl']):\n"
-        "    print(training.prepare(load_recipe('recipe.yaml', words)).rows.train._fingerprint)\n"
+        "    print(training.prepare(load_recipe('recipe.yaml', words)).rows.train.forms._fingerprint)\n"
     )
 
     def names(seed):
@@ -399,7 +399,7 @@ def test_null_that_json_writes_is_trained_and_one_that_arrow_makes_is_not(here):
 
     call = {"function": {"name": "f", "arguments": {"x": None, "y": 1}}}
     turns_ = [{"role": "user", "content": "q"}, {"role": "assistant", "content": "", "tool_calls": [call]}]
-    how = conversion.How("messages", "chat", TARGET, "r", None, {})
+    how = conversion.How("messages", "chat", TARGET, "r", None)
     written = Dataset.from_dict({"messages": [json.dumps(turns_)]})
     made = conversion.convert({"messages": [json.dumps(turns_)]}, [0], how, written.features)
     assert '"x": null' in made["completion"][0][0]["content"]

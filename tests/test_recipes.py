@@ -1,11 +1,12 @@
 """Every recipe of the repository is accepted, resolves to its golden form, and runs with a toy model in its place."""
 
 import json
+import re
 from pathlib import Path
 
 import models
 import pytest
-from conftest import QUESTIONS, SHIPPED, jsonl
+from conftest import SHIPPED, jsonl
 
 from trl_sft import load_recipe, paths, train
 from trl_sft.record import resolved
@@ -18,7 +19,7 @@ CHAT = [{"role": "user", "content": "one"}, {"role": "assistant", "content": "<t
 ROWS = {
     "smollm2-135m-smoltalk": [{"messages": CHAT, "source": "x"}],
     "r1-distill-qwen-1.5b-lora": [{"messages": CHAT, "num_tokens": 7, "source": "x"}],
-    "qwen2.5-0.5b-full": QUESTIONS[:1],
+    "qwen2.5-0.5b-full": [{"question": "one", "answer": "two"}],
     "qwen2.5-3b-lora": [{"messages": CHAT, "source": "x"}],
     "llama-3.1-8b-8bit-lora": [{"instruction": "add", "input": "", "output": "b"}],
     "llama-3.1-8b-qlora": [{"instruction": "add", "input": "1 2", "output": "b"}],
@@ -26,6 +27,14 @@ ROWS = {
         {"instruction": "加", "input": "", "output": "三", "domain": ["x"], "human_verified": True}
     ],
 }
+
+
+def _numbered(row, number):
+    """Return a row that stands in no other place: held-out rows are dropped from those to train."""
+    last = {"one": f"one {number}", "add": f"add {number}", "加": f"加 {number}"}
+    return json.loads(
+        "".join(last.get(part, part) for part in re.split(r"(one|add|加)", json.dumps(row, ensure_ascii=False)))
+    )
 
 
 def test_recipes_are_found():
@@ -55,10 +64,11 @@ def test_recipe_that_needs_the_hub_trains_a_toy_model_on_rows_like_its_own(path,
     """All of it but model, rows, length of the run and precision stays."""
     needs_template = "chat_template" in path.read_text(encoding="utf-8")
     model = models.base(here / "base") if needs_template else paths.EMBEDDED / "tiny"
-    rows = jsonl(here / "r.jsonl", ROWS[path.stem] * 40)
+    for part, number in (("train", 0), ("eval", 100)):
+        jsonl(here / f"{part}.jsonl", [_numbered(ROWS[path.stem][0], number + n) for n in range(40)])
     run = load_recipe(path)
     words = [f"model={{name_or_path: {model}}}", "train.max_steps=2", "train.output_dir=out", "train.max_length=512"]
-    words += [f"data.{part}={rows}" for part in ("train", "eval") if run.sources[part]]
+    words += [f"data.{part}={part}.jsonl" for part in ("train", "eval") if run.sources[part]]
     words += ["data.eval_fraction=0.1"] if "eval_fraction" in run.data else []
     words += ["evaluate={max_rows: 2, generation: {max_new_tokens: 4}}"]
     result = train(load_recipe(path, words))

@@ -18,6 +18,13 @@ NAMED = sorted(set(paths.templates()) - NOT_FOR_TEXT)
 OURS = ["chatml", "vicuna", "alpaca", "chinese"]
 
 
+# whose prompt at inference opens a thought that rows without one do not go on with
+OPENS_A_THOUGHT = {
+    *("deepseek_r1_distill", "deepseekv3", "nemotron_3_5_lightning", "nemotron_3_nano", "nemotron_3_super"),
+    "nemotron_3_ultra",
+}
+
+
 def prepared(here, name, rows, *words):
     """Return tokenizer, TRL's prepared rows and the run's chat for a template on a base model."""
     if not (here / "base").exists():
@@ -45,7 +52,8 @@ def spans(tokenizer, row):
 @pytest.mark.parametrize("name", NAMED)
 def test_named_template_trains_answers_and_the_token_that_ends_them(name, here):
     """Every template that has a name, of ours and of the installed TRL, on a base model without any."""
-    chat, rows = prepared(here, name, [{"messages": CHAT}] * 2, "train.max_length=8192")
+    accepted = ["run.allow=[prompt_mismatch]"] if name in OPENS_A_THOUGHT else []
+    chat, rows = prepared(here, name, [{"messages": CHAT}] * 2, "train.max_length=8192", *accepted)
     tokenizer = chat.tokenizer
     assert chat.stop
     for row in rows:
@@ -190,7 +198,8 @@ def test_tokenizer_without_template_lends_none(here, go):
 def test_keywords_reach_the_template_in_training(here):
     source = paths.templates()["chatml"].read_text().replace("+ '\\n' }}", "+ (mood or '') + '\\n' }}", 1)
     (here / "mood.jinja").write_text(source)
-    words = ("tokenizer.chat_template_kwargs={mood: ' (calm)'}",)
+    # the prompt of inference lacks the mood, in this template
+    words = ("tokenizer.chat_template_kwargs={mood: ' (calm)'}", "run.allow=[prompt_mismatch, template_markers]")
     chat, rows = prepared(here, "mood.jinja", [{"messages": CHAT}] * 2, *words)
     assert "<|im_start|>user (calm)\none" in chat.tokenizer.decode(rows[0]["input_ids"])
 
@@ -215,7 +224,7 @@ def test_slow_tokenizer_is_said_and_refused_where_offsets_are_needed(here, go):
     text = "model: {name_or_path: ./m}\ndata: {train: rows.jsonl}\ntrain: {output_dir: out, max_steps: 1}\n"
     code, out, err = go(text)
     assert code == 0, err
-    assert "BertJapaneseTokenizer is a slow tokenizer: TRL prepares the rows one by one" in out
+    assert "BertJapaneseTokenizer is a slow tokenizer: rows are tokenized one by one" in out
     code, _, err = go(text, "tokenizer.chat_template=chatml", "train.output_dir=b")
     assert code == 2
     assert "a slow tokenizer" in err

@@ -28,7 +28,7 @@ ANSWER = "<|im_start|>assistant\n"
 CASES = {
     "question_answer": (
         *({"question": "q", "answer": "a"}, "", None),
-        *(chat(("user", "q"), ("assistant", "a")), ["a<|im_end|>\n"]),
+        *(chat(("user", "q"), ("assistant", "a")), ["a<|im_end|>"]),
     ),
     "question_answer_all": (
         *({"question": "q", "answer": "a"}, "", "all"),
@@ -40,11 +40,11 @@ CASES = {
     ),
     "alpaca": (
         *({"instruction": "add", "input": "1 2", "output": "3"}, "", None),
-        *(chat(("user", "add\n\n1 2"), ("assistant", "3")), ["3<|im_end|>\n"]),
+        *(chat(("user", "add\n\n1 2"), ("assistant", "3")), ["3<|im_end|>"]),
     ),
     "alpaca_without_input": (
         *({"instruction": "add", "input": "", "output": "3"}, "", None),
-        *(chat(("user", "add"), ("assistant", "3")), ["3<|im_end|>\n"]),
+        *(chat(("user", "add"), ("assistant", "3")), ["3<|im_end|>"]),
     ),
     "alpaca_worded": (
         *({"instruction": "add", "input": "1 2", "output": "3"}, ", wording: alpaca", None),
@@ -52,17 +52,17 @@ CASES = {
     ),
     "prompt_completion": (
         *({"prompt": "q", "completion": "a"}, "", None),
-        *(chat(("user", "q"), ("assistant", "a")), ["a<|im_end|>\n"]),
+        *(chat(("user", "q"), ("assistant", "a")), ["a<|im_end|>"]),
     ),
     "prompt_completion_messages": (
         *({"prompt": MESSAGES[:3], "completion": MESSAGES[3:]}, "", None),
-        *(chat(*TURNS), ["good night<|im_end|>\n"]),
+        *(chat(*TURNS), ["good night<|im_end|>"]),
     ),
     "messages": (
         *({"messages": MESSAGES}, "", None),
         *(chat(*TURNS), ["hello<|im_end|>", "good night<|im_end|>"]),
     ),
-    "messages_last_turn": ({"messages": MESSAGES}, "", "last_turn", chat(*TURNS), ["good night<|im_end|>\n"]),
+    "messages_last_turn": ({"messages": MESSAGES}, "", "last_turn", chat(*TURNS), ["good night<|im_end|>"]),
     "messages_all": ({"messages": MESSAGES}, "", "all", chat(*TURNS), [chat(*TURNS)]),
     "sharegpt": (
         *({"conversations": SHAREGPT}, "", None),
@@ -70,7 +70,7 @@ CASES = {
     ),
     "conversation": (
         *({"history": [["hi", "hello"]], "human": "bye", "assistant": "good night"}, "", "last_turn"),
-        *(chat(*TURNS), ["good night<|im_end|>\n"]),
+        *(chat(*TURNS), ["good night<|im_end|>"]),
     ),
     "conversation_worded": (
         *({"history": [["hi", "hello"]], "human": "bye", "assistant": "good night"}, ", wording: conversation", None),
@@ -83,7 +83,7 @@ CASES = {
     ),
     "task_of_the_source": (
         *({"input": "long", "output": "short"}, ", format: task, task: translation", None),
-        *(chat(("user", "Translate the text.\n\nlong"), ("assistant", "short")), ["short<|im_end|>\n"]),
+        *(chat(("user", "Translate the text.\n\nlong"), ("assistant", "short")), ["short<|im_end|>"]),
     ),
     "chain_of_thought_worded": (
         *({"problem": "2+2", "reasoning": "so", "answer": "4"}, ", wording: chain_of_thought", None),
@@ -141,7 +141,7 @@ def test_loss_falls_on_exactly_these_tokens(name, here):
         assert [tokenizer.decode(ids) for ids in runs] == trained
 
 
-def test_assistant_loss_needs_a_template_that_marks_turns(here, go):
+def test_loss_on_every_answer_needs_no_marks_in_the_template(here, go):
     import json
     import shutil
 
@@ -151,11 +151,13 @@ def test_assistant_loss_needs_a_template_that_marks_turns(here, go):
     plain = (here / "m" / "chat_template.jinja").read_text().replace("{%- generation %}", "{%- if true %}")
     (here / "m" / "chat_template.jinja").write_text(plain.replace("{%- endgeneration %}", "{%- endif %}"))
     jsonl(here / "r.jsonl", [{"messages": MESSAGES}] * 4)
-    text = "model: {name_or_path: ./m}\ndata: {train: r.jsonl}\ntrain: {output_dir: out, max_steps: 1}\n"
-    code, _, err = go(text)
-    assert code == 2
-    assert "data.loss_on: last_turn, or all" in err
-    assert go(text, "data.loss_on=last_turn")[0] == 0
+    (here / "recipe.yaml").write_text(
+        "model: {name_or_path: ./m}\ndata: {train: r.jsonl}\ntrain: {output_dir: out, max_steps: 1}\n"
+    )
+    ready = training.prepare(load_recipe("recipe.yaml"))
+    labels = [label for label in ready.made.train[0]["labels"] if label != -100]
+    assert ready.chat.tokenizer.decode(labels) == "hello<|im_end|>good night<|im_end|>"
+    assert go(None)[0] == 0
     assert json.loads((here / "out" / "run.json").read_text())["outcome"] == "done"
 
 

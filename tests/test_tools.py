@@ -146,7 +146,7 @@ def test_thought_is_rendered_where_the_template_does(key, here):
 
 def test_thought_stands_before_the_answer_where_the_template_has_no_place(here, capsys):
     _, _, trained = prepared(here, [{"messages": [ASKED, THOUGHT]}] * 2, "chatml")
-    assert trained[0] == "<think>\ntwo and two\n</think>\n\n4<|im_end|>\n"
+    assert trained[0] == "<think>\ntwo and two\n</think>\n\n4<|im_end|>"
     assert "the chat template does not render thoughts: kept as text" in capsys.readouterr().out
 
 

@@ -6,18 +6,11 @@ saved, what its template renders, the token that ends a turn, and which tokens t
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-from datasets import Dataset
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
-from trl.chat_template_utils import (
-    get_training_chat_template,
-    has_generation_markers,
-    is_chat_template_stop_token_trained,
-)
 
 from trl_sft import hub, paths, rendering, special_tokens
 from trl_sft.errors import Fault, TemplateError, first_line
@@ -25,7 +18,6 @@ from trl_sft.formatting import Target
 from trl_sft.recipe import Key
 from trl_sft.run import Run, Setting
 
-_RENDERED = 200  # rows tried against the template before the weights load
 _REACH = ("cache_dir", "local_files_only", "token", "trust_remote_code")
 _SHARED = ("cache_dir", "force_download", "local_files_only", "revision", "token", "trust_remote_code")
 
@@ -60,7 +52,7 @@ def load(run: Run, names: Sequence[str], num_embeddings: int) -> Chat:
     theirs = (_loaded(run, names, {}) if run.tokenizer else tokenizer).get_vocab()
     learned = set(theirs) if len(names) > 1 else {token for token, number in theirs.items() if number < num_embeddings}
     if not tokenizer.is_fast:
-        said.append(f"{type(tokenizer).__name__} is a slow tokenizer: TRL prepares the rows one by one")
+        said.append(f"{type(tokenizer).__name__} is a slow tokenizer: rows are tokenized one by one")
     if run.template is not None:
         installed = _install(run, tokenizer)
         said.append(run.template.name + _told(installed))
@@ -83,12 +75,23 @@ def load(run: Run, names: Sequence[str], num_embeddings: int) -> Chat:
             shown = ", ".join(f"{string} ({length})" for string, length in several.items())
             said.append(f"the template writes special strings that are several tokens in this vocabulary: {shown}")
     eos = str(run.train.get("eos_token") or tokenizer.eos_token)
-    return Chat(tokenizer, Target(renders, eos), stop, new, rows, tuple(said))
+    escape = run.data.get("special_tokens_in_text") == "text"
+    if escape and not tokenizer.is_fast:
+        found = f"special_tokens_in_text: text needs a fast tokenizer; this is {type(tokenizer).__name__}"
+        raise TemplateError(Fault(run.recipe.where(("data", "special_tokens_in_text")), found, "refuse"))
+    added = run.tokenizer.get("extra_special_tokens") or []  # who adds them means to write them
+    meant = {*(added.values() if isinstance(added, dict) else added)}
+    specials = tuple(string for string in special_tokens.strings(tokenizer) if string not in meant)
+    target = Target(renders, eos, specials=specials, escape=escape)
+    return Chat(tokenizer, target, stop, new, rows, tuple(said))
 
 
-def settings(run: Run, chat: Chat, train: Dataset) -> dict[Key, Setting]:
-    """Return the end token that rows of a chat need where the tokenizer's is another. Raises TemplateError."""
-    if not _is_chat(train):
+def settings(run: Run, chat: Chat, chats: bool) -> dict[Key, Setting]:
+    """Return the end token that rows of a chat need where the tokenizer's is another. Raises TemplateError.
+
+    `chats`: the rows become chats.
+    """
+    if not chats:
         if run.template or run.template_kwargs:
             word = "chat_template" if run.template else "chat_template_kwargs"
             found = f"{word}, but no row becomes a chat: the saved tokenizer would offer what was not learned"
@@ -109,32 +112,6 @@ def settings(run: Run, chat: Chat, train: Dataset) -> dict[Key, Setting]:
         return {}  # the template writes the end token itself, after this one: it stays; generation stops on both
     why = f"the template ends a turn with it, the tokenizer says {chat.tokenizer.eos_token}: generation has to stop"
     return {("train", "eos_token"): Setting(chat.stop, why)}
-
-
-def check(run: Run, chat: Chat, train: Dataset, loss: dict[str, bool]) -> None:
-    """Refuse rows that the template refuses or loses, and a loss that it cannot place. Raises TemplateError."""
-    if not _is_chat(train):
-        return
-    where = run.recipe.where(("data", "train"))
-    marked = _check_loss(run, chat, loss)
-    for number in sorted({i * len(train) // _RENDERED for i in range(_RENDERED)}):
-        row = train[number]
-        turns = row.get("messages") or row["prompt"] + row["completion"]
-        tools = json.loads(row["tools"]) if row.get("tools") else None
-        keywords = run.template_kwargs | ({"chat_template": marked} if marked else {})
-        try:
-            shown = chat.tokenizer.apply_chat_template(turns, tools=tools, tokenize=False, **keywords)
-        except Exception as error:
-            roles = [turn["role"] for turn in turns]
-            begins = next((turn["content"][:40] for turn in turns if turn["role"] == "user"), "")
-            found = f"the chat template refuses the row of {begins!r}: {first_line(error)}; its roles are {roles}"
-            raise TemplateError(Fault(where, found, "rows that this model's template takes")) from None
-        learned = turns if "messages" in row and loss.get("assistant_only_loss") else turns[-1:]
-        lost = next(filter(None, (rendering.lost(turn, shown) for turn in learned if turn["role"] == "assistant")), "")
-        if lost:
-            found = f"the chat template drops a part of an answer: {lost[:60]!r}"
-            last = "data.loss_on: last_turn, " if len(learned) > 1 else ""
-            raise TemplateError(Fault(where, found, f"{last}a template that renders it, or rows without it"))
 
 
 def _loaded(run: Run, names: Sequence[str], given: dict[str, Any]) -> PreTrainedTokenizerBase:
@@ -209,32 +186,6 @@ def _check_kwargs(run: Run, text: str) -> None:
     if unread:
         where = run.recipe.where(("tokenizer", "chat_template_kwargs", unread[0]))
         raise TemplateError(Fault(where, f"the chat template reads no {unread[0]}", "a name that it reads"))
-
-
-def _check_loss(run: Run, chat: Chat, loss: dict[str, bool]) -> str | None:
-    """Refuse a loss that the template cannot place; return the template that TRL trains with in its stead, if any."""
-    if not loss.get("assistant_only_loss"):
-        return None
-    where = run.recipe.where(("data", "loss_on"))
-    if not chat.tokenizer.is_fast:
-        found = f"loss on every assistant turn needs a fast tokenizer; this is {type(chat.tokenizer).__name__}"
-        raise TemplateError(Fault(where, found, "data.loss_on: last_turn, or all"))
-    marked: str | None = None
-    if not has_generation_markers(rendering.text(chat.tokenizer)):
-        try:
-            marked = get_training_chat_template(chat.tokenizer)
-        except ValueError:
-            found = "rows with several assistant turns, but the chat template marks none ({% generation %})"
-            write = "data.loss_on: last_turn, or all; or a template with the markers"
-            raise TemplateError(Fault(where, found, write)) from None
-    if not is_chat_template_stop_token_trained(chat.tokenizer, chat_template=marked):
-        found = f"the chat template's markers leave {chat.stop} out: the model would not learn to stop"
-        raise TemplateError(Fault(where, found, "{% endgeneration %} after it; or data.loss_on: last_turn"))
-    return marked
-
-
-def _is_chat(train: Dataset) -> bool:
-    return "messages" in train.column_names or ("prompt" in train.column_names and isinstance(train[0]["prompt"], list))
 
 
 def _where(run: Run) -> str:

@@ -106,7 +106,7 @@ def _check(words: list[str]) -> int:
         from trl_sft import training
 
         with console.quiet():
-            training.prepare(run)
+            training.prepare(run, thorough=True)
     print(f"Nothing to mend. Next: {console.python()} -m trl_sft {shlex.join(run.recipe.words)}")
     return errors.EXIT_DONE
 

@@ -10,6 +10,7 @@ import functools
 import hashlib
 import importlib
 import importlib.util
+import re
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -23,8 +24,8 @@ from trl_sft import formatting, textfiles, turns, wordings
 from trl_sft.errors import DataError, Fault, first_line
 from trl_sft.paths import Code
 
-_AS_TEXT, _UNUSED, _ANSWERS = "_as_text", "_unused", "_answers"
-_NOTES = {_AS_TEXT: Value("string"), _UNUSED: Value("string"), _ANSWERS: Value("int32")}
+_AS_TEXT, _UNUSED, _ANSWERS, _ESCAPED = "_as_text", "_unused", "_answers", "_escaped"
+_NOTES = {_AS_TEXT: Value("string"), _UNUSED: Value("string"), _ANSWERS: Value("int32"), _ESCAPED: Value("bool")}
 # Formatting code that changed must not meet rows formatted by the old one in datasets' cache.
 _FILES = [Path(__file__), *(Path(str(module.__file__)) for module in (formatting, turns, wordings))]
 _CODE = [hashlib.sha256(file.read_bytes()).hexdigest() for file in _FILES]
@@ -38,7 +39,6 @@ class How(NamedTuple):
     target: formatting.Target
     name: str  # of the source, for messages
     code: Code | None  # the user's function
-    keywords: dict[str, Any]  # that the chat template gets
 
 
 class Notes(NamedTuple):
@@ -48,17 +48,17 @@ class Notes(NamedTuple):
     as_text: set[str]  # what became text because the template does not render it
     unused: set[str]  # keys of turns, and columns of the user's function, that nothing reads
     several: bool  # whether some chat holds an earlier answer
+    escaped: bool  # whether some row holds special strings that are plain text
 
 
-def features(keywords: Mapping[str, Any]) -> Features:
+def features() -> Features:
     """Return the columns of rows that are chats.
 
     A struct of Arrow has the keys of all rows, null where one lacks it, and a template would print them: so
     messages are stored as JSON.
     """
     chat = {"prompt": List(Json()), "completion": List(Json()), "tools": Value("string"), "task": Value("string")}
-    chat |= _NOTES
-    return Features(chat | ({"chat_template_kwargs": Json()} if keywords else {}))
+    return Features(chat | {turns.UNTRAINED: List(Value("int32"))} | _NOTES)
 
 
 def fingerprint(rows: Dataset, how: How) -> str:
@@ -70,8 +70,13 @@ def fingerprint(rows: Dataset, how: How) -> str:
     return str(Hasher.hash([rows._fingerprint, _CODE, how, _came_along(how.code) if how.code else []]))
 
 
-def convert(batch: Mapping[str, list[Any]], indices: list[int], how: How, types: Features) -> dict[str, list[Any]]:
-    """Format one batch of columns, whose features are `types`. Raises DataError with the faulty rows."""
+def convert(
+    batch: Mapping[str, list[Any]], indices: list[int], how: How, types: Features, numbers: Sequence[int] | None = None
+) -> dict[str, list[Any]]:
+    """Format one batch of columns, whose features are `types`. Raises DataError with the faulty rows.
+
+    `numbers` are those of the rows in their source, where these are not all of it.
+    """
     forms: list[dict[str, Any]] = []
     faults: list[Fault] = []
     nested = {column for column, kind in types.items() if not isinstance(kind, Value | Json)}
@@ -84,7 +89,8 @@ def convert(batch: Mapping[str, list[Any]], indices: list[int], how: How, types:
         try:
             forms.append(_formed(columns(how.code, row) if how.code else row, how))
         except turns.BadRow as bad:
-            faults.append(Fault(f"{how.name} row {index + 1}", bad.found, bad.write))
+            number = index if numbers is None else int(numbers[index])
+            faults.append(Fault(f"{how.name} row {number + 1}", bad.found, bad.write))
     if len(faults) > textfiles.MAX_SHOWN:
         rest = f"{len(faults) - textfiles.MAX_SHOWN} more faulty rows among rows {indices[0] + 1} to {indices[-1] + 1}"
         faults[textfiles.MAX_SHOWN :] = [Fault(how.name, rest, "the same for each")]
@@ -100,19 +106,8 @@ def take_notes(rows: Dataset) -> Notes:
         return {word for text in rows.unique(column) for word in text.split(", ") if word}
 
     several = (pc.max(rows.data[_ANSWERS]).as_py() or 0) > 0
-    return Notes(rows.remove_columns(list(_NOTES)), words(_AS_TEXT), words(_UNUSED), several)
-
-
-def joined(rows: Dataset) -> Dataset:
-    """Return prompts and completions as one list of messages each."""
-    kept = {name: kind for name, kind in rows.features.items() if name not in ("prompt", "completion")}
-    return rows.map(
-        _joined,
-        batched=True,
-        remove_columns=["prompt", "completion"],
-        features=Features(kept | {"messages": List(Json())}),
-        desc="Joining turns",
-    )
+    escaped = bool(pc.any(rows.data[_ESCAPED]).as_py())
+    return Notes(rows.remove_columns(list(_NOTES)), words(_AS_TEXT), words(_UNUSED), several, escaped)
 
 
 @functools.cache
@@ -156,6 +151,9 @@ def columns(code: Code, row: Mapping[str, Any]) -> dict[str, Any]:
 
 def _formed(row: dict[str, Any], how: How) -> dict[str, Any]:
     """Return one row's columns in TRL's form, and its notes."""
+    held = _special(row, how)
+    if held:
+        row = turns.escaped(row, _pattern(how.target.specials))
     formed = formatting.form(row, how.layout, how.wording, how.target)
     layout = formatting.LAYOUTS.get(how.layout)
     read = {*layout.columns, *layout.optional} if layout else set(row)
@@ -164,11 +162,30 @@ def _formed(row: dict[str, Any], how: How) -> dict[str, Any]:
     prompt = formed.columns.get("prompt")
     answers = sum(turn["role"] == "assistant" for turn in prompt) if isinstance(prompt, list) else 0
     notes = {_AS_TEXT: ", ".join(sorted(formed.as_text)), _UNUSED: ", ".join(sorted(unused)), _ANSWERS: answers}
-    # the column of that name is where TRL reads them, trl.data_utils.apply_chat_template
-    keywords = {"chat_template_kwargs": how.keywords} if how.keywords and how.wording == "chat" else {}
     label = how.target.task or row.get(formatting.LABEL)
     task = {formatting.LABEL: label if isinstance(label, str) and label else None}
-    return formed.columns | task | notes | keywords
+    return formed.columns | task | notes | {_ESCAPED: held}
+
+
+@functools.cache
+def _pattern(specials: tuple[str, ...]) -> re.Pattern[str]:
+    return re.compile("|".join(map(re.escape, specials)))
+
+
+def _special(row: Mapping[str, Any], how: How) -> bool:
+    """Tell whether a row's texts hold special strings of the tokenizer; raises BadRow where that is refused.
+
+    Texts that are trained as they stand are not asked: their author may have written the template's tokens.
+    """
+    as_it_stands = how.layout == "text" or (how.layout == "prompt_completion" and how.wording == "plain")
+    if as_it_stands or not how.target.specials:
+        return False
+    pattern = _pattern(how.target.specials)
+    found = next((match for text in turns.strings(row) if (match := pattern.search(text))), None)
+    if found and not how.target.escape:
+        write = "data.special_tokens_in_text: text, to train it letter by letter; or a row without it"
+        raise turns.BadRow(f"{found[0]} stands in the text, and is a special token of this tokenizer", write)
+    return found is not None
 
 
 def _came_along(code: Code) -> list[str]:
@@ -186,7 +203,3 @@ def _less_nulls(value: Any, kind: Any) -> Any:
     if inner is not None and isinstance(value, list):
         return [_less_nulls(item, inner) for item in value]
     return value
-
-
-def _joined(batch: Mapping[str, Sequence[Any]]) -> dict[str, list[Any]]:
-    return {"messages": [list(p) + list(c) for p, c in zip(batch["prompt"], batch["completion"], strict=True)]}

@@ -17,7 +17,7 @@ import torch
 from trl import SFTTrainer
 
 from trl_sft import console, errors, evaluate, model, record, rundir, screens
-from trl_sft.data import Rows
+from trl_sft.dataset import Made
 from trl_sft.errors import Fault, MissingPackage, RecipeError, RunStopped, UserError
 from trl_sft.metrics import METRICS
 from trl_sft.model import Found
@@ -48,7 +48,7 @@ class Book:
         """Whether the run folder is this run's."""
         return bool(self._entries)
 
-    def begin(self, run: Run, claim: rundir.Claim, settings: dict[Key, Setting]) -> None:
+    def begin(self, run: Run, claim: rundir.Claim, settings: dict[Key, Setting], made: Made) -> None:
         """Take the folder: an earlier run of ours that may be replaced goes only now."""
         if claim.stale:
             rundir.clear(run.output_dir)
@@ -57,6 +57,9 @@ class Book:
         self._write(run, {})
         rundir.write(run.output_dir / rundir.RECIPE, record.without_secrets(run, run.recipe.text))
         rundir.write(run.output_dir / rundir.RESOLVED, record.resolved(run, settings))
+        rundir.write(run.output_dir / rundir.LEDGER, json.dumps(made.ledger, indent=2, ensure_ascii=False) + "\n")
+        left = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in made.rejects)
+        rundir.write(run.output_dir / rundir.REJECTS, left)
         if claim.checkpoint:
             console.say(f"resume    from {claim.checkpoint}")
 
@@ -87,16 +90,15 @@ def guarded(run: Run, carry_out: Callable[[Book], Result]) -> Result:
         raise told from error
 
 
-def saved(run: Run, found: Found, trainer: SFTTrainer, book: Book, rows: Rows) -> Result:
+def saved(run: Run, found: Found, trainer: SFTTrainer, book: Book, asked: evaluate.Asked) -> Result:
     """Evaluate the model as it is, save it, show the last screen."""
     if not all(torch.isfinite(p).all() for p in trainer.model.parameters() if p.requires_grad):
         message = f"the training failed: weights not finite after step {trainer.state.global_step}; nothing is saved"
         raise RunStopped(message, errors.EXIT_FAILED)
-    metrics = _held_out(trainer)
-    asked = evaluate.prompts(run, rows.eval)
+    metrics = _held_out(trainer, asked)
     outcome = evaluate.after(run, trainer, asked, metrics)
     if outcome:
-        metrics = metrics | {f"eval_{name}": outcome.summary["after"][name] for name in METRICS if asked}
+        metrics = metrics | {f"eval_{name}": outcome.summary["after"][name] for name in METRICS if asked.prompts}
     before = {path.name for path in run.output_dir.iterdir()}
     trainer.save_model()
     # an adapter's folder has none of its own, and the base's may stop on another token than the tuned model
@@ -110,14 +112,12 @@ def saved(run: Run, found: Found, trainer: SFTTrainer, book: Book, rows: Rows) -
     rundir.write(run.output_dir / rundir.CARD, record.card(run, found.name, adapter, metrics, apart))
     steps = trainer.state.global_step
     book.close(run, {"outcome": rundir.DONE, "steps": steps, "metrics": metrics, "files": files})
-    row = (rows.eval if rows.eval is not None else rows.train)[0]
-    turns = row.get("messages", [])
-    asks = next((i for i, turn in enumerate(turns) if turn["role"] == "user"), 0) + 1
-    prompt = row.get("prompt") or turns[:asks] or row.get("text", "")[:40]
     code = record.usage(screens.shown(run.output_dir), apart)
-    ask = screens.asking(code, prompt)
+    ask = screens.asking(code, asked.example)
     told = evaluate.lines(outcome, console.width()) if outcome else ()
-    for line in screens.after(run, trainer.state, metrics, console.span(book.seconds()), [*told], ask):
+    first = evaluate.at(trainer.state.log_history, 0, asked.weights)
+    span = console.span(book.seconds())
+    for line in screens.after(run, trainer.state, (first, metrics), span, [*told], ask):
         console.say(line)
     return Result(run.output_dir, steps, metrics)
 
@@ -183,11 +183,11 @@ def _in_our_words(error: BaseException, run: Run, book: Book) -> Exception | Non
     return None
 
 
-def _held_out(trainer: SFTTrainer) -> dict[str, float]:
+def _held_out(trainer: SFTTrainer, asked: evaluate.Asked) -> dict[str, float]:
     """Return the metrics of the model as it will be saved; evaluate only where the last step did not."""
     if trainer.eval_dataset is None:
         return {}
-    logged = [entry for entry in trainer.state.log_history if "eval_loss" in entry]
-    if logged and logged[-1]["step"] == trainer.state.global_step and not trainer.args.load_best_model_at_end:
-        return {name: value for name, value in logged[-1].items() if name.startswith("eval_")}
-    return dict(trainer.evaluate())
+    logged = evaluate.at(trainer.state.log_history, trainer.state.global_step, asked.weights)
+    if logged and not trainer.args.load_best_model_at_end:
+        return logged
+    return evaluate.together(trainer.evaluate(), asked.weights)

@@ -15,17 +15,20 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
-from datasets import Dataset
 from tqdm.auto import tqdm
-from transformers import GenerationConfig, PreTrainedTokenizerBase
+from transformers import GenerationConfig
 from trl import SFTTrainer
 
-from trl_sft import rundir
+from trl_sft import rundir, tokens
 from trl_sft.console import columns, watched
+from trl_sft.data import Rows
+from trl_sft.dataset import Made
 from trl_sft.metrics import METRICS
 from trl_sft.recipe import Key
 from trl_sft.run import Run, Setting
+from trl_sft.turns import unescaped
 
 _MAX_ROWS = 100  # held-out prompts that are answered, unless the recipe says otherwise
 _MAX_NEW_TOKENS = 256  # of an answer, unless the longest reference is shorter or the recipe says otherwise
@@ -40,8 +43,16 @@ class Prompt(NamedTuple):
     row: int  # of the held-out rows, from 0
     task: str  # "" = the rows name none
     given: Any  # a text, or messages
-    tools: list[Any] | None
     reference: str
+
+
+class Asked(NamedTuple):
+    """What a run asks before and after."""
+
+    prompts: list[Prompt]
+    ids: list[list[int]]  # the prompts' tokens, as training rendered them
+    example: Any  # one prompt, for the last screen: a text, or messages
+    weights: dict[str, int]  # held-out rows by the name they are evaluated under: tokens with loss
 
 
 class Outcome(NamedTuple):
@@ -51,47 +62,77 @@ class Outcome(NamedTuple):
     summary: dict[str, Any]  # as in eval.json
 
 
-def settings(run: Run, rows: Dataset | None) -> dict[Key, Setting]:
+def settings(run: Run, held_out: bool) -> dict[Key, Setting]:
     """Return what before and after need of the training: the loss on held-out rows before the first step."""
-    if run.evaluate is None or rows is None or run.train.get("eval_on_start") is not None:
+    if run.evaluate is None or not held_out or run.train.get("eval_on_start") is not None:
         return {}
     return {
         ("train", "eval_on_start"): Setting(True, "to tell at the end what training changed (evaluate: false = off)")
     }
 
 
-def prompts(run: Run, rows: Dataset | None) -> list[Prompt]:
+def prompts(run: Run, rows: Rows, made: Made) -> Asked:
     """Return the held-out prompts that are answered, drawn with the run's seed; none for rows of text, or when off."""
-    if run.evaluate is None or rows is None or "text" in rows.column_names:
-        return []
+    held = rows.held
+    weights = {name: of["tokens"]["trained"] for name, of in made.ledger["eval"].items()}
+    first = rows.train.forms[int(rows.train.order[0])] if held is None else held[0]
+    example = first["text"][:40] if rows.form == tokens.TEXT else _prompt(0, first).given
+    if run.evaluate is None or held is None or rows.form == tokens.TEXT:
+        return Asked([], [], example, weights)
     wanted = int(run.evaluate.get("max_rows", _MAX_ROWS))
     draw = random.Random(run.train.get("seed", 42))
-    numbers = sorted(draw.sample(range(len(rows)), min(wanted, len(rows))))
-    return [_prompt(number, rows[number]) for number in numbers]
+    numbers = sorted(draw.sample(range(len(held)), min(wanted, len(held))))
+    found = [held[number] for number in numbers]
+    ids = [tokens.prompt(made.encoder, row["prompt"], json.loads(row.get("tools") or "null")) for row in found]
+    named = [_prompt(number, row) for number, row in zip(numbers, found, strict=True)]
+    if len(rows.eval) > 1:  # rows that name no task are told apart by where they come from
+        ends = np.cumsum([len(side.order) for side in rows.eval.values()])
+        of = [list(rows.eval)[n] for n in np.searchsorted(ends, numbers, side="right")]
+        named = [prompt._replace(task=prompt.task or name) for prompt, name in zip(named, of, strict=True)]
+    return Asked(named, ids, example, weights)
 
 
-def before(run: Run, trainer: SFTTrainer, asked: Sequence[Prompt]) -> str:
+def at(history: Sequence[Mapping[str, Any]], step: int, weights: Mapping[str, int]) -> dict[str, Any]:
+    """Return the metrics of the evaluation after a step; of several held-out sources also together, by token."""
+    found = {k: v for e in history if e["step"] == step for k, v in e.items() if k.startswith("eval_")}
+    return together(found, weights)
+
+
+def together(found: Mapping[str, Any], weights: Mapping[str, int]) -> dict[str, Any]:
+    """Return metrics of several held-out sources with the mean of all, weighed by their tokens with loss."""
+    out = dict(found)
+    if set(weights) == {"eval"}:
+        return out
+    for whole in (_LOSS, _ACCURACY):
+        keys = {name: f"eval_{name}_{whole.removeprefix('eval_')}" for name in weights}
+        each = {name: found[key] for name, key in keys.items() if key in found}
+        if each and len(each) == len(weights):
+            out[whole] = sum(each[name] * weights[name] for name in weights) / sum(weights.values())
+    return out
+
+
+def before(run: Run, trainer: SFTTrainer, asked: Asked) -> str:
     """Answer the prompts with the base and write that down; return what is told of it, "" = nothing.
 
     A run that goes on keeps the answers that it has; one that lacks them under LoRA asks with the adapter off.
     """
     path = run.output_dir / rundir.SAMPLES
-    if not asked or _kept(path, asked):
+    if not asked.prompts or _kept(path, asked.prompts):
         return ""
     resumed = trainer.state.global_step > 0
     if resumed and not hasattr(trainer.model, "disable_adapter"):
-        _write(path, [_sample(prompt) for prompt in asked])
+        _write(path, [_sample(prompt) for prompt in asked.prompts])
         return "the base's answers of the first start are gone, so there will be no before and after"
     if resumed:
         with trainer.model.disable_adapter():
             made = answers(run, trainer, asked, "before")
     else:
         made = answers(run, trainer, asked, "before")
-    _write(path, [_sample(prompt) | {"before": text} for prompt, text in zip(asked, made, strict=True)])
+    _write(path, [_sample(prompt) | {"before": text} for prompt, text in zip(asked.prompts, made, strict=True)])
     return ""
 
 
-def after(run: Run, trainer: SFTTrainer, asked: Sequence[Prompt], metrics: Mapping[str, float]) -> Outcome | None:
+def after(run: Run, trainer: SFTTrainer, asked: Asked, metrics: Mapping[str, float]) -> Outcome | None:
     """Answer the prompts with the tuned model, write samples.jsonl and eval.json. None without held-out rows.
 
     `metrics` are those of the last evaluation, as the Trainer names them.
@@ -99,17 +140,17 @@ def after(run: Run, trainer: SFTTrainer, asked: Sequence[Prompt], metrics: Mappi
     if _LOSS not in metrics or run.evaluate is None:
         return None
     path = run.output_dir / rundir.SAMPLES
-    known = {sample["row"]: sample for sample in _read(path)} if asked else {}
+    known = {sample["row"]: sample for sample in _read(path)} if asked.prompts else {}
     made = answers(run, trainer, asked, "after")
     samples = [
         _sample(prompt) | {"before": known.get(prompt.row, {}).get("before"), "after": text}
-        for prompt, text in zip(asked, made, strict=True)
+        for prompt, text in zip(asked.prompts, made, strict=True)
     ]
-    first = next((e for e in trainer.state.log_history if _LOSS in e and e["step"] == 0), None)
+    first = at(trainer.state.log_history, 0, asked.weights)
     summary = {
         "prompts": len(samples),
-        "before": _losses(first or {}) | _scores(run, samples, "before"),
-        "after": _losses(metrics) | _scores(run, samples, "after"),
+        "before": _losses(first, asked.weights) | _scores(run, samples, "before"),
+        "after": _losses(metrics, asked.weights) | _scores(run, samples, "after"),
         "tasks": {
             task: {"prompts": len(of)} | {side: _scores(run, of, side) for side in ("before", "after")}
             for task in sorted({sample["task"] for sample in samples} - {""})
@@ -122,20 +163,20 @@ def after(run: Run, trainer: SFTTrainer, asked: Sequence[Prompt], metrics: Mappi
     return Outcome(samples, summary)
 
 
-def answers(run: Run, trainer: SFTTrainer, asked: Sequence[Prompt], side: str) -> list[str]:
+def answers(run: Run, trainer: SFTTrainer, asked: Asked, side: str) -> list[str]:
     """Return what the live model answers, greedily unless the recipe's `evaluate.generation` says otherwise."""
-    if not asked:
+    if not asked.prompts:
         return []
     model, tokenizer = trainer.model, trainer.processing_class
-    config = _generation(run, trainer, asked)
+    config = _generation(run, trainer, asked.prompts)
     size = trainer.args.per_device_eval_batch_size
     # the longest first: what does not fit into memory fails at once, and a batch pads little
-    given = [_ids(run, tokenizer, prompt) for prompt in asked]
-    order = sorted(range(len(asked)), key=lambda i: -len(given[i]))
-    found = [""] * len(asked)
+    given = asked.ids
+    order = sorted(range(len(given)), key=lambda i: -len(given[i]))
+    found = [""] * len(given)
     was_training = model.training
     model.eval()
-    bar = tqdm(total=len(asked), desc=f"answers {side}", unit="prompt", disable=not watched(), leave=False)
+    bar = tqdm(total=len(given), desc=f"answers {side}", unit="prompt", disable=not watched(), leave=False)
     try:
         with torch.no_grad(), trainer.autocast_smart_context_manager():
             for start in range(0, len(order), size):
@@ -185,22 +226,9 @@ def _generation(run: Run, trainer: SFTTrainer, asked: Sequence[Prompt]) -> Gener
 
 
 def _prompt(number: int, row: Mapping[str, Any]) -> Prompt:
-    given, learned = row.get("prompt"), row.get("completion")
-    if "messages" in row:
-        given, learned = row["messages"][:-1], row["messages"][-1:]
-    reference = learned if isinstance(learned, str) else learned[-1]["content"]  # type: ignore[index]
-    tools = json.loads(row["tools"]) if row.get("tools") else None
-    return Prompt(number, row.get("task") or "", given, tools, reference)
-
-
-def _ids(run: Run, tokenizer: PreTrainedTokenizerBase, prompt: Prompt) -> list[int]:
-    """Return the tokens of a prompt as generation gets them: (tokens,)."""
-    if isinstance(prompt.given, str):
-        return list(tokenizer(prompt.given)["input_ids"])
-    made = tokenizer.apply_chat_template(
-        prompt.given, tools=prompt.tools, add_generation_prompt=True, return_dict=True, **run.template_kwargs
-    )
-    return list(made["input_ids"])
+    given, learned = unescaped(row["prompt"]), unescaped(row["completion"])
+    reference = learned if isinstance(learned, str) else learned[-1]["content"]
+    return Prompt(number, row.get("task") or "", given, reference)
 
 
 def _padded(rows: Sequence[list[int]], pad: int, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
@@ -220,11 +248,12 @@ def _scores(run: Run, samples: Sequence[dict[str, Any]], side: str) -> dict[str,
     return {n: sum(METRICS[n](s[side], s["reference"]) for s in answered) / len(answered) for n in names}
 
 
-def _losses(entry: Mapping[str, float]) -> dict[str, float]:
+def _losses(entry: Mapping[str, float], weights: Mapping[str, int]) -> dict[str, Any]:
     if _LOSS not in entry:
         return {}
-    found = {"loss": entry[_LOSS], "perplexity": math.exp(min(entry[_LOSS], 700.0))}
-    return found | ({"token_accuracy": entry[_ACCURACY]} if _ACCURACY in entry else {})
+    found: dict[str, Any] = {"loss": entry[_LOSS], "perplexity": math.exp(min(entry[_LOSS], 700.0))}
+    found |= {"token_accuracy": entry[_ACCURACY]} if _ACCURACY in entry else {}
+    return found | ({"losses": {name: entry[f"eval_{name}_loss"] for name in weights}} if len(weights) > 1 else {})
 
 
 def _sample(prompt: Prompt) -> dict[str, Any]:

@@ -24,6 +24,8 @@ class Target(NamedTuple):
     renders: tuple[str, ...]  # what the chat template renders, see `turns.render`; empty = there is no template
     eos: str  # the tokenizer's end token, which some wordings put after earlier answers
     task: str = ""  # of every row of the source, where the rows have no column for it
+    specials: tuple[str, ...] = ()  # strings that are one special token each
+    escape: bool = False  # whether these are plain text where a row holds them; else such a row is refused
 
 
 class Layout(NamedTuple):
@@ -163,13 +165,18 @@ def form(row: Row, layout: str, wording: str | Mapping[str, str], target: Target
 def _formed(chat: Chat, wording: str, target: Target) -> Formed:
     """Return a chat in TRL's form."""
     if wording != "chat":
+        if turns.UNTRAINED in chat.messages[-1]:
+            raise BadRow(
+                "the last answer is not to be trained, and it is all that this wording trains", "wording: chat"
+            )
         shown = turns.render(chat, {"system"})
         return Formed(wordings.pair(shown.messages, wording, target.eos)._asdict(), shown.as_text)
     shown = turns.render(chat, target.renders)
     split = len(shown.messages) - shown.learned
     columns = {"prompt": shown.messages[:split], "completion": shown.messages[split:]}
     tools = json.dumps(shown.tools, ensure_ascii=False) if shown.tools else None
-    return Formed(columns | {"tools": tools}, shown.as_text)
+    untrained = [n for n, turn in enumerate(shown.messages) if turn.pop(turns.UNTRAINED, False)]
+    return Formed(columns | {"tools": tools, turns.UNTRAINED: untrained or None}, shown.as_text)
 
 
 def _some(words: str, column: str, why: str = "there is nothing to learn") -> None:

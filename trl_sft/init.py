@@ -10,7 +10,7 @@ import math
 import shlex
 from pathlib import Path
 
-from trl_sft import console, data, formatting, rundir, schema
+from trl_sft import console, formatting, rundir, schema, source_rows
 from trl_sft.errors import EXIT_DONE, Fault, RecipeError
 from trl_sft.paths import Place
 from trl_sft.recipe import Key, Recipe, flow
@@ -63,7 +63,7 @@ def write(model: str, path: str, output: Path) -> int:
     draft = _draft(output, model, path)
     with console.quiet():
         run = schema.build(draft)
-        layout, columns, rows = data.look(draft, run.sources["train"][0])
+        layout, columns, rows = source_rows.look(draft, run.sources["train"][0])
     values["how"] = _how(run.base, layout)
     values["format"] = f", format: {layout}"
     # at least one row has to be held out

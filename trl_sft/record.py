@@ -190,7 +190,7 @@ def _source(source: Source) -> dict[str, Any]:
     """Return a source as a recipe writes it, with absolute paths."""
     files = [str(file) for file in source.place.files]
     ours: dict[str, Any] = {"path": files[0] if len(files) == 1 else source.place.name}
-    names = ("format", "wording", "rename", "task")
+    names = ("format", "wording", "rename", "task", "weight", "max_rows")
     ours |= {name: getattr(source, name) for name in names if getattr(source, name)}
     if source.code and not source.code.as_module:
         ours["format"] = f"{source.code.file}:{source.code.name}"

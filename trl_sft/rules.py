@@ -60,8 +60,30 @@ def _data(recipe: Recipe, data: Mapping[str, Any], sources: Mapping[str, Any]) -
     fraction, where = data.get("eval_fraction"), recipe.where(("data", "eval_fraction"))
     if fraction is not None and not 0 < fraction < 1:
         yield Fault(where, kind(fraction), "a number between 0 and 1")
+    yield from _mixing(recipe, sources)
+    share = data.get("max_untrained")
+    if share is not None and not 0 <= share <= 1:
+        yield Fault(recipe.where(("data", "max_untrained")), kind(share), "a share of the rows, from 0 to 1")
     if fraction is not None and data.get("eval") is not None:
         yield Fault(where, "held-out rows both from eval_fraction and from data.eval", "one of the two")
+
+
+def _mixing(recipe: Recipe, sources: Mapping[str, Any]) -> Iterator[Fault]:
+    """Yield what is wrong with weights and numbers of rows."""
+    weighed = [source for source in sources["train"] if source.weight is not None]
+    for source in (*sources["train"], *sources["eval"]):
+        if source.max_rows is not None and source.max_rows < 1:
+            yield Fault(recipe.where((*source.key, "max_rows")), kind(source.max_rows), "at least 1")
+        if source.weight is not None and not 0 < source.weight < math.inf:
+            yield Fault(recipe.where((*source.key, "weight")), kind(source.weight), "more than 0")
+    for source in sources["eval"]:
+        if source.weight is not None:
+            found = "weight of rows that are not trained"
+            yield Fault(recipe.where((*source.key, "weight")), found, "leave it out; max_rows takes fewer of them")
+    if weighed and len(weighed) < len(sources["train"]):
+        bare = next(source for source in sources["train"] if source.weight is None)
+        found = f"{bare.name} has no weight, other sources have one"
+        yield Fault(recipe.where(bare.key), found, "weight: for every source, or for none")
 
 
 def _quantization(recipe: Recipe, section: Mapping[str, Any], adapter: bool) -> Iterator[Fault]:

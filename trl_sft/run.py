@@ -32,6 +32,8 @@ class Source:
     load: dict[str, Any]  # further keywords of `datasets.load_dataset`
     rename: dict[str, str]  # column of the file -> name that formatting knows
     task: str  # of all its rows; "" = a column says it, or nothing
+    weight: float | None  # its share of an epoch's rows, beside those of the others; None = by size
+    max_rows: int | None  # so many of its rows, drawn with the run's seed; None = all
     code: Code | None  # the user's function that `format` names
 
     @property
@@ -56,7 +58,7 @@ class Run:
     template_kwargs: dict[str, Any] = field(default_factory=dict)  # tokenizer.chat_template_kwargs
     quantization: dict[str, Any] | None = None
     lora: dict[str, Any] | None = None
-    data: dict[str, Any] = field(default_factory=dict)  # eval_fraction, loss_on
+    data: dict[str, Any] = field(default_factory=dict)  # our own keys, less the sources
     train: dict[str, Any] = field(default_factory=dict)  # keywords of trl.SFTConfig
     evaluate: dict[str, Any] | None = field(default_factory=dict)  # metrics, max_rows, generation; None = off
     run: dict[str, Any] = field(default_factory=dict)  # resume, overwrite, allow, max_hours

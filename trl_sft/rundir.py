@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 LOCK = ".lock"
 RECIPE, RESOLVED, RUN, LOG, CARD = "recipe.yaml", "resolved.yaml", "run.json", "log.jsonl", "README.md"
 SAMPLES, EVAL = "samples.jsonl", "eval.json"
+LEDGER, REJECTS = "ledger.json", "rejects.jsonl"
 CHECKPOINT = "checkpoint-"
 _STATE = "trainer_state.json"
 _WEIGHTS = ("model*.safetensors", "adapter_model.safetensors", "pytorch_model*.bin", "adapter_model.bin")
@@ -159,6 +160,8 @@ def clear(folder: Path) -> None:
         CARD,
         SAMPLES,
         EVAL,
+        LEDGER,
+        REJECTS,
         "training_args.bin",
         *read_json(folder / RUN).get("files", []),
     ):

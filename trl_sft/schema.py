@@ -170,8 +170,9 @@ def _sources(recipe: Recipe, part: str, value: Any, faults: list[Fault]) -> tupl
         right = _section(recipe, key, keys, source_fields(builder), faults)
         if file and ".tsv" in file.name.lower():
             right.setdefault("sep", "\t")
-        ours = {name: right.pop(name, "") for name in surface.OWN_KEYS["data.*"]}
-        code = named.function(recipe, (*key, "format"), ours["format"], faults)
-        said = {name: ours[name] for name in ("format", "wording", "task")}
-        found.append(Source(key, place, builder, load=right, rename=ours["rename"] or {}, code=code, **said))
+        ours = {name: right.pop(name, None) for name in surface.OWN_KEYS["data.*"]}
+        said: dict[str, Any] = {name: ours[name] or "" for name in ("format", "wording", "task")}
+        code = named.function(recipe, (*key, "format"), said["format"], faults)
+        said |= {"rename": ours["rename"] or {}, "weight": ours["weight"], "max_rows": ours["max_rows"]}
+        found.append(Source(key, place, builder, load=right, code=code, **said))
     return tuple(found)

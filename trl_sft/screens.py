@@ -11,49 +11,17 @@ import shlex
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
-import pyarrow.compute as pc
 import torch
-from datasets import Dataset
 from transformers import PreTrainedModel, TrainerState
 from trl import SFTConfig
 
 from trl_sft import rundir
 from trl_sft.console import gib, python, say
-from trl_sft.data import Rows
 from trl_sft.run import Run
 
-_IGNORED = -100  # the label of a token without loss, torch.nn.CrossEntropyLoss's ignore_index
 _ADAM_STATES = 2  # exp_avg and exp_avg_sq, float32 each
-
-
-_LOSS_ON = {
-    "completion": "the completions",
-    "assistant": "every assistant turn",
-    "last_turn": "the last assistant turn",
-    "all": "all of them",
-}
-
-
-class Tokens(NamedTuple):
-    """What TRL made of the rows."""
-
-    rows: int  # after preparation: packs where packing is on
-    total: int
-    trained: int  # tokens that carry loss
-    full: int  # rows of exactly max_length: cut, or just as long
-
-
-def count(dataset: Dataset, max_length: int | None) -> Tokens:
-    """Count tokens of a prepared dataset with `input_ids` and `labels`, each (rows, tokens)."""
-    total = trained = full = 0
-    for batch in dataset.select_columns(["input_ids", "labels"]).with_format("arrow").iter(1000):
-        lengths = pc.list_value_length(batch["input_ids"])
-        total += pc.sum(lengths).as_py() or 0
-        trained += pc.sum(pc.not_equal(pc.list_flatten(batch["labels"]), _IGNORED)).as_py() or 0
-        full += pc.sum(pc.equal(lengths, max_length or -1)).as_py() or 0
-    return Tokens(len(dataset), total, trained, full)
 
 
 def found(notes: Sequence[str], model: str, machine: str, tokens: Sequence[str], rows: Sequence[str]) -> None:
@@ -66,30 +34,23 @@ def found(notes: Sequence[str], model: str, machine: str, tokens: Sequence[str],
         say(f"{name:<9} {value}")
 
 
-def before(
-    args: SFTConfig, state: TrainerState, model: PreTrainedModel, tokens: Tokens, given: Rows
-) -> list[tuple[str, str]]:
-    """Return the table before step 1; `given` are the rows before TRL's preparation."""
+def ledger(lines: Sequence[tuple[str, str]]) -> None:
+    """Say what became of the rows, before weights load."""
+    for name, value in lines:
+        say(f"{name:<9} {value}")
+
+
+def before(args: SFTConfig, state: TrainerState, model: PreTrainedModel, rows: int) -> list[tuple[str, str]]:
+    """Return the table before step 1; `rows` are those of the live dataset, packs where packing is on."""
     trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
     counted = getattr(model, "get_nb_trainable_parameters", None)  # peft's knows that 4-bit weights lie two in a byte
     everything = counted()[1] if counted else sum(p.numel() for p in model.parameters())
     batch = args.per_device_train_batch_size * args.gradient_accumulation_steps * args.world_size
     kind = "packs" if args.packing else "rows"
-    number = len(given.train)
-    rows = f"{number:,}"
-    if args.packing:
-        rows += f", packed into {tokens.rows:,} of at most {args.max_length} tokens"
-    elif tokens.rows < number:
-        rows += f", of which {number - tokens.rows:,} dropped: no trained token within max_length {args.max_length}"
-    if tokens.full and not args.packing:
-        rows += f"; {tokens.full:,} fill max_length {args.max_length} (cut, or just as long)"
     warmup = args.get_warmup_steps(state.max_steps)
     accumulation = f" x {args.gradient_accumulation_steps} accumulated" if args.gradient_accumulation_steps > 1 else ""
     return [
-        ("rows", rows),
-        ("held out", f"{len(given.eval):,} rows" if given.eval is not None else "none"),
-        ("tokens", f"{tokens.total:,}, of which {tokens.trained:,} carry loss ({_LOSS_ON[given.loss_on]})"),
-        ("steps", f"{state.max_steps:,}, which is {state.max_steps / math.ceil(tokens.rows / batch):.3g} epochs"),
+        ("steps", f"{state.max_steps:,}, which is {state.max_steps / math.ceil(rows / batch):.3g} epochs"),
         ("batch", f"{batch} {kind} a step ({args.per_device_train_batch_size} at a time{accumulation})"),
         ("warm-up", f"{f'{warmup} steps' if warmup else 'none'}, then {args.lr_scheduler_type.value}"),
         ("trainable", f"{trainable:,} of {everything:,} parameters ({trainable / everything:.1%})"),
@@ -131,18 +92,24 @@ def _disk(args: SFTConfig, state: TrainerState, model: PreTrainedModel, trainabl
 
 
 def after(
-    plan: Run, state: TrainerState, metrics: dict[str, float], seconds: str, told: Sequence[str], ask: str
+    plan: Run,
+    state: TrainerState,
+    metrics: tuple[dict[str, float], dict[str, float]],
+    seconds: str,
+    told: Sequence[str],
+    ask: str,
 ) -> list[str]:
     """Return the last screen: what happened, where everything is, what to do next.
 
-    `told` are the lines of the evaluation, `ask` is the next command.
+    `metrics` are those on held-out rows before step 1 and at the end, `told` are the lines of the
+    evaluation, `ask` is the next command.
     """
     losses = [entry["loss"] for entry in state.log_history if "loss" in entry]
     trained = f", training loss {losses[0]:.4g} -> {losses[-1]:.4g}" if len(losses) > 1 else ""
     lines = [
         "",
         f"Done: {state.global_step} step{'s' * (state.global_step != 1)} in {seconds}{trained}",
-        *_held_out(state, metrics),
+        *_held_out(*metrics),
         *told,
         "",
     ]
@@ -155,6 +122,7 @@ def after(
         f"    {rundir.RESOLVED}   the recipe with who set each value",
         f"    {rundir.RUN}        versions, defaults, timings, outcome",
         f"    {rundir.LOG}       every logged value",
+        f"    {rundir.LEDGER}     what became of every row and token",
         *([f"    {rundir.EVAL}, {rundir.SAMPLES}   before and after, and every answer"] if told else []),
         *(["    " + ", ".join(path.name for path in kept[-3:])] if kept else []),
         "",
@@ -164,23 +132,25 @@ def after(
     return lines
 
 
-def _held_out(state: TrainerState, metrics: dict[str, float]) -> list[str]:
+def _held_out(first: dict[str, float], metrics: dict[str, float]) -> list[str]:
     """Say whether it worked, from the rows that were not trained on."""
     if "eval_loss" not in metrics:
         return [
             "Whether it worked cannot be told: no rows were held out.",
             "  Add data.eval_fraction: 0.05 (or data.eval: FILE) and train.eval_on_start: true, then run again.",
         ]
-    logged = [entry for entry in state.log_history if "eval_loss" in entry]
-    first = logged[0] if logged and logged[0]["step"] == 0 else None
     names = {"eval_loss": "loss", "eval_mean_token_accuracy": "token accuracy"}
     told = [
-        f"{name} {f'{first[key]:.4g} -> ' if first and key in first else ''}{metrics[key]:.4g}"
+        f"{name} {f'{first[key]:.4g} -> ' if key in first else ''}{metrics[key]:.4g}"
         for key, name in names.items()
         if key in metrics
     ]
     lines = ["Held-out rows: " + ", ".join(told)]
-    if first is None:
+    for key, value in metrics.items():  # of several held-out sources each by its name
+        name = key.removeprefix("eval_").removesuffix("_loss")
+        if key.endswith("_loss") and key != "eval_loss":
+            lines.append(f"  {name}: loss {f'{first[key]:.4g} -> ' if key in first else ''}{value:.4g}")
+    if not first:
         lines.append("  Without a value from before training that says little: add train.eval_on_start: true.")
     elif metrics["eval_loss"] >= first["eval_loss"]:
         lines.append("  The held-out loss did not fall: the model did not get better at rows it has not seen.")

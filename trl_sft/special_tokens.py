@@ -44,6 +44,12 @@ def split(tokenizer: PreTrainedTokenizerBase, strings: Sequence[str]) -> dict[st
     return {string: len(ids) for string, ids in made.items() if ids != [vocabulary.get(string)]}
 
 
+def strings(tokenizer: PreTrainedTokenizerBase) -> tuple[str, ...]:
+    """Return the strings that are one special token each, the longest first."""
+    added = {str(token) for token in tokenizer.added_tokens_decoder.values() if token.special}
+    return tuple(sorted({*added, *tokenizer.all_special_tokens} - {""}, key=lambda s: (-len(s), s)))
+
+
 def install(tokenizer: PreTrainedTokenizerBase, strings: Sequence[str]) -> Installed:
     """Make each string one special token of a fast tokenizer."""
     several = split(tokenizer, strings)

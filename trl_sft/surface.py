@@ -37,6 +37,10 @@ OWN_KEYS: dict[str, dict[str, str]] = {
         "eval": "Any",
         "eval_fraction": "float",
         "loss_on": "Literal['completion', 'assistant', 'last_turn', 'all']",
+        "overlong": "Literal['truncate', 'drop', 'truncate_and_end', 'error']",
+        "special_tokens_in_text": "Literal['refuse', 'text']",
+        "drop_leaked": "bool",
+        "max_untrained": "float",
     },
     "data.*": {
         "path": "str",
@@ -45,13 +49,16 @@ OWN_KEYS: dict[str, dict[str, str]] = {
         "'conversation', 'task', 'chain_of_thought'] | dict[str, str]",
         "rename": "dict[str, str]",
         "task": "str",
+        "weight": "float",
+        "max_rows": "int",
     },
     "train": {},
     "evaluate": {"metrics": "list[Literal['exact_match']]", "max_rows": "int", "generation": "dict[str, Any]"},
     "run": {
         "resume": "str",
         "overwrite": "bool",
-        "allow": "list[Literal['changed_recipe', 'changed_data']]",
+        "allow": "list[Literal['changed_recipe', 'changed_data', 'untrained_rows', 'leaking_packing', "
+        "'prompt_mismatch', 'template_markers']]",
         "max_hours": "float",
     },
 }
@@ -60,8 +67,7 @@ OWN_KEYS: dict[str, dict[str, str]] = {
 NOT_YET = {
     "": ("launch",),
     "evaluate": ("prompts",),
-    "data": ("overlong", "special_tokens_in_text", "drop_leaked", "max_untrained"),
-    "data.*": ("weight", "max_rows", "streaming"),
+    "data.*": ("streaming",),
     "run": ("global_batch_size", "early_stopping", "logits_gib"),
 }
 

@@ -19,9 +19,23 @@ from transformers import (
 )
 from trl import SFTConfig, SFTTrainer
 
-from trl_sft import callbacks, chat, data, ending, evaluate, hub, machine, model, record, rundir, screens
+from trl_sft import (
+    callbacks,
+    chat,
+    data,
+    dataset,
+    ending,
+    evaluate,
+    hub,
+    machine,
+    model,
+    record,
+    rundir,
+    screens,
+    tokens,
+)
 from trl_sft.ending import Result
-from trl_sft.errors import DataError, Fault, LaunchError, RecipeError
+from trl_sft.errors import Fault, LaunchError, RecipeError
 from trl_sft.recipe import Key
 from trl_sft.run import Run, Setting
 
@@ -34,12 +48,16 @@ class Ready(NamedTuple):
     quantized: BitsAndBytesConfig | None
     chat: chat.Chat
     rows: data.Rows
+    made: dataset.Made
     settings: dict[Key, Setting]
     args: SFTConfig
 
 
-def prepare(run: Run) -> Ready:
-    """Do all of a run that needs no weights: machine, folder, tokenizer, rows, settings. Raises UserError."""
+def prepare(run: Run, thorough: bool = False) -> Ready:
+    """Do all of a run that needs no weights: machine, folder, tokenizer, rows, tokens, settings. Raises UserError.
+
+    `thorough`: the mask of every row is checked, and no token is read from the cache.
+    """
     machine.check(run.train)
     hub.no_telemetry()
     claim = rundir.claim(run.output_dir, record.fingerprint(run), lambda: record.digests(run), run.run)
@@ -56,20 +74,22 @@ def prepare(run: Run) -> Ready:
     names = [found.adapter, found.name] if found.adapter else [found.name]
     chatting = chat.load(run, names, found.config.get_text_config().vocab_size)
     rows = data.load(run, chatting.target)
-    stop = chat.settings(run, chatting, rows.train)
-    chat.check(run, chatting, rows.train, rows.loss)
-    for name, value in rows.loss.items():
-        setattr(args, name, value)
+    stop = chat.settings(run, chatting, rows.form == tokens.CHAT)
     for key, setting in stop.items():
         setattr(args, str(key[-1]), setting.value)
-    settings |= stop | evaluate.settings(run, rows.eval)
+    if args.eos_token is not None:  # TRL sets it too, later
+        chatting.tokenizer.eos_token = args.eos_token
+    settings |= stop | evaluate.settings(run, bool(rows.eval))
     args.eval_on_start = args.eval_on_start or ("train", "eval_on_start") in settings
     if "loss_on" not in run.data:
         settings["data", "loss_on"] = Setting(rows.loss_on, "the response is what is learned; text has none")
     name = f"{found.adapter or found.name} ({found.config.architectures[0]})"
     about = machine.describe(args, run.model.get("dtype", "float32"), quantized)
     screens.found(run.notes, name, about, chatting.said, rows.said)
-    return Ready(claim, found, quantized, chatting, rows, settings, args)
+    made = dataset.make(run, chatting, rows, args, thorough)
+    screens.ledger(made.said)
+    args.dataset_kwargs = {"skip_prepare_dataset": True}
+    return Ready(claim, found, quantized, chatting, rows, made, settings, args)
 
 
 def run(run: Run) -> Result:
@@ -91,7 +111,7 @@ def _carry_out(run: Run, ready: Ready, book: ending.Book) -> Result:
     with guard.listening(), contextlib.closing(progress):
         with contextlib.suppress(callbacks.AlreadyTrained):
             trainer.train(resume_from_checkpoint=resume)
-        return ending.saved(run, ready.found, trainer, book, ready.rows)
+        return ending.saved(run, ready.found, trainer, book, evaluate.prompts(run, ready.rows, ready.made))
 
 
 def _config(run: Run, settings: dict[str, Any]) -> SFTConfig:
@@ -105,21 +125,16 @@ def _config(run: Run, settings: dict[str, Any]) -> SFTConfig:
 
 
 def _trainer(run: Run, ready: Ready) -> SFTTrainer:
-    """Load the weights and prepare the rows; refuse rows of which no token is left to train."""
+    """Load the weights."""
     set_seed(ready.args.seed)  # for the adapter's first weights; TRL 1.16 does so itself, 1.8 does not
     loaded = model.arguments(run, ready.found, ready.quantized, ready.chat.new, ready.chat.rows)
     if not isinstance(loaded["model"], str):
         ready.args.model_init_kwargs = None  # they were used; TRL would warn that it ignores them
-    rows = {"train_dataset": ready.rows.train, "eval_dataset": ready.rows.eval}
+    rows = {"train_dataset": ready.made.train, "eval_dataset": ready.made.eval}
     trainer = SFTTrainer(args=ready.args, processing_class=ready.chat.tokenizer, **rows, **loaded)
     model.mend(trainer.model)
-    if ready.chat.stop and ready.rows.chats:
+    if ready.chat.stop and ready.rows.form == tokens.CHAT:
         model.stop_on(trainer.model, ready.chat.tokenizer.convert_tokens_to_ids(ready.chat.stop))
-    for part, prepared in (("train", trainer.train_dataset), ("eval", trainer.eval_dataset)):
-        if prepared is not None and screens.count(prepared, None).trained == 0:
-            found = f"no row to {part} keeps a trained token within max_length {ready.args.max_length}"
-            where = run.recipe.where(("train", "max_length") if "max_length" in run.train else ("data", part))
-            raise DataError(Fault(where, found, "a larger train.max_length, or shorter prompts"))
     return trainer
 
 
@@ -127,13 +142,12 @@ def _watchers(
     run: Run, ready: Ready, trainer: SFTTrainer, book: ending.Book
 ) -> tuple[callbacks.Progress, callbacks.Guard]:
     """Put our progress in the place of upstream's."""
-    tokens = screens.count(trainer.train_dataset, ready.args.max_length)
 
     def begin(args: SFTConfig, state: TrainerState, live: PreTrainedModel) -> list[tuple[str, str]]:
         """Begin the run folder, now that nothing is left to refuse; return the table."""
-        book.begin(run, ready.claim, ready.settings)
-        table = screens.before(args, state, live, tokens, ready.rows)
-        told = evaluate.before(run, trainer, evaluate.prompts(run, ready.rows.eval))
+        book.begin(run, ready.claim, ready.settings, ready.made)
+        table = screens.before(args, state, live, len(trainer.train_dataset))
+        told = evaluate.before(run, trainer, evaluate.prompts(run, ready.rows, ready.made))
         return table + ([("answers", told)] if told else [])
 
     progress = callbacks.Progress(run.output_dir, begin)

@@ -8,8 +8,12 @@ takes them: {role, content}, an assistant's with `tool_calls` (arguments as a ma
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Collection, Mapping, Sequence
+import re
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
+
+# stands before a special string of a row that is to be plain text; a noncharacter of Unicode, in no text
+MARK = "\ufdd0"
 
 Row = Mapping[str, Any]
 Message = dict[str, Any]
@@ -20,11 +24,19 @@ ROLES = {
     **{"system": "system", "developer": "system", "user": "user", "assistant": "assistant", "tool": "tool"},
     **{"human": "user", "gpt": "assistant", "function_call": "assistant", "observation": "tool", "function": "tool"},
 }
-# Keys of a turn by which other tools change what is trained; to drop one would be silent.
+# Keys of a turn that say whether it is trained: OpenAI's weight (0 or 1), and train (true or false)
+UNTRAINED = "untrained"
 _CARRYING = ("weight", "train")
 _THINKING = ("reasoning_content", "thinking", "reasoning")
 _KEPT = ("name", "tool_call_id")
-_KEYS = {*("role", "content", "from", "value", "tool_calls", "function_call"), *_THINKING, *_KEPT, "human", "assistant"}
+_KEYS = {
+    *_CARRYING,
+    *("role", "content", "from", "value", "tool_calls", "function_call"),
+    *_THINKING,
+    *_KEPT,
+    "human",
+    "assistant",
+}
 MEDIA = ("image", "images", "audio", "audios", "video", "videos")
 
 
@@ -95,6 +107,33 @@ def unused(row: Row) -> set[str]:
     return {f"{column}.{key}" for column, turn in turns for key in turn if key not in _KEYS and turn[key] is not None}
 
 
+def strings(value: Any) -> Iterator[str]:
+    """Yield every text in a row, keys aside."""
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, Mapping | list):
+        for part in value.values() if isinstance(value, Mapping) else value:
+            yield from strings(part)
+
+
+def escaped(value: Any, specials: re.Pattern[str]) -> Any:
+    """Return a row with `MARK` before every special string in its texts: they are plain text then."""
+    if isinstance(value, str):
+        return specials.sub(f"{MARK}\\g<0>", value)
+    if isinstance(value, Mapping):
+        return {name: escaped(part, specials) for name, part in value.items()}
+    return [escaped(part, specials) for part in value] if isinstance(value, list) else value
+
+
+def unescaped(value: Any) -> Any:
+    """Return texts, or messages, without `MARK`."""
+    if isinstance(value, str):
+        return value.replace(MARK, "")
+    if isinstance(value, Mapping):
+        return {name: unescaped(part) for name, part in value.items()}
+    return [unescaped(part) for part in value] if isinstance(value, list) else value
+
+
 def check(messages: Sequence[Message], column: str) -> None:
     """Refuse a conversation that trains nothing or confuses a template. Raises BadRow."""
     roles = [message["role"] for message in messages]
@@ -161,9 +200,6 @@ def _message(turn: Any, column: str) -> Message:
     name = (turn.get("role") or turn.get("from")) if isinstance(turn, Mapping) else turn
     if not isinstance(name, str) or name not in ROLES:
         raise BadRow(f"{column} has the role {name!r}", f"one of {', '.join(ROLES)}")
-    carried = [key for key in _CARRYING if turn.get(key) is not None]
-    if carried:
-        raise BadRow(f"{column} has {', '.join(carried)}, which this version does not use", "turns without")
     content = turn["content"] if turn.get("content") is not None else turn.get("value")
     if name == "function_call":
         turn, content = {**turn, "tool_calls": content}, ""
@@ -176,7 +212,20 @@ def _message(turn: Any, column: str) -> Message:
     thought = next((turn[key] for key in _THINKING if turn.get(key)), None)
     if thought is not None:
         message["reasoning_content"] = text({column: thought}, column)
+    if not _is_trained(turn, ROLES[name], column):
+        message[UNTRAINED] = True
     return message | {key: turn[key] for key in _KEPT if turn.get(key) is not None}
+
+
+def _is_trained(turn: Mapping[str, Any], role: str, column: str) -> bool:
+    """Tell whether a turn may be learned, from its own `train` or `weight`."""
+    given = [(key, turn[key]) for key in _CARRYING if turn.get(key) is not None]
+    for key, value in given:
+        if value not in (0, 1):
+            raise BadRow(f"{column} has a turn with {key}: {value!r}", "0 or 1 (false or true): no part of a loss")
+        if value and role != "assistant":
+            raise BadRow(f"{column} has a turn of {role} with {key}: {value!r}", "it on assistant's turns alone")
+    return all(value for _, value in given)
 
 
 def _content(value: Any, column: str) -> str:

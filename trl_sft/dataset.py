@@ -1,0 +1,113 @@
+"""The rows of a run as SFTTrainer gets them: tokens, cut or packed, with their ledger.
+
+In: `Rows`, the tokenizer, the live SFTConfig. Out: `Made`. Here stands what of SFTConfig the data path takes
+over: max_length, truncation_mode, packing, packing_strategy, eval_packing, shuffle_dataset. SFTTrainer is
+told to touch nothing (`skip_prepare_dataset`).
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+from datasets import Dataset
+from trl import SFTConfig
+
+from trl_sft import ledger, prepared, tokens
+from trl_sft.chat import Chat
+from trl_sft.data import Rows
+from trl_sft.errors import Fault, RecipeError
+from trl_sft.run import Run
+
+# strategies that cut nothing: what is too long goes on in the next pack
+_CONTINUED = ("bfd_split", "wrapped")
+
+
+class Made(NamedTuple):
+    """What SFTTrainer gets, and what became of the rows."""
+
+    train: Dataset  # input_ids, labels: (tokens,) each; packed: seq_lengths too
+    eval: Dataset | dict[str, Dataset] | None
+    ledger: dict[str, Any]
+    rejects: list[dict[str, Any]]
+    encoder: tokens.Encoder
+    said: tuple[tuple[str, str], ...]  # the ledger's lines
+
+
+def make(run: Run, chat: Chat, rows: Rows, args: SFTConfig, thorough: bool = False) -> Made:
+    """Make the tokens of all rows, or read them from the cache. Raises DataError, TemplateError, RecipeError.
+
+    `thorough`: every row's mask is checked by a second way, and nothing is read from the cache.
+    """
+    _check(run, args)
+    specials = chat.target.specials if rows.escaped else ()
+    first = plan(run, chat, rows, args, args.packing)
+    encoder = tokens.encoder(first, chat.tokenizer, run.template_kwargs, specials)
+    made: dict[str, Dataset] = {}
+    counted: dict[str, Any] = {}
+    said: list[tuple[str, str]] = []
+    left: list[dict[str, Any]] = []
+    for part, side in (("train", rows.train), *rows.eval.items()):
+        packing = args.packing if part == "train" or args.eval_packing is None else args.eval_packing
+        encoder = encoder._replace(plan=plan(run, chat, rows, args, packing))
+        work = prepared.Work(side.forms, side.order, side.name, f"Tokenizing {part}", thorough)
+        done = prepared.made(work, encoder, run.recipe.path)
+        ledger.check(run, side, done, part, args.max_length)
+        seed = args.seed if args.shuffle_dataset else None
+        packs = prepared.packed(done, args.max_length, args.packing_strategy, seed) if packing else None
+        batch = args.per_device_train_batch_size if part == "train" else args.per_device_eval_batch_size
+        counted[part] = ledger.count(side, done, packs, batch, args.max_length)
+        left += ledger.rejects(side, done, part)
+        said.append(("cache", f"{part}: {done.said}"))
+        plain = done.rows.select_columns(["input_ids", "labels"])
+        made[part] = packs if packs is not None else plain if seed is None else plain.shuffle(seed=seed)
+    _check_best(run, args, list(rows.eval))
+    train = made.pop("train")
+    whole = {"train": counted.pop("train"), "eval": counted}
+    held = made.get("eval") if set(made) == {"eval"} else made or None
+    lines = (*ledger.lines(run, rows, whole, args), *said)
+    return Made(train, held, whole, left, encoder, lines)
+
+
+def _check_best(run: Run, args: SFTConfig, names: list[str]) -> None:
+    """Refuse a best model by a loss that several held-out sources do not have. Raises RecipeError."""
+    metric = str(args.metric_for_best_model or "loss").removeprefix("eval_")
+    if args.load_best_model_at_end and len(names) > 1 and not metric.startswith(tuple(f"{name}_" for name in names)):
+        where = run.recipe.where(("train", "metric_for_best_model"))
+        found = f"{metric}, but each held-out source is evaluated under its own name"
+        raise RecipeError(Fault(where, found, " or ".join(f"eval_{name}_loss" for name in names)))
+
+
+def plan(run: Run, chat: Chat, rows: Rows, args: SFTConfig, packing: bool) -> tokens.Plan:
+    """Return what becomes of a row."""
+    allowed = run.run.get("allow", [])
+    return tokens.Plan(
+        form=rows.form,
+        loss_on=rows.loss_on,
+        eos=str(chat.tokenizer.eos_token),
+        max_length=None if packing and args.packing_strategy in _CONTINUED else args.max_length,
+        overlong=run.data.get("overlong", "truncate"),
+        keep_end=args.truncation_mode == "keep_end",
+        mismatch="prompt_mismatch" in allowed,
+        other_markers="template_markers" in allowed,
+    )
+
+
+def _check(run: Run, args: SFTConfig) -> None:
+    """Refuse packing that lets one document see another, and what would have no effect. Raises RecipeError."""
+    where = run.recipe.where(("train", "packing_strategy"))
+    if args.packing and args.packing_strategy == "wrapped" and "leaking_packing" not in run.run.get("allow", []):
+        found = "wrapped packs rows without a border: each token sees the rows before its own"
+        write = "bfd or bfd_split, which keep rows apart; or run.allow: [leaking_packing]"
+        raise RecipeError(Fault(where, found, write))
+    split = args.packing and args.packing_strategy in _CONTINUED and args.eval_packing is not False
+    for key, given in (
+        (("data", "overlong"), run.data.get("overlong")),
+        (("train", "truncation_mode"), run.train.get("truncation_mode")),
+    ):
+        if given and (args.max_length is None or split):
+            why = "max_length: null" if args.max_length is None else f"packing_strategy: {args.packing_strategy}"
+            found = f"{key[1]}: {given}, but nothing is cut with {why}"
+            raise RecipeError(Fault(run.recipe.where(key), found, "leave it out"))
+    if args.packing and run.train.get("truncation_mode") == "keep_end":
+        found = "truncation_mode: keep_end, but TRL packs the beginning of a row"
+        raise RecipeError(Fault(run.recipe.where(("train", "truncation_mode")), found, "keep_start, or packing: false"))

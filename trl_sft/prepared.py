@@ -1,0 +1,209 @@
+"""One pass over formatted rows, written to disk as it goes; the same pass is not made twice.
+
+In: formatted rows and an `Encoder`. Out: `Tokens`, a memory-mapped dataset with what was counted of each
+row, and the rows that were left out. Memory does not grow with the rows: a batch is rendered while another
+thread tokenizes the one before. What is written is whole or absent.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import datasets
+import numpy as np
+import pyarrow as pa
+import tokenizers
+import transformers
+from datasets import Dataset
+from tqdm.auto import tqdm
+from trl import pack_dataset
+
+from trl_sft import masks, rendered, rendering, tokens
+from trl_sft.console import watched
+from trl_sft.tokens import CHAT, Encoder, Made
+
+_BATCH = 1000  # rows read at once
+_CHECKED = 1000  # rows of which every one is checked by a second way
+_SAMPLE, _SEED = 0.01, 0  # of the rest
+_ROWS, _REJECTS, _KEY = "rows.arrow", "rejects.jsonl", "key.json"
+# Code that changed must not meet tokens that the old one made.
+_CODE = [Path(__file__), *(Path(str(module.__file__)) for module in (masks, rendered, rendering, tokens))]
+_LISTS = {"input_ids": pa.list_(pa.int32()), "labels": pa.list_(pa.int32())}
+_COUNTS = {"number": pa.int64(), "total": pa.int32(), "target": pa.int32(), "trained": pa.int32(), "ended": pa.bool_()}
+_SCHEMA = pa.schema(_LISTS | _COUNTS)
+
+
+class Tokens(NamedTuple):
+    """What a pass made of rows."""
+
+    rows: Dataset  # input_ids, labels: (tokens,) each; number, total, target, trained, ended: one each
+    rejected: list[dict[str, Any]]  # number, reason, tokens, begins
+    said: str  # whether it was read from the cache, and why not
+    key: str
+
+
+class Work(NamedTuple):
+    """Rows to be made tokens."""
+
+    forms: Dataset
+    order: np.ndarray  # int64: which rows, in which order; one may come several times
+    name: Callable[[int], str]  # of a formatted row, for messages
+    title: str  # for the progress bar
+    thorough: bool = False  # whether every row is checked by a second way, and nothing read from the cache
+
+
+def made(work: Work, encoder: Encoder, recipe: Path) -> Tokens:
+    """Return the tokens of rows, read where the same pass was made before. Raises DataError, TemplateError."""
+    parts = _parts(work, encoder)
+    key = _digest(json.dumps(parts, sort_keys=True))
+    root = Path(datasets.config.HF_DATASETS_CACHE) / "trl_sft"
+    folder = root / key
+    found = (folder / _KEY).is_file()
+    why = "" if found else _why(root, recipe, work.title, parts)
+    if not found or work.thorough:
+        _write(work, encoder, folder, parts)
+    _remember(root, recipe, work.title, parts)
+    rows = Dataset.from_file(str(folder / _ROWS))
+    rows._fingerprint = key  # datasets draws one by lot, and what follows would never be found again
+    with (folder / _REJECTS).open(encoding="utf-8") as file:
+        rejected = [json.loads(line) for line in file]
+    said = f"read from {folder}" if found and not work.thorough else f"made now ({why or 'asked for'})"
+    return Tokens(rows, rejected, said, key)
+
+
+def packed(made: Tokens, max_length: int, strategy: str, seed: int | None) -> Dataset:
+    """Return packs of rows by TRL's own `pack_dataset`: input_ids, labels, seq_lengths where documents are kept apart.
+
+    `seed`: shuffle with it before and after, as `train.shuffle_dataset` asks; None = keep the order.
+    """
+    rows = made.rows.select_columns(["input_ids", "labels"])
+    rows = rows if seed is None else rows.shuffle(seed=seed)
+    key = _digest(json.dumps([made.key, max_length, strategy, seed, transformers.__version__]))
+    packs = pack_dataset(rows, max_length, strategy, {"desc": "Packing", "new_fingerprint": key[:16]})
+    return packs if seed is None else packs.shuffle(seed=seed)
+
+
+def columns(table: pa.Table) -> dict[str, list[Any]]:
+    """Return a batch of formatted rows as Python's values; messages are JSON in Arrow."""
+    out = {}
+    for name in table.column_names:
+        column = table[name].combine_chunks()
+        if name in ("prompt", "completion") and pa.types.is_list(column.type):
+            values = json.loads("[" + ",".join(column.flatten().to_pylist()) + "]")
+            ends = np.cumsum(column.value_lengths().to_numpy(zero_copy_only=False)).tolist()
+            out[name] = [values[a:b] for a, b in zip([0, *ends[:-1]], ends, strict=True)]
+        elif name == "tools":
+            out[name] = [json.loads(value) if value else None for value in column.to_pylist()]
+        else:
+            out[name] = column.to_pylist()
+    return out
+
+
+def batches(work: Work, encoder: Encoder) -> Iterator[Made]:
+    """Yield rows as tokens; one batch is tokenized while the next is rendered."""
+    rows = work.forms.with_format("arrow")
+    every = np.random.default_rng(_SEED).random(len(work.order)) < (1 if work.thorough else _SAMPLE)
+    every[:_CHECKED] = True
+    wanted = [name for name in ("prompt", "completion", "text", "tools", "untrained") if name in rows.column_names]
+    rows = rows.select_columns(wanted)
+
+    def given() -> Iterator[list[tokens.Row]]:
+        for start in range(0, len(work.order), _BATCH):
+            numbers = work.order[start : start + _BATCH]
+            straight = numbers[-1] - numbers[0] == len(numbers) - 1 and bool((np.diff(numbers) == 1).all())
+            table = rows[int(numbers[0]) : int(numbers[-1]) + 1] if straight else rows[numbers]
+            batch, check = columns(table), every[start : start + _BATCH].tolist()
+            yield from tokens.pieces(rendered.rendered(encoder, batch, numbers.tolist(), check, work.name))
+
+    with ThreadPoolExecutor(1) as pool:
+        waiting: tuple[list[tokens.Row], Future[Any]] | None = None
+        for piece in given():
+            coming = pool.submit(tokens.encoded, encoder, piece)
+            if waiting is not None:
+                yield tokens.labelled(encoder, waiting[0], waiting[1].result(), work.name)
+            waiting = piece, coming
+        if waiting is not None:
+            yield tokens.labelled(encoder, waiting[0], waiting[1].result(), work.name)
+
+
+def _write(work: Work, encoder: Encoder, folder: Path, parts: Mapping[str, str]) -> None:
+    """Make the pass and write it to `folder`, whole or not at all."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    part = Path(tempfile.mkdtemp(prefix=".part-", dir=folder.parent))
+    bar = tqdm(total=len(work.order), desc=work.title, unit=" rows", disable=not watched(), leave=False)
+    try:
+        with (
+            pa.ipc.new_stream(str(part / _ROWS), _SCHEMA) as rows,
+            (part / _REJECTS).open("w", encoding="utf-8") as rejects,
+        ):
+            for batch in batches(work, encoder):
+                rows.write_batch(_arrow(batch))
+                rejects.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in batch.rejected)
+                bar.update(len(batch.number) + len(batch.rejected))
+        (part / _KEY).write_text(json.dumps(parts), encoding="utf-8")
+        if folder.exists():
+            shutil.rmtree(folder)
+        part.rename(folder)
+    finally:
+        bar.close()
+        shutil.rmtree(part, ignore_errors=True)
+
+
+def _arrow(batch: Made) -> pa.RecordBatch:
+    lists = [_flat(values) for values in (batch.input_ids, batch.labels)]
+    counts = [pa.array(values, kind) for values, kind in zip(batch[2:7], _COUNTS.values(), strict=True)]
+    return pa.record_batch([*lists, *counts], schema=_SCHEMA)
+
+
+def _flat(values: Sequence[np.ndarray]) -> pa.ListArray:
+    """Return arrays as one list column: (rows, tokens)."""
+    offsets = np.cumsum([0, *map(len, values)], dtype=np.int32)
+    flat = np.concatenate(values) if values else np.zeros(0, dtype=np.int32)
+    return pa.ListArray.from_arrays(pa.array(offsets), pa.array(flat))
+
+
+def _parts(work: Work, encoder: Encoder) -> dict[str, str]:
+    """Return all that decides what the tokens are, each part by name and digest."""
+    tokenizer, plan = encoder.tokenizer, encoder.plan
+    learned = encoder.backend.to_str() if encoder.backend is not None else repr(sorted(tokenizer.get_vocab().items()))
+    template = rendering.text(tokenizer) if plan.form == CHAT else ""
+    given = {
+        "rows": work.forms._fingerprint,
+        "order of the rows": hashlib.sha256(work.order.tobytes()).hexdigest(),
+        "chat template": json.dumps([template, encoder.keywords], sort_keys=True, default=str),
+        "tokenizer": learned + repr(sorted(tokenizer.special_tokens_map.items())),
+        "settings": repr(plan),
+        "version": repr([datasets.__version__, tokenizers.__version__, transformers.__version__]),
+        "code": "".join(hashlib.sha256(file.read_bytes()).hexdigest() for file in _CODE),
+    }
+    return {name: _digest(value) for name, value in given.items()}
+
+
+def _why(root: Path, recipe: Path, title: str, parts: Mapping[str, str]) -> str:
+    """Return why a pass is not in the cache."""
+    try:
+        before = json.loads(_memory(root, recipe, title).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return "the first time for this recipe"
+    changed = [name for name, digest in parts.items() if before.get(name) != digest]
+    return f"changed: {', '.join(changed)}" if changed else "the cache was emptied"
+
+
+def _remember(root: Path, recipe: Path, title: str, parts: Mapping[str, str]) -> None:
+    _memory(root, recipe, title).write_text(json.dumps(dict(parts)), encoding="utf-8")
+
+
+def _memory(root: Path, recipe: Path, title: str) -> Path:
+    """Return the file that holds what this recipe's last pass was made of."""
+    return root / f"last-{_digest(f'{recipe} {title}')[:16]}.json"
+
+
+def _digest(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()[:32]

@@ -1,0 +1,233 @@
+"""Texts with spans become tokens and labels: tokenized with offsets, masked by characters, cut.
+
+In: rows as texts (`rendered`). Out: `Made`, arrays of `input_ids` and `labels` with what was counted of each
+row, and the rows that were left out. Deliberately absent: files and caches (`prepared`), packing
+(`trl.pack_dataset`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+from tokenizers import AddedToken, Encoding, Tokenizer
+from transformers import PreTrainedTokenizerBase
+from trl.data_utils import common_prefix_length
+
+from trl_sft import masks
+from trl_sft.errors import DataError, Fault, TemplateError
+from trl_sft.masks import Span
+from trl_sft.turns import MARK
+
+IGNORED = -100  # the label of a token without loss, torch.nn.CrossEntropyLoss's ignore_index
+CHAT, PAIRS, TEXT = "a chat", "prompts with completions", "plain text"
+_CHARACTERS = 2_000_000  # of text that are tokenized at once: what offsets take grows with it
+
+
+class Plan(NamedTuple):
+    """What becomes of rows."""
+
+    form: str  # CHAT, PAIRS or TEXT
+    loss_on: str  # completion, assistant, last_turn, all
+    eos: str  # what ends a text
+    max_length: int | None  # in tokens; None = nothing is cut here
+    overlong: str = "truncate"  # truncate, drop, truncate_and_end, error
+    keep_end: bool = False  # which side of an overlong row stays
+    mismatch: bool = False  # run.allow: [prompt_mismatch]
+    other_markers: bool = False  # run.allow: [template_markers]
+
+
+class Encoder(NamedTuple):
+    """A tokenizer set up for one pass over the rows."""
+
+    plan: Plan
+    tokenizer: PreTrainedTokenizerBase
+    keywords: dict[str, Any]  # that the chat template gets
+    shape: masks.Template | None  # None = no chats
+    backend: Tokenizer | None  # None = a slow tokenizer
+    as_text: dict[int, list[int]]  # id of an escaped special string -> the tokens of its characters
+
+
+class Row(NamedTuple):
+    """A row as text."""
+
+    number: int  # among the formatted rows
+    text: str
+    spans: list[Span] | None  # that carry loss; None = all of it
+
+
+class Made(NamedTuple):
+    """A batch of rows as tokens: one entry for each row that is kept, and the rows that are left out."""
+
+    input_ids: list[np.ndarray]  # int32, each (tokens,)
+    labels: list[np.ndarray]  # int32, each (tokens,)
+    number: list[int]  # of the formatted row
+    total: list[int]  # tokens before a cut
+    target: list[int]  # tokens with loss before a cut
+    trained: list[int]  # tokens with loss
+    ended: list[bool]  # whether the last answer's end is there
+    rejected: list[dict[str, Any]]  # rows left out: number, reason, tokens, begins
+
+
+def encoder(
+    plan: Plan, tokenizer: PreTrainedTokenizerBase, keywords: dict[str, Any], escaped: Sequence[str] = ()
+) -> Encoder:
+    """Return what encodes rows; `escaped` are special strings that are plain text where a row holds them."""
+    shape = masks.template(tokenizer, keywords, plan.mismatch) if plan.form == CHAT else None
+    backend = tokenizer.backend_tokenizer if tokenizer.is_fast else None
+    as_text: dict[int, list[int]] = {}
+    if backend is not None:
+        backend = Tokenizer.from_str(backend.to_str()) if escaped else backend
+        backend.no_truncation()
+        backend.no_padding()
+    if escaped and backend is not None:
+        as_text = _learn_escaped(backend, escaped)
+    return Encoder(plan, tokenizer, keywords, shape, backend, as_text)
+
+
+def prompt(made: Encoder, given: Any, tools: Any = None) -> list[int]:
+    """Return the tokens of a prompt (a text, or messages) as generation gets them: (tokens,)."""
+    if made.shape is not None:
+        given = made.shape.render(given, tools, True)
+    row = Row(0, given, [])
+    encoding = encoded(made, [row])[0]
+    ids = np.array(encoding if isinstance(encoding, list) else encoding.ids, dtype=np.int32)
+    return list(map(int, _unescaped(made.as_text, ids, ids)[0])) if made.as_text else ids.tolist()
+
+
+def pieces(rows: Iterator[Row]) -> Iterator[list[Row]]:
+    """Yield rows in lists that are tokenized at once, by how much text they hold."""
+    held: list[Row] = []
+    size = 0
+    for row in rows:
+        if held and size + len(row.text) > _CHARACTERS:
+            yield held
+            held, size = [], 0
+        held.append(row)
+        size += len(row.text)
+    if held:
+        yield held
+
+
+def encoded(made: Encoder, rows: Sequence[Row]) -> list[Encoding] | list[list[int]]:
+    """Return the tokens of texts, with offsets where the tokenizer has them. Other threads go on meanwhile."""
+    special = made.plan.form != CHAT  # a template writes its own first token
+    texts = [row.text for row in rows]
+    if made.backend is not None:
+        return made.backend.encode_batch(texts, add_special_tokens=special)
+    return [list(made.tokenizer(text, add_special_tokens=special)["input_ids"]) for text in texts]
+
+
+def labelled(made: Encoder, rows: Sequence[Row], found: Sequence[Any], name: Callable[[int], str]) -> Made:
+    """Return tokens with labels, cut; rows without a trained token, or too long, left out. Raises DataError."""
+    out = Made([], [], [], [], [], [], [], [])
+    bos = made.tokenizer.bos_token_id
+    eos = made.tokenizer.convert_tokens_to_ids(made.plan.eos)
+    for row, encoding in zip(rows, found, strict=True):
+        ids = np.array(encoding if isinstance(encoding, list) else encoding.ids, dtype=np.int32)
+        places = _places(made, row, encoding, len(ids))
+        labels = np.full(len(ids), IGNORED, dtype=np.int32)
+        for start, end in places:
+            labels[start:end] = ids[start:end]
+        if len(ids) > 1 and bos is not None and ids[0] == ids[1] == bos:
+            told = f"begins with {made.tokenizer.bos_token} twice: the text has one, and the tokenizer adds one"
+            raise TemplateError(Fault(name(row.number), told, "rows without it, or tokenizer.add_bos_token: false"))
+        if made.as_text:
+            ids, labels = _unescaped(made.as_text, ids, labels)
+        _keep(made.plan, out, row, (ids, labels), (places[-1][1] if places else 0, eos), name)
+    return out
+
+
+def _keep(
+    plan: Plan,
+    out: Made,
+    row: Row,
+    tokens: tuple[np.ndarray, np.ndarray],
+    ends: tuple[int, int],
+    name: Callable[[int], str],
+) -> None:
+    """Cut a row as the plan says, and add it to what is kept or left out.
+
+    `ends`: where its last answer ends, and the end token.
+    """
+    ids, labels = tokens
+    total, limit = len(ids), plan.max_length
+    target = int((labels != IGNORED).sum())
+    ended, reason = True, ""
+    if limit is not None and total > limit:
+        if plan.overlong == "error":
+            found = f"{total:,} tokens, more than max_length {limit:,}"
+            raise DataError(Fault(name(row.number), found, "a larger train.max_length, or data.overlong: truncate"))
+        if plan.overlong == "drop":
+            reason = f"longer than max_length {limit}"
+        kept = slice(-limit, None) if plan.keep_end else slice(None, limit)
+        ids, labels = ids[kept], labels[kept]
+        ended = plan.keep_end or ends[0] <= limit
+        if plan.overlong == "truncate_and_end" and not ended and (labels != IGNORED).any():
+            # OpenRLHF's: the last token that fits gives way to the end, which is learned
+            ids, labels = ids.copy(), labels.copy()
+            ids[-1] = labels[-1] = ends[1]
+            ended = True
+    trained = int((labels != IGNORED).sum())
+    if not trained and not reason:
+        reason = f"no trained token within max_length {limit}" if target else "no trained token"
+    if reason:
+        begins = row.text[:80].replace(MARK, "")
+        out.rejected.append({"number": row.number, "reason": reason, "tokens": total, "begins": begins})
+        return
+    out.input_ids.append(ids)
+    out.labels.append(labels)
+    out.number.append(row.number)
+    out.total.append(total)
+    out.target.append(target)
+    out.trained.append(trained)
+    out.ended.append(ended)
+
+
+def _places(made: Encoder, row: Row, encoding: Any, size: int) -> list[Span]:
+    """Return the spans of a row in tokens."""
+    if row.spans is None:
+        return [(0, size)]
+    return [_tokens(made, row.text, encoding, span, size) for span in row.spans]
+
+
+def _tokens(made: Encoder, text: str, encoding: Any, span: Span, size: int) -> Span:
+    """Return the tokens that hold any character of a span, up to the last one where the span ends the text."""
+    start, end = span
+    if isinstance(encoding, list):  # a slow tokenizer knows no offsets: as TRL, by the common beginning
+        special = made.plan.form != CHAT
+        ids = [made.tokenizer(text[:at], add_special_tokens=special)["input_ids"] for at in span]
+        first = common_prefix_length(ids[0], encoding)
+        return first, size if end == len(text) else common_prefix_length(ids[1], encoding)
+    first = next((t for at in range(start, len(text)) if (t := encoding.char_to_token(at)) is not None), size)
+    last = next((t for at in range(end, len(text)) if (t := encoding.char_to_token(at)) is not None), size)
+    if last < size and encoding.token_to_chars(last)[0] < end:
+        last += 1
+    return first, last
+
+
+def _learn_escaped(backend: Tokenizer, specials: Sequence[str]) -> dict[int, list[int]]:
+    """Make each escaped special string one token of its own in `backend`; return the tokens that it stands for."""
+    newline = backend.encode("\n", add_special_tokens=False).ids
+    backend.encode_special_tokens = True
+    # after a newline, since some tokenizers put a space before what begins a text
+    plain = [backend.encode("\n" + string, add_special_tokens=False).ids for string in specials]
+    backend.encode_special_tokens = False
+    marked = [MARK + string for string in specials]
+    backend.add_special_tokens([AddedToken(string, special=True, normalized=False) for string in marked])
+    bare = [ids[len(newline) :] if ids[: len(newline)] == newline else ids for ids in plain]
+    return {number: ids for string, ids in zip(marked, bare, strict=True) if (number := backend.token_to_id(string))}
+
+
+def _unescaped(as_text: Mapping[int, list[int]], ids: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return tokens and labels with each escaped special string as the tokens of its characters."""
+    if not np.isin(ids, list(as_text)).any():
+        return ids, labels
+    out: list[int] = []
+    trained: list[int] = []
+    for token, label in zip(ids.tolist(), labels.tolist(), strict=True):
+        plain = as_text.get(token, [token])
+        out += plain
+        trained += plain if label != IGNORED else [IGNORED] * len(plain)
+    return np.array(out, dtype=np.int32), np.array(trained, dtype=np.int32)
