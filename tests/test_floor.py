@@ -17,7 +17,9 @@ def test_floor_versions_pass_the_tests(tmp_path):
     install = [python, "-m", "pip", "install", "--quiet", "-c", ROOT / "tests" / "floor.txt"]
     subprocess.run([*install, "torch"], check=True)
     notebooks = ["ipykernel", "matplotlib", "nbclient", "nbformat"]
-    subprocess.run([*install, f"{ROOT}[quantization]", "pytest", "pytest-timeout", *notebooks], check=True)
+    subprocess.run(
+        [*install, f"{ROOT}[quantization]", "pytest", "pytest-timeout", "hypothesis", *notebooks], check=True
+    )
     # the house is the same on every version, and its tests read the checkout
     tests = [python, "-m", "pytest", "-q", "-p", "no:cacheprovider", "--ignore", ROOT / "tests" / "test_house.py"]
     done = subprocess.run([*tests, ROOT / "tests"], check=False, cwd=ROOT, capture_output=True, text=True)

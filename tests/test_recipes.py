@@ -9,6 +9,7 @@ import pytest
 from conftest import SHIPPED, jsonl
 
 from trl_sft import load_recipe, paths, train
+from trl_sft.recipe import flow
 from trl_sft.record import resolved
 
 FOLDER = Path(__file__).parents[1] / "recipes"
@@ -23,6 +24,11 @@ ROWS = {
     "qwen2.5-3b-lora": [{"messages": CHAT, "source": "x"}],
     "llama-3.1-8b-8bit-lora": [{"instruction": "add", "input": "", "output": "b"}],
     "llama-3.1-8b-qlora": [{"instruction": "add", "input": "1 2", "output": "b"}],
+    "qwen2.5-1.5b-multitask-lora": [
+        {"question": "one", "answer": "two"},
+        {"instruction": "add", "input": "", "output": "b"},
+        {"messages": CHAT},
+    ],
     "qwen2.5-1.5b-chinese-lora": [
         {"instruction": "加", "input": "", "output": "三", "domain": ["x"], "human_verified": True}
     ],
@@ -35,6 +41,14 @@ def _numbered(row, number):
     return json.loads(
         "".join(last.get(part, part) for part in re.split(r"(one|add|加)", json.dumps(row, ensure_ascii=False)))
     )
+
+
+def _kept(file, source, rows, begin):
+    """Write rows as one source's stand-in; return the source as the recipe would write it."""
+    row = rows[{"math": 0, "instructions": 1, "chat": 2}.get(source.task, 0)]
+    jsonl(file, [_numbered(row, begin + n) for n in range(40)])
+    kept = {"weight": source.weight, "task": source.task, "format": source.format, "wording": source.wording}
+    return {"path": str(file)} | {name: value for name, value in kept.items() if value}
 
 
 def test_recipes_are_found():
@@ -64,11 +78,15 @@ def test_recipe_that_needs_the_hub_trains_a_toy_model_on_rows_like_its_own(path,
     """All of it but model, rows, length of the run and precision stays."""
     needs_template = "chat_template" in path.read_text(encoding="utf-8")
     model = models.base(here / "base") if needs_template else paths.EMBEDDED / "tiny"
-    for part, number in (("train", 0), ("eval", 100)):
-        jsonl(here / f"{part}.jsonl", [_numbered(ROWS[path.stem][0], number + n) for n in range(40)])
     run = load_recipe(path)
+    data = {}
+    for part, number in (("train", 0), ("eval", 100)):
+        data[part] = [
+            _kept(here / f"{part}-{n}.jsonl", source, ROWS[path.stem], number)
+            for n, source in enumerate(run.sources[part])
+        ]
     words = [f"model={{name_or_path: {model}}}", "train.max_steps=2", "train.output_dir=out", "train.max_length=512"]
-    words += [f"data.{part}={part}.jsonl" for part in ("train", "eval") if run.sources[part]]
+    words += [f"data.{part}={flow(data[part])}" for part in ("train", "eval") if run.sources[part]]
     words += ["data.eval_fraction=0.1"] if "eval_fraction" in run.data else []
     words += ["evaluate={max_rows: 2, generation: {max_new_tokens: 4}}"]
     result = train(load_recipe(path, words))

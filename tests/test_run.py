@@ -285,6 +285,58 @@ def test_file_kinds_are_read_by_their_builder(kind, go, here):
     assert f"r.{kind}: 2 rows to train" in out
 
 
+def kept(here, kind):
+    """Write two rows to train and one to hold out in one of the ways rows are kept; return the sources."""
+    import gzip
+
+    from datasets import Dataset, DatasetDict
+
+    rows = [{"question": "a", "answer": "c"}, {"question": "b", "answer": "d"}]
+    held = [{"question": "x", "answer": "y"}]
+    match kind:
+        case "compressed":
+            with gzip.open(here / "r.jsonl.gz", "wt") as file:
+                file.writelines(json.dumps(row) + "\n" for row in rows)
+            return "r.jsonl.gz", None
+        case "glob":
+            for n, row in enumerate(rows):
+                jsonl(here / f"part-{n}.jsonl", [row])
+            return "part-*.jsonl", None
+        case "saved":
+            Dataset.from_list(rows).save_to_disk(here / "saved")
+            return "./saved", None
+        case "arrow":
+            Dataset.from_list(rows).save_to_disk(here / "saved")
+            return "saved/data-00000-of-00001.arrow", None
+        case "saved_with_splits":
+            DatasetDict({"train": Dataset.from_list(rows), "test": Dataset.from_list(held)}).save_to_disk(
+                here / "saved"
+            )
+        case "folder_with_splits":
+            (here / "saved").mkdir()
+            jsonl(here / "saved" / "train.jsonl", rows)
+            jsonl(here / "saved" / "test.jsonl", held)
+    return "./saved", "./saved"
+
+
+@pytest.mark.parametrize("streaming", ["false", "true"])
+@pytest.mark.parametrize("kind", ["compressed", "glob", "saved", "arrow", "saved_with_splits", "folder_with_splits"])
+def test_rows_are_read_however_they_are_kept(kind, streaming, go, here):
+    train, held = kept(here, kind)
+    data = f"{{path: '{train}', streaming: {streaming}}}" + (f", eval: '{held}'" if held else "")
+    code, out, err = go(RECIPE.replace("rows.jsonl", data), command=["check"])
+    assert code == 0, err
+    assert "rows      2 to train" in out
+    assert ("held out  1 rows" in out) == (held is not None)
+
+
+def test_split_that_a_saved_data_set_has_not_is_told(go, here):
+    kept(here, "saved_with_splits")
+    code, _, err = go(RECIPE.replace("rows.jsonl", "{path: ./saved, split: validation}"), command=["check"])
+    assert code == 2
+    assert "no split validation; it has train, test" in err
+
+
 def test_builder_keywords_reach_the_builder(go, here):
     (here / "r.csv").write_text("question;answer\na;b\n")
     code, _, err = go(RECIPE.replace("rows.jsonl", "{path: r.csv, delimiter: ';'}"), command=["check"])

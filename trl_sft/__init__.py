@@ -14,10 +14,11 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from trl_sft.ending import Result
+    from trl_sft.preview import Preview
     from trl_sft.run import Run
 
 __version__ = "0.1.0"
-__all__ = ["__version__", "load_recipe", "train"]
+__all__ = ["__version__", "load_recipe", "show", "train"]
 
 
 def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Run:
@@ -29,6 +30,20 @@ def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Run:
     from trl_sft import recipe, schema
 
     return schema.build(recipe.read(path, [overrides] if isinstance(overrides, str) else overrides))
+
+
+def show(run: Run, num_rows: int = 3) -> Preview:
+    """Return the first rows of each source as the model sees them; a notebook shows them in colour.
+
+    Needs no weights. Raises `trl_sft.errors.UserError`.
+    """
+    from trl_sft import console
+
+    with console.quiet():
+        from trl_sft import preview
+
+        with console.quiet():
+            return preview.make(run, num_rows)
 
 
 def train(run: Run) -> Result:

@@ -25,6 +25,8 @@ _COMMANDS = """\
 commands (a first word that is none of them is a recipe):
   python -m trl_sft RECIPE [section.key=value ...]         train
   python -m trl_sft check RECIPE [section.key=value ...]   all that needs no weights: recipe, tokenizer, rows
+  python -m trl_sft preview RECIPE [--rows N] [--html FILE]   rows as the model sees them, what is trained in colour
+  python -m trl_sft prepare RECIPE [section.key=value ...] make the tokens ahead of time
   python -m trl_sft init MODEL DATA [-o RECIPE]            write a recipe for a model and a file of rows
 
 An override is checked as strictly as the file: train.max_steps=10, lora='{r: 8}', lora=null
@@ -73,14 +75,14 @@ def _parser(usage: str, about: str, epilog: str = "") -> argparse.ArgumentParser
     )
 
 
-def _read(parser: argparse.ArgumentParser, words: Sequence[str]) -> Run:
-    """Return the checked recipe that the words name."""
+def _read(parser: argparse.ArgumentParser, words: Sequence[str]) -> tuple[Run, argparse.Namespace]:
+    """Return the checked recipe that the words name, and all that was given."""
     from trl_sft import load_recipe
 
     parser.add_argument("recipe", metavar="RECIPE", help="a YAML file")
     parser.add_argument("overrides", metavar="section.key=value", nargs="*", help="a value in place of the file's")
-    given = parser.parse_args(words)
-    return load_recipe(given.recipe, given.overrides)
+    given = parser.parse_intermixed_args(words)
+    return load_recipe(given.recipe, given.overrides), given
 
 
 def _train(words: list[str]) -> int:
@@ -89,7 +91,7 @@ def _train(words: list[str]) -> int:
     if not words:
         parser.print_help()
         return errors.EXIT_DONE
-    run = _read(parser, words)
+    run = _read(parser, words)[0]
     from trl_sft import train
 
     print(f"trl_sft {__version__}   {run.recipe.path.name} -> {run.output_dir}", flush=True)
@@ -99,7 +101,7 @@ def _train(words: list[str]) -> int:
 
 def _check(words: list[str]) -> int:
     about = "Do all of a run that needs no weights: recipe, folder, tokenizer, template, rows, settings."
-    run = _read(_parser("check RECIPE [section.key=value ...]", about), words[1:])
+    run = _read(_parser("check RECIPE [section.key=value ...]", about), words[1:])[0]
     from trl_sft import console
 
     with console.quiet():
@@ -108,6 +110,47 @@ def _check(words: list[str]) -> int:
         with console.quiet():
             training.prepare(run, thorough=True)
     print(f"Nothing to mend. Next: {console.python()} -m trl_sft {shlex.join(run.recipe.words)}")
+    return errors.EXIT_DONE
+
+
+def _prepare(words: list[str]) -> int:
+    about = "Make the tokens of a run ahead of time: the next run with these rows and settings reads them."
+    run = _read(_parser("prepare RECIPE [section.key=value ...]", about), words[1:])[0]
+    from trl_sft import console
+
+    with console.quiet():
+        from trl_sft import training
+
+        with console.quiet():
+            training.prepare(run)
+    print(f"Prepared. Next: {console.python()} -m trl_sft {shlex.join(run.recipe.words)}")
+    return errors.EXIT_DONE
+
+
+def _preview(words: list[str]) -> int:
+    about = "Show the first rows of each source as the model sees them: trained tokens in colour, cut ends marked."
+    parser = _parser("preview RECIPE [section.key=value ...] [--rows N] [--html FILE]", about)
+    parser.add_argument("--rows", metavar="N", type=int, default=3, help="rows of each source, 3 unless given")
+    parser.add_argument("--html", metavar="FILE", type=Path, help="write a page of HTML in place of the terminal")
+    run, given = _read(parser, words[1:])
+    from trl_sft import console, rundir
+
+    if given.rows < 1:
+        raise errors.RecipeError(errors.Fault("--rows", str(given.rows), "at least 1"))
+    with console.quiet():
+        from trl_sft import preview
+
+        with console.quiet():
+            shown = preview.make(run, given.rows)
+    if given.html is None:
+        for line in shown.lines(sys.stdout.isatty() and "NO_COLOR" not in os.environ):
+            print(line)
+    else:
+        try:
+            rundir.write(given.html, shown.page(run.recipe.path.name))
+        except OSError as error:
+            raise errors.RecipeError(errors.Fault("--html", str(error), "a file that can be written")) from None
+        print(f"{given.html}: open it in a browser")
     return errors.EXIT_DONE
 
 
@@ -123,4 +166,6 @@ def _init(words: list[str]) -> int:
     return init.write(given.model, given.data, given.output)
 
 
-_COMMAND: dict[str, Callable[[list[str]], int]] = {"check": _check, "init": _init}
+_COMMAND: dict[str, Callable[[list[str]], int]] = {
+    **{"check": _check, "init": _init, "prepare": _prepare, "preview": _preview},
+}

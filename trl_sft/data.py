@@ -22,6 +22,7 @@ from trl_sft.run import Run, Source
 from trl_sft.source_rows import Part, formatted, seed
 from trl_sft.tokens import CHAT, PAIRS, TEXT
 
+STREAM_HEAD = 200  # rows of a stream that are read, formatted and checked before training
 _LEAKED = "stands in the held-out rows"
 
 
@@ -55,6 +56,7 @@ class Rows(NamedTuple):
     form: str  # CHAT, PAIRS or TEXT
     loss_on: str  # as `data.loss_on` says it
     said: tuple[str, ...] = ()  # a line a source: rows, layout, wording
+    streamed: bool = False  # the rows to train are read while training goes on; `train` holds the first of them
 
     @property
     def held(self) -> Dataset | None:
@@ -68,21 +70,32 @@ class Rows(NamedTuple):
         return any(part.escaped for side in (self.train, *self.eval.values()) for part in side.parts)
 
 
-def load(run: Run, target: Target) -> Rows:
-    """Load, format, split and mix the rows of a run. Raises DataError, RecipeError."""
+def load(run: Run, target: Target, head: int | None = None) -> Rows:
+    """Load, format, split and mix the rows of a run. Raises DataError, RecipeError.
+
+    `head`: only so many rows of each source to train, from its beginning, and none held out; None = all.
+    """
     said: list[str] = []
     parts: dict[str, list[Part]] = {"train": [], "eval": []}
+    streamed = any(source.load.get("streaming") for source in run.sources["train"])
     for part, source in ((part, source) for part, those in run.sources.items() for source in those):
+        if head is not None and part == "eval":
+            continue
+        beginning = STREAM_HEAD if streamed and part == "train" else head
         try:
-            parts[part].append(formatted(run, source, part, target._replace(task=source.task), said))
+            parts[part].append(formatted(run, source, target._replace(task=source.task), said, (part, beginning)))
         except UnicodeDecodeError as error:  # datasets' JSON builder lets such bytes through
             bad = [fault for file in source.place.files for fault in textfiles.faults(file)]
             fault = Fault(source.name, f"not UTF-8: {first_line(error)}", "the file saved as UTF-8, or `encoding:`")
             raise DataError(bad or fault) from None
     form = _one_form(run, parts["train"] + parts["eval"])
-    loss_on = _loss_on(run, form, parts["train"])
+    loss_on = _loss_on(run, form, parts["train"], streamed)
     train = _side(parts["train"])
+    if head is not None:
+        return Rows(train, {}, form, loss_on, tuple(said))
     held = {name: _side([part]) for name, part in zip(_names(run.sources["eval"]), parts["eval"], strict=True)}
+    if streamed:
+        return Rows(train, held, form, loss_on, tuple(said), streamed=True)
     stay = train.order
     if fraction := run.data.get("eval_fraction"):
         number = round(len(stay) * fraction)
@@ -151,11 +164,12 @@ def _form(rows: Dataset) -> str:
     return CHAT if isinstance(rows[0]["completion"], list) else PAIRS
 
 
-def _loss_on(run: Run, form: str, parts: Sequence[Part]) -> str:
+def _loss_on(run: Run, form: str, parts: Sequence[Part], streamed: bool) -> str:
     """Return where the loss falls: as the recipe says, else on the response.
 
     Rows that say themselves what the completion is make earlier answers part of the prompt; in a chat of
-    several turns every answer is a response. Raises RecipeError.
+    several turns every answer is a response; so it is in a stream, whose later rows may have several turns.
+    Raises RecipeError.
     """
     asked = run.data.get("loss_on")
     where = run.recipe.where(("data", "loss_on"))
@@ -166,7 +180,7 @@ def _loss_on(run: Run, form: str, parts: Sequence[Part]) -> str:
     if form == PAIRS and asked in ("assistant", "last_turn"):
         write = "completion or all; or wording: chat, with tokenizer.chat_template where the model has none"
         raise RecipeError(Fault(where, f"loss_on: {asked}, but the rows become plain text", write))
-    several = any(part.several for part in parts)
+    several = streamed or any(part.several for part in parts)
     if form == PAIRS or not several or asked == "all":
         return str(asked or "completion")
     given = {part.layout == "prompt_completion" for part in parts}

@@ -9,10 +9,10 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
-from datasets import Dataset
+from datasets import Dataset, IterableDataset
 from trl import SFTConfig
 
-from trl_sft import ledger, prepared, tokens
+from trl_sft import ledger, prepared, streams, tokens
 from trl_sft.chat import Chat
 from trl_sft.data import Rows
 from trl_sft.errors import Fault, RecipeError
@@ -25,12 +25,13 @@ _CONTINUED = ("bfd_split", "wrapped")
 class Made(NamedTuple):
     """What SFTTrainer gets, and what became of the rows."""
 
-    train: Dataset  # input_ids, labels: (tokens,) each; packed: seq_lengths too
+    train: Dataset | IterableDataset  # input_ids, labels: (tokens,) each; packed: seq_lengths too
     eval: Dataset | dict[str, Dataset] | None
     ledger: dict[str, Any]
     rejects: list[dict[str, Any]]
     encoder: tokens.Encoder
     said: tuple[tuple[str, str], ...]  # the ledger's lines
+    seen: streams.Seen | None = None  # what came by so far, of rows that are streamed
 
 
 def make(run: Run, chat: Chat, rows: Rows, args: SFTConfig, thorough: bool = False) -> Made:
@@ -38,34 +39,46 @@ def make(run: Run, chat: Chat, rows: Rows, args: SFTConfig, thorough: bool = Fal
 
     `thorough`: every row's mask is checked by a second way, and nothing is read from the cache.
     """
-    _check(run, args)
-    specials = chat.target.specials if rows.escaped else ()
-    first = plan(run, chat, rows, args, args.packing)
-    encoder = tokens.encoder(first, chat.tokenizer, run.template_kwargs, specials)
+    encode = encoder(run, chat, rows, args)
     made: dict[str, Dataset] = {}
     counted: dict[str, Any] = {}
     said: list[tuple[str, str]] = []
     left: list[dict[str, Any]] = []
     for part, side in (("train", rows.train), *rows.eval.items()):
         packing = args.packing if part == "train" or args.eval_packing is None else args.eval_packing
-        encoder = encoder._replace(plan=plan(run, chat, rows, args, packing))
+        encode = encode._replace(plan=plan(run, chat, rows, args, packing))
         work = prepared.Work(side.forms, side.order, side.name, f"Tokenizing {part}", thorough)
-        done = prepared.made(work, encoder, run.recipe.path)
+        if rows.streamed and part == "train":
+            done = prepared.in_memory(work, encode)
+        else:
+            done = prepared.made(work, encode, run.recipe.path)
+            said.append(("cache", f"{part}: {done.said}"))
         ledger.check(run, side, done, part, args.max_length)
         seed = args.seed if args.shuffle_dataset else None
         packs = prepared.packed(done, args.max_length, args.packing_strategy, seed) if packing else None
         batch = args.per_device_train_batch_size if part == "train" else args.per_device_eval_batch_size
         counted[part] = ledger.count(side, done, packs, batch, args.max_length)
         left += ledger.rejects(side, done, part)
-        said.append(("cache", f"{part}: {done.said}"))
         plain = done.rows.select_columns(["input_ids", "labels"])
         made[part] = packs if packs is not None else plain if seed is None else plain.shuffle(seed=seed)
     _check_best(run, args, list(rows.eval))
     train = made.pop("train")
     whole = {"train": counted.pop("train"), "eval": counted}
     held = made.get("eval") if set(made) == {"eval"} else made or None
+    if rows.streamed:
+        told = ("stream", "read while training goes on; counted here are the first rows of each source")
+        stream, seen = streams.made(run, rows, encode, args)
+        shown = (told, *ledger.lines(run, rows, whole, args), *said)
+        return Made(stream, held, {"train": streams.ledger(seen), "eval": counted}, left, encode, shown, seen)
     lines = (*ledger.lines(run, rows, whole, args), *said)
-    return Made(train, held, whole, left, encoder, lines)
+    return Made(train, held, whole, left, encode, lines)
+
+
+def encoder(run: Run, chat: Chat, rows: Rows, args: SFTConfig) -> tokens.Encoder:
+    """Return what encodes the rows to train. Raises RecipeError for settings that contradict each other."""
+    _check(run, args)
+    specials = chat.target.specials if rows.escaped or (rows.streamed and chat.target.escape) else ()
+    return tokens.encoder(plan(run, chat, rows, args, args.packing), chat.tokenizer, run.template_kwargs, specials)
 
 
 def _check_best(run: Run, args: SFTConfig, names: list[str]) -> None:

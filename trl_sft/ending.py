@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import torch
 from trl import SFTTrainer
 
-from trl_sft import console, errors, evaluate, model, record, rundir, screens
+from trl_sft import console, errors, evaluate, model, record, rundir, screens, streams
 from trl_sft.dataset import Made
 from trl_sft.errors import Fault, MissingPackage, RecipeError, RunStopped, UserError
 from trl_sft.metrics import METRICS
@@ -39,6 +39,7 @@ class Book:
     def __init__(self) -> None:
         """Note the time; the trainer follows when it stands."""
         self.trainer: SFTTrainer | None = None
+        self.made: Made | None = None
         self.checkpoint: Path | None = None  # that the run goes on from
         self._entries: dict[str, Any] = {}
         self._began = time.monotonic()
@@ -57,7 +58,8 @@ class Book:
         self._write(run, {})
         rundir.write(run.output_dir / rundir.RECIPE, record.without_secrets(run, run.recipe.text))
         rundir.write(run.output_dir / rundir.RESOLVED, record.resolved(run, settings))
-        rundir.write(run.output_dir / rundir.LEDGER, json.dumps(made.ledger, indent=2, ensure_ascii=False) + "\n")
+        self.made = made
+        _ledger(run, made)
         left = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in made.rejects)
         rundir.write(run.output_dir / rundir.REJECTS, left)
         if claim.checkpoint:
@@ -74,7 +76,14 @@ class Book:
 
     def _write(self, run: Run, more: dict[str, Any]) -> None:
         self._entries |= more
+        if more and self.made is not None and self.made.seen is not None:  # what a stream gave is known by now
+            self.made.ledger["train"] = streams.ledger(self.made.seen)
+            _ledger(run, self.made)
         rundir.write(run.output_dir / rundir.RUN, json.dumps(self._entries, indent=2, ensure_ascii=False) + "\n")
+
+
+def _ledger(run: Run, made: Made) -> None:
+    rundir.write(run.output_dir / rundir.LEDGER, json.dumps(made.ledger, indent=2, ensure_ascii=False) + "\n")
 
 
 def guarded(run: Run, carry_out: Callable[[Book], Result]) -> Result:

@@ -61,11 +61,16 @@ def template(tokenizer: PreTrainedTokenizerBase, keywords: dict[str, Any], misma
         (_, middle), (_, last) = exact(shape, text, turns, None, (1, 3))
     except Exception:  # a template of a kind that the trial does not fit: every row is then rendered in parts
         return shape
-    if not asked.startswith(plain) or asked == plain:
+    at = _alike(plain, asked)
+    # a template that ends a text with a token of its own parts from the prompt within that token
+    at = min(
+        (b for t in shape.specials if (b := asked.rfind(t, 0, at + len(t))) >= 0 and b < at < b + len(t)), default=at
+    )
+    if at == len(asked):
         return shape
     after = [text.find(_ANSWERS), text.rfind(_ANSWERS)]
     closing, final = (text[at + len(_ANSWERS) : end] for at, end in zip(after, (middle, last), strict=True))
-    return shape._replace(header=asked[len(plain) :], closing=closing, final=final) if closing and final else shape
+    return shape._replace(header=asked[at:], closing=closing, final=final) if closing and final else shape
 
 
 def quick(shape: Template, text: str, turns: Sequence[Message]) -> list[Span] | None:

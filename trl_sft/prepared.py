@@ -25,16 +25,16 @@ from datasets import Dataset
 from tqdm.auto import tqdm
 from trl import pack_dataset
 
-from trl_sft import masks, rendered, rendering, tokens
+from trl_sft import marking, masks, rendered, rendering, tokens
 from trl_sft.console import watched
 from trl_sft.tokens import CHAT, Encoder, Made
 
 _BATCH = 1000  # rows read at once
 _CHECKED = 1000  # rows of which every one is checked by a second way
-_SAMPLE, _SEED = 0.01, 0  # of the rest
+SAMPLE, _SEED = 0.01, 0  # of the rest
 _ROWS, _REJECTS, _KEY = "rows.arrow", "rejects.jsonl", "key.json"
 # Code that changed must not meet tokens that the old one made.
-_CODE = [Path(__file__), *(Path(str(module.__file__)) for module in (masks, rendered, rendering, tokens))]
+_CODE = [Path(__file__), *(Path(str(module.__file__)) for module in (marking, masks, rendered, rendering, tokens))]
 _LISTS = {"input_ids": pa.list_(pa.int32()), "labels": pa.list_(pa.int32())}
 _COUNTS = {"number": pa.int64(), "total": pa.int32(), "target": pa.int32(), "trained": pa.int32(), "ended": pa.bool_()}
 _SCHEMA = pa.schema(_LISTS | _COUNTS)
@@ -78,6 +78,14 @@ def made(work: Work, encoder: Encoder, recipe: Path) -> Tokens:
     return Tokens(rows, rejected, said, key)
 
 
+def in_memory(work: Work, encoder: Encoder) -> Tokens:
+    """Return the tokens of a few rows, without writing anything."""
+    made = list(batches(work, encoder))
+    rows = Dataset(pa.Table.from_batches(map(_arrow, made), _SCHEMA))
+    rejected = [row for batch in made for row in batch.rejected]
+    return Tokens(rows, rejected, "not cached", rows._fingerprint)
+
+
 def packed(made: Tokens, max_length: int, strategy: str, seed: int | None) -> Dataset:
     """Return packs of rows by TRL's own `pack_dataset`: input_ids, labels, seq_lengths where documents are kept apart.
 
@@ -109,7 +117,7 @@ def columns(table: pa.Table) -> dict[str, list[Any]]:
 def batches(work: Work, encoder: Encoder) -> Iterator[Made]:
     """Yield rows as tokens; one batch is tokenized while the next is rendered."""
     rows = work.forms.with_format("arrow")
-    every = np.random.default_rng(_SEED).random(len(work.order)) < (1 if work.thorough else _SAMPLE)
+    every = np.random.default_rng(_SEED).random(len(work.order)) < (1 if work.thorough else SAMPLE)
     every[:_CHECKED] = True
     wanted = [name for name in ("prompt", "completion", "text", "tools", "untrained") if name in rows.column_names]
     rows = rows.select_columns(wanted)

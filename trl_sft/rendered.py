@@ -52,7 +52,7 @@ def rendered(
         for n, (number, turns, text) in enumerate(zip(numbers, chats, texts, strict=True)):
             learned = _learned(plan, turns, len(batch["prompt"][n]), untrained[n])
             try:
-                yield Row(number, text, _spans(made, text, turns, tools[n], learned, check[n]))
+                yield _row(made, Row(number, text, None), turns, tools[n], (learned, check[n]))
             except Unclear as unclear:
                 allow = f"; or run.allow: [{unclear.allow}], if that is meant" if unclear.allow else ""
                 raise TemplateError(Fault(name(number), unclear.found, unclear.write + allow)) from None
@@ -98,28 +98,31 @@ def _learned(plan: Plan, turns: Sequence[Message], given: int, untrained: Sequen
     return [n for n in answers if n not in (untrained or ())]
 
 
-def _spans(
-    made: Encoder, text: str, turns: Sequence[Message], tools: Any, learned: Sequence[int], check: bool
-) -> list[Span] | None:
-    """Return the spans of the turns that are learned, None for all of a text. Raises Unclear."""
-    shape = made.shape
+def _row(made: Encoder, row: Row, turns: Sequence[Message], tools: Any, how: tuple[Sequence[int], bool]) -> Row:
+    """Return a chat with the spans of the turns that are learned. Raises Unclear.
+
+    `how`: the numbers of these turns, and whether they are looked for by a second way too.
+    """
+    shape, text, (learned, check) = made.shape, row.text, how
     assert shape is not None
     if made.plan.loss_on == "all":
         last = [turn for turn in turns if turn["role"] == "assistant"][-1:]
         if lost := next(filter(None, (rendering.lost(turn, text) for turn in last)), ""):
             raise Unclear(f"the chat template drops a part of an answer: {lost[:60]!r}", "a template that renders it")
-        return None
-    found = masks.quick(shape, text, turns)
+        return row
     answers = [n for n, turn in enumerate(turns) if turn["role"] == "assistant"]
-    spans = None if found is None else [span for n, span in zip(answers, found, strict=True) if n in learned]
-    if spans is not None and not check:
-        return spans
-    parts = masks.exact(shape, text, turns, tools, learned)
-    if spans is not None and spans != parts:
-        raise AssertionError(f"two ways to find the mask differ: {spans} and {parts} in {text!r}")
-    if check and learned == answers:
-        _agree(made, text, turns, tools, parts)
-    return parts
+    found = masks.quick(shape, text, turns)
+    if found is not None:
+        spans = [span for n, span in zip(answers, found, strict=True) if n in learned]
+        row = row._replace(spans=spans, answers=[n in learned for n in answers])
+    if found is None or check:
+        parts = masks.exact(shape, text, turns, tools, learned)
+        if found is not None and row.spans != parts:
+            raise AssertionError(f"two ways to find the mask differ: {row.spans} and {parts} in {text!r}")
+        if check and learned == answers:
+            _agree(made, text, turns, tools, parts)
+        row = row._replace(spans=parts)
+    return row
 
 
 def _agree(made: Encoder, text: str, turns: Sequence[Message], tools: Any, spans: Sequence[Span]) -> None:

@@ -70,6 +70,13 @@ def _data(recipe: Recipe, data: Mapping[str, Any], sources: Mapping[str, Any]) -
 
 def _mixing(recipe: Recipe, sources: Mapping[str, Any]) -> Iterator[Fault]:
     """Yield what is wrong with weights and numbers of rows."""
+    streamed = [source for source in sources["train"] if source.load.get("streaming")]
+    if streamed:
+        yield from _streaming(recipe, sources, len(streamed))
+    for source in sources["eval"]:
+        if source.load.get("streaming"):
+            found = "streaming of held-out rows, which are read whole"
+            yield Fault(recipe.where((*source.key, "streaming")), found, "leave it out; max_rows takes fewer of them")
     weighed = [source for source in sources["train"] if source.weight is not None]
     for source in (*sources["train"], *sources["eval"]):
         if source.max_rows is not None and source.max_rows < 1:
@@ -84,6 +91,25 @@ def _mixing(recipe: Recipe, sources: Mapping[str, Any]) -> Iterator[Fault]:
         bare = next(source for source in sources["train"] if source.weight is None)
         found = f"{bare.name} has no weight, other sources have one"
         yield Fault(recipe.where(bare.key), found, "weight: for every source, or for none")
+
+
+def _streaming(recipe: Recipe, sources: Mapping[str, Any], number: int) -> Iterator[Fault]:
+    """Yield what a stream cannot do: it has no length, and is not known before it was read."""
+    first = next(source for source in sources["train"] if source.load.get("streaming"))
+    where = recipe.where((*first.key, "streaming"))
+    train, data = recipe.values.get("train") or {}, recipe.values["data"]
+    if number < len(sources["train"]):
+        yield Fault(where, "some sources are streamed, others are not", "streaming: true for all, or for none")
+    if train.get("max_steps", -1) < 1:
+        yield Fault(where, "streaming without a number of steps: a stream has no length", "train.max_steps")
+    if data.get("eval_fraction") is not None:
+        found = "eval_fraction of a stream, whose length is not known"
+        yield Fault(recipe.where(("data", "eval_fraction")), found, "data.eval: a file, or another split")
+    for key, given in ((("train", "shuffle_dataset"), train), (("data", "drop_leaked"), data)):
+        if given.get(key[1]):
+            yield Fault(
+                recipe.where(key), f"{key[1]}: true, but a stream is not known before it was read", "leave it out"
+            )
 
 
 def _quantization(recipe: Recipe, section: Mapping[str, Any], adapter: bool) -> Iterator[Fault]:

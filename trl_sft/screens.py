@@ -40,17 +40,21 @@ def ledger(lines: Sequence[tuple[str, str]]) -> None:
         say(f"{name:<9} {value}")
 
 
-def before(args: SFTConfig, state: TrainerState, model: PreTrainedModel, rows: int) -> list[tuple[str, str]]:
-    """Return the table before step 1; `rows` are those of the live dataset, packs where packing is on."""
+def before(args: SFTConfig, state: TrainerState, model: PreTrainedModel, rows: int | None) -> list[tuple[str, str]]:
+    """Return the table before step 1.
+
+    `rows` are those of the live dataset, packs where packing is on; None = a stream.
+    """
     trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
     counted = getattr(model, "get_nb_trainable_parameters", None)  # peft's knows that 4-bit weights lie two in a byte
     everything = counted()[1] if counted else sum(p.numel() for p in model.parameters())
     batch = args.per_device_train_batch_size * args.gradient_accumulation_steps * args.world_size
     kind = "packs" if args.packing else "rows"
+    epochs = f", which is {state.max_steps / math.ceil(rows / batch):.3g} epochs" if rows else ""
     warmup = args.get_warmup_steps(state.max_steps)
     accumulation = f" x {args.gradient_accumulation_steps} accumulated" if args.gradient_accumulation_steps > 1 else ""
     return [
-        ("steps", f"{state.max_steps:,}, which is {state.max_steps / math.ceil(rows / batch):.3g} epochs"),
+        ("steps", f"{state.max_steps:,}{epochs}"),
         ("batch", f"{batch} {kind} a step ({args.per_device_train_batch_size} at a time{accumulation})"),
         ("warm-up", f"{f'{warmup} steps' if warmup else 'none'}, then {args.lr_scheduler_type.value}"),
         ("trainable", f"{trainable:,} of {everything:,} parameters ({trainable / everything:.1%})"),

@@ -31,6 +31,7 @@ class Part(NamedTuple):
     escaped: bool  # whether some row holds special strings that are plain text
     numbers: np.ndarray | None  # of the rows in their source; None = all of them
     weight: float | None = None
+    how: conversion.How | None = None  # it was formatted
 
 
 def look(recipe: Recipe, source: Source) -> tuple[str, list[str], int]:
@@ -39,14 +40,17 @@ def look(recipe: Recipe, source: Source) -> tuple[str, list[str], int]:
     return sources.recognised(recipe, source, rows.column_names), rows.column_names, len(rows)
 
 
-def formatted(run: Run, source: Source, part: str, target: Target, said: list[str]) -> Part:
-    """Return one source's rows as prompt and completion, or as text."""
-    recipe, name = run.recipe, source.name
-    rows = sources.load(recipe, source, part)
+def formatted(run: Run, source: Source, target: Target, said: list[str], which: tuple[str, int | None]) -> Part:
+    """Return one source's rows as prompt and completion, or as text.
+
+    `which`: to train or to evaluate, and how many rows from the beginning (None = all).
+    """
+    recipe, name, (part, head) = run.recipe, source.name, which
+    rows = sources.load(recipe, source, part, head)
     if len(rows) == 0:
         raise DataError(Fault(recipe.where(source.key), f"{name} has no rows", "a source with rows"))
     numbers = None
-    if source.max_rows is not None and source.max_rows < len(rows):
+    if head is None and source.max_rows is not None and source.max_rows < len(rows):
         said.append(f"{name}: {source.max_rows:,} of its {len(rows):,} rows, drawn with the seed (max_rows)")
         numbers = mixing.sampled(len(rows), source.max_rows, seed(run))
         rows = rows.select(numbers)
@@ -77,11 +81,12 @@ def formatted(run: Run, source: Source, part: str, target: Target, said: list[st
     label = f"; task {source.task}" if source.task else ""
     if label and "task" not in (layout, wording):
         label += " (a label: neither this format nor this wording uses it)"
-    said.append(f"{name}: {len(rows):,} rows to {part}; {source.format + ' -> ' if source.code else ''}{told}{label}")
+    count = f"{len(rows):,} rows to {part}" if head is None else f"its first {len(rows):,} rows"
+    said.append(f"{name}: {count}; {source.format + ' -> ' if source.code else ''}{told}{label}")
     if about.as_text:
         shown = "the chat template does not render" if wording == "chat" else f"wording {wording} has no place for"
         said.append(f"{name}: {shown} {' and '.join(sorted(about.as_text))}: kept as text")
-    return Part(name, layout, about.rows, about.several, about.escaped, numbers, source.weight)
+    return Part(name, layout, about.rows, about.several, about.escaped, numbers, source.weight, how)
 
 
 def _called(recipe: Recipe, source: Source, row: dict[str, Any]) -> dict[str, Any]:

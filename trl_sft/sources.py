@@ -9,21 +9,42 @@ from __future__ import annotations
 import difflib
 import glob
 from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
 
-from datasets import Dataset, concatenate_datasets, load_dataset
+from datasets import Dataset, DatasetDict, IterableDataset, concatenate_datasets, load_dataset, load_from_disk
 
 from trl_sft import formatting, hub, textfiles, turns, wordings
 from trl_sft.errors import DataError, Fault, RecipeError, first_line
 from trl_sft.recipe import Recipe
 from trl_sft.run import Source
 
+_SAVED = ("dataset_dict.json", "state.json")  # what Dataset.save_to_disk writes beside the rows
 # part -> the split that a folder or a hub id gives where the source names none
 _SPLITS = {"train": "train", "eval": "test"}
 
 
-def load(recipe: Recipe, source: Source, part: str) -> Dataset:
-    """Return the rows of a source as datasets reads them, renamed. Raises DataError."""
-    rows = _loaded(recipe, source, part)
+def load(recipe: Recipe, source: Source, part: str, head: int | None = None) -> Dataset:
+    """Return the rows of a source as datasets reads them, renamed. Raises DataError.
+
+    `head`: only so many from its beginning, without reading the rest; None = all.
+    """
+    rows = _loaded(recipe, source, part, head is not None)
+    if isinstance(rows, IterableDataset):
+        rows = _head(rows, head or 0)
+    _check_renames(recipe, source, rows)
+    return rows.rename_columns(source.rename) if source.rename else rows
+
+
+def stream(recipe: Recipe, source: Source, part: str) -> IterableDataset:
+    """Return the rows of a source as a stream, renamed. Raises DataError."""
+    rows = _loaded(recipe, source, part, streaming=True)
+    assert isinstance(rows, IterableDataset)
+    return rows.rename_columns(source.rename) if source.rename else rows
+
+
+def _check_renames(recipe: Recipe, source: Source, rows: Dataset) -> None:
+    """Refuse names that are not there, or there already. Raises DataError."""
     missing = [old for old in source.rename if old not in rows.column_names]
     if missing:
         near = difflib.get_close_matches(missing[0], rows.column_names, 1, 0.5)
@@ -36,7 +57,6 @@ def load(recipe: Recipe, source: Source, part: str) -> Dataset:
         raise DataError(
             Fault(recipe.where((*source.key, "rename")), found, "a name that is free, or rename that one too")
         )
-    return rows.rename_columns(source.rename) if source.rename else rows
 
 
 def recognised(recipe: Recipe, source: Source, columns: Sequence[str], what: str = "") -> str:
@@ -78,6 +98,25 @@ def used_columns(recipe: Recipe, source: Source, rows: Dataset, layout: str) -> 
     return needed | optional | {formatting.LABEL}
 
 
+def _from_disk(folder: Path, keywords: dict[str, Any]) -> Dataset | IterableDataset:
+    """Return the rows that `save_to_disk` wrote, of one of its splits where it has several."""
+    rows = load_from_disk(str(folder))
+    if isinstance(rows, DatasetDict):
+        if keywords["split"] not in rows:
+            raise KeyError(f"no split {keywords['split']}; it has {', '.join(rows)}")
+        rows = rows[keywords["split"]]
+    return rows.to_iterable_dataset() if keywords["streaming"] else rows
+
+
+def _head(rows: IterableDataset, number: int) -> Dataset:
+    """Return the first rows of a stream."""
+    tables = []
+    for table in rows.with_format("arrow").iter(number):
+        tables.append(table)
+        break
+    return Dataset(tables[0]) if tables else Dataset.from_dict({})
+
+
 def _own_columns(recipe: Recipe, source: Source) -> set[str]:
     """Return the columns that a wording of the recipe's own names; empty = it has none."""
     if not isinstance(source.wording, dict):
@@ -94,9 +133,9 @@ def _own_columns(recipe: Recipe, source: Source) -> set[str]:
     return needed
 
 
-def _loaded(recipe: Recipe, source: Source, part: str) -> Dataset:
+def _loaded(recipe: Recipe, source: Source, part: str, streaming: bool) -> Dataset | IterableDataset:
     """Return the rows of a source as they are. Foreign errors become DataError here."""
-    keywords = {"split": _SPLITS[part]} | source.load
+    keywords = {"split": _SPLITS[part]} | source.load | {"streaming": streaming}
     where = recipe.where(source.key)
     files = [glob.escape(str(file)) for file in source.place.files]  # datasets takes them for patterns
     for file in source.place.files:
@@ -106,6 +145,8 @@ def _loaded(recipe: Recipe, source: Source, part: str) -> Dataset:
         if source.builder:
             keywords["split"] = source.load.get("split", "train")
             rows = load_dataset(source.builder, data_files=files, **keywords)
+        elif source.place.files and any((source.place.files[0] / name).is_file() for name in _SAVED):
+            rows = _from_disk(source.place.files[0], keywords)
         else:
             if not source.place.files:
                 hub.ask("dataset", source.place.name, keywords)
@@ -125,7 +166,7 @@ def _loaded(recipe: Recipe, source: Source, part: str) -> Dataset:
         found, write = f"{source.name} cannot be read: {first_line(cause)}", "a file of that kind, or its keywords"
         if "corresponds to no data" in str(error):
             found, write = f"{source.name} has no rows", "a source with rows"
-        elif "split" in str(error):
+        elif "split" in str(error) or isinstance(error, KeyError):
             write = "split: one that it has"
         raise DataError(bad or Fault(where, found, write)) from None
-    return rows if isinstance(rows, Dataset) else concatenate_datasets(rows)
+    return rows if isinstance(rows, Dataset | IterableDataset) else concatenate_datasets(rows)

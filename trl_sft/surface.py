@@ -67,7 +67,6 @@ OWN_KEYS: dict[str, dict[str, str]] = {
 NOT_YET = {
     "": ("launch",),
     "evaluate": ("prompts",),
-    "data.*": ("streaming",),
     "run": ("global_batch_size", "early_stopping", "logits_gib"),
 }
 

@@ -7,15 +7,16 @@ row, and the rows that were left out. Deliberately absent: files and caches (`pr
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
-from tokenizers import AddedToken, Encoding, Tokenizer
+from tokenizers import AddedToken, Tokenizer
 from transformers import PreTrainedTokenizerBase
 from trl.data_utils import common_prefix_length
 
-from trl_sft import masks
+from trl_sft import marking, masks
 from trl_sft.errors import DataError, Fault, TemplateError
 from trl_sft.masks import Span
 from trl_sft.turns import MARK
@@ -47,6 +48,7 @@ class Encoder(NamedTuple):
     shape: masks.Template | None  # None = no chats
     backend: Tokenizer | None  # None = a slow tokenizer
     as_text: dict[int, list[int]]  # id of an escaped special string -> the tokens of its characters
+    marks: marking.Marks | None = None  # what stands around an answer as tokens; None = masks need offsets
 
 
 class Row(NamedTuple):
@@ -55,6 +57,7 @@ class Row(NamedTuple):
     number: int  # among the formatted rows
     text: str
     spans: list[Span] | None  # that carry loss; None = all of it
+    answers: list[bool] | None = None  # what stands around each answer is certain: which of them carry loss
 
 
 class Made(NamedTuple):
@@ -83,7 +86,8 @@ def encoder(
         backend.no_padding()
     if escaped and backend is not None:
         as_text = _learn_escaped(backend, escaped)
-    return Encoder(plan, tokenizer, keywords, shape, backend, as_text)
+    marks = marking.marks(shape, backend) if shape is not None and backend is not None else None
+    return Encoder(plan, tokenizer, keywords, shape, backend, as_text, marks)
 
 
 def prompt(made: Encoder, given: Any, tools: Any = None) -> list[int]:
@@ -93,7 +97,8 @@ def prompt(made: Encoder, given: Any, tools: Any = None) -> list[int]:
     row = Row(0, given, [])
     encoding = encoded(made, [row])[0]
     ids = np.array(encoding if isinstance(encoding, list) else encoding.ids, dtype=np.int32)
-    return list(map(int, _unescaped(made.as_text, ids, ids)[0])) if made.as_text else ids.tolist()
+    plain = _unescaped(made.as_text, ids, ids) if made.as_text else None
+    return list(map(int, ids if plain is None else plain[0]))
 
 
 def pieces(rows: Iterator[Row]) -> Iterator[list[Row]]:
@@ -110,50 +115,77 @@ def pieces(rows: Iterator[Row]) -> Iterator[list[Row]]:
         yield held
 
 
-def encoded(made: Encoder, rows: Sequence[Row]) -> list[Encoding] | list[list[int]]:
-    """Return the tokens of texts, with offsets where the tokenizer has them. Other threads go on meanwhile."""
+def encoded(made: Encoder, rows: Sequence[Row]) -> list[Any]:
+    """Return the tokens of texts, with offsets where a mask needs them. Other threads go on meanwhile."""
     special = made.plan.form != CHAT  # a template writes its own first token
-    texts = [row.text for row in rows]
-    if made.backend is not None:
-        return made.backend.encode_batch(texts, add_special_tokens=special)
-    return [list(made.tokenizer(text, add_special_tokens=special)["input_ids"]) for text in texts]
+    if made.backend is None:
+        return [list(made.tokenizer(row.text, add_special_tokens=special)["input_ids"]) for row in rows]
+    out: list[Any] = [None] * len(rows)
+    bare = [n for n, row in enumerate(rows) if row.spans is None or (made.marks and row.answers is not None)]
+    exact = sorted(set(range(len(rows))) - set(bare))
+    for numbers, encode in ((bare, made.backend.encode_batch_fast), (exact, made.backend.encode_batch)):
+        if numbers:
+            encodings = encode([rows[n].text for n in numbers], add_special_tokens=special)
+            for n, encoding in zip(numbers, encodings, strict=True):
+                out[n] = encoding
+    return out
 
 
 def labelled(made: Encoder, rows: Sequence[Row], found: Sequence[Any], name: Callable[[int], str]) -> Made:
     """Return tokens with labels, cut; rows without a trained token, or too long, left out. Raises DataError."""
     out = Made([], [], [], [], [], [], [], [])
-    bos = made.tokenizer.bos_token_id
-    eos = made.tokenizer.convert_tokens_to_ids(made.plan.eos)
-    for row, encoding in zip(rows, found, strict=True):
-        ids = np.array(encoding if isinstance(encoding, list) else encoding.ids, dtype=np.int32)
-        places = _places(made, row, encoding, len(ids))
-        labels = np.full(len(ids), IGNORED, dtype=np.int32)
+    bos, eos = made.tokenizer.bos_token_id, made.tokenizer.convert_tokens_to_ids(made.plan.eos)
+    lists = [encoding if isinstance(encoding, list) else encoding.ids for encoding in found]
+    bounds = np.cumsum([0, *map(len, lists)]).tolist()
+    whole = np.fromiter(itertools.chain.from_iterable(lists), dtype=np.int32, count=bounds[-1])
+    marks = np.full(bounds[-1], IGNORED, dtype=np.int32)
+    known = marking.spans(made.marks, [row.answers for row in rows], whole, bounds)
+    for n, row in enumerate(rows):
+        ids, labels = whole[bounds[n] : bounds[n + 1]], marks[bounds[n] : bounds[n + 1]]
+        places = known[n]
+        if places is None:
+            places = _places(made, row, found[n], len(ids))
         for start, end in places:
             labels[start:end] = ids[start:end]
-        if len(ids) > 1 and bos is not None and ids[0] == ids[1] == bos:
+        if bos is not None and len(ids) > 1 and ids[0] == bos == ids[1]:
             told = f"begins with {made.tokenizer.bos_token} twice: the text has one, and the tokenizer adds one"
             raise TemplateError(Fault(name(row.number), told, "rows without it, or tokenizer.add_bos_token: false"))
-        if made.as_text:
-            ids, labels = _unescaped(made.as_text, ids, labels)
-        _keep(made.plan, out, row, (ids, labels), (places[-1][1] if places else 0, eos), name)
+        target = sum(end - start for start, end in places)
+        if made.as_text and (kept := _unescaped(made.as_text, ids, labels)) is not None:
+            ids, labels = kept
+            target = int((labels != IGNORED).sum())
+        limit = made.plan.max_length
+        if target and (limit is None or len(ids) <= limit):
+            _add(out, (ids, labels), (row.number, len(ids), target, target, True))
+        else:
+            _cut(made.plan, out, row, (ids, labels), (places[-1][1] if places else 0, eos, target), name)
     return out
 
 
-def _keep(
+def _add(out: Made, tokens: tuple[np.ndarray, np.ndarray], counts: tuple[int, int, int, int, bool]) -> None:
+    out.input_ids.append(tokens[0])
+    out.labels.append(tokens[1])
+    out.number.append(counts[0])
+    out.total.append(counts[1])
+    out.target.append(counts[2])
+    out.trained.append(counts[3])
+    out.ended.append(counts[4])
+
+
+def _cut(
     plan: Plan,
     out: Made,
     row: Row,
     tokens: tuple[np.ndarray, np.ndarray],
-    ends: tuple[int, int],
+    ends: tuple[int, int, int],
     name: Callable[[int], str],
 ) -> None:
-    """Cut a row as the plan says, and add it to what is kept or left out.
+    """Cut a row that is too long as the plan says, or leave it out.
 
-    `ends`: where its last answer ends, and the end token.
+    `ends`: where its last answer ends, the end token, how many of its tokens carry loss.
     """
-    ids, labels = tokens
+    (ids, labels), (last, eos, target) = tokens, ends
     total, limit = len(ids), plan.max_length
-    target = int((labels != IGNORED).sum())
     ended, reason = True, ""
     if limit is not None and total > limit:
         if plan.overlong == "error":
@@ -163,11 +195,11 @@ def _keep(
             reason = f"longer than max_length {limit}"
         kept = slice(-limit, None) if plan.keep_end else slice(None, limit)
         ids, labels = ids[kept], labels[kept]
-        ended = plan.keep_end or ends[0] <= limit
+        ended = plan.keep_end or last <= limit
         if plan.overlong == "truncate_and_end" and not ended and (labels != IGNORED).any():
             # OpenRLHF's: the last token that fits gives way to the end, which is learned
             ids, labels = ids.copy(), labels.copy()
-            ids[-1] = labels[-1] = ends[1]
+            ids[-1] = labels[-1] = eos
             ended = True
     trained = int((labels != IGNORED).sum())
     if not trained and not reason:
@@ -175,20 +207,16 @@ def _keep(
     if reason:
         begins = row.text[:80].replace(MARK, "")
         out.rejected.append({"number": row.number, "reason": reason, "tokens": total, "begins": begins})
-        return
-    out.input_ids.append(ids)
-    out.labels.append(labels)
-    out.number.append(row.number)
-    out.total.append(total)
-    out.target.append(target)
-    out.trained.append(trained)
-    out.ended.append(ended)
+    else:
+        _add(out, (ids, labels), (row.number, total, target, trained, ended))
 
 
 def _places(made: Encoder, row: Row, encoding: Any, size: int) -> list[Span]:
     """Return the spans of a row in tokens."""
     if row.spans is None:
         return [(0, size)]
+    if made.marks and row.answers is not None and made.backend is not None:  # it was tokenized without offsets
+        encoding = made.backend.encode(row.text, add_special_tokens=False)
     return [_tokens(made, row.text, encoding, span, size) for span in row.spans]
 
 
@@ -220,10 +248,12 @@ def _learn_escaped(backend: Tokenizer, specials: Sequence[str]) -> dict[int, lis
     return {number: ids for string, ids in zip(marked, bare, strict=True) if (number := backend.token_to_id(string))}
 
 
-def _unescaped(as_text: Mapping[int, list[int]], ids: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Return tokens and labels with each escaped special string as the tokens of its characters."""
+def _unescaped(
+    as_text: Mapping[int, list[int]], ids: np.ndarray, labels: np.ndarray
+) -> tuple[np.ndarray, np.ndarray] | None:
+    """Return tokens and labels with each escaped special string as the tokens of its characters; None = it has none."""
     if not np.isin(ids, list(as_text)).any():
-        return ids, labels
+        return None
     out: list[int] = []
     trained: list[int] = []
     for token, label in zip(ids.tolist(), labels.tolist(), strict=True):

@@ -40,6 +40,16 @@ from trl_sft.recipe import Key
 from trl_sft.run import Run, Setting
 
 
+class Setup(NamedTuple):
+    """Model, tokenizer and settings of a run, without weights and rows."""
+
+    found: model.Found
+    quantized: BitsAndBytesConfig | None
+    chat: chat.Chat
+    settings: dict[Key, Setting]
+    args: SFTConfig
+
+
 class Ready(NamedTuple):
     """All that a run needs before weights: checked."""
 
@@ -58,28 +68,13 @@ def prepare(run: Run, thorough: bool = False) -> Ready:
 
     `thorough`: the mask of every row is checked, and no token is read from the cache.
     """
-    machine.check(run.train)
-    hub.no_telemetry()
     claim = rundir.claim(run.output_dir, record.fingerprint(run), lambda: record.digests(run), run.run)
     if claim.refused:
         raise RecipeError(Fault(run.recipe.where(claim.key), claim.refused, claim.write))
-    settings = machine.settings(run.train, run.quantization or {}) | model.settings(run)
-    quantized = model.quantization(run, settings)
-    args = _config(run, {str(key[-1]): setting.value for key, setting in settings.items() if key[0] == "train"})
-    machine.check_trackers(run.recipe.where(("train", "report_to")), args.report_to)
-    model.lora(run)
-    found = model.find(run)
-    model.check_quantized(run, found)
-    model.check_output(run, found)
-    names = [found.adapter, found.name] if found.adapter else [found.name]
-    chatting = chat.load(run, names, found.config.get_text_config().vocab_size)
-    rows = data.load(run, chatting.target)
-    stop = chat.settings(run, chatting, rows.form == tokens.CHAT)
-    for key, setting in stop.items():
-        setattr(args, str(key[-1]), setting.value)
-    if args.eos_token is not None:  # TRL sets it too, later
-        chatting.tokenizer.eos_token = args.eos_token
-    settings |= stop | evaluate.settings(run, bool(rows.eval))
+    setup = set_up(run)
+    found, quantized, chatting, settings, args = setup
+    rows = load_rows(run, setup)
+    settings |= evaluate.settings(run, bool(rows.eval))
     args.eval_on_start = args.eval_on_start or ("train", "eval_on_start") in settings
     if "loss_on" not in run.data:
         settings["data", "loss_on"] = Setting(rows.loss_on, "the response is what is learned; text has none")
@@ -90,6 +85,37 @@ def prepare(run: Run, thorough: bool = False) -> Ready:
     screens.ledger(made.said)
     args.dataset_kwargs = {"skip_prepare_dataset": True}
     return Ready(claim, found, quantized, chatting, rows, made, settings, args)
+
+
+def set_up(run: Run) -> Setup:
+    """Find the model, load the tokenizer, settle what the recipe leaves open. Raises UserError."""
+    machine.check(run.train)
+    hub.no_telemetry()
+    settings = machine.settings(run.train, run.quantization or {}) | model.settings(run)
+    quantized = model.quantization(run, settings)
+    args = _config(run, {str(key[-1]): setting.value for key, setting in settings.items() if key[0] == "train"})
+    machine.check_trackers(run.recipe.where(("train", "report_to")), args.report_to)
+    model.lora(run)
+    found = model.find(run)
+    model.check_quantized(run, found)
+    model.check_output(run, found)
+    names = [found.adapter, found.name] if found.adapter else [found.name]
+    return Setup(found, quantized, chat.load(run, names, found.config.get_text_config().vocab_size), settings, args)
+
+
+def load_rows(run: Run, setup: Setup, head: int | None = None) -> data.Rows:
+    """Load and format the rows, and give `setup` the end token that they need. Raises UserError.
+
+    `head`: of each source to train only so many rows, from its beginning; None = all.
+    """
+    rows = data.load(run, setup.chat.target, head)
+    stop = chat.settings(run, setup.chat, rows.form == tokens.CHAT)
+    setup.settings.update(stop)
+    for key, setting in stop.items():
+        setattr(setup.args, str(key[-1]), setting.value)
+    if setup.args.eos_token is not None:  # TRL sets it too, later
+        setup.chat.tokenizer.eos_token = setup.args.eos_token
+    return rows
 
 
 def run(run: Run) -> Result:
@@ -146,7 +172,7 @@ def _watchers(
     def begin(args: SFTConfig, state: TrainerState, live: PreTrainedModel) -> list[tuple[str, str]]:
         """Begin the run folder, now that nothing is left to refuse; return the table."""
         book.begin(run, ready.claim, ready.settings, ready.made)
-        table = screens.before(args, state, live, len(trainer.train_dataset))
+        table = screens.before(args, state, live, None if ready.rows.streamed else len(trainer.train_dataset))
         told = evaluate.before(run, trainer, evaluate.prompts(run, ready.rows, ready.made))
         return table + ([("answers", told)] if told else [])
 
