@@ -44,7 +44,7 @@ RECIPES = {
     ),
     "not_built_yet": (
         MODEL
-        + "data: {train: rows.jsonl}\nevaluate: {prompts: [a]}\nrun: {logits_gib: 1}\n"
+        + "data: {train: rows.jsonl}\nevaluate: {prompts: [a]}\nrun: {global_batch_size: 8}\n"
         + "launch: {engine: ddp}\n",
     ),
     "no_model": (DATA,),

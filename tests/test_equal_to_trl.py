@@ -183,6 +183,18 @@ def test_every_named_template_is_trls_but_for_what_the_table_says(name, here):
     assert (found, differing(tokenizer, ready.made.train, reference(ready))) == (MARKED[name], COMPLETED[name])
 
 
+def test_chat_with_tools_and_calls_is_trls_but_for_the_newline_after_the_end(here):
+    models.base(here / "base")
+    tool = {"type": "function", "function": {"name": "f", "description": "d", "parameters": {"type": "object"}}}
+    call = {"role": "assistant", "content": "", "tool_calls": [{"function": {"name": "f", "arguments": {"x": "你"}}}]}
+    turns = [CHAT[0], call, {"role": "tool", "name": "f", "content": "dry"}, CHAT[1]]
+    rows = [{"messages": turns, "tools": [tool]}, {"messages": CHAT}]
+    recipe(here, rows, model="./base", tokenizer="{chat_template: qwen2_5_vl}")
+    ready = ours("train.max_length=4096")
+    theirs = reference(ready, joined=True, assistant_only_loss=True)
+    assert differing(ready.chat.tokenizer, ready.made.train, theirs) == (0, 4)
+
+
 @pytest.mark.parametrize("strategy", ["bfd", "bfd_split", "wrapped"])
 @pytest.mark.parametrize("shuffled", [False, True])
 @pytest.mark.parametrize("form", ["pairs", "chat", "text"])

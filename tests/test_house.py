@@ -22,7 +22,7 @@ LAYERS = {
     **dict.fromkeys(["special_tokens", "rendering"], 1),
     **dict.fromkeys(["run", "hub", "rules", "wordings", "masks", "mixing"], 2),
     **dict.fromkeys(["formatting", "marking"], 3),
-    **dict.fromkeys(["tokens", "named", "sources", "conversion", "chat", "model", "machine"], 4),
+    **dict.fromkeys(["tokens", "named", "sources", "conversion", "chat", "model", "machine", "loss", "attention"], 4),
     **dict.fromkeys(["schema", "source_rows", "record", "rendered"], 5),
     **dict.fromkeys(["data", "prepared"], 6),
     **dict.fromkeys(["ledger", "streams"], 7),
@@ -83,7 +83,7 @@ def test_own_keys_are_frozen():
         "data.*": {"path", "format", "wording", "rename", "task", "weight", "max_rows"},
         "train": set(),
         "evaluate": {"metrics", "max_rows", "generation"},
-        "run": {"resume", "overwrite", "allow", "max_hours"},
+        "run": {"resume", "overwrite", "allow", "max_hours", "logits_gib"},
     }
 
 

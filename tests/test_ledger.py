@@ -5,7 +5,7 @@ import json
 import pytest
 from conftest import QUESTIONS, RECIPE, jsonl
 
-from trl_sft import load_recipe, mixing, training
+from trl_sft import cli, load_recipe, mixing, training
 from trl_sft.errors import UserError
 
 BASE = "model: {name_or_path: trl_sft:tiny}\ntrain: {output_dir: out}\n"
@@ -236,6 +236,16 @@ def test_pass_is_read_again_and_what_changed_is_said(here, capsys):
     assert "chat template" in said("tokenizer.chat_template=vicuna")
 
 
+def test_dataset_num_proc_formats_in_so_many_processes(here, monkeypatch):
+    from datasets import Dataset
+
+    asked, plain = [], Dataset.map
+    monkeypatch.setattr(Dataset, "map", lambda *a, **k: (asked.append(k.get("num_proc")), plain(*a, **k))[1])
+    ready = prepare(here, "{train: rows.jsonl}", "train.dataset_num_proc=2")
+    assert asked[0] == 2
+    assert len(ready.made.train) == 40
+
+
 def test_mixed_sources_say_their_shares(here, capsys):
     numbered(here, "a.jsonl", 20)
     numbered(here, "b.jsonl", 40, begin=100)
@@ -275,4 +285,7 @@ def test_packing_that_leaks_is_refused_until_it_is_allowed(here, go):
     code, _, err = go(text, *words, command=["check"])
     assert code == 2
     assert "run.allow: [leaking_packing]" in err
-    assert go(text, *words, "run.allow=[leaking_packing]", command=["check"])[0] == 0
+    code, _, err = go(text, *words, "run.allow=[leaking_packing]", "train.max_steps=1", "train.save_strategy='no'")
+    assert code == 0, err
+    assert '  allow: ["leaking_packing"]' in (here / "out" / "resolved.yaml").read_text()
+    assert cli.main(["check", str(here / "out" / "resolved.yaml")]) == 0, "what was allowed is in it"

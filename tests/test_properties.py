@@ -124,13 +124,19 @@ def test_no_row_is_lost_in_thousands_of_draws(rows, max_length, overlong, keep_e
 
 HARD = {
     "nul": ("a\x00b", "c\x00d"),
-    "ten_megabytes": ("q", "yes no " * 1_500_000),
+    "a_megabyte": ("q", "yes no " * 150_000),
     "a_word_of_a_million_letters": ("q", "x" * 1_000_000),
     "a_million_spaces": ("q", "a" + " " * 1_000_000 + "b"),
     "half_a_pair_of_surrogates_as_text": ("q", "a \\ud800 b"),
     "marks_that_combine": ("q", "e" + "\u0301" * 500),
     "other_directions": ("q", "\u202eabc\u202c אבג"),
 }
+
+
+@pytest.mark.long
+def test_row_of_ten_megabytes_is_trained_whole():
+    HARD["ten_megabytes"] = ("q", "yes no " * 1_500_000)
+    test_hard_text_is_trained_whole("ten_megabytes")
 
 
 @pytest.mark.parametrize("name", HARD)

@@ -50,6 +50,16 @@ def test_streamed_run_trains_and_counts_what_came_by(rows, here, go):
     assert of["eval"]["eval"]["rows"]["kept"] == 4
 
 
+@pytest.mark.parametrize("packing", ["false", "true"])
+def test_streamed_run_goes_on_bit_equal(packing, rows, here, go):
+    words = ["train.max_steps=4", "train.save_steps=2", "train.save_strategy=steps", f"train.packing={packing}"]
+    assert go(TEXT, *words, "train.output_dir=whole")[0] == 0
+    code, _, err = go(TEXT, *words, "train.output_dir=second", "run.resume=whole/checkpoint-2")
+    assert code == 0, err
+    one, other = ((here / name / "model.safetensors").read_bytes() for name in ("whole", "second"))
+    assert one == other
+
+
 def test_streams_are_mixed_by_weight_with_the_seed(rows, here):
     jsonl(here / "other.jsonl", [{"question": f"other {n}", "answer": "yes"} for n in range(1300)])
     data = "{train: [{path: r.jsonl, streaming: true, weight: 3}, {path: other.jsonl, streaming: true, weight: 1}]}"

@@ -9,6 +9,7 @@ from conftest import jsonl
 from trl.chat_template_utils import is_chat_template_stop_token_trained
 
 from trl_sft import load_recipe, paths, rendering, training
+from trl_sft.errors import UserError
 
 TURNS = [("user", "one"), ("assistant", "hello"), ("user", "two"), ("assistant", "good night")]
 CHAT = [{"role": role, "content": words} for role, words in TURNS]
@@ -128,6 +129,43 @@ def test_template_of_a_file_and_of_another_tokenizer_bring_their_tokens(here):
         assert chat.tokenizer.decode(prepared_rows[0]["input_ids"]) == EXACT["chatml"]
         assert chat.stop == "<|im_end|>"
         assert len(chat.new) == 2
+
+
+def test_thoughts_that_a_template_strips_from_history_are_refused_or_not_learned(here):
+    """Qwen3's own template renders the thoughts of the last answer alone; the others would be learned without."""
+    theirs = next(iter(paths.templates().values())).parent / "qwen3.jinja"
+    if not theirs.is_file():
+        pytest.skip("the installed TRL has no template that strips thoughts")
+    (here / "own.jinja").write_text(theirs.read_text())
+    thinking = [
+        turn | ({"reasoning_content": f"so {turn['content']}"} if turn["role"] == "assistant" else {}) for turn in CHAT
+    ]
+    with pytest.raises(UserError) as refused:
+        prepared(here, "own.jinja", [{"messages": thinking}] * 2, "data.loss_on=assistant")
+    assert "drops a part of an answer: 'so hello'" in refused.value.faults[0].found
+    assert "data.loss_on: last_turn" in refused.value.faults[0].write
+    chat, rows = prepared(here, "own.jinja", [{"messages": thinking}] * 2, "data.loss_on=last_turn")
+    assert spans(chat.tokenizer, rows[0]) == ["<think>\nso good night\n</think>\n\ngood night<|im_end|>"]
+    assert "so hello" not in chat.tokenizer.decode(rows[0]["input_ids"])
+
+
+def test_text_that_begins_twice_with_the_first_token_is_refused(here):
+    from tokenizers import processors
+
+    models.base(here / "base")
+    tokenizer = models.tokenizer(here / "base")
+    tokenizer.bos_token = "<s>"
+    pair = ("<s>", tokenizer.convert_tokens_to_ids("<s>"))
+    tokenizer.backend_tokenizer.post_processor = processors.TemplateProcessing("<s> $A", special_tokens=[pair])
+    tokenizer.save_pretrained(here / "base")
+    jsonl(here / "r.jsonl", [{"text": "fine"}, {"text": "<s>twice"}])
+    (here / "recipe.yaml").write_text(
+        "model: {name_or_path: ./base}\ndata: {train: r.jsonl}\ntrain: {output_dir: out}\n"
+    )
+    with pytest.raises(UserError) as refused:
+        training.prepare(load_recipe("recipe.yaml"))
+    assert refused.value.faults[0].where == "r.jsonl row 2"
+    assert "begins with <s> twice" in refused.value.faults[0].found
 
 
 BAD = {

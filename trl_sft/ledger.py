@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import pyarrow.compute as pc
 from datasets import Dataset
-from trl import SFTConfig
+from trl import SFTConfig, pack_dataset
 
 from trl_sft.data import Rows, Side
 from trl_sft.errors import DataError, Fault
@@ -23,6 +23,7 @@ from trl_sft.run import Run
 
 _MAX_UNTRAINED = 0.05  # of the rows, unless data.max_untrained says otherwise
 _QUANTILES = {"min": 0.0, "median": 0.5, "p90": 0.9, "p99": 0.99, "max": 1.0}
+_PACKED_AT_ONCE = 1000  # rows, datasets' batch
 _UNTRAINED = "no trained token"
 _LOSS_ON = {
     "completion": "the completions",
@@ -65,10 +66,12 @@ def count(side: Side, made: Tokens, packs: Dataset | None, batch: int, max_lengt
     out["rows"] |= {name: sum(s["rows"][name] for s in sources) for name in ("in", "repeats")}
     out["rows"]["rejected"] = dict(sum((Counter(s["rows"]["rejected"]) for s in sources), Counter()))
     out["lengths"] = {name: int(np.quantile(counts.total, q)) for name, q in _QUANTILES.items() if len(everything)}
-    out["padding"] = {"without_packing": _padding(counts.kept, batch)}
+    out["padding"] = {"without_packing": _padding(counts.kept, batch), "packed": None, "packs": None}
     if packs is not None:
         room = len(packs) * (max_length or 0)
         out["padding"] |= {"packs": len(packs), "packed": _share(room - int(counts.kept.sum()), room)}
+    elif max_length is not None and len(counts.kept):
+        out["padding"]["packed"] = _if_packed(made, max_length)
     return out | {"sources": sources, "tasks": _tasks(side, counts)}
 
 
@@ -132,10 +135,12 @@ def lines(run: Run, rows: Rows, ledger: Mapping[str, Any], args: SFTConfig) -> I
 
 
 def _padded(padding: Mapping[str, Any], args: SFTConfig) -> str:
-    without = f"{padding['without_packing']:.0%} of a batch without packing"
-    if "packs" not in padding:
-        return f"{padding['without_packing']:.0%} of a batch of {args.per_device_train_batch_size}; train.packing packs"
-    return f"{without}; {padding['packs']:,} packs of {args.max_length} tokens leave {padding['packed']:.1%} empty"
+    without = f"{padding['without_packing']:.0%} of a batch of {args.per_device_train_batch_size}"
+    if padding["packed"] is None:
+        return without
+    if padding["packs"] is None:
+        return f"{without}; packs of {args.max_length} tokens (train.packing) would leave {padding['packed']:.1%} empty"
+    return f"{without} unpacked; {padding['packs']:,} packs of {args.max_length} leave {padding['packed']:.1%} empty"
 
 
 def _counts(side: Side, made: Tokens) -> Counts:
@@ -178,6 +183,14 @@ def _tasks(side: Side, counts: Counts) -> dict[str, Any]:
         return {}
     labels = np.array([label or "" for label in side.forms.data[LABEL].to_pylist()], dtype=object)[counts.number]
     return {name: _entry(counts, labels == name) for name in sorted(set(labels.tolist()) - {""})}
+
+
+def _if_packed(made: Tokens, max_length: int) -> float:
+    """Return which share of packs the first rows would leave empty: as many as TRL packs at once."""
+    rows = made.rows.select(range(min(len(made.rows), _PACKED_AT_ONCE))).select_columns(["input_ids"])
+    packs = pack_dataset(Dataset(rows.with_format("arrow")[:]), max_length, "bfd")
+    room = len(packs) * max_length
+    return _share(room - sum(map(sum, packs["seq_lengths"])), room)
 
 
 def _padding(lengths: np.ndarray, batch: int) -> float:

@@ -98,6 +98,13 @@ def quantization(run: Run, settings: dict[Key, Setting]) -> BitsAndBytesConfig |
         raise RecipeError(Fault(where, first_line(error), "values that BitsAndBytesConfig takes")) from None
 
 
+def check(run: Run, found: Found) -> None:
+    """Refuse what the weights or the adapter could not carry out. Raises RecipeError."""
+    lora(run)
+    check_quantized(run, found)
+    check_output(run, found)
+
+
 def check_quantized(run: Run, found: Found) -> None:
     """Refuse weights that were saved quantized where they cannot be trained. Raises RecipeError."""
     saved = getattr(found.config, "quantization_config", None)

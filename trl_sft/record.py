@@ -25,6 +25,8 @@ _HELD_OUT = ("eval_loss", "eval_mean_token_accuracy", "eval_entropy")
 # keys of SFTConfig that the run sets from other sections of the recipe
 _OURS = ("output_dir", "model_init_kwargs", "completion_only_loss", "assistant_only_loss")
 _SECRETS = ("token", "hub_token")
+# what `run.allow` accepts of going on; the rest says how rows become tokens
+_OF_RESUMING = ("changed_recipe", "changed_data")
 _TOKENIZER = ("chat_template.jinja", "tokenizer.json", "tokenizer_config.json")
 
 
@@ -53,7 +55,7 @@ def resolved(run: Run, settings: dict[Key, Setting]) -> str:
 
 
 def lines(run: Run, settings: dict[Key, Setting]) -> Iterator[Line]:
-    """Yield every value that was set, by section; `run:` and output_dir are the launch's, so they are left out."""
+    """Yield every value that was set, by section; not output_dir and most of `run:`, which are the launch's."""
     where = run.recipe.places
     yield Line(("model", "name_or_path"), run.base.name, where[("model", "name_or_path")])
     tokenizer = run.tokenizer | ({"chat_template": run.template.name} if run.template else {})
@@ -74,6 +76,8 @@ def lines(run: Run, settings: dict[Key, Setting]) -> Iterator[Line]:
     for name, value in run.train.items():
         yield Line(("train", name), value, where[("train", name)])
     yield from (Line(key, s.value, f"trl_sft: {s.reason}") for key, s in settings.items() if key[0] == "train")
+    if allowed := [name for name in run.run.get("allow", []) if name not in _OF_RESUMING]:
+        yield Line(("run", "allow"), allowed, where[("run", "allow")])
     if run.evaluate is None:
         yield Line(("evaluate",), False, where[("evaluate",)])
     for name, value in (run.evaluate or {}).items():

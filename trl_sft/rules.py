@@ -146,6 +146,9 @@ def _ranges(recipe: Recipe, sections: Mapping[str, Any]) -> Iterator[Fault]:
     hours = sections["run"].get("max_hours")
     if hours is not None and not 0 < hours < math.inf:
         yield Fault(recipe.where(("run", "max_hours")), kind(hours), "more than 0")
+    gib = sections["run"].get("logits_gib")
+    if gib is not None and not 0 < gib < math.inf:
+        yield Fault(recipe.where(("run", "logits_gib")), kind(gib), "more than 0")
     rows = sections["evaluate"].get("max_rows")
     if rows is not None and rows < 1:
         yield Fault(recipe.where(("evaluate", "max_rows")), kind(rows), "at least 1; or evaluate: false")

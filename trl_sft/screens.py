@@ -17,7 +17,7 @@ import torch
 from transformers import PreTrainedModel, TrainerState
 from trl import SFTConfig
 
-from trl_sft import rundir
+from trl_sft import attention, rundir
 from trl_sft.console import gib, python, say
 from trl_sft.run import Run
 
@@ -59,8 +59,19 @@ def before(args: SFTConfig, state: TrainerState, model: PreTrainedModel, rows: i
         ("warm-up", f"{f'{warmup} steps' if warmup else 'none'}, then {args.lr_scheduler_type.value}"),
         ("trainable", f"{trainable:,} of {everything:,} parameters ({trainable / everything:.1%})"),
         *_quantized(model),
+        *_paths(model),
         ("checkpoints", _disk(args, state, model, trainable)),
     ]
+
+
+def _paths(model: PreTrainedModel) -> list[tuple[str, str]]:
+    """Return how the loss and the attention of the live model are computed."""
+    base = model.get_base_model() if hasattr(model, "get_base_model") else model
+    way = base.config.get_text_config()._attn_implementation
+    lines = [("attention", "sdpa, one call for each document of a pack" if way == attention.DOCUMENTS else str(way))]
+    if hasattr(base, "logits_gib"):
+        lines.append(("loss", f"on labelled positions alone, at most {base.logits_gib:g} GiB of logits"))
+    return lines
 
 
 def _quantized(model: PreTrainedModel) -> list[tuple[str, str]]:

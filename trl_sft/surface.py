@@ -60,6 +60,7 @@ OWN_KEYS: dict[str, dict[str, str]] = {
         "allow": "list[Literal['changed_recipe', 'changed_data', 'untrained_rows', 'leaking_packing', "
         "'prompt_mismatch', 'template_markers']]",
         "max_hours": "float",
+        "logits_gib": "float",
     },
 }
 
@@ -67,7 +68,7 @@ OWN_KEYS: dict[str, dict[str, str]] = {
 NOT_YET = {
     "": ("launch",),
     "evaluate": ("prompts",),
-    "run": ("global_batch_size", "early_stopping", "logits_gib"),
+    "run": ("global_batch_size", "early_stopping"),
 }
 
 # `from_pretrained(**kwargs)` declares no names; these are the documented ones that YAML can write.

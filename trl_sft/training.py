@@ -20,6 +20,7 @@ from transformers import (
 from trl import SFTConfig, SFTTrainer
 
 from trl_sft import (
+    attention,
     callbacks,
     chat,
     data,
@@ -27,6 +28,7 @@ from trl_sft import (
     ending,
     evaluate,
     hub,
+    loss,
     machine,
     model,
     record,
@@ -95,19 +97,14 @@ def set_up(run: Run) -> Setup:
     quantized = model.quantization(run, settings)
     args = _config(run, {str(key[-1]): setting.value for key, setting in settings.items() if key[0] == "train"})
     machine.check_trackers(run.recipe.where(("train", "report_to")), args.report_to)
-    model.lora(run)
     found = model.find(run)
-    model.check_quantized(run, found)
-    model.check_output(run, found)
+    model.check(run, found)
     names = [found.adapter, found.name] if found.adapter else [found.name]
     return Setup(found, quantized, chat.load(run, names, found.config.get_text_config().vocab_size), settings, args)
 
 
 def load_rows(run: Run, setup: Setup, head: int | None = None) -> data.Rows:
-    """Load and format the rows, and give `setup` the end token that they need. Raises UserError.
-
-    `head`: of each source to train only so many rows, from its beginning; None = all.
-    """
+    """Load and format the rows (`head`: the first of each source), give `setup` the end token that they need."""
     rows = data.load(run, setup.chat.target, head)
     stop = chat.settings(run, setup.chat, rows.form == tokens.CHAT)
     setup.settings.update(stop)
@@ -159,6 +156,9 @@ def _trainer(run: Run, ready: Ready) -> SFTTrainer:
     rows = {"train_dataset": ready.made.train, "eval_dataset": ready.made.eval}
     trainer = SFTTrainer(args=ready.args, processing_class=ready.chat.tokenizer, **rows, **loaded)
     model.mend(trainer.model)
+    loss.install(trainer.model, run.run.get("logits_gib", loss.LOGITS_GIB))
+    if ready.args.packing and "attn_implementation" not in run.model and ready.args.device.type in ("cpu", "mps"):
+        attention.install(trainer.model)
     if ready.chat.stop and ready.rows.form == tokens.CHAT:
         model.stop_on(trainer.model, ready.chat.tokenizer.convert_tokens_to_ids(ready.chat.stop))
     return trainer

@@ -1,0 +1,77 @@
+"""Attention for packed rows where there is no kernel for several documents: one causal call for each document.
+
+In: a model with sdpa, TRL's flattened batches. Out: the same model, whose attention goes document by document.
+TRL flattens the packs of a batch into one row; sdpa then sees one long row with a dense mask of borders, which
+costs the square of its length. TRL's collator hands the borders along (`cu_seq_lens_q`), so nothing else changes.
+"""
+
+from __future__ import annotations
+
+import itertools
+from typing import Any
+
+import torch
+from torch.nn.functional import scaled_dot_product_attention as sdpa
+from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.masking_utils import sdpa_mask
+
+DOCUMENTS = "documents"
+
+
+def install(model: PreTrainedModel) -> bool:
+    """Have a model with sdpa attend within documents; false where it attends otherwise, or its layers are chunked."""
+    base = model.get_base_model() if hasattr(model, "get_base_model") else model
+    config = base.config.get_text_config()
+    if config._attn_implementation != "sdpa" or getattr(config, "attention_chunk_size", None):
+        return False
+    AttentionInterface.register(DOCUMENTS, attend)
+    AttentionMaskInterface.register(DOCUMENTS, mask)
+    base.set_attn_implementation(DOCUMENTS)
+    return True
+
+
+def mask(*args: Any, **kwargs: Any) -> torch.Tensor | None:
+    """Return sdpa's mask; none for a batch of packed rows, whose borders `attend` knows.
+
+    transformers asks for packed rows by position: no padding, nothing to skip, no mask of the model's own.
+    """
+    packed = kwargs.get("attention_mask") is None and not kwargs.get("allow_is_causal_skip", True)
+    return None if packed and not kwargs.get("use_vmap") else sdpa_mask(*args, **kwargs)
+
+
+def attend(
+    module: torch.nn.Module,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    **kwargs: Any,
+) -> tuple[torch.Tensor, None]:
+    """Return what transformers' attention functions do: (batch, tokens, heads, width).
+
+    query: (batch, heads, tokens, width); key and value may have fewer heads.
+    """
+    borders = kwargs.get("cu_seq_lens_q")
+    if attention_mask is not None or borders is None or borders.numel() < 3:
+        found: tuple[torch.Tensor, None] = sdpa_attention_forward(module, query, key, value, attention_mask, **kwargs)
+        return found
+    groups = query.shape[1] // key.shape[1]
+    if groups > 1:
+        key, value = (part.repeat_interleave(groups, dim=1) for part in (key, value))
+    window = kwargs.get("sliding_window") or getattr(module, "sliding_window", None)
+    dropout, scale = kwargs.get("dropout", 0.0), kwargs.get("scaling")
+    out = []
+    for start, end in itertools.pairwise(borders.tolist()):
+        here = slice(start, end)
+        near = _near(end - start, window, query.device) if window and end - start > window else None
+        causal = {"attn_mask": near, "is_causal": near is None, "dropout_p": dropout, "scale": scale}
+        out.append(sdpa(query[:, :, here], key[:, :, here], value[:, :, here], **causal))
+    return torch.cat(out, dim=2).transpose(1, 2).contiguous(), None
+
+
+def _near(size: int, window: int, device: torch.device) -> torch.Tensor:
+    """Return which earlier tokens a token sees within a window: (tokens, tokens)."""
+    place = torch.arange(size, device=device)
+    apart = place[:, None] - place[None, :]
+    return (apart >= 0) & (apart < window)
