@@ -51,7 +51,16 @@ def test_run_leaves_its_ledger_and_what_was_left_out(here, go):
     assert of["eval"]["eval"]["rows"]["kept"] == 2
     left = [json.loads(line) for line in (here / "out" / "rejects.jsonl").read_text().splitlines()]
     assert left == [{"part": "train", "source": "rows.jsonl", "row": 4, "reason": "stands in the held-out rows"}]
-    assert "rows to train stand in the held-out rows too: dropped, the first is rows.jsonl row 4" in out
+    assert "1 row to train stands in the held-out rows too: dropped; first rows.jsonl row 4" in out
+
+
+def test_what_is_dropped_from_training_is_not_said_of_the_held_out_rows(here):
+    jsonl(here / "r.jsonl", [*QUESTIONS, *QUESTIONS[:20]])
+    ready = prepare(here, "{train: r.jsonl, eval_fraction: 0.2}")
+    assert ready.made.ledger["train"]["rows"]["rejected"]["stands in the held-out rows"] > 0
+    assert ready.made.ledger["eval"]["eval"]["rows"]["rejected"] == {}
+    assert {row["part"] for row in ready.made.rejects} == {"train"}
+    balanced(ready.made.ledger["train"])
 
 
 def test_equal_rows_are_found_whatever_their_case_spacing_and_punctuation(here):
@@ -100,7 +109,7 @@ def test_overlong_error_names_the_row(here):
 def test_cut_at_a_length_that_nobody_wrote_is_said(here, capsys):
     jsonl(here / "r.jsonl", [{"question": "q", "answer": "yes " * n} for n in (2, 2000)])
     prepare(here, "{train: r.jsonl}")
-    assert "1 rows at max_length 1024, which is TRL's default and not in the recipe: " in capsys.readouterr().out
+    assert "1 row at max_length 1024, which is TRL's default and not in the recipe: " in capsys.readouterr().out
 
 
 def test_too_many_rows_without_a_trained_token_stop_the_run_and_the_first_is_named(here):

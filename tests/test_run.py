@@ -327,7 +327,7 @@ def test_rows_are_read_however_they_are_kept(kind, streaming, go, here):
     code, out, err = go(RECIPE.replace("rows.jsonl", data), command=["check"])
     assert code == 0, err
     assert "rows      2 to train" in out
-    assert ("held out  1 rows" in out) == (held is not None)
+    assert ("held out  1 row" in out) == (held is not None)
 
 
 def test_split_that_a_saved_data_set_has_not_is_told(go, here):

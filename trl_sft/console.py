@@ -161,6 +161,11 @@ def watched() -> bool:
     return sys.stderr.isatty() and os.environ.get("TERM") != "dumb"
 
 
+def rows(number: int) -> str:
+    """Return a number of rows in words."""
+    return f"{number:,} row{'s' * (number != 1)}"
+
+
 def gib(size: float) -> str:
     """Return a number of bytes in a unit that reads well."""
     units = ["B", "KiB", "MiB", "GiB", "TiB"]

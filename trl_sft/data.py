@@ -16,6 +16,7 @@ import numpy as np
 from datasets import Dataset, concatenate_datasets
 
 from trl_sft import mixing, textfiles
+from trl_sft.console import rows
 from trl_sft.errors import DataError, Fault, RecipeError, first_line
 from trl_sft.formatting import Target
 from trl_sft.run import Run, Source
@@ -104,14 +105,15 @@ def load(run: Run, target: Target, head: int | None = None) -> Rows:
             where = run.recipe.where(("data", "eval_fraction"))
             raise RecipeError(Fault(where, found, "a fraction that gives both rows"))
         stay, drawn = mixing.held_out(len(stay), number, seed(run))
-        held = {"eval": train._replace(order=drawn)}
+        held = {"eval": train._replace(order=drawn, dropped={})}
         said.append(f"{number:,} of them held out (eval_fraction {fraction}), {len(stay):,} left to train")
     leaked = _leaked(run, train.forms, held, stay)
     if len(leaked):
         train.dropped[_LEAKED] = leaked
         stay = np.setdiff1d(stay, leaked, assume_unique=True)
         first = train.name(int(leaked[0]))
-        said.append(f"{len(leaked):,} rows to train stand in the held-out rows too: dropped, the first is {first}")
+        stands = "stands" if len(leaked) == 1 else "stand"
+        said.append(f"{rows(len(leaked))} to train {stands} in the held-out rows too: dropped; first {first}")
     return Rows(_mixed(run, train, stay), held, form, loss_on, tuple(said))
 
 

@@ -13,6 +13,7 @@ import numpy as np
 from datasets import Dataset
 
 from trl_sft import conversion, formatting, mixing, sources, turns, wordings
+from trl_sft.console import rows as in_words
 from trl_sft.errors import DataError, Fault, RecipeError, first_line
 from trl_sft.formatting import Target
 from trl_sft.recipe import Recipe
@@ -81,7 +82,7 @@ def formatted(run: Run, source: Source, target: Target, said: list[str], which: 
     label = f"; task {source.task}" if source.task else ""
     if label and "task" not in (layout, wording):
         label += " (a label: neither this format nor this wording uses it)"
-    count = f"{len(rows):,} rows to {part}" if head is None else f"its first {len(rows):,} rows"
+    count = f"{in_words(len(rows))} to {part}" if head is None else f"its first {in_words(len(rows))}"
     said.append(f"{name}: {count}; {source.format + ' -> ' if source.code else ''}{told}{label}")
     if about.as_text:
         shown = "the chat template does not render" if wording == "chat" else f"wording {wording} has no place for"
