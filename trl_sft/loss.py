@@ -18,6 +18,8 @@ from transformers import PreTrainedModel
 from trl.trainer import utils
 
 LOGITS_GIB = 0.5  # that logits, or what is kept of them for the backward pass, may take
+# TRL's head as 1.16 has it; the older ones keep their own loss
+AVAILABLE = all(hasattr(utils, name) for name in ("add_fused_lm_head", "_ChunkedLogProbFunction", "_use_triton"))
 _CHUNK = 1024  # rows that are projected at once, if they fit
 _FLOAT = 4  # bytes
 
@@ -26,7 +28,7 @@ Numbers = tuple[float, float | None, float]  # one by temperature, soft cap, sca
 
 def install(model: PreTrainedModel, logits_gib: float) -> bool:
     """Have the fused forward of `model` take this loss; false where TRL's stays: with Triton, or in older versions."""
-    if not hasattr(utils, "_ChunkedLogProbFunction") or utils._use_triton(model.device):
+    if not AVAILABLE or utils._use_triton(model.device):
         return False
     base = model.get_base_model() if hasattr(model, "get_base_model") else model
     theirs = base.forward

@@ -61,7 +61,7 @@ def template(tokenizer: PreTrainedTokenizerBase, keywords: dict[str, Any], misma
         (_, middle), (_, last) = exact(shape, text, turns, None, (1, 3))
     except Exception:  # a template of a kind that the trial does not fit: every row is then rendered in parts
         return shape
-    at = _alike(plain, asked)
+    at = alike(plain, asked)
     # a template that ends a text with a token of its own parts from the prompt within that token
     at = min(
         (b for t in shape.specials if (b := asked.rfind(t, 0, at + len(t))) >= 0 and b < at < b + len(t)), default=at
@@ -129,7 +129,7 @@ def _span(shape: Template, text: str, turns: Sequence[Message], tools: Sequence[
         raise _dropped(lost, number < len(turns) - 1)
     last = "data.loss_on: last_turn; " if number < len(turns) - 1 else ""
     if not text.startswith(before):
-        start = _alike(before, text)
+        start = alike(before, text)
         if not shape.mismatch:
             found = (
                 f"the prompt as inference renders it ends in {before[max(0, start - 20) :][:60]!r}, but the answer of "
@@ -153,8 +153,8 @@ def _dropped(lost: str, followed: bool) -> Unclear:
     return Unclear(found, f"{last}a template that renders it, or rows without it")
 
 
-def _alike(one: str, other: str) -> int:
-    """Return how many characters two texts begin with alike."""
+def alike(one: Sequence[Any], other: Sequence[Any]) -> int:
+    """Return how many characters, or tokens, two texts begin with alike."""
     return next((n for n, (a, b) in enumerate(zip(one, other, strict=False)) if a != b), min(len(one), len(other)))
 
 
@@ -162,16 +162,16 @@ def _end(
     shape: Template, text: str, turns: Sequence[Message], tools: Sequence[Any] | None, number: int, start: int
 ) -> int:
     """Return where a turn ends: after its last special token. Raises Unclear where it ends in none."""
-    turn, until, alike = turns[number], len(text), True
+    turn, until, same = turns[number], len(text), True
     if number < len(turns) - 1:  # as far as the chat up to this turn is rendered like the whole
         try:
             part = shape.render(turns[: number + 1], tools, False)
         except Exception:  # a template may refuse a chat that breaks off here
             part = ""
-        until = max(start, _alike(part, text))
-        alike = text.startswith(part) and bool(part)
+        until = max(start, alike(part, text))
+        same = text.startswith(part) and bool(part)
     ends = [at + len(token) for token in shape.specials if (at := text.rfind(token, start, until)) >= 0]
-    if alike and ends:
+    if same and ends:
         return max(ends)
     # a turn that is the last one may be rendered otherwise: with an empty thought before it, another end after it
     said = turn["content"].strip()

@@ -21,6 +21,7 @@ import numpy as np
 import pyarrow as pa
 import tokenizers
 import transformers
+import trl
 from datasets import Dataset
 from tqdm.auto import tqdm
 from trl import pack_dataset
@@ -93,7 +94,7 @@ def packed(made: Tokens, max_length: int, strategy: str, seed: int | None) -> Da
     """
     rows = made.rows.select_columns(["input_ids", "labels"])
     rows = rows if seed is None else rows.shuffle(seed=seed)
-    key = _digest(json.dumps([made.key, max_length, strategy, seed, transformers.__version__]))
+    key = _digest(json.dumps([made.key, max_length, strategy, seed, trl.__version__]))
     packs = pack_dataset(rows, max_length, strategy, {"desc": "Packing", "new_fingerprint": key[:16]})
     return packs if seed is None else packs.shuffle(seed=seed)
 

@@ -14,7 +14,6 @@ from typing import Any, NamedTuple
 import numpy as np
 from tokenizers import AddedToken, Tokenizer
 from transformers import PreTrainedTokenizerBase
-from trl.data_utils import common_prefix_length
 
 from trl_sft import marking, masks
 from trl_sft.errors import DataError, Fault, TemplateError
@@ -226,8 +225,8 @@ def _tokens(made: Encoder, text: str, encoding: Any, span: Span, size: int) -> S
     if isinstance(encoding, list):  # a slow tokenizer knows no offsets: as TRL, by the common beginning
         special = made.plan.form != CHAT
         ids = [made.tokenizer(text[:at], add_special_tokens=special)["input_ids"] for at in span]
-        first = common_prefix_length(ids[0], encoding)
-        return first, size if end == len(text) else common_prefix_length(ids[1], encoding)
+        first = masks.alike(ids[0], encoding)
+        return first, size if end == len(text) else masks.alike(ids[1], encoding)
     first = next((t for at in range(start, len(text)) if (t := encoding.char_to_token(at)) is not None), size)
     last = next((t for at in range(end, len(text)) if (t := encoding.char_to_token(at)) is not None), size)
     if last < size and encoding.token_to_chars(last)[0] < end:
