@@ -12,7 +12,7 @@ from test_formats import EXPECTED, IN_CHAT, ROWS
 from test_templates import NAMED, OPENS_A_THOUGHT
 from trl import SFTConfig, SFTTrainer, data_utils
 
-from trl_sft import load_recipe, paths, training
+from trl_sft import dataset, load_recipe, paths, prepared, rendered, tokens, training
 from trl_sft.errors import UserError
 from trl_sft.turns import MARK
 
@@ -196,6 +196,34 @@ def test_chat_with_tools_and_calls_is_trls_but_for_the_newline_after_the_end(her
     ready = ours("train.max_length=4096")
     theirs = reference(ready, joined=True, assistant_only_loss=True)
     assert differing(ready.chat.tokenizer, ready.made.train, theirs) == (0, 4)
+
+
+@pytest.mark.parametrize("checked", [True, False])
+@pytest.mark.parametrize("name", NAMED)
+def test_answers_of_tools_carry_no_loss_in_any_template(name, checked, here):
+    """Whether a row is among those that are checked by the second way or not."""
+    models.base(here / "base")
+    call = {"role": "assistant", "content": "", "tool_calls": [{"function": {"name": "getw", "arguments": {"x": "Y"}}}]}
+    told = {"role": "tool", "name": "getw", "content": "SECRETRESULT"}
+    turns = [CHAT[0], call, told, {"role": "assistant", "content": "done"}]
+    recipe(here, [{"messages": turns}] * 2, model="./base", tokenizer=f"{{chat_template: {name}}}")
+    run = load_recipe("recipe.yaml", ["train.max_length=8192", "run.allow=[prompt_mismatch, template_markers]"])
+    setup = training.set_up(run)
+    rows = training.load_rows(run, setup)
+    encoder = dataset.encoder(run, setup.chat, rows, setup.args)
+    batch = prepared.columns(rows.train.forms.with_format("arrow")[:])
+    refused = ""
+    try:
+        texts = list(rendered.rendered(encoder, batch, [0, 1], [checked] * 2, str))
+    except UserError as error:
+        refused = str(error)
+    if refused:
+        assert "drops a part of an answer" in refused or "ends with no token" in refused
+        return
+    made = tokens.labelled(encoder, texts, tokens.encoded(encoder, texts), str)
+    trained = setup.chat.tokenizer.decode([label for label in made.labels[0].tolist() if label != -100])
+    assert "SECRETRESULT" not in trained
+    assert "done" in trained
 
 
 @pytest.mark.parametrize("strategy", ["bfd", "bfd_split", "wrapped"])

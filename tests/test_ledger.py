@@ -66,13 +66,21 @@ def test_what_is_dropped_from_training_is_not_said_of_the_held_out_rows(here):
 def test_equal_rows_are_found_whatever_their_case_spacing_and_punctuation(here):
     for one, other in (("A b.", "a  B"), ("你好，世界", "你好世界！"), ("x\ny", "x y")):
         assert mixing._key(one) == mixing._key(other)
-    for one, other in (("2+2", "22"), ("a", "b"), ("!", "?")):
+    for one, other in (("2+2", "22"), ("a", "b"), ("!", "?"), ("4*1", "4/1"), ("1.5", "15"), ("x = -1", "x = 1")):
         assert mixing._key(one) != mixing._key(other)
+    assert mixing._key("1 + 1", "2") != mixing._key("1 + ", "12"), "prompt and completion stay apart"
+    calls = [
+        [{"role": "assistant", "content": "", "tool_calls": [{"function": {"arguments": {"x": c}}}]}] for c in "ab"
+    ]
+    assert (
+        mixing.row_keys({"prompt": ["p", "p"], "completion": calls})[0]
+        != mixing.row_keys({"prompt": ["p"], "completion": calls[1:]})[0]
+    )
     numbered(here, "a.jsonl", 10)
     numbered(here, "b.jsonl", 4, begin=8)
     assert len(prepare(here, "{train: a.jsonl, eval: b.jsonl}").rows.train.order) == 8
     assert len(prepare(here, "{train: a.jsonl, eval: b.jsonl, drop_leaked: false}").rows.train.order) == 10
-    with pytest.raises(UserError, match="all are held out"):
+    with pytest.raises(UserError, match="all stand in the held-out rows"):
         prepare(here, "{train: b.jsonl, eval: b.jsonl}")
 
 
@@ -97,6 +105,31 @@ def test_overlong_rows_are_cut_ended_or_dropped_and_counted(how, here):
     assert len(last["input_ids"]) <= 40
     if how == "drop":
         assert of["rows"]["rejected"] == {"longer than max_length 40": 1}
+
+
+def test_row_cut_in_a_users_turn_gets_no_end_token(here):
+    turns = [("user", "a"), ("assistant", "yes"), ("user", "long words " * 20), ("assistant", "no")]
+    jsonl(here / "r.jsonl", [{"messages": [{"role": role, "content": words} for role, words in turns]}] * 2)
+    ready = prepare(here, "{train: r.jsonl, overlong: truncate_and_end}", "train.max_length=60")
+    row = ready.made.train[0]
+    assert row["labels"][-1] == -100
+    assert ready.made.ledger["train"]["without_end"] == 2
+
+
+def test_end_of_a_row_with_escaped_strings_is_counted_where_it_is(here):
+    jsonl(here / "r.jsonl", [{"question": "q", "answer": "<|im_end|>" * 8 + " ok"}] * 3)
+    data = "{train: r.jsonl, special_tokens_in_text: text, overlong: %s}"
+    assert prepare(here, data % "truncate", "train.max_length=40").made.ledger["train"]["without_end"] == 3
+    ready = prepare(here, data % "truncate_and_end", "train.max_length=40")
+    assert ready.made.train[0]["labels"][-1] == ready.chat.tokenizer.convert_tokens_to_ids("<|im_end|>")
+    assert ready.made.ledger["train"]["without_end"] == 0
+
+
+def test_weight_that_gives_a_source_no_row_is_refused(here):
+    numbered(here, "a.jsonl", 20)
+    numbered(here, "b.jsonl", 20, begin=100)
+    with pytest.raises(UserError, match=r"gives b\.jsonl no row of an epoch of 40"):
+        prepare(here, "{train: [{path: a.jsonl, weight: 1}, {path: b.jsonl, weight: 0.001}]}")
 
 
 def test_overlong_error_names_the_row(here):
@@ -196,6 +229,11 @@ def test_several_held_out_sources_are_evaluated_under_their_names(here, go):
     found = json.loads((here / "out" / "eval.json").read_text())
     assert set(found["after"]["losses"]) == {"math", "facts"}
     assert found["before"]["losses"]["math"] > 0
+    last = {name: value for entry in logged if entry["step"] == 2 for name, value in entry.items()}
+    assert "eval_math_loss" in last
+    record = json.loads((here / "out" / "run.json").read_text())["metrics"]
+    each = [record[f"eval_{name}_mean_token_accuracy"] for name in ("math", "facts")]
+    assert min(each) <= found["after"]["token_accuracy"] <= max(each)
     assert "math" in out
 
 

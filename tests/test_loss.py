@@ -77,9 +77,10 @@ def build(kind):
         "granite": {"logits_scaling": 4.0},
         "cohere": {"logit_scale": 0.5},
         "mistral": {"sliding_window": 16},
-    }[kind]
+        "exaone4": {"sliding_window": 16, "num_hidden_layers": 4},
+    }.get(kind, {})
     torch.manual_seed(0)
-    config = AutoConfig.for_model(kind.removesuffix("_tied"), **text, **own)
+    config = AutoConfig.for_model(kind.removesuffix("_tied"), **text | own)
     return AutoModelForCausalLM.from_config(config, attn_implementation="eager" if kind == "gemma2" else "sdpa")
 
 
@@ -181,6 +182,16 @@ def test_borders_come_from_the_positions_where_nobody_hands_them_along():
     empty = attention.mask(attention_mask=None, allow_is_causal_skip=False, device="cpu")
     with pytest.raises(RuntimeError, match="without their borders"):
         attention.attend(model.model.layers[0].self_attn, query, query, query, empty)
+
+
+@pytest.mark.parametrize("kind", ["stablelm", "nemotron", "exaone4"])
+def test_model_that_hands_no_borders_along_is_left_alone_or_kept_apart(kind):
+    model = build(kind)
+    given = {name: value for name, value in batch(True).items() if name != "labels"}
+    alone = [model(ids[None], use_cache=False).logits[0] for ids in given["input_ids"][0].split([40, 23])]
+    attention.install(model)
+    together = model(**given, use_cache=False).logits[0]
+    assert float((together - torch.cat(alone)).detach().abs().max()) < 1e-5
 
 
 @pytest.mark.parametrize("kind", ["llama", "mistral"])

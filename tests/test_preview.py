@@ -53,7 +53,7 @@ def test_cut_end_is_marked_and_what_is_left_out_named(shown):
 def test_packed_layout_of_the_first_batch_is_shown(shown):
     code, out, _ = shown(CHAT, "train.packing=true", "train.max_length=64")
     assert code == 0
-    assert re.search(r"batch     1: \d+ \+ \d+.* tokens, \d+ empty", out)
+    assert re.search(r"pack      1 of the first batch: \d+ \+ \d+.* tokens, \d+ empty", out)
 
 
 def test_page_of_html_escapes_what_stands_in_rows(shown, here):

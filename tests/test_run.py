@@ -331,10 +331,16 @@ def test_rows_are_read_however_they_are_kept(kind, streaming, go, here):
 
 
 def test_split_that_a_saved_data_set_has_not_is_told(go, here):
+    from datasets import Dataset
+
     kept(here, "saved_with_splits")
     code, _, err = go(RECIPE.replace("rows.jsonl", "{path: ./saved, split: validation}"), command=["check"])
     assert code == 2
     assert "no split validation; it has train, test" in err
+    Dataset.from_list([{"question": "a", "answer": "b"}]).save_to_disk(here / "one")
+    code, _, err = go(RECIPE.replace("rows.jsonl", "{path: ./one, split: test}"), command=["check"])
+    assert code == 2
+    assert "without splits" in err
 
 
 def test_builder_keywords_reach_the_builder(go, here):

@@ -17,10 +17,12 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
 DOCUMENTS = "documents"
+_TRIAL = (5, 7)  # tokens of two documents
+_EXACT, _ROUNDED = 1e-4, 3e-2  # relative to the largest logit, in float32 and in less
 
 
 def install(model: PreTrainedModel) -> bool:
-    """Have a model with sdpa attend within documents; false where it attends otherwise, or its layers are chunked."""
+    """Have a model with sdpa attend within documents; false where it attends otherwise, or a trial shows a leak."""
     base = model.get_base_model() if hasattr(model, "get_base_model") else model
     config = base.config.get_text_config()
     if config._attn_implementation != "sdpa" or getattr(config, "attention_chunk_size", None):
@@ -28,7 +30,30 @@ def install(model: PreTrainedModel) -> bool:
     AttentionInterface.register(DOCUMENTS, attend)
     AttentionMaskInterface.register(DOCUMENTS, mask)
     base.set_attn_implementation(DOCUMENTS)
+    if not _keeps_apart(base):
+        base.set_attn_implementation("sdpa")
+        return False
     return True
+
+
+def _keeps_apart(model: PreTrainedModel) -> bool:
+    """Tell whether two documents in one row give what each gives alone: some models hand no borders to attention."""
+    ids = torch.arange(2, 2 + sum(_TRIAL), device=model.device)[None] % model.config.get_text_config().vocab_size
+    borders = torch.tensor([0, _TRIAL[0], sum(_TRIAL)], dtype=torch.int32, device=model.device)
+    packed = {"cu_seq_lens_q": borders, "cu_seq_lens_k": borders, "max_length_q": _TRIAL[1], "max_length_k": _TRIAL[1]}
+    packed["position_ids"] = torch.cat([torch.arange(n, device=model.device) for n in _TRIAL])[None]
+    was_training = model.training
+    model.eval()
+    try:
+        with torch.no_grad():
+            together = model(input_ids=ids, use_cache=False, **packed).logits[0].float()
+            alone = [model(input_ids=part, use_cache=False).logits[0].float() for part in ids.split(_TRIAL, dim=1)]
+    except Exception:  # whatever a model raises for a mask or for borders that it does not know
+        return False
+    finally:
+        model.train(was_training)
+    apart = float((together - torch.cat(alone)).abs().max() / torch.cat(alone).abs().max())
+    return apart < (_EXACT if model.dtype == torch.float32 else _ROUNDED)
 
 
 def mask(*args: Any, **kwargs: Any) -> torch.Tensor | None:
@@ -65,7 +90,7 @@ def attend(
     groups = query.shape[1] // key.shape[1]
     if groups > 1:
         key, value = (part.repeat_interleave(groups, dim=1) for part in (key, value))
-    window = kwargs.get("sliding_window") or getattr(module, "sliding_window", None)
+    window = kwargs["sliding_window"] if "sliding_window" in kwargs else getattr(module, "sliding_window", None)
     dropout, scale = kwargs.get("dropout", 0.0), kwargs.get("scaling")
     out = []
     for start, end in itertools.pairwise(borders.tolist()):

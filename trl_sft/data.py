@@ -24,7 +24,9 @@ from trl_sft.source_rows import Part, formatted, seed
 from trl_sft.tokens import CHAT, PAIRS, TEXT
 
 STREAM_HEAD = 200  # rows of a stream that are read, formatted and checked before training
-_LEAKED = "stands in the held-out rows"
+LEAKED = "stands in the held-out rows"
+UNTRAINED = "no trained token"
+MAX_UNTRAINED = 0.05  # of the rows, unless data.max_untrained says otherwise
 
 
 class Side(NamedTuple):
@@ -109,7 +111,7 @@ def load(run: Run, target: Target, head: int | None = None) -> Rows:
         said.append(f"{number:,} of them held out (eval_fraction {fraction}), {len(stay):,} left to train")
     leaked = _leaked(run, train.forms, held, stay)
     if len(leaked):
-        train.dropped[_LEAKED] = leaked
+        train.dropped[LEAKED] = leaked
         stay = np.setdiff1d(stay, leaked, assume_unique=True)
         first = train.name(int(leaked[0]))
         stands = "stands" if len(leaked) == 1 else "stand"
@@ -145,8 +147,14 @@ def _mixed(run: Run, train: Side, stay: np.ndarray) -> Side:
     weights = [part.weight for part in train.parts if part.weight is not None]
     for part, pool, source in zip(train.parts, pools, run.sources["train"], strict=True):
         if not len(pool):
-            told = f"{part.name} has no row left to train: all are held out"
+            told = (
+                f"{part.name} has no row left to train: all stand in the held-out rows (duplicates, or one file twice)"
+            )
             raise DataError(Fault(run.recipe.where(source.key), told, "other rows, or data.drop_leaked: false"))
+    if weights and 0 in (given := mixing.shares([len(pool) for pool in pools], weights)):
+        part, source = list(zip(train.parts, run.sources["train"], strict=True))[given.index(0)]
+        told = f"weight {part.weight:g} gives {part.name} no row of an epoch of {len(stay):,}"
+        raise RecipeError(Fault(run.recipe.where((*source.key, "weight")), told, "a larger weight, or without it"))
     return train._replace(order=mixing.order(pools, weights or None, seed(run)))
 
 

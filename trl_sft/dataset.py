@@ -46,12 +46,12 @@ def make(run: Run, chat: Chat, rows: Rows, args: SFTConfig, thorough: bool = Fal
     left: list[dict[str, Any]] = []
     for part, side in (("train", rows.train), *rows.eval.items()):
         packing = args.packing if part == "train" or args.eval_packing is None else args.eval_packing
-        encode = encode._replace(plan=plan(run, chat, rows, args, packing))
+        of_side = encode._replace(plan=plan(run, chat, rows, args, packing))
         work = prepared.Work(side.forms, side.order, side.name, f"Tokenizing {part}", thorough)
         if rows.streamed and part == "train":
-            done = prepared.in_memory(work, encode)
+            done = prepared.in_memory(work, of_side)
         else:
-            done = prepared.made(work, encode, run.recipe.path)
+            done = prepared.made(work, of_side, run.recipe.path)
             said.append(("cache", f"{part}: {done.said}"))
         ledger.check(run, side, done, part, args.max_length)
         seed = args.seed if args.shuffle_dataset else None
@@ -68,7 +68,7 @@ def make(run: Run, chat: Chat, rows: Rows, args: SFTConfig, thorough: bool = Fal
     if rows.streamed:
         told = ("stream", "read while training goes on; counted here are the first rows of each source")
         stream, seen = streams.made(run, rows, encode, args)
-        shown = (told, *ledger.lines(run, rows, whole, args), *said)
+        shown = (told, *ledger.lines(run, rows, whole, args, whole=False), *said)
         return Made(stream, held, {"train": streams.ledger(seen), "eval": counted}, left, encode, shown, seen)
     lines = (*ledger.lines(run, rows, whole, args), *said)
     return Made(train, held, whole, left, encode, lines)

@@ -171,12 +171,16 @@ def _raised_by_us(error: BaseException) -> bool:
 
 def _in_our_words(error: BaseException, run: Run, book: Book) -> Exception | None:
     """Return what ended the run in our words: memory, a second signal, a refusal; None for a fault of ours."""
-    if isinstance(error, RunStopped | UserError):
+    if isinstance(error, RunStopped) or (isinstance(error, UserError) and not book.begun):
         return error
     last = next(reversed(rundir.checkpoints(run.output_dir)), None)
     kept = f"the last checkpoint is {last}" if last else "no checkpoint was written yet"
     step = book.trainer.state.global_step if book.trainer and book.begun else 0
     at = f"at step {step}; {kept}"
+    if isinstance(error, UserError):  # rows that are streamed are read while it trains
+        return type(error)(
+            [*error.faults, Fault("the run", f"stopped {at}", "the same command goes on, once that is mended")]
+        )
     if isinstance(error, errors.Interrupted) and book.begun:
         return RunStopped(f"stopped at once {at}", errors.EXIT_SIGNAL + (error.args[0] if error.args else 2))
     if isinstance(error, torch.OutOfMemoryError | MemoryError) or "can't allocate memory" in str(error):
@@ -199,4 +203,5 @@ def _held_out(trainer: SFTTrainer, asked: evaluate.Asked) -> dict[str, float]:
     logged = evaluate.at(trainer.state.log_history, trainer.state.global_step, asked.weights)
     if logged and not trainer.args.load_best_model_at_end:
         return logged
-    return evaluate.together(trainer.evaluate(), asked.weights)
+    trainer.evaluate()  # which logs it
+    return evaluate.at(trainer.state.log_history, trainer.state.global_step, asked.weights)

@@ -94,7 +94,14 @@ def prompts(run: Run, rows: Rows, made: Made) -> Asked:
 
 def at(history: Sequence[Mapping[str, Any]], step: int, weights: Mapping[str, int]) -> dict[str, Any]:
     """Return the metrics of the evaluation after a step; of several held-out sources also together, by token."""
-    found = {k: v for e in history if e["step"] == step for k, v in e.items() if k.startswith("eval_")}
+    found: dict[str, Any] = {}
+    for entry in history:
+        of = {key: value for key, value in entry.items() if key.startswith("eval_")} if entry["step"] == step else {}
+        # TRL logs each source by itself, and its own metrics without the source's name
+        name = next((name for name in weights if f"eval_{name}_loss" in of), "")
+        shared = {key: value for key, value in of.items() if name and not key.startswith(f"eval_{name}_")}
+        found |= {key: value for key, value in of.items() if key not in shared}
+        found |= {f"eval_{name}_{key.removeprefix('eval_')}": value for key, value in shared.items()}
     return together(found, weights)
 
 

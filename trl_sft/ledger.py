@@ -16,16 +16,14 @@ from datasets import Dataset
 from trl import SFTConfig, pack_dataset
 
 from trl_sft.console import rows as rows_in_words
-from trl_sft.data import Rows, Side
+from trl_sft.data import MAX_UNTRAINED, UNTRAINED, Rows, Side
 from trl_sft.errors import DataError, Fault
 from trl_sft.formatting import LABEL
 from trl_sft.prepared import Tokens
 from trl_sft.run import Run
 
-_MAX_UNTRAINED = 0.05  # of the rows, unless data.max_untrained says otherwise
 _QUANTILES = {"min": 0.0, "median": 0.5, "p90": 0.9, "p99": 0.99, "max": 1.0}
 _PACKED_AT_ONCE = 1000  # rows, datasets' batch
-_UNTRAINED = "no trained token"
 _LOSS_ON = {
     "completion": "the completions",
     "assistant": "every assistant turn",
@@ -87,8 +85,8 @@ def rejects(side: Side, made: Tokens, part: str) -> Iterator[dict[str, Any]]:
 
 def check(run: Run, side: Side, made: Tokens, part: str, max_length: int | None) -> None:
     """Refuse rows of which too many, or all, have no trained token. Raises DataError."""
-    bare = [row for row in made.rejected if row["reason"].startswith(_UNTRAINED)]
-    limit = float(run.data.get("max_untrained", _MAX_UNTRAINED))
+    bare = [row for row in made.rejected if row["reason"].startswith(UNTRAINED)]
+    limit = float(run.data.get("max_untrained", MAX_UNTRAINED))
     cut = any("max_length" in row["reason"] for row in bare)
     where = run.recipe.where(("train", "max_length") if cut and "max_length" in run.train else ("data", part))
     if not len(made.rows):
@@ -99,15 +97,17 @@ def check(run: Run, side: Side, made: Tokens, part: str, max_length: int | None)
         )
     if len(bare) > limit * len(side.order) and "untrained_rows" not in run.run.get("allow", []):
         found = (
-            f"{len(bare):,} of {len(side.order):,} rows to {part} have {bare[0]['reason']}; the first is "
-            f"{side.name(bare[0]['number'])}, {bare[0]['tokens']:,} tokens, {bare[0]['begins'][:40]!r}"
+            f"{len(bare):,} of {len(side.order):,} rows to {part} have {bare[0]['reason']}, over {limit:.0%}; "
+            f"the first is {side.name(bare[0]['number'])}, {bare[0]['tokens']:,} tokens, {bare[0]['begins'][:40]!r}"
         )
         write = "a larger train.max_length, " if cut else ""
         raise DataError(Fault(where, found, f"{write}data.max_untrained, or run.allow: [untrained_rows]"))
 
 
-def lines(run: Run, rows: Rows, ledger: Mapping[str, Any], args: SFTConfig) -> Iterator[tuple[str, str]]:
-    """Yield what the screen shows of a ledger: name and value."""
+def lines(
+    run: Run, rows: Rows, ledger: Mapping[str, Any], args: SFTConfig, whole: bool = True
+) -> Iterator[tuple[str, str]]:
+    """Yield what the screen shows of a ledger: name and value. Shares are said of `whole` sources alone."""
     of = ledger["train"]
     count, tokens = of["rows"], of["tokens"]
     out = ", ".join(f"{number:,} {reason}" for reason, number in count["rejected"].items())
@@ -126,7 +126,7 @@ def lines(run: Run, rows: Rows, ledger: Mapping[str, Any], args: SFTConfig) -> I
     lengths = of["lengths"]
     yield "lengths", f"median {lengths['median']:,} tokens, 99% up to {lengths['p99']:,}, longest {lengths['max']:,}"
     yield "padding", _padded(of["padding"], args)
-    if len(of["sources"]) > 1:
+    if whole and len(of["sources"]) > 1:
         for source in of["sources"]:
             share = source["share"]
             asked = f" (asked: {share['planned']:.1%})" if share["planned"] is not None else ""

@@ -10,6 +10,8 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import inspect
+import types
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
@@ -20,6 +22,8 @@ from trl.trainer import utils
 LOGITS_GIB = 0.5  # that logits, or what is kept of them for the backward pass, may take
 # TRL's head as 1.16 has it; the older ones keep their own loss
 AVAILABLE = all(hasattr(utils, name) for name in ("add_fused_lm_head", "_ChunkedLogProbFunction", "_use_triton"))
+if AVAILABLE:  # and its function takes what it takes there
+    AVAILABLE = len(inspect.signature(utils._ChunkedLogProbFunction.forward).parameters) == 10
 _CHUNK = 1024  # rows that are projected at once, if they fit
 _FLOAT = 4  # bytes
 
@@ -33,14 +37,14 @@ def install(model: PreTrainedModel, logits_gib: float) -> bool:
     base = model.get_base_model() if hasattr(model, "get_base_model") else model
     theirs = base.forward
 
-    @functools.wraps(theirs)
-    def forward(*args: Any, fused_lm_head: bool = False, **kwargs: Any) -> Any:
+    @functools.wraps(type(base).forward)
+    def forward(_: PreTrainedModel, *args: Any, fused_lm_head: bool = False, **kwargs: Any) -> Any:
         if not fused_lm_head:
             return theirs(*args, **kwargs)
         with _ours(logits_gib):
             return theirs(*args, fused_lm_head=True, **kwargs)
 
-    base.forward = forward
+    base.forward = types.MethodType(forward, base)
     base.logits_gib = logits_gib  # for the screen, which asks the live model
     return True
 
@@ -71,7 +75,7 @@ def _apply(budget: int, *given: Any) -> tuple[torch.Tensor | None, ...]:
     `given` as TRL hands them: hidden, weight, bias, targets, temperature, size of a tile, soft cap, scale, names.
     """
     hidden, weight, bias, targets, temperature, _, softcap, scale, _ = given
-    how = How((1 / temperature, softcap, scale), budget)
+    how = How((1 / temperature, softcap, scale), budget, torch.is_grad_enabled())
     found = LogProbs.apply(hidden, weight, bias, targets, how)  # type: ignore[no-untyped-call]
     return found[0], found[1], None, None, found[2]
 
@@ -81,6 +85,7 @@ class How(NamedTuple):
 
     numbers: Numbers
     budget: int  # bytes that they may take
+    backward: bool  # whether a backward pass may follow
 
 
 class LogProbs(torch.autograd.Function):
@@ -97,12 +102,12 @@ class LogProbs(torch.autograd.Function):
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Return log-probabilities, entropies, and where the target is the most likely word: (positions,) each."""
         ctx.set_materialize_grads(False)
-        numbers, budget = how
+        numbers, budget, backward = how
         size, words = hidden.shape[0], weight.shape[0]
         device = hidden.device.type
         dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else hidden.dtype
         # what a backward pass needs again is kept where it fits, and else projected a second time
-        fits = size * words * _FLOAT <= budget and numbers[1] is None and any(ctx.needs_input_grad)
+        fits = size * words * _FLOAT <= budget and numbers[1] is None and backward
         kept = hidden.new_empty((size, words), dtype=torch.float32) if fits else None
         chunk = max(1, min(_CHUNK, budget // (words * _FLOAT)))
         log_probs, entropy = (hidden.new_empty(size, dtype=torch.float32) for _ in range(2))
@@ -138,17 +143,18 @@ class LogProbs(torch.autograd.Function):
         of_weight = torch.zeros_like(weight, dtype=torch.float32) if to_weight else None
         of_bias = torch.zeros_like(bias, dtype=torch.float32) if to_bias else None
         chunk = hidden.shape[0] if ctx.kept is not None else ctx.chunk
-        for start in range(0, hidden.shape[0], max(chunk, 1)):
-            here = slice(start, start + chunk)
-            part = _slope(ctx, hidden[here], here, grad[here].float()).to(ctx.dtype)
-            if of_hidden is not None:
-                of_hidden[here] = part @ weight.to(ctx.dtype)
-            if of_weight is not None and ctx.dtype == torch.float32:
-                of_weight.addmm_(part.t(), hidden[here].to(ctx.dtype))
-            elif of_weight is not None:
-                of_weight += part.t() @ hidden[here].to(ctx.dtype)
-            if of_bias is not None:
-                of_bias += part.float().sum(0)
+        with utils.maybe_gather_lm_head_ctx(weight, bias):  # ZeRO-3 has them apart again by now
+            for start in range(0, hidden.shape[0], max(chunk, 1)):
+                here = slice(start, start + chunk)
+                part = _slope(ctx, hidden[here], here, grad[here].float()).to(ctx.dtype)
+                if of_hidden is not None:
+                    of_hidden[here] = part @ weight.to(ctx.dtype)
+                if of_weight is not None and ctx.dtype == torch.float32:
+                    of_weight.addmm_(part.t(), hidden[here].to(ctx.dtype))
+                elif of_weight is not None:
+                    of_weight += part.t() @ hidden[here].to(ctx.dtype)
+                if of_bias is not None:
+                    of_bias += part.float().sum(0)
         ctx.kept = None
         weights = None if of_weight is None else of_weight.to(weight.dtype)
         return of_hidden, weights, None if of_bias is None else of_bias.to(bias.dtype), *nothing

@@ -76,11 +76,14 @@ def template(tokenizer: PreTrainedTokenizerBase, keywords: dict[str, Any], misma
 def quick(shape: Template, text: str, turns: Sequence[Message]) -> list[Span] | None:
     """Return the spans of all answers by what stands around them; None where that is not certain.
 
-    Certain means: the header stands in the text as often as there are answers, and each answer, up to what
-    closes it, holds all that the turn says and no other header.
+    Certain means: plain turns, the header as often in the text as there are answers, and each answer, up to
+    what closes it, holds all that the turn says and no special token.
     """
     answers = [turn for turn in turns if turn["role"] == "assistant"]
-    if not shape.header or text.count(shape.header) != len(answers):
+    # calls and answers of tools may end in other tokens than the trial found
+    if not shape.header or any(len(turn) > _PLAIN or turn["role"] == "tool" for turn in turns):
+        return None
+    if text.count(shape.header) != len(answers):
         return None
     spans = []
     start = text.find(shape.header)
@@ -92,7 +95,7 @@ def quick(shape: Template, text: str, turns: Sequence[Message]) -> list[Span] | 
         said = text[start - len(shape.header) : end]  # what the prompt ends with may be the answer's beginning
         if end < 0 or turn["content"].strip() not in said:
             return None
-        if len(turn) > _PLAIN and rendering.lost(turn, said):  # calls and thoughts beside the words
+        if any(token in text[start:end] for token in shape.specials):
             return None
         spans.append((start, end + len(closing)))
         start = following

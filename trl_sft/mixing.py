@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import json
+import re
 import unicodedata
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -19,6 +21,8 @@ from datasets.fingerprint import Hasher
 
 from trl_sft.turns import Message
 
+_SIGNS = re.compile(r"[-*/%.,:](?=\d)")
+_PRIVATE = 0xE000  # letters of nobody, where these signs are out of reach of what is taken away
 _PLANES = 0x20000  # where Unicode has punctuation and spaces
 
 
@@ -63,15 +67,37 @@ def keys(forms: Dataset) -> np.ndarray:
         batched=True,
         remove_columns=texts,
         features=Features({"key": Value("int64")}),
-        new_fingerprint=Hasher.hash([forms._fingerprint, "key 1"]),
+        new_fingerprint=Hasher.hash([forms._fingerprint, "key 2"]),
         desc="Comparing rows",
     )
     return np.asarray(found.data["key"].to_numpy())
 
 
 def _keys(batch: Mapping[str, Sequence[Any]]) -> dict[str, list[int]]:
-    rows = zip(*(batch[name] for name in batch), strict=True)
-    return {"key": [_key(" ".join(_text(part) for part in row)) for row in rows]}
+    return {"key": row_keys(batch)}
+
+
+def row_keys(batch: Mapping[str, Sequence[Any]]) -> list[int]:
+    """Return the key of each row of a batch of formatted rows."""
+    rows = zip(*(batch[name] for name in ("prompt", "completion", "text") if name in batch), strict=True)
+    return [_key(*(part for side in row for part in _texts(side))) for row in rows]
+
+
+def _texts(side: str | Sequence[Message]) -> list[str]:
+    """Return the texts of a prompt or completion, each apart: what is said, thought, called."""
+    if isinstance(side, str):
+        return [side]
+    more = [
+        json.dumps([turn[k] for k in sorted(turn) if k not in ("role", "content")], sort_keys=True) for turn in side
+    ]
+    return [text for turn, rest in zip(side, more, strict=True) for text in (turn["content"], rest)]
+
+
+def _key(*texts: str) -> int:
+    """Return the number of a row; signs before a digit count: -1 is not 1, and 4/2 not 4*2."""
+    marked = (_SIGNS.sub(lambda sign: chr(_PRIVATE + ord(sign[0])), text.casefold()) for text in texts)
+    bare = "\0".join(text.translate(_spacing()) or text for text in marked)
+    return int.from_bytes(hashlib.blake2b(bare.encode(), digest_size=8).digest(), "little", signed=True)
 
 
 @functools.cache
@@ -81,12 +107,3 @@ def _spacing() -> dict[int, None]:
 
 
 _P = ("Pc", "Pd", "Pe", "Pf", "Pi", "Po", "Ps")
-
-
-def _text(part: str | Sequence[Message]) -> str:
-    return part if isinstance(part, str) else " ".join(turn["content"] for turn in part)
-
-
-def _key(text: str) -> int:
-    bare = text.casefold().translate(_spacing()) or text
-    return int.from_bytes(hashlib.blake2b(bare.encode(), digest_size=8).digest(), "little", signed=True)

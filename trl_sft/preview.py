@@ -69,9 +69,11 @@ class Preview(NamedTuple):
             yield ""
         yield from (f"left out: {line}" for line in self.left_out)
         yield from (f"{name:<9} {value}" for name, value in self.said)
+        what = "pack" if any(len(lengths) > 1 for lengths in self.packs) else "row"
         for number, lengths in enumerate(self.packs, 1):
             empty = self.room - sum(lengths)
-            yield f"batch     {number}: {' + '.join(f'{n:,}' for n in lengths)} tokens, {empty:,} empty"
+            documents = " + ".join(f"{n:,}" for n in lengths)
+            yield f"{what:<9} {number} of the first batch: {documents} tokens, {empty:,} empty"
         mark = "green" if colour else "between ⟦ and ⟧"
         yield f"Trained tokens are {mark}. Counted are the rows that were read; `prepare` counts all."
 
@@ -111,7 +113,7 @@ def make(run: Run, num_rows: int = 3) -> Preview:
     counted = ledger.count(rows.train, made, packs, args.per_device_train_batch_size, args.max_length)
     said = [("rows", line) for line in rows.said]
     if len(made.rows):
-        said += ledger.lines(run, rows, {"train": counted, "eval": {}}, args)
+        said += ledger.lines(run, rows, {"train": counted, "eval": {}}, args, whole=False)
     shown = list(_shown(rows, made, setup.chat.tokenizer, num_rows))
     left = [f"{rows.train.name(row['number'])}: {row['reason']}: {row['begins']!r}" for row in made.rejected[:num_rows]]
     batch, room = _batch(made.rows, packs, args)

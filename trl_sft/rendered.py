@@ -111,14 +111,15 @@ def _row(made: Encoder, row: Row, turns: Sequence[Message], tools: Any, how: tup
             raise Unclear(f"the chat template drops a part of an answer: {lost[:60]!r}", "a template that renders it")
         return row
     answers = [n for n, turn in enumerate(turns) if turn["role"] == "assistant"]
-    found = masks.quick(shape, text, turns)
+    found = None if made.doubts else masks.quick(shape, text, turns)
     if found is not None:
         spans = [span for n, span in zip(answers, found, strict=True) if n in learned]
         row = row._replace(spans=spans, answers=[n in learned for n in answers])
     if found is None or check:
         parts = masks.exact(shape, text, turns, tools, learned)
         if found is not None and row.spans != parts:
-            raise AssertionError(f"two ways to find the mask differ: {row.spans} and {parts} in {text!r}")
+            made.doubts.append(f"{row.spans} and {parts} in {text!r}")  # from here on each row is rendered in parts
+            row = row._replace(answers=None)
         if check and learned == answers:
             _agree(made, text, turns, tools, parts)
         row = row._replace(spans=parts)

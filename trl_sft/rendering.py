@@ -104,7 +104,10 @@ def everything(tokenizer: PreTrainedTokenizerBase, keywords: dict[str, Any]) -> 
 
 def lost(turn: dict[str, Any], shown: str) -> str:
     """Return the part of an answer that its rendering lacks, spaces aside; "" = none."""
-    calls = [call["function"]["name"] for call in turn.get("tool_calls") or []]
+    made = [call["function"] for call in turn.get("tool_calls") or []]
+    # of arguments what every way to write them leaves as it is
+    given = [v for f in made for v in f["arguments"].values() if isinstance(v, str) and v.isascii() and v.isalnum()]
+    calls = [*(function["name"] for function in made), *given]
     parts = [turn["content"], turn.get("reasoning_content") or turn.get("thinking") or "", *calls]
     bare = "".join(shown.split())
     return next((part for part in parts if "".join(part.split()) not in bare), "")

@@ -105,11 +105,9 @@ def _streaming(recipe: Recipe, sources: Mapping[str, Any], number: int) -> Itera
     if data.get("eval_fraction") is not None:
         found = "eval_fraction of a stream, whose length is not known"
         yield Fault(recipe.where(("data", "eval_fraction")), found, "data.eval: a file, or another split")
-    for key, given in ((("train", "shuffle_dataset"), train), (("data", "drop_leaked"), data)):
-        if given.get(key[1]):
-            yield Fault(
-                recipe.where(key), f"{key[1]}: true, but a stream is not known before it was read", "leave it out"
-            )
+    if train.get("shuffle_dataset"):
+        found = "shuffle_dataset: true, but a stream is read in its order"
+        yield Fault(recipe.where(("train", "shuffle_dataset")), found, "leave it out")
 
 
 def _quantization(recipe: Recipe, section: Mapping[str, Any], adapter: bool) -> Iterator[Fault]:

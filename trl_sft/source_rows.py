@@ -57,7 +57,7 @@ def formatted(run: Run, source: Source, target: Target, said: list[str], which: 
         rows = rows.select(numbers)
     first = dict(rows[0])
     if source.code:
-        first = _called(recipe, source, first)
+        first = _called(recipe, source, first, 0 if numbers is None else int(numbers[0]))
         layout = sources.recognised(recipe, source, list(first), f"what {source.format} returned for row 1")
     else:
         own = isinstance(source.wording, dict)
@@ -90,8 +90,8 @@ def formatted(run: Run, source: Source, target: Target, said: list[str], which: 
     return Part(name, layout, about.rows, about.several, about.escaped, numbers, source.weight, how)
 
 
-def _called(recipe: Recipe, source: Source, row: dict[str, Any]) -> dict[str, Any]:
-    """Return what the user's function makes of the first row, as columns. Raises RecipeError, DataError."""
+def _called(recipe: Recipe, source: Source, row: dict[str, Any], number: int) -> dict[str, Any]:
+    """Return what the user's function makes of a row, as columns. Raises RecipeError, DataError."""
     assert source.code is not None
     where = recipe.where((*source.key, "format"))
     try:
@@ -102,7 +102,7 @@ def _called(recipe: Recipe, source: Source, row: dict[str, Any]) -> dict[str, An
     try:
         return conversion.columns(source.code, row)
     except turns.BadRow as error:
-        raise DataError(Fault(f"{source.name} row 1", error.found, error.write)) from None
+        raise DataError(Fault(f"{source.name} row {number + 1}", error.found, error.write)) from None
 
 
 def _wording(recipe: Recipe, source: Source, layout: str, target: Target, row: dict[str, Any]) -> Any:

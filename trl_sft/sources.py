@@ -9,7 +9,6 @@ from __future__ import annotations
 import difflib
 import glob
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 from datasets import Dataset, DatasetDict, IterableDataset, concatenate_datasets, load_dataset, load_from_disk
@@ -31,7 +30,10 @@ def load(recipe: Recipe, source: Source, part: str, head: int | None = None) -> 
     """
     rows = _loaded(recipe, source, part, head is not None)
     if isinstance(rows, IterableDataset):
-        rows = _head(rows, head or 0)
+        try:
+            rows = _head(rows, head or 0)
+        except Exception as error:
+            raise unreadable(recipe, source, error) from None
     _check_renames(recipe, source, rows)
     return rows.rename_columns(source.rename) if source.rename else rows
 
@@ -98,12 +100,14 @@ def used_columns(recipe: Recipe, source: Source, rows: Dataset, layout: str) -> 
     return needed | optional | {formatting.LABEL}
 
 
-def _from_disk(folder: Path, keywords: dict[str, Any]) -> Dataset | IterableDataset:
+def _from_disk(source: Source, keywords: dict[str, Any]) -> Dataset | IterableDataset:
     """Return the rows that `save_to_disk` wrote, of one of its splits where it has several."""
-    rows = load_from_disk(str(folder))
+    rows = load_from_disk(str(source.place.files[0]))
+    if "split" in source.load and not isinstance(rows, DatasetDict):
+        raise ValueError(f"split: {source.load['split']}, but it was saved as one data set without splits")
     if isinstance(rows, DatasetDict):
         if keywords["split"] not in rows:
-            raise KeyError(f"no split {keywords['split']}; it has {', '.join(rows)}")
+            raise ValueError(f"no split {keywords['split']}; it has {', '.join(rows)}")
         rows = rows[keywords["split"]]
     return rows.to_iterable_dataset() if keywords["streaming"] else rows
 
@@ -146,7 +150,7 @@ def _loaded(recipe: Recipe, source: Source, part: str, streaming: bool) -> Datas
             keywords["split"] = source.load.get("split", "train")
             rows = load_dataset(source.builder, data_files=files, **keywords)
         elif source.place.files and any((source.place.files[0] / name).is_file() for name in _SAVED):
-            rows = _from_disk(source.place.files[0], keywords)
+            rows = _from_disk(source, keywords)
         else:
             if not source.place.files:
                 hub.ask("dataset", source.place.name, keywords)
@@ -154,19 +158,22 @@ def _loaded(recipe: Recipe, source: Source, part: str, streaming: bool) -> Datas
     except (KeyboardInterrupt, MemoryError):
         raise
     except Exception as error:
-        told = None if files else hub.explain(source.place.name, error)
-        if told is not None:
-            raise DataError(Fault(where, *told)) from None
-        bad = (
-            [fault for file in source.place.files for fault in textfiles.faults(file)]
-            if source.builder == "json"
-            else []
-        )
-        cause = error.__cause__ or error
-        found, write = f"{source.name} cannot be read: {first_line(cause)}", "a file of that kind, or its keywords"
-        if "corresponds to no data" in str(error):
-            found, write = f"{source.name} has no rows", "a source with rows"
-        elif "split" in str(error) or isinstance(error, KeyError):
-            write = "split: one that it has"
-        raise DataError(bad or Fault(where, found, write)) from None
+        raise unreadable(recipe, source, error) from None
     return rows if isinstance(rows, Dataset | IterableDataset) else concatenate_datasets(rows)
+
+
+def unreadable(recipe: Recipe, source: Source, error: Exception) -> DataError:
+    """Return what keeps a source from being read in our words."""
+    where = recipe.where(source.key)
+    told = None if source.place.files else hub.explain(source.place.name, error)
+    if told is not None:
+        return DataError(Fault(where, *told))
+    files = source.place.files if source.builder == "json" else ()
+    bad = [fault for file in files for fault in textfiles.faults(file)]
+    cause = error.__cause__ or error
+    found, write = f"{source.name} cannot be read: {first_line(cause)}", "a file of that kind, or its keywords"
+    if "corresponds to no data" in str(error):
+        found, write = f"{source.name} has no rows", "a source with rows"
+    elif "split" in str(error):
+        write = "split: one that it has"
+    return DataError(bad or Fault(where, found, write))

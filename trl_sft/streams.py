@@ -12,11 +12,13 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 from datasets import Dataset, Features, IterableDataset, List, Value, concatenate_datasets, interleave_datasets
 from trl import SFTConfig, pack_dataset
 
-from trl_sft import conversion, prepared, rendered, sources, tokens
-from trl_sft.data import Rows
+from trl_sft import conversion, mixing, prepared, rendered, sources, tokens
+from trl_sft.data import LEAKED, MAX_UNTRAINED, UNTRAINED, Rows
+from trl_sft.errors import DataError, Fault
 from trl_sft.run import Run, Source
 from trl_sft.source_rows import Part, seed
 from trl_sft.tokens import Encoder
@@ -35,7 +37,9 @@ def made(run: Run, rows: Rows, encoder: Encoder, args: SFTConfig) -> tuple[Itera
     """
     seen: Seen = {}
     parts = zip(run.sources["train"], rows.train.parts, strict=True)
-    streams = [_stream(run, source, part, encoder, seen) for source, part in parts]
+    held = [mixing.keys(side.forms) for side in rows.eval.values()] if run.data.get("drop_leaked") is not False else []
+    known = {int(key) for keys in held for key in keys}
+    streams = [_stream(run, (source, part), encoder, seen, known) for source, part in parts]
     weights = [part.weight for part in rows.train.parts if part.weight is not None]
     if weights and len(streams) > 1:
         shares = [weight / sum(weights) for weight in weights]
@@ -44,22 +48,35 @@ def made(run: Run, rows: Rows, encoder: Encoder, args: SFTConfig) -> tuple[Itera
         whole = concatenate_datasets(streams) if len(streams) > 1 else streams[0]
     if args.packing:
         whole = pack_dataset(whole, args.max_length, args.packing_strategy)
-    return whole, seen
+    return whole.repeat(None), seen  # without an end: a run that goes on passes over what it has seen, epochs too
 
 
 def ledger(seen: Mapping[str, Counter[str]]) -> dict[str, Any]:
-    """Return what came by, as `ledger.json` has it; rows that several processes read are not in it."""
-    return {"streamed": True, "sources": [{"name": name} | dict(counts) for name, counts in seen.items()]}
+    """Return what came by, as `ledger.json` has it; rows that other processes read are not in it."""
+    counted = "rows as they were read, with those read ahead and those that a run which goes on passes over"
+    return {
+        "streamed": True,
+        "counted": counted,
+        "sources": [{"name": name} | dict(counts) for name, counts in seen.items()],
+    }
 
 
-def _stream(run: Run, source: Source, part: Part, encoder: Encoder, seen: Seen) -> IterableDataset:
+def _stream(run: Run, of: tuple[Source, Part], encoder: Encoder, seen: Seen, known: set[int]) -> IterableDataset:
+    """Return the tokens of one source; `known` are the keys of held-out rows, which are dropped."""
+    source, part = of
+
     def name(number: int) -> str:
         return f"{part.name} row {number + 1}"
 
     def rows() -> Iterator[dict[str, Any]]:
         counts = seen.setdefault(part.name, Counter())
-        for start, batch in _forms(run, source, part):
-            numbers = list(range(start, start + len(next(iter(batch.values())))))
+        for start, read in _forms(run, source, part):
+            keys = mixing.row_keys(read) if known else []
+            leaked = {n for n, key in enumerate(keys) if key in known}
+            counts.update({"rows": len(leaked), f"rejected: {LEAKED}": len(leaked)} if leaked else {})
+            kept = [n for n in range(len(next(iter(read.values())))) if n not in leaked]
+            batch = {name: [values[n] for n in kept] for name, values in read.items()}
+            numbers = [start + n for n in kept]
             check = (np.random.default_rng(start).random(len(numbers)) < prepared.SAMPLE).tolist()
             texts = rendered.rendered(encoder, batch, numbers, check, name)
             for piece in tokens.pieces(texts):
@@ -67,6 +84,7 @@ def _stream(run: Run, source: Source, part: Part, encoder: Encoder, seen: Seen) 
                     encoder, piece, tokens.encoded(encoder, piece), lambda n: f"{part.name} row {n + 1}"
                 )
                 counts.update(_counted(out))
+                _check(run, part.name, counts)
                 for ids, labels in zip(out.input_ids, out.labels, strict=True):
                     yield {"input_ids": ids.tolist(), "labels": labels.tolist()}
 
@@ -77,7 +95,7 @@ def _forms(run: Run, source: Source, part: Part) -> Iterator[tuple[int, dict[str
     """Yield formatted rows by column, with the number of the first in the source."""
     assert part.how is not None
     start, left = 0, source.max_rows
-    for table in sources.stream(run.recipe, source, "train").with_format("arrow").iter(_BATCH):
+    for table in _tables(run, source):
         rows = Dataset(table if left is None else table.slice(0, left))
         if not len(rows):
             return
@@ -87,6 +105,31 @@ def _forms(run: Run, source: Source, part: Part) -> Iterator[tuple[int, dict[str
         yield start, batch
         start += len(rows)
         left = None if left is None else left - len(rows)
+
+
+def _tables(run: Run, source: Source) -> Iterator[pa.Table]:
+    """Yield the rows of a source as datasets reads them. Foreign errors become DataError here."""
+    tables = sources.stream(run.recipe, source, "train").with_format("arrow").iter(_BATCH)
+    while True:
+        try:
+            yield next(tables)
+        except StopIteration:
+            return
+        except DataError:
+            raise
+        except Exception as error:
+            raise sources.unreadable(run.recipe, source, error) from None
+
+
+def _check(run: Run, name: str, counts: Counter[str]) -> None:
+    """Refuse a stream of which too many rows have no trained token, once enough were read. Raises DataError."""
+    bare = sum(number for reason, number in counts.items() if reason.startswith(f"rejected: {UNTRAINED}"))
+    limit = float(run.data.get("max_untrained", MAX_UNTRAINED))
+    if counts["rows"] < _BATCH or bare <= limit * counts["rows"] or "untrained_rows" in run.run.get("allow", []):
+        return
+    found = f"{bare:,} of the {counts['rows']:,} rows of {name} that were read have no trained token"
+    write = "a larger train.max_length, data.max_untrained, or run.allow: [untrained_rows]"
+    raise DataError(Fault(run.recipe.where(("data", "train")), found, write))
 
 
 def _counted(out: tokens.Made) -> Counter[str]:

@@ -47,7 +47,8 @@ class Encoder(NamedTuple):
     shape: masks.Template | None  # None = no chats
     backend: Tokenizer | None  # None = a slow tokenizer
     as_text: dict[int, list[int]]  # id of an escaped special string -> the tokens of its characters
-    marks: marking.Marks | None = None  # what stands around an answer as tokens; None = masks need offsets
+    marks: marking.Marks | None  # what stands around an answer as tokens; None = masks need offsets
+    doubts: list[str]  # where the quick way to find a mask was wrong: it is not taken again
 
 
 class Row(NamedTuple):
@@ -86,7 +87,7 @@ def encoder(
     if escaped and backend is not None:
         as_text = _learn_escaped(backend, escaped)
     marks = marking.marks(shape, backend) if shape is not None and backend is not None else None
-    return Encoder(plan, tokenizer, keywords, shape, backend, as_text, marks)
+    return Encoder(plan, tokenizer, keywords, shape, backend, as_text, marks, [])
 
 
 def prompt(made: Encoder, given: Any, tools: Any = None) -> list[int]:
@@ -149,10 +150,14 @@ def labelled(made: Encoder, rows: Sequence[Row], found: Sequence[Any], name: Cal
         if bos is not None and len(ids) > 1 and ids[0] == bos == ids[1]:
             told = f"begins with {made.tokenizer.bos_token} twice: the text has one, and the tokenizer adds one"
             raise TemplateError(Fault(name(row.number), told, "rows without it, or tokenizer.add_bos_token: false"))
+        if made.plan.form != CHAT and len(ids) > 1 and ids[-1] == eos == ids[-2]:
+            told = f"ends with {made.plan.eos} twice: the text has one, and the tokenizer adds one"
+            raise TemplateError(Fault(name(row.number), told, "tokenizer.add_eos_token: false"))
         target = sum(end - start for start, end in places)
         if made.as_text and (kept := _unescaped(made.as_text, ids, labels)) is not None:
             ids, labels = kept
             target = int((labels != IGNORED).sum())
+            places = [(0, int(np.flatnonzero(labels != IGNORED)[-1]) + 1)] if target else []
         limit = made.plan.max_length
         if target and (limit is None or len(ids) <= limit):
             _add(out, (ids, labels), (row.number, len(ids), target, target, True))
@@ -195,7 +200,7 @@ def _cut(
         kept = slice(-limit, None) if plan.keep_end else slice(None, limit)
         ids, labels = ids[kept], labels[kept]
         ended = plan.keep_end or last <= limit
-        if plan.overlong == "truncate_and_end" and not ended and (labels != IGNORED).any():
+        if plan.overlong == "truncate_and_end" and not ended and labels[-1] != IGNORED:  # cut within an answer
             # OpenRLHF's: the last token that fits gives way to the end, which is learned
             ids, labels = ids.copy(), labels.copy()
             ids[-1] = labels[-1] = eos

@@ -157,7 +157,7 @@ def _trainer(run: Run, ready: Ready) -> SFTTrainer:
     trainer = SFTTrainer(args=ready.args, processing_class=ready.chat.tokenizer, **rows, **loaded)
     model.mend(trainer.model)
     loss.install(trainer.model, run.run.get("logits_gib", loss.LOGITS_GIB))
-    if ready.args.packing and "attn_implementation" not in run.model and ready.args.device.type in ("cpu", "mps"):
+    if trainer.padding_free and "attn_implementation" not in run.model and ready.args.device.type in ("cpu", "mps"):
         attention.install(trainer.model)
     if ready.chat.stop and ready.rows.form == tokens.CHAT:
         model.stop_on(trainer.model, ready.chat.tokenizer.convert_tokens_to_ids(ready.chat.stop))

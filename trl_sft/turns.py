@@ -225,6 +225,8 @@ def _is_trained(turn: Mapping[str, Any], role: str, column: str) -> bool:
             raise BadRow(f"{column} has a turn with {key}: {value!r}", "0 or 1 (false or true): no part of a loss")
         if value and role != "assistant":
             raise BadRow(f"{column} has a turn of {role} with {key}: {value!r}", "it on assistant's turns alone")
+    if len({bool(value) for _, value in given}) > 1:
+        raise BadRow(f"{column} has a turn with {' and '.join(f'{k}: {v!r}' for k, v in given)}", "one of the two")
     return all(value for _, value in given)
 
 
