@@ -56,6 +56,15 @@ def test_recipes_are_found():
     assert {path.stem for path in ON_THE_HUB} == set(ROWS)
 
 
+@pytest.fixture(autouse=True)
+def _template_there(request):
+    """A recipe may name a chat template that only newer versions of TRL bring."""
+    path = request.node.callspec.params.get("path") if hasattr(request.node, "callspec") else None
+    named = re.search(r"chat_template: (\w+)\b(?!\.)", path.read_text(encoding="utf-8")) if path else None
+    if named and named[1] not in paths.templates():
+        pytest.skip(f"the installed TRL has no template {named[1]}")
+
+
 @pytest.mark.parametrize("path", RECIPES, ids=lambda p: p.stem)
 def test_recipe_resolves_to_its_golden_form(path, matches, monkeypatch):
     monkeypatch.setattr(paths, "EMBEDDED", SHIPPED)
