@@ -4,6 +4,7 @@ import json
 import shutil
 
 import torch
+from tokenizers import processors
 from transformers import AutoConfig, AutoTokenizer, LlamaForCausalLM
 
 from trl_sft import paths
@@ -40,3 +41,28 @@ def base(folder, tied=True, reserved=()):
 def tokenizer(folder):
     """Return the tokenizer of a folder."""
     return AutoTokenizer.from_pretrained(folder)
+
+
+def with_bos(folder):
+    """Write a base model whose tokenizer begins every text with a token; return the token's id."""
+    base(folder)
+    made = tokenizer(folder)
+    made.bos_token = "<s>"
+    begin = made.convert_tokens_to_ids("<s>")
+    made.backend_tokenizer.post_processor = processors.TemplateProcessing("<s> $A", special_tokens=[("<s>", begin)])
+    made.save_pretrained(folder)
+    return begin
+
+
+def slow(folder):
+    """Write a model with a slow tokenizer; BERT's old one stands for those that are left."""
+    words = ["[PAD]", "[UNK]", "</s>", "What", "is", "plus", "?", "#", ":", "Question", "Answer", *map(str, range(90))]
+    shutil.copytree(paths.EMBEDDED / "tiny", folder)
+    for name in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja"):
+        (folder / name).unlink()
+    (folder / "vocab.txt").write_text("\n".join(words) + "\n")
+    settings = {"tokenizer_class": "BertJapaneseTokenizer", "word_tokenizer_type": "basic", "do_lower_case": False}
+    settings |= {"subword_tokenizer_type": "wordpiece", "eos_token": "</s>", "unk_token": "[UNK]", "pad_token": "[PAD]"}
+    (folder / "tokenizer_config.json").write_text(json.dumps(settings))
+    assert json.loads((folder / "config.json").read_text())["vocab_size"] >= len(words)
+    return folder

@@ -17,6 +17,7 @@ from trl_sft.errors import UserError
 from trl_sft.turns import MARK
 
 WORDS = ["Köln liegt am Rhein.", "1 2  3\n4", "你好，世界。再见", "a 🙂 b", " leading and trailing ", "x" * 30]
+NO_CALLS = {"deepseek_r1_distill"}  # templates that drop the call itself
 TURNS = [("user", "one"), ("assistant", "hello 你好"), ("user", "two\n"), ("assistant", "good night 🙂")]
 CHAT = [{"role": role, "content": words} for role, words in TURNS]
 
@@ -217,6 +218,7 @@ def test_answers_of_tools_carry_no_loss_in_any_template(name, checked, here):
         texts = list(rendered.rendered(encoder, batch, [0, 1], [checked] * 2, str))
     except UserError as error:
         refused = str(error)
+    assert bool(refused) == (name in NO_CALLS), refused
     if refused:
         assert "drops a part of an answer" in refused or "ends with no token" in refused
         return
@@ -228,24 +230,37 @@ def test_answers_of_tools_carry_no_loss_in_any_template(name, checked, here):
 
 @pytest.mark.parametrize("strategy", ["bfd", "bfd_split", "wrapped"])
 @pytest.mark.parametrize("shuffled", [False, True])
-@pytest.mark.parametrize("form", ["pairs", "chat", "text"])
+@pytest.mark.parametrize("form", ["pairs", "completions", "chat", "text"])
 def test_packs_are_trls(form, strategy, shuffled, here):
-    """More than a thousand rows, so that packing has several batches; loss on everything, so that all is equal."""
+    """More than a thousand rows, so that packing has several batches; chats train everything, so that all is equal."""
     rows = [{"question": f"{n} " * (n % 13), "answer": "yes " * (1 + n * 7 % 90)} for n in range(1, 1100)]
-    rows = [row | {"question": row["question"] or "q"} for row in rows]
-    keywords = {"pairs": ", wording: question_answer", "chat": "", "text": ", wording: {text: '{answer}'}"}[form]
+    rows = [row | {"question": "q" if form == "completions" else row["question"] or "q"} for row in rows]
+    pair = ", wording: question_answer"
+    keywords = {"pairs": pair, "completions": pair, "chat": "", "text": ", wording: {text: '{answer}'}"}[form]
     recipe(here, rows, keywords)
     packing = ["train.packing=true", f"train.packing_strategy={strategy}", "train.max_length=64"]
     packing += [f"train.shuffle_dataset={str(shuffled).lower()}", "run.allow=[leaking_packing]"]
-    ready = ours(*packing, "data.loss_on=all")
+    everything = form != "completions"
+    ready = ours(*packing, *(["data.loss_on=all"] if everything else []))
     settings = {"packing": True, "packing_strategy": strategy, "max_length": 64, "shuffle_dataset": shuffled}
-    theirs = reference(ready, joined=True, completion_only_loss=False, **settings)
+    theirs = reference(ready, joined=everything, completion_only_loss=not everything, **settings)
     mine = list(ready.made.train)
     assert len(mine) > 100
     for one, other in zip(mine, theirs, strict=True):
         assert one["input_ids"] == other["input_ids"]
         assert one["labels"] == other["labels"]
         assert one.get("seq_lengths") == other.get("seq_lengths")
+
+
+def test_tokens_of_a_slow_tokenizer_are_trls(here):
+    models.slow(here / "m")
+    rows = [{"question": f"What is {n} plus {n % 7} ?", "answer": f"{n + n % 7}"} for n in range(40)]
+    recipe(here, rows, ", wording: question_answer", model="./m")
+    ready = ours()
+    assert not ready.chat.tokenizer.is_fast
+    assert differing(ready.chat.tokenizer, ready.made.train, reference(ready)) == (0, 0)
+    ready = ours("data.loss_on=all")
+    assert differing(ready.chat.tokenizer, ready.made.train, reference(ready, completion_only_loss=False)) == (0, 0)
 
 
 @pytest.mark.filterwarnings("ignore:The `'keep_end'` truncation mode is deprecated:FutureWarning")

@@ -1,6 +1,5 @@
 """Chat templates: named, from a file, another tokenizer's; what they render, where a turn ends, what they lose."""
 
-import json
 import shutil
 
 import models
@@ -107,18 +106,11 @@ def test_vicuna_template_and_wording_write_the_same(here):
 
 @pytest.mark.parametrize("name", OURS)
 def test_vocabulary_that_begins_every_text_with_a_token_begins_a_chat_with_it(name, here):
-    from tokenizers import processors
-
-    models.base(here / "base")
-    tokenizer = models.tokenizer(here / "base")
-    tokenizer.bos_token = "<s>"
-    pair = ("<s>", tokenizer.convert_tokens_to_ids("<s>"))
-    tokenizer.backend_tokenizer.post_processor = processors.TemplateProcessing("<s> $A", special_tokens=[pair])
-    tokenizer.save_pretrained(here / "base")
-    assert models.tokenizer(here / "base")("a")["input_ids"][0] == pair[1]
+    begin = models.with_bos(here / "base")
+    assert models.tokenizer(here / "base")("a")["input_ids"][0] == begin
     _, rows = prepared(here, name, [{"messages": CHAT}] * 2)
-    assert rows[0]["input_ids"].count(pair[1]) == 1
-    assert rows[0]["input_ids"][0] == pair[1]
+    assert rows[0]["input_ids"].count(begin) == 1
+    assert rows[0]["input_ids"][0] == begin
 
 
 def test_template_of_a_file_and_of_another_tokenizer_bring_their_tokens(here):
@@ -150,14 +142,7 @@ def test_thoughts_that_a_template_strips_from_history_are_refused_or_not_learned
 
 
 def test_text_that_begins_twice_with_the_first_token_is_refused(here):
-    from tokenizers import processors
-
-    models.base(here / "base")
-    tokenizer = models.tokenizer(here / "base")
-    tokenizer.bos_token = "<s>"
-    pair = ("<s>", tokenizer.convert_tokens_to_ids("<s>"))
-    tokenizer.backend_tokenizer.post_processor = processors.TemplateProcessing("<s> $A", special_tokens=[pair])
-    tokenizer.save_pretrained(here / "base")
+    models.with_bos(here / "base")
     jsonl(here / "r.jsonl", [{"text": "fine"}, {"text": "<s>twice"}])
     (here / "recipe.yaml").write_text(
         "model: {name_or_path: ./base}\ndata: {train: r.jsonl}\ntrain: {output_dir: out}\n"
@@ -243,22 +228,7 @@ def test_keywords_reach_the_template_in_training(here):
 
 
 def test_slow_tokenizer_is_said_and_refused_where_offsets_are_needed(here, go):
-    """BERT's old tokenizer stands for the slow ones that are left; upstream has ever fewer."""
-    config = json.loads((paths.EMBEDDED / "tiny" / "config.json").read_text())
-    shutil.copytree(paths.EMBEDDED / "tiny", here / "m")
-    for name in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja"):
-        (here / "m" / name).unlink()
-    words = ["[PAD]", "[UNK]", "</s>", "What", "is", "plus", "?", *map(str, range(90))]
-    (here / "m" / "vocab.txt").write_text("\n".join(words) + "\n")
-    settings = {
-        "tokenizer_class": "BertJapaneseTokenizer",
-        "eos_token": "</s>",
-        "unk_token": "[UNK]",
-        "pad_token": "[PAD]",
-    }
-    settings |= {"word_tokenizer_type": "basic", "subword_tokenizer_type": "wordpiece", "do_lower_case": False}
-    (here / "m" / "tokenizer_config.json").write_text(json.dumps(settings))
-    assert config["vocab_size"] >= len(words)
+    models.slow(here / "m")
     text = "model: {name_or_path: ./m}\ndata: {train: rows.jsonl}\ntrain: {output_dir: out, max_steps: 1}\n"
     code, out, err = go(text)
     assert code == 0, err
@@ -324,13 +294,17 @@ def test_thought_that_a_template_strips_from_earlier_turns_is_refused_with_the_w
     said = [{"role": "assistant", "content": words, "reasoning_content": f"so {words}"} for words in ("hello", "night")]
     jsonl(here / "r.jsonl", [{"messages": [CHAT[0], said[0], CHAT[2], said[1]]}] * 2)
     (here / "strips.jinja").write_text(
-        "{% for message in messages %}{{ message['role'] + ': ' }}{% generation %}"
+        "{% for message in messages %}{{ message['role'] + ': ' }}"
+        "{% if message['role'] == 'user' %}{{ message['content'] + eos_token }}{% continue %}{% endif %}"
+        "{% generation %}"
         "{% if loop.last and message.reasoning_content %}{{ '(' + message.reasoning_content + ') ' }}{% endif %}"
         "{{ message['content'] + eos_token }}{% endgeneration %}{% endfor %}"
+        "{% if add_generation_prompt %}{{ 'assistant: ' }}{% endif %}"
     )
     text = "model: {name_or_path: ./base}\ntokenizer: {chat_template: strips.jinja}\ndata: {train: r.jsonl}\n"
     code, _, err = go(text)
     assert code == 2
     assert "drops a part of an answer: 'so hello'" in err
     assert "data.loss_on: last_turn" in err
-    assert go(text, "data.loss_on=last_turn", command=["check"])[0] == 0
+    code, _, err = go(text, "data.loss_on=last_turn", command=["check"])
+    assert code == 0, err

@@ -3,7 +3,7 @@
 import pytest
 from conftest import jsonl
 
-from trl_sft import load_recipe, training
+from trl_sft import load_recipe, masks, prepared, training
 
 TURNS = [("user", "hi"), ("assistant", "hello"), ("user", "bye"), ("assistant", "good night")]
 MESSAGES = [{"role": role, "content": words} for role, words in TURNS]
@@ -176,3 +176,73 @@ def test_base_model_without_template_gets_the_layouts_own_wording(here, go):
     code, _, err = go(text, "data.train=r.jsonl")
     assert code == 2
     assert "the tokenizer of ./m has no template" in err
+
+
+def odd(monkeypatch, here, rows, number):
+    """Write rows of which one is found wrongly by the quick way; return the recipe."""
+    quick = masks.quick
+
+    def wrong(shape, text, turns):
+        spans = quick(shape, text, turns)
+        return [(start + 1, end) for start, end in spans] if "ODD" in text else spans
+
+    monkeypatch.setattr(masks, "quick", wrong)
+    words = [f"word {n}" + " ODD" * (n == number) for n in range(rows)]
+    jsonl(here / "r.jsonl", [{"messages": [*MESSAGES[:1], MESSAGES[1] | {"content": one}]} for one in words])
+    (here / "recipe.yaml").write_text(
+        "model: {name_or_path: trl_sft:tiny}\ndata: {train: r.jsonl, drop_leaked: false}\ntrain: {output_dir: out}\n"
+    )
+    return load_recipe("recipe.yaml")
+
+
+def trained(ready, number):
+    return ready.chat.tokenizer.decode([label for label in ready.made.train[number]["labels"] if label != -100])
+
+
+def test_quick_way_that_errs_where_every_row_is_checked_is_left_for_the_exact_one(here, monkeypatch):
+    ready = training.prepare(odd(monkeypatch, here, 60, 3))
+    assert [trained(ready, n) for n in (2, 3, 59)] == [f"word {w}<|im_end|>" for w in ("2", "3 ODD", "59")]
+
+
+def test_quick_way_that_errs_among_rows_of_which_a_part_is_checked_stops_the_run(here, monkeypatch):
+    """Rows before it were believed unchecked: nobody knows what they train."""
+    monkeypatch.setattr(prepared, "_CHECKED", 4)
+    monkeypatch.setattr(prepared, "SAMPLE", 0.5)
+    wrong = [number for number in range(4, 34) if stopped(monkeypatch, here, number)]
+    assert 5 < len(wrong) < 25, "those that are checked"
+
+
+def stopped(monkeypatch, here, number):
+    with monkeypatch.context() as patch:
+        run = odd(patch, here, 34, number)
+        try:
+            training.prepare(run)
+        except AssertionError as error:
+            return "two ways to find the mask differ" in str(error)
+    return False
+
+
+def test_loss_on_all_refuses_a_turn_that_is_not_to_be_trained(here, go):
+    jsonl(here / "r.jsonl", [{"messages": MESSAGES}, {"messages": [*MESSAGES[:3], MESSAGES[3] | {"train": False}]}])
+    text = "model: {name_or_path: trl_sft:tiny}\ndata: {train: r.jsonl, loss_on: all}\n"
+    code, _, err = go(text, command=["check"])
+    assert code == 2
+    assert "row 2" in err
+    assert "turn 4 is not to be trained, but loss_on: all trains everything" in err
+    assert go(text, "data.loss_on=assistant", command=["check"])[0] == 0
+
+
+def test_markers_are_compared_where_only_the_last_answer_is_learned_too(here, go):
+    template = (
+        "{% for message in messages %}{{ message['role'] + ': ' }}{% if message['role'] == 'assistant' %}"
+        "{% generation %}{{ message['content'] }}{% endgeneration %}{{ eos_token }}"
+        "{% else %}{{ message['content'] + eos_token }}{% endif %}{% endfor %}"
+        "{% if add_generation_prompt %}{{ 'assistant: ' }}{% endif %}"
+    )
+    jsonl(here / "r.jsonl", [{"messages": MESSAGES}] * 2)
+    (here / "end.jinja").write_text(template)
+    text = "model: {name_or_path: trl_sft:tiny}\ntokenizer: {chat_template: end.jinja}\ndata: {train: r.jsonl}\n"
+    for loss_on in ("assistant", "last_turn"):
+        code, _, err = go(text, f"data.loss_on={loss_on}", command=["check"])
+        assert code == 2
+        assert "generation markers and the rendering of the prompt disagree" in err

@@ -10,7 +10,6 @@ import functools
 import hashlib
 import importlib
 import importlib.util
-import re
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -20,7 +19,7 @@ import pyarrow.compute as pc
 from datasets import Dataset, Features, Json, List, Value
 from datasets.fingerprint import Hasher
 
-from trl_sft import formatting, textfiles, turns, wordings
+from trl_sft import formatting, special_tokens, textfiles, turns, wordings
 from trl_sft.errors import DataError, Fault, first_line
 from trl_sft.paths import Code
 
@@ -153,7 +152,7 @@ def _formed(row: dict[str, Any], how: How) -> dict[str, Any]:
     """Return one row's columns in TRL's form, and its notes."""
     held = _special(row, how)
     if held:
-        row = turns.escaped(row, _pattern(how.target.specials))
+        row = turns.escaped(row, special_tokens.pattern(how.target.specials))
     formed = formatting.form(row, how.layout, how.wording, how.target)
     layout = formatting.LAYOUTS.get(how.layout)
     read = {*layout.columns, *layout.optional} if layout else set(row)
@@ -167,11 +166,6 @@ def _formed(row: dict[str, Any], how: How) -> dict[str, Any]:
     return formed.columns | task | notes | {_ESCAPED: held}
 
 
-@functools.cache
-def _pattern(specials: tuple[str, ...]) -> re.Pattern[str]:
-    return re.compile("|".join(map(re.escape, specials)))
-
-
 def _special(row: Mapping[str, Any], how: How) -> bool:
     """Tell whether a row's texts hold special strings of the tokenizer; raises BadRow where that is refused.
 
@@ -180,7 +174,7 @@ def _special(row: Mapping[str, Any], how: How) -> bool:
     as_it_stands = how.layout == "text" or (how.layout == "prompt_completion" and how.wording == "plain")
     if as_it_stands or not how.target.specials:
         return False
-    pattern = _pattern(how.target.specials)
+    pattern = special_tokens.pattern(how.target.specials)
     found = next((match for text in turns.strings(row) if (match := pattern.search(text))), None)
     if found and not how.target.escape:
         write = "data.special_tokens_in_text: text, to train it letter by letter; or a row without it"

@@ -6,7 +6,6 @@ trained. Every fault names file and row. Deliberately absent: tokens (`tokens`, 
 
 from __future__ import annotations
 
-import bisect
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -37,11 +36,14 @@ class Side(NamedTuple):
     order: np.ndarray  # int64: which rows, in the order of training; one may come several times
     dropped: dict[str, np.ndarray]  # why -> which rows
 
+    def part_of(self, numbers: np.ndarray) -> np.ndarray:
+        """Return which part each row is of."""
+        return np.searchsorted(np.cumsum([len(part.rows) for part in self.parts]), numbers, side="right")
+
     def source(self, number: int) -> tuple[int, int]:
         """Return which part a row is of, and its number there, from 0."""
-        ends = np.cumsum([len(part.rows) for part in self.parts]).tolist()
-        part = bisect.bisect_right(ends, number)
-        here = number - (ends[part - 1] if part else 0)
+        part = int(self.part_of(np.array([number]))[0])
+        here = number - sum(len(before.rows) for before in self.parts[:part])
         numbers = self.parts[part].numbers
         return part, here if numbers is None else int(numbers[here])
 
@@ -106,7 +108,8 @@ def load(run: Run, target: Target, head: int | None = None) -> Rows:
             found = f"{fraction} of {len(stay)} rows leaves one side empty"
             where = run.recipe.where(("data", "eval_fraction"))
             raise RecipeError(Fault(where, found, "a fraction that gives both rows"))
-        stay, drawn = mixing.held_out(len(stay), number, seed(run))
+        drawn = mixing.sampled(len(stay), number, seed(run))
+        stay = np.setdiff1d(stay, drawn, assume_unique=True)
         held = {"eval": train._replace(order=drawn, dropped={})}
         said.append(f"{number:,} of them held out (eval_fraction {fraction}), {len(stay):,} left to train")
     leaked = _leaked(run, train.forms, held, stay)
@@ -142,8 +145,8 @@ def _leaked(run: Run, train: Dataset, held: dict[str, Side], stay: np.ndarray) -
 
 def _mixed(run: Run, train: Side, stay: np.ndarray) -> Side:
     """Return the rows in the order of an epoch. Raises DataError where a source has none left."""
-    ends = np.cumsum([len(part.rows) for part in train.parts])
-    pools = np.split(stay, np.searchsorted(stay, ends[:-1]))
+    of = train.part_of(stay)
+    pools = [stay[of == number] for number in range(len(train.parts))]
     weights = [part.weight for part in train.parts if part.weight is not None]
     for part, pool, source in zip(train.parts, pools, run.sources["train"], strict=True):
         if not len(pool):

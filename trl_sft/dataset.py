@@ -37,7 +37,7 @@ class Made(NamedTuple):
 def make(run: Run, chat: Chat, rows: Rows, args: SFTConfig, thorough: bool = False) -> Made:
     """Make the tokens of all rows, or read them from the cache. Raises DataError, TemplateError, RecipeError.
 
-    `thorough`: every row's mask is checked by a second way, and nothing is read from the cache.
+    `thorough`: every row's mask is checked by a second way, though the tokens may be in the cache.
     """
     encode = encoder(run, chat, rows, args)
     made: dict[str, Dataset] = {}
@@ -53,7 +53,7 @@ def make(run: Run, chat: Chat, rows: Rows, args: SFTConfig, thorough: bool = Fal
         else:
             done = prepared.made(work, of_side, run.recipe.path)
             said.append(("cache", f"{part}: {done.said}"))
-        ledger.check(run, side, done, part, args.max_length)
+        ledger.check(run, side, done, part)
         seed = args.seed if args.shuffle_dataset else None
         packs = prepared.packed(done, args.max_length, args.packing_strategy, seed) if packing else None
         batch = args.per_device_train_batch_size if part == "train" else args.per_device_eval_batch_size

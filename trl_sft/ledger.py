@@ -52,7 +52,7 @@ def count(side: Side, made: Tokens, packs: Dataset | None, batch: int, max_lengt
     planned = [w / sum(w or 0 for w in weights) if w else None for w in weights]
     sources = []
     rejected = _rejected(side, made)
-    parts = _parts(side, side.order)
+    parts = side.part_of(side.order)
     for number, part in enumerate(side.parts):
         entry: dict[str, Any] = {"name": part.name} | _entry(counts, counts.source == number)
         rows = side.order[parts == number]
@@ -83,18 +83,17 @@ def rejects(side: Side, made: Tokens, part: str) -> Iterator[dict[str, Any]]:
         yield _named(side, part, row["number"]) | {name: row[name] for name in ("reason", "tokens", "begins")}
 
 
-def check(run: Run, side: Side, made: Tokens, part: str, max_length: int | None) -> None:
+def check(run: Run, side: Side, made: Tokens, part: str) -> None:
     """Refuse rows of which too many, or all, have no trained token. Raises DataError."""
     bare = [row for row in made.rejected if row["reason"].startswith(UNTRAINED)]
     limit = float(run.data.get("max_untrained", MAX_UNTRAINED))
-    cut = any("max_length" in row["reason"] for row in bare)
+    cut = any("max_length" in row["reason"] for row in made.rejected)
     where = run.recipe.where(("train", "max_length") if cut and "max_length" in run.train else ("data", part))
     if not len(made.rows):
         first = made.rejected[0]
         found = f"no row to {part} keeps a trained token: {side.name(first['number'])}: {first['reason']}"
-        raise DataError(
-            Fault(where, found, "a larger train.max_length, or shorter prompts" if max_length else "other rows")
-        )
+        write = "a larger train.max_length, or shorter prompts" if cut else "rows with an answer that is trained"
+        raise DataError(Fault(where, found, write))
     if len(bare) > limit * len(side.order) and "untrained_rows" not in run.run.get("allow", []):
         found = (
             f"{len(bare):,} of {len(side.order):,} rows to {part} have {bare[0]['reason']}, over {limit:.0%}; "
@@ -148,12 +147,7 @@ def _counts(side: Side, made: Tokens) -> Counts:
     table = made.rows.data
     values = {name: table[name].to_numpy() for name in ("number", "total", "target", "trained", "ended")}
     lengths = pc.list_value_length(table["input_ids"]).to_numpy()
-    return Counts(_parts(side, values["number"]), kept=lengths, **values)
-
-
-def _parts(side: Side, numbers: np.ndarray) -> np.ndarray:
-    """Return which part each row is of."""
-    return np.searchsorted(np.cumsum([len(part.rows) for part in side.parts]), numbers, side="right")
+    return Counts(side.part_of(values["number"]), kept=lengths, **values)
 
 
 def _entry(counts: Counts, mask: np.ndarray) -> dict[str, Any]:
@@ -168,14 +162,15 @@ def _entry(counts: Counts, mask: np.ndarray) -> dict[str, Any]:
 
 def _rejected(side: Side, made: Tokens) -> list[tuple[dict[str, int], int]]:
     """Return for each part how many rows were left out, by reason, and how many of them before the mixing."""
-    before = [Counter[str]() for _ in side.parts]
-    for reason, numbers in side.dropped.items():
-        for number in numbers.tolist():
-            before[side.source(number)[0]][reason] += 1
-    found = [Counter(c) for c in before]
-    for row in made.rejected:
-        found[side.source(row["number"])[0]][row["reason"]] += 1
-    return [(dict(f), sum(b.values())) for f, b in zip(found, before, strict=True)]
+    left = [(reason, numbers) for reason, numbers in side.dropped.items()]
+    late = [(row["reason"], np.array([row["number"]])) for row in made.rejected]
+    found = [Counter[str]() for _ in side.parts]
+    early = [0] * len(side.parts)
+    for reason, numbers in (*left, *late):
+        for part, number in enumerate(np.bincount(side.part_of(numbers), minlength=len(side.parts)).tolist()):
+            found[part] += Counter({reason: number})
+            early[part] += number if reason in side.dropped else 0
+    return [(dict(counts), number) for counts, number in zip(found, early, strict=True)]
 
 
 def _tasks(side: Side, counts: Counts) -> dict[str, Any]:

@@ -3,7 +3,7 @@
 In: a model that TRL gave its fused head. Out: the same model, whose fused forward scores positions with a
 label alone and computes what TRL's kernel computes with fewer passes over the logits. All around it stays
 TRL's: which positions count, soft-capping, scaling, experts, ZeRO's gathering. Without Triton TRL 1.16 scores
-every position and walks each tile about thirty times (`trl.kernels.chunked_logprob._forward_tile`).
+every position, in many passes over each tile (`trl.kernels.chunked_logprob._forward_tile`).
 """
 
 from __future__ import annotations
@@ -54,19 +54,12 @@ def _ours(logits_gib: float) -> Iterator[None]:
     """Put our function in the place of TRL's inside the block: the forward of one model, and no longer."""
     before = utils._ChunkedLogProbFunction, utils._use_triton
     bounded = functools.partial(_apply, int(logits_gib * 2**30))
-    utils._ChunkedLogProbFunction = _Bounded(bounded)
+    utils._ChunkedLogProbFunction = types.SimpleNamespace(apply=bounded)
     utils._use_triton = lambda _: True  # TRL then scores the positions with a label alone
     try:
         yield
     finally:
         utils._ChunkedLogProbFunction, utils._use_triton = before
-
-
-class _Bounded:
-    """What TRL calls: an object with `apply`."""
-
-    def __init__(self, apply: Any) -> None:
-        self.apply = apply
 
 
 def _apply(budget: int, *given: Any) -> tuple[torch.Tensor | None, ...]:

@@ -85,6 +85,7 @@ def quick(shape: Template, text: str, turns: Sequence[Message]) -> list[Span] | 
         return None
     if text.count(shape.header) != len(answers):
         return None
+    special = special_tokens.pattern(shape.specials)
     spans = []
     start = text.find(shape.header)
     for number, turn in enumerate(answers, 1):
@@ -95,7 +96,7 @@ def quick(shape: Template, text: str, turns: Sequence[Message]) -> list[Span] | 
         said = text[start - len(shape.header) : end]  # what the prompt ends with may be the answer's beginning
         if end < 0 or turn["content"].strip() not in said:
             return None
-        if any(token in text[start:end] for token in shape.specials):
+        if special.search(text, start, end):
             return None
         spans.append((start, end + len(closing)))
         start = following
@@ -109,12 +110,15 @@ def exact(
     return [_span(shape, text, turns, tools, number) for number in sorted(learned)]
 
 
-def differing(text: str, marked: Sequence[Span], spans: Sequence[Span], header: str) -> Span | None:
+def differing(text: str, marked: Sequence[Span], spans: Sequence[Span], header: str, whole: bool) -> Span | None:
     """Return the first place where a template's own markers and the spans disagree; None = nowhere.
 
     Markers may begin with the header and may end with the spaces after the turn's end, as several of TRL's
-    do: the spans leave out both, since generation writes neither.
+    do: the spans leave out both, since generation writes neither. `whole`: the spans are those of all answers;
+    else markers of others are left aside.
     """
+    if not whole:
+        marked = [m for m in marked if any(m[0] < until and start < m[1] for start, until in spans)]
     joined: list[Span] = []
     for start, end in marked:  # several of TRL's mark an answer and its end one after the other
         joined = [*joined[:-1], (joined[-1][0], end)] if joined and joined[-1][1] == start else [*joined, (start, end)]

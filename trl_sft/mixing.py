@@ -23,13 +23,9 @@ from trl_sft.turns import Message
 
 _SIGNS = re.compile(r"[-*/%.,:](?=\d)")
 _PRIVATE = 0xE000  # letters of nobody, where these signs are out of reach of what is taken away
+# categories of punctuation, spaces and what is not seen
+_UNSEEN = {*("Pc", "Pd", "Pe", "Pf", "Pi", "Po", "Ps"), *("Zs", "Zl", "Zp", "Cc", "Cf")}
 _PLANES = 0x20000  # where Unicode has punctuation and spaces
-
-
-def held_out(size: int, number: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """Return the numbers of the rows that stay and of those held out, drawn with the seed, each in order."""
-    drawn = np.random.default_rng(seed).permutation(size)
-    return np.sort(drawn[number:]), np.sort(drawn[:number])
 
 
 def sampled(size: int, number: int, seed: int) -> np.ndarray:
@@ -103,7 +99,4 @@ def _key(*texts: str) -> int:
 @functools.cache
 def _spacing() -> dict[int, None]:
     """Return punctuation, spaces and what is not seen: two rows that differ in these alone are one row."""
-    return {c: None for c in range(_PLANES) if unicodedata.category(chr(c)) in ("Cc", "Cf", "Zs", "Zl", "Zp", *_P)}
-
-
-_P = ("Pc", "Pd", "Pe", "Pf", "Pi", "Po", "Ps")
+    return {c: None for c in range(_PLANES) if unicodedata.category(chr(c)) in _UNSEEN}

@@ -58,7 +58,7 @@ class Work(NamedTuple):
     order: np.ndarray  # int64: which rows, in which order; one may come several times
     name: Callable[[int], str]  # of a formatted row, for messages
     title: str  # for the progress bar
-    thorough: bool = False  # whether every row is checked by a second way, and nothing read from the cache
+    thorough: bool = False  # whether every row is checked by a second way, though the tokens may be in the cache
 
 
 def made(work: Work, encoder: Encoder, recipe: Path) -> Tokens:
@@ -135,27 +135,30 @@ def batches(work: Work, encoder: Encoder) -> Iterator[Made]:
             table = rows[int(numbers[0]) : int(numbers[-1]) + 1] if straight else rows[numbers]
             batch, check = columns(table), every[start : start + _BATCH].tolist()
             yield from tokens.pieces(rendered.rendered(encoder, batch, numbers.tolist(), check, work.name))
-            if encoder.doubts and start >= _CHECKED:
-                raise AssertionError(
-                    f"two ways to find the mask differ, after rows of which one was taken: {encoder.doubts[0]}"
-                )
 
-    with ThreadPoolExecutor(1) as pool:
+    with (
+        ThreadPoolExecutor(1) as pool,
+        tqdm(total=len(work.order), desc=work.title, unit=" rows", disable=not watched(), leave=False) as bar,
+    ):
+
+        def done(piece: list[tokens.Row], coming: Future[Any]) -> Made:
+            bar.update(len(piece))
+            return tokens.labelled(encoder, piece, coming.result(), work.name)
+
         waiting: tuple[list[tokens.Row], Future[Any]] | None = None
         for piece in given():
             coming = pool.submit(tokens.encoded, encoder, piece)
             if waiting is not None:
-                yield tokens.labelled(encoder, waiting[0], waiting[1].result(), work.name)
+                yield done(*waiting)
             waiting = piece, coming
         if waiting is not None:
-            yield tokens.labelled(encoder, waiting[0], waiting[1].result(), work.name)
+            yield done(*waiting)
 
 
 def _write(work: Work, encoder: Encoder, folder: Path, parts: Mapping[str, str]) -> None:
     """Make the pass and write it to `folder`, whole or not at all."""
     folder.parent.mkdir(parents=True, exist_ok=True)
     part = Path(tempfile.mkdtemp(prefix=".part-", dir=folder.parent))
-    bar = tqdm(total=len(work.order), desc=work.title, unit=" rows", disable=not watched(), leave=False)
     try:
         with (
             pa.ipc.new_stream(str(part / _ROWS), _SCHEMA) as rows,
@@ -164,12 +167,10 @@ def _write(work: Work, encoder: Encoder, folder: Path, parts: Mapping[str, str])
             for batch in batches(work, encoder):
                 rows.write_batch(_arrow(batch))
                 rejects.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in batch.rejected)
-                bar.update(len(batch.number) + len(batch.rejected))
         (part / _KEY).write_text(json.dumps(parts), encoding="utf-8")
         with contextlib.suppress(OSError):  # another process was first: what it wrote is the same
             part.rename(folder)
     finally:
-        bar.close()
         shutil.rmtree(part, ignore_errors=True)
 
 

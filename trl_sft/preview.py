@@ -15,7 +15,7 @@ from datasets import Dataset
 from transformers import PreTrainedTokenizerBase
 from trl import SFTConfig
 
-from trl_sft import dataset, ledger, prepared, training
+from trl_sft import dataset, ledger, prepared, special_tokens, training
 from trl_sft.data import Rows
 from trl_sft.run import Run
 from trl_sft.tokens import IGNORED
@@ -122,7 +122,7 @@ def make(run: Run, num_rows: int = 3) -> Preview:
 
 def _shown(rows: Rows, made: prepared.Tokens, tokenizer: PreTrainedTokenizerBase, number: int) -> Iterator[Shown]:
     """Yield the first rows of each source."""
-    special = {i for i, token in tokenizer.added_tokens_decoder.items() if token.special} | {*tokenizer.all_special_ids}
+    special = {*tokenizer.convert_tokens_to_ids(list(special_tokens.strings(tokenizer)))}
     numbers = np.asarray(made.rows.data["number"].to_numpy())
     parts = [rows.train.source(int(n))[0] for n in numbers]
     for part in range(len(rows.train.parts)):

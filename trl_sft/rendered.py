@@ -49,6 +49,7 @@ def rendered(
         except Exception:
             _refused(made, chats, tools, [name(number) for number in numbers])
             raise
+        doubts = len(made.doubts)
         for n, (number, turns, text) in enumerate(zip(numbers, chats, texts, strict=True)):
             learned = _learned(plan, turns, len(batch["prompt"][n]), untrained[n])
             try:
@@ -56,6 +57,8 @@ def rendered(
             except Unclear as unclear:
                 allow = f"; or run.allow: [{unclear.allow}], if that is meant" if unclear.allow else ""
                 raise TemplateError(Fault(name(number), unclear.found, unclear.write + allow)) from None
+        if len(made.doubts) > doubts and not all(check):
+            raise AssertionError(f"two ways to find the mask differ, and one was taken unchecked: {made.doubts[-1]}")
 
 
 def _ended(text: str, eos: str) -> str:
@@ -105,22 +108,24 @@ def _row(made: Encoder, row: Row, turns: Sequence[Message], tools: Any, how: tup
     """
     shape, text, (learned, check) = made.shape, row.text, how
     assert shape is not None
-    if made.plan.loss_on == "all":
-        last = [turn for turn in turns if turn["role"] == "assistant"][-1:]
-        if lost := next(filter(None, (rendering.lost(turn, text) for turn in last)), ""):
-            raise Unclear(f"the chat template drops a part of an answer: {lost[:60]!r}", "a template that renders it")
-        return row
     answers = [n for n, turn in enumerate(turns) if turn["role"] == "assistant"]
-    found = None if made.doubts else masks.quick(shape, text, turns)
-    if found is not None:
-        spans = [span for n, span in zip(answers, found, strict=True) if n in learned]
+    if made.plan.loss_on == "all":
+        if lost := rendering.lost(turns[answers[-1]], text):
+            raise Unclear(f"the chat template drops a part of an answer: {lost[:60]!r}", "a template that renders it")
+        if left := sorted({*answers} - {*learned}):
+            found = f"turn {left[0] + 1} is not to be trained, but loss_on: all trains everything"
+            raise Unclear(found, "data.loss_on: assistant, or rows without that")
+        return row
+    spans = None if made.doubts else masks.quick(shape, text, turns)
+    if spans is not None:
+        spans = [span for n, span in zip(answers, spans, strict=True) if n in learned]
         row = row._replace(spans=spans, answers=[n in learned for n in answers])
-    if found is None or check:
+    if spans is None or check:
         parts = masks.exact(shape, text, turns, tools, learned)
-        if found is not None and row.spans != parts:
+        if spans is not None and spans != parts:
             made.doubts.append(f"{row.spans} and {parts} in {text!r}")  # from here on each row is rendered in parts
             row = row._replace(answers=None)
-        if check and learned == answers:
+        if check:
             _agree(made, text, turns, tools, parts)
         row = row._replace(spans=parts)
     return row
@@ -140,7 +145,8 @@ def _agree(made: Encoder, text: str, turns: Sequence[Message], tools: Any, spans
     )
     assert made.shape is not None
     header = made.shape.render(turns[:1], tools, True)
-    if place := masks.differing(text, marked[0], spans, header):
+    whole = len(spans) == sum(turn["role"] == "assistant" for turn in turns)
+    if place := masks.differing(text, marked[0], spans, header, whole):
         found = (
             "the chat template's generation markers and the rendering of the prompt disagree where an answer is: "
             f"marked are {[text[a:b][:60] for a, b in marked[0]]}, found are {[text[a:b][:60] for a, b in spans]}, "

@@ -28,15 +28,13 @@ def found(notes: Sequence[str], model: str, machine: str, tokens: Sequence[str],
     """Say once what was found before weights: translations, model, machine, the template's tokens, each source."""
     for note in notes:
         say(note)
-    lines = [("model", model), ("machine", machine)]
-    lines += [("tokens", line) for line in tokens] + [("rows", line) for line in rows]
-    for name, value in lines:
-        say(f"{name:<9} {value}")
+    told = [("model", model), ("machine", machine)]
+    lines([*told, *(("tokens", line) for line in tokens), *(("rows", line) for line in rows)])
 
 
-def ledger(lines: Sequence[tuple[str, str]]) -> None:
-    """Say what became of the rows, before weights load."""
-    for name, value in lines:
+def lines(told: Sequence[tuple[str, str]]) -> None:
+    """Say names and values, a line each."""
+    for name, value in told:
         say(f"{name:<9} {value}")
 
 

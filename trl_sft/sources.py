@@ -114,11 +114,8 @@ def _from_disk(source: Source, keywords: dict[str, Any]) -> Dataset | IterableDa
 
 def _head(rows: IterableDataset, number: int) -> Dataset:
     """Return the first rows of a stream."""
-    tables = []
-    for table in rows.with_format("arrow").iter(number):
-        tables.append(table)
-        break
-    return Dataset(tables[0]) if tables else Dataset.from_dict({})
+    table = next(iter(rows.with_format("arrow").iter(number)), None)
+    return Dataset.from_dict({}) if table is None else Dataset(table)
 
 
 def _own_columns(recipe: Recipe, source: Source) -> set[str]:

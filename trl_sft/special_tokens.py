@@ -7,6 +7,7 @@ yet is told by id. Deliberately absent: embeddings; `model` makes and trains the
 
 from __future__ import annotations
 
+import functools
 import json
 import re
 from collections.abc import Iterator, Sequence
@@ -48,6 +49,12 @@ def strings(tokenizer: PreTrainedTokenizerBase) -> tuple[str, ...]:
     """Return the strings that are one special token each, the longest first."""
     added = {str(token) for token in tokenizer.added_tokens_decoder.values() if token.special}
     return tuple(sorted({*added, *tokenizer.all_special_tokens} - {""}, key=lambda s: (-len(s), s)))
+
+
+@functools.cache
+def pattern(strings: tuple[str, ...]) -> re.Pattern[str]:
+    """Return what finds any of the strings, the longest where several begin alike; they stand longest first."""
+    return re.compile("|".join(map(re.escape, strings)) or r"(?!)")  # of none, what is never found
 
 
 def install(tokenizer: PreTrainedTokenizerBase, strings: Sequence[str]) -> Installed:

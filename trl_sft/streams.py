@@ -75,14 +75,12 @@ def _stream(run: Run, of: tuple[Source, Part], encoder: Encoder, seen: Seen, kno
             leaked = {n for n, key in enumerate(keys) if key in known}
             counts.update({"rows": len(leaked), f"rejected: {LEAKED}": len(leaked)} if leaked else {})
             kept = [n for n in range(len(next(iter(read.values())))) if n not in leaked]
-            batch = {name: [values[n] for n in kept] for name, values in read.items()}
+            batch = {column: [values[n] for n in kept] for column, values in read.items()}
             numbers = [start + n for n in kept]
             check = (np.random.default_rng(start).random(len(numbers)) < prepared.SAMPLE).tolist()
             texts = rendered.rendered(encoder, batch, numbers, check, name)
             for piece in tokens.pieces(texts):
-                out = tokens.labelled(
-                    encoder, piece, tokens.encoded(encoder, piece), lambda n: f"{part.name} row {n + 1}"
-                )
+                out = tokens.labelled(encoder, piece, tokens.encoded(encoder, piece), name)
                 counts.update(_counted(out))
                 _check(run, part.name, counts)
                 for ids, labels in zip(out.input_ids, out.labels, strict=True):

@@ -68,7 +68,7 @@ class Ready(NamedTuple):
 def prepare(run: Run, thorough: bool = False) -> Ready:
     """Do all of a run that needs no weights: machine, folder, tokenizer, rows, tokens, settings. Raises UserError.
 
-    `thorough`: the mask of every row is checked, and no token is read from the cache.
+    `thorough`: the mask of every row is checked by a second way.
     """
     claim = rundir.claim(run.output_dir, record.fingerprint(run), lambda: record.digests(run), run.run)
     if claim.refused:
@@ -84,7 +84,7 @@ def prepare(run: Run, thorough: bool = False) -> Ready:
     about = machine.describe(args, run.model.get("dtype", "float32"), quantized)
     screens.found(run.notes, name, about, chatting.said, rows.said)
     made = dataset.make(run, chatting, rows, args, thorough)
-    screens.ledger(made.said)
+    screens.lines(made.said)
     args.dataset_kwargs = {"skip_prepare_dataset": True}
     return Ready(claim, found, quantized, chatting, rows, made, settings, args)
 
