@@ -29,10 +29,11 @@ LAYERS = {
     **dict.fromkeys(["dataset", "screens"], 8),
     "evaluate": 9,
     **dict.fromkeys(["callbacks", "init", "ending"], 10),
-    "training": 11,
-    "preview": 12,
-    "cli": 13,
-    "__main__": 14,
+    "rehearsal": 11,
+    "training": 12,
+    **dict.fromkeys(["preview", "check"], 13),
+    "cli": 14,
+    "__main__": 15,
 }
 
 

@@ -160,8 +160,8 @@ def _install(run: Run, tokenizer: PreTrainedTokenizerBase) -> special_tokens.Ins
         other = AutoTokenizer.from_pretrained(run.template.name, **keywords)
     except Exception as error:
         told = f"{run.template.name}: no tokenizer can be loaded: {first_line(error)}", "a tokenizer's folder or id"
-        told = (None if run.template.files else hub.explain(run.template.name, error)) or told
-        raise TemplateError(Fault(_where(run), *told)) from None
+        refused = None if run.template.files else hub.refused(_where(run), run.template.name, error)
+        raise refused or TemplateError(Fault(_where(run), *told)) from None
     text = rendering.text(other)
     if not text:
         found = f"the tokenizer of {run.template.name} has no chat template itself"

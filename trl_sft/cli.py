@@ -11,6 +11,7 @@ import os
 import shlex
 import signal
 import sys
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -24,7 +25,7 @@ _ABOUT = "Fine-tune a language model: one YAML recipe becomes a run of TRL's SFT
 _COMMANDS = """\
 commands (a first word that is none of them is a recipe):
   python -m trl_sft RECIPE [section.key=value ...]         train
-  python -m trl_sft check RECIPE [section.key=value ...]   all that needs no weights: recipe, tokenizer, rows
+  python -m trl_sft check RECIPE [--on any|8x80GiB] [--fast]   all that needs no weights: recipe, tokenizer, rows
   python -m trl_sft preview RECIPE [--rows N] [--html FILE]   rows as the model sees them, what is trained in colour
   python -m trl_sft prepare RECIPE [section.key=value ...] make the tokens ahead of time
   python -m trl_sft init MODEL DATA [-o RECIPE]            write a recipe for a model and a file of rows
@@ -100,17 +101,28 @@ def _train(words: list[str]) -> int:
 
 
 def _check(words: list[str]) -> int:
-    about = "Do all of a run that needs no weights: recipe, folder, tokenizer, template, rows, settings."
-    run = _read(_parser("check RECIPE [section.key=value ...]", about), words[1:])[0]
+    about = "Find every fault that can be found without weights: recipe, folder, tokenizer, template, rows, settings."
+    parser = _parser("check RECIPE [section.key=value ...] [--on MACHINE] [--fast]", about)
+    machine = "here (the default), any, or cards and their memory, 8x80GiB: what this one lacks is then no fault"
+    parser.add_argument("--on", metavar="MACHINE", default="here", help=machine)
+    parser.add_argument("--fast", action="store_true", help="read the recipe alone; tokenizer and rows are not loaded")
+    began = time.perf_counter()
+    run, given = _read(parser, words[1:])
+    seconds = time.perf_counter() - began
     from trl_sft import console
 
+    if given.fast:
+        for note in run.notes:
+            print(note)
+        told = f"Nothing to mend in what the recipe says ({seconds:.2f} s)."
+        print(f"{told} Next: {console.python()} -m trl_sft check {shlex.join(run.recipe.words)}")
+        return errors.EXIT_DONE
     with console.quiet():
-        from trl_sft import training
+        from trl_sft import check
 
+        for_ = check.on(given.on)
         with console.quiet():
-            training.prepare(run, thorough=True)
-    print(f"Nothing to mend. Next: {console.python()} -m trl_sft {shlex.join(run.recipe.words)}")
-    return errors.EXIT_DONE
+            return check.show(check.check(run, seconds), run, for_)
 
 
 def _prepare(words: list[str]) -> int:

@@ -16,7 +16,7 @@ from datasets import Dataset, concatenate_datasets
 
 from trl_sft import mixing, textfiles
 from trl_sft.console import rows
-from trl_sft.errors import DataError, Fault, RecipeError, first_line
+from trl_sft.errors import DataError, Fault, RecipeError, UserError, first_line
 from trl_sft.formatting import Target
 from trl_sft.run import Run, Source
 from trl_sft.source_rows import Part, formatted, seed
@@ -83,6 +83,7 @@ def load(run: Run, target: Target, head: int | None = None) -> Rows:
     said: list[str] = []
     parts: dict[str, list[Part]] = {"train": [], "eval": []}
     streamed = any(source.load.get("streaming") for source in run.sources["train"])
+    refused: list[UserError] = []
     for part, source in ((part, source) for part, those in run.sources.items() for source in those):
         if head is not None and part == "eval":
             continue
@@ -92,7 +93,11 @@ def load(run: Run, target: Target, head: int | None = None) -> Rows:
         except UnicodeDecodeError as error:  # datasets' JSON builder lets such bytes through
             bad = [fault for file in source.place.files for fault in textfiles.faults(file)]
             fault = Fault(source.name, f"not UTF-8: {first_line(error)}", "the file saved as UTF-8, or `encoding:`")
-            raise DataError(bad or fault) from None
+            refused.append(DataError(bad or fault))
+        except UserError as error:
+            refused.append(error)
+    if refused:  # every source is looked at
+        raise type(refused[0])([fault for error in refused for fault in error.faults])
     form = _one_form(run, parts["train"] + parts["eval"])
     loss_on = _loss_on(run, form, parts["train"], streamed)
     train = _side(parts["train"])

@@ -6,6 +6,7 @@
       TemplateError        a tokenizer or a chat template
       MissingPackage       something to install
       LaunchError          the machine or the processes
+      Unreached            a hub that cannot be reached: nothing says that the recipe is wrong
     RunStopped             the run began and ended early; carries its exit code
 
 In: faults, each in three parts. Out: one message. Nothing is printed here.
@@ -62,6 +63,10 @@ class MissingPackage(UserError):
 
 class LaunchError(UserError):
     """The machine or the processes cannot carry the run."""
+
+
+class Unreached(UserError):
+    """A hub that cannot be reached, for what is not on this machine."""
 
 
 class RunStopped(Exception):

@@ -12,6 +12,7 @@ import datasets
 from huggingface_hub import HfApi, constants, errors
 
 from trl_sft import console
+from trl_sft.errors import Fault, RecipeError, Unreached, UserError
 
 _PATIENCE = 10.0  # seconds for the hub to answer
 
@@ -40,8 +41,8 @@ def ask(kind: str, name: str, keywords: dict[str, Any]) -> bool:
     return True
 
 
-def explain(name: str, error: BaseException) -> tuple[str, str] | None:
-    """Return what stood there and what to write for an error of the hub; None where it is another's."""
+def refused(where: str, name: str, error: BaseException) -> UserError | None:
+    """Return our error for one of the hub's; None where it is another's."""
     chain: list[BaseException] = [error]
     while (cause := chain[-1].__cause__ or chain[-1].__context__) is not None and len(chain) < 9:
         chain.append(cause)
@@ -50,12 +51,15 @@ def explain(name: str, error: BaseException) -> tuple[str, str] | None:
         return any(isinstance(link, kinds) for link in chain)
 
     if is_a(errors.GatedRepoError):
-        return f"{name}: gated on the hub", "a token that may read it: hf auth login, after asking on its page"
+        write = "a token that may read it: hf auth login, after asking on its page"
+        return RecipeError(Fault(where, f"{name}: gated on the hub", write))
     if is_a(errors.RevisionNotFoundError):
-        return f"{name}: the hub knows no such revision", "revision: a branch, a tag or a commit of it"
+        write = "revision: a branch, a tag or a commit of it"
+        return RecipeError(Fault(where, f"{name}: the hub knows no such revision", write))
     if is_a(errors.RepositoryNotFoundError, errors.HFValidationError):
-        return f"{name}: no path here, and the hub knows no such id", "an id that exists, or ./PATH for a path"
+        write = "an id that exists, or ./PATH for a path"
+        return RecipeError(Fault(where, f"{name}: no path here, and the hub knows no such id", write))
     if is_a(errors.LocalEntryNotFoundError, errors.OfflineModeIsEnabled, ConnectionError):
         found = f"{name}: no path here, not in the cache, and the hub cannot be reached"
-        return found, "an existing path, or try again with a connection"
+        return Unreached(Fault(where, found, "an existing path, or try again with a connection"))
     return None

@@ -21,6 +21,9 @@ from trl_sft.errors import Fault, LaunchError, MissingPackage
 from trl_sft.recipe import Key
 from trl_sft.run import Setting
 
+# What makes SFTConfig look for hardware, set so that it finds what it asks for on any machine.
+ANYWHERE = {"use_cpu": True, "fp16": False, "tf32": None}
+
 
 def check(train: dict[str, Any]) -> None:
     """Refuse a machine on which this version cannot train. Raises LaunchError."""

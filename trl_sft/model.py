@@ -6,6 +6,7 @@ Foreign errors of the hub become ours here.
 
 from __future__ import annotations
 
+import copy
 import functools
 import importlib.util
 import json
@@ -15,11 +16,18 @@ from typing import Any, NamedTuple
 
 import torch
 from huggingface_hub import errors, hf_hub_download
-from transformers import AutoConfig, BitsAndBytesConfig, GenerationConfig, PretrainedConfig, PreTrainedModel
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    BitsAndBytesConfig,
+    GenerationConfig,
+    PretrainedConfig,
+    PreTrainedModel,
+)
 from trl.trainer.utils import create_model_from_path
 
 from trl_sft import hub
-from trl_sft.errors import Fault, MissingPackage, RecipeError, first_line
+from trl_sft.errors import Fault, MissingPackage, RecipeError, UserError, first_line
 from trl_sft.recipe import Key
 from trl_sft.run import Run, Setting
 
@@ -30,6 +38,11 @@ class Found(NamedTuple):
     name: str  # the base model: a folder, or a hub id
     adapter: str  # the adapter that training goes on with; "" = none
     config: PretrainedConfig
+
+    @property
+    def shown(self) -> str:
+        """How the screen calls it."""
+        return f"{self.adapter or self.name} ({self.config.architectures[0]})"
 
 
 def find(run: Run) -> Found:
@@ -55,11 +68,17 @@ def find(run: Run) -> Found:
             name, trust_remote_code=bool(run.model.get("trust_remote_code")), **keywords
         )
     except Exception as error:
-        raise RecipeError(Fault(run.recipe.where(key), *_explained(name, error))) from None
+        raise _refused(run.recipe.where(key), name, error) from None
     if not config.architectures:
         found = f"{name}: its config.json names no architectures"
         raise RecipeError(Fault(run.recipe.where(key), found, "a model that save_pretrained wrote"))
     return Found(name, adapter, config)
+
+
+def tokenizers(found: Found) -> tuple[list[str], int]:
+    """Return where the tokenizer is looked for, first come first served, and how many tokens the base knows."""
+    names = [found.adapter, found.name] if found.adapter else [found.name]
+    return names, found.config.get_text_config().vocab_size
 
 
 def lora(run: Run) -> Any:
@@ -154,6 +173,23 @@ def arguments(
     return {"model": base, "peft_config": peft_config}
 
 
+def sketched(run: Run, found: Found, new: Sequence[int], rows: int) -> dict[str, Any]:
+    """Return what `arguments` does for a model without adapter, whose weights have shapes and no numbers.
+
+    A device map of two places keeps the Trainer from moving them.
+    """
+    peft_config = lora(run)
+    keywords = {k: v for k, v in run.model.items() if k in ("attn_implementation", "trust_remote_code")}
+    with torch.device("meta"):
+        base = AutoModelForCausalLM.from_config(copy.deepcopy(found.config), **keywords)
+        if new:
+            _grow(base, rows, new)
+    if new and peft_config is not None:
+        _train_rows(run, base, peft_config, list(new))
+    base.hf_device_map = {"": "cpu", "lm_head": "meta"}
+    return {"model": base, "peft_config": peft_config}
+
+
 def mend(model: PreTrainedModel) -> None:
     """Put right what upstream gets wrong for some models, each silently or at the first step.
 
@@ -235,10 +271,10 @@ def _train_rows(run: Run, base: PreTrainedModel, config: Any, new: list[int]) ->
         config.trainable_token_indices = dict.fromkeys(list(ends)[: 1 if tied else 2], new)
 
 
-def _explained(name: str, error: Exception) -> tuple[str, str]:
-    """Return what stood there and what to write, for an error of the hub or of transformers."""
-    told = None if Path(name).is_dir() else hub.explain(name, error)
+def _refused(where: str, name: str, error: Exception) -> UserError:
+    """Return our error for one of the hub or of transformers."""
+    told = None if Path(name).is_dir() else hub.refused(where, name, error)
     if told is None and isinstance(error, errors.EntryNotFoundError):
-        told = f"{name}: has no config.json", "a model that transformers loads"
+        told = RecipeError(Fault(where, f"{name}: has no config.json", "a model that transformers loads"))
     found = f"{name}: its configuration cannot be read: {first_line(error)}"
-    return told or (found, "a model that this transformers knows")
+    return told or RecipeError(Fault(where, found, "a model that this transformers knows"))

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from trl_sft import __version__, machine, owners, rundir
+from trl_sft.errors import Fault, RecipeError
 from trl_sft.recipe import Key, flow
 from trl_sft.run import Run, Setting, Source
 
@@ -82,6 +83,14 @@ def lines(run: Run, settings: dict[Key, Setting]) -> Iterator[Line]:
         yield Line(("evaluate",), False, where[("evaluate",)])
     for name, value in (run.evaluate or {}).items():
         yield Line(("evaluate", name), value, where[("evaluate", name)])
+
+
+def claimed(run: Run) -> rundir.Claim:
+    """Decide whether the run begins, goes on or is refused, by what its folder holds. Raises RecipeError."""
+    claim = rundir.claim(run.output_dir, fingerprint(run), lambda: digests(run), run.run)
+    if claim.refused:
+        raise RecipeError(Fault(run.recipe.where(claim.key), claim.refused, claim.write))
+    return claim
 
 
 def fingerprint(run: Run) -> str:

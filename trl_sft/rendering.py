@@ -40,6 +40,7 @@ _TRIALS: dict[str, tuple[list[dict[str, Any]], list[Any] | None, tuple[str, ...]
     "reasoning_content": ([_SMALL[0], _SMALL[1] | {"reasoning_content": "trlsftthought"}], None, ("trlsftthought",)),
     "thinking": ([_SMALL[0], _SMALL[1] | {"thinking": "trlsftthought"}], None, ("trlsftthought",)),
 }
+NAMES = ("messages", *_TRIALS)
 
 
 def text(tokenizer: PreTrainedTokenizerBase) -> str:

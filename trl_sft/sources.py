@@ -14,7 +14,7 @@ from typing import Any
 from datasets import Dataset, DatasetDict, IterableDataset, concatenate_datasets, load_dataset, load_from_disk
 
 from trl_sft import formatting, hub, textfiles, turns, wordings
-from trl_sft.errors import DataError, Fault, RecipeError, first_line
+from trl_sft.errors import DataError, Fault, RecipeError, UserError, first_line
 from trl_sft.recipe import Recipe
 from trl_sft.run import Source
 
@@ -159,12 +159,12 @@ def _loaded(recipe: Recipe, source: Source, part: str, streaming: bool) -> Datas
     return rows if isinstance(rows, Dataset | IterableDataset) else concatenate_datasets(rows)
 
 
-def unreadable(recipe: Recipe, source: Source, error: Exception) -> DataError:
+def unreadable(recipe: Recipe, source: Source, error: Exception) -> UserError:
     """Return what keeps a source from being read in our words."""
     where = recipe.where(source.key)
-    told = None if source.place.files else hub.explain(source.place.name, error)
+    told = None if source.place.files else hub.refused(where, source.place.name, error)
     if told is not None:
-        return DataError(Fault(where, *told))
+        return told
     files = source.place.files if source.builder == "json" else ()
     bad = [fault for file in files for fault in textfiles.faults(file)]
     cause = error.__cause__ or error

@@ -32,14 +32,23 @@ from trl_sft import (
     machine,
     model,
     record,
+    rehearsal,
     rundir,
     screens,
     tokens,
 )
 from trl_sft.ending import Result
-from trl_sft.errors import Fault, LaunchError, RecipeError
+from trl_sft.errors import Fault, LaunchError
 from trl_sft.recipe import Key
 from trl_sft.run import Run, Setting
+
+
+class Settled(NamedTuple):
+    """What is asked of upstream's classes, and what of it we set."""
+
+    quantized: BitsAndBytesConfig | None
+    settings: dict[Key, Setting]
+    args: SFTConfig
 
 
 class Setup(NamedTuple):
@@ -59,59 +68,59 @@ class Ready(NamedTuple):
     found: model.Found
     quantized: BitsAndBytesConfig | None
     chat: chat.Chat
-    rows: data.Rows
-    made: dataset.Made
     settings: dict[Key, Setting]
     args: SFTConfig
+    rows: data.Rows
+    made: dataset.Made
 
 
-def prepare(run: Run, thorough: bool = False) -> Ready:
-    """Do all of a run that needs no weights: machine, folder, tokenizer, rows, tokens, settings. Raises UserError.
-
-    `thorough`: the mask of every row is checked by a second way.
-    """
-    claim = rundir.claim(run.output_dir, record.fingerprint(run), lambda: record.digests(run), run.run)
-    if claim.refused:
-        raise RecipeError(Fault(run.recipe.where(claim.key), claim.refused, claim.write))
+def prepare(run: Run) -> Ready:
+    """Do all of a run that needs no weights: machine, folder, tokenizer, rows, tokens, settings. Raises UserError."""
+    claim = record.claimed(run)
     setup = set_up(run)
-    found, quantized, chatting, settings, args = setup
     rows = load_rows(run, setup)
-    settings |= evaluate.settings(run, bool(rows.eval))
-    args.eval_on_start = args.eval_on_start or ("train", "eval_on_start") in settings
-    if "loss_on" not in run.data:
-        settings["data", "loss_on"] = Setting(rows.loss_on, "the response is what is learned; text has none")
-    name = f"{found.adapter or found.name} ({found.config.architectures[0]})"
-    about = machine.describe(args, run.model.get("dtype", "float32"), quantized)
-    screens.found(run.notes, name, about, chatting.said, rows.said)
-    made = dataset.make(run, chatting, rows, args, thorough)
+    about = machine.describe(setup.args, run.model.get("dtype", "float32"), setup.quantized)
+    screens.found(run.notes, setup.found.shown, about, setup.chat.said, rows.said)
+    made = dataset.make(run, setup.chat, rows, setup.args)
     screens.lines(made.said)
-    args.dataset_kwargs = {"skip_prepare_dataset": True}
-    return Ready(claim, found, quantized, chatting, rows, made, settings, args)
+    rehearsal.rehearse(run, setup.found, setup.chat, setup.args, made)
+    return Ready(claim, *setup, rows, made)
 
 
 def set_up(run: Run) -> Setup:
     """Find the model, load the tokenizer, settle what the recipe leaves open. Raises UserError."""
     machine.check(run.train)
-    hub.no_telemetry()
-    settings = machine.settings(run.train, run.quantization or {}) | model.settings(run)
-    quantized = model.quantization(run, settings)
-    args = _config(run, {str(key[-1]): setting.value for key, setting in settings.items() if key[0] == "train"})
+    quantized, settings, args = settle(run)
     machine.check_trackers(run.recipe.where(("train", "report_to")), args.report_to)
     found = model.find(run)
     model.check(run, found)
-    names = [found.adapter, found.name] if found.adapter else [found.name]
-    return Setup(found, quantized, chat.load(run, names, found.config.get_text_config().vocab_size), settings, args)
+    return Setup(found, quantized, chat.load(run, *model.tokenizers(found)), settings, args)
+
+
+def settle(run: Run, elsewhere: bool = False) -> Settled:
+    """Make SFTConfig and what quantizes from the recipe. Raises RecipeError, MissingPackage.
+
+    `elsewhere`: the run is for another machine; what this one lacks is no fault.
+    """
+    hub.no_telemetry()
+    settings = machine.settings(run.train, run.quantization or {}) | model.settings(run)
+    given = {str(key[-1]): setting.value for key, setting in settings.items() if key[0] == "train"}
+    args = _config(run, given | (machine.ANYWHERE if elsewhere else {}))
+    return Settled(None if elsewhere else model.quantization(run, settings), settings, args)
 
 
 def load_rows(run: Run, setup: Setup, head: int | None = None) -> data.Rows:
     """Load and format the rows (`head`: the first of each source), give `setup` the end token that they need."""
     rows = data.load(run, setup.chat.target, head)
-    stop = chat.settings(run, setup.chat, rows.form == tokens.CHAT)
-    setup.settings.update(stop)
-    for key, setting in stop.items():
+    found = chat.settings(run, setup.chat, rows.form == tokens.CHAT) | evaluate.settings(run, bool(rows.eval))
+    setup.settings.update(found)
+    for key, setting in found.items():
         setattr(setup.args, str(key[-1]), setting.value)
     if setup.args.eos_token is not None:  # TRL sets it too, later
         setup.chat.tokenizer.eos_token = setup.args.eos_token
+    if "loss_on" not in run.data:
+        setup.settings["data", "loss_on"] = Setting(rows.loss_on, "the response is what is learned; text has none")
+    setup.args.dataset_kwargs = {"skip_prepare_dataset": True}
     return rows
 
 

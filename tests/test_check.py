@@ -1,0 +1,160 @@
+"""`check`: every fault at once, in stages; those of the recipe apart from what this machine cannot run."""
+
+import json
+import re
+
+import models
+import pytest
+from conftest import RECIPE, jsonl
+
+from trl_sft import load_recipe, model, rehearsal, training
+from trl_sft.errors import UserError
+
+
+def faults(err):
+    """Return the places of what there is to mend."""
+    return re.findall(r"^(\S.*)\n    \S.*\n    -> ", err, re.MULTILINE)
+
+
+def test_stages_are_told_with_their_times(go):
+    code, out, err = go(command=["check"])
+    assert (code, err) == (0, "")
+    stages = "recipe machine folder settings model tokenizer rows tokens trainer".split()
+    found = re.search(r"^checked +(.*)$", out, re.MULTILINE)[1]
+    assert re.findall(r"(\w+) [\d.]+ m?s", found) == stages
+    assert "Nothing to mend. Next: " in out
+
+
+def test_faults_of_several_stages_are_found_at_once(here, go):
+    """Rows, template and trainer: no stage hides another that does not need it."""
+    jsonl(here / "bad.jsonl", [{"question": "q"}, {"question": 3}])
+    jsonl(here / "worse.jsonl", [{"text": None}])
+    text = (
+        "model: {name_or_path: trl_sft:tiny}\ndata:\n  train:\n    - {path: bad.jsonl, format: question_answer}\n"
+        "    - {path: worse.jsonl}\ntrain: {output_dir: out, dataloader_num_workers: -1}\n"
+        "lora: {target_modules: [no]}\n"
+    )
+    code, _, err = go(text, command=["check"])
+    assert code == 2
+    assert {place.partition(" ")[0] for place in faults(err)} >= {"recipe.yaml:4", "worse.jsonl", "recipe.yaml:7"}, err
+    assert "Target modules {'no'} not found" in err
+
+
+def test_columns_are_looked_at_without_a_tokenizer(here, go):
+    """A hub id out of reach is not clean, and no fault; the rows are a fault all the same."""
+    text = RECIPE.replace("trl_sft:tiny", "org/model")
+    code, out, err = go(text, command=["check"])
+    assert code == 0, err
+    assert "not checked: model: offline: org/model" in out
+    assert "not checked: tokens: needs the tokenizer" in out
+    assert "Nothing to mend in what was checked" in out
+    assert "40 rows to train; format question_answer" in out
+    code, out, err = go(text, "data.train.format=alpaca", "data.train.path=rows.jsonl", command=["check"])
+    assert code == 2, out
+    jsonl(here / "rows.jsonl", [{"foo": 1}])
+    code, out, err = go(text, command=["check"])
+    assert code == 2
+    assert "of no known format" in err
+    assert "not checked: model: offline" in out
+    assert go(text)[0] == 2, "training needs it"
+
+
+LACKS = {  # what this machine lacks -> override
+    "bf16": "train.bf16=true",
+    "tf32": "train.tf32=true",
+    "a package of attention": "model.attn_implementation=flash_attention_2",
+    "a package of an optimizer": "train.optim=galore_adamw",
+    "a tracker": "train.report_to=clearml",
+}
+
+
+@pytest.mark.parametrize("name", LACKS)
+def test_what_this_machine_lacks_is_a_fault_here_and_none_elsewhere(name, go):
+    code, out, err = go(RECIPE, LACKS[name], command=["check"])
+    assert code == 2
+    assert faults(err)
+    for machine in ("any", "8x80GiB"):
+        code, out, err = go(RECIPE, LACKS[name], "--on", machine, command=["check"])
+        assert (code, err) == (0, "")
+        assert "This machine cannot run it, which is no fault of the recipe" in out
+        assert faults(out)
+    assert go(RECIPE, LACKS[name])[0] == 2
+
+
+def test_fault_of_the_recipe_is_one_everywhere(go):
+    for machine in ("here", "any", "2x24GiB"):
+        code, _, err = go(RECIPE, "lora={target_modules: [no]}", "--on", machine, command=["check"])
+        assert code == 2
+        assert "Target modules" in err
+
+
+@pytest.mark.parametrize("words", ["8", "8x", "0x80GiB", "80GiB", "8x80GB", "there"])
+def test_machine_that_is_none_is_told(words, go):
+    code, _, err = go(RECIPE, "--on", words, command=["check"])
+    assert code == 2
+    assert "here, any, or cards and their memory: 8x80GiB" in err
+
+
+def test_fast_reads_the_recipe_alone(here, go):
+    """The model is not there, and nobody asks for it."""
+    code, out, _ = go(RECIPE.replace("trl_sft:tiny", "org/model"), "--fast", command=["check"])
+    assert code == 0
+    assert "Nothing to mend in what the recipe says" in out
+    code, _, err = go(RECIPE, "train.pakking=true", "--fast", command=["check"])
+    assert code == 2
+    assert "packing" in err
+
+
+LATE = {  # what upstream refuses after the weights are loaded, or when training begins -> what is said
+    "lora={target_modules: [no]}": "Target modules {'no'} not found",
+    "lora={target_modules: [lm_head]}": "PEFT adapter to `lm_head`",
+    "train.dataloader_num_workers=-1": "non-negative",
+    "train.optim=galore_adamw": "galore_torch",
+    "train.lr_scheduler_kwargs={nonsense: 1}": "nonsense",
+    "train.dataloader_prefetch_factor=2": "prefetch",
+    "model.attn_implementation=nonsense": "attn_implementation",
+    "model.attn_implementation=flash_attention_2": "FlashAttention2",
+}
+
+
+@pytest.mark.parametrize("words", LATE)
+def test_what_upstream_refuses_late_is_refused_before_weights(words, go, monkeypatch):
+    def loaded(*_, **__):
+        raise AssertionError("the weights were asked for")
+
+    monkeypatch.setattr(model, "arguments", loaded)
+    for command in ([], ["check"]):
+        code, _, err = go(RECIPE, words, command=command)
+        assert code == 2
+        assert LATE[words] in err
+
+
+def test_rehearsal_leaves_no_trace_and_changes_no_number(here, go, monkeypatch):
+    """Weights, losses and folder are those of a run without it."""
+
+    def outcome(name):
+        assert go(RECIPE, f"train.output_dir={name}", "lora={r: 2, init_lora_weights: gaussian}")[0] == 0
+        log = [json.loads(line) for line in (here / name / "log.jsonl").read_text().splitlines()]
+        files = sorted(path.name for path in (here / name).iterdir())
+        return [entry["loss"] for entry in log if "loss" in entry], files
+
+    with_it = outcome("a")
+    assert sorted(p.name for p in here.iterdir()) == ["a", "recipe.yaml", "rows.jsonl"]
+    monkeypatch.setattr(rehearsal, "rehearse", lambda *_: "")
+    assert outcome("b") == with_it
+
+
+def test_rehearsal_with_new_tokens_and_lora_is_made_as_the_run_is(here):
+    models.base(here / "base")
+    jsonl(here / "r.jsonl", [{"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]}])
+    (here / "recipe.yaml").write_text(
+        "model: {name_or_path: ./base}\ntokenizer: {chat_template: chatml}\ndata: {train: r.jsonl}\n"
+        "train: {output_dir: out}\nlora: {r: 2}\n"
+    )
+    run = load_recipe("recipe.yaml")
+    ready = training.prepare(run)
+    assert ready.chat.new
+    assert rehearsal.rehearse(run, ready.found, ready.chat, ready.args, ready.made) == ""
+    run = load_recipe("recipe.yaml", ["lora={r: 2, modules_to_save: [lm_head]}"])
+    with pytest.raises(UserError, match="alone, beside new tokens"):
+        training.prepare(run)

@@ -1,0 +1,152 @@
+"""Everything of a run that needs no weights, stage by stage, so that all faults are found at once.
+
+In: a `Run` and the machine that it is for. Out: a `Report`: what to mend in the recipe, what this machine cannot
+run, and what could not be looked at. A stage that needs what a failed one would have given is named as not checked.
+Deliberately absent: checks of its own; the stages are those of `training.prepare`, in its order.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import re
+import shlex
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+from trl_sft import chat, data, dataset, errors, machine, model, record, rehearsal, rendering, training
+from trl_sft.console import faults, python, say, span
+from trl_sft.errors import Fault, LaunchError, MissingPackage, RecipeError, Unreached, UserError
+from trl_sft.formatting import Target
+from trl_sft.run import Run
+from trl_sft.screens import lines
+
+# rows as any tokenizer might want them: for a look at the columns where none is there
+_ANY = Target(rendering.NAMES, "")
+_CARDS = re.compile(r"([1-9]\d*)x([1-9]\d*(?:\.\d+)?)GiB")
+
+
+class On(NamedTuple):
+    """The machine that a run is for."""
+
+    here: bool
+    cards: int = 1
+    gib: float | None = None  # memory of a card; None = whatever it takes
+
+
+@dataclass
+class Report:
+    """What was found."""
+
+    faults: list[Fault] = field(default_factory=list)  # of the recipe, the files it names, their rows
+    here: list[Fault] = field(default_factory=list)  # what this machine cannot run
+    unseen: list[str] = field(default_factory=list)  # what could not be looked at, with the reason
+    seconds: dict[str, float] = field(default_factory=dict)  # stage -> its time
+
+    @contextlib.contextmanager
+    def stage(self, name: str) -> Iterator[None]:
+        """Time what stands inside, and keep its faults."""
+        began = time.perf_counter()
+        try:
+            yield
+        except Unreached as error:
+            self.unseen += [f"{name}: offline: {fault.found}" for fault in error.faults]
+        except (LaunchError, MissingPackage) as error:
+            self.here += error.faults
+        except UserError as error:
+            self.faults += [fault for fault in error.faults if fault not in self.faults]
+        self.seconds[name] = time.perf_counter() - began
+
+    def needs(self, name: str, given: dict[str, Any]) -> bool:
+        """Tell whether what a stage needs is there; note what is not."""
+        missing = [needed for needed, value in given.items() if value is None]
+        if missing:
+            self.unseen.append(f"{name}: needs {' and '.join(missing)}")
+        return not missing
+
+
+def on(words: str) -> On:
+    """Return the machine that `--on` names: here, any, or 8x80GiB. Raises RecipeError."""
+    if words in ("here", "any"):
+        return On(words == "here")
+    if found := _CARDS.fullmatch(words):
+        return On(False, int(found[1]), float(found[2]))
+    raise RecipeError(Fault("--on", words, "here, any, or cards and their memory: 8x80GiB"))
+
+
+def check(run: Run, seconds: float) -> Report:
+    """Go through all stages; say what is found on the way. `seconds`: what reading the recipe took."""
+    report = Report(seconds={"recipe": seconds})
+    for note in run.notes:
+        say(note)
+    with report.stage("machine"):
+        machine.check(run.train)
+    with report.stage("folder"):
+        record.claimed(run)
+    settled = _settled(run, report)
+    found, chatting = _model(run, report)
+    if found is None or chatting is None or settled is None:
+        with report.stage("rows"):
+            lines([("rows", line) for line in data.load(run, _ANY).said])
+        report.needs("tokens", {"settings": settled, "the tokenizer": chatting})
+        return report
+    setup = training.Setup(found, settled.quantized, chatting, settled.settings, settled.args)
+    rows, made = None, None
+    with report.stage("rows"):
+        rows = training.load_rows(run, setup)
+        lines([("rows", line) for line in rows.said])
+    if report.needs("tokens", {"the rows": rows}):
+        with report.stage("tokens"):
+            made = dataset.make(run, chatting, rows, settled.args, thorough=True)
+            lines(made.said)
+    with report.stage("trainer"):
+        settled.args.dataset_kwargs = {"skip_prepare_dataset": True}
+        if why := rehearsal.rehearse(run, found, chatting, settled.args, made):
+            report.unseen.append(f"trainer: {why}")
+    return report
+
+
+def _settled(run: Run, report: Report) -> training.Settled | None:
+    """Return upstream's settings; what only this machine refuses is no fault of the recipe."""
+    with report.stage("settings"):
+        try:
+            settled = training.settle(run)
+        except UserError as error:
+            settled = training.settle(run, elsewhere=True)
+            report.here += error.faults
+        machine.check_trackers(run.recipe.where(("train", "report_to")), settled.args.report_to)
+        lines([("machine", machine.describe(settled.args, run.model.get("dtype", "float32"), settled.quantized))])
+        return settled
+    return None
+
+
+def _model(run: Run, report: Report) -> tuple[model.Found | None, chat.Chat | None]:
+    """Return the model without weights, and its tokenizer."""
+    found, chatting = None, None
+    with report.stage("model"):
+        found = model.find(run)
+        lines([("model", found.shown)])
+        model.check(run, found)
+    if report.needs("tokenizer", {"the model": found}):
+        with report.stage("tokenizer"):
+            chatting = chat.load(run, *model.tokenizers(found))
+            lines([("tokens", line) for line in chatting.said])
+    return found, chatting
+
+
+def show(report: Report, run: Run, for_: On) -> int:
+    """Say what there is to mend, and return the exit code: 2 for the recipe's faults, and for this machine's `here`."""
+    lines([("checked", ", ".join(f"{name} {span(seconds)}" for name, seconds in report.seconds.items()))])
+    for line in report.unseen:
+        say(f"not checked: {line}")
+    mend = [*report.faults, *(report.here if for_.here else [])]
+    if report.here and not for_.here:
+        say("\nThis machine cannot run it, which is no fault of the recipe:")
+        say("\n".join(str(fault) for fault in report.here))
+    if mend:
+        faults(mend)
+        return errors.EXIT_USER
+    clean = "Nothing to mend" + (" in what was checked" if report.unseen else "")
+    say(f"{clean}. Next: {python()} -m trl_sft {shlex.join(run.recipe.words)}")
+    return errors.EXIT_DONE

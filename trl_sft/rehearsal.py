@@ -1,0 +1,66 @@
+"""The trainer of a run made once without weights: what upstream would refuse late is refused before they load.
+
+In: all that a run needs before weights. Out: nothing, or the refusal. The model is made on torch's meta device,
+which holds shapes and no numbers, so that attention, adapter, optimizer, schedule and data loader are upstream's own,
+made as they will be. Deliberately absent: any list of what upstream refuses.
+"""
+
+from __future__ import annotations
+
+import copy
+import tempfile
+from collections.abc import Iterator
+
+from datasets import Dataset, IterableDataset
+from trl import SFTConfig, SFTTrainer
+
+from trl_sft import ending, model
+from trl_sft.chat import Chat
+from trl_sft.dataset import Made
+from trl_sft.errors import UserError, first_line
+from trl_sft.run import Run
+
+_STANDING_IN = Dataset.from_dict({"input_ids": [[0, 0]], "labels": [[0, 0]]})
+
+
+def rehearse(run: Run, found: model.Found, chat: Chat, args: SFTConfig, made: Made | None) -> str:
+    """Make the trainer, its optimizer and schedule and its first batch. Raises UserError.
+
+    `made` None: of a row that stands for those that are not there. Returns why that was not possible without
+    weights, "" where it was: nothing is refused for that.
+    """
+    if found.adapter:
+        return "an adapter is made with its weights"
+    train, held = (made.train, made.eval) if made else (_STANDING_IN, _STANDING_IN)
+    try:
+        with tempfile.TemporaryDirectory() as folder:
+            trainer = SFTTrainer(
+                **model.sketched(run, found, chat.new, chat.rows),
+                args=_without_effects(args, folder),
+                processing_class=chat.tokenizer,
+                train_dataset=train,
+                eval_dataset=held,
+            )
+            trainer.create_optimizer_and_scheduler(max(args.max_steps, 1))
+            if not isinstance(train, IterableDataset):  # rows of a stream are counted as they are read
+                next(_batches(trainer))
+    except (ImportError, TypeError, ValueError) as error:
+        raise ending.refused(run, error) from error
+    except UserError:
+        raise
+    except Exception as error:  # it may be the missing numbers: the run will tell
+        return first_line(error)
+    return ""
+
+
+def _batches(trainer: SFTTrainer) -> Iterator[object]:
+    return iter(trainer.get_train_dataloader())
+
+
+def _without_effects(args: SFTConfig, folder: str) -> SFTConfig:
+    """Return the settings less what writes, sends or starts something."""
+    dry = copy.copy(args)
+    dry.output_dir, dry.model_init_kwargs, dry.report_to, dry.push_to_hub = folder, None, [], False
+    dry.dataloader_num_workers = min(args.dataloader_num_workers, 0)
+    dry.dataloader_persistent_workers, dry.dataloader_prefetch_factor = False, None
+    return dry
