@@ -10,6 +10,7 @@ import math
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from trl_sft import unused
 from trl_sft.errors import Fault
 from trl_sft.recipe import Recipe, kind
 
@@ -30,7 +31,9 @@ _UNUSED = {
 _NEEDS_EVAL = ("eval_on_start", "load_best_model_at_end", "eval_steps")
 
 
-def check(recipe: Recipe, sections: Mapping[str, Any], sources: Mapping[str, Any], adapter: bool) -> Iterator[Fault]:
+def check(
+    recipe: Recipe, sections: Mapping[str, Any], sources: Mapping[str, Any], adapter: bool, notes: list[str]
+) -> Iterator[Fault]:
     """Yield every fault of the whole; `adapter`: the model is one, and training goes on with it."""
     yield from _data(recipe, sections["data"], sources)
     if recipe.values.get("quantization") is not None:
@@ -38,6 +41,7 @@ def check(recipe: Recipe, sections: Mapping[str, Any], sources: Mapping[str, Any
     yield from _ranges(recipe, sections)
     train = sections["train"]
     held_out = sections["data"].get("eval_fraction") is not None or sections["data"].get("eval") is not None
+    yield from unused.check(recipe, sections, held_out, notes)
     if not held_out:
         asking = [name for name in _NEEDS_EVAL if train.get(name)]
         asking += ["eval_strategy"] if train.get("eval_strategy", "no") != "no" else []

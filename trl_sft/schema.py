@@ -48,7 +48,7 @@ def build(recipe: Recipe) -> Run:
     key: Key = ("evaluate", "generation")
     _section(recipe, key, generation, owners.popped(surface.GENERATION[1]), faults)
     adapter = base is not None and bool(base.files) and (base.files[0] / "adapter_config.json").is_file()
-    faults += rules.check(recipe, sections, sources, adapter)
+    faults += rules.check(recipe, sections, sources, adapter, notes)
     faults += rules.loss_on(recipe, sections["data"], sections["train"])
     if faults or base is None:
         raise RecipeError(sorted(faults, key=_line))
