@@ -33,6 +33,8 @@ _CORE = (
         list("-+.0123456789"),
     ),
 )
+_MOST_VALUES, _MOST_CHARACTERS = 100_000, 2**20  # of a recipe; aliases of aliases make millions of a few lines
+_MOST_DIGITS = 400  # what a float holds has 309; Python refuses to read some thousands
 _ENV = re.compile(r"\$\{[A-Z_][A-Z0-9_]*\}")
 _KINDS = {bool: "yes/no", int: "whole number", float: "number", str: "text", list: "list", dict: "mapping"}
 
@@ -99,13 +101,8 @@ def read(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
     places: dict[Key, str] = {(): path.name}
     values = _parse(text, (), _Sheet(lambda line: f"{path.name}:{line + 1}", places, faults))
     if values is None and not faults:
-        faults.append(
-            Fault(
-                path.name,
-                "the file is empty",
-                "sections; `python -m trl_sft init MODEL DATA -o ANOTHER.yaml` writes some",
-            )
-        )
+        write = "sections; `python -m trl_sft init MODEL DATA -o ANOTHER.yaml` writes some"
+        faults.append(Fault(path.name, "the file is empty", write))
     elif not isinstance(values, dict) and not faults:
         faults.append(Fault(f"{path.name}:1", f"the top is {kind(values)}", "sections at the top, as in `model:`"))
     overridden: set[Key] = set()
@@ -123,18 +120,16 @@ def _typed(word: str, _line: int) -> str:
 
 def _text(path: Path) -> str:
     try:
-        return path.read_text(encoding="utf-8")
+        text = path.read_text(encoding="utf-8")
     except FileNotFoundError:
         near = ", ".join(sorted(p.name for p in path.parent.glob("*.yaml"))[:5]) or "none"
-        raise RecipeError(
-            Fault(
-                str(path),
-                "no such file",
-                f"the path of a recipe (*.yaml in that folder: {near}), or a command of --help",
-            )
-        ) from None
+        write = f"the path of a recipe (*.yaml in that folder: {near}), or a command of --help"
+        raise RecipeError(Fault(str(path), "no such file", write)) from None
     except (OSError, UnicodeDecodeError) as error:
         raise RecipeError(Fault(str(path), f"cannot be read: {error}", "the path of a text file in UTF-8")) from None
+    if len(text) > _MOST_CHARACTERS:
+        raise RecipeError(Fault(str(path), f"a file of {len(text):,} characters", "the path of a recipe"))
+    return text
 
 
 class _Sheet(NamedTuple):
@@ -154,23 +149,26 @@ def _parse(text: str, key: Key, sheet: _Sheet) -> Any:
                     Fault(sheet.at(token.start_mark.line), f"a tag, !{token.value[1]}", "the plain value")
                 )
         node = yaml.compose(text, Loader=_Loader)
+        return None if node is None else _value(node, key, sheet, ())
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         problem = getattr(error, "problem", None) or str(error).splitlines()[0]
-        sheet.faults.append(
-            Fault(sheet.at(mark.line if mark else 0), f"not YAML: {problem}", "`key: value`, indented with spaces")
-        )
-        return None
+        # a letter that YAML does not take has a position, and no mark
+        line = mark.line if mark else text.count("\n", 0, getattr(error, "position", 0))
+        sheet.faults.append(Fault(sheet.at(line), f"not YAML: {problem}", "`key: value`, indented with spaces"))
     except RecursionError:
         sheet.faults.append(Fault(sheet.at(0), "brackets within brackets, hundreds deep", "a recipe"))
-        return None
-    return None if node is None else _value(node, key, sheet, ())
+    except OverflowError as error:
+        sheet.faults.append(Fault(str(error), f"more than {_MOST_VALUES:,} values, by aliases of aliases", "a recipe"))
+    return None
 
 
 def _value(node: yaml.Node, key: Key, sheet: _Sheet, above: tuple[int, ...]) -> Any:
     """Return the plain value of a node; `above` holds the ids of the nodes around it."""
     place = sheet.at(node.start_mark.line)
     sheet.places.setdefault(key, place)
+    if len(sheet.places) > _MOST_VALUES:
+        raise OverflowError(f"{place} {'.'.join(map(str, key[:2]))}")
     if id(node) in above:
         sheet.faults.append(Fault(place, "an anchor that contains itself", "the value, written out"))
         return None
@@ -207,7 +205,7 @@ def _scalar(node: yaml.ScalarNode, place: str, sheet: _Sheet) -> Any:
             return None
         case "bool":
             return text.lower() == "true"
-        case "int":
+        case "int" if len(text) < _MOST_DIGITS:
             return int(text, 0) if text[:2] in ("0o", "0x") else int(text)
         case "float":
             return float(text.lower().replace(".inf", "inf").replace(".nan", "nan"))

@@ -144,7 +144,8 @@ def _agree(made: Encoder, text: str, turns: Sequence[Message], tools: Any, spans
         **{**made.tokenizer.special_tokens_map, **made.keywords},
     )
     assert made.shape is not None
-    header = made.shape.render(turns[:1], tools, True)
+    asked = made.shape.render(turns[:1], tools, True)
+    header = asked[masks.alike(asked, made.shape.render(turns[:1], tools, False)) :]  # what generation begins after
     whole = len(spans) == sum(turn["role"] == "assistant" for turn in turns)
     if place := masks.differing(text, marked[0], spans, header, whole):
         found = (

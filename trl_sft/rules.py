@@ -12,7 +12,7 @@ from typing import Any
 
 from trl_sft import unused
 from trl_sft.errors import Fault
-from trl_sft.recipe import Recipe, kind
+from trl_sft.recipe import Key, Recipe, kind
 
 # Upstream takes smaller values and fails during training, or trains nothing and says nothing.
 _AT_LEAST = {
@@ -39,6 +39,7 @@ def check(
     if recipe.values.get("quantization") is not None:
         yield from _quantization(recipe, sections["quantization"], adapter)
     yield from _ranges(recipe, sections)
+    yield from _infinite(recipe, (), recipe.values)
     train = sections["train"]
     held_out = sections["data"].get("eval_fraction") is not None or sections["data"].get("eval") is not None
     yield from unused.check(recipe, sections, held_out, notes)
@@ -131,19 +132,26 @@ def _quantization(recipe: Recipe, section: Mapping[str, Any], adapter: bool) -> 
         yield Fault(recipe.where(("quantization", name)), f"{name} changes nothing under {bits[0]}", "leave it out")
 
 
+def _infinite(recipe: Recipe, key: Key, value: Any) -> Iterator[Fault]:
+    """Yield numbers that are none, wherever they stand."""
+    if isinstance(value, float) and not math.isfinite(value):
+        yield Fault(recipe.where(key), kind(value), "a finite number")
+    for name, inside in (
+        value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    ):
+        yield from _infinite(recipe, (*key, name), inside)
+
+
 def _ranges(recipe: Recipe, sections: Mapping[str, Any]) -> Iterator[Fault]:
     for name, value in sections["train"].items():
         if not isinstance(value, int | float) or isinstance(value, bool):
             continue
         where = recipe.where(("train", name))
-        if not math.isfinite(value):
-            yield Fault(where, kind(value), "a finite number")
-            continue
         if not value >= _AT_LEAST.get(name, value):
             yield Fault(where, kind(value), f"at least {_AT_LEAST[name]}")
         if name in _ABOVE_0 and not value > 0:
             yield Fault(where, kind(value), "more than 0")
-        if name == "max_steps" and value == 0:
+        if name == "max_steps" and value < 1 and value != -1:
             yield Fault(where, kind(value), "at least 1, or -1 to go by num_train_epochs")
     hours = sections["run"].get("max_hours")
     if hours is not None and not 0 < hours < math.inf:
