@@ -1,0 +1,74 @@
+"""What each command imports: nothing that it does not use."""
+
+import json
+import subprocess
+import sys
+
+from conftest import RECIPE
+
+from trl_sft import cli, paths
+
+COMMANDS = """
+import contextlib, io, json, sys
+from trl_sft import cli, paths
+paths.EMBEDDED = paths.Path(sys.argv[1])
+for words in json.loads(sys.argv[2]):
+    with contextlib.redirect_stdout(io.StringIO()), contextlib.suppress(SystemExit):
+        assert not cli.main(words), words
+print(json.dumps([name for name in sys.modules if name.partition(".")[0] not in sys.stdlib_module_names]))
+"""
+BARE = """
+import json, sys
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+from trl import SFTConfig, SFTTrainer
+AutoModelForCausalLM.from_pretrained(sys.argv[1])
+AutoTokenizer.from_pretrained(sys.argv[1])
+print(json.dumps([name for name in sys.modules if name.partition(".")[0] not in sys.stdlib_module_names]))
+"""
+# what a step, its optimizer and its checkpoint import of torch and numpy, beside what loading a model does
+OF_TRAINING = {"torch.profiler", "torch.utils", "numpy.ctypeslib", "torch.distributed", "torch.optim", "torch.nn"}
+LIGHT = {"__main__", "trl_sft", "yaml", "_yaml", "_distutils_hack", "cython_runtime"}
+
+
+def modules(code, *words):
+    done = subprocess.run([sys.executable, "-c", code, *words], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    return set(json.loads(done.stdout.strip().splitlines()[-1]))
+
+
+def of(*commands):
+    return modules(COMMANDS, str(paths.EMBEDDED), json.dumps(commands))
+
+
+def tops(names):
+    """Return packages, less those that Cython makes for itself."""
+    return {name.partition(".")[0] for name in names if not name.startswith("_cython")}
+
+
+def test_help_and_reading_a_recipe_import_yaml_alone(here):
+    (here / "recipe.yaml").write_text(RECIPE)
+    words = [[name, "--help"] for name in cli._COMMAND]
+    assert tops(of(["--help"], *words)) <= LIGHT - {"yaml", "_yaml"}
+    assert tops(of(["check", "recipe.yaml", "--fast"])) <= LIGHT
+
+
+def test_fault_of_a_recipe_is_told_without_any_heavy_import(here):
+    (here / "recipe.yaml").write_text(RECIPE + "trian: {}\n")
+    code = COMMANDS.replace("assert not cli", "assert 2 == cli")
+    for words in (["recipe.yaml"], ["check", "recipe.yaml"], ["preview", "recipe.yaml"]):
+        assert tops(modules(code, str(paths.EMBEDDED), json.dumps([words]))) <= LIGHT
+
+
+def test_init_reads_rows_and_tokenizer_without_torch(here):
+    found = tops(of(["init", "trl_sft:tiny", "rows.jsonl", "-o", "new.yaml"]))
+    assert not found & {"torch", "trl", "peft", "accelerate", "bitsandbytes", "rich", "sympy"}
+
+
+def test_a_run_imports_what_upstream_imports_to_load_its_model_and_no_more(here):
+    (here / "recipe.yaml").write_text(RECIPE)
+    bare = modules(BARE, str(paths.EMBEDDED / "tiny"))
+    found = of(["check", "recipe.yaml"], ["prepare", "recipe.yaml"], ["preview", "recipe.yaml"], ["recipe.yaml"])
+    more = {name for name in found - bare if name.partition(".")[0] not in LIGHT}
+    assert {name for name in more if not any(f"{name}.".startswith(f"{one}.") for one in OF_TRAINING)} == set()
+    assert len(more) <= 20, more
