@@ -24,6 +24,7 @@ SETTINGS = {
     "packing": ({"packing": True, "max_length": 1024, "per_device_train_batch_size": 2}, None),
     "train_sampling_strategy: group_by_length": ({"train_sampling_strategy": "group_by_length"}, None),
     "optim: adamw_torch (not fused)": ({"optim": "adamw_torch"}, 1e-5),
+    "gradient_checkpointing: true (TRL's default)": ({"gradient_checkpointing": True}, 1e-6),
     "bf16": ({"bf16": True}, 1e-2),
     "dataloader_num_workers: 2": ({"dataloader_num_workers": 2}, 1e-6),
     "torch_compile": ({"torch_compile": True}, 1e-4),
@@ -63,8 +64,19 @@ def work(name):
     with tempfile.TemporaryDirectory() as folder:
         args = SFTConfig(
             **{"output_dir": folder, "use_cpu": True, "report_to": "none", "save_strategy": "no"},
-            **{"logging_steps": 1, "dataset_kwargs": {"skip_prepare_dataset": True}, "gradient_checkpointing": False},
-            **{"bf16": False, "max_length": 1024, "num_train_epochs": 1, "dataloader_pin_memory": False} | BASE | given,
+            **{
+                "logging_steps": 1,
+                "dataset_kwargs": {"skip_prepare_dataset": True},
+            },
+            **{
+                "bf16": False,
+                "gradient_checkpointing": False,
+                "max_length": 1024,
+                "num_train_epochs": 1,
+                "dataloader_pin_memory": False,
+            }
+            | BASE
+            | given,
         )
         trainer = SFTTrainer(
             step.model(), args=args, train_dataset=data, processing_class=tokenizer, callbacks=[Clock()]

@@ -158,3 +158,25 @@ def test_rehearsal_with_new_tokens_and_lora_is_made_as_the_run_is(here):
     run = load_recipe("recipe.yaml", ["lora={r: 2, modules_to_save: [lm_head]}"])
     with pytest.raises(UserError, match="alone, beside new tokens"):
         training.prepare(run)
+
+
+def test_check_says_what_packing_and_grouping_would_gain_as_counted_on_the_rows(here, go):
+    """The share of grouping is what upstream's sampler really leaves; packs are really that few."""
+    rows = [{"question": "q", "answer": "yes " * (1 + n * n % 97)} for n in range(300)]
+    jsonl(here / "rows.jsonl", rows)
+    words = ("train.per_device_train_batch_size=8", "train.max_length=256", "train.shuffle_dataset=true")
+    code, out, _ = go(RECIPE, *words, command=["check"])
+    assert code == 0
+    packs = re.search(r"train.packing: true, the same tokens in (\d+)% of the positions", out)
+    grouped = re.search(r"group_by_length, padding (\d+)% in place of (\d+)%", out)
+    run = load_recipe("recipe.yaml", [*words, "train.train_sampling_strategy=group_by_length"])
+    ready = training.prepare(run)
+    trainer = training._trainer(run, ready)
+    places = tokens = 0
+    for batch in trainer.get_train_dataloader():
+        places, tokens = places + batch["attention_mask"].numel(), tokens + int(batch["attention_mask"].sum())
+    assert abs(1 - tokens / places - int(grouped[1]) / 100) < 0.03
+    room = 256 * len(training.prepare(load_recipe("recipe.yaml", [*words, "train.packing=true"])).made.train)
+    assert abs(tokens / room - (1 - int(grouped[2]) / 100) / (int(packs[1]) / 100)) < 0.03
+    assert "gain" not in go(RECIPE, *words, "train.packing=true", command=["check"])[1]
+    assert "gain" not in go(RECIPE, *words, "train.per_device_train_batch_size=1", command=["check"])[1]

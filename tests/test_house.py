@@ -27,7 +27,7 @@ LAYERS = {
     **dict.fromkeys(["data", "prepared"], 6),
     **dict.fromkeys(["ledger", "streams"], 7),
     **dict.fromkeys(["dataset", "screens"], 8),
-    "evaluate": 9,
+    **dict.fromkeys(["evaluate", "gains"], 9),
     **dict.fromkeys(["callbacks", "init", "ending"], 10),
     "rehearsal": 11,
     "training": 12,

@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
-from trl_sft import chat, data, dataset, errors, machine, model, record, rehearsal, rendering, training
+from trl_sft import chat, data, dataset, errors, gains, machine, model, record, rehearsal, rendering, training
 from trl_sft.console import faults, python, say, span
 from trl_sft.errors import Fault, LaunchError, MissingPackage, RecipeError, Unreached, UserError
 from trl_sft.formatting import Target
@@ -100,6 +100,8 @@ def check(run: Run, seconds: float) -> Report:
         with report.stage("tokens"):
             made = dataset.make(run, chatting, rows, settled.args, thorough=True)
             lines(made.said)
+            attention = str(run.model.get("attn_implementation", ""))
+            lines(list(gains.lines(made.train, made.ledger["train"], settled.args, attention)))
     with report.stage("trainer"):
         settled.args.dataset_kwargs = {"skip_prepare_dataset": True}
         if why := rehearsal.rehearse(run, found, chatting, settled.args, made):
