@@ -3,6 +3,8 @@ PYTHON ?= python3
 PY := .venv/bin/python
 RECIPE ?= recipes/quickstart.yaml
 ARGS ?=
+ROWS ?=
+BENCHMARKS := start_up prepare step end_to_end gpu
 
 .PHONY: help install quickstart train check test prove lint notebooks bench clean
 
@@ -41,8 +43,11 @@ lint: .venv/installed  ## ruff and mypy
 notebooks: .venv/installed  ## run every notebook
 	@$(PY) scripts/run_notebooks.py notebooks
 
-bench: .venv/installed  ## every benchmark
-	@for file in benchmarks/*.py; do echo "== $$file"; $(PY) $$file || exit 1; done
+bench: .venv/installed  ## every benchmark: docs/benchmarks.md (ROWS=FILE.jsonl for the whole run)
+	@for name in $(BENCHMARKS); do \
+		test $$name = end_to_end && rows="$(ROWS)" || rows=; \
+		echo "== benchmarks/$$name.py $$rows"; $(PY) benchmarks/$$name.py $$rows || exit 1; \
+	done
 
 clean:  ## remove .venv and caches; runs/ stays
 	rm -rf .venv build dist .pytest_cache .mypy_cache .ruff_cache *.egg-info

@@ -1,0 +1,215 @@
+"""The benchmarks' own parts: other programs get the recipe's values, arithmetic is counted right."""
+
+import json
+import subprocess
+import sys
+from dataclasses import fields
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from conftest import SHIPPED, jsonl
+from torch.utils.flop_counter import FlopCounterMode
+from transformers import Qwen2Config, Qwen2ForCausalLM, TrainingArguments
+from trl import ModelConfig, ScriptArguments, SFTConfig
+
+from trl_sft import paths
+
+BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
+RECIPE = """\
+model: {name_or_path: trl_sft:tiny, attn_implementation: sdpa}
+quantization: {load_in_4bit: true, bnb_4bit_quant_type: nf4}
+lora: {r: 8, lora_alpha: 24, target_modules: all-linear, init_lora_weights: gaussian}
+data:
+  train: {path: rows.jsonl, max_rows: 30}
+  eval_fraction: 0.2
+  overlong: truncate_and_end
+train:
+  output_dir: out
+  max_steps: 7
+  per_device_train_batch_size: 3
+  gradient_accumulation_steps: 5
+  learning_rate: 3e-4
+  lr_scheduler_type: cosine
+  warmup_ratio: 0.25
+  max_length: 96
+  packing: true
+  seed: 11
+  label_smoothing_factor: 0.1
+  logging_steps: 2
+  save_strategy: 'no'
+evaluate: {max_rows: 4}
+run: {max_hours: 2}
+"""
+
+
+@pytest.fixture
+def others(monkeypatch):
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    monkeypatch.setattr(paths, "EMBEDDED", SHIPPED)
+    import others
+
+    return others
+
+
+def written(others, here, text=RECIPE):
+    (here / "recipe.yaml").write_text(text, encoding="utf-8")
+    work = others.load(here / "recipe.yaml", here / "others")
+    return (
+        work,
+        others.write(work),
+        {
+            name: yaml.safe_load((here / f"others/{name}.yaml").read_text())
+            for name in ("axolotl", "llamafactory", "trl")
+        },
+    )
+
+
+def test_every_program_gets_the_values_of_the_recipe(others, here):
+    _, _, configs = written(others, here)
+    axolotl, llamafactory, trl = configs.values()
+    same = {
+        "the model": ("base_model", "model_name_or_path", "model_name_or_path", str(SHIPPED / "tiny")),
+        "steps": ("max_steps", "max_steps", "max_steps", 7),
+        "rows": ("micro_batch_size", "per_device_train_batch_size", "per_device_train_batch_size", 3),
+        "accumulated": (*["gradient_accumulation_steps"] * 3, 5),
+        "rate": ("learning_rate", "learning_rate", "learning_rate", 3e-4),
+        "schedule": ("lr_scheduler", "lr_scheduler_type", "lr_scheduler_type", "cosine"),
+        "warm-up": ("warmup_ratio", "warmup_steps", "warmup_steps", 0.25),
+        "length": ("sequence_len", "cutoff_len", "max_length", 96),
+        "packed": ("sample_packing", "neat_packing", "packing", True),
+        "seed": ("seed", "seed", "seed", 11),
+        "mixed": ("bf16", "bf16", "bf16", False),  # a default that follows from the machine
+        "clipped": ("max_grad_norm", "max_grad_norm", "max_grad_norm", 1.0),  # SFTConfig's default
+        "rank": ("lora_r", "lora_rank", "lora_r", 8),
+        "alpha": ("lora_alpha", "lora_alpha", "lora_alpha", 24),
+        "dropout": ("lora_dropout", "lora_dropout", "lora_dropout", 0.0),  # peft's default
+    }
+    for what, (*names, value) in same.items():
+        assert [config[name] for config, name in zip(configs.values(), names, strict=True)] == [value] * 3, what
+    assert (axolotl["adapter"], axolotl["lora_target_linear"]) == ("qlora", True)
+    assert axolotl["bnb_config_kwargs"]["bnb_4bit_quant_type"] == "nf4"
+    assert axolotl["bnb_config_kwargs"]["bnb_4bit_use_double_quant"] is False  # axolotl's own default is true
+    assert (llamafactory["lora_target"], llamafactory["finetuning_type"]) == ("all", "lora")
+    assert [llamafactory[name] for name in ("quantization_bit", "quantization_type")] == [4, "nf4"]
+    assert (trl["use_peft"], trl["lora_target_modules"]) == (True, ["all-linear"])
+    assert [trl[name] for name in ("load_in_4bit", "bnb_4bit_quant_type")] == [True, "nf4"]
+
+
+def test_every_key_is_carried_or_named(others, here, capsys):
+    _, all_written, _ = written(others, here)
+    given = yaml.safe_load(RECIPE)
+    wanted = {f"{section}.{name}" for section, values in given.items() for name in values}
+    wanted |= {f"data.train.{name}" for name in given["data"]["train"]} | {"train.warmup_steps"}
+    wanted -= {"train.warmup_ratio"}  # its old name
+    for program, one in all_written.items():
+        assert wanted <= set(one.carried) | set(one.left), program
+        assert not set(one.carried) & set(one.left), program
+    left = {program: {key for key in one.left if key in wanted} for program, one in all_written.items()}
+    answers = {"evaluate.max_rows", "run.max_hours", "data.overlong"}
+    assert left["axolotl"] == answers | {"train.label_smoothing_factor"}
+    assert left["llamafactory"] == answers | {"lora.init_lora_weights"}
+    assert left["trl"] == answers | {"lora.init_lora_weights"}
+    others.main(here / "recipe.yaml", here / "others")
+    out = capsys.readouterr().out
+    assert "no equivalent: train.label_smoothing_factor (0.1)" in out
+    assert out.count("no equivalent: run.max_hours (2)") == 3
+
+
+def test_a_key_that_no_table_knows_is_named_not_dropped(others, here):
+    _, all_written, _ = written(others, here, RECIPE + "tokenizer: {padding_side: left}\n")
+    assert all("tokenizer.padding_side" in one.left for one in all_written.values())
+
+
+def test_names_for_trl_and_transformers_exist(others, here):
+    _, _, configs = written(others, here)
+    trl = {field.name for kind in (SFTConfig, ModelConfig, ScriptArguments) for field in fields(kind)}
+    assert set(configs["trl"]) <= trl
+    own = {  # of LLaMA-Factory 0.9.5's ModelArguments, DataArguments, FinetuningArguments
+        *("stage", "dataset", "finetuning_type", "dataset_dir", "quantization_method", "model_name_or_path"),
+        *("flash_attn", "lora_rank", "lora_alpha", "lora_dropout", "lora_target", "quantization_bit"),
+        *("quantization_type", "double_quantization", "packing", "neat_packing", "cutoff_len"),
+        *("disable_gradient_checkpointing",),
+    }
+    assert set(configs["llamafactory"]) <= own | {field.name for field in fields(TrainingArguments)}
+
+
+def test_rows_for_others_are_those_that_a_run_trains(others, here):
+    work, _, configs = written(others, here)
+    shared = [json.loads(line) for line in (here / "others" / "rows.jsonl").read_text().splitlines()]
+    held = [json.loads(line) for line in (here / "others" / "held_out.jsonl").read_text().splitlines()]
+    theirs = [json.loads(line) for line in (here / "others" / "trl" / "train.jsonl").read_text().splitlines()]
+    assert (len(shared), len(held)) == (24, 6)
+    questions = [row["messages"][0]["content"] for row in shared]
+    assert questions == [work.rows.train.forms[int(n)]["prompt"][0]["content"] for n in work.rows.train.order]
+    assert not set(questions) & {row["messages"][0]["content"] for row in held}
+    assert all([turn["train"] for turn in row["messages"]] == [False, True] for row in shared)
+    assert [row["prompt"][0]["content"] for row in theirs] == questions
+    assert configs["axolotl"]["datasets"][0]["message_field_training"] == "train"
+    info = json.loads((here / "others" / "dataset_info.json").read_text())
+    assert set(info) == {"rows", "held_out"}
+
+
+def test_rows_with_calls_are_refused_not_written_without_them(others, here):
+    call = {"type": "function", "function": {"name": "add", "arguments": {"a": 1}}}
+    turns = [{"role": "user", "content": "1"}, {"role": "assistant", "content": "", "tool_calls": [call]}]
+    turns += [{"role": "tool", "content": "2"}, {"role": "assistant", "content": "2"}]
+    jsonl(here / "rows.jsonl", [{"messages": turns, "tools": json.dumps([{"name": "add"}])}] * 4)
+    text = "model: {name_or_path: trl_sft:tiny}\ndata: {train: rows.jsonl}\ntokenizer: {chat_template: qwen3}\n"
+    with pytest.raises(SystemExit, match="not written"):
+        written(others, here, text)
+
+
+@pytest.fixture
+def options(monkeypatch):
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    import gpu
+
+    found = gpu.settled(["--device", "cpu", "--tiny", "--peak", "1"])
+    found.until = 0
+    return found
+
+
+def test_arithmetic_of_a_step_is_what_pytorch_counts(options):
+    """PyTorch counts attention without causality: twice of what is needed."""
+    import mfu
+
+    shape = options.shape
+    model = Qwen2ForCausalLM(Qwen2Config(**shape, attn_implementation="eager"))  # others are not counted on a CPU
+    _, apart = mfu.data(options)
+    with FlopCounterMode(display=False) as counter:
+        for ids in apart["input_ids"]:
+            model(torch.tensor([ids]), labels=torch.tensor([ids]), use_cache=False).loss.backward()
+    seen = sum(len(ids) ** 2 for ids in apart["input_ids"])
+    more = 6 * shape["num_hidden_layers"] * shape["hidden_size"] * seen
+    assert mfu.flops(options, frozen=False) * options.steps + more == pytest.approx(
+        counter.get_total_flops(), rel=0.001
+    )
+
+
+def test_side_whose_losses_differ_gets_no_ratio(options):
+    import gpu
+
+    one = {"side": ["sdpa", "trl"], "seconds": 4.0, "losses": [6.0, 5.0], "gib": None}
+    two = one | {"side": ["documents", "ours"], "seconds": 1.0}
+    off = one | {"side": ["sdpa", "ours"], "seconds": 1.0, "losses": [6.0, 5.1]}
+    cells = {(cell["attention"], cell["loss"]): cell for cell in gpu.cells(0, [one, two, off, two], options)}
+    assert cells["documents", "ours"]["ratio"] == 4.0
+    assert cells["documents", "ours"]["runs"] == 2
+    assert cells["documents", "ours"]["tokens_per_second"] == options.packs * options.length
+    assert cells["sdpa", "ours"]["ratio"] is None
+    assert cells["documents", "trl"]["skipped"] == "not reached"
+
+
+def test_without_a_card_the_gpu_benchmark_says_so():
+    if torch.cuda.is_available():
+        pytest.skip("there is a card")
+    done = subprocess.run([sys.executable, BENCHMARKS / "gpu.py"], capture_output=True, text=True, check=True)
+    assert done.stdout == "skipped: no CUDA device\n"
+
+
+def test_document_names_every_benchmark():
+    text = (BENCHMARKS.parent / "docs" / "benchmarks.md").read_text(encoding="utf-8")
+    listed = {path.name for path in BENCHMARKS.glob("*.py")}
+    assert {name for name in listed if f"`benchmarks/{name}" not in text} == set()
