@@ -16,6 +16,7 @@ import argparse
 import json
 import os
 import re
+import resource
 import shlex
 import statistics
 import subprocess
@@ -88,7 +89,7 @@ def command(side, folder, proof, axolotl):
 
 
 def run(side, folder, proof=False, axolotl=()):
-    """Run one side in a folder of its own; return seconds and losses."""
+    """Run one side in a folder of its own; return seconds, losses and seconds of a processor."""
     with tempfile.TemporaryDirectory() as cache:
         out = Path(cache) / "out"
         place = {
@@ -99,16 +100,17 @@ def run(side, folder, proof=False, axolotl=()):
         words = [*command(side, folder, proof, axolotl), *place[side]]
         quiet = {"HF_HOME": cache, "HF_HUB_OFFLINE": "1", "PYTHONWARNINGS": "ignore"}
         quiet |= {"AXOLOTL_DO_NOT_TRACK": "1", "CUDA_VISIBLE_DEVICES": ""}
-        began = time.perf_counter()
+        began, before = time.perf_counter(), resource.getrusage(resource.RUSAGE_CHILDREN)
         done = subprocess.run(words, check=False, capture_output=True, text=True, env=os.environ | quiet, cwd=cache)
-        seconds = time.perf_counter() - began
+        seconds, after = time.perf_counter() - began, resource.getrusage(resource.RUSAGE_CHILDREN)
+        busy = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
         if done.returncode or not list(out.glob("model*.safetensors")):
             raise SystemExit((done.stdout + done.stderr)[-3000:])
         if side == "ours":
             entries = [json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()]
-            return seconds, [entry["loss"] for entry in entries if "loss" in entry]
+            return seconds, [entry["loss"] for entry in entries if "loss" in entry], busy
     losses = re.findall(r"'loss': '?([\d.]+)", done.stdout + done.stderr)
-    return seconds, [float(loss) for loss in losses]
+    return seconds, [float(loss) for loss in losses], busy
 
 
 def measured(other, folder, pairs, axolotl):
@@ -121,11 +123,12 @@ def measured(other, folder, pairs, axolotl):
 
 
 def printed(other, name, found):
-    """Print times and ratio."""
-    ours, theirs = (statistics.median(seconds for seconds, _ in found[side]) for side in ("ours", other))
-    ratios = sorted(a[0] / b[0] for a, b in zip(found["ours"], found[other], strict=True))
-    spread = f"{statistics.median(ratios):.3f} ({ratios[0]:.3f} to {ratios[-1]:.3f})"
-    print(f"ours {ours:.1f} s, {name} {theirs:.1f} s, ratio {spread}", flush=True)
+    """Print times and ratios: of the wall's clock, and of processors, which other work on the machine disturbs less."""
+    for at, what in ((0, "wall"), (2, "processors")):
+        ours, theirs = (statistics.median(one[at] for one in found[side]) for side in ("ours", other))
+        ratios = sorted(a[at] / b[at] for a, b in zip(found["ours"], found[other], strict=True))
+        spread = f"{statistics.median(ratios):.3f} ({ratios[0]:.3f} to {ratios[-1]:.3f})"
+        print(f"{what}: ours {ours:.1f} s, {name} {theirs:.1f} s, ratio {spread}", flush=True)
 
 
 def main(rows, pairs, axolotl, without_trl):

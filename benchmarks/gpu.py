@@ -27,7 +27,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from mfu import DOCUMENTS, PEAKS, SHAPE, TINY, data, flops
+from mfu import DOCUMENTS, PEAKS, SHAPE, TINY, build, data, flops
 
 FULL, LORA, EIGHT, FOUR = "full", "lora", "lora 8-bit", "lora 4-bit"
 # (tuning, packed, checkpointing), the most interesting first
@@ -40,20 +40,6 @@ SIDES = [PLAIN, ("documents", "ours"), ("sdpa", "ours"), ("documents", "trl"), (
 SIDES += [("flex_attention", "trl"), ("kernels-community/flash-attn2", "trl")]
 WARM = 2  # steps that do not count
 GRACE = 60  # seconds that a group may take beyond the time
-
-
-def build(folder, options):
-    """Write the model, random but the same for all sides, and a tokenizer that nothing needs but SFTTrainer."""
-    import torch
-    from tokenizers import Tokenizer, models
-    from transformers import PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM
-
-    torch.manual_seed(0)
-    with torch.device(options.device):
-        model = Qwen2ForCausalLM(Qwen2Config(**options.shape, max_position_embeddings=32_768))
-    model.save_pretrained(folder)
-    words = Tokenizer(models.WordLevel({"a": 0, "e": 1}))
-    PreTrainedTokenizerFast(tokenizer_object=words, eos_token="e", pad_token="e").save_pretrained(folder)
 
 
 def missing(side, group, options):
@@ -137,8 +123,7 @@ def measure(side, group, folder, options):
     cuda, times = options.device == "cuda", []
 
     def now():
-        if cuda:
-            torch.cuda.synchronize()
+        torch.cuda.synchronize() if cuda else None
         return time.perf_counter()
 
     class Clock(TrainerCallback):

@@ -1,4 +1,4 @@
-"""What a step of `gpu.py` computes: the model's shape, its rows, their arithmetic, and what cards can do at most.
+"""What a step of `gpu.py` computes: the model, its rows, their arithmetic, and what cards can do at most.
 
 Arithmetic as in PaLM's appendix B (https://arxiv.org/abs/2204.02311): a token takes 6 FLOPs for each weight that it is
 multiplied with (2 forward, 2 for the gradient of what goes in, 2 for that of the weight: frozen weights take 4), and
@@ -24,6 +24,20 @@ PEAKS = {
 }
 PEAKS |= {"L40": 181, "L4": 121, "A10": 125, "RTX 4090": 165}
 DOCUMENTS = 4  # in a pack
+
+
+def build(folder, options):
+    """Write the model, random but the same for all sides, and a tokenizer that nothing needs but SFTTrainer."""
+    import torch
+    from tokenizers import Tokenizer, models
+    from transformers import PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM
+
+    torch.manual_seed(0)
+    with torch.device(options.device):
+        model = Qwen2ForCausalLM(Qwen2Config(**options.shape, max_position_embeddings=32_768))
+    model.save_pretrained(folder)
+    words = Tokenizer(models.WordLevel({"a": 0, "e": 1}))
+    PreTrainedTokenizerFast(tokenizer_object=words, eos_token="e", pad_token="e").save_pretrained(folder)
 
 
 def data(options):

@@ -98,12 +98,8 @@ def handed_on(name, work):
 def for_axolotl(work):
     kind = {"a chat": "chat_template", "prompts with completions": "input_output"}.get(work.rows.form, "completion")
     # each turn says whether it is trained
-    chat = {
-        "field_messages": "messages",
-        "message_field_training": "train",
-        "roles_to_train": [],
-        "train_on_eos": "turn",
-    }
+    chat = {"field_messages": "messages", "message_field_training": "train"}
+    chat |= {"roles_to_train": [], "train_on_eos": "turn"}
     source = {"ds_type": "json", "type": kind} | (chat if work.chats else {})
     found = {"datasets": [{"path": str(work.folder / "rows.jsonl")} | source], "val_set_size": 0.0}
     if work.rows.eval and work.args.eval_strategy != "no":
@@ -170,20 +166,18 @@ def targets(name, every, join, work):
     return {name: ",".join(sorted(given)) if join else sorted(given)} if given else None
 
 
-def four_bits(name, work):
+def four_bits(work):
     """axolotl's own values for 4-bit weights differ from those of BitsAndBytesConfig: all are written."""
-    given = {key: value for key, value in work.run.quantization.items() if key not in ("load_in_4bit", "load_in_8bit")}
-    four = dict.fromkeys(BITS) if work.run.quantization.get("load_in_4bit") else {}
-    given |= {key.partition(".")[2]: work.value(key) for key in four}
-    given |= {"bnb_4bit_quant_storage": given.get("bnb_4bit_quant_storage", "uint8")} if four else {}
-    return {"bnb_config_kwargs": given} if four or name == "load_in_4bit" else None
+    given = {key: value for key, value in work.run.quantization.items() if key.startswith("bnb_4bit_")}
+    defaults = {key.partition(".")[2]: work.value(key) for key in BITS} | {"bnb_4bit_quant_storage": "uint8"}
+    return {"bnb_config_kwargs": defaults | given}
 
 
 def precision(program, work):
     """Weights in another type than the arithmetic: axolotl has no key for it."""
     dtype, mixed = work.value("model.dtype"), work.args.bf16 or work.args.fp16
     if program == "axolotl":
-        return {} if (dtype == "float32") != bool(mixed) else None
+        return {} if {"float32": not mixed, "bfloat16": work.args.bf16, "float16": work.args.fp16}.get(dtype) else None
     if dtype == "bfloat16" and work.args.bf16:
         return {"pure_bf16": True}
     return {} if dtype == "float32" and not work.run.quantization else None
@@ -257,8 +251,8 @@ START = {"axolotl": for_axolotl, "llamafactory": for_llamafactory, "trl": for_tr
 RULES = {
     "axolotl": {f"tokenizer.{name}": in_tokenizer for name in TOKENIZER}
     | {f"train.{part}_{what}": PART(strategy, part) for part in ("save", "eval") for what in ("strategy", "steps")}
-    | {f"quantization.{name}": PART(four_bits, name) for name in ("bnb_4bit_compute_dtype", "bnb_4bit_quant_storage")}
-    | {key: PART(four_bits, key) for key in BITS}
+    | {f"quantization.{name}": four_bits for name in ("bnb_4bit_compute_dtype", "bnb_4bit_quant_storage")}
+    | dict.fromkeys(BITS, four_bits)
     | {
         "tokenizer.chat_template_kwargs": lambda work: {"chat_template_kwargs": work.run.template_kwargs},
         "train.warmup_steps": warmup,

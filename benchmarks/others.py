@@ -30,8 +30,8 @@ COMMANDS = {
 DIFFERS = {
     "axolotl": (
         "rows are packed anew each epoch by axolotl's own packing, and drawn in its order",
-        "a packed batch holds as many packs as it says, but where packs cannot be kept apart one pack of all",
-        "one step of warm-up becomes two",
+        "where attention takes borders (flash, flex) a packed batch is one long pack of all its tokens",
+        "a share of warm-up is rounded down, and one step of it becomes two",
     ),
     "llamafactory": (
         "rows are packed by its own packing, which leaves a token of each pack empty",
