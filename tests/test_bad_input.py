@@ -44,9 +44,15 @@ RECIPES = {
     ),
     "not_built_yet": (
         MODEL
-        + "data: {train: rows.jsonl}\nevaluate: {prompts: [a]}\nrun: {global_batch_size: 8}\n"
-        + "launch: {engine: ddp}\n",
+        + "data: {train: rows.jsonl}\nevaluate: {prompts: [a]}\nrun: {early_stopping: {patience: 3}}\n",
     ),
+    "launch_that_no_machine_can": (
+        MODEL
+        + DATA
+        + "launch:\n  engine: zero\n  nproc_per_node: all\n  nnodes: 0\n  module: true\n  nproc: 2\n"
+        + "run: {global_batch_size: 0}\ntrain: {deepspeed: ds.json}\n",
+    ),
+    "launch_config_without_engine": (MODEL + DATA + "launch: {config: ds.json}\n",),
     "no_model": (DATA,),
     "no_rows_named": (MODEL,),
     "missing_model_folder": ("model: {name_or_path: ./models/qwen}\n" + DATA,),

@@ -21,7 +21,7 @@ LAYERS = {
     **dict.fromkeys(["recipe", "owners", "surface", "paths", "turns", "rundir", "console", "textfiles", "metrics"], 1),
     **dict.fromkeys(["special_tokens", "rendering"], 1),
     **dict.fromkeys(["run", "hub", "unused", "wordings", "masks", "mixing"], 2),
-    **dict.fromkeys(["formatting", "marking", "rules"], 3),
+    **dict.fromkeys(["formatting", "marking", "rules", "launching"], 3),
     **dict.fromkeys(["tokens", "named", "sources", "conversion", "chat", "model", "machine", "loss", "attention"], 4),
     **dict.fromkeys(["schema", "source_rows", "record", "rendered"], 5),
     **dict.fromkeys(["data", "prepared"], 6),
@@ -84,7 +84,8 @@ def test_own_keys_are_frozen():
         "data.*": {"path", "format", "wording", "rename", "task", "weight", "max_rows"},
         "train": set(),
         "evaluate": {"metrics", "max_rows", "generation"},
-        "run": {"resume", "overwrite", "allow", "max_hours", "logits_gib"},
+        "launch": {"engine", "config"},
+        "run": {"resume", "overwrite", "allow", "max_hours", "logits_gib", "global_batch_size"},
     }
 
 

@@ -44,6 +44,22 @@ def test_arguments_are_those_of_the_live_function():
     assert list(found) == named
 
 
+def test_options_are_those_of_the_live_parser():
+    from torch.distributed.run import get_args_parser
+
+    live = {action.dest: action for action in get_args_parser()._actions if action.option_strings}
+    del live["help"]
+    found = owners.fields(surface.OWNERS["launch"][1])
+    assert set(found) == set(live)
+    for name, action in live.items():
+        switch = action.nargs == 0
+        assert owners.accepts(found[name], True) is switch, name
+        if action.default is not None and not switch:
+            assert owners.accepts(found[name], action.default), name
+        assert owners.accepts(found[name], "spawn") is (action.type is str), name
+        assert not owners.accepts(found[name], {"a": 1}), name
+
+
 @pytest.mark.parametrize(("name", "live"), CLASSES[:2])
 def test_every_default_that_yaml_can_write_is_accepted(name, live):
     fields = owners.fields(name)

@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
-from trl_sft import chat, data, dataset, errors, gains, machine, model, record, rehearsal, rendering, training
+from trl_sft import chat, data, dataset, errors, gains, launching, machine, model, record, rehearsal, rendering, training
 from trl_sft.console import faults, python, say, span
 from trl_sft.errors import Fault, LaunchError, MissingPackage, RecipeError, Unreached, UserError
 from trl_sft.formatting import Target
@@ -81,7 +81,7 @@ def check(run: Run, seconds: float) -> Report:
     for note in run.notes:
         say(note)
     with report.stage("machine"):
-        machine.check(run.train)
+        machine.check(run)
     with report.stage("folder"):
         record.claimed(run)
     settled = _settled(run, report)
@@ -118,7 +118,8 @@ def _settled(run: Run, report: Report) -> training.Settled | None:
             settled = training.settle(run, elsewhere=True)
             report.here += error.faults
         machine.check_trackers(run.recipe.where(("train", "report_to")), settled.args.report_to)
-        lines([("machine", machine.describe(settled.args, run.model.get("dtype", "float32"), settled.quantized))])
+        about = machine.describe(settled.args, run.model.get("dtype", "float32"), settled.quantized)
+        lines([("machine", about), *launching.said(settled.settings)])
         return settled
     return None
 

@@ -17,16 +17,20 @@ from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK
 from transformers.utils import is_torch_bf16_gpu_available
 from trl import SFTConfig
 
+from trl_sft import launching
 from trl_sft.errors import Fault, LaunchError, MissingPackage
 from trl_sft.recipe import Key
-from trl_sft.run import Setting
+from trl_sft.run import Run, Setting
 
 # What makes SFTConfig look for hardware, set so that it finds what it asks for on any machine.
 ANYWHERE = {"use_cpu": True, "fp16": False, "tf32": None}
 
 
-def check(train: dict[str, Any]) -> None:
-    """Refuse a machine on which this version cannot train. Raises LaunchError."""
+def check(run: Run) -> None:
+    """Refuse a machine on which this version cannot train, and processes that it cannot start. Raises LaunchError."""
+    train = run.train
+    if faults := launching.check(run):
+        raise LaunchError(faults)
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         found = f"started as {os.environ['WORLD_SIZE']} processes; this version trains in one"
         raise LaunchError(Fault("WORLD_SIZE", found, "python -m trl_sft RECIPE, without a launcher"))

@@ -37,6 +37,8 @@ class Field(NamedTuple):
 def fields(owner: str) -> dict[str, Field]:
     """Return the dataclass fields of `package.module:Class`, those of its bases first; `arguments` of a method.
 
+    Of a function they are the options that it gives an `argparse.ArgumentParser`.
+
     A base written as an attribute is not followed: `datasets.BuilderConfig` holds what a builder's author
     declares (version, description), no keyword of a user's.
     """
@@ -44,6 +46,8 @@ def fields(owner: str) -> dict[str, Field]:
     if "." in name:
         return arguments(owner)
     node = _definitions(module).get(name)
+    if isinstance(node, ast.FunctionDef):
+        return _options(node, module)
     if not isinstance(node, ast.ClassDef):
         return {}
     found: dict[str, Field] = {}
@@ -102,6 +106,30 @@ def popped(owner: str) -> dict[str, Field]:
                 word, default = str(call.args[0].value), call.args[1] if len(call.args) > 1 else None
                 found[word] = Field(word, _type(default), ast.unparse(default) if default else "", (), module)
     return {word: field for word, field in found.items() if not word.startswith("_")}
+
+
+def _options(function: ast.FunctionDef, module: str) -> dict[str, Field]:
+    """Return what `parser.add_argument("--one-name", "--one_name", type=...)` declares, under one_name.
+
+    An option without a type is a switch; text may be written as a number, which a command line makes text of.
+    """
+    found: dict[str, Field] = {}
+    for call in ast.walk(function):
+        if not isinstance(call, ast.Call) or not ast.unparse(call.func).endswith(".add_argument"):
+            continue
+        texts = [arg.value for arg in call.args if isinstance(arg, ast.Constant)]
+        long = [text for text in texts if isinstance(text, str) and text.startswith("--")]
+        if not long:
+            continue  # a word without dashes: the script that is launched
+        name = long[0].removeprefix("--").replace("-", "_")
+        words = {word.arg: word.value for word in call.keywords}
+        written = ast.unparse(words["type"]) if "type" in words else "bool"
+        kind = {"str": "str | int", "comma_separated_list": "list[str]"}.get(written, written)
+        default = ast.unparse(words["default"]) if "default" in words else ""
+        listed = words.get("choices")
+        choices = [c.value for c in listed.elts if isinstance(c, ast.Constant)] if isinstance(listed, ast.List) else []
+        found[name] = typed(name, kind)._replace(default=default, choices=tuple(map(str, choices)), module=module)
+    return found
 
 
 def version(package: str) -> str:
@@ -256,7 +284,7 @@ def _path(module: str) -> Path | None:
     package, *rest = module.split(".")
     spec = importlib.util.find_spec(package) if package else None
     if spec is None or not spec.submodule_search_locations:
-        if package in {home.split(".")[0] for home in _HOMES.values()} | {"trl", "peft", "datasets"}:
+        if package in {home.split(".")[0] for home in _HOMES.values()} | {"trl", "peft", "datasets", "torch"}:
             raise _missing(package)
         return None
     folder = Path(spec.submodule_search_locations[0], *rest)

@@ -56,7 +56,7 @@ def resolved(run: Run, settings: dict[Key, Setting]) -> str:
 
 
 def lines(run: Run, settings: dict[Key, Setting]) -> Iterator[Line]:
-    """Yield every value that was set, by section; not output_dir and most of `run:`, which are the launch's."""
+    """Yield every value that was set, by section; not output_dir and most of `run:`, which say how it is run."""
     where = run.recipe.places
     yield Line(("model", "name_or_path"), run.base.name, where[("model", "name_or_path")])
     tokenizer = run.tokenizer | ({"chat_template": run.template.name} if run.template else {})
@@ -77,6 +77,10 @@ def lines(run: Run, settings: dict[Key, Setting]) -> Iterator[Line]:
     for name, value in run.train.items():
         yield Line(("train", name), value, where[("train", name)])
     yield from (Line(key, s.value, f"trl_sft: {s.reason}") for key, s in settings.items() if key[0] == "train")
+    for name, value in run.launch.items():
+        yield Line(("launch", name), value, where[("launch", name)])
+    if "global_batch_size" in run.run:
+        yield Line(("run", "global_batch_size"), run.run["global_batch_size"], where[("run", "global_batch_size")])
     if allowed := [name for name in run.run.get("allow", []) if name not in _OF_RESUMING]:
         yield Line(("run", "allow"), allowed, where[("run", "allow")])
     if run.evaluate is None:
@@ -96,7 +100,7 @@ def claimed(run: Run) -> rundir.Claim:
 def fingerprint(run: Run) -> str:
     """Return what two runs share that train the same: model, rows, settings; not where they write, what they ask."""
     values = [(line.key, line.value) for line in lines(run, {}) if line.key[-1] not in _SECRETS]
-    values = [value for value in values if value[0][0] != "evaluate"]  # it changes no weight
+    values = [value for value in values if value[0][0] not in ("evaluate", "launch")]  # they change no weight
     return hashlib.sha256(json.dumps(values, sort_keys=True, default=str).encode()).hexdigest()
 
 

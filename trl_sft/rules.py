@@ -7,10 +7,11 @@ after the weights, or not at all; the rest is left to upstream's own checks.
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from trl_sft import unused
+from trl_sft import paths, unused
 from trl_sft.errors import Fault
 from trl_sft.recipe import Key, Recipe, kind
 
@@ -28,6 +29,11 @@ _UNUSED = {
     ),
     "load_in_4bit": ("llm_int8_threshold", "llm_int8_has_fp16_weight"),
 }
+# torch.distributed.run, determine_local_world_size and parse_min_max_nnodes: what else than a number it takes
+_PROCESSES = {
+    "nproc_per_node": (r"[1-9][0-9]*|auto|cpu|gpu|xpu", "a whole number, auto, cpu, gpu or xpu"),
+    "nnodes": (r"[1-9][0-9]*(:[1-9][0-9]*)?", "a whole number, or the least and the most as in 1:4"),
+}
 _NEEDS_EVAL = ("eval_on_start", "load_best_model_at_end", "eval_steps")
 
 
@@ -40,7 +46,11 @@ def check(
         yield from _quantization(recipe, sections["quantization"], adapter)
     yield from _ranges(recipe, sections)
     yield from _infinite(recipe, (), recipe.values)
+    yield from _launch(recipe, sections["launch"])
     train = sections["train"]
+    if sections["run"].get("global_batch_size") is not None and train.get("auto_find_batch_size"):
+        found = "auto_find_batch_size changes the batch that run.global_batch_size fixes"
+        yield Fault(recipe.where(("train", "auto_find_batch_size")), found, "one of the two")
     held_out = sections["data"].get("eval_fraction") is not None or sections["data"].get("eval") is not None
     yield from unused.check(recipe, sections, held_out, notes)
     if not held_out:
@@ -142,6 +152,25 @@ def _infinite(recipe: Recipe, key: Key, value: Any) -> Iterator[Fault]:
         yield from _infinite(recipe, (*key, name), inside)
 
 
+def _launch(recipe: Recipe, launch: dict[str, Any]) -> Iterator[Fault]:
+    """Yield what no machine can launch; make the path in `config` an absolute one."""
+    for name, (pattern, write) in _PROCESSES.items():
+        if name in launch and not re.fullmatch(pattern, str(launch[name])):
+            yield Fault(recipe.where(("launch", name)), kind(launch[name]), write)
+    key: Key = ("launch", "config")
+    config = launch.get("config")
+    if config is not None and launch.get("engine", "auto") in ("auto", "ddp"):
+        found = f"config beside engine: {launch.get('engine', 'auto')}, which reads none"
+        yield Fault(recipe.where(key), found, "the engine that it is for: fsdp, zero1, zero2, zero3 or ray")
+    if isinstance(config, str):
+        place = paths.resolve(config, recipe.folder(key), (".json", ".yaml", ".yml"))
+        if isinstance(place, paths.Absent) or not place.files or not place.files[0].is_file():
+            write = place.write if isinstance(place, paths.Absent) else "a file, or its keys as a mapping"
+            yield Fault(recipe.where(key), f"{config}: no such file", write)
+        else:
+            launch["config"] = str(place.files[0])
+
+
 def _ranges(recipe: Recipe, sections: Mapping[str, Any]) -> Iterator[Fault]:
     for name, value in sections["train"].items():
         if not isinstance(value, int | float) or isinstance(value, bool):
@@ -159,6 +188,9 @@ def _ranges(recipe: Recipe, sections: Mapping[str, Any]) -> Iterator[Fault]:
     gib = sections["run"].get("logits_gib")
     if gib is not None and not 0 < gib < math.inf:
         yield Fault(recipe.where(("run", "logits_gib")), kind(gib), "more than 0")
+    batch = sections["run"].get("global_batch_size")
+    if batch is not None and batch < 1:
+        yield Fault(recipe.where(("run", "global_batch_size")), kind(batch), "at least 1")
     rows = sections["evaluate"].get("max_rows")
     if rows is not None and rows < 1:
         yield Fault(recipe.where(("evaluate", "max_rows")), kind(rows), "at least 1; or evaluate: false")

@@ -61,5 +61,6 @@ class Run:
     data: dict[str, Any] = field(default_factory=dict)  # our own keys, less the sources
     train: dict[str, Any] = field(default_factory=dict)  # keywords of trl.SFTConfig
     evaluate: dict[str, Any] | None = field(default_factory=dict)  # metrics, max_rows, generation; None = off
+    launch: dict[str, Any] = field(default_factory=dict)  # engine, config (a mapping, or an absolute path), torchrun's
     run: dict[str, Any] = field(default_factory=dict)  # resume, overwrite, allow, max_hours
     notes: tuple[str, ...] = ()  # what was translated, a line each

@@ -20,6 +20,7 @@ OWNERS = {
     "data": ("trl_sft", ""),
     "train": ("trl.SFTConfig", "trl.trainer.sft_config:SFTConfig"),
     "evaluate": ("trl_sft", ""),
+    "launch": ("torchrun", "torch.distributed.run:get_args_parser"),
     "run": ("trl_sft", ""),
 }
 # the mapping under evaluate.generation; GenerationConfig declares no fields, it takes them off its keywords
@@ -54,6 +55,10 @@ OWN_KEYS: dict[str, dict[str, str]] = {
     },
     "train": {},
     "evaluate": {"metrics": "list[Literal['exact_match']]", "max_rows": "int", "generation": "dict[str, Any]"},
+    "launch": {
+        "engine": "Literal['auto', 'ddp', 'fsdp', 'zero1', 'zero2', 'zero3', 'ray']",
+        "config": "str | dict[str, Any]",  # for the engine, as its owner writes it
+    },
     "run": {
         "resume": "str",
         "overwrite": "bool",
@@ -61,14 +66,14 @@ OWN_KEYS: dict[str, dict[str, str]] = {
         "'prompt_mismatch', 'template_markers']]",
         "max_hours": "float",
         "logits_gib": "float",
+        "global_batch_size": "int",
     },
 }
 
 # Parts of the recipe's design that this version does not carry out: refused by name, never ignored.
 NOT_YET = {
-    "": ("launch",),
     "evaluate": ("prompts",),
-    "run": ("global_batch_size", "early_stopping"),
+    "run": ("early_stopping",),
 }
 
 # `from_pretrained(**kwargs)` declares no names; these are the documented ones that YAML can write.
@@ -145,14 +150,17 @@ REFUSED: dict[str, dict[str, str]] = {
         "storage_options": "nothing: a local path or a hub id in path",
         "save_infos": "nothing: it is for the authors of data sets",
     },
+    "launch": {
+        **dict.fromkeys(["module", "no_python", "run_path"], "nothing: what is launched is this recipe"),
+    },
     "train": {
         "model_init_kwargs": "the `model:` section",
         "trust_remote_code": "model.trust_remote_code",
         "chat_template_path": "tokenizer.chat_template",
         "dataset_kwargs": "the `data:` section",
-        "deepspeed": "nothing: this version trains in one process",
-        "fsdp": "nothing: this version trains in one process",
-        "fsdp_config": "nothing: this version trains in one process",
+        "deepspeed": "launch: {engine: zero2, config: FILE}",
+        "fsdp": "launch: {engine: fsdp}",
+        "fsdp_config": "launch: {engine: fsdp, config: FILE}",
         "parallelism_config": "nothing: this version trains in one process",
         "local_rank": "nothing: the launcher sets it",
         "resume_from_checkpoint": "run.resume",

@@ -28,6 +28,7 @@ from trl_sft import (
     ending,
     evaluate,
     hub,
+    launching,
     loss,
     machine,
     model,
@@ -76,20 +77,20 @@ class Ready(NamedTuple):
 
 def prepare(run: Run) -> Ready:
     """Do all of a run that needs no weights: machine, folder, tokenizer, rows, tokens, settings. Raises UserError."""
+    machine.check(run)
     claim = record.claimed(run)
     setup = set_up(run)
     rows = load_rows(run, setup)
     about = machine.describe(setup.args, run.model.get("dtype", "float32"), setup.quantized)
     screens.found(run.notes, setup.found.shown, about, setup.chat.said, rows.said)
     made = dataset.make(run, setup.chat, rows, setup.args)
-    screens.lines(made.said)
+    screens.lines([*made.said, *launching.said(setup.settings)])
     rehearsal.rehearse(run, setup.found, setup.chat, setup.args, made)
     return Ready(claim, *setup, rows, made)
 
 
 def set_up(run: Run) -> Setup:
     """Find the model, load the tokenizer, settle what the recipe leaves open. Raises UserError."""
-    machine.check(run.train)
     quantized, settings, args = settle(run)
     machine.check_trackers(run.recipe.where(("train", "report_to")), args.report_to)
     found = model.find(run)
@@ -103,7 +104,7 @@ def settle(run: Run, elsewhere: bool = False) -> Settled:
     `elsewhere`: the run is for another machine; what this one lacks is no fault.
     """
     hub.no_telemetry()
-    settings = machine.settings(run.train, run.quantization or {}) | model.settings(run)
+    settings = machine.settings(run.train, run.quantization or {}) | model.settings(run) | launching.settings(run)
     given = {str(key[-1]): setting.value for key, setting in settings.items() if key[0] == "train"}
     args = _config(run, given | (machine.ANYWHERE if elsewhere else {}))
     return Settled(None if elsewhere else model.quantization(run, settings), settings, args)
