@@ -1,4 +1,4 @@
-"""The batch of all processes; what one process cannot do is told with file and line, apart from faults of the recipe."""
+"""The batch of all processes; what one process cannot do is told with file and line, apart from the recipe's faults."""
 
 import json
 

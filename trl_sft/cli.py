@@ -29,6 +29,7 @@ commands (a first word that is none of them is a recipe):
   python -m trl_sft preview RECIPE [--rows N] [--html FILE]   rows as the model sees them, what is trained in colour
   python -m trl_sft prepare RECIPE [section.key=value ...] make the tokens ahead of time
   python -m trl_sft init MODEL DATA [-o RECIPE]            write a recipe for a model and a file of rows
+  python -m trl_sft import TOOL FILE [-o RECIPE]           make a recipe of another trainer's settings
 
 An override is checked as strictly as the file: train.max_steps=10, lora='{r: 8}', lora=null
 `python -m trl_sft COMMAND --help` tells more of a command.
@@ -178,6 +179,24 @@ def _init(words: list[str]) -> int:
     return init.write(given.model, given.data, given.output)
 
 
+def _import(words: list[str]) -> int:
+    about = "Make a recipe of another trainer's settings. What is no line of the recipe stands at its end, with why."
+    usage = "import openrlhf [-o RECIPE] -- FLAGS... | import TOOL FILE [-o RECIPE]"
+    parser = _parser(usage, about, "tools: openrlhf, trl, alignment-handbook, axolotl, llamafactory")
+    parser.add_argument("tool", metavar="TOOL", help="whose settings they are")
+    parser.add_argument("words", metavar="FILE", nargs="*", help="its file of settings, or after -- its flags")
+    parser.add_argument("-o", "--output", metavar="RECIPE", type=Path, help="write it there; printed unless given")
+    parser.add_argument("--dataset-info", metavar="FILE", type=Path, help="llamafactory: its dataset_info.json")
+    split = words.index("--") if "--" in words else len(words)
+    given = parser.parse_intermixed_args(words[1:split])
+    from trl_sft import convert
+
+    if given.tool not in convert.TOOLS:
+        raise errors.RecipeError(errors.Fault("import", given.tool, f"one of {', '.join(convert.TOOLS)}"))
+    settings = convert.read(given.tool, [*given.words, *words[split + 1 :]], given.dataset_info)
+    return convert.write(given.tool, settings, given.output)
+
+
 _COMMAND: dict[str, Callable[[list[str]], int]] = {
-    **{"check": _check, "init": _init, "prepare": _prepare, "preview": _preview},
+    **{"check": _check, "import": _import, "init": _init, "prepare": _prepare, "preview": _preview},
 }

@@ -10,7 +10,7 @@ import math
 import shlex
 from pathlib import Path
 
-from trl_sft import console, formatting, rundir, schema, source_rows
+from trl_sft import console, formatting, paths, rundir, schema, source_rows
 from trl_sft.errors import EXIT_DONE, Fault, RecipeError
 from trl_sft.paths import Place
 from trl_sft.recipe import Key, Recipe, flow
@@ -52,8 +52,8 @@ def write(model: str, path: str, output: Path) -> int:
         raise RecipeError(Fault(str(output), f"the folder {output.parent} does not exist", "-o FILE in one that does"))
     # As on the command line, both are relative to the current folder; the recipe stands in its own.
     values = {
-        "model": flow(_from(output, model)),
-        "path": flow(_from(output, path)),
+        "model": flow(paths.seen_from(output, model)),
+        "path": flow(paths.seen_from(output, path)),
         "output_dir": flow(f"runs/{output.stem}"),
         "command": shlex.quote(str(output)),
         "how": "",
@@ -94,15 +94,3 @@ def _how(base: Place, layout: str) -> str:
     chat = not formatting.LAYOUTS[layout].wording
     line = "tokenizer: {chat_template: chatml}  # this model's tokenizer has none\n" if chat and not has else ""
     return line + _LORA
-
-
-def _from(output: Path, value: str) -> str:
-    """Return a path as seen from the recipe's folder; anything that is no path here as it is."""
-    path = Path(value).expanduser()
-    if not path.exists() or path.is_absolute():
-        return value
-    try:
-        near = path.absolute().relative_to(output.absolute().parent)
-    except ValueError:
-        return str(path.absolute())
-    return str(near)

@@ -126,6 +126,17 @@ def absolute(value: str, folder: Path) -> Path:
     return folder / os.path.expanduser(value)  # noqa: PTH111 (pathlib raises on an unknown user)
 
 
+def seen_from(file: Path, value: str) -> str:
+    """Return a path relative to the current folder as `file` would name it; what is no path here as it is."""
+    path = Path(value).expanduser()
+    if not path.exists() or path.is_absolute():
+        return value
+    try:
+        return str(path.absolute().relative_to(file.absolute().parent))
+    except ValueError:
+        return str(path.absolute())
+
+
 def _near(path: Path) -> str:
     names = sorted(p.name for p in path.parent.iterdir()) if path.parent.is_dir() else []
     names = [name for name in names if not name.startswith(".")]

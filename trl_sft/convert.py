@@ -1,0 +1,231 @@
+"""Makes a recipe of another trainer's settings: nothing is dropped unsaid, every change of meaning stands at its line.
+
+In: a file or flags of OpenRLHF, TRL, alignment-handbook, axolotl or LLaMA-Factory. Out: the text of a recipe,
+checked as any recipe is. What the names of each project mean stands in the modules `from_*`.
+"""
+
+from __future__ import annotations
+
+import difflib
+import re
+import sys
+import textwrap
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from trl_sft import (
+    console,
+    foreign,
+    from_axolotl,
+    from_llamafactory,
+    from_openrlhf,
+    from_trl,
+    llamafactory_rows,
+    openrlhf_flags,
+    paths,
+    rundir,
+    schema,
+    surface,
+)
+from trl_sft.errors import EXIT_DONE, EXIT_USER, Fault, RecipeError
+from trl_sft.foreign import Given, Item, Left, Line
+from trl_sft.recipe import Key, Recipe, flow, kind
+
+_WIDTH = 120
+_BARE = re.compile(r"(\.{0,2}/)?[A-Za-z_][\w./@+-]*")
+_WRONG_KIND = (AttributeError, KeyError, TypeError, ValueError, ZeroDivisionError)  # of a mapping where a text is due
+_TAKEN = ("null", "true", "false", "yes", "no", "on", "off", "y", "n")  # by YAML 1.1 or 1.2
+
+
+class Tool(NamedTuple):
+    """Another trainer."""
+
+    title: str  # the versions whose names and defaults are known
+    lines: Callable[[Given], Iterator[Item]]
+    names: Callable[[], Collection[str]]  # all that it knows
+    flags: bool = False  # its settings are words of a command line, no file
+
+
+TOOLS = {
+    "openrlhf": Tool("OpenRLHF's train_sft, 0.8.9 and 0.11.0", from_openrlhf.lines, openrlhf_flags.names, flags=True),
+    "trl": Tool("TRL's sft script", from_trl.lines, from_trl.names),
+    "alignment-handbook": Tool("alignment-handbook's sft script", from_trl.lines, from_trl.names),
+    "axolotl": Tool("axolotl 0.19.0", from_axolotl.lines, from_axolotl.names),
+    "llamafactory": Tool("LLaMA-Factory 0.9.5", from_llamafactory.lines, from_llamafactory.names),
+}
+
+
+def read(tool: str, words: Sequence[str], dataset_info: Path | None = None) -> Given:
+    """Return the settings that the words hold or name. Raises RecipeError."""
+    if TOOLS[tool].flags:
+        return openrlhf_flags.read(words)
+    if len(words) != 1:
+        found = f"{len(words)} words after {tool}"
+        raise RecipeError(Fault("import", found, f"import {tool} FILE [-o RECIPE]"))
+    given = foreign.read(Path(words[0]))
+    return llamafactory_rows.with_datasets(given, dataset_info) if tool == "llamafactory" else given
+
+
+def write(tool: str, given: Given, output: Path | None) -> int:
+    """Print the recipe, or write it to `output`, where nothing stands yet; return the exit code. Raises RecipeError."""
+    if output is not None and output.exists():
+        raise RecipeError(Fault(str(output), "exists already; it stays as it is", "-o ANOTHER.yaml"))
+    items = complete(TOOLS[tool], given)
+    path = output or Path("recipe.yaml")
+    lines = [_placed(item, path) for item in items if isinstance(item, Line)]
+    lefts = [item for item in items if isinstance(item, Left)]
+    written = text(TOOLS[tool].title, given, lines, lefts)
+    for item in lefts:
+        if item.aloud:
+            print(f"trl_sft: {given.where(item.name)}: {item.why}", file=sys.stderr)
+    if output is None:
+        print(written, end="")
+    else:
+        rundir.write(output, written)
+    told = f"{len(lines)} lines, {len(lefts)} settings left out (the end of the recipe says why)"
+    print(f"trl_sft: {told}", file=sys.stderr)
+    faults = check(given, lines, path)
+    if faults:
+        console.faults(faults)
+        return EXIT_USER
+    if output is not None:
+        console.say(f"Next: {console.python()} -m trl_sft check {output}")
+    return EXIT_DONE
+
+
+def complete(tool: Tool, given: Given) -> list[Item]:
+    """Return what became of every setting: those of which nothing came are told too. Raises RecipeError."""
+    try:
+        items = _once(tool.lines(given))
+    except _WRONG_KIND:
+        name = _culprit(tool, given)
+        if not name:
+            raise
+        raise foreign.refuse(given, name, kind(given.get(name)), "a value of the kind that is taken there") from None
+    used = {name for item in items for name in (item.names if isinstance(item, Line) else (item.name,))}
+    for name in given.values:
+        if name in used:
+            continue
+        if name in tool.names():
+            said = "says nothing" if given.get(name) is None else "changes nothing beside the other settings"
+            items.append(Left(name, said))
+        else:
+            near = difflib.get_close_matches(name, tool.names(), 1, 0.75)
+            items.append(
+                Left(name, "no name that is known here" + (f"; nearest: {near[0]}" if near else ""), aloud=True)
+            )
+    return items
+
+
+def _once(items: Iterable[Item]) -> list[Item]:
+    """Return the items with one line for each key: a setting that was written goes before a default."""
+    lines: dict[Key, Line] = {}
+    others: list[Item] = []
+    for item in items:
+        if isinstance(item, Left):
+            others.append(item)
+        elif item.key not in lines:
+            lines[item.key] = item
+        else:
+            both = lines[item.key].names + item.names
+            kept = item if item.names and not lines[item.key].names else lines[item.key]
+            lines[item.key] = kept._replace(names=both)
+    return [*lines.values(), *others]
+
+
+def _culprit(tool: Tool, given: Given) -> str:
+    """Return the setting whose value is of another kind than the tool takes: without it there is no error."""
+    refused = ""
+    for name in given.values:
+        try:
+            list(tool.lines(given._replace(values={n: v for n, v in given.values.items() if n != name})))
+        except _WRONG_KIND:
+            continue
+        except RecipeError:  # what every recipe needs, and maybe what is wrong
+            refused = refused or name
+            continue
+        return name
+    return refused
+
+
+def check(given: Given, lines: Iterable[Line], path: Path) -> list[Fault]:
+    """Return the faults of the recipe, each at the place of the setting that it came from."""
+    values: dict[str, Any] = {}
+    places: dict[Key, str] = {(): path.name}
+    for line in lines:
+        section, name = str(line.key[0]), line.key[1]
+        values.setdefault(section, {})[name] = line.value
+        places[line.key] = given.where(line.names[0]) if line.names else "a default"
+    try:
+        schema.build(Recipe(path.absolute(), "", values, places, frozenset(), ()))
+    except RecipeError as error:
+        return error.faults
+    return []
+
+
+def text(title: str, given: Given, lines: Sequence[Line], lefts: Sequence[Left]) -> str:
+    """Return the recipe as text."""
+    out = [f"# From {title}. A comment says what a setting changed of its meaning, or why it is not here."]
+    for section in surface.OWNERS:
+        mine = [line for line in lines if line.key[0] == section]
+        if mine:
+            out.append(f"{section}:")
+        for line in mine:
+            out += _written(line)
+    if lefts:
+        out.append("# Left out:")
+    for item in lefts:
+        value = given.get(item.name)
+        said = item.name if value is None else foreign.shown(item.name, value)
+        out += textwrap.wrap(_plain(f"{said}: {item.why}"), _WIDTH - 6, initial_indent="# - ", subsequent_indent="#   ")
+    return "\n".join(out) + "\n"
+
+
+def _written(line: Line) -> Iterator[str]:
+    """Yield a line of the recipe with its comment beside it, or above where it is long."""
+    short = f"  {line.key[1]}: {_yaml(line.value)}"
+    note = _plain(line.note)
+    if note and len(f"{short}  # {note}") <= _WIDTH:
+        yield f"{short}  # {note}"
+        return
+    yield from textwrap.wrap(note, _WIDTH - 4, initial_indent="  # ", subsequent_indent="  # ")
+    if len(short) <= _WIDTH or not isinstance(line.value, dict | list):
+        yield short
+        return
+    yield f"  {line.key[1]}:"
+    for item in line.value if isinstance(line.value, list) else [line.value]:
+        first = "    - " if isinstance(line.value, list) else "    "
+        pairs = [f"{_yaml(k)}: {_yaml(v)}" for k, v in item.items()] if isinstance(item, dict) else [_yaml(item)]
+        for pair in pairs:
+            yield first + pair
+            first = " " * len(first)
+
+
+def _yaml(value: Any) -> str:
+    """Return a value on one line, words without quotes where no reader takes them for something else."""
+    if isinstance(value, dict):
+        return "{" + ", ".join(f"{_yaml(k)}: {_yaml(v)}" for k, v in value.items()) + "}"
+    if isinstance(value, list):
+        return "[" + ", ".join(_yaml(v) for v in value) + "]"
+    return value if isinstance(value, str) and _BARE.fullmatch(value) and value.lower() not in _TAKEN else flow(value)
+
+
+def _plain(note: str) -> str:
+    """Return a comment on one line."""
+    return re.sub(r"\s+", " ", note).strip()
+
+
+def _placed(line: Line, path: Path) -> Line:
+    """Return a line whose paths, which were relative to the current folder, are as the recipe would name them."""
+    if line.key == ("model", "name_or_path") or line.key in (("launch", "config"), ("tokenizer", "chat_template")):
+        return line._replace(value=_seen(line.value, path))
+    if line.key in (("data", "train"), ("data", "eval")):
+        many = line.value if isinstance(line.value, list) else [line.value]
+        placed = [s | {"path": _seen(s["path"], path)} if isinstance(s, dict) else _seen(s, path) for s in many]
+        return line._replace(value=placed if isinstance(line.value, list) else placed[0])
+    return line
+
+
+def _seen(value: Any, path: Path) -> Any:
+    return paths.seen_from(path, value) if isinstance(value, str) else value

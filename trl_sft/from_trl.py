@@ -1,0 +1,231 @@
+"""What a file for TRL's `sft` script means, and one of alignment-handbook, whose names are TRL's with some more.
+
+TRL's names and defaults are read from the installed sources; alignment-handbook's are those of its repository
+(src/alignment/configs.py and data.py). In: its settings. Out: lines of a recipe.
+"""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Collection, Iterator
+from typing import Any
+
+from trl_sft import owners, paths, surface
+from trl_sft.foreign import Given, Item, Left, Line, engine_of, left, refuse, renamed, several, source
+
+_OWNERS = ("trainer.model_config:ModelConfig", "scripts.utils:ScriptArguments", "scripts.utils:DatasetMixtureConfig")
+_SAME = {
+    "model_name_or_path": "model.name_or_path",
+    "model_revision": "model.revision",
+    "trust_remote_code": "model.trust_remote_code",
+    "attn_implementation": "model.attn_implementation",
+    "dtype": "model.dtype",
+    "torch_dtype": "model.dtype",
+    "test_split_size": "data.eval_fraction",
+    "pad_token": "tokenizer.pad_token",
+    "overwrite_output_dir": "run.overwrite",
+    "preprocessing_num_workers": "train.dataset_num_proc",
+}
+_NOTES = {
+    "test_split_size": "the same rows in every process and run, by train.seed",
+    "overwrite_output_dir": "here it also takes away what an earlier run left in the folder",
+    "chat_template_path": "a tokenizer's template comes with the special tokens that it needs",
+}
+# ModelConfig's names for LoRA -> peft's
+_LORA = {
+    **{"lora_r": "r", "lora_alpha": "lora_alpha", "lora_dropout": "lora_dropout", "lora_task_type": "task_type"},
+    **{"lora_target_modules": "target_modules", "lora_target_parameters": "target_parameters"},
+    **{"lora_modules_to_save": "modules_to_save", "use_rslora": "use_rslora", "use_dora": "use_dora"},
+}
+_LEFT = {
+    "ignore_bias_buffers": "it is for DDP, which one process does not need",
+    "local_rank": "the launcher sets it",
+    "do_train": "a run trains",
+    "do_eval": "held-out rows are evaluated where there are some",
+    "do_predict": "held-out rows are evaluated where there are some",
+    "dataset_kwargs": "rows become tokens here, once, and not in TRL",
+    "parallelism_config": "this version trains in one process",
+    "env": "set these before the command: the file alone is the run, and it reads no environment",
+    "config": "the file itself",
+    "tokenizer_name_or_path": "the tokenizer is the model's; tokenizer.chat_template takes another's template",
+    "auto_insert_empty_system_msg": "the chat template decides on a system prompt",
+    "logging_dir": "the tracker's own settings say where it writes",
+}
+_HANDBOOK = (
+    *("dataset_mixer", "dataset_splits", "dataset_configs", "dataset_mixture", "chat_template", "torch_dtype"),
+    *(
+        "use_flash_attention_2",
+        "gradient_checkpointing_use_reentrant",
+        "preprocessing_num_workers",
+        "base_model_revision",
+    ),
+    *("overwrite_output_dir", *_LEFT),
+)
+_MASK = (
+    "TRL trains every token of a chat or a text unless assistant_only_loss says otherwise, and the completion of "
+    "prompt and completion; here the default is the answers: loss_on: all trains all"
+)
+
+
+def names() -> Collection[str]:
+    """Return every name that the two scripts take."""
+    found = {name for owner in _OWNERS for name in owners.fields(f"trl.{owner}")}
+    return found | set(_train_names()) | set(_HANDBOOK)
+
+
+def lines(given: Given) -> Iterator[Item]:
+    """Yield what became of each setting. Raises RecipeError."""
+    yield from renamed(given, _SAME, _NOTES)
+    yield from left(given, _LEFT)
+    yield from _model(given)
+    yield from _lora(given)
+    yield from _data(given)
+    yield from _train(given)
+    yield from _launch(given)
+
+
+def _default(name: str) -> Any:
+    return ast.literal_eval(owners.fields(f"trl.{_OWNERS[0]}")[name].default)
+
+
+def _train_names() -> Collection[str]:
+    return {*owners.fields(surface.OWNERS["train"][1]), *surface.RENAMES["train"]}
+
+
+def _model(given: Given) -> Iterator[Item]:
+    if given.get("use_flash_attention_2"):
+        yield Line(("model", "attn_implementation"), "flash_attention_2", ("use_flash_attention_2",))
+    if given.get("base_model_revision"):
+        yield Left("base_model_revision", "revisions of an adapter's base are not built in this version")
+    for name, value in (given.get("model_init_kwargs") or {}).items():
+        yield Line(("model", name), value, ("model_init_kwargs",))
+    template = given.get("chat_template")
+    if template is not None and template in paths.templates():
+        yield Line(("tokenizer", "chat_template"), template, ("chat_template",))
+    elif template is not None:
+        yield Left("chat_template", "write the template to a file: tokenizer.chat_template: FILE.jinja", aloud=True)
+    if (path := given.get("chat_template_path")) is not None:
+        yield Line(("tokenizer", "chat_template"), path, ("chat_template_path",), _NOTES["chat_template_path"])
+
+
+def _lora(given: Given) -> Iterator[Item]:
+    if given.get("use_peft"):
+        for name, target in _LORA.items():
+            known = given.get(name) is not None
+            value = given.get(name) if known else _default(name)
+            if value not in (None, False):
+                yield Line(
+                    ("lora", target),
+                    value,
+                    (name, "use_peft") if known else ("use_peft",),
+                    "" if known else "TRL's default",
+                )
+    bits = next((name for name in ("load_in_4bit", "load_in_8bit") if given.get(name)), None)
+    if bits:
+        yield Line(("quantization", bits), True, (bits,))
+    if bits == "load_in_4bit":
+        quant = {"bnb_4bit_quant_type": "bnb_4bit_quant_type", "use_bnb_nested_quant": "bnb_4bit_use_double_quant"}
+        quant |= {"bnb_4bit_quant_storage": "bnb_4bit_quant_storage"}
+        for name, target in quant.items():
+            value = given.get(name, _default(name))
+            if value is not None:
+                yield Line(
+                    ("quantization", target), value, (name,), "" if given.get(name) is not None else "TRL's default"
+                )
+        dtype = given.get("dtype", given.get("torch_dtype", _default("dtype")))
+        if dtype != "auto":
+            yield Line(("quantization", "bnb_4bit_compute_dtype"), dtype, (), "TRL computes in dtype")
+
+
+def _data(given: Given) -> Iterator[Item]:
+    train, test, used = _sources(given)
+    if not train:
+        raise refuse(
+            given, "dataset_name", "no rows are named", "dataset_name, datasets, or alignment-handbook's dataset_mixer"
+        )
+    yield Line(("data", "train"), several(train), used, "" if _says_mask(given) else _MASK)
+    if given.get("test_split_size") is not None:
+        return
+    if test and given.get("eval_strategy", given.get("evaluation_strategy", "no")) != "no":
+        yield Line(("data", "eval"), several(test), ("dataset_test_split", "eval_strategy", *used))
+
+
+def _says_mask(given: Given) -> bool:
+    return given.get("assistant_only_loss") is True or given.get("completion_only_loss") is not None
+
+
+def _sources(given: Given) -> tuple[list[Any], list[Any], tuple[str, ...]]:
+    """Return the sources to train, those to evaluate, and the settings that name them."""
+    column = given.get("dataset_text_field", "text")
+    more = {} if column == "text" else {"rename": {column: "text"}, "format": "text"}
+    if mixture := given.get("datasets", (given.get("dataset_mixture") or {}).get("datasets")):
+        rows = [_mixed(item, more, bool(given.get("streaming"))) for item in mixture]
+        return rows, [], ("datasets", "dataset_mixture", "streaming", "dataset_text_field")
+    if mixer := given.get("dataset_mixer"):
+        splits = given.get("dataset_splits", ["train", "test"])
+        configs = given.get("dataset_configs") or [None] * len(mixer)
+        found: dict[bool, list[Any]] = {True: [], False: []}
+        for (path, share), config in zip(mixer.items(), configs, strict=False):
+            for split in splits:
+                part = f"[:{share * 100:g}%]" if share < 1 and "test" not in split else ""
+                found["test" in split].append(source(path, name=config, split=split + part, **more))
+        return found[False], found[True], ("dataset_mixer", "dataset_splits", "dataset_configs", "dataset_text_field")
+    if not (path := given.get("dataset_name")):
+        return [], [], ()
+    split = given.get("dataset_train_split", "train")
+    keys = {"name": given.get("dataset_config"), "streaming": given.get("dataset_streaming") or None, **more}
+    train = source(path, split=split if split != "train" else None, **keys)
+    test = source(path, split=given.get("dataset_test_split", "test"), name=given.get("dataset_config"), **more)
+    used = ("dataset_name", "dataset_config", "dataset_train_split", "dataset_streaming", "dataset_text_field")
+    return [train], [test], used
+
+
+def _mixed(item: dict[str, Any], more: dict[str, Any], streaming: bool) -> Any:
+    """Return one entry of TRL's `datasets`, or of alignment-handbook's `dataset_mixture`."""
+    share = item.get("fraction", item.get("weight"))
+    split = item.get("split") or "train"
+    split += f"[:{share * 100:g}%]" if share is not None and share < 1 else ""
+    keys = {name: item.get(name) for name in ("data_dir",)} | {"name": item.get("name", item.get("config"))}
+    path = item.get("path", item.get("id", ""))
+    return source(path, split=split if split != "train" else None, streaming=streaming or None, **keys, **more)
+
+
+def _train(given: Given) -> Iterator[Item]:
+    """Yield the fields of SFTConfig that stay as they are."""
+    for name in _train_names():
+        value = given.get(name)
+        if value is None or name in surface.REFUSED["train"]:
+            continue
+        if name == "assistant_only_loss" and value is False:
+            yield Left(name, "its default, which does not say where the loss falls: data.loss_on does")
+        else:
+            yield Line(("train", name), value, (name,))
+    if (reentrant := given.get("gradient_checkpointing_use_reentrant")) is not None:
+        key = ("train", "gradient_checkpointing_kwargs")
+        yield Line(key, {"use_reentrant": reentrant}, ("gradient_checkpointing_use_reentrant",))
+    resume = given.get("resume_from_checkpoint")
+    if resume is not None:
+        auto = "TRL stops where there is no checkpoint; auto starts then"
+        note = auto if resume is True else ""
+        yield Line(
+            ("run", "resume"), {True: "auto", False: "never"}.get(resume, resume), ("resume_from_checkpoint",), note
+        )
+
+
+def _launch(given: Given) -> Iterator[Item]:
+    if (file := given.get("deepspeed")) is not None:
+        stage = engine_of(file)
+        if not stage:
+            yield Left(
+                "deepspeed",
+                "its ZeRO stage cannot be read from here: launch: {engine: zero2, config: FILE}",
+                aloud=True,
+            )
+        else:
+            yield Line(("launch", "engine"), stage, ("deepspeed",))
+            if stage != "ddp":
+                yield Line(("launch", "config"), file, ("deepspeed",))
+    elif given.get("fsdp"):
+        yield Line(("launch", "engine"), "fsdp", ("fsdp",), f"TRL's value was {given.get('fsdp')}")
+        if (config := given.get("fsdp_config")) is not None:
+            yield Line(("launch", "config"), config, ("fsdp_config",))
