@@ -187,6 +187,11 @@ def test_openrlhf_flags_and_defaults_are_carried_over(recipe, more, expected):
         assert written == value, key
 
 
+def test_openrlhf_command_may_begin_as_it_was_typed(recipe):
+    typed = f"deepspeed --module openrlhf.cli.train_sft {LLAMA}"
+    assert recipe("openrlhf", typed)[1] == recipe("openrlhf", LLAMA)[1]
+
+
 def test_openrlhf_input_template_becomes_the_wording(recipe):
     def prompt(*template):
         words = ["--pretrain", "m", "--dataset", "X", "--input_key", "q", "--output_key", "a", *template]
@@ -355,6 +360,15 @@ seed: 42
 warmup_ratio: 0.1
 not_a_name: 1
 """
+
+
+def test_alignment_handbook_mixture(recipe):
+    entry = "{id: a/b, config: all, split: train, columns: [messages], weight: 0.3}"
+    text = f"model_name_or_path: m\ndataset_mixture: {{datasets: [{entry}], test_split_size: 0.1}}\nhub_token: SECRET\n"
+    run, out = recipe("alignment-handbook", text)
+    assert run.sources["train"][0].load == {"name": "all", "split": "train[:30%]"}
+    assert run.data["eval_fraction"] == 0.1
+    assert "SECRET" not in out
 
 
 def test_alignment_handbook_file_becomes_a_recipe(recipe, imports):
@@ -734,3 +748,20 @@ def test_every_known_name_of_any_kind_is_a_line_or_told(tool):
             told = [item.names if isinstance(item, convert.Line) else (item.name,) for item in items]
             assert any(name in names for names in told), (name, value)
             assert not [item for item in items if getattr(item, "why", "").startswith("no name")], name
+
+
+def test_imported_recipes_bring_rows_to_tokens_here(recipe, factory, here):
+    small = {"max_steps": 2, "output_dir": "out", "bf16": False}
+    settings = {
+        "trl": {"model_name_or_path": "trl_sft:tiny", "dataset_name": "rows.jsonl", "max_length": 64},
+        "axolotl": {
+            **{"base_model": "trl_sft:tiny", "datasets": [{"path": "data/identity.json", "type": "alpaca"}]},
+            **{"sample_packing": True, "adapter": "lora", "lora_r": 4, "lora_target_linear": True},
+        },
+        "llamafactory": {"model_name_or_path": "trl_sft:tiny", "dataset": "identity", "neat_packing": True},
+    }
+    for tool, given in settings.items():
+        ready = training.prepare(recipe(tool, given | small)[0])
+        trained = {label for row in ready.made.train for label in row["labels"]} - {-100}
+        assert trained, tool
+        assert ("seq_lengths" in ready.made.train.column_names) is (tool != "trl"), tool

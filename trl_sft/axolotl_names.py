@@ -70,7 +70,12 @@ WHY = {
         *("lora_mlp_kernel", "lora_qkv_kernel", "lora_o_kernel", "lora_embedding_kernel", "chunked_cross_entropy"),
         *("chunked_cross_entropy_num_chunks", "tiled_mlp", "tiled_mlp_num_shards", "flash_attn_cross_entropy"),
         *("flash_attn_fuse_mlp", "liger_rope", "liger_rms_norm", "liger_layer_norm", "liger_glu_activation"),
-        *("liger_fused_linear_cross_entropy", "liger_cross_entropy", "cut_cross_entropy", "sdpa_varlen", "plugins"),
+        *(
+            "liger_fused_linear_cross_entropy",
+            "liger_cross_entropy",
+            "cut_cross_entropy",
+            "sdpa_varlen",
+        ),
         *("unsloth_lora_mlp", "unsloth_lora_qkv", "unsloth_lora_o", "unsloth_cross_entropy_loss"),
     ),
     "the tracker reads it from the environment: WANDB_PROJECT and its like": (
@@ -91,6 +96,7 @@ WHY = {
 LEFT = {name: why for why, names in WHY.items() for name in names}
 # what changes the training and is not built here
 ABSENT = (
+    "plugins",
     *(
         "tokens",
         "added_tokens_overrides",

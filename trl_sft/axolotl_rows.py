@@ -7,11 +7,11 @@ of the chat template.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 from trl_sft import paths
-from trl_sft.foreign import Given, Item, Left, Line, refuse, several, source
+from trl_sft.foreign import Given, Item, Left, Line, located, refuse, several, source
+from trl_sft.recipe import flow
 
 NAMES = (
     *(
@@ -89,12 +89,7 @@ def _source(given: Given, name: str, entry: dict[str, Any], notes: list[str]) ->
     path, files = entry.get("path"), entry.get("data_files")
     if not isinstance(path, str):
         raise refuse(given, name, "a data set without a path", "path: FILE, FOLDER or HUB ID")
-    if files:
-        one = files if isinstance(files, str) else files[0] if len(files) == 1 else None
-        if one is None or not (Path(path).exists() or path in ("json", "csv", "parquet", "arrow", "text")):
-            notes.append(f"data_files of {path}: write each of them as a path of its own")
-        else:
-            path = str(Path(path, one)) if Path(path).is_dir() else one
+    path = located(path, files, notes)
     unread = sorted(set(entry) - _READ - {"trust_remote_code"})
     notes += [f"{key} of {path} is not built in this version" for key in unread if entry[key] is not None]
     shared = {
@@ -158,7 +153,7 @@ def _masks(given: Given, entries: list[dict[str, Any]]) -> Iterator[Item]:
         if entry.get("roles_to_train") not in (None, ["assistant"], ["gpt"]):
             yield Left(
                 "roles_to_train",
-                f"{entry['roles_to_train']}: the assistant's turns are trained, or data.loss_on: all",
+                f"{flow(entry['roles_to_train'])}: the assistant's turns are trained, or data.loss_on: all",
                 aloud=True,
             )
         if entry.get("train_on_eos") not in (None, "turn"):

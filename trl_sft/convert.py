@@ -143,7 +143,7 @@ def _culprit(tool: Tool, given: Given) -> str:
         except _WRONG_KIND:
             continue
         except RecipeError:  # what every recipe needs, and maybe what is wrong
-            refused = refused or name
+            refused = name
             continue
         return name
     return refused

@@ -100,6 +100,17 @@ def today(name: str) -> str:
     return new if new in owners.fields(surface.OWNERS["train"][1]) else name
 
 
+def located(path: str, files: Any, notes: list[str]) -> str:
+    """Return the path of a data set that is written as a folder or a kind of file, with `data_files` beside it."""
+    one = files if isinstance(files, str) else files[0] if isinstance(files, list) and len(files) == 1 else None
+    if files is None:
+        return path
+    if one is None or not (Path(path).is_dir() or path in ("json", "csv", "parquet", "arrow", "text")):
+        notes.append(f"data_files of {path}: write each of them as a path of its own")
+        return path
+    return str(Path(path, one)) if Path(path).is_dir() else one
+
+
 def several(sources: list[Any]) -> Any:
     """Return `data.train` of so many sources."""
     return sources[0] if len(sources) == 1 else sources

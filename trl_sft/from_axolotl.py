@@ -182,13 +182,8 @@ def _rhythm(given: Given) -> Iterator[Item]:
     if given.get("warmup_steps") is not None:
         yield _line(given, "train.warmup_steps", "warmup_steps", None)
     else:
-        yield _line(
-            given,
-            "train.warmup_steps",
-            "warmup_ratio",
-            0.03,
-            "a share of all steps, of which axolotl's default takes at most 100",
-        )
+        most = "" if given.get("warmup_ratio") is not None else ", at most 100 there"
+        yield _line(given, "train.warmup_steps", "warmup_ratio", 0.03, f"a share of all steps{most}")
     epochs = given.get("num_epochs", 1.0)
     for kind, each, every in (("eval", "evals_per_epoch", "eval_steps"), ("save", "saves_per_epoch", "save_steps")):
         if kind == "eval" and not axolotl_rows.holds_out(given):

@@ -38,7 +38,7 @@ _WHY = {
         "resources_per_worker",
     ),
     "token accuracy is always counted": ("compute_accuracy", "include_effective_tokens_per_second"),
-    "log in with `hf auth login`": ("hf_hub_token", "ms_hub_token", "om_hub_token"),
+    "log in with `hf auth login`": ("hf_hub_token", "ms_hub_token", "om_hub_token", "hub_token"),
     "weights are loaded piece by piece": ("low_cpu_mem_usage", "offload_folder"),
     "the cache is off while a model trains": ("use_kv_cache",),
     "padding carries no loss": ("ignore_pad_token_for_loss",),
@@ -227,8 +227,9 @@ def _lora(given: Given, used: tuple[str, ...]) -> Iterator[Item]:
 
 def _train(given: Given) -> Iterator[Item]:
     """Yield the fields of transformers' TrainingArguments, and their defaults where TRL has others."""
-    for name in _training():
-        if given.get(name) is not None and name not in surface.REFUSED["train"] and name not in llamafactory_rows.NAMES:
+    known = {*_training()} - {*surface.REFUSED["train"], *llamafactory_rows.NAMES, *_LEFT}
+    for name in given.values:
+        if given.get(name) is not None and name in known:
             yield Line(("train", name), given.get(name), (name,))
     defaults = {"learning_rate": 5e-5, "logging_steps": 500}
     for name, value in defaults.items():

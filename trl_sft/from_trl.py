@@ -11,7 +11,7 @@ from collections.abc import Collection, Iterator
 from typing import Any
 
 from trl_sft import owners, paths, surface
-from trl_sft.foreign import Given, Item, Left, Line, engine_of, left, refuse, renamed, several, source
+from trl_sft.foreign import Given, Item, Left, Line, engine_of, left, located, refuse, renamed, several, source
 
 _OWNERS = ("trainer.model_config:ModelConfig", "scripts.utils:ScriptArguments", "scripts.utils:DatasetMixtureConfig")
 _SAME = {
@@ -40,6 +40,7 @@ _LORA = {
 _LEFT = {
     "ignore_bias_buffers": "it is for DDP, which one process does not need",
     "local_rank": "the launcher sets it",
+    "hub_token": "log in with `hf auth login`",
     "do_train": "a run trains",
     "do_eval": "held-out rows are evaluated where there are some",
     "do_predict": "held-out rows are evaluated where there are some",
@@ -138,12 +139,15 @@ def _lora(given: Given) -> Iterator[Item]:
 
 
 def _data(given: Given) -> Iterator[Item]:
-    train, test, used = _sources(given)
+    notes: list[str] = []
+    train, test, used = _sources(given, notes)
     if not train:
         raise refuse(
             given, "dataset_name", "no rows are named", "dataset_name, datasets, or alignment-handbook's dataset_mixer"
         )
-    yield Line(("data", "train"), several(train), used, "" if _says_mask(given) else _MASK)
+    yield Line(("data", "train"), several(train), used, "; ".join([*notes, *([] if _says_mask(given) else [_MASK])]))
+    if share := (given.get("dataset_mixture") or {}).get("test_split_size"):
+        yield Line(("data", "eval_fraction"), share, ("dataset_mixture",), _NOTES["test_split_size"])
     if given.get("test_split_size") is not None:
         return
     if test and given.get("eval_strategy", given.get("evaluation_strategy", "no")) != "no":
@@ -154,12 +158,12 @@ def _says_mask(given: Given) -> bool:
     return given.get("assistant_only_loss") is True or given.get("completion_only_loss") is not None
 
 
-def _sources(given: Given) -> tuple[list[Any], list[Any], tuple[str, ...]]:
+def _sources(given: Given, notes: list[str]) -> tuple[list[Any], list[Any], tuple[str, ...]]:
     """Return the sources to train, those to evaluate, and the settings that name them."""
     column = given.get("dataset_text_field", "text")
     more = {} if column == "text" else {"rename": {column: "text"}, "format": "text"}
     if mixture := given.get("datasets", (given.get("dataset_mixture") or {}).get("datasets")):
-        rows = [_mixed(item, more, bool(given.get("streaming"))) for item in mixture]
+        rows = [_mixed(item, more, bool(given.get("streaming")), notes) for item in mixture]
         return rows, [], ("datasets", "dataset_mixture", "streaming", "dataset_text_field")
     if mixer := given.get("dataset_mixer"):
         splits = given.get("dataset_splits", ["train", "test"])
@@ -180,21 +184,23 @@ def _sources(given: Given) -> tuple[list[Any], list[Any], tuple[str, ...]]:
     return [train], [test], used
 
 
-def _mixed(item: dict[str, Any], more: dict[str, Any], streaming: bool) -> Any:
+def _mixed(item: dict[str, Any], more: dict[str, Any], streaming: bool, notes: list[str]) -> Any:
     """Return one entry of TRL's `datasets`, or of alignment-handbook's `dataset_mixture`."""
     share = item.get("fraction", item.get("weight"))
     split = item.get("split") or "train"
     split += f"[:{share * 100:g}%]" if share is not None and share < 1 else ""
     keys = {name: item.get(name) for name in ("data_dir",)} | {"name": item.get("name", item.get("config"))}
-    path = item.get("path", item.get("id", ""))
+    path = located(item.get("path", item.get("id", "")), item.get("data_files"), notes)
+    read = ("path", "id", "name", "config", "data_dir", "data_files", "split", "fraction", "weight", "columns")
+    notes += [f"{key} of {path} is not built in this version" for key in item if key not in read]
     return source(path, split=split if split != "train" else None, streaming=streaming or None, **keys, **more)
 
 
 def _train(given: Given) -> Iterator[Item]:
     """Yield the fields of SFTConfig that stay as they are."""
-    for name in _train_names():
-        value = given.get(name)
-        if value is None or name in surface.REFUSED["train"]:
+    known = _train_names()
+    for name, value in given.values.items():
+        if value is None or name not in known or name in surface.REFUSED["train"] or name in _LEFT:
             continue
         if name == "assistant_only_loss" and value is False:
             yield Left(name, "its default, which does not say where the loss falls: data.loss_on does")

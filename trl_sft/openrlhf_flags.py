@@ -149,7 +149,12 @@ def dotted(given: Given) -> bool:
 
 
 def read(words: Sequence[str]) -> Given:
-    """Return flags by their flat name, the unknown ones under their own. Raises RecipeError."""
+    """Return flags by their flat name, the unknown ones under their own; what stands before them starts OpenRLHF.
+
+    Raises RecipeError.
+    """
+    start = next((n for n, word in enumerate(words, 1) if word.endswith(("train_sft", "train_sft.py"))), 0)
+    words = words[start:]
     parser = _Parser(add_help=False, allow_abbrev=False, exit_on_error=False)
     written: dict[str, str] = {}
     for name, flag in FLAGS.items():
