@@ -695,6 +695,16 @@ def test_llamafactory_settings_are_carried_over(recipe, factory, more, expected)
         assert [source.weight for source in run.sources["train"]] == [0.3, 0.7]
 
 
+def test_settings_that_change_nothing_are_left_out_with_the_reason(recipe, factory):
+    more = {"max_steps": 5, "num_train_epochs": 3.0, "per_device_eval_batch_size": 1, "lr_scheduler_type": "constant"}
+    more |= {"warmup_ratio": 0.1, "save_strategy": "epoch", "save_steps": 50}
+    run, out = recipe("llamafactory", {"model_name_or_path": "m", "dataset": "identity"} | more)
+    left_out = {"num_train_epochs", "per_device_eval_batch_size", "save_steps", "warmup_steps"}
+    assert not left_out & set(run.train)
+    assert "# - num_train_epochs: 3.0: it changes nothing, max_steps: 5" in out
+    assert "# - per_device_eval_batch_size: 1: no rows are held out" in out
+
+
 @pytest.mark.parametrize(
     ("more", "told"),
     [

@@ -6,6 +6,7 @@ checked as any recipe is. What the names of each project mean stands in the modu
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import re
 import sys
@@ -27,6 +28,7 @@ from trl_sft import (
     rundir,
     schema,
     surface,
+    unused,
 )
 from trl_sft.errors import EXIT_DONE, EXIT_USER, Fault, RecipeError
 from trl_sft.foreign import Given, Item, Left, Line
@@ -34,6 +36,7 @@ from trl_sft.recipe import Key, Recipe, flow, kind
 
 _WIDTH = 120
 _BARE = re.compile(r"(\.{0,2}/)?[A-Za-z_][\w./@+-]*")
+_HELD_OUT = (("data", "eval"), ("data", "eval_fraction"))
 _WRONG_KIND = (AttributeError, KeyError, TypeError, ValueError, ZeroDivisionError)  # of a mapping where a text is due
 _TAKEN = ("null", "true", "false", "yes", "no", "on", "off", "y", "n")  # by YAML 1.1 or 1.2
 
@@ -97,7 +100,7 @@ def write(tool: str, given: Given, output: Path | None) -> int:
 def complete(tool: Tool, given: Given) -> list[Item]:
     """Return what became of every setting: those of which nothing came are told too. Raises RecipeError."""
     try:
-        items = _once(tool.lines(given))
+        items = _busy(_once(tool.lines(given)))
     except _WRONG_KIND:
         name = _culprit(tool, given)
         if not name:
@@ -132,6 +135,32 @@ def _once(items: Iterable[Item]) -> list[Item]:
             kept = item if item.names and not lines[item.key].names else lines[item.key]
             lines[item.key] = kept._replace(names=both)
     return [*lines.values(), *others]
+
+
+def _busy(items: list[Item]) -> list[Item]:
+    """Return the items without the lines that change nothing beside others: these are left out, and it is said."""
+    train = {_today(line.key): line.value for line in items if isinstance(line, Line) and line.key[0] == "train"}
+    held_out = any(isinstance(item, Line) and item.key in _HELD_OUT for item in items)
+    why = {} if held_out else dict.fromkeys(unused.EVALUATING, "no rows are held out")
+    for rule in unused.TRAIN:
+        with contextlib.suppress(TypeError):  # a value of another kind, which the recipe's own check tells
+            if rule.when(train):
+                cause = f"{rule.cause}: {train[rule.cause]}" if rule.cause in train else f"without {rule.cause}"
+                why |= dict.fromkeys(rule.keys, f"it changes nothing, {cause}")
+    kept: list[Item] = []
+    for item in items:
+        if isinstance(item, Left) or item.key[0] != "train" or _today(item.key) not in why or item.value is None:
+            kept.append(item)
+        else:
+            kept += [Left(name, why[_today(item.key)]) for name in item.names]
+    return kept
+
+
+def _today(key: Key) -> str:
+    """Return a key of `train:` as the installed version calls it."""
+    name = str(key[1])
+    rename = surface.RENAMES["train"].get(name)
+    return rename.new if rename and name not in schema.keyword_fields("train") else name
 
 
 def _culprit(tool: Tool, given: Given) -> str:
