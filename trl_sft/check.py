@@ -15,7 +15,20 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
-from trl_sft import chat, data, dataset, errors, gains, launching, machine, model, record, rehearsal, rendering, training
+from trl_sft import (
+    chat,
+    data,
+    dataset,
+    errors,
+    gains,
+    launching,
+    machine,
+    model,
+    record,
+    rehearsal,
+    rendering,
+    training,
+)
 from trl_sft.console import faults, python, say, span
 from trl_sft.errors import Fault, LaunchError, MissingPackage, RecipeError, Unreached, UserError
 from trl_sft.formatting import Target
