@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from conftest import SHIPPED
 
-from trl_sft import cli, load_recipe, owners, paths, recipe, schema, surface, training
+from trl_sft import cli, keys, load_recipe, owners, paths, recipe, schema, surface, training
 
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "trl_sft"
@@ -18,14 +18,17 @@ MODULES = sorted(PACKAGE.glob("*.py"))
 
 LAYERS = {
     **dict.fromkeys(["__init__", "errors"], 0),
-    **dict.fromkeys(["recipe", "owners", "surface", "paths", "turns", "rundir", "console", "textfiles", "metrics"], 1),
+    **dict.fromkeys(
+        ["recipe", "definitions", "surface", "paths", "turns", "rundir", "console", "textfiles", "metrics"], 1
+    ),
     **dict.fromkeys(["special_tokens", "rendering"], 1),
-    **dict.fromkeys(["run", "hub", "unused", "wordings", "masks", "mixing"], 2),
-    **dict.fromkeys(["formatting", "marking", "rules"], 3),
+    **dict.fromkeys(["owners", "run", "hub", "unused", "wordings", "masks", "mixing"], 2),
+    **dict.fromkeys(["values", "formatting", "marking", "rules"], 3),
     **dict.fromkeys(["tokens", "named", "sources", "conversion", "chat", "model", "machine", "loss", "attention"], 4),
-    **dict.fromkeys(["schema", "source_rows", "record", "rendered"], 5),
-    **dict.fromkeys(["data", "prepared"], 6),
-    **dict.fromkeys(["ledger", "streams"], 7),
+    "keys": 4,
+    **dict.fromkeys(["nested", "source_rows", "record", "rendered"], 5),
+    **dict.fromkeys(["mapping", "data", "prepared"], 6),
+    **dict.fromkeys(["schema", "ledger", "streams"], 7),
     **dict.fromkeys(["dataset", "screens"], 8),
     "evaluate": 9,
     **dict.fromkeys(["callbacks", "init", "ending"], 10),
@@ -95,8 +98,9 @@ def test_own_keys_and_owners_names_are_disjoint():
     for section, words in surface.KEYWORDS.items():
         assert not set(words) & set(surface.OWN_KEYS[section]), section
     for builder in set(schema._BUILDERS.values()):
-        config = f"datasets.packaged_modules.{builder}.{builder}:{builder.capitalize()}Config"
-        theirs = set(owners.fields(config)) | set(owners.arguments(surface.LOAD_DATASET[1])) - {"path"}
+        theirs = set(owners.fields(keys.builder_config(builder))) | set(owners.arguments(surface.LOAD_DATASET[1])) - {
+            "path"
+        }
         assert not theirs & set(surface.OWN_KEYS["data.*"]), builder
 
 
@@ -105,6 +109,8 @@ def test_refused_keys_exist_in_their_owner():
     for section, refused in surface.REFUSED.items():
         if section == "data.*":
             theirs = owners.arguments(surface.LOAD_DATASET[1])
+        elif section == keys.GENERATION:
+            theirs = owners.popped(surface.GENERATION[1])
         elif surface.OWNERS[section][1]:
             theirs = owners.fields(surface.OWNERS[section][1])
         else:
@@ -115,7 +121,7 @@ def test_refused_keys_exist_in_their_owner():
 
 def test_old_names_lead_to_names_that_exist():
     for section, renames in surface.RENAMES.items():
-        fields = schema.keyword_fields(section)
+        fields = keys.of(section)
         assert all(rename.new in fields for old, rename in renames.items() if old not in fields)
 
 

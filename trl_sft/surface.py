@@ -87,8 +87,7 @@ KEYWORDS: dict[str, dict[str, str]] = {
     | {
         "attn_implementation": "str",
         "code_revision": "str",
-        # trl.trainer.utils.create_model_from_path takes these four
-        "dtype": "Literal['auto', 'bfloat16', 'float16', 'float32']",
+        "dtype": "str",
         "device_map": "str | int | dict[str, Any]",
         "experts_implementation": "str",
         "key_mapping": "dict[str, str]",
@@ -144,6 +143,18 @@ REFUSED: dict[str, dict[str, str]] = {
         "download_config": "nothing: YAML cannot write datasets.DownloadConfig",
         "storage_options": "nothing: a local path or a hub id in path",
         "save_infos": "nothing: it is for the authors of data sets",
+    },
+    "evaluate.generation": {
+        **dict.fromkeys(
+            ("compile_config", "constraints", "continuous_batching_config"), "nothing: YAML cannot write its class"
+        ),
+        **dict.fromkeys(
+            ("output_attentions", "output_hidden_states", "output_logits", "output_scores"),
+            "nothing: only the answers are kept",
+        ),
+        "num_return_sequences": "nothing: each prompt is answered once",
+        "return_dict_in_generate": "nothing: only the answers are kept",
+        "transformers_version": "nothing: transformers fills it",
     },
     "train": {
         "model_init_kwargs": "the `model:` section",
