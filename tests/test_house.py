@@ -26,7 +26,7 @@ LAYERS = {
     **dict.fromkeys(["values", "formatting", "marking", "rules"], 3),
     **dict.fromkeys(["tokens", "named", "sources", "conversion", "chat", "model", "machine", "loss", "attention"], 4),
     "keys": 4,
-    **dict.fromkeys(["nested", "source_rows", "record", "rendered"], 5),
+    **dict.fromkeys(["nested", "old_names", "source_rows", "record", "rendered"], 5),
     **dict.fromkeys(["mapping", "data", "prepared"], 6),
     **dict.fromkeys(["schema", "ledger", "streams"], 7),
     **dict.fromkeys(["dataset", "screens"], 8),
@@ -117,12 +117,6 @@ def test_refused_keys_exist_in_their_owner():
             continue
         reserved = {"quant_method"}  # an attribute of every quantization's config, no argument of this one's
         assert set(refused) - reserved <= set(theirs), section
-
-
-def test_old_names_lead_to_names_that_exist():
-    for section, renames in surface.RENAMES.items():
-        fields = keys.of(section)
-        assert all(rename.new in fields for old, rename in renames.items() if old not in fields)
 
 
 def test_no_module_names_what_upstream_owns():

@@ -11,7 +11,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from trl_sft import keys, mapping, named, nested, paths, rules, rundir, surface
+from trl_sft import keys, mapping, named, nested, old_names, paths, rules, rundir, surface
 from trl_sft.errors import Fault, RecipeError
 from trl_sft.recipe import Key, Recipe, kind
 from trl_sft.run import Run, Source
@@ -35,9 +35,12 @@ def build(recipe: Recipe) -> Run:
             value = None
         if value is not None and not isinstance(value, dict):
             faults.append(Fault(recipe.where((name,)), f"the section is {kind(value)}", "keys under it, indented"))
-        given = _renamed(recipe, name, dict(value) if isinstance(value, dict) else {}, faults, notes)
+        given = old_names.today(recipe, (name,), value if isinstance(value, dict) else {}, faults, notes)
+        if name == "evaluate" and isinstance(asked := given.get("generation"), dict):
+            given["generation"] = old_names.today(recipe, ("evaluate", "generation"), asked, faults, notes)
         sections[name] = mapping.check(recipe, (name,), given, faults)
-    sources = {part: _sources(recipe, part, sections["data"].get(part), faults) for part in ("train", "eval")}
+    parts = {part: sections["data"].get(part) for part in ("train", "eval")}
+    sources = {part: _sources(recipe, part, value, faults, notes) for part, value in parts.items()}
     base = named.base(recipe, sections["model"].pop("name_or_path", None), faults)
     template = named.template(recipe, sections["tokenizer"].pop("chat_template", None), faults)
     template_kwargs = sections["tokenizer"].pop("chat_template_kwargs", {})
@@ -68,27 +71,7 @@ def _line(fault: Fault) -> int:
     return int(number) if number.isdigit() else sys.maxsize
 
 
-def _renamed(
-    recipe: Recipe, section: str, values: dict[Any, Any], faults: list[Fault], notes: list[str]
-) -> dict[Any, Any]:
-    """Return the values under today's names; a line in `notes` for each that changed."""
-    fields = keys.of(section) if values else {}
-    for old, (new, below) in surface.RENAMES.get(section, {}).items():
-        if old not in values or old in fields:
-            continue
-        value, where = values.pop(old), recipe.where((section, old))
-        if new in values:
-            faults.append(Fault(where, f"{old} is today's {new}, which stands there too", "one of the two"))
-        elif below is not None and not (isinstance(value, int | float) and 0 <= value < below):
-            faults.append(Fault(where, kind(value), f"a number from 0 to below {below:g}, or {new}"))
-        else:
-            values[new] = value
-            recipe.places.setdefault((section, new), recipe.places[(section, old)])
-            notes.append(f"{where}: read as {new}: {value} (its name today)")
-    return values
-
-
-def _sources(recipe: Recipe, part: str, value: Any, faults: list[Fault]) -> tuple[Source, ...]:
+def _sources(recipe: Recipe, part: str, value: Any, faults: list[Fault], notes: list[str]) -> tuple[Source, ...]:
     """Return `data.train` or `data.eval`, written as a path, a mapping or a list of either."""
     if value is None:
         return ()
@@ -110,7 +93,7 @@ def _sources(recipe: Recipe, part: str, value: Any, faults: list[Fault]) -> tupl
         )
         if file and not builder:
             faults.append(Fault(recipe.where(at), f"{path}: of no known kind", f"a file of {', '.join(_BUILDERS)}"))
-        given = dict(item) if isinstance(item, dict) else {"path": path}
+        given = old_names.today(recipe, key, item if isinstance(item, dict) else {"path": path}, faults, notes)
         right = mapping.check(recipe, key, given, faults, keys.source(builder))
         if file and ".tsv" in file.name.lower():
             right.setdefault("sep", "\t")

@@ -1,12 +1,10 @@
-"""The frozen surface of a recipe, as data: sections, own keys, what is refused and why, old names.
+"""The frozen surface of a recipe, as data: sections, own keys, what is refused and why.
 
 Here stand only names that no installed owner declares. Everything else is read from the owners.
 `tests/test_house.py` holds that own keys and owners' names are disjoint.
 """
 
 from __future__ import annotations
-
-from typing import NamedTuple
 
 # section -> (whom its keys belong to, the definition that `owners` reads; "" = the tuples below or ours)
 OWNERS = {
@@ -173,28 +171,4 @@ REFUSED: dict[str, dict[str, str]] = {
         "do_predict": "data.eval or data.eval_fraction",
         "pad_token": "tokenizer.pad_token",
     },
-}
-
-
-class Rename(NamedTuple):
-    """What a name became; used only where the installed owner lacks it."""
-
-    new: str
-    below: float | None = None  # the old value has to lie in [0, below)
-
-
-# train: https://github.com/huggingface/trl/blob/main/MIGRATION.md and transformers' migration guide to v5
-RENAMES: dict[str, dict[str, Rename]] = {
-    "train": {
-        "warmup_ratio": Rename("warmup_steps", below=1.0),
-        "max_seq_length": Rename("max_length"),
-        "evaluation_strategy": Rename("eval_strategy"),
-        "no_cuda": Rename("use_cpu"),
-        # transformers 5.2x takes both; v6 drops the old ones, and older versions lack the new ones
-        "gradient_checkpointing": Rename("activation_checkpointing"),
-        "gradient_checkpointing_kwargs": Rename("activation_checkpointing_kwargs"),
-        "activation_checkpointing": Rename("gradient_checkpointing"),
-        "activation_checkpointing_kwargs": Rename("gradient_checkpointing_kwargs"),
-    },
-    "model": {"torch_dtype": Rename("dtype")},
 }
