@@ -29,7 +29,7 @@ LAYERS = {
     **dict.fromkeys(["nested", "old_names", "source_rows", "record", "rendered"], 5),
     **dict.fromkeys(["mapping", "data", "prepared"], 6),
     **dict.fromkeys(["schema", "ledger", "streams"], 7),
-    **dict.fromkeys(["dataset", "screens"], 8),
+    **dict.fromkeys(["dataset", "screens", "explain"], 8),
     "evaluate": 9,
     **dict.fromkeys(["callbacks", "init", "ending"], 10),
     "rehearsal": 11,
@@ -97,7 +97,7 @@ def test_own_keys_and_owners_names_are_disjoint():
             assert not set(owners.fields(definition)) & set(surface.OWN_KEYS[section]), section
     for section, words in surface.KEYWORDS.items():
         assert not set(words) & set(surface.OWN_KEYS[section]), section
-    for builder in set(schema._BUILDERS.values()):
+    for builder in set(schema.BUILDERS.values()):
         theirs = set(owners.fields(keys.builder_config(builder))) | set(owners.arguments(surface.LOAD_DATASET[1])) - {
             "path"
         }

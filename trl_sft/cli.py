@@ -28,6 +28,8 @@ commands (a first word that is none of them is a recipe):
   python -m trl_sft check RECIPE [--on any|8x80GiB] [--fast]   all that needs no weights: recipe, tokenizer, rows
   python -m trl_sft preview RECIPE [--rows N] [--html FILE]   rows as the model sees them, what is trained in colour
   python -m trl_sft prepare RECIPE [section.key=value ...] make the tokens ahead of time
+  python -m trl_sft explain KEY [RECIPE]                   what a key is and takes; its value in a recipe
+  python -m trl_sft explain RECIPE [section.key=value ...] the whole run, each value with who set it
   python -m trl_sft init MODEL DATA [-o RECIPE]            write a recipe for a model and a file of rows
 
 An override is checked as strictly as the file: train.max_steps=10, lora='{r: 8}', lora=null
@@ -166,6 +168,22 @@ def _preview(words: list[str]) -> int:
     return errors.EXIT_DONE
 
 
+def _explain(words: list[str]) -> int:
+    about = "Say what a key is, takes and does (`train.packing`, or `packing`), or who set each value of a recipe."
+    parser = _parser("explain KEY [RECIPE] [section.key=value ...] | explain RECIPE [section.key=value ...]", about)
+    parser.add_argument("what", metavar="KEY | RECIPE", help="a key, a section, or a YAML file")
+    parser.add_argument("rest", metavar="RECIPE, section.key=value", nargs="*", help="a recipe, values in its place")
+    given = parser.parse_intermixed_args(words[1:])
+    from trl_sft import explain, load_recipe
+
+    if explain.is_recipe(given.what):
+        lines = explain.whole(load_recipe(given.what, given.rest))
+    else:
+        lines = explain.key(given.what, given.rest)
+    print("\n".join(lines))
+    return errors.EXIT_DONE
+
+
 def _init(words: list[str]) -> int:
     about = "Write a commented recipe for a model and a file of rows; their columns are recognised."
     parser = _parser("init MODEL DATA [-o RECIPE]", about)
@@ -179,5 +197,5 @@ def _init(words: list[str]) -> int:
 
 
 _COMMAND: dict[str, Callable[[list[str]], int]] = {
-    **{"check": _check, "init": _init, "prepare": _prepare, "preview": _preview},
+    **{"check": _check, "explain": _explain, "init": _init, "prepare": _prepare, "preview": _preview},
 }

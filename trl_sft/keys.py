@@ -53,6 +53,29 @@ WORDS: dict[tuple[str, str], Listing] = {
 }
 
 
+# Where the help of a section's keys stands. A constant is a docstring that several classes share.
+_HELP: dict[str, tuple[str, ...]] = {
+    **{name: (definition,) for name, (_, definition) in surface.OWNERS.items() if definition},
+    "model": (
+        "transformers.modeling_utils:PreTrainedModel.from_pretrained",
+        "transformers.models.auto.auto_factory:FROM_PRETRAINED_TORCH_DOCSTRING",
+    ),
+    "tokenizer": (
+        "transformers.models.auto.tokenization_auto:AutoTokenizer.from_pretrained",
+        "transformers.tokenization_utils_base:INIT_TOKENIZER_DOCSTRING",
+        "transformers.tokenization_utils_base:PreTrainedTokenizerBase.from_pretrained",
+    ),
+    GENERATION: (surface.GENERATION[1],),
+    SOURCE: (surface.LOAD_DATASET[1],),
+}
+
+
+def described(section: str, name: str) -> str:
+    """Return what a key is for, ours or in its owner's words; "" where nobody says."""
+    ours = surface.OWN_HELP.get(section, {}).get(name)
+    return ours or next((text for owner in _HELP.get(section, ()) if (text := owners.described(owner, name))), "")
+
+
 @functools.cache
 def of(section: str) -> dict[str, Field]:
     """Return all keys of a section, `data.*` or `evaluate.generation` with their types: the owner's, and ours."""

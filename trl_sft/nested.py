@@ -34,6 +34,7 @@ class Nested(NamedTuple):
 
     owner: str  # whose they are, for a message
     fields: dict[str, Field]
+    definition: str = ""  # where their help stands
 
 
 def under(section: str, name: str, beside: Mapping[str, Any]) -> Nested | None:
@@ -43,7 +44,7 @@ def under(section: str, name: str, beside: Mapping[str, Any]) -> Nested | None:
     """
     if section == "lora":
         found = next(iter(keys.classes(keys.of("lora")[name])), None)
-        return Nested(f"peft.{found.partition(':')[2]}", owners.fields(found)) if found else None
+        return Nested(f"peft.{found.partition(':')[2]}", owners.fields(found), found) if found else None
     make = _NESTED.get((section, name))
     return make(beside) if make else None
 
@@ -74,7 +75,7 @@ def _checkpointing(_: Mapping[str, Any]) -> Nested:
     asked = r'(?:gradient|activation)_checkpointing_kwargs(?: or \{\}\))?\.get\("(\w+)"'
     for name in re.findall(asked, definitions.text(_SFT)):
         theirs.setdefault(name, Field(name, None, ""))
-    return Nested("torch.utils.checkpoint.checkpoint", theirs)
+    return Nested("torch.utils.checkpoint.checkpoint", theirs, call)
 
 
 def _scheduler(beside: Mapping[str, Any]) -> Nested | None:
@@ -84,14 +85,16 @@ def _scheduler(beside: Mapping[str, Any]) -> Nested | None:
     if not function:
         return None
     given = ("optimizer", "num_warmup_steps", "num_training_steps")
-    found = owners.arguments(f"{_SCHEDULERS}:{function}")
+    definition = f"{_SCHEDULERS}:{function}"
+    found = owners.arguments(definition)
     label = f"transformers.{function}, which lr_scheduler_type: {kind} is"
     if handed := _handed_on(function):  # `return ReduceLROnPlateau(optimizer, **kwargs)`
-        found = owners.arguments(f"{definitions.home(_SCHEDULERS, handed)}:{handed}.__init__")
+        definition = f"{definitions.home(_SCHEDULERS, handed)}:{handed}.__init__"
+        found = owners.arguments(definition)
         label = f"{handed}, which lr_scheduler_type: {kind} is"
     if _takes_none(str(kind)):
         found, label = {}, f"lr_scheduler_type: {kind}"
-    return Nested(label, {name: field for name, field in found.items() if name not in given})
+    return Nested(label, {name: field for name, field in found.items() if name not in given}, definition)
 
 
 def lacking(beside: Mapping[str, Any]) -> list[str]:
@@ -125,17 +128,19 @@ def _takes_none(kind: str) -> bool:
 
 
 def _accelerator(_: Mapping[str, Any]) -> Nested:
-    return Nested("transformers AcceleratorConfig", owners.fields("transformers.trainer_pt_utils:AcceleratorConfig"))
+    config = "transformers.trainer_pt_utils:AcceleratorConfig"
+    return Nested("transformers AcceleratorConfig", owners.fields(config), config)
 
 
 def _accumulation(_: Mapping[str, Any]) -> Nested:
     plugin = "accelerate.utils.dataclasses:GradientAccumulationPlugin"
-    return Nested("accelerate GradientAccumulationPlugin", owners.fields(plugin))
+    return Nested("accelerate GradientAccumulationPlugin", owners.fields(plugin), plugin)
 
 
 def _watermarking(_: Mapping[str, Any]) -> Nested:
-    found = owners.arguments("transformers.generation.configuration_utils:WatermarkingConfig.__init__")
-    return Nested("transformers.WatermarkingConfig", keys.with_words(f"{GENERATION}.watermarking_config", found))
+    config = "transformers.generation.configuration_utils:WatermarkingConfig.__init__"
+    found = keys.with_words(f"{GENERATION}.watermarking_config", owners.arguments(config))
+    return Nested("transformers.WatermarkingConfig", found, config)
 
 
 def _optimizer(beside: Mapping[str, Any]) -> Nested | None:

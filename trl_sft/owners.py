@@ -195,6 +195,8 @@ def _entry(owner: str, name: str) -> tuple[str, str]:
     nodes = [definitions.method(module, names), definitions.find(module, head)]
     for node in nodes:
         doc = ast.get_docstring(node) if isinstance(node, ast.ClassDef | ast.FunctionDef) else None
+        if isinstance(node, ast.Assign) and isinstance(node.value, ast.Constant):  # a docstring shared by classes
+            doc = inspect.cleandoc(str(node.value.value))
         found = re.search(rf"^( *)(?:- )?{name} *:? *(?:\((.*?)\)+)? *:(?: +(.*))?$", doc or "", re.MULTILINE)
         if doc and found:
             rest = doc[found.end() :].splitlines()[1:]

@@ -16,7 +16,7 @@ from trl_sft.errors import Fault, RecipeError
 from trl_sft.recipe import Key, Recipe, kind
 from trl_sft.run import Run, Source
 
-_BUILDERS = {
+BUILDERS = {
     **{".json": "json", ".jsonl": "json", ".csv": "csv", ".tsv": "csv"},
     **{".parquet": "parquet", ".arrow": "arrow", ".txt": "text"},
 }
@@ -83,16 +83,16 @@ def _sources(recipe: Recipe, part: str, value: Any, faults: list[Fault], notes: 
             faults.append(Fault(recipe.where(key), f"a source that is {kind(item)}", "{path: FILE, FOLDER or HUB ID}"))
             continue
         at: Key = (*key, "path") if isinstance(item, dict) else key
-        place = paths.resolve(path, recipe.folder(at), tuple(_BUILDERS))
+        place = paths.resolve(path, recipe.folder(at), tuple(BUILDERS))
         if isinstance(place, paths.Absent):
             faults.append(Fault(recipe.where(at), f"{path}: {place.found}", place.write))
             continue
         file = place.files[0] if place.files and place.files[0].is_file() else None
         builder = (
-            next((_BUILDERS[s.lower()] for s in reversed(file.suffixes) if s.lower() in _BUILDERS), "") if file else ""
+            next((BUILDERS[s.lower()] for s in reversed(file.suffixes) if s.lower() in BUILDERS), "") if file else ""
         )
         if file and not builder:
-            faults.append(Fault(recipe.where(at), f"{path}: of no known kind", f"a file of {', '.join(_BUILDERS)}"))
+            faults.append(Fault(recipe.where(at), f"{path}: of no known kind", f"a file of {', '.join(BUILDERS)}"))
         given = old_names.today(recipe, key, item if isinstance(item, dict) else {"path": path}, faults, notes)
         right = mapping.check(recipe, key, given, faults, keys.source(builder))
         if file and ".tsv" in file.name.lower():

@@ -116,6 +116,62 @@ KEYWORDS: dict[str, dict[str, str]] = {
     },
 }
 
+# What our own keys are for, as `explain` and the JSON Schema show it.
+OWN_HELP: dict[str, dict[str, str]] = {
+    "model": {
+        "name_or_path": "The model to tune: a folder, a hub id, or trl_sft:tiny. An adapter's folder goes on with it."
+    },
+    "tokenizer": {
+        "chat_template": "A chat template for a model without one: chatml, vicuna, alpaca, chinese, one that TRL has "
+        "for training, a .jinja file, or another tokenizer (folder or id).",
+        "chat_template_kwargs": "Handed to the chat template, as enable_thinking is.",
+    },
+    "data": {
+        "train": "What is trained: a path, {path: ...}, or a list of either.",
+        "eval": "What is held out: a path, {path: ...}, or a list; each of several is evaluated under its own name.",
+        "eval_fraction": "The share of the rows that is held out, between 0 and 1; the same rows for a train.seed.",
+        "loss_on": "Where the loss falls: the last answer (completion, last_turn), every assistant turn, or all "
+        "tokens. Unset: the response; in plain text without one, all.",
+        "overlong": "What becomes of rows longer than train.max_length. Unset: truncate.",
+        "special_tokens_in_text": "A special token inside a row's text: the row is refused (unset), or it is text.",
+        "drop_leaked": "Rows to train that are held out too are dropped. Unset: true.",
+        "max_untrained": "More than this share of rows without a trained token stops the run. Unset: 0.05.",
+    },
+    "data.*": {
+        "path": "A file, a glob, a folder, a hub id, or trl_sft:skills.",
+        "format": "The layout of a row; unset: recognised by its columns. Or FILE.py:FUNCTION of yours.",
+        "wording": "How a row becomes text. Unset: chat, where the tokenizer has a chat template.",
+        "rename": "Column of the file: the column that a format knows.",
+        "task": "The name of the task of all rows of this source.",
+        "weight": "This source's share of the rows of an epoch; for all sources, or for none.",
+        "max_rows": "So many rows of this source, drawn with train.seed.",
+    },
+    "evaluate": {
+        "metrics": "What is measured of the answers. Unset: exact_match.",
+        "max_rows": "So many held-out prompts are answered before and after. Unset: 100.",
+        "generation": "How answers are made; unset: greedily.",
+    },
+    "run": {
+        "resume": "auto (unset) goes on from the last checkpoint of this run; never; or a checkpoint's folder.",
+        "overwrite": "A run that stands in train.output_dir is replaced. Unset: false.",
+        "allow": "Refusals that you accept, by the name that they give.",
+        "max_hours": "The run ends with a checkpoint after so many hours.",
+        "logits_gib": "Without Triton: the most memory for logits, in GiB. Unset: 0.5.",
+    },
+}
+
+# What a run sets itself where the recipe is silent: the closed list of departures that are keys (docs/design.md).
+SETTLED: dict[tuple[str, str], str] = {
+    ("data", "loss_on"): "the response, where rows have one",
+    ("lora", "task_type"): "CAUSAL_LM: without it peft saves an adapter that AutoPeftModelForCausalLM cannot load",
+    ("quantization", "bnb_4bit_compute_dtype"): "bfloat16, where the machine trains in it and weights have 4 bits",
+    ("train", "bf16"): "false, where the machine has no bfloat16 or is a CPU",
+    ("train", "dataloader_pin_memory"): "false, where there is no accelerator to copy to",
+    ("train", "eos_token"): "the token with which the chat template ends a turn, where the tokenizer says another",
+    ("train", "eval_on_start"): "true, where rows are held out: no end can be read without a beginning",
+    ("train", "fp16"): "true, on a GPU without bfloat16",
+}
+
 # Owner's keys that another section carries, or that YAML cannot write.
 REFUSED: dict[str, dict[str, str]] = {
     "model": {
