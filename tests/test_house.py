@@ -29,7 +29,7 @@ LAYERS = {
     **dict.fromkeys(["nested", "old_names", "source_rows", "record", "rendered"], 5),
     **dict.fromkeys(["mapping", "data", "prepared"], 6),
     **dict.fromkeys(["schema", "ledger", "streams"], 7),
-    **dict.fromkeys(["dataset", "screens", "explain"], 8),
+    **dict.fromkeys(["dataset", "screens", "explain", "json_schema"], 8),
     "evaluate": 9,
     **dict.fromkeys(["callbacks", "init", "ending"], 10),
     "rehearsal": 11,

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import json
 import os
 import shlex
 import signal
@@ -30,6 +31,7 @@ commands (a first word that is none of them is a recipe):
   python -m trl_sft prepare RECIPE [section.key=value ...] make the tokens ahead of time
   python -m trl_sft explain KEY [RECIPE]                   what a key is and takes; its value in a recipe
   python -m trl_sft explain RECIPE [section.key=value ...] the whole run, each value with who set it
+  python -m trl_sft schema [-o FILE]                       the JSON Schema of a recipe, for editors
   python -m trl_sft init MODEL DATA [-o RECIPE]            write a recipe for a model and a file of rows
 
 An override is checked as strictly as the file: train.max_steps=10, lora='{r: 8}', lora=null
@@ -184,6 +186,25 @@ def _explain(words: list[str]) -> int:
     return errors.EXIT_DONE
 
 
+def _schema(words: list[str]) -> int:
+    about = "Write the JSON Schema of a recipe for the installed versions: an editor completes keys and marks faults."
+    parser = _parser("schema [-o FILE]", about)
+    parser.add_argument("-o", "--output", metavar="FILE", type=Path, help="a file; the terminal unless given")
+    given = parser.parse_args(words[1:])
+    from trl_sft import json_schema, rundir
+
+    text = json.dumps(json_schema.make(), indent=1, ensure_ascii=False) + "\n"
+    if given.output is None:
+        print(text, end="")
+        return errors.EXIT_DONE
+    try:
+        rundir.write(given.output, text)
+    except OSError as error:
+        raise errors.RecipeError(errors.Fault("-o", str(error), "a file that can be written")) from None
+    print(f"wrote {given.output}. On top of a recipe beside it: # yaml-language-server: $schema={given.output.name}")
+    return errors.EXIT_DONE
+
+
 def _init(words: list[str]) -> int:
     about = "Write a commented recipe for a model and a file of rows; their columns are recognised."
     parser = _parser("init MODEL DATA [-o RECIPE]", about)
@@ -197,5 +218,12 @@ def _init(words: list[str]) -> int:
 
 
 _COMMAND: dict[str, Callable[[list[str]], int]] = {
-    **{"check": _check, "explain": _explain, "init": _init, "prepare": _prepare, "preview": _preview},
+    **{
+        "check": _check,
+        "explain": _explain,
+        "init": _init,
+        "prepare": _prepare,
+        "preview": _preview,
+        "schema": _schema,
+    },
 }
