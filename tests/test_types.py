@@ -182,7 +182,7 @@ WRONG = {
     "train: {optim: adamw_torch, optim_args: 'rank=8'}": "reads nothing of it",
     "lora: {loftq_config: {loftq_bit: 4}}": "-> loftq_bits",
     "lora: {runtime_config: {ephemeral_gpu_offload: true}}": "-> LoraRuntimeConfig",
-    "lora: {eva_config: {rhoo: 2.0}}": "-> rho",
+    "lora: {eva_config: {rhoo: 2.0}}": "EvaConfig",
     "lora: {rank_pattern: [8]}": "a mapping",
     "lora: {init_lora_weights: pissa_niter_}": "one of gaussian",
     "model: {name_or_path: trl_sft:tiny, attn_implementation: spda}": "-> sdpa (one of",

@@ -126,7 +126,7 @@ def _as_mapping(field: Field, owner: str) -> Field:
     post = definitions.method(module, f"{name}.__post_init__")
     for item in ast.walk(post) if post else ():
         if isinstance(item, ast.Assign) and ast.unparse(item.targets[0]) == f"self.{field.name}":
-            called = {node.id for node in ast.walk(item.value) if isinstance(node, ast.Name)}
-            if found[0].partition(":")[2] in called:
+            made = {ast.unparse(node) for node in ast.walk(item.value) if isinstance(node, ast.Name | ast.Attribute)}
+            if {found[0].partition(":")[2], f"self.{field.name}"} <= made:
                 return field._replace(type=ast.BinOp(field.type, ast.BitOr(), ast.Name("dict")))
     return field
