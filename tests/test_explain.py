@@ -1,5 +1,7 @@
 """`explain`: what a key is and takes, in its owner's words; who set each value of a recipe; nothing heavy imported."""
 
+import contextlib
+import random
 import re
 import subprocess
 import sys
@@ -108,6 +110,15 @@ def test_word_is_explained(word, text):
 def test_unknown_word_gets_the_nearest_and_exit_code_2(word, near, capsys):
     assert cli.main(["explain", word]) == 2
     assert f"-> {near}" in capsys.readouterr().err
+
+
+def test_no_word_makes_explain_fall_over():
+    rng = random.Random(0)
+    parts = "train data * 0 evaluate generation lora eva_config path é no_cuda run".split() + [""]
+    for _ in range(300):
+        word = ".".join(rng.choice(parts) for _ in range(rng.randint(1, 4)))
+        with contextlib.suppress(RecipeError):
+            assert explain.key(word)
 
 
 def test_value_of_a_recipe_is_told_with_who_set_it(here):

@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 from trl_sft import keys, nested, old_names, owners, record, schema, surface, values
 from trl_sft import recipe as reader
 from trl_sft.errors import Fault, RecipeError
+from trl_sft.old_names import Old
 from trl_sft.owners import Field
 from trl_sft.recipe import flow
 from trl_sft.run import Run
@@ -112,8 +113,10 @@ def _shown(section: str) -> dict[str, Field]:
 def _find(word: str, run: Run | None) -> list[Found]:
     """Return the keys that a word means: one for `train.packing`, those of all sections for `packing`."""
     parts = [part for part in word.split(".") if not part.isdecimal() and part != "*"]
-    if len(parts) == 1:
-        return [found for section in _sections() for found in _in(section, parts[0])]
+    if not all(parts):
+        return []
+    if len(parts) < 2:
+        return [found for section in _sections() for part in parts for found in _in(section, part)]
     if parts[0] == "data" and (len(parts) == 3 or parts[1] not in keys.of("data")):
         return _in(keys.SOURCE, parts[-1])
     section = ".".join(parts[:-1])
@@ -191,7 +194,7 @@ def _explained(found: Found, run: Run | None) -> Iterator[str]:
 def _old(found: Found) -> Iterator[str]:
     """Say what an old name became, and explain that."""
     old = old_names.of(found.section)[found.name]
-    yield "  an old name; upstream has it no more"
+    yield f"  {old.what}" if old.what != Old.what else f"  an old name; {old.what}"
     if old.new:
         yield f"  read as  {found.section}.{old.new}"
         listed = [f"{flow(value)} as {flow(today)}" for value, today in old.values.items()]

@@ -87,11 +87,11 @@ def _scheduler(beside: Mapping[str, Any]) -> Nested | None:
     given = ("optimizer", "num_warmup_steps", "num_training_steps")
     definition = f"{_SCHEDULERS}:{function}"
     found = owners.arguments(definition)
-    label = f"transformers.{function}, which lr_scheduler_type: {kind} is"
+    label = f"transformers.{function}, lr_scheduler_type: {kind}"
     if handed := _handed_on(function):  # `return ReduceLROnPlateau(optimizer, **kwargs)`
         definition = f"{definitions.home(_SCHEDULERS, handed)}:{handed}.__init__"
         found = owners.arguments(definition)
-        label = f"{handed}, which lr_scheduler_type: {kind} is"
+        label = f"{handed}, lr_scheduler_type: {kind}"
     if _takes_none(str(kind)):
         found, label = {}, f"lr_scheduler_type: {kind}"
     return Nested(label, {name: field for name, field in found.items() if name not in given}, definition)

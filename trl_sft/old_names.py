@@ -25,6 +25,7 @@ class Old:
     done: tuple[Any, ...] = ()  # values that say what is done without them
     write: str = ""  # what to write instead, where nothing can be translated
     below: float | None = None  # the old value has to lie in [0, below)
+    what: str = "upstream has it no more"
 
     def today(self, value: Any) -> Any:
         """Return the value under today's name. Raises KeyError where it has none."""
@@ -36,6 +37,7 @@ class Old:
 _ONE = "leave it out: this version trains in one process"
 _PYTHON = "leave it out: a recipe cannot hold Python; SFTTrainer takes it in a script"
 _APEX = "leave it out: apex is gone from transformers, fp16: true uses torch"
+_TRAINER = "an argument of SFTTrainer, no key of its settings"
 _ROWS = "leave it out: rows are made tokens in batches, and packed to max_length"
 _FILES = {
     "resume_download": Old(done=(True, False, None)),
@@ -86,20 +88,20 @@ TABLE: dict[str, dict[str, Old]] = {
         "use_mps_device": Old(done=(True, False)),
         "warmup_ratio": Old("warmup_steps", below=1.0),
         # Arguments of SFTTrainer, now or once.
-        "callbacks": Old(write=_PYTHON),
+        "callbacks": Old(write=_PYTHON, what=_TRAINER),
         "chars_per_token": Old(write=_ROWS),
-        "compute_metrics": Old(write="evaluate.metrics"),
-        "data_collator": Old(write=_PYTHON),
+        "compute_metrics": Old(write="evaluate.metrics", what=_TRAINER),
+        "data_collator": Old(write=_PYTHON, what=_TRAINER),
         "dataset_batch_size": Old(write=_ROWS),
-        "eval_dataset": Old(write="data.eval"),
-        "formatting_func": Old(write="data.train: {path: ..., format: rows.py:FUNCTION}"),
+        "eval_dataset": Old(write="data.eval", what=_TRAINER),
+        "formatting_func": Old(write="data.train: {path: ..., format: rows.py:FUNCTION}", what=_TRAINER),
         "infinite": Old(done=(False,), write="max_steps"),
         "model_init": Old(write="model.name_or_path"),
         "num_of_sequences": Old(write=_ROWS),
-        "peft_config": Old(write="the `lora:` section"),
-        "processing_class": Old(write="the `tokenizer:` section"),
+        "peft_config": Old(write="the `lora:` section", what=_TRAINER),
+        "processing_class": Old(write="the `tokenizer:` section", what=_TRAINER),
         "tokenizer": Old(write="the `tokenizer:` section"),
-        "train_dataset": Old(write="data.train"),
+        "train_dataset": Old(write="data.train", what=_TRAINER),
     },
     "model": {
         **_FILES,
@@ -171,7 +173,7 @@ def _translate(
         today = old.today(value)
     except (KeyError, TypeError):
         write = old.write or f"{old.new}, with a value of today's"
-        faults.append(Fault(where, f"{name}: {kind(value)}; upstream has it no more", write))
+        faults.append(Fault(where, f"{name}: {kind(value)}; {old.what}", write))
         return
     if old.below is not None and not (isinstance(value, int | float) and 0 <= value < old.below):
         faults.append(Fault(where, kind(value), f"a number from 0 to below {old.below:g}, or {old.new}"))
