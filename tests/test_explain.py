@@ -114,7 +114,7 @@ def test_unknown_word_gets_the_nearest_and_exit_code_2(word, near, capsys):
 
 def test_no_word_makes_explain_fall_over():
     rng = random.Random(0)
-    parts = "train data * 0 evaluate generation lora eva_config path é no_cuda run".split() + [""]
+    parts = ["", *"train data * 0 evaluate generation lora eva_config path é no_cuda run".split()]
     for _ in range(300):
         word = ".".join(rng.choice(parts) for _ in range(rng.randint(1, 4)))
         with contextlib.suppress(RecipeError):

@@ -23,7 +23,7 @@ def with_old(entry):
     target = recipe
     for part in where.get(entry["section"], (entry["section"],)):
         target = target.setdefault(part, {})
-    target[entry["old"]] = entry["value"]
+    target |= {entry["old"]: entry["value"]} | entry.get("beside", {})
     if entry["section"] == "data.*":
         recipe["data"]["train"] = {"path": "rows.txt", **target} if entry["old"] == "errors" else {**target}
     return flow(recipe)

@@ -43,7 +43,8 @@ def under(section: str, name: str, beside: Mapping[str, Any]) -> Nested | None:
     `beside`: the section's values, for keys that depend on another; None where nobody declares any.
     """
     if section == "lora":
-        found = next(iter(keys.classes(keys.of("lora")[name])), None)
+        field = keys.of("lora").get(name)
+        found = next(iter(keys.classes(field)), None) if field else None
         return Nested(f"peft.{found.partition(':')[2]}", owners.fields(found), found) if found else None
     make = _NESTED.get((section, name))
     return make(beside) if make else None
