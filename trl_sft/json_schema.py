@@ -50,7 +50,7 @@ def _mapping(properties: Schema, conditions: list[Schema]) -> Schema:
 def _section(name: str) -> Schema:
     """Return the schema of a section; one that is empty or null is one that is left out."""
     properties = _properties(name, keys.of(name))
-    conditions = [{"not": {"required": pair}} for pair in _pairs(name)]
+    conditions = [{"not": {"type": "object", "required": pair}} for pair in _pairs(name)]
     if name == "train":
         conditions += _schedulers()
         for key, least in rules.AT_LEAST.items():
@@ -72,7 +72,7 @@ def _source() -> Schema:
     fields: dict[str, Field] = {}
     for builder in sorted(set(schema.BUILDERS.values())):
         fields = keys.source(builder) | fields
-    conditions = [{"not": {"required": pair}} for pair in _pairs(keys.SOURCE)]
+    conditions = [{"not": {"type": "object", "required": pair}} for pair in _pairs(keys.SOURCE)]
     return _mapping(_properties(keys.SOURCE, fields), conditions) | {"required": ["path"]}
 
 

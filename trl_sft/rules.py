@@ -105,7 +105,8 @@ def _streaming(recipe: Recipe, sources: Mapping[str, Any], number: int) -> Itera
     train, data = recipe.values.get("train") or {}, recipe.values["data"]
     if number < len(sources["train"]):
         yield Fault(where, "some sources are streamed, others are not", "streaming: true for all, or for none")
-    if train.get("max_steps", -1) < 1:
+    steps = train.get("max_steps", -1)
+    if isinstance(steps, int) and steps < 1:
         yield Fault(where, "streaming without a number of steps: a stream has no length", "train.max_steps")
     if data.get("eval_fraction") is not None:
         found = "eval_fraction of a stream, whose length is not known"

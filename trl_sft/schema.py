@@ -7,6 +7,7 @@ needs torch, a tokenizer or rows.
 
 from __future__ import annotations
 
+import dataclasses
 import sys
 from pathlib import Path
 from typing import Any
@@ -35,6 +36,7 @@ def build(recipe: Recipe) -> Run:
             value = None
         if value is not None and not isinstance(value, dict):
             faults.append(Fault(recipe.where((name,)), f"the section is {kind(value)}", "keys under it, indented"))
+            recipe = dataclasses.replace(recipe, values=recipe.values | {name: None})  # what follows reads mappings
         given = old_names.today(recipe, (name,), value if isinstance(value, dict) else {}, faults, notes)
         if name == "evaluate" and isinstance(asked := given.get("generation"), dict):
             given["generation"] = old_names.today(recipe, ("evaluate", "generation"), asked, faults, notes)

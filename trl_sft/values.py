@@ -29,8 +29,8 @@ def accepts(field: Field, value: object) -> bool:
         written = value.lower() if listing.lower else value
         words = written.split() if listing.several else [written]
         return all(any(_is_word(word, w) for word in listed) or bool(other(listing, w)) for w in words)
-    if isinstance(value, list) and listing.sources and (listed := choices(field)):
-        return all(word in listed for word in value)
+    if isinstance(value, list) and listing.sources and not set(map(str, value)) <= set(choices(field)):
+        return False
     return field.type is None or _fits(field.type, value, field.module)
 
 
