@@ -16,9 +16,10 @@ def test_floor_versions_pass_the_tests(tmp_path):
     subprocess.run([sys.executable, "-m", "venv", tmp_path / "venv"], check=True)
     install = [python, "-m", "pip", "install", "--quiet", "-c", ROOT / "tests" / "floor.txt"]
     subprocess.run([*install, "torch"], check=True)
-    notebooks = ["ipykernel", "matplotlib", "nbclient", "nbformat"]
+    others = ["ipykernel", "matplotlib", "nbclient", "nbformat", "jsonschema"]
     subprocess.run(
-        [*install, f"{ROOT}[quantization]", "pytest", "pytest-timeout", "hypothesis", *notebooks], check=True
+        [*install, f"{ROOT}[quantization]", "pytest", "pytest-timeout", "hypothesis", *others],
+        check=True,
     )
     # the house is the same on every version, and its tests read the checkout
     tests = [python, "-m", "pytest", "-q", "-p", "no:cacheprovider", "--ignore", ROOT / "tests" / "test_house.py"]

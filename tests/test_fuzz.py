@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from trl_sft import cli, schema, surface
+from trl_sft import cli, keys, old_names, surface
 
 ROOT = Path(__file__).parents[1]
 BASE = """\
@@ -57,9 +57,9 @@ LINES = BASE.splitlines()
 KEYS = [(n, *re.fullmatch(r"( *)(\w+):(.*)", line).groups()) for n, line in enumerate(LINES)]
 LEAVES = [(n, indent, key, value) for n, indent, key, value in KEYS if value and key != "max_new_tokens"]
 NUMBERS = [leaf for leaf in LEAVES if re.fullmatch(r" [\d.e-]+", leaf[3])]
-KNOWN = {name for section in surface.OWNERS for name in schema.keyword_fields(section)}
-KNOWN |= {*surface.OWNERS, *surface.OWN_KEYS["data.*"], *schema.source_fields("json"), "generation"}
-KNOWN |= {name for names in surface.RENAMES.values() for name in names} | {"max_new_tokens"}
+KNOWN = {name for section in surface.OWNERS for name in keys.of(section)}
+KNOWN |= {*surface.OWNERS, *surface.OWN_KEYS["data.*"], *keys.source("json"), "generation"}
+KNOWN |= {name for names in old_names.TABLE.values() for name in names} | {"max_new_tokens"}
 
 
 def put(n, line):
@@ -101,7 +101,7 @@ def letters(draw):
 def other_section(draw):
     """A key under a section that does not own it."""
     _n, _, key, value = draw.choice([leaf for leaf in LEAVES if leaf[1] == "  "])
-    owners = {s for s in surface.OWNERS if key in schema.keyword_fields(s)}
+    owners = {s for s in surface.OWNERS if key in keys.of(s)}
     at = draw.choice([m for m, indent, section, _ in KEYS if not indent and section not in owners | {"data"}])
     return put(at, f"{LINES[at]}\n  {key}:{value}"), key
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from conftest import SHIPPED
 
-from trl_sft import cli, load_recipe, owners, paths, recipe, schema, surface, training
+from trl_sft import cli, keys, load_recipe, owners, paths, recipe, schema, surface, training
 
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "trl_sft"
@@ -18,20 +18,12 @@ MODULES = sorted(PACKAGE.glob("*.py"))
 
 LAYERS = {
     **dict.fromkeys(["__init__", "errors"], 0),
-    **dict.fromkeys(["recipe", "owners", "surface", "paths", "turns", "rundir", "console", "textfiles", "metrics"], 1),
+    **dict.fromkeys(
+        ["recipe", "definitions", "surface", "paths", "turns", "rundir", "console", "textfiles", "metrics"], 1
+    ),
     **dict.fromkeys(["special_tokens", "rendering"], 1),
-    **dict.fromkeys(["run", "hub", "unused", "wordings", "masks", "mixing"], 2),
-    **dict.fromkeys(["formatting", "marking", "rules", "launching"], 3),
-    **dict.fromkeys(["tokens", "named", "sources", "conversion", "chat", "model", "machine", "loss", "attention"], 4),
-    **dict.fromkeys(["schema", "source_rows", "record", "rendered"], 5),
-    **dict.fromkeys(["data", "prepared"], 6),
-    **dict.fromkeys(["ledger", "streams"], 7),
-    **dict.fromkeys(["dataset", "screens"], 8),
-    **dict.fromkeys(["evaluate", "gains"], 9),
-    "foreign": 6,
-    **dict.fromkeys(["openrlhf_flags", "axolotl_names", "axolotl_rows", "llamafactory_rows"], 7),
-    **dict.fromkeys(["from_trl", "from_openrlhf", "from_axolotl", "from_llamafactory"], 8),
-    **dict.fromkeys(["callbacks", "init", "ending", "convert"], 10),
+    **dict.fromkeys(["owners", "run", "hub", "unused", "wordings", "masks", "mixing"], 2),
+    **dict.fromkeys(["values", "formatting", "marking", "rules", "launching"], 3),
     "rehearsal": 11,
     "training": 12,
     **dict.fromkeys(["preview", "check"], 13),
@@ -98,9 +90,10 @@ def test_own_keys_and_owners_names_are_disjoint():
             assert not set(owners.fields(definition)) & set(surface.OWN_KEYS[section]), section
     for section, words in surface.KEYWORDS.items():
         assert not set(words) & set(surface.OWN_KEYS[section]), section
-    for builder in set(schema._BUILDERS.values()):
-        config = f"datasets.packaged_modules.{builder}.{builder}:{builder.capitalize()}Config"
-        theirs = set(owners.fields(config)) | set(owners.arguments(surface.LOAD_DATASET[1])) - {"path"}
+    for builder in set(schema.BUILDERS.values()):
+        theirs = set(owners.fields(keys.builder_config(builder))) | set(owners.arguments(surface.LOAD_DATASET[1])) - {
+            "path"
+        }
         assert not theirs & set(surface.OWN_KEYS["data.*"]), builder
 
 
@@ -109,18 +102,14 @@ def test_refused_keys_exist_in_their_owner():
     for section, refused in surface.REFUSED.items():
         if section == "data.*":
             theirs = owners.arguments(surface.LOAD_DATASET[1])
+        elif section == keys.GENERATION:
+            theirs = owners.popped(surface.GENERATION[1])
         elif surface.OWNERS[section][1]:
             theirs = owners.fields(surface.OWNERS[section][1])
         else:
             continue
         reserved = {"quant_method"}  # an attribute of every quantization's config, no argument of this one's
         assert set(refused) - reserved <= set(theirs), section
-
-
-def test_old_names_lead_to_names_that_exist():
-    for section, renames in surface.RENAMES.items():
-        fields = schema.keyword_fields(section)
-        assert all(rename.new in fields for old, rename in renames.items() if old not in fields)
 
 
 def test_no_module_names_what_upstream_owns():

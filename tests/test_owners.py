@@ -12,7 +12,7 @@ from datasets.packaged_modules.json.json import JsonConfig
 from peft import LoraConfig
 from trl import SFTConfig
 
-from trl_sft import owners, surface
+from trl_sft import owners, surface, values
 
 CLASSES = [
     (surface.OWNERS["train"][1], SFTConfig),
@@ -68,7 +68,7 @@ def test_every_default_that_yaml_can_write_is_accepted(name, live):
         value = getattr(field.default, "value", field.default)  # enums are written as their values
         if isinstance(value, str | int | float | bool | None):
             # upstream declares `lora_bias: bool = None` and the like in places; those are its own slips
-            assert owners.accepts(fields[field.name], value) or value is None, field.name
+            assert values.accepts(fields[field.name], value) or value is None, field.name
             checked += 1
     assert checked > 30
 
@@ -92,8 +92,8 @@ def test_every_default_that_yaml_can_write_is_accepted(name, live):
 )
 def test_types_of_sft_config_are_checked_as_declared(key, right, wrong):
     field = owners.fields(surface.OWNERS["train"][1])[key]
-    assert [value for value in right if not owners.accepts(field, value)] == []
-    assert [value for value in wrong if owners.accepts(field, value)] == []
+    assert [value for value in right if not values.accepts(field, value)] == []
+    assert [value for value in wrong if values.accepts(field, value)] == []
 
 
 @pytest.mark.parametrize(
@@ -109,8 +109,8 @@ def test_types_of_sft_config_are_checked_as_declared(key, right, wrong):
 )
 def test_types_of_lora_config_are_checked_as_declared(key, right, wrong):
     field = owners.fields(surface.OWNERS["lora"][1])[key]
-    assert [value for value in right if not owners.accepts(field, value)] == []
-    assert [value for value in wrong if owners.accepts(field, value)] == []
+    assert [value for value in right if not values.accepts(field, value)] == []
+    assert [value for value in wrong if values.accepts(field, value)] == []
 
 
 def test_package_that_is_not_installed_is_named():

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import json
 import os
 import shlex
 import signal
@@ -28,6 +29,9 @@ commands (a first word that is none of them is a recipe):
   python -m trl_sft check RECIPE [--on any|8x80GiB] [--fast]   all that needs no weights: recipe, tokenizer, rows
   python -m trl_sft preview RECIPE [--rows N] [--html FILE]   rows as the model sees them, what is trained in colour
   python -m trl_sft prepare RECIPE [section.key=value ...] make the tokens ahead of time
+  python -m trl_sft explain KEY [RECIPE]                   what a key is and takes; its value in a recipe
+  python -m trl_sft explain RECIPE [section.key=value ...] the whole run, each value with who set it
+  python -m trl_sft schema [-o FILE]                       the JSON Schema of a recipe, for editors
   python -m trl_sft init MODEL DATA [-o RECIPE]            write a recipe for a model and a file of rows
   python -m trl_sft import TOOL FILE [-o RECIPE]           make a recipe of another trainer's settings
 
@@ -167,6 +171,41 @@ def _preview(words: list[str]) -> int:
     return errors.EXIT_DONE
 
 
+def _explain(words: list[str]) -> int:
+    about = "Say what a key is, takes and does (`train.packing`, or `packing`), or who set each value of a recipe."
+    parser = _parser("explain KEY [RECIPE] [section.key=value ...] | explain RECIPE [section.key=value ...]", about)
+    parser.add_argument("what", metavar="KEY | RECIPE", help="a key, a section, or a YAML file")
+    parser.add_argument("rest", metavar="RECIPE, section.key=value", nargs="*", help="a recipe, values in its place")
+    given = parser.parse_intermixed_args(words[1:])
+    from trl_sft import explain, load_recipe
+
+    if explain.is_recipe(given.what):
+        lines = explain.whole(load_recipe(given.what, given.rest))
+    else:
+        lines = explain.key(given.what, given.rest)
+    print("\n".join(lines))
+    return errors.EXIT_DONE
+
+
+def _schema(words: list[str]) -> int:
+    about = "Write the JSON Schema of a recipe for the installed versions: an editor completes keys and marks faults."
+    parser = _parser("schema [-o FILE]", about)
+    parser.add_argument("-o", "--output", metavar="FILE", type=Path, help="a file; the terminal unless given")
+    given = parser.parse_args(words[1:])
+    from trl_sft import json_schema, rundir
+
+    text = json.dumps(json_schema.make(), indent=1, ensure_ascii=False) + "\n"
+    if given.output is None:
+        print(text, end="")
+        return errors.EXIT_DONE
+    try:
+        rundir.write(given.output, text)
+    except OSError as error:
+        raise errors.RecipeError(errors.Fault("-o", str(error), "a file that can be written")) from None
+    print(f"wrote {given.output}. On top of a recipe beside it: # yaml-language-server: $schema={given.output.name}")
+    return errors.EXIT_DONE
+
+
 def _init(words: list[str]) -> int:
     about = "Write a commented recipe for a model and a file of rows; their columns are recognised."
     parser = _parser("init MODEL DATA [-o RECIPE]", about)
@@ -198,5 +237,13 @@ def _import(words: list[str]) -> int:
 
 
 _COMMAND: dict[str, Callable[[list[str]], int]] = {
-    **{"check": _check, "import": _import, "init": _init, "prepare": _prepare, "preview": _preview},
+    **{
+        "check": _check,
+        "explain": _explain,
+        "import": _import,
+        "init": _init,
+        "prepare": _prepare,
+        "preview": _preview,
+        "schema": _schema,
+    },
 }

@@ -15,8 +15,9 @@ from trl_sft.errors import EXIT_DONE, Fault, RecipeError
 from trl_sft.paths import Place
 from trl_sft.recipe import Key, Recipe, flow
 
+SCHEMA = "trl_sft.schema.json"  # how README and recipes call what `schema -o` writes
 _TEXT = """\
-# Train:  python -m trl_sft {command}
+{schema}# Train:  python -m trl_sft {command}
 # Check:  python -m trl_sft check {command}
 # Keys under `train:` are those of trl.SFTConfig, under `lora:` those of peft.LoraConfig.
 model:
@@ -56,6 +57,7 @@ def write(model: str, path: str, output: Path) -> int:
         "path": flow(paths.seen_from(output, path)),
         "output_dir": flow(f"runs/{output.stem}"),
         "command": shlex.quote(str(output)),
+        "schema": _schema(output.parent),
         "how": "",
         "format": "",
         "about": "",
@@ -75,6 +77,11 @@ def write(model: str, path: str, output: Path) -> int:
     console.say(f"wrote {output}: {rows:,} rows of format {layout}")
     console.say(f"Next: {console.python()} -m trl_sft check {values['command']}")
     return EXIT_DONE
+
+
+def _schema(folder: Path) -> str:
+    """Return the line by which an editor finds the JSON Schema, where one lies beside the recipe."""
+    return f"# yaml-language-server: $schema={SCHEMA}\n" if (folder / SCHEMA).is_file() else ""
 
 
 def _draft(output: Path, model: str, path: str) -> Recipe:

@@ -1,26 +1,39 @@
 """Asks the installed packages which keys they take, without importing them.
 
-In: `package.module:Class` or `package.module:function`. Out: their fields or arguments with type,
-default and choices, read from the source with `ast` (importing trl takes seconds; this takes
-hundredths). Deliberately absent: any list of upstream's names.
+In: `package.module:Class`, `package.module:function` or `package.module:Class.method`. Out: fields or
+arguments with type, default and the owner's help, read from the source. Deliberately absent: any list
+of upstream's names, and whether a value is of a type (`values`).
 """
 
 from __future__ import annotations
 
 import ast
 import functools
-import importlib.util
+import inspect
 import re
 from importlib import metadata
-from pathlib import Path
 from typing import NamedTuple
 
-from trl_sft.errors import Fault, MissingPackage
+from trl_sft import definitions
 
-# Where a class lives that its subclass imports from a package's top, which re-exports it lazily.
-_HOMES = {("transformers", "TrainingArguments"): "transformers.training_args"}
-_SCALARS = {"int": (int,), "float": (int, float), "bool": (bool,), "str": (str,), "dict": (dict,), "list": (list,)}
-_LISTS = ("list", "List", "Sequence", "tuple", "Tuple", "set")
+
+class Listing(NamedTuple):
+    """Where an owner says which words a key takes, where its type does not."""
+
+    sources: tuple[str, ...]  # `module:name`; of a function, what it returns or compares with
+    compared: str = ""  # the variable that the function compares with the words
+    quoted: str = ""  # the key in whose help they stand in quotes
+    declared: bool = False  # they are what the module declares to be of the type `name`
+    also: tuple[str, ...] = ()  # what is taken beside
+    other: str = ""  # a pattern of what is taken beside, and
+    as_written: str = ""  # how a message writes it
+    lower: bool = False  # listed in capitals, written in small letters
+    several: bool = False  # a text may hold several, apart by spaces
+
+
+_PLAIN = ("int", "float", "bool", "str", "dict", "list")
+# what a documented type may consist of; any other word there is a class, which no YAML can write
+_WRITABLE = {*_PLAIN, "None", "Any", "Union", "Optional", "Literal", "tuple"}
 
 
 class Field(NamedTuple):
@@ -28,32 +41,28 @@ class Field(NamedTuple):
 
     name: str
     type: ast.expr | None  # None: the owner declares none
-    default: str  # as the source writes it
-    choices: tuple[str, ...]  # empty: any value of the type
-    module: str  # where names in `type` are looked up
+    default: str  # as the source writes it; "" = it has to be given
+    module: str = ""  # where names in `type` and `choices` are looked up
+    choices: ast.expr | Listing | None = None  # what the owner lists beside the type
+    help: str = ""  # what the owner says of it beside the field; `described` has the rest
 
 
 @functools.cache
 def fields(owner: str) -> dict[str, Field]:
     """Return the dataclass fields of `package.module:Class`, those of its bases first; `arguments` of a method.
 
-    Of a function they are the options that it gives an `argparse.ArgumentParser`.
+    Of a function that makes an argparse parser, the parser's options.
 
     A base written as an attribute is not followed: `datasets.BuilderConfig` holds what a builder's author
     declares (version, description), no keyword of a user's.
     """
     module, name = owner.split(":")
-    if "." in name:
-        return arguments(owner)
-    node = _definitions(module).get(name)
-    if isinstance(node, ast.FunctionDef):
-        return _options(node, module)
+    node = None if "." in name else definitions.find(module, name)
     if not isinstance(node, ast.ClassDef):
-        return {}
+        return (_options(node, module) if isinstance(node, ast.FunctionDef) else {}) or arguments(owner)
     found: dict[str, Field] = {}
-    for base in node.bases:
-        if isinstance(base, ast.Name):
-            found |= fields(f"{_home(module, base.id)}:{base.id}")
+    for base in _bases(owner):
+        found |= fields(base)
     for item in node.body:
         if isinstance(item, ast.AnnAssign) and isinstance(item.target, ast.Name):
             found[item.target.id] = _field(item, item.target.id, module)
@@ -64,48 +73,58 @@ def fields(owner: str) -> dict[str, Field]:
 def arguments(owner: str) -> dict[str, Field]:
     """Return the named arguments of `package.module:function` or `package.module:Class.method`, less self.
 
-    An argument without an annotation has the type of its default.
+    An argument without an annotation has the type of its default, else the documented one.
     """
     module, _, names = owner.partition(":")
-    name, _, method = names.partition(".")
-    node = _definitions(module).get(name)
-    if isinstance(node, ast.ClassDef):
-        node = next((item for item in node.body if isinstance(item, ast.FunctionDef) and item.name == method), None)
-    assert isinstance(node, ast.FunctionDef), owner
+    node = definitions.method(module, names)
+    if node is None:
+        return {}
     plain = node.args.posonlyargs + node.args.args
     defaults = [None] * (len(plain) - len(node.args.defaults)) + list(node.args.defaults)
     pairs = list(zip(plain + node.args.kwonlyargs, defaults + list(node.args.kw_defaults), strict=True))
     return {
-        arg.arg: Field(arg.arg, arg.annotation or _type(value), ast.unparse(value) if value else "", (), module)
+        arg.arg: Field(arg.arg, arg.annotation or _type(owner, arg.arg, value), _written(value), module)
         for arg, value in pairs
         if arg.arg != "self"
     }
 
 
-def _type(default: ast.expr | None) -> ast.expr | None:
-    """Return the type that a plain default shows; None where it shows none."""
-    known = isinstance(default, ast.Constant) and type(default.value).__name__ in _SCALARS
-    return ast.Name(type(default.value).__name__) if known else None  # type: ignore[union-attr]
-
-
 @functools.cache
 def popped(owner: str) -> dict[str, Field]:
-    """Return the keywords that `package.module:Class.method` takes by `kwargs.pop("name", default)`."""
+    """Return the keywords that a function or method takes by `kwargs.pop("name", default)`."""
     module, _, names = owner.partition(":")
-    name, _, method = names.partition(".")
+    node = definitions.method(module, names)
     found: dict[str, Field] = {}
-    for node in ast.walk(_definitions(module)[name]):
-        if not isinstance(node, ast.FunctionDef) or node.name != method:
-            continue
-        for call in ast.walk(node):
-            if (
-                isinstance(call, ast.Call)
-                and ast.unparse(call.func) == "kwargs.pop"
-                and isinstance(call.args[0], ast.Constant)
-            ):
-                word, default = str(call.args[0].value), call.args[1] if len(call.args) > 1 else None
-                found[word] = Field(word, _type(default), ast.unparse(default) if default else "", (), module)
-    return {word: field for word, field in found.items() if not word.startswith("_")}
+    for call in ast.walk(node) if node else ():
+        if isinstance(call, ast.Call) and ast.unparse(call.func) == "kwargs.pop":
+            word, default = definitions.words(call.args[0], module), call.args[1] if len(call.args) > 1 else None
+            if word and not word[0].startswith("_"):
+                found[word[0]] = Field(word[0], _type(owner, word[0], default), _written(default), module)
+    return found
+
+
+def described(owner: str, name: str) -> str:
+    """Return the owner's help of a key: beside the field, else in the docstring of the class that has it; "" if none.
+
+    Paragraphs stay apart by an empty line.
+    """
+    field = fields(owner).get(name)
+    if field is not None and field.help:
+        return field.help
+    entry = _entry(owner, name)[1]
+    return entry or next((text for base in _bases(owner) if (text := described(base, name))), "")
+
+
+def quoted(owner: str, name: str) -> tuple[str, ...]:
+    """Return the words that the owner's help of a key puts in double quotes."""
+    entry = next((text for o in [owner, *_bases(owner)] if (text := _entry(o, name)[1])), "")
+    return tuple(dict.fromkeys(re.findall(r'"(\w+)"', entry)))
+
+
+def dataclass(owner: str) -> bool:
+    """Tell whether `package.module:Class` is a class with fields."""
+    node = definitions.find(*owner.split(":"))
+    return isinstance(node, ast.ClassDef) and any(isinstance(item, ast.AnnAssign) for item in node.body)
 
 
 def _options(function: ast.FunctionDef, module: str) -> dict[str, Field]:
@@ -125,10 +144,9 @@ def _options(function: ast.FunctionDef, module: str) -> dict[str, Field]:
         words = {word.arg: word.value for word in call.keywords}
         written = ast.unparse(words["type"]) if "type" in words else "bool"
         kind = {"str": "str | int", "comma_separated_list": "list[str]"}.get(written, written)
-        default = ast.unparse(words["default"]) if "default" in words else ""
-        listed = words.get("choices")
-        choices = [c.value for c in listed.elts if isinstance(c, ast.Constant)] if isinstance(listed, ast.List) else []
-        found[name] = typed(name, kind)._replace(default=default, choices=tuple(map(str, choices)), module=module)
+        said = " ".join(definitions.words(words.get("help"), module))
+        choices, default = words.get("choices"), _written(words.get("default"))
+        found[name] = Field(name, ast.parse(kind, mode="eval").body, default, module, choices, said)
     return found
 
 
@@ -137,103 +155,15 @@ def version(package: str) -> str:
     try:
         return metadata.version(package)
     except metadata.PackageNotFoundError:
-        raise _missing(package) from None
+        raise definitions.missing(package) from None
 
 
-def accepts(field: Field, value: object) -> bool:
-    """Tell whether a plain value is of the type, and among the choices, that the owner declares."""
-    if field.choices and isinstance(value, str):
-        return value in field.choices
-    return field.type is None or _fits(field.type, value, field.module)
-
-
-def expected(field: Field) -> str:
-    """Return in words what a key takes: its choices where it has some, else its type."""
-    choices = field.choices or _choices(field.type, field.module)
-    if choices:
-        return "one of " + ", ".join(choices)
-    if isinstance(field.type, ast.BinOp) and (some := _choices(field.type.left, field.module)):
-        return f"one of {', '.join(some)}, or {_words(field.type.right)}"
-    return _words(field.type) if field.type else "any value"
-
-
-def typed(name: str, annotation: str) -> Field:
-    """Return a field of ours, or of an owner that declares none, from a type written as text."""
-    return Field(name, ast.parse(annotation, mode="eval").body, "", (), "")
-
-
-def _fits(node: ast.expr, value: object, module: str) -> bool:
-    if isinstance(node, ast.BinOp):
-        return _fits(node.left, value, module) or _fits(node.right, value, module)
-    if isinstance(node, ast.Constant):
-        if isinstance(node.value, str):  # a forward reference
-            return _fits(ast.parse(node.value, mode="eval").body, value, module)
-        return node.value is None and value is None
-    if isinstance(node, ast.Subscript):
-        return _fits_subscript(node, value, module)
-    name = node.attr if isinstance(node, ast.Attribute) else node.id if isinstance(node, ast.Name) else ""
-    if name in _SCALARS:
-        return isinstance(value, _SCALARS[name]) and (name == "bool" or not isinstance(value, bool))
-    return name == "Any" or (name in _LISTS and isinstance(value, list)) or value in _values(module, name)
-
-
-def _fits_subscript(node: ast.Subscript, value: object, module: str) -> bool:
-    name = node.value.attr if isinstance(node.value, ast.Attribute) else getattr(node.value, "id", "")
-    inner = node.slice.elts if isinstance(node.slice, ast.Tuple) else [node.slice]
-    if name == "Literal":
-        return any(isinstance(i, ast.Constant) and _is_literal(i.value, value) for i in inner)
-    if name == "Optional" and value is None:
-        return True
-    if name in ("Optional", "Union"):
-        return any(_fits(i, value, module) for i in inner)
-    if name in ("dict", "Dict", "Mapping"):
-        return isinstance(value, dict) and all(_fits(inner[-1], v, module) for v in value.values())
-    if name in _LISTS and isinstance(value, list):
-        if name in ("tuple", "Tuple") and not any(isinstance(i, ast.Constant) for i in inner):
-            return len(value) == len(inner) and all(_fits(i, v, module) for i, v in zip(inner, value, strict=True))
-        return all(_fits(inner[0], v, module) for v in value)
-    return False
-
-
-def _words(node: ast.expr) -> str:
-    """Return a type in words where it is simple, else as its owner writes it."""
-    parts = {"int": "a whole number", "float": "a number", "bool": "true or false", "str": "text", "None": "null"}
-    parts |= {"dict[str, str]": "a mapping of names to text", "dict[str, Any]": "a mapping"}
-    written = ast.unparse(node).replace("typing.", "")
-    optional = re.sub(r"^Optional\[(.*)\]$", r"\1 | None", written)
-    words = [parts.get(part) for part in re.split(r" \| ", re.sub(r"^Union\[(.*)\]$", r"\1", optional))]
-    return ", or ".join(sorted(filter(None, words), key="null".__eq__)) if all(words) else written
-
-
-def _is_literal(declared: object, value: object) -> bool:
-    # peft writes a family of words as one: 'pissa_niter_[number of iters]'
-    if isinstance(declared, str) and isinstance(value, str) and "[" in declared:
-        return value.startswith(declared.partition("[")[0])
-    return declared == value and type(declared) is type(value)
-
-
-def _choices(node: ast.expr | None, module: str) -> tuple[str, ...]:
-    """Return the words that a type lists: a Literal, or `SomeEnum | str`, which upstream turns into the enum."""
-    if isinstance(node, ast.BinOp):
-        sides = [_choices(side, module) for side in (node.left, node.right)]
-        rest = [ast.unparse(s) for s, c in zip((node.left, node.right), sides, strict=True) if not c]
-        return sides[0] + sides[1] if all(r in ("str", "None") for r in rest) else ()
-    if isinstance(node, ast.Subscript) and ast.unparse(node.value).endswith("Literal"):
-        inner = node.slice.elts if isinstance(node.slice, ast.Tuple) else [node.slice]
-        return tuple(str(i.value) for i in inner if isinstance(i, ast.Constant))
-    return _values(module, node.id) if isinstance(node, ast.Name) and node.id not in _SCALARS else ()
-
-
-@functools.cache
-def _values(module: str, name: str) -> tuple[str, ...]:
-    """Return the texts of the enumeration `name` as `module` sees it; empty where it is none."""
-    if not module:
-        return ()
-    node = _definitions(_home(module, name)).get(name)
-    if not isinstance(node, ast.ClassDef) or not any("Enum" in ast.unparse(base) for base in node.bases):
-        return ()
-    constants = [item.value for item in node.body if isinstance(item, ast.Assign)]
-    return tuple(c.value for c in constants if isinstance(c, ast.Constant) and isinstance(c.value, str))
+def _bases(owner: str) -> list[str]:
+    module, name = owner.split(":")
+    node = None if "." in name else definitions.find(module, name)
+    names = [base.id for base in node.bases if isinstance(base, ast.Name)] if isinstance(node, ast.ClassDef) else []
+    found = [f"{definitions.home(module, name)}:{name}" for name in names]
+    return [base for base in found if definitions.find(*base.split(":"))]
 
 
 def _field(item: ast.AnnAssign, name: str, module: str) -> Field:
@@ -245,51 +175,58 @@ def _field(item: ast.AnnAssign, name: str, module: str) -> Field:
         metadata = words.get("metadata")
         if isinstance(metadata, ast.Dict):
             about = {ast.unparse(k).strip("'\""): v for k, v in zip(metadata.keys, metadata.values, strict=True) if k}
-    choices = about.get("choices")
-    words_listed = choices.elts if isinstance(choices, ast.List) else ()
-    listed = tuple(str(c.value) for c in words_listed if isinstance(c, ast.Constant)) or _choices(
-        item.annotation, module
-    )
-    return Field(name, item.annotation, ast.unparse(default) if default else "", listed, module)
+    said = about.get("help")
+    help_ = said.value.replace("%%", "%") if isinstance(said, ast.Constant) and isinstance(said.value, str) else ""
+    return Field(name, item.annotation, _written(default), module, about.get("choices"), help_)
 
 
-@functools.cache
-def _definitions(module: str) -> dict[str, ast.stmt]:
-    """Return the top-level classes, functions and imports of a module by name, without importing it."""
-    path = _path(module)
-    found: dict[str, ast.stmt] = {}
-    for node in ast.parse(path.read_text(encoding="utf-8")).body if path else ():
-        if isinstance(node, ast.ClassDef | ast.FunctionDef):
-            found[node.name] = node
-        elif isinstance(node, ast.ImportFrom):
-            found |= {alias.asname or alias.name: node for alias in node.names}
+def _written(default: ast.expr | None) -> str:
+    return ast.unparse(default) if default else ""
+
+
+def _type(owner: str, name: str, default: ast.expr | None) -> ast.expr | None:
+    """Return the type that a plain default shows, else the documented one; None where neither says."""
+    if isinstance(default, ast.Constant) and type(default.value).__name__ in _PLAIN:
+        return ast.Name(type(default.value).__name__)
+    documented = _documented(_entry(owner, name)[0])
+    if documented is not None and isinstance(default, ast.Constant) and default.value is None:
+        return ast.BinOp(documented, ast.BitOr(), ast.Constant(None))
+    return documented
+
+
+def _documented(written: str) -> ast.expr | None:
+    """Return a type as docstrings write it, `int` or `list[int]`, *optional*; None where YAML cannot write it."""
+    plain = re.sub(r"[`*]|,? *(optional|default).*", "", written.replace("(", "[").replace(")", "]"))
+    while plain.count("]") > plain.count("["):
+        plain = plain.rstrip()[:-1]
+    found: ast.expr | None = None
+    for part in re.split(r"\s+or\s+", plain.strip(" ,")):
+        try:
+            node = ast.parse(part.strip(), mode="eval").body
+        except SyntaxError:
+            return None
+        names = {word.id for word in ast.walk(node) if isinstance(word, ast.Name)}
+        of_tuples = "dict[tuple" in part  # a key of a YAML mapping is no list
+        if names <= _WRITABLE and not of_tuples and not isinstance(node, ast.Tuple):
+            found = ast.BinOp(found, ast.BitOr(), node) if found else node
     return found
 
 
-def _home(module: str, name: str) -> str:
-    """Return the module that defines `name` as seen from `module`."""
-    node = _definitions(module).get(name)
-    if not isinstance(node, ast.ImportFrom):
-        return module
-    above = module if _path(module) and _path(module).name == "__init__.py" else module.rpartition(".")[0]  # type: ignore[union-attr]
-    for _ in range(node.level - 1):
-        above = above.rpartition(".")[0]
-    source = f"{above}.{node.module}".rstrip(".") if node.level else node.module or ""
-    source = _HOMES.get((source, name), source)
-    return source if source == module or not _path(source) else _home(source, name)
-
-
-def _path(module: str) -> Path | None:
-    """Return the source file of a module; None where it is not Python's or ours to read. Raises MissingPackage."""
-    package, *rest = module.split(".")
-    spec = importlib.util.find_spec(package) if package else None
-    if spec is None or not spec.submodule_search_locations:
-        if package in {home.split(".")[0] for home in _HOMES.values()} | {"trl", "peft", "datasets", "torch"}:
-            raise _missing(package)
-        return None
-    folder = Path(spec.submodule_search_locations[0], *rest)
-    return next((p for p in (folder.with_suffix(".py"), folder / "__init__.py") if p.is_file()), None)
-
-
-def _missing(package: str) -> MissingPackage:
-    return MissingPackage(Fault(package, "not installed", "pip install trl-sft, in this Python"))
+@functools.cache
+def _entry(owner: str, name: str) -> tuple[str, str]:
+    """Return type and text of a key in the docstring of a class or function (`Args:` in Google's style)."""
+    module, _, names = owner.partition(":")
+    head = names.partition(".")[0]
+    nodes = [definitions.method(module, names), definitions.find(module, head)]
+    for node in nodes:
+        doc = ast.get_docstring(node) if isinstance(node, ast.ClassDef | ast.FunctionDef) else None
+        if isinstance(node, ast.Assign) and isinstance(node.value, ast.Constant):  # a docstring shared by classes
+            doc = inspect.cleandoc(str(node.value.value))
+        found = re.search(rf"^( *)(?:- )?{name} *:? *(?:\((.*?)\)+)? *:(?: +(.*))?$", doc or "", re.MULTILINE)
+        if doc and found:
+            rest = doc[found.end() :].splitlines()[1:]
+            deep = [not line.strip() or len(line) - len(line.lstrip()) > len(found[1]) for line in rest]
+            block = rest[: deep.index(False)] if False in deep else rest
+            text = "\n".join([*([found[3]] if found[3] else []), inspect.cleandoc("\n".join(block))])
+            return found[2] or "", "\n".join(line.rstrip() for line in text.strip().splitlines())
+    return "", ""

@@ -16,7 +16,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from trl_sft import __version__, machine, owners, rundir
+from trl_sft import __version__, owners, rundir
 from trl_sft.errors import Fault, RecipeError
 from trl_sft.recipe import Key, flow
 from trl_sft.run import Run, Setting, Source
@@ -106,6 +106,8 @@ def fingerprint(run: Run) -> str:
 
 def beginning(run: Run, settings: dict[Key, Setting], args: Any) -> dict[str, Any]:
     """Return run.json as it stands when training starts; `args` are the live SFTConfig."""
+    from trl_sft import machine  # torch; `explain` reads `lines` without it
+
     ours = {*run.train, *(key[-1] for key in settings), *_OURS}
     rest = [field.name for field in dataclasses.fields(args) if field.name not in ours]
     return {

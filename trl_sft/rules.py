@@ -16,12 +16,12 @@ from trl_sft.errors import Fault
 from trl_sft.recipe import Key, Recipe, kind
 
 # Upstream takes smaller values and fails during training, or trains nothing and says nothing.
-_AT_LEAST = {
+AT_LEAST = {
     **dict.fromkeys(["per_device_train_batch_size", "per_device_eval_batch_size", "gradient_accumulation_steps"], 1),
     **dict.fromkeys(["max_length", "save_total_limit"], 1),
     **dict.fromkeys(["seed", "data_seed", "warmup_steps", "weight_decay", "neftune_noise_alpha"], 0),
 }
-_ABOVE_0 = ("num_train_epochs", "save_steps", "eval_steps", "logging_steps")
+ABOVE_0 = ("num_train_epochs", "save_steps", "eval_steps", "logging_steps")
 # keys of BitsAndBytesConfig that the other kind of quantization reads, which upstream takes and drops
 _UNUSED = {
     "load_in_8bit": (
@@ -115,7 +115,8 @@ def _streaming(recipe: Recipe, sources: Mapping[str, Any], number: int) -> Itera
     train, data = recipe.values.get("train") or {}, recipe.values["data"]
     if number < len(sources["train"]):
         yield Fault(where, "some sources are streamed, others are not", "streaming: true for all, or for none")
-    if train.get("max_steps", -1) < 1:
+    steps = train.get("max_steps", -1)
+    if isinstance(steps, int) and steps < 1:
         yield Fault(where, "streaming without a number of steps: a stream has no length", "train.max_steps")
     if data.get("eval_fraction") is not None:
         found = "eval_fraction of a stream, whose length is not known"
@@ -176,9 +177,9 @@ def _ranges(recipe: Recipe, sections: Mapping[str, Any]) -> Iterator[Fault]:
         if not isinstance(value, int | float) or isinstance(value, bool):
             continue
         where = recipe.where(("train", name))
-        if not value >= _AT_LEAST.get(name, value):
-            yield Fault(where, kind(value), f"at least {_AT_LEAST[name]}")
-        if name in _ABOVE_0 and not value > 0:
+        if not value >= AT_LEAST.get(name, value):
+            yield Fault(where, kind(value), f"at least {AT_LEAST[name]}")
+        if name in ABOVE_0 and not value > 0:
             yield Fault(where, kind(value), "more than 0")
         if name == "max_steps" and value < 1 and value != -1:
             yield Fault(where, kind(value), "at least 1, or -1 to go by num_train_epochs")

@@ -1,12 +1,10 @@
-"""The frozen surface of a recipe, as data: sections, own keys, what is refused and why, old names.
+"""The frozen surface of a recipe, as data: sections, own keys, what is refused and why.
 
 Here stand only names that no installed owner declares. Everything else is read from the owners.
 `tests/test_house.py` holds that own keys and owners' names are disjoint.
 """
 
 from __future__ import annotations
-
-from typing import NamedTuple
 
 # section -> (whom its keys belong to, the definition that `owners` reads; "" = the tuples below or ours)
 OWNERS = {
@@ -92,8 +90,7 @@ KEYWORDS: dict[str, dict[str, str]] = {
     | {
         "attn_implementation": "str",
         "code_revision": "str",
-        # trl.trainer.utils.create_model_from_path takes these four
-        "dtype": "Literal['auto', 'bfloat16', 'float16', 'float32']",
+        "dtype": "str",
         "device_map": "str | int | dict[str, Any]",
         "experts_implementation": "str",
         "key_mapping": "dict[str, str]",
@@ -122,6 +119,62 @@ KEYWORDS: dict[str, dict[str, str]] = {
         "unk_token": "str",
         "use_fast": "bool",
     },
+}
+
+# What our own keys are for, as `explain` and the JSON Schema show it.
+OWN_HELP: dict[str, dict[str, str]] = {
+    "model": {
+        "name_or_path": "The model to tune: a folder, a hub id, or trl_sft:tiny. An adapter's folder goes on with it."
+    },
+    "tokenizer": {
+        "chat_template": "A chat template for a model without one: chatml, vicuna, alpaca, chinese, one that TRL has "
+        "for training, a .jinja file, or another tokenizer (folder or id).",
+        "chat_template_kwargs": "Handed to the chat template, as enable_thinking is.",
+    },
+    "data": {
+        "train": "What is trained: a path, {path: ...}, or a list of either.",
+        "eval": "What is held out: a path, {path: ...}, or a list; each of several is evaluated under its own name.",
+        "eval_fraction": "The share of the rows that is held out, between 0 and 1; the same rows for a train.seed.",
+        "loss_on": "Where the loss falls: the last answer (completion, last_turn), every assistant turn, or all "
+        "tokens. Unset: the response; in plain text without one, all.",
+        "overlong": "What becomes of rows longer than train.max_length. Unset: truncate.",
+        "special_tokens_in_text": "A special token inside a row's text: the row is refused (unset), or it is text.",
+        "drop_leaked": "Rows to train that are held out too are dropped. Unset: true.",
+        "max_untrained": "More than this share of rows without a trained token stops the run. Unset: 0.05.",
+    },
+    "data.*": {
+        "path": "A file, a glob, a folder, a hub id, or trl_sft:skills.",
+        "format": "The layout of a row; unset: recognised by its columns. Or FILE.py:FUNCTION of yours.",
+        "wording": "How a row becomes text. Unset: chat, where the tokenizer has a chat template.",
+        "rename": "Column of the file: the column that a format knows.",
+        "task": "The name of the task of all rows of this source.",
+        "weight": "This source's share of the rows of an epoch; for all sources, or for none.",
+        "max_rows": "So many rows of this source, drawn with train.seed.",
+    },
+    "evaluate": {
+        "metrics": "What is measured of the answers. Unset: exact_match.",
+        "max_rows": "So many held-out prompts are answered before and after. Unset: 100.",
+        "generation": "How answers are made; unset: greedily.",
+    },
+    "run": {
+        "resume": "auto (unset) goes on from the last checkpoint of this run; never; or a checkpoint's folder.",
+        "overwrite": "A run that stands in train.output_dir is replaced. Unset: false.",
+        "allow": "Refusals that you accept, by the name that they give.",
+        "max_hours": "The run ends with a checkpoint after so many hours.",
+        "logits_gib": "Without Triton: the most memory for logits, in GiB. Unset: 0.5.",
+    },
+}
+
+# What a run sets itself where the recipe is silent: the closed list of departures that are keys (docs/design.md).
+SETTLED: dict[tuple[str, str], str] = {
+    ("data", "loss_on"): "the response, where rows have one",
+    ("lora", "task_type"): "CAUSAL_LM: without it peft saves an adapter that AutoPeftModelForCausalLM cannot load",
+    ("quantization", "bnb_4bit_compute_dtype"): "bfloat16, where the machine trains in it and weights have 4 bits",
+    ("train", "bf16"): "false, where the machine has no bfloat16 or is a CPU",
+    ("train", "dataloader_pin_memory"): "false, where there is no accelerator to copy to",
+    ("train", "eos_token"): "the token with which the chat template ends a turn, where the tokenizer says another",
+    ("train", "eval_on_start"): "true, where rows are held out: no end can be read without a beginning",
+    ("train", "fp16"): "true, on a GPU without bfloat16",
 }
 
 # Owner's keys that another section carries, or that YAML cannot write.
@@ -153,6 +206,18 @@ REFUSED: dict[str, dict[str, str]] = {
     "launch": {
         **dict.fromkeys(["module", "no_python", "run_path"], "nothing: what is launched is this recipe"),
     },
+    "evaluate.generation": {
+        **dict.fromkeys(
+            ("compile_config", "constraints", "continuous_batching_config"), "nothing: YAML cannot write its class"
+        ),
+        **dict.fromkeys(
+            ("output_attentions", "output_hidden_states", "output_logits", "output_scores"),
+            "nothing: only the answers are kept",
+        ),
+        "num_return_sequences": "nothing: each prompt is answered once",
+        "return_dict_in_generate": "nothing: only the answers are kept",
+        "transformers_version": "nothing: transformers fills it",
+    },
     "train": {
         "model_init_kwargs": "the `model:` section",
         "trust_remote_code": "model.trust_remote_code",
@@ -170,28 +235,4 @@ REFUSED: dict[str, dict[str, str]] = {
         "do_predict": "data.eval or data.eval_fraction",
         "pad_token": "tokenizer.pad_token",
     },
-}
-
-
-class Rename(NamedTuple):
-    """What a name became; used only where the installed owner lacks it."""
-
-    new: str
-    below: float | None = None  # the old value has to lie in [0, below)
-
-
-# train: https://github.com/huggingface/trl/blob/main/MIGRATION.md and transformers' migration guide to v5
-RENAMES: dict[str, dict[str, Rename]] = {
-    "train": {
-        "warmup_ratio": Rename("warmup_steps", below=1.0),
-        "max_seq_length": Rename("max_length"),
-        "evaluation_strategy": Rename("eval_strategy"),
-        "no_cuda": Rename("use_cpu"),
-        # transformers 5.2x takes both; v6 drops the old ones, and older versions lack the new ones
-        "gradient_checkpointing": Rename("activation_checkpointing"),
-        "gradient_checkpointing_kwargs": Rename("activation_checkpointing_kwargs"),
-        "activation_checkpointing": Rename("gradient_checkpointing"),
-        "activation_checkpointing_kwargs": Rename("gradient_checkpointing_kwargs"),
-    },
-    "model": {"torch_dtype": Rename("dtype")},
 }
