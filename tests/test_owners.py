@@ -53,11 +53,11 @@ def test_options_are_those_of_the_live_parser():
     assert set(found) == set(live)
     for name, action in live.items():
         switch = action.nargs == 0
-        assert owners.accepts(found[name], True) is switch, name
+        assert values.accepts(found[name], True) is switch, name
         if action.default is not None and not switch:
-            assert owners.accepts(found[name], action.default), name
-        assert owners.accepts(found[name], "spawn") is (action.type is str), name
-        assert not owners.accepts(found[name], {"a": 1}), name
+            assert values.accepts(found[name], action.default), name
+        assert values.accepts(found[name], "spawn") is (action.type is str), name
+        assert not values.accepts(found[name], {"a": 1}), name
 
 
 @pytest.mark.parametrize(("name", "live"), CLASSES[:2])

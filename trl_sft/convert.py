@@ -23,6 +23,7 @@ from trl_sft import (
     from_openrlhf,
     from_trl,
     llamafactory_rows,
+    old_names,
     openrlhf_flags,
     paths,
     rundir,
@@ -159,8 +160,8 @@ def _busy(items: list[Item]) -> list[Item]:
 def _today(key: Key) -> str:
     """Return a key of `train:` as the installed version calls it."""
     name = str(key[1])
-    rename = surface.RENAMES["train"].get(name)
-    return rename.new if rename and name not in schema.keyword_fields("train") else name
+    old = old_names.of("train").get(name)
+    return old.new if old and old.new else name
 
 
 def _culprit(tool: Tool, given: Given) -> str:

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from trl_sft import owners, recipe, surface
+from trl_sft import old_names, owners, recipe, surface
 from trl_sft.errors import Fault, RecipeError
 from trl_sft.recipe import Key
 
@@ -94,9 +94,15 @@ def source(path: str, **keys: Any) -> Any:
     return {"path": path} | kept if kept else path
 
 
+def train_names() -> set[str]:
+    """Return the keys of `train:`, with the older names that mean the same under a newer one."""
+    names = set(owners.fields(surface.OWNERS["train"][1]))
+    return names | {old for old, now in old_names.TABLE["train"].items() if now.new in names and not now.values}
+
+
 def today(name: str) -> str:
     """Return a key of `train:` under its newer name, where the installed version has that."""
-    new = surface.RENAMES["train"][name].new
+    new = old_names.TABLE["train"][name].new
     return new if new in owners.fields(surface.OWNERS["train"][1]) else name
 
 

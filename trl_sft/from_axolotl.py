@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterator
 from typing import Any
 
-from trl_sft import axolotl_rows, owners, surface
+from trl_sft import axolotl_rows, keys, values
 from trl_sft.axolotl_names import ABSENT, LEFT, LORA, NOTES, OTHER, SAME
 from trl_sft.foreign import Given, Item, Left, Line, engine_of, left, refuse, renamed, today
 
@@ -137,8 +137,7 @@ def _batch(given: Given) -> Iterator[Item]:
     else:
         yield _line(given, "train.lr_scheduler_type", "lr_scheduler", "cosine")
     optimizer = given.get("optimizer", "adamw_torch_fused")
-    known = owners.fields(surface.OWNERS["train"][1])["optim"]
-    if owners.accepts(known, optimizer):
+    if values.accepts(keys.of("train")["optim"], optimizer):
         yield _line(given, "train.optim", "optimizer", "adamw_torch_fused")
     else:
         yield Left("optimizer", "axolotl's own: the default of train.optim trains", aloud=True)

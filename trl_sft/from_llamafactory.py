@@ -9,8 +9,8 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterator
 
-from trl_sft import llamafactory_rows, owners, surface
-from trl_sft.foreign import Given, Item, Left, Line, engine_of, left, refuse, renamed, today
+from trl_sft import llamafactory_rows, surface
+from trl_sft.foreign import Given, Item, Left, Line, engine_of, left, refuse, renamed, today, train_names
 
 _SAME = {
     **{"model_name_or_path": "model.name_or_path", "trust_remote_code": "model.trust_remote_code"},
@@ -122,7 +122,7 @@ _DEFAULT = "LLaMA-Factory's default"
 
 def names() -> Collection[str]:
     """Return every name that is known here."""
-    return {*_SAME, *_LEFT, *_ABSENT, *_OTHER, *llamafactory_rows.NAMES, *_training()}
+    return {*_SAME, *_LEFT, *_ABSENT, *_OTHER, *llamafactory_rows.NAMES, *train_names()}
 
 
 def lines(given: Given) -> Iterator[Item]:
@@ -146,10 +146,6 @@ def lines(given: Given) -> Iterator[Item]:
     yield from _tuning(given)
     yield from llamafactory_rows.lines(given)
     yield from _train(given)
-
-
-def _training() -> Collection[str]:
-    return {*owners.fields(surface.OWNERS["train"][1]), *surface.RENAMES["train"]}
 
 
 def _model(given: Given) -> Iterator[Item]:
@@ -227,7 +223,7 @@ def _lora(given: Given, used: tuple[str, ...]) -> Iterator[Item]:
 
 def _train(given: Given) -> Iterator[Item]:
     """Yield the fields of transformers' TrainingArguments, and their defaults where TRL has others."""
-    known = {*_training()} - {*surface.REFUSED["train"], *llamafactory_rows.NAMES, *_LEFT}
+    known = {*train_names()} - {*surface.REFUSED["train"], *llamafactory_rows.NAMES, *_LEFT}
     for name in given.values:
         if given.get(name) is not None and name in known:
             yield Line(("train", name), given.get(name), (name,))

@@ -11,7 +11,20 @@ from collections.abc import Collection, Iterator
 from typing import Any
 
 from trl_sft import owners, paths, surface
-from trl_sft.foreign import Given, Item, Left, Line, engine_of, left, located, refuse, renamed, several, source
+from trl_sft.foreign import (
+    Given,
+    Item,
+    Left,
+    Line,
+    engine_of,
+    left,
+    located,
+    refuse,
+    renamed,
+    several,
+    source,
+    train_names,
+)
 
 _OWNERS = ("trainer.model_config:ModelConfig", "scripts.utils:ScriptArguments", "scripts.utils:DatasetMixtureConfig")
 _SAME = {
@@ -71,7 +84,7 @@ _MASK = (
 def names() -> Collection[str]:
     """Return every name that the two scripts take."""
     found = {name for owner in _OWNERS for name in owners.fields(f"trl.{owner}")}
-    return found | set(_train_names()) | set(_HANDBOOK)
+    return found | set(train_names()) | set(_HANDBOOK)
 
 
 def lines(given: Given) -> Iterator[Item]:
@@ -87,10 +100,6 @@ def lines(given: Given) -> Iterator[Item]:
 
 def _default(name: str) -> Any:
     return ast.literal_eval(owners.fields(f"trl.{_OWNERS[0]}")[name].default)
-
-
-def _train_names() -> Collection[str]:
-    return {*owners.fields(surface.OWNERS["train"][1]), *surface.RENAMES["train"]}
 
 
 def _model(given: Given) -> Iterator[Item]:
@@ -198,7 +207,7 @@ def _mixed(item: dict[str, Any], more: dict[str, Any], streaming: bool, notes: l
 
 def _train(given: Given) -> Iterator[Item]:
     """Yield the fields of SFTConfig that stay as they are."""
-    known = _train_names()
+    known = train_names()
     for name, value in given.values.items():
         if value is None or name not in known or name in surface.REFUSED["train"] or name in _LEFT:
             continue
