@@ -32,7 +32,7 @@ class Written(NamedTuple):
 
 def keys(work):
     """Return every key that counts, by today's name: those of the recipe, of its sources, and ALWAYS."""
-    from trl_sft import surface
+    from trl_sft import old_names
 
     found = []
     for section, values in work.run.recipe.values.items():
@@ -40,8 +40,8 @@ def keys(work):
             found.append(section)  # `evaluate: false`
             continue
         for name, value in values.items():
-            rename = surface.RENAMES.get(section, {}).get(name)
-            old = rename and name not in getattr(work.run, section)
+            rename = old_names.TABLE.get(section, {}).get(name)
+            old = rename and rename.new and name not in getattr(work.run, section)
             found.append(f"{section}.{rename.new if old else name}")
             if section == "data" and name in ("train", "eval"):
                 sources = [one for one in (value if isinstance(value, list) else [value]) if isinstance(one, dict)]

@@ -42,6 +42,7 @@ BEYOND = {
     "two keys, or a range": [
         *("eval_fraction_0", "eval_fraction_1", "eval_twice", "eval_without_rows", "loss_on_contradicted"),
         *("keys_that_exclude_each_other", "packing_without_length", "quantization_without_lora"),
+        "launch_config_without_engine",
         *("quantization_of_nothing", "quantization_of_two_kinds", "quantization_keys_without_effect"),
     ],
 }

@@ -74,12 +74,12 @@ def whole(run: Run) -> list[str]:
         fields = _shown(section)
         if not given and not fields and not any(name == section for name, _ in surface.SETTLED):
             continue
-        if section in ("quantization", "lora") and getattr(run, section) is None:
+        if section in ("quantization", "lora", "launch") and not given:
             continue
         out += ["", f"{section}:  # {owner}"]
         for name, line in given.items():
             value = "(a secret)" if name in ("token", "hub_token") else flow(line.value)
-            at_default = section in keys_with_defaults() and _default(fields[name]) == flow(line.value)
+            at_default = name in fields and _default(fields[name]) == flow(line.value)
             out.append(f"{' ' if at_default else '*'} {name}: {value}  # {line.who}")
         for name, said in ((n, s) for (where, n), s in surface.SETTLED.items() if where == section and n not in given):
             out.append(f"? {name}: {said}")
@@ -107,7 +107,8 @@ def _shown(section: str) -> dict[str, Field]:
     """Return the keys of a section whose defaults are in force: none of those that a recipe cannot hold."""
     if section not in keys_with_defaults():
         return {}
-    return {n: f for n, f in keys.of(section).items() if n not in surface.REFUSED.get(section, ())}
+    apart = {*surface.REFUSED.get(section, ()), *surface.OWN_KEYS[section]}
+    return {name: field for name, field in keys.of(section).items() if name not in apart}
 
 
 def _find(word: str, run: Run | None) -> list[Found]:
@@ -249,6 +250,8 @@ def _section(name: str) -> Iterator[str]:
 
 def _default(field: Field) -> str:
     """Return a default as YAML writes it, else as its owner does."""
+    if not field.default:
+        return "unset"
     try:
         value = ast.literal_eval(field.default)
     except (ValueError, SyntaxError):

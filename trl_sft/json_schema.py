@@ -27,7 +27,7 @@ def make() -> Schema:
     found = ", ".join(f"{package} {owners.version(package)}" for package in definitions.NEEDED if package != "torch")
     sections = {name: _section(name) for name in surface.OWNERS}
     sections["evaluate"] = {"anyOf": [sections["evaluate"], {"const": False}]}
-    planned = {name: _refused("not built in this version") for name in surface.NOT_YET[""]}
+    planned = {name: _refused("not built in this version") for name in surface.NOT_YET.get("", ())}
     return {
         "$schema": DRAFT,
         "title": "A recipe of trl_sft",

@@ -156,12 +156,17 @@ OWN_HELP: dict[str, dict[str, str]] = {
         "max_rows": "So many held-out prompts are answered before and after. Unset: 100.",
         "generation": "How answers are made; unset: greedily.",
     },
+    "launch": {
+        "engine": "How several processes share the training. Unset: auto.",
+        "config": "The engine's own settings, a file or a mapping, handed on as they are.",
+    },
     "run": {
         "resume": "auto (unset) goes on from the last checkpoint of this run; never; or a checkpoint's folder.",
         "overwrite": "A run that stands in train.output_dir is replaced. Unset: false.",
         "allow": "Refusals that you accept, by the name that they give.",
         "max_hours": "The run ends with a checkpoint after so many hours.",
         "logits_gib": "Without Triton: the most memory for logits, in GiB. Unset: 0.5.",
+        "global_batch_size": "Rows of a step over all processes and accumulated batches.",
     },
 }
 
