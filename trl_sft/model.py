@@ -18,7 +18,7 @@ from huggingface_hub import errors, hf_hub_download
 from transformers import AutoConfig, BitsAndBytesConfig, GenerationConfig, PretrainedConfig, PreTrainedModel
 from trl.trainer.utils import create_model_from_path
 
-from trl_sft import hub
+from trl_sft import hub, trust
 from trl_sft.errors import Fault, MissingPackage, RecipeError, first_line
 from trl_sft.recipe import Key
 from trl_sft.run import Run, Setting
@@ -52,7 +52,7 @@ def find(run: Run) -> Found:
             local = bool(run.model.get("local_files_only")) or not hub.ask("model", name, keywords)
             hf_hub_download(name, "config.json", local_files_only=local, **keywords)
         config = AutoConfig.from_pretrained(
-            name, trust_remote_code=bool(run.model.get("trust_remote_code")), **keywords
+            name, trust_remote_code=trust.keywords(run)["trust_remote_code"], **keywords
         )
     except Exception as error:
         raise RecipeError(Fault(run.recipe.where(key), *_explained(name, error))) from None
@@ -101,6 +101,7 @@ def quantization(run: Run, settings: dict[Key, Setting]) -> BitsAndBytesConfig |
 def check(run: Run, found: Found) -> None:
     """Refuse what the weights or the adapter could not carry out. Raises RecipeError."""
     lora(run)
+    trust.check(run, [name for name in (found.adapter, found.name) if name])
     check_quantized(run, found)
     check_output(run, found)
 
@@ -143,7 +144,7 @@ def arguments(
     peft_config = lora(run)
     if not found.adapter and not new:
         return {"model": found.name, "peft_config": peft_config, "quantization_config": quantized}
-    base = create_model_from_path(found.name, **run.model, quantization_config=quantized)
+    base = create_model_from_path(found.name, **trust.keywords(run), quantization_config=quantized)
     _grow(base, rows, new)
     if found.adapter:
         from peft import PeftModel
@@ -241,4 +242,7 @@ def _explained(name: str, error: Exception) -> tuple[str, str]:
     if told is None and isinstance(error, errors.EntryNotFoundError):
         told = f"{name}: has no config.json", "a model that transformers loads"
     found = f"{name}: its configuration cannot be read: {first_line(error)}"
+    if told is None and "trust_remote_code" in str(error):
+        found = f"{name}: brings Python code of its own, which this transformers lacks"
+        return found, "model.trust_remote_code: true, once you have read that code; or a model that transformers knows"
     return told or (found, "a model that this transformers knows")
