@@ -21,6 +21,8 @@ from trl_sft.model import Found
 from trl_sft.run import Run
 
 _NAMED = 3  # of a list of names
+_WRITE = "what would run, or leave the key out; if upstream promises it, tell upstream"
+_RESUMED = "the checkpoint's value, whose optimizer goes on as it was; or a run that begins with its weights"
 _HALF = 0.5  # of the weights: where fewer move, steps are lost
 _FINER = "the steps are too small for the type of the weights; model.dtype: float32 holds finer ones"
 
@@ -100,11 +102,10 @@ class Watch(TrainerCallback):
         tensors = f"all {self._changed} trained tensors changed"
         if end["unchanged"]:
             tensors = f"{self._changed} of {self._changed + len(end['unchanged'])} trained tensors changed"
-        lines = [
-            f"Ran: {end['steps']} steps, {end['rows']:,} rows, {end['tokens']:,} tokens, {end['trained_tokens']:,} of "
-            f"them trained; last rate {end['last_rate']:.3g}; {tensors}"
-        ]
-        if end["unchanged"]:
+        steps = f"{end['steps']} step{'s' * (end['steps'] != 1)}"
+        counts = f"{end['rows']:,} rows, {end['tokens']:,} tokens, {end['trained_tokens']:,} of them trained"
+        lines = [f"Ran: {steps}, {counts}; last rate {end['last_rate']:.3g}; {tensors}"]
+        if end["unchanged"] and end["steps"] > 1:  # in the first step one half of LoRA has no gradient
             lines.append(f"  not changed: {_some(end['unchanged'])}")
         if end["share_changed"] < _HALF and self._moved > 0:
             lines.append(f"  only {end['share_changed']:.1%} of the weights moved: {_FINER}")
@@ -156,7 +157,9 @@ class Watch(TrainerCallback):
         if not wrong:
             return
         recipe = self._run.recipe
-        faults = [_fault(recipe.where(points[n].key), n, points[n].value, readings[n]) for n in wrong]
+        resumed = self._trainer.state.global_step > 0 and self._steps == 0
+        write = _RESUMED if resumed else _WRITE
+        faults = [Fault(recipe.where(points[n].key), _differs(n, points[n].value, readings[n]), write) for n in wrong]
         if any(points[n].key in recipe.places and len(points[n].key) > 1 for n in wrong):
             raise RecipeError(faults)
         raise NotAsAsked("\n".join(str(fault) for fault in faults))
@@ -220,12 +223,10 @@ class Watch(TrainerCallback):
         }
 
 
-def _fault(where: str, name: str, value: Any, reading: Any) -> Fault:
+def _differs(name: str, value: Any, reading: Any) -> str:
     if isinstance(reading, list) and value == []:
-        found = f"{name}: {_some(reading)}"
-    else:
-        found = f"{name}: asked {_said(value)}, but {_said(reading)} would run"
-    return Fault(where, found, "nothing was trained; leave the key out, or write what runs, or tell upstream")
+        return f"{name}: {_some(reading)}"
+    return f"{name}: asked {_said(value)}, but {_said(reading)} would run"
 
 
 def _some(names: list[Any]) -> str:
