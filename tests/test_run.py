@@ -210,7 +210,7 @@ def test_unfinished_run_goes_on_only_with_its_own_recipe(go, here, matches):
     code, _, err = go(FULL, *SAVING, "run.resume=never")
     assert code == 2
     matches("output_of_an_unfinished_run", err.replace(str(here), "<here>"))
-    code, out, _ = go(FULL, *SAVING[:-1], "train.learning_rate=2e-2", "run.allow=[changed_recipe]")
+    code, out, _ = go(FULL, *SAVING, "train.max_grad_norm=2.0", "run.allow=[changed_recipe]")
     assert code == 0
     assert "resume    from" in out
 

@@ -118,6 +118,7 @@ def _loaded(run: Run, names: Sequence[str], given: dict[str, Any]) -> PreTrained
     """Return the tokenizer as its owner loads it with the recipe's keywords `given`, and with an end token."""
     where = run.recipe.where(("model", "name_or_path"))
     keywords: dict[str, Any] = {name: run.model[name] for name in _SHARED if name in run.model} | given
+    keywords.setdefault("trust_remote_code", False)  # else upstream asks on the terminal
     errors: list[str] = []
     for name in names:
         try:
@@ -153,7 +154,7 @@ def _install(run: Run, tokenizer: PreTrainedTokenizerBase) -> special_tokens.Ins
         ours = file.is_relative_to(paths.TEMPLATES) and tokenizer("a")["input_ids"][0] == tokenizer.bos_token_id
         tokenizer.chat_template = ("{{- bos_token }}" if ours else "") + text
         return special_tokens.install(tokenizer, _written(run, tokenizer))
-    keywords = {name: run.model[name] for name in _REACH if name in run.model}
+    keywords = {"trust_remote_code": False} | {name: run.model[name] for name in _REACH if name in run.model}
     try:
         if not run.template.files and not hub.ask("model", run.template.name, {}):
             keywords["local_files_only"] = True

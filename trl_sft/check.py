@@ -28,6 +28,7 @@ from trl_sft import (
     rehearsal,
     rendering,
     training,
+    trust,
 )
 from trl_sft.console import faults, python, say, span
 from trl_sft.errors import Fault, LaunchError, MissingPackage, RecipeError, Unreached, UserError
@@ -93,6 +94,7 @@ def check(run: Run, seconds: float) -> Report:
     report = Report(seconds={"recipe": seconds})
     for note in run.notes:
         say(note)
+    trust.begin(run)
     with report.stage("machine"):
         machine.check(run)
     with report.stage("folder"):

@@ -6,6 +6,7 @@ In: what happened. Out: a `Result` or an error in our words, and in every case a
 from __future__ import annotations
 
 import json
+import pickle
 import re
 import shlex
 import time
@@ -18,11 +19,12 @@ from trl import SFTTrainer
 
 from trl_sft import console, errors, evaluate, model, record, rundir, screens, streams
 from trl_sft.dataset import Made
-from trl_sft.errors import Fault, MissingPackage, RecipeError, RunStopped, UserError
+from trl_sft.errors import Fault, MissingPackage, NotAsAsked, RecipeError, RunStopped, UserError
 from trl_sft.metrics import METRICS
 from trl_sft.model import Found
 from trl_sft.recipe import Key
 from trl_sft.run import Run, Setting
+from trl_sft.watch import Watch
 
 
 class Result(NamedTuple):
@@ -40,6 +42,7 @@ class Book:
         """Note the time; the trainer follows when it stands."""
         self.trainer: SFTTrainer | None = None
         self.made: Made | None = None
+        self.watch: Watch | None = None
         self.checkpoint: Path | None = None  # that the run goes on from
         self._entries: dict[str, Any] = {}
         self._began = time.monotonic()
@@ -54,7 +57,8 @@ class Book:
         if claim.stale:
             rundir.clear(run.output_dir)
         assert self.trainer is not None
-        self._entries = record.beginning(run, settings, self.trainer.args)
+        ran = {"ran": self.watch.ran} if self.watch else {}
+        self._entries = record.beginning(run, settings, self.trainer.args) | ran
         self._write(run, {})
         rundir.write(run.output_dir / rundir.RECIPE, record.without_secrets(run, run.recipe.text))
         rundir.write(run.output_dir / rundir.RESOLVED, record.resolved(run, settings))
@@ -79,7 +83,8 @@ class Book:
         if more and self.made is not None and self.made.seen is not None:  # what a stream gave is known by now
             self.made.ledger["train"] = streams.ledger(self.made.seen)
             _ledger(run, self.made)
-        rundir.write(run.output_dir / rundir.RUN, json.dumps(self._entries, indent=2, ensure_ascii=False) + "\n")
+        text = json.dumps(self._entries, indent=2, ensure_ascii=False) + "\n"
+        rundir.write(run.output_dir / rundir.RUN, record.without_secrets(run, text))
 
 
 def _ledger(run: Run, made: Made) -> None:
@@ -113,9 +118,6 @@ def saved(run: Run, found: Found, trainer: SFTTrainer, book: Book, asked: evalua
     # an adapter's folder has none of its own, and the base's may stop on another token than the tuned model
     trainer.model.generation_config.save_pretrained(run.output_dir)
     files = sorted({path.name for path in run.output_dir.iterdir()} - before)
-    if record.secrets(run):  # upstream's record of the arguments holds them in plain text
-        for path in run.output_dir.rglob("training_args.bin"):
-            path.unlink()
     adapter = (run.output_dir / "adapter_config.json").is_file()
     apart = adapter and model.apart(run, found, trainer.model)
     rundir.write(run.output_dir / rundir.CARD, record.card(run, found.name, adapter, metrics, apart))
@@ -126,7 +128,9 @@ def saved(run: Run, found: Found, trainer: SFTTrainer, book: Book, asked: evalua
     told = evaluate.lines(outcome, console.width()) if outcome else ()
     first = evaluate.at(trainer.state.log_history, 0, asked.weights)
     span = console.span(book.seconds())
-    for line in screens.after(run, trainer.state, (first, metrics), span, [*told], ask):
+    lines = screens.after(run, trainer.state, (first, metrics), span, [*told], ask)
+    lines[2:2] = book.watch.told() if book.watch else []  # below how long it took
+    for line in lines:
         console.say(line)
     return Result(run.output_dir, steps, metrics)
 
@@ -135,7 +139,8 @@ def again(run: Run) -> str:
     """Return the command that goes on with a run that was stopped: its own, with `run.resume: auto`."""
     words = [word for word in run.recipe.words if not word.startswith("run.resume=")]
     asked = run.run.get("resume", "auto") != "auto" or len(words) < len(run.recipe.words)
-    return f"{console.python()} -m trl_sft {shlex.join([*words, *(['run.resume=auto'] if asked else [])])}"
+    command = f"{console.python()} -m trl_sft {shlex.join([*words, *(['run.resume=auto'] if asked else [])])}"
+    return record.without_secrets(run, command)  # a terminal's text is kept too, by whoever runs it
 
 
 def refused(run: Run, error: Exception) -> Exception:
@@ -155,7 +160,8 @@ def refused(run: Run, error: Exception) -> Exception:
         )
     if isinstance(error, OSError) or type(error).__name__ == "SafetensorError":
         where = run.recipe.where(("model", "name_or_path"))
-        return RecipeError(Fault(where, f"{run.base.name}: {text}", "a model whose weights are whole"))
+        told = "; pickles are not read but with model.use_safetensors: false" if "safetensors" in text else ""
+        return RecipeError(Fault(where, f"{run.base.name}: {text}", f"a model whose weights are whole{told}"))
     if _raised_by_us(error):
         return error
     return RecipeError(Fault(run.recipe.where(key or ("train",)), text, "another value; that is upstream's message"))
@@ -171,6 +177,8 @@ def _raised_by_us(error: BaseException) -> bool:
 
 def _in_our_words(error: BaseException, run: Run, book: Book) -> Exception | None:
     """Return what ended the run in our words: memory, a second signal, a refusal; None for a fault of ours."""
+    if isinstance(error, NotAsAsked):
+        return None
     if isinstance(error, RunStopped) or (isinstance(error, UserError) and not book.begun):
         return error
     last = next(reversed(rundir.checkpoints(run.output_dir)), None)
@@ -186,9 +194,11 @@ def _in_our_words(error: BaseException, run: Run, book: Book) -> Exception | Non
     if isinstance(error, torch.OutOfMemoryError | MemoryError) or "can't allocate memory" in str(error):
         advice = "halve train.per_device_train_batch_size and double train.gradient_accumulation_steps"
         return RunStopped(f"out of memory {at}\nWhat to try: {advice}, or a smaller max_length", errors.EXIT_MEMORY)
-    if isinstance(error, Exception) and not book.begun:
+    # states are read as data alone; the last of them, of the random numbers, when training begins
+    pickled = isinstance(error, pickle.UnpicklingError)
+    if isinstance(error, Exception) and (pickled or not book.begun):
         unreadable = isinstance(error, OSError | RuntimeError | EOFError) or type(error).__name__ == "SafetensorError"
-        if book.checkpoint is not None and unreadable:
+        if book.checkpoint is not None and (pickled or unreadable):
             found = f"{book.checkpoint}: cannot be gone on from: {errors.first_line(error)}"
             return RecipeError(Fault(run.recipe.where(("run", "resume")), found, "the path of an earlier checkpoint"))
         late = refused(run, error)

@@ -7,6 +7,7 @@
       MissingPackage       something to install
       LaunchError          the machine or the processes
       Unreached            a hub that cannot be reached: nothing says that the recipe is wrong
+    NotAsAsked             exit code 1: what would run is not what was asked, and no key of the recipe mends it
     RunStopped             the run began and ended early; carries its exit code
 
 In: faults, each in three parts. Out: one message. Nothing is printed here.
@@ -14,12 +15,18 @@ In: faults, each in three parts. Out: one message. Nothing is printed here.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from typing import NamedTuple
 
 EXIT_DONE, EXIT_OURS, EXIT_USER, EXIT_FAILED, EXIT_MEMORY = 0, 1, 2, 3, 4
 EXIT_TIME = 75  # EX_TEMPFAIL of sysexits.h: try again
 EXIT_SIGNAL = 128  # plus the signal's number, as shells report it
+
+
+# name and password of a URL, `https://name:password@host`, also as a path has it, with one stroke
+PASSWORD = re.compile(r"(?<=:/)(/?)[^/@\s:]+:[^/@\s]+(?=@)")
+LEFT_OUT = "(left out)"
 
 
 class Fault(NamedTuple):
@@ -30,8 +37,8 @@ class Fault(NamedTuple):
     write: str  # what to write instead
 
     def __str__(self) -> str:
-        """Three lines: where, what stood there, what to write."""
-        return f"{self.where}\n    {self.found}\n    -> {self.write}"
+        """Three lines: where, what stood there, what to write; without the password of a URL."""
+        return PASSWORD.sub(r"\1" + LEFT_OUT, f"{self.where}\n    {self.found}\n    -> {self.write}")
 
 
 class UserError(Exception):
@@ -67,6 +74,10 @@ class LaunchError(UserError):
 
 class Unreached(UserError):
     """A hub that cannot be reached, for what is not on this machine."""
+
+
+class NotAsAsked(Exception):
+    """What would run is not what was asked, and no key of the recipe mends it: a fault of ours or of upstream's."""
 
 
 class RunStopped(Exception):

@@ -26,7 +26,7 @@ from transformers import (
 )
 from trl.trainer.utils import create_model_from_path
 
-from trl_sft import hub
+from trl_sft import hub, trust
 from trl_sft.errors import Fault, MissingPackage, RecipeError, UserError, first_line
 from trl_sft.recipe import Key
 from trl_sft.run import Run, Setting
@@ -65,7 +65,7 @@ def find(run: Run) -> Found:
             local = bool(run.model.get("local_files_only")) or not hub.ask("model", name, keywords)
             hf_hub_download(name, "config.json", local_files_only=local, **keywords)
         config = AutoConfig.from_pretrained(
-            name, trust_remote_code=bool(run.model.get("trust_remote_code")), **keywords
+            name, trust_remote_code=trust.keywords(run)["trust_remote_code"], **keywords
         )
     except Exception as error:
         raise _refused(run.recipe.where(key), name, error) from None
@@ -120,6 +120,7 @@ def quantization(run: Run, settings: dict[Key, Setting]) -> BitsAndBytesConfig |
 def check(run: Run, found: Found) -> None:
     """Refuse what the weights or the adapter could not carry out. Raises RecipeError."""
     lora(run)
+    trust.check(run, [name for name in (found.adapter, found.name) if name])
     check_quantized(run, found)
     check_output(run, found)
 
@@ -162,7 +163,7 @@ def arguments(
     peft_config = lora(run)
     if not found.adapter and not new:
         return {"model": found.name, "peft_config": peft_config, "quantization_config": quantized}
-    base = create_model_from_path(found.name, **run.model, quantization_config=quantized)
+    base = create_model_from_path(found.name, **trust.keywords(run), quantization_config=quantized)
     _grow(base, rows, new)
     if found.adapter:
         from peft import PeftModel
@@ -277,4 +278,8 @@ def _refused(where: str, name: str, error: Exception) -> UserError:
     if told is None and isinstance(error, errors.EntryNotFoundError):
         told = RecipeError(Fault(where, f"{name}: has no config.json", "a model that transformers loads"))
     found = f"{name}: its configuration cannot be read: {first_line(error)}"
-    return told or RecipeError(Fault(where, found, "a model that this transformers knows"))
+    write = "a model that this transformers knows"
+    if told is None and "trust_remote_code" in str(error):
+        found = f"{name}: brings Python code of its own, which this transformers lacks"
+        write = "model.trust_remote_code: true, once you have read that code; or a model that transformers knows"
+    return told or RecipeError(Fault(where, found, write))

@@ -87,6 +87,12 @@ def code(value: str, folder: Path) -> Code | Absent:
     if where.endswith(".py"):
         file = absolute(where, folder)
         found = Code(file.resolve(), file.resolve().parent, file.stem, name)
+        # as written: a link beside the recipe is the user's own
+        inside = os.path.isabs(where) or where.startswith("~") or Path(os.path.normpath(file)).is_relative_to(folder)  # noqa: PTH117
+        if file.is_file() and not inside:
+            return Absent(
+                f"a file outside {folder}, whose code would run", f"it beside the recipe, or {file.resolve()}"
+            )
         return found if file.is_file() else Absent("no such file", _near(file))
     parts = where.split(".")
     for root in dict.fromkeys([folder, Path.cwd(), *map(Path, sys.path)]):

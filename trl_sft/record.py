@@ -11,13 +11,15 @@ import enum
 import hashlib
 import json
 import math
+import os
+import re
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from trl_sft import __version__, owners, rundir
-from trl_sft.errors import Fault, RecipeError
+from trl_sft.errors import LEFT_OUT, PASSWORD, Fault, RecipeError
 from trl_sft.recipe import Key, flow
 from trl_sft.run import Run, Setting, Source
 
@@ -26,6 +28,8 @@ _HELD_OUT = ("eval_loss", "eval_mean_token_accuracy", "eval_entropy")
 # keys of SFTConfig that the run sets from other sections of the recipe
 _OURS = ("output_dir", "model_init_kwargs", "completion_only_loss", "assistant_only_loss")
 _SECRETS = ("token", "hub_token")
+_IN_ENVIRONMENT = re.compile(r"(TOKEN|API_KEY|SECRET|PASSWORD)$")
+_SECRET_LETTERS = 8  # a shorter value is a word that may stand anywhere
 # what `run.allow` accepts of going on; the rest says how rows become tokens
 _OF_RESUMING = ("changed_recipe", "changed_data")
 _TOKENIZER = ("chat_template.jinja", "tokenizer.json", "tokenizer_config.json")
@@ -192,17 +196,18 @@ def card(run: Run, base: str, adapter: bool, metrics: dict[str, float], apart: b
 
 
 def without_secrets(run: Run, text: str) -> str:
-    """Return a text less the hub's tokens that the recipe holds: a run folder may be published."""
-    for secret in secrets(run):
-        text = text.replace(secret, "(left out)")
-    return text
+    """Return a text less tokens, keys and passwords of the recipe and the environment: a folder may be published."""
+    for secret in sorted(secrets(run), key=len, reverse=True):
+        text = text.replace(secret, LEFT_OUT)
+    return PASSWORD.sub(r"\1" + LEFT_OUT, text)
 
 
 def secrets(run: Run) -> list[str]:
-    """Return the hub's tokens that the recipe holds."""
+    """Return the hub's tokens that the recipe holds, and what the environment calls a token, a key, a password."""
     sections = [run.model, run.tokenizer, run.train, *(s.load for part in run.sources.values() for s in part)]
     given = [section.get(name) for section in sections for name in _SECRETS]
-    return [value for value in given if isinstance(value, str) and value]
+    around = [v for name, v in os.environ.items() if _IN_ENVIRONMENT.search(name) and len(v) >= _SECRET_LETTERS]
+    return [value for value in (*given, *around) if isinstance(value, str) and value]
 
 
 def _source(source: Source) -> dict[str, Any]:

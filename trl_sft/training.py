@@ -27,7 +27,6 @@ from trl_sft import (
     dataset,
     ending,
     evaluate,
-    hub,
     launching,
     loss,
     machine,
@@ -37,11 +36,14 @@ from trl_sft import (
     rundir,
     screens,
     tokens,
+    trust,
 )
+from trl_sft.callbacks import Guard, Progress
 from trl_sft.ending import Result
 from trl_sft.errors import Fault, LaunchError
 from trl_sft.recipe import Key
 from trl_sft.run import Run, Setting
+from trl_sft.watch import Watch
 
 
 class Settled(NamedTuple):
@@ -91,6 +93,7 @@ def prepare(run: Run) -> Ready:
 
 def set_up(run: Run) -> Setup:
     """Find the model, load the tokenizer, settle what the recipe leaves open. Raises UserError."""
+    trust.begin(run)
     quantized, settings, args = settle(run)
     machine.check_trackers(run.recipe.where(("train", "report_to")), args.report_to)
     found = model.find(run)
@@ -103,8 +106,8 @@ def settle(run: Run, elsewhere: bool = False) -> Settled:
 
     `elsewhere`: the run is for another machine; what this one lacks is no fault.
     """
-    hub.no_telemetry()
-    settings = machine.settings(run.train, run.quantization or {}) | model.settings(run) | launching.settings(run)
+    settings = machine.settings(run.train, run.quantization or {}) | model.settings(run)
+    settings |= launching.settings(run) | trust.settings(run)
     given = {str(key[-1]): setting.value for key, setting in settings.items() if key[0] == "train"}
     args = _config(run, given | (machine.ANYWHERE if elsewhere else {}))
     return Settled(None if elsewhere else model.quantization(run, settings), settings, args)
@@ -151,7 +154,7 @@ def _config(run: Run, settings: dict[str, Any]) -> SFTConfig:
     """Return the live SFTConfig; what it refuses becomes a RecipeError."""
     try:
         return SFTConfig(
-            **{"output_dir": str(run.output_dir), "model_init_kwargs": run.model or None} | run.train | settings
+            **{"output_dir": str(run.output_dir), "model_init_kwargs": trust.keywords(run)} | run.train | settings
         )
     except (ValueError, TypeError) as error:
         raise ending.refused(run, error) from error
@@ -171,25 +174,25 @@ def _trainer(run: Run, ready: Ready) -> SFTTrainer:
         attention.install(trainer.model)
     if ready.chat.stop and ready.rows.form == tokens.CHAT:
         model.stop_on(trainer.model, ready.chat.tokenizer.convert_tokens_to_ids(ready.chat.stop))
+    trust.hide(trainer.args)
     return trainer
 
 
-def _watchers(
-    run: Run, ready: Ready, trainer: SFTTrainer, book: ending.Book
-) -> tuple[callbacks.Progress, callbacks.Guard]:
-    """Put our progress in the place of upstream's."""
+def _watchers(run: Run, ready: Ready, trainer: SFTTrainer, book: ending.Book) -> tuple[Progress, Guard]:
+    """Put our progress in the place of upstream's, behind the comparison of what was asked with what runs."""
+    watch = book.watch = Watch(run, ready.found, ready.quantized, trainer)
 
     def begin(args: SFTConfig, state: TrainerState, live: PreTrainedModel) -> list[tuple[str, str]]:
         """Begin the run folder, now that nothing is left to refuse; return the table."""
         book.begin(run, ready.claim, ready.settings, ready.made)
         table = screens.before(args, state, live, None if ready.rows.streamed else len(trainer.train_dataset))
         told = evaluate.before(run, trainer, evaluate.prompts(run, ready.rows, ready.made))
-        return table + ([("answers", told)] if told else [])
+        return table + watch.lines() + ([("answers", told)] if told else [])
 
-    progress = callbacks.Progress(run.output_dir, begin)
-    guard = callbacks.Guard(run.run.get("max_hours"), ending.again(run))
+    progress = Progress(run.output_dir, begin)
+    guard = Guard(run.run.get("max_hours"), ending.again(run))
     for theirs in (PrinterCallback, ProgressCallback):
         trainer.remove_callback(theirs)
-    for ours in (progress, guard):
+    for ours in (watch, progress, guard):
         trainer.add_callback(ours)
     return progress, guard
