@@ -16,6 +16,7 @@ from trl_sft.run import Run, Setting
 _ALONE = {"nproc_per_node": (1, "1"), "nnodes": (1, "1", "1:1")}
 _OURS = ("engine", "config")
 _BATCH: Key = ("run", "global_batch_size")
+_STEPS: Key = ("train", "gradient_accumulation_steps")
 
 
 def check(run: Run) -> list[Fault]:
@@ -51,19 +52,20 @@ def settings(run: Run, processes: int = 1) -> dict[Key, Setting]:
         near = f"{below} or {above}" if below else str(above)
         raise RecipeError(Fault(run.recipe.where(_BATCH), found, f"{near}, or a batch that divides it"))
     steps = wanted // step
-    key: Key = ("train", "gradient_accumulation_steps")
-    written = run.train.get(str(key[1]))
+    written = run.train.get("gradient_accumulation_steps")
     if written == steps:
         return {}
     if written is not None:
         found = f"{kind(written)}, but {wanted} rows a step, {parts}, are {steps} steps (run.global_batch_size)"
-        raise RecipeError(Fault(run.recipe.where(key), found, "one of the two keys alone"))
-    return {key: Setting(steps, f"run.global_batch_size {wanted}: {parts} x {steps}")}
+        raise RecipeError(Fault(run.recipe.where(_STEPS), found, "one of the two keys alone"))
+    return {
+        ("train", "gradient_accumulation_steps"): Setting(steps, f"run.global_batch_size {wanted}: {parts} x {steps}")
+    }
 
 
 def said(settings: dict[Key, Setting]) -> list[tuple[str, str]]:
     """Return a line for the screen on the accumulation that we set."""
-    found = settings.get(("train", "gradient_accumulation_steps"))
+    found = settings.get(_STEPS)
     return [("batch", f"gradient_accumulation_steps: {found.value}, for {found.reason}")] if found else []
 
 

@@ -8,6 +8,7 @@ made as they will be. Deliberately absent: any list of what upstream refuses.
 from __future__ import annotations
 
 import copy
+import dataclasses
 import tempfile
 from collections.abc import Iterator
 
@@ -58,8 +59,10 @@ def _batches(trainer: SFTTrainer) -> Iterator[object]:
 
 
 def _without_effects(args: SFTConfig, folder: str) -> SFTConfig:
-    """Return the settings less what writes, sends or starts something."""
+    """Return the settings less what writes, sends or starts something; the Trainer may change what is in them."""
     dry = copy.copy(args)
+    for field in dataclasses.fields(args):
+        setattr(dry, field.name, copy.deepcopy(getattr(args, field.name)))
     dry.output_dir, dry.model_init_kwargs, dry.report_to, dry.push_to_hub = folder, None, [], False
     dry.dataloader_num_workers = min(args.dataloader_num_workers, 0)
     dry.dataloader_persistent_workers, dry.dataloader_prefetch_factor = False, None

@@ -175,10 +175,12 @@ SETTLED: dict[tuple[str, str], str] = {
     ("data", "loss_on"): "the response, where rows have one",
     ("lora", "task_type"): "CAUSAL_LM: without it peft saves an adapter that AutoPeftModelForCausalLM cannot load",
     ("quantization", "bnb_4bit_compute_dtype"): "bfloat16, where the machine trains in it and weights have 4 bits",
+    ("model", "use_safetensors"): "true: a pickle may run code when it is read",
     ("train", "bf16"): "false, where the machine has no bfloat16 or is a CPU",
     ("train", "dataloader_pin_memory"): "false, where there is no accelerator to copy to",
     ("train", "eos_token"): "the token with which the chat template ends a turn, where the tokenizer says another",
     ("train", "eval_on_start"): "true, where rows are held out: no end can be read without a beginning",
+    ("train", "gradient_accumulation_steps"): "what run.global_batch_size comes to, where that is written",
     ("train", "fp16"): "true, on a GPU without bfloat16",
 }
 

@@ -59,7 +59,7 @@ def settings(run: Run) -> dict[Key, Setting]:
     """Return what we set where the recipe is silent: weights come as safetensors."""
     if _PLAIN in run.model:
         return {}
-    return {("model", _PLAIN): Setting(True, "a pickle may run code when it is read")}
+    return {("model", "use_safetensors"): Setting(True, "a pickle may run code when it is read")}
 
 
 def check(run: Run, folders: list[str]) -> None:
