@@ -201,7 +201,7 @@ def overlong(program, work):
     if program == "axolotl":
         found = {"truncate": "truncate", "drop": "drop", "error": "raise"}.get(what)
         return {"excess_length_strategy": found} if found else None
-    return {} if what == "truncate" else None
+    return {} if what == "truncate" and program == "trl" else None
 
 
 def named_template(work):
@@ -228,13 +228,12 @@ def attention(work):
     return {"flash_attn": found} if found else None
 
 
-def column(work):
-    return {} if work.chats else None
-
-
-def specials(work):
-    """Special strings that are plain text in a row are tokens to all of them."""
+def specials(work):  # that are plain text in a row are tokens to all of them
     return None if work.rows.escaped else {}
+
+
+def accumulated(work):  # `run.global_batch_size`, on the one device that these files are for
+    return {"gradient_accumulation_steps": work.args.gradient_accumulation_steps}
 
 
 PART = functools.partial
@@ -282,7 +281,7 @@ RULES = {
     "trl": {
         "model.dtype": lambda work: {"dtype": work.value("model.dtype")},
         "tokenizer.chat_template": lambda work: {"chat_template_path": str(work.folder / "template.jinja")},
-        "tokenizer.chat_template_kwargs": column,  # a column of the rows
+        "tokenizer.chat_template_kwargs": lambda work: {} if work.chats else None,  # a column of the rows
         "tokenizer.pad_token": lambda work: {"pad_token": work.chat.tokenizer.pad_token},
         "tokenizer.eos_token": lambda work: {"eos_token": work.chat.tokenizer.eos_token},
         "lora.target_modules": PART(targets, "lora_target_modules", {"lora_target_modules": ["all-linear"]}, False),
@@ -294,6 +293,7 @@ RULES = {
 for _program in PROGRAMS:
     RULES[_program] |= {"train.output_dir": PART(out, _program), "data.overlong": PART(overlong, _program)}
     RULES[_program] |= {"data.loss_on": PART(loss, _program), "data.special_tokens_in_text": specials}
+    RULES[_program] |= {"run.global_batch_size": accumulated}
     if _program != "trl":  # which takes these two as they are
         RULES[_program] |= {f"train.{name}_only_loss": PART(loss, _program) for name in ("completion", "assistant")}
         RULES[_program] |= {"model.dtype": PART(precision, _program)}

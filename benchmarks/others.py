@@ -35,6 +35,7 @@ DIFFERS = {
     ),
     "llamafactory": (
         "rows are packed by its own packing, which leaves a token of each pack empty",
+        "a row that is too long is cut in its question and its answer, in proportion",
         "the template is read off the tokenizer's by trial, or its own of that name; what follows an end is trained",
         "rows whose turns do not alternate are left out, with a warning",
     ),

@@ -118,8 +118,17 @@ def test_every_key_is_carried_or_named(others, here, capsys):
 
 
 def test_a_key_that_no_table_knows_is_named_not_dropped(others, here):
-    _, all_written, _ = written(others, here, RECIPE + "tokenizer: {padding_side: left}\n")
-    assert all("tokenizer.padding_side" in one.left for one in all_written.values())
+    more = "tokenizer: {padding_side: left}\nlaunch: {nproc_per_node: 1}\n"
+    _, all_written, _ = written(others, here, RECIPE + more)
+    for program, one in all_written.items():
+        assert {"tokenizer.padding_side", "launch.nproc_per_node"} <= set(one.left), program
+
+
+def test_a_batch_of_all_processes_is_written_as_accumulation(others, here):
+    text = RECIPE.replace("  gradient_accumulation_steps: 5\n", "").replace("max_hours: 2", "global_batch_size: 12")
+    _, all_written, configs = written(others, here, text)
+    assert [config["gradient_accumulation_steps"] for config in configs.values()] == [4, 4, 4]
+    assert all("run.global_batch_size" in one.carried for one in all_written.values())
 
 
 def test_names_for_trl_and_transformers_exist(others, here):
