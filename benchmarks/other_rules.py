@@ -40,9 +40,10 @@ def keys(work):
             found.append(section)  # `evaluate: false`
             continue
         for name, value in values.items():
-            rename = old_names.TABLE.get(section, {}).get(name)
-            old = rename and rename.new and name not in getattr(work.run, section)
-            found.append(f"{section}.{rename.new if old else name}")
+            old = old_names.TABLE.get(section, {}).get(name)
+            if old and name not in getattr(work.run, section):
+                name = old.new.partition(".")[0]  # noqa: PLW2901 (none: it says what is done anyway)
+            found += [f"{section}.{name}"] if name else []
             if section == "data" and name in ("train", "eval"):
                 sources = [one for one in (value if isinstance(value, list) else [value]) if isinstance(one, dict)]
                 found += [f"data.{name}.{key}" for one in sources for key in one]
@@ -52,7 +53,7 @@ def keys(work):
 
 def translate(program, work):
     """Return the configuration of one program; each key is carried or left, none is dropped."""
-    config, carried, left = (dict(START[program](work)), {}, {})
+    config, carried, left = dict(START[program](work)), {}, {}
     for key in keys(work):
         section, _, name = key.partition(".")
         rule = RULES[program].get(key) or renamed(program, section, name)

@@ -157,7 +157,12 @@ def write(work):
 
 
 def main(recipe, folder):
-    work = load(recipe, Path(folder).absolute())
+    from trl_sft.errors import UserError
+
+    try:
+        work = load(recipe, Path(folder).absolute())
+    except UserError as error:
+        raise SystemExit(str(error)) from None
     written = write(work)
     for program, one in written.items():
         cpu = "CUDA_VISIBLE_DEVICES= " if work.args.use_cpu and program == "axolotl" else ""
