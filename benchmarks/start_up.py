@@ -1,4 +1,4 @@
-"""Start-up: `python -m trl_sft --help` and the strict reading of a recipe, against upstream's ways to the same.
+"""Start-up: `--help` and `check RECIPE --fast`, the strict reading of a recipe, against upstream's ways to the same.
 
     python benchmarks/start_up.py [PAIRS]
 
@@ -14,11 +14,11 @@ from pathlib import Path
 RECIPE = Path(__file__).parents[1] / "recipes" / "quickstart.yaml"
 PYTHON = sys.executable
 OURS_HELP = [PYTHON, "-m", "trl_sft", "--help"]
-OURS_READ = [PYTHON, "-c", f"import trl_sft; print(len(trl_sft.load_recipe({str(RECIPE)!r}).train))"]
+OURS_READ = [PYTHON, "-m", "trl_sft", "check", str(RECIPE), "--fast"]
 PAIRS = {
     "trl_sft --help / trl --help": (OURS_HELP, [str(Path(PYTHON).parent / "trl"), "--help"]),
     "trl_sft --help / python -c pass": (OURS_HELP, [PYTHON, "-c", "pass"]),
-    "reading a recipe / from trl import SFTConfig": (OURS_READ, [PYTHON, "-c", "from trl import SFTConfig"]),
+    "trl_sft check RECIPE --fast / from trl import SFTConfig": (OURS_READ, [PYTHON, "-c", "from trl import SFTConfig"]),
 }
 
 

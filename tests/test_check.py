@@ -180,3 +180,12 @@ def test_check_says_what_packing_and_grouping_would_gain_as_counted_on_the_rows(
     assert abs(tokens / room - (1 - int(grouped[2]) / 100) / (int(packs[1]) / 100)) < 0.03
     assert "gain" not in go(RECIPE, *words, "train.packing=true", command=["check"])[1]
     assert "gain" not in go(RECIPE, *words, "train.per_device_train_batch_size=1", command=["check"])[1]
+
+
+def test_batch_of_all_processes_is_divided_among_the_cards_of_the_machine_asked_for(go):
+    for machine, steps in (("here", 16), ("8x80GiB", 2)):
+        words = ("run.global_batch_size=32", "--on", machine)
+        code, out, err = go(RECIPE, *words, command=["check"])
+        assert code == 0, err
+        assert f"gradient_accumulation_steps: {steps}, for" in out
+    assert go(RECIPE, "run.global_batch_size=32", "--on", "7x80GiB", command=["check"])[0] == 2

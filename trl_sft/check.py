@@ -89,7 +89,7 @@ def on(words: str) -> On:
     raise RecipeError(Fault("--on", words, "here, any, or cards and their memory: 8x80GiB"))
 
 
-def check(run: Run, seconds: float) -> Report:
+def check(run: Run, for_: On, seconds: float) -> Report:
     """Go through all stages; say what is found on the way. `seconds`: what reading the recipe took."""
     report = Report(seconds={"recipe": seconds})
     for note in run.notes:
@@ -99,7 +99,7 @@ def check(run: Run, seconds: float) -> Report:
         machine.check(run)
     with report.stage("folder"):
         record.claimed(run)
-    settled = _settled(run, report)
+    settled = _settled(run, report, 1 if for_.here else for_.cards)
     found, chatting = _model(run, report)
     if found is None or chatting is None or settled is None:
         with report.stage("rows"):
@@ -124,13 +124,13 @@ def check(run: Run, seconds: float) -> Report:
     return report
 
 
-def _settled(run: Run, report: Report) -> training.Settled | None:
+def _settled(run: Run, report: Report, processes: int) -> training.Settled | None:
     """Return upstream's settings; what only this machine refuses is no fault of the recipe."""
     with report.stage("settings"):
         try:
-            settled = training.settle(run)
+            settled = training.settle(run, processes=processes)
         except UserError as error:
-            settled = training.settle(run, elsewhere=True)
+            settled = training.settle(run, True, processes)
             report.here += error.faults
         machine.check_trackers(run.recipe.where(("train", "report_to")), settled.args.report_to)
         about = machine.describe(settled.args, run.model.get("dtype", "float32"), settled.quantized)

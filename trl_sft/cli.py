@@ -127,7 +127,7 @@ def _check(words: list[str]) -> int:
 
         for_ = check.on(given.on)
         with console.quiet():
-            return check.show(check.check(run, seconds), run, for_)
+            return check.show(check.check(run, for_, seconds), run, for_)
 
 
 def _prepare(words: list[str]) -> int:

@@ -101,13 +101,13 @@ def set_up(run: Run) -> Setup:
     return Setup(found, quantized, chat.load(run, *model.tokenizers(found)), settings, args)
 
 
-def settle(run: Run, elsewhere: bool = False) -> Settled:
+def settle(run: Run, elsewhere: bool = False, processes: int = 1) -> Settled:
     """Make SFTConfig and what quantizes from the recipe. Raises RecipeError, MissingPackage.
 
-    `elsewhere`: the run is for another machine; what this one lacks is no fault.
+    `elsewhere`: the run is for another machine, of so many `processes`; what this one lacks is no fault.
     """
     settings = machine.settings(run.train, run.quantization or {}) | model.settings(run)
-    settings |= launching.settings(run) | trust.settings(run)
+    settings |= launching.settings(run, processes) | trust.settings(run)
     given = {str(key[-1]): setting.value for key, setting in settings.items() if key[0] == "train"}
     args = _config(run, given | (machine.ANYWHERE if elsewhere else {}))
     return Settled(None if elsewhere else model.quantization(run, settings), settings, args)
