@@ -105,22 +105,32 @@ def largest(rows: Dataset | IterableDataset, args: SFTConfig) -> Batch:
     if isinstance(rows, IterableDataset):
         tokens = args.max_length or 0
         return Batch(size, tokens, size * tokens, flat, padded=not flat)
-    lengths, first = _lengths(rows), longest(rows, size)
+    first, lengths = longest(rows, size), _lengths(rows, "input_ids")
     labels = rows.data.column("labels")
     labelled = sum(sum(label != -100 for label in labels[int(row)].as_py()) for row in first)
     several = args.pad_to_multiple_of or 1
     tokens = math.ceil(int(lengths[first[0]]) / several) * several
-    return Batch(len(first), tokens, labelled, flat, padded=not flat and bool(lengths.min() < tokens) and size > 1)
+    padded = not flat and size > 1 and bool(lengths.min() < tokens)
+    documents: list[int] = []
+    for row in first if flat else ():
+        documents += rows.data.column("seq_lengths")[int(row)].as_py() if args.packing else [int(lengths[row])]
+    return Batch(len(first), tokens, labelled, flat, padded, tuple(documents))
 
 
 def longest(rows: Dataset, size: int) -> np.ndarray:
-    """Return the numbers of the longest rows in the table that lies under a dataset: (size,)."""
-    return np.argsort(-_lengths(rows), kind="stable")[:size]
+    """Return the numbers of the longest rows in the table that lies under a dataset: (size,).
+
+    Of packs of one length those come first that hold the fewest documents: attention costs their square.
+    """
+    keys = [-_lengths(rows, "input_ids")]
+    if "seq_lengths" in rows.data.column_names:
+        keys.insert(0, _lengths(rows, "seq_lengths"))
+    return np.lexsort(keys)[:size]  # the last key counts first
 
 
-def _lengths(rows: Dataset) -> np.ndarray:
-    """Return the tokens of each row of the table that lies under a dataset: (rows,)."""
-    return np.concatenate([pc.list_value_length(part).to_numpy() for part in rows.data.column("input_ids").chunks])
+def _lengths(rows: Dataset, column: str) -> np.ndarray:
+    """Return how many values each list of a column has, in the table that lies under a dataset: (rows,)."""
+    return np.concatenate([pc.list_value_length(part).to_numpy() for part in rows.data.column(column).chunks])
 
 
 def available(kind: str | None = None) -> int:
@@ -147,20 +157,25 @@ def kept(args: SFTConfig, max_steps: int, epochs: float) -> int:
     return min(number, args.save_total_limit or number)
 
 
+def saved(run: Run, known: Known, found: Estimate) -> tuple[int, int]:
+    """Return the bytes of what a run saves: the model or adapter at the end, and a checkpoint."""
+    whole = run.lora is None and not known.found.adapter
+    weights = found.weights if whole else found.gradients  # an adapter is what is trained
+    return weights, weights + (0 if known.args.save_only_model else found.optimizer)
+
+
 def disk(run: Run, known: Known, found: Estimate, rows: int) -> Lines:
     """Return what checkpoints and the model at the end take, in lines, against what the disk has free."""
-    args, whole = known.args, run.lora is None and not known.found.adapter
+    args = known.args
+    weights, each = saved(run, known, found)
     batch = args.per_device_train_batch_size * args.gradient_accumulation_steps
     steps = args.max_steps if args.max_steps > 0 else math.ceil(math.ceil(rows / batch) * args.num_train_epochs)
-    epochs = steps * batch / max(rows, 1)
-    weights = found.weights if whole else found.gradients  # an adapter is what is trained
-    each = weights + (0 if args.save_only_model else found.optimizer)
-    number = kept(args, steps, epochs)
+    number = kept(args, steps, steps * batch / max(rows, 1))
     free = shutil.disk_usage(next(p for p in (run.output_dir, *run.output_dir.parents) if p.exists())).free
-    several = number + (args.save_total_limit is not None and number > 0)  # a new one is whole before the oldest goes
-    short = " - NOT ENOUGH: set train.save_total_limit" if several * each + weights > free else ""
-    text = f"at most {number} checkpoints of {gib(each)}, and the model of {gib(weights)}; {gib(free)} free{short}"
-    return [("disk", text)]
+    at_once = number + (args.save_total_limit is not None and number > 0)  # a new one is whole before the oldest goes
+    short = " - NOT ENOUGH: set train.save_total_limit" if at_once * each + weights > free else ""
+    kinds = f"at most {number} checkpoint{'s' * (number != 1)} of {gib(each)}" if number else "no checkpoints"
+    return [("disk", f"{kinds}, and what is saved at the end: {gib(weights)}; {gib(free)} free{short}")]
 
 
 def _smaller(found: Estimate) -> str:

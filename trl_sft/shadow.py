@@ -10,6 +10,8 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import importlib.util
+import itertools
 import types
 from collections.abc import Iterator
 from typing import Any, NamedTuple, Protocol
@@ -70,6 +72,7 @@ class Batch(NamedTuple):
     labelled: int  # positions that carry loss, of all rows
     flat: bool = False  # laid end to end as one row: packs, or rows without padding
     padded: bool = False  # rows of several lengths, which a mask sets apart
+    documents: tuple[int, ...] = ()  # tokens of each, of a batch that is flat; none named = one in each row
 
     def __str__(self) -> str:
         """Say the shape as a user thinks of it."""
@@ -79,12 +82,31 @@ class Batch(NamedTuple):
 @contextlib.contextmanager
 def tensors() -> Iterator[None]:
     """Make every tensor that is made inside the block one without storage."""
-    kept = _kept()
+    with contextlib.ExitStack() as stack:
+        if importlib.util.find_spec("bitsandbytes") is not None:
+            stack.enter_context(_bitsandbytes())
+        stack.enter_context(FakeTensorMode(allow_non_fake_inputs=True))
+        yield
+
+
+@contextlib.contextmanager
+def _bitsandbytes() -> Iterator[None]:
+    """Let bitsandbytes make the tables that it reads, and keep nothing of the block, which a real run would meet."""
+    from bitsandbytes import functional
+    from bitsandbytes.optim import GlobalOptimManager
+
+    def table(*args: Any, **kwargs: Any) -> torch.Tensor:
+        with _disable_current_modes():
+            made: torch.Tensor = theirs(*args, **kwargs)
+            return made
+
+    theirs, functional.create_dynamic_map = functional.create_dynamic_map, table
+    kept = functional.name2qmap, GlobalOptimManager.get_instance().__dict__
     before = [{name: copy.copy(value) for name, value in values.items()} for values in kept]
     try:
-        with FakeTensorMode(allow_non_fake_inputs=True):
-            yield
-    finally:  # a real run would meet them
+        yield
+    finally:
+        functional.create_dynamic_map = theirs
         for values, old in zip(kept, before, strict=True):
             values.clear()
             values.update(old)
@@ -208,7 +230,8 @@ def _quantize(layer: Any, dtype: torch.dtype) -> None:
 
 def _checkpointing(made: PreTrainedModel, args: SFTConfig) -> None:
     """Have layers run again in the backward pass, as the Trainer does."""
-    keywords = dict(args.gradient_checkpointing_kwargs or {})
+    # transformers' own choice where none is given; given ones without it take PyTorch's, which is another
+    keywords = dict(args.gradient_checkpointing_kwargs or {"use_reentrant": False})
     more = {name: keywords.pop(name) for name in ("every_n_layers", "offload") if name in keywords}
     keywords = {k: v for k, v in keywords.items() if k != "selective"} | {"preserve_rng_state": False}
     if hasattr(made, "activation_checkpointing_enable"):
@@ -239,26 +262,14 @@ def _attend(base: PreTrainedModel, batch: Batch, kind: str, given: str) -> None:
 
 
 def inputs(batch: Batch) -> dict[str, Any]:
-    """Return a batch as TRL's collator makes it: (1, rows x tokens) where it is flat, else (rows, tokens)."""
-    shape = (1, batch.rows * batch.tokens) if batch.flat else (batch.rows, batch.tokens)
+    """Return a batch as TRL's collator makes it: (1, all tokens) where it is flat, else (rows, tokens)."""
+    documents = batch.documents or (batch.tokens,) * batch.rows
+    shape = (1, sum(documents)) if batch.flat else (batch.rows, batch.tokens)
     made: dict[str, Any] = {name: torch.zeros(shape, dtype=torch.long) for name in ("input_ids", "labels")}
     if not batch.flat:  # a mask that hides nothing is left out by transformers, which looks at its values
         return made | ({"attention_mask": torch.ones(shape, dtype=torch.long)} if batch.padded else {})
     made["position_ids"] = torch.zeros(shape, dtype=torch.long)
-    ends = [batch.tokens * row for row in range(batch.rows + 1)]  # one document in each pack, the costliest
-    borders = types.SimpleNamespace(tolist=lambda: ends)
-    return (
-        made
-        | {"cu_seq_lens_q": borders, "cu_seq_lens_k": borders}
-        | dict.fromkeys(("max_length_q", "max_length_k"), batch.tokens)
-    )
-
-
-def _kept() -> list[dict[str, Any]]:
-    """Return where bitsandbytes keeps tensors and modules as long as the process lives."""
-    try:
-        from bitsandbytes import functional
-        from bitsandbytes.optim import GlobalOptimManager
-    except ImportError:
-        return []
-    return [functional.name2qmap, GlobalOptimManager.get_instance().__dict__]
+    ends = [0, *itertools.accumulate(documents)]
+    borders = types.SimpleNamespace(tolist=lambda: ends)  # all that is asked of them
+    longest = dict.fromkeys(("max_length_q", "max_length_k"), max(documents))
+    return made | {"cu_seq_lens_q": borders, "cu_seq_lens_k": borders} | longest
