@@ -215,11 +215,13 @@ def _short_of_memory(run: Run, book: Book, at: str, kept: bool) -> Iterator[str]
         yield f"What to try: train.per_device_eval_batch_size: {args.per_device_eval_batch_size // 2}"
         return
     less = lighter(args)
+    if "global_batch_size" in run.run:  # the accumulation follows from it
+        less.pop("gradient_accumulation_steps", None)
     written = ", ".join(
         f"train.{name}: {str(value).lower()} (now {str(getattr(args, name)).lower()})" for name, value in less.items()
     )
     yield f"What to try: {written}; or {memory.advice(run)}"
-    if kept and len(less) == 2:  # the same steps, so the checkpoint is of the same training
+    if kept and "per_device_train_batch_size" in less:  # the same steps, so the checkpoint is of the same training
         allowed = ["changed_recipe", *run.run.get("allow", [])]
         words = [f"train.{name}={value}" for name, value in less.items()] + [f"run.allow=[{', '.join(allowed)}]"]
         yield f"To go on so: {again(run)} {shlex.join(words)}"
