@@ -164,7 +164,7 @@ def test_memory_that_is_out_returns_4(go, monkeypatch):
     monkeypatch.setattr(training, "SFTTrainer", Full)
     code, _, err = go(RECIPE)
     assert code == 4
-    assert "halve train.per_device_train_batch_size" in err
+    assert "train.per_device_train_batch_size: 1 (now 2), train.gradient_accumulation_steps: 2 (now 1)" in err
 
 
 def test_fault_of_ours_is_a_traceback_and_leaves_the_record(go, here, monkeypatch):

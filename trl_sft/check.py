@@ -23,6 +23,7 @@ from trl_sft import (
     gains,
     launching,
     machine,
+    memory,
     model,
     record,
     rehearsal,
@@ -57,6 +58,8 @@ class Report:
     here: list[Fault] = field(default_factory=list)  # what this machine cannot run
     unseen: list[str] = field(default_factory=list)  # what could not be looked at, with the reason
     seconds: dict[str, float] = field(default_factory=dict)  # stage -> its time
+    ready: training.Ready | None = None  # the run up to its weights, where all of that is there
+    memory: memory.Checked | None = None
 
     @contextlib.contextmanager
     def stage(self, name: str) -> Iterator[None]:
@@ -97,8 +100,9 @@ def check(run: Run, for_: On, seconds: float) -> Report:
     trust.begin(run)
     with report.stage("machine"):
         machine.check(run)
+    claim = None
     with report.stage("folder"):
-        record.claimed(run)
+        claim = record.claimed(run)
     settled = _settled(run, report, 1 if for_.here else for_.cards)
     found, chatting = _model(run, report)
     if found is None or chatting is None or settled is None:
@@ -121,6 +125,11 @@ def check(run: Run, for_: On, seconds: float) -> Report:
         settled.args.dataset_kwargs = {"skip_prepare_dataset": True}
         if why := rehearsal.rehearse(run, found, chatting, settled.args, made):
             report.unseen.append(f"trainer: {why}")
+    if claim is not None and rows is not None and made is not None:
+        report.ready = training.Ready(claim, *setup, rows, made)
+        with report.stage("memory"):
+            report.memory = memory.check(run, setup, made.train)
+            lines(report.memory.lines)
     return report
 
 

@@ -26,7 +26,7 @@ _ABOUT = "Fine-tune a language model: one YAML recipe becomes a run of TRL's SFT
 _COMMANDS = """\
 commands (a first word that is none of them is a recipe):
   python -m trl_sft RECIPE [section.key=value ...]         train
-  python -m trl_sft check RECIPE [--on any|8x80GiB] [--fast]   all that needs no weights: recipe, tokenizer, rows
+  python -m trl_sft check RECIPE [--on any|8x80GiB] [--fast] [--probe]   all that needs no weights, memory too
   python -m trl_sft preview RECIPE [--rows N] [--html FILE]   rows as the model sees them, what is trained in colour
   python -m trl_sft prepare RECIPE [section.key=value ...] make the tokens ahead of time
   python -m trl_sft explain KEY [RECIPE]                   what a key is and takes; its value in a recipe
@@ -107,10 +107,13 @@ def _train(words: list[str]) -> int:
 
 def _check(words: list[str]) -> int:
     about = "Find every fault that can be found without weights: recipe, folder, tokenizer, template, rows, settings."
-    parser = _parser("check RECIPE [section.key=value ...] [--on MACHINE] [--fast]", about)
+    parser = _parser("check RECIPE [section.key=value ...] [--on MACHINE] [--fast] [--probe]", about)
     machine = "here (the default), any, or cards and their memory, 8x80GiB: what this one lacks is then no fault"
     parser.add_argument("--on", metavar="MACHINE", default="here", help=machine)
     parser.add_argument("--fast", action="store_true", help="read the recipe alone; tokenizer and rows are not loaded")
+    parser.add_argument(
+        "--probe", action="store_true", help="then measure the memory of two steps on the largest batch"
+    )
     began = time.perf_counter()
     run, given = _read(parser, words[1:])
     seconds = time.perf_counter() - began
@@ -123,11 +126,17 @@ def _check(words: list[str]) -> int:
         print(f"{told} Next: {console.python()} -m trl_sft check {shlex.join(run.recipe.words)}")
         return errors.EXIT_DONE
     with console.quiet():
-        from trl_sft import check
+        from trl_sft import check, probe, screens
 
         for_ = check.on(given.on)
         with console.quiet():
-            return check.show(check.check(run, for_, seconds), run, for_)
+            report = check.check(run, for_, seconds)
+            code = check.show(report, run, for_)
+            if given.probe and report.ready and report.memory and not report.here:
+                from trl_sft import probe, screens
+
+                screens.lines(probe.measure(run, report.ready, report.memory))
+            return code
 
 
 def _prepare(words: list[str]) -> int:

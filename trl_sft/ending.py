@@ -6,18 +6,19 @@ In: what happened. Out: a `Result` or an error in our words, and in every case a
 from __future__ import annotations
 
 import json
+import math
 import pickle
 import re
 import shlex
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from trl import SFTTrainer
+from trl import SFTConfig, SFTTrainer
 
-from trl_sft import console, errors, evaluate, model, record, rundir, screens, streams
+from trl_sft import console, errors, evaluate, memory, model, record, rundir, screens, streams
 from trl_sft.dataset import Made
 from trl_sft.errors import Fault, MissingPackage, NotAsAsked, RecipeError, RunStopped, UserError
 from trl_sft.metrics import METRICS
@@ -44,6 +45,8 @@ class Book:
         self.made: Made | None = None
         self.watch: Watch | None = None
         self.checkpoint: Path | None = None  # that the run goes on from
+        self.largest: tuple[int, ...] = ()  # batch so far: rows, tokens
+        self.training = True  # whether the last batch was one to train, not to evaluate
         self._entries: dict[str, Any] = {}
         self._began = time.monotonic()
 
@@ -63,6 +66,7 @@ class Book:
         rundir.write(run.output_dir / rundir.RECIPE, record.without_secrets(run, run.recipe.text))
         rundir.write(run.output_dir / rundir.RESOLVED, record.resolved(run, settings))
         self.made = made
+        self.trainer.model.register_forward_pre_hook(self._see, with_kwargs=True)
         _ledger(run, made)
         left = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in made.rejects)
         rundir.write(run.output_dir / rundir.REJECTS, left)
@@ -77,6 +81,12 @@ class Book:
     def seconds(self) -> float:
         """Return the wall time since the run was made ready."""
         return time.monotonic() - self._began
+
+    def _see(self, model: torch.nn.Module, _: Any, given: dict[str, Any]) -> None:
+        """Note the shape of a batch, should it be the one that memory does not hold."""
+        shape, self.training = tuple(given["input_ids"].shape), model.training
+        if self.training and math.prod(shape) > math.prod(self.largest or (0,)):
+            self.largest = shape
 
     def _write(self, run: Run, more: dict[str, Any]) -> None:
         self._entries |= more
@@ -175,6 +185,48 @@ def _raised_by_us(error: BaseException) -> bool:
     return last is not None and Path(last.tb_frame.f_code.co_filename).parent == Path(__file__).parent
 
 
+def out_of_memory(error: BaseException) -> bool:
+    """Tell whether an error says that memory is out, on a GPU or on a CPU."""
+    words = ("can't allocate memory", "CUDA error: out of memory", "MPS backend out of memory")
+    return isinstance(error, torch.OutOfMemoryError | MemoryError) or any(word in str(error) for word in words)
+
+
+def lighter(args: SFTConfig) -> dict[str, Any]:
+    """Return the settings of `train:` that take less memory: the same steps in smaller batches, if that can be."""
+    size, times = args.per_device_train_batch_size, args.gradient_accumulation_steps
+    if size > 1:
+        by = next(n for n in range(2, size + 1) if size % n == 0)
+        return {"per_device_train_batch_size": size // by, "gradient_accumulation_steps": times * by}
+    if not args.gradient_checkpointing:
+        return {"gradient_checkpointing": True}
+    return {"max_length": args.max_length // 2} if args.max_length else {"max_length": 1024}
+
+
+def _short_of_memory(run: Run, book: Book, at: str, kept: bool) -> Iterator[str]:
+    """Yield what to tell of a run that memory did not hold: where, with which batch, what to write."""
+    if book.trainer is None:
+        yield f"out of memory while the weights were loaded\nWhat to try: {memory.advice(run)}"
+        return
+    args = book.trainer.args
+    yield f"out of memory {'' if book.training else 'in the evaluation '}{at}"
+    if book.largest:
+        yield f"The largest batch to train so far: {' x '.join(f'{n:,}' for n in book.largest)} tokens"
+    if not book.training and args.per_device_eval_batch_size > 1:
+        yield f"What to try: train.per_device_eval_batch_size: {args.per_device_eval_batch_size // 2}"
+        return
+    less = lighter(args)
+    if "global_batch_size" in run.run:  # the accumulation follows from it
+        less.pop("gradient_accumulation_steps", None)
+    written = ", ".join(
+        f"train.{name}: {str(value).lower()} (now {str(getattr(args, name)).lower()})" for name, value in less.items()
+    )
+    yield f"What to try: {written}; or {memory.advice(run)}"
+    if kept and "per_device_train_batch_size" in less:  # the same steps, so the checkpoint is of the same training
+        allowed = ["changed_recipe", *run.run.get("allow", [])]
+        words = [f"train.{name}={value}" for name, value in less.items()] + [f"run.allow=[{', '.join(allowed)}]"]
+        yield f"To go on so: {again(run)} {shlex.join(words)}"
+
+
 def _in_our_words(error: BaseException, run: Run, book: Book) -> Exception | None:
     """Return what ended the run in our words: memory, a second signal, a refusal; None for a fault of ours."""
     if isinstance(error, NotAsAsked):
@@ -191,9 +243,8 @@ def _in_our_words(error: BaseException, run: Run, book: Book) -> Exception | Non
         )
     if isinstance(error, errors.Interrupted) and book.begun:
         return RunStopped(f"stopped at once {at}", errors.EXIT_SIGNAL + (error.args[0] if error.args else 2))
-    if isinstance(error, torch.OutOfMemoryError | MemoryError) or "can't allocate memory" in str(error):
-        advice = "halve train.per_device_train_batch_size and double train.gradient_accumulation_steps"
-        return RunStopped(f"out of memory {at}\nWhat to try: {advice}, or a smaller max_length", errors.EXIT_MEMORY)
+    if out_of_memory(error):
+        return RunStopped("\n".join(_short_of_memory(run, book, at, bool(last))), errors.EXIT_MEMORY)
     # states are read as data alone; the last of them, of the random numbers, when training begins
     pickled = isinstance(error, pickle.UnpicklingError)
     if isinstance(error, Exception) and (pickled or not book.begun):

@@ -170,7 +170,7 @@ def arguments(
 
         return {"model": PeftModel.from_pretrained(base, found.adapter, is_trainable=True)}
     if peft_config is not None:
-        _train_rows(run, base, peft_config, list(new))
+        train_rows(run, base, peft_config, list(new))
     return {"model": base, "peft_config": peft_config}
 
 
@@ -186,7 +186,7 @@ def sketched(run: Run, found: Found, new: Sequence[int], rows: int) -> dict[str,
         if new:
             _grow(base, rows, new)
     if new and peft_config is not None:
-        _train_rows(run, base, peft_config, list(new))
+        train_rows(run, base, peft_config, list(new))
     base.hf_device_map = {"": "cpu", "lm_head": "meta"}
     return {"model": base, "peft_config": peft_config}
 
@@ -251,7 +251,7 @@ def _grow(base: PreTrainedModel, rows: int, new: Sequence[int]) -> None:
             end.weight[list(new)] = end.weight[:before].float().mean(0).to(end.weight.dtype)
 
 
-def _train_rows(run: Run, base: PreTrainedModel, config: Any, new: list[int]) -> None:
+def train_rows(run: Run, base: PreTrainedModel, config: Any, new: list[int]) -> None:
     """Have LoRA train the rows of new tokens wherever the recipe does not train all rows. Raises RecipeError."""
     if config.trainable_token_indices is not None:
         found = "lora.trainable_token_indices, beside tokens of the chat template that have to be trained too"

@@ -17,7 +17,7 @@ import torch
 from transformers import PreTrainedModel, TrainerState
 from trl import SFTConfig
 
-from trl_sft import attention, rundir
+from trl_sft import attention, memory, rundir
 from trl_sft.console import gib, python, say
 from trl_sft.run import Run
 
@@ -88,12 +88,9 @@ def _quantized(model: PreTrainedModel) -> list[tuple[str, str]]:
 
 def _disk(args: SFTConfig, state: TrainerState, model: PreTrainedModel, trainable: int) -> str:
     """Return how many checkpoints, of what size, against what the disk has free."""
-    strategy = args.save_strategy.value
-    if strategy == "no":
+    number = memory.kept(args, state.max_steps, state.num_train_epochs)
+    if not number:
         return "none before the end (save_strategy: no)"
-    every = {"steps": state.save_steps, "epoch": state.max_steps / max(state.num_train_epochs, 1)}.get(strategy, 0)
-    number = math.ceil(state.max_steps / every) if every else 1
-    number = min(number, args.save_total_limit or number)
     frozen_too = all(p.requires_grad for p in model.parameters())
     weights = sum(p.numel() * p.element_size() for p in model.parameters() if p.requires_grad or frozen_too)
     size = weights + (0 if args.save_only_model else _ADAM_STATES * 4 * trainable)
