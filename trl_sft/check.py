@@ -103,7 +103,7 @@ def check(run: Run, for_: On, seconds: float) -> Report:
     claim = None
     with report.stage("folder"):
         claim = record.claimed(run)
-    settled = _settled(run, report, 1 if for_.here else for_.cards)
+    settled = _settled(run, report, for_)
     found, chatting = _model(run, report)
     if found is None or chatting is None or settled is None:
         with report.stage("rows"):
@@ -128,22 +128,27 @@ def check(run: Run, for_: On, seconds: float) -> Report:
     if claim is not None and rows is not None and made is not None:
         report.ready = training.Ready(claim, *setup, rows, made)
         with report.stage("memory"):
-            report.memory = memory.check(run, setup, made.train)
+            report.memory = memory.check(run, setup, made.train, int(for_.gib * 2**30) if for_.gib else None)
             lines(report.memory.lines)
     return report
 
 
-def _settled(run: Run, report: Report, processes: int) -> training.Settled | None:
+def _settled(run: Run, report: Report, for_: On) -> training.Settled | None:
     """Return upstream's settings; what only this machine refuses is no fault of the recipe."""
+    processes = 1 if for_.here else for_.cards
     with report.stage("settings"):
+        settled = None
         try:
             settled = training.settle(run, processes=processes)
+            machine.check_trackers(run.recipe.where(("train", "report_to")), settled.args.report_to)
         except UserError as error:
-            settled = training.settle(run, True, processes)
+            training.settle(run, True, processes)  # what fails there too is the recipe's, and is raised
             report.here += error.faults
-        machine.check_trackers(run.recipe.where(("train", "report_to")), settled.args.report_to)
+        if settled is None or not for_.here:
+            settled = training.settle(run, True, processes)
         about = machine.describe(settled.args, run.model.get("dtype", "float32"), settled.quantized)
-        lines([("machine", about), *launching.said(settled.settings)])
+        told = about if for_.here else f"{for_.cards} x {for_.gib:g} GiB" if for_.gib else "any"
+        lines([("machine", told), *launching.said(settled.settings)])
         return settled
     return None
 

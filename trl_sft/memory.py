@@ -39,16 +39,19 @@ class Checked(NamedTuple):
     lines: Lines
 
 
-def check(run: Run, known: Known, rows: Dataset | IterableDataset) -> Checked:
-    """Return what the run takes of memory and disk. Raises LaunchError where this machine cannot hold its weights."""
-    kind = known.args.device.type
+def check(run: Run, known: Known, rows: Dataset | IterableDataset, card: int | None = None) -> Checked:
+    """Return what the run takes of memory and disk. Raises LaunchError where the machine cannot hold its weights.
+
+    `card`: bytes of a card of another machine; None = this machine's device.
+    """
+    kind = "cuda" if card else known.args.device.type
     batch = largest(rows, known.args)
     try:
         found = estimate(run, known, batch, kind)
     except Exception as error:  # upstream's, for a model of its own kind; the run itself may do
         why = f"cannot be foreseen: {type(error).__name__}: {first_line(error)}"
         return Checked(batch, None, [("memory", why)])
-    here = available(kind)
+    here = card or available(kind)
     if found.certain > here:
         parts = f"weights, gradients and the optimizer's state alone take {gib(found.certain)}"
         told = Fault(run.recipe.where(("model", "name_or_path")), f"{parts}; {kind} has {gib(here)} free", advice(run))

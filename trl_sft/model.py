@@ -102,12 +102,17 @@ def settings(run: Run) -> dict[Key, Setting]:
     return {("lora", "task_type"): Setting("CAUSAL_LM", why)}
 
 
+def quantizes() -> bool:
+    """Tell whether the package that quantizes is installed."""
+    return importlib.util.find_spec("bitsandbytes") is not None
+
+
 def quantization(run: Run, settings: dict[Key, Setting]) -> BitsAndBytesConfig | None:
     """Return how the weights are quantized; None where they are not. Raises RecipeError, MissingPackage."""
     if run.quantization is None:
         return None
     where = run.recipe.where(("quantization",))
-    if importlib.util.find_spec("bitsandbytes") is None:
+    if not quantizes():
         write = "pip install 'trl-sft[quantization]', in this Python"
         raise MissingPackage(Fault(where, "bitsandbytes: not installed", write))
     ours = {str(key[-1]): setting.value for key, setting in settings.items() if key[0] == "quantization"}

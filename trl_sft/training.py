@@ -106,11 +106,11 @@ def settle(run: Run, elsewhere: bool = False, processes: int = 1) -> Settled:
 
     `elsewhere`: the run is for another machine, of so many `processes`; what this one lacks is no fault.
     """
-    settings = machine.settings(run.train, run.quantization or {}) | model.settings(run)
-    settings |= launching.settings(run, processes) | trust.settings(run)
+    settings = {} if elsewhere else machine.settings(run.train, run.quantization or {})
+    settings |= model.settings(run) | launching.settings(run, processes) | trust.settings(run)
     given = {str(key[-1]): setting.value for key, setting in settings.items() if key[0] == "train"}
     args = _config(run, given | (machine.ANYWHERE if elsewhere else {}))
-    return Settled(None if elsewhere else model.quantization(run, settings), settings, args)
+    return Settled(None if elsewhere and not model.quantizes() else model.quantization(run, settings), settings, args)
 
 
 def load_rows(run: Run, setup: Setup, head: int | None = None) -> data.Rows:
