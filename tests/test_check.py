@@ -19,7 +19,7 @@ def faults(err):
 def test_stages_are_told_with_their_times(go):
     code, out, err = go(command=["check"])
     assert (code, err) == (0, "")
-    stages = "recipe machine folder settings model tokenizer rows tokens trainer".split()
+    stages = "recipe machine folder settings model tokenizer rows tokens trainer memory".split()
     found = re.search(r"^checked +(.*)$", out, re.MULTILINE)[1]
     assert re.findall(r"(\w+) [\d.]+ m?s", found) == stages
     assert "Nothing to mend. Next: " in out

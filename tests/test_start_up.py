@@ -28,6 +28,7 @@ print(json.dumps([name for name in sys.modules if name.partition(".")[0] not in 
 """
 # what a step, its optimizer and its checkpoint import of torch and numpy, beside what loading a model does
 OF_TRAINING = {"torch.profiler", "torch.utils", "numpy.ctypeslib", "torch.distributed", "torch.optim", "torch.nn"}
+OF_TRAINING |= {"torch._subclasses"}  # and what a step without numbers does, by which memory is counted
 LIGHT = {"__main__", "trl_sft", "yaml", "_yaml", "_distutils_hack", "cython_runtime"}
 
 
