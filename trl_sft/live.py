@@ -22,7 +22,7 @@ ONE_PROCESS, DDP, FSDP, ZERO = "one process", "DDP", "FSDP", "ZeRO-"
 OURS, THEIRS = "trl_sft.loss", "trl"
 _WRAPPERS = {"DistributedDataParallel": DDP, "FullyShardedDataParallel": FSDP}
 _ADAPTER = ("modules_to_save.", "trainable_tokens_")  # parts of the names of what peft trains beside its layers
-_SAMPLED = 2**18  # elements of a tensor that its fingerprint takes: of a large vocabulary still one of every row
+_SAMPLED = 2**16  # elements of a tensor that its fingerprint takes: of a large vocabulary one of every row or two
 _KEPT = 512  # elements of a tensor that are kept, to tell at the end which share of the weights moved
 
 Names = list[str]

@@ -175,12 +175,14 @@ class Watch(TrainerCallback):
         ids = batch.get("input_ids")
         if not torch.is_grad_enabled() or ids is None:
             return
+        # the older TRL hands positions alone along
+        apart = "cu_seq_lens_q" in batch or ("position_ids" in batch and batch.get("attention_mask") is None)
         if not self._inside:
             self._inside["modules without training mode"] = live.asleep(model)
-            self._inside["documents handed apart"] = "cu_seq_lens_q" in batch
+            self._inside["documents handed apart"] = apart
         mask, labels = batch.get("attention_mask"), batch.get("labels")
         self._batches += 1
-        if "cu_seq_lens_q" not in batch:  # else the packs lie in one row
+        if not apart:  # else the packs lie in one row
             self._rows += ids.shape[0]
         self._tokens = self._tokens + (ids.numel() if mask is None else mask.sum())
         self._trained = self._trained + (0 if labels is None else (labels != -100).sum())
