@@ -363,12 +363,15 @@ not_a_name: 1
 
 
 def test_alignment_handbook_mixture(recipe):
-    entry = "{id: a/b, config: all, split: train, columns: [messages], weight: 0.3}"
-    text = f"model_name_or_path: m\ndataset_mixture: {{datasets: [{entry}], test_split_size: 0.1}}\nhub_token: SECRET\n"
+    entry = "{id: a/b, config: all, split: train, columns: [messages, chat_template_kwargs], weight: 0.3}"
+    mixture = f"{{datasets: [{entry}], test_split_size: 0.1, seed: 0}}"
+    text = f"model_name_or_path: m\ndataset_mixture: {mixture}\nhub_token: SECRET\n"
     run, out = recipe("alignment-handbook", text)
     assert run.sources["train"][0].load == {"name": "all", "split": "train[:30%]"}
     assert run.data["eval_fraction"] == 0.1
     assert "SECRET" not in out
+    for words in ("columns of a/b", "chat_template_kwargs of a row", "seed of the mixture"):
+        assert words in " ".join(out.replace("#", "").split())
 
 
 def test_alignment_handbook_file_becomes_a_recipe(recipe, imports):

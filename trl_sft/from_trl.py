@@ -1,7 +1,7 @@
 """What a file for TRL's `sft` script means, and one of alignment-handbook, whose names are TRL's with some more.
 
 TRL's names and defaults are read from the installed sources; alignment-handbook's are those of its repository
-(src/alignment/configs.py and data.py). In: its settings. Out: lines of a recipe.
+(recipes/smollm2 and smollm3, recipes/zephyr-7b-beta). In: its settings. Out: lines of a recipe.
 """
 
 from __future__ import annotations
@@ -173,6 +173,8 @@ def _sources(given: Given, notes: list[str]) -> tuple[list[Any], list[Any], tupl
     more = {} if column == "text" else {"rename": {column: "text"}, "format": "text"}
     if mixture := given.get("datasets", (given.get("dataset_mixture") or {}).get("datasets")):
         rows = [_mixed(item, more, bool(given.get("streaming")), notes) for item in mixture]
+        if "seed" in (given.get("dataset_mixture") or {}):
+            notes.append("seed of the mixture: train.seed draws")
         return rows, [], ("datasets", "dataset_mixture", "streaming", "dataset_text_field")
     if mixer := given.get("dataset_mixer"):
         splits = given.get("dataset_splits", ["train", "test"])
@@ -202,6 +204,9 @@ def _mixed(item: dict[str, Any], more: dict[str, Any], streaming: bool, notes: l
     path = located(item.get("path", item.get("id", "")), item.get("data_files"), notes)
     read = ("path", "id", "name", "config", "data_dir", "data_files", "split", "fraction", "weight", "columns")
     notes += [f"{key} of {path} is not built in this version" for key in item if key not in read]
+    if "columns" in item:
+        of_a_row = "; chat_template_kwargs of a row are not read" if "chat_template_kwargs" in item["columns"] else ""
+        notes.append(f"columns of {path}: a format reads those that it knows{of_a_row}")
     return source(path, split=split if split != "train" else None, streaming=streaming or None, **keys, **more)
 
 
