@@ -29,8 +29,8 @@ train: .venv/installed  ## make train RECIPE=my.yaml [ARGS='train.max_steps=10']
 check: .venv/installed  ## make check RECIPE=my.yaml: all that needs no weights
 	$(PY) -m trl_sft check $(RECIPE) $(ARGS)
 
-test: .venv/installed  ## the tests
-	$(PY) -m pytest
+test: .venv/installed  ## the tests, in as many processes as there are cores, four at most
+	OMP_NUM_THREADS=1 $(PY) -m pytest -n auto --maxprocesses 4
 
 prove: .venv/installed  ## the long proofs; their table goes into docs/log.md
 	$(PY) -m pytest -m long --durations=0 -v
