@@ -43,6 +43,7 @@ from trl_sft import watch
 from trl_sft.errors import NotAsAsked
 
 LORA = ("lora={r: 4, lora_dropout: 0.1}",)
+EPOCH = ("train.max_steps=-1", "train.num_train_epochs=1")
 CPU16 = ("train.bf16=true", "train.use_cpu=true")
 
 
@@ -295,7 +296,7 @@ def test_lie_among_the_live_objects_stops_the_run_by_its_name(name, lie, here):
     "words",
     [
         (),
-        ("train.packing=true", "train.gradient_accumulation_steps=2", "train.max_steps=-1", "train.max_length=128"),
+        ("train.packing=true", "train.gradient_accumulation_steps=2", "train.max_length=128"),
         ("lora={r: 4, target_modules: all-linear, modules_to_save: [lm_head]}", "model.dtype=bfloat16"),
         (*CPU16, "train.lr_scheduler_type=cosine_with_min_lr", "train.lr_scheduler_kwargs={min_lr: 1e-6}"),
         ("train.lr_scheduler_type=constant_with_warmup", "train.warmup_steps=1", "train.neftune_noise_alpha=5"),
@@ -303,7 +304,7 @@ def test_lie_among_the_live_objects_stops_the_run_by_its_name(name, lie, here):
         ("train.optim=sgd", "train.num_train_epochs=0.2", "train.max_steps=-1"),
         ("train.lr_scheduler_type=reduce_lr_on_plateau", "data.eval_fraction=0.2", "train.eval_strategy=epoch"),
         ("lora={r: 4, use_rslora: true, use_dora: true, bias: all, rank_pattern: {q_proj: 8}}",),
-        ("train.per_device_train_batch_size=3", "train.dataloader_drop_last=true", "train.max_steps=-1"),
+        ("train.dataloader_drop_last=true", "train.per_device_train_batch_size=16", *EPOCH),
     ],
     ids=lambda words: " ".join(words) or "as it is",
 )
@@ -321,14 +322,14 @@ def test_honest_run_agrees_in_every_reading_and_writes_down_what_ran(words, go, 
 
 @pytest.mark.parametrize("packing", ["false", "true"])
 def test_rows_and_tokens_are_those_of_the_ledger_after_whole_epochs(packing, go, here):
-    jsonl(here / "rows.jsonl", [{"question": f"What is {n}?", "answer": "x " * n} for n in range(1, 40)])
+    jsonl(here / "rows.jsonl", [{"question": f"What is {n}?", "answer": "x " * n} for n in range(1, 14)])
     words = ("train.max_steps=-1", "train.num_train_epochs=2", f"train.packing={packing}", "train.max_length=64")
     code, out, err = go(RECIPE, *words, "train.gradient_accumulation_steps=3")
     assert code == 0, err
     end = json.loads((here / "out" / "run.json").read_text())["ran"]["end"]
     ledger = json.loads((here / "out" / "ledger.json").read_text())["train"]
     assert end["trained_tokens"] == 2 * ledger["tokens"]["trained"]
-    rows = 39 if packing == "false" else int(re.search(r"(\d+) packs of 64", out).group(1))
+    rows = 13 if packing == "false" else int(re.search(r"(\d+) packs of 64", out).group(1))
     assert end["rows"] == 2 * rows
 
 
