@@ -7,7 +7,7 @@ import models
 import pytest
 from conftest import RECIPE, jsonl
 
-from trl_sft import load_recipe, model, rehearsal, training
+from trl_sft import cli, load_recipe, model, paths, rehearsal, sketch, training
 from trl_sft.errors import UserError
 
 
@@ -189,3 +189,69 @@ def test_batch_of_all_processes_is_divided_among_the_cards_of_the_machine_asked_
         assert code == 0, err
         assert f"gradient_accumulation_steps: {steps}, for" in out
     assert go(RECIPE, "run.global_batch_size=32", "--on", "7x80GiB", command=["check"])[0] == 2
+
+
+def test_token_of_an_override_stands_on_no_screen(go, here, capsys):
+    secret = "hf_PLANTEDSECRET"
+    for word in ("train.hub_token", "train.push_to_hub_token", "model.token"):
+        for command in (["check"], ["check", "--fast"], ["prepare"], ["explain"]):
+            go(RECIPE, f"{word}={secret}", command=command)
+            code, out, err = go(RECIPE, f"{word}={secret}", command=command)
+            assert code == 0, err
+            assert secret not in out + err, (word, command)
+    assert cli.main(["explain", "train.hub_token", "recipe.yaml", f"train.hub_token={secret}"]) == 0
+    assert secret not in "".join(capsys.readouterr())
+
+
+def test_fault_of_quantization_is_the_recipes_on_every_machine(go):
+    words = ("quantization={load_in_8bit: true, llm_int8_threshold: true}", "lora={r: 2}")
+    for machine in ("here", "8x80GiB"):
+        assert go(RECIPE, *words, "--on", machine, command=["check"])[0] == 2
+    whole = ("quantization={load_in_8bit: true, llm_int8_threshold: 6}", "lora={r: 2}")
+    assert go(RECIPE, *whole, command=["check"])[0] == 0, "upstream takes 6.0 alone"
+
+
+def test_rows_of_a_stream_are_not_counted_by_the_rehearsal(here, go, monkeypatch):
+    def counted(name):
+        words = ("data.train={path: rows.jsonl, streaming: true}", f"train.output_dir={name}")
+        assert go(RECIPE, *words)[0] == 0
+        return json.loads((here / name / "ledger.json").read_text())["train"]
+
+    with_it = counted("a")
+    monkeypatch.setattr(rehearsal, "rehearse", lambda *_: "")
+    assert counted("b") == with_it
+
+
+@pytest.mark.parametrize("words", ["train.include_num_input_tokens_seen=true", "lora={r: 2, init_lora_weights: pissa}"])
+def test_what_upstream_takes_is_taken(words, go):
+    assert go(RECIPE, words)[0] == 0
+    code, out, _ = go(RECIPE, words, "train.output_dir=b", command=["check"])
+    assert code == 0
+    assert "not checked" not in out
+
+
+def test_attention_that_a_configuration_names_is_what_is_asked(here, go):
+    import shutil
+
+    shutil.copytree(paths.EMBEDDED / "tiny", here / "m")
+    config = json.loads((here / "m" / "config.json").read_text())
+    (here / "m" / "config.json").write_text(json.dumps(config | {"_attn_implementation": "eager"}))
+    code, out, err = go(RECIPE.replace("trl_sft:tiny", "./m"))
+    assert code == 0, err
+    assert re.search(r"attention +eager", out)
+
+
+def test_class_that_the_configuration_names_is_rehearsed_not_that_of_a_mapping(here):
+    """Models that read pictures have no causal class of their own, and train on text."""
+    from transformers import Qwen2_5_VLConfig
+
+    text = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1, "num_attention_heads": 2}
+    text |= {"num_key_value_heads": 2, "vocab_size": 64}
+    vision = {"hidden_size": 32, "depth": 1, "num_heads": 2, "intermediate_size": 64, "out_hidden_size": 32}
+    config = Qwen2_5_VLConfig(text_config=text, vision_config=vision)
+    config.architectures = ["Qwen2_5_VLForConditionalGeneration"]
+    (here / "recipe.yaml").write_text(RECIPE)
+    run = load_recipe("recipe.yaml", ["lora={r: 2, target_modules: '.*language_model.*q_proj'}"])
+    made = sketch.arguments(run, model.Found("m", "", config), (), 64)["model"]
+    assert type(made).__name__ == "Qwen2_5_VLForConditionalGeneration"
+    assert any("language_model" in name for name, _ in made.named_modules())

@@ -12,7 +12,6 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
-import yaml
 
 from trl_sft import cli, keys, old_names, surface
 
@@ -179,15 +178,6 @@ OPERATORS = [
 ]
 
 
-def unknown(text):
-    """Return the keys that no owner knows in a recipe that was taken."""
-    values = yaml.safe_load(text)
-    found = set(values) - set(surface.OWNERS)
-    for section in set(values) & set(surface.OWNERS):
-        found |= set(values[section] or {}) - KNOWN
-    return found
-
-
 def broken(number, seed, capsys):
     """Try `number` broken recipes; return the counts."""
     counts = Counter()
@@ -202,12 +192,10 @@ def broken(number, seed, capsys):
         assert time.perf_counter() - began < 60, at
         out, err = capsys.readouterr()
         assert "Traceback" not in out + err, at
-        if code == 0:
-            assert not unknown(text), at
         assert code == 2, f"{at}\n{text[:2000]}\n{out}"
         assert len(err) < 20_000, at
         line = next((i for i, one in enumerate(text.splitlines(), 1) if one != (LINES + [""] * 99)[i - 1]), 0)
-        named = key in err or f"recipe.yaml:{line}" in err
+        named = key in err or re.search(rf"recipe\.yaml:{line}\b", err)
         counts["named" if named else f"not named by {operator.__name__}"] += 1
     return counts
 

@@ -26,7 +26,7 @@ LAYERS = {
     **dict.fromkeys(["values", "formatting", "marking", "rules", "launching", "trust"], 3),
     **dict.fromkeys(["tokens", "named", "sources", "conversion", "chat", "model", "machine", "loss", "attention"], 4),
     **dict.fromkeys(["keys", "kernels"], 4),
-    **dict.fromkeys(["nested", "old_names", "source_rows", "record", "rendered", "live", "shadow"], 5),
+    **dict.fromkeys(["nested", "old_names", "source_rows", "record", "rendered", "live", "shadow", "sketch"], 5),
     **dict.fromkeys(["mapping", "data", "prepared", "foreign", "asked", "tally"], 6),
     **dict.fromkeys(["schema", "ledger", "streams", "watch", "memory"], 7),
     **dict.fromkeys(["openrlhf_flags", "axolotl_names", "axolotl_rows", "llamafactory_rows"], 7),

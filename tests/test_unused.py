@@ -22,8 +22,6 @@ TRAIN = [
     ({"save_strategy": "epoch", "save_steps": 5}, "save_steps"),
     ({"save_strategy": "no", "save_total_limit": 5}, "save_total_limit"),
     ({"logging_strategy": "epoch", "logging_steps": 5}, "logging_steps"),
-    ({"metric_for_best_model": "loss"}, "metric_for_best_model"),
-    ({"greater_is_better": False}, "greater_is_better"),
     ({"lr_scheduler_type": "constant", "warmup_steps": 5}, "warmup_steps"),
     ({"optim": "sgd", "adam_beta1": 0.8}, "adam_beta1"),
     ({"optim": "adafactor", "adam_epsilon": 1e-6}, "adam_epsilon"),

@@ -15,7 +15,7 @@ from transformers import BitsAndBytesConfig, get_scheduler
 from trl import SFTConfig, SFTTrainer
 from trl.trainer import utils
 
-from trl_sft import attention, live, loss, model
+from trl_sft import attention, live, loss, model, sketch
 from trl_sft.model import Found
 from trl_sft.recipe import Key
 from trl_sft.run import Run
@@ -42,7 +42,7 @@ def before(run: Run, found: Found, quantized: BitsAndBytesConfig | None, trainer
         "loss": Point(
             live.OURS if loss.AVAILABLE and not utils._use_triton(trainer.model.device) else live.THEIRS, ("run",)
         ),
-        "attention": _attention(run, trainer),
+        "attention": _attention(run, found, trainer),
         "neftune": Point(args.neftune_noise_alpha, ("train", "neftune_noise_alpha")),
         "trackers": Point(sorted(args.report_to), ("train", "report_to")),
         "seed": Point(args.seed, ("train", "seed")),
@@ -72,7 +72,10 @@ def changed(run: Run, args: SFTConfig) -> list[str]:
     """Return the numbers and switches of `train:` that upstream replaced by others, with both values."""
     plain = (bool, int, float)
     ours = {name: value for name, value in run.train.items() if isinstance(value, plain) and hasattr(args, name)}
-    return [f"{n}: {value} became {getattr(args, n)}" for n, value in ours.items() if getattr(args, n) != value]
+    now = {name: getattr(args, name) for name in ours}  # a switch may become the word for it: true -> all
+    return [
+        f"{n}: {value} became {now[n]}" for n, value in ours.items() if isinstance(now[n], plain) and now[n] != value
+    ]
 
 
 def in_a_step(args: SFTConfig, streamed: bool) -> dict[str, Point]:
@@ -165,12 +168,13 @@ def _weights(run: Run, found: Found, quantized: BitsAndBytesConfig | None, train
     if live.whole(trainer) and dtype != "None":
         both = sorted({dtype, "float32"})
         of_adapter = both if packed else ["float32"]
-        points["weights"] = Point([dtype], key, (both, ["float32"], []) if packed else ())
+        mixed = not packed and dtype != "float32" and sketch.keeps_float32(run, found, dtype)
+        points["weights"] = Point([dtype], key, (both, ["float32"], []) if packed else (both,) if mixed else ())
         points["adapter weights"] = Point([], key)
         if run.lora is not None or found.adapter:
-            mixed = ([dtype], both) if dtype != "float32" else ()
+            lower = ([dtype], both) if dtype != "float32" else ()
             kbit = (["bfloat16"], ["bfloat16", "float32"]) if packed else ()
-            points["adapter weights"] = Point(of_adapter, key, (*mixed, *kbit))
+            points["adapter weights"] = Point(of_adapter, key, (*lower, *kbit))
     if quantized is not None:
         bits = ("quantization", "load_in_8bit" if quantized.load_in_8bit else "load_in_4bit")
         points["quantized"] = Point([_way(quantized)], bits)
@@ -220,7 +224,7 @@ def _embeds(config: Any) -> bool:
     return isinstance(config.target_modules, set | list) and any("embed" in name for name in config.target_modules)
 
 
-def _attention(run: Run, trainer: SFTTrainer) -> Point:
+def _attention(run: Run, found: Found, trainer: SFTTrainer) -> Point:
     """Return which attention should be called: the recipe's, else upstream's for the model, or ours for packs."""
     key = ("model", "attn_implementation")
     asked = run.model.get("attn_implementation")
@@ -229,7 +233,8 @@ def _attention(run: Run, trainer: SFTTrainer) -> Point:
         given = [name for name in live.attentions(trainer.model) if "flash" in name and "flash" in asked]
         return Point([asked], key, (given,) if given else ())
     inner = live.base(trainer.model)
-    chosen = getattr(inner, "get_correct_attn_implementation", lambda _: "sdpa")(None)
+    saved = getattr(found.config, "_attn_implementation", None)  # a configuration may name one
+    chosen = getattr(inner, "get_correct_attn_implementation", lambda name: name or "sdpa")(saved)
     return Point([chosen], key, ([attention.DOCUMENTS],) if trainer.padding_free else ())
 
 

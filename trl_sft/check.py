@@ -140,6 +140,7 @@ def _settled(run: Run, report: Report, for_: On) -> training.Settled | None:
         settled = None
         try:
             settled = training.settle(run, processes=processes)
+            machine.check_packages(run)
             machine.check_trackers(run.recipe.where(("train", "report_to")), settled.args.report_to)
         except UserError as error:
             training.settle(run, True, processes)  # what fails there too is the recipe's, and is raised
@@ -180,5 +181,5 @@ def show(report: Report, run: Run, for_: On) -> int:
         faults(mend)
         return errors.EXIT_USER
     clean = "Nothing to mend" + (" in what was checked" if report.unseen else "")
-    say(f"{clean}. Next: {python()} -m trl_sft {shlex.join(run.recipe.words)}")
+    say(f"{clean}. Next: {python()} -m trl_sft {record.without_secrets(run, shlex.join(run.recipe.words))}")
     return errors.EXIT_DONE

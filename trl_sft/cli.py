@@ -117,13 +117,14 @@ def _check(words: list[str]) -> int:
     began = time.perf_counter()
     run, given = _read(parser, words[1:])
     seconds = time.perf_counter() - began
-    from trl_sft import console
+    from trl_sft import console, record
 
     if given.fast:
         for note in run.notes:
             print(note)
         told = f"Nothing to mend in what the recipe says ({seconds:.2f} s)."
-        print(f"{told} Next: {console.python()} -m trl_sft check {shlex.join(run.recipe.words)}")
+        words_again = record.without_secrets(run, shlex.join(run.recipe.words))
+        print(f"{told} Next: {console.python()} -m trl_sft check {words_again}")
         return errors.EXIT_DONE
     with console.quiet():
         from trl_sft import check, probe, screens
@@ -142,14 +143,15 @@ def _check(words: list[str]) -> int:
 def _prepare(words: list[str]) -> int:
     about = "Make the tokens of a run ahead of time: the next run with these rows and settings reads them."
     run = _read(_parser("prepare RECIPE [section.key=value ...]", about), words[1:])[0]
-    from trl_sft import console
+    from trl_sft import console, record
 
     with console.quiet():
         from trl_sft import training
 
         with console.quiet():
             training.prepare(run)
-    print(f"Prepared. Next: {console.python()} -m trl_sft {shlex.join(run.recipe.words)}")
+    words_again = record.without_secrets(run, shlex.join(run.recipe.words))
+    print(f"Prepared. Next: {console.python()} -m trl_sft {words_again}")
     return errors.EXIT_DONE
 
 

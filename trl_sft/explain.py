@@ -61,7 +61,8 @@ def key(word: str, recipe: Sequence[str] = ()) -> list[str]:
     if len(found) > 1:
         lines = [f"{word} is a key of several sections; one of them:"]
         return lines + [f"  {one.key:40} {one.owner}" for one in found]
-    return list(_explained(found[0], run))
+    said = _explained(found[0], run)
+    return [record.without_secrets(run, line) if run else line for line in said]  # an override's place shows it
 
 
 def whole(run: Run) -> list[str]:
@@ -85,7 +86,7 @@ def whole(run: Run) -> list[str]:
             out.append(f"? {name}: {said}")
         rest = {n: f for n, f in fields.items() if n not in given and (section, n) not in surface.SETTLED}
         out += [f"  {name}: {_default(field)}" for name, field in rest.items()]
-    return out
+    return [record.without_secrets(run, line) for line in out]
 
 
 def _lines(run: Run) -> Iterator[record.Line]:

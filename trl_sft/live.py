@@ -14,6 +14,7 @@ import torch
 from transformers import PreTrainedModel
 from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+from transformers.quantizers.quantizers_utils import should_convert_module
 from trl import SFTTrainer
 
 from trl_sft import attention, loss
@@ -81,13 +82,19 @@ def quantized(model: PreTrainedModel) -> dict[str, Any]:
     quantizer = getattr(inner, "hf_quantizer", None)
     plain: Names = []
     if quantizer is not None:
-        spared = [*(getattr(quantizer, "modules_to_not_convert", None) or ()), "lora_", *_ADAPTER]
+        kept = list(getattr(quantizer, "modules_to_not_convert", None) or ())
         plain = [
             name
             for name, module in model.named_modules()
-            if type(module) is torch.nn.Linear and not any(part in name for part in spared)
+            if type(module) is torch.nn.Linear and not _spared(name, kept)
         ]
     return {"quantized": sorted(ways), "linear layers not quantized": plain, "quantized layers": sum(ways.values())}
+
+
+def _spared(name: str, kept: list[str]) -> bool:
+    """Tell whether the quantizer leaves a layer as it is: of the adapter, or by upstream's own rule on its name."""
+    own = name.removeprefix("base_model.model.").removesuffix(".base_layer")
+    return any(part in name for part in ("lora_", *_ADAPTER)) or not should_convert_module(own, kept)
 
 
 def _way(module: torch.nn.Module) -> str:

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from transformers.integrations import get_available_reporting_integrations
 from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK
-from transformers.utils import is_torch_bf16_gpu_available
+from transformers.utils import is_liger_kernel_available, is_torch_bf16_gpu_available
 from trl import SFTConfig
 
 from trl_sft import launching
@@ -41,6 +41,13 @@ def check(run: Run) -> None:
         raise LaunchError(
             Fault("train.fp16", "fp16 on a CPU changes nothing", "no fp16; bf16 with use_cpu: true works")
         )
+
+
+def check_packages(run: Run) -> None:
+    """Refuse a package that upstream would miss once training begins. Raises MissingPackage."""
+    if run.train.get("use_liger_kernel") and not is_liger_kernel_available():
+        where = run.recipe.where(("train", "use_liger_kernel"))
+        raise MissingPackage(Fault(where, "liger-kernel: not installed", "pip install liger-kernel, or leave it out"))
 
 
 def check_trackers(where: str, names: Sequence[str]) -> None:

@@ -6,9 +6,9 @@ Foreign errors of the hub become ours here.
 
 from __future__ import annotations
 
-import copy
 import functools
 import importlib.util
+import inspect
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -18,7 +18,6 @@ import torch
 from huggingface_hub import errors, hf_hub_download
 from transformers import (
     AutoConfig,
-    AutoModelForCausalLM,
     BitsAndBytesConfig,
     GenerationConfig,
     PretrainedConfig,
@@ -89,6 +88,9 @@ def lora(run: Run) -> Any:
 
     try:
         return LoraConfig(**{str(key[-1]): setting.value for key, setting in settings(run).items()} | run.lora)
+    except ImportError as error:
+        write = "install what it asks for, in this Python"
+        raise MissingPackage(Fault(run.recipe.where(("lora",)), first_line(error), write)) from None
     except (TypeError, ValueError) as error:
         raise RecipeError(Fault(run.recipe.where(("lora",)), first_line(error), "values that peft takes")) from None
 
@@ -117,7 +119,10 @@ def quantization(run: Run, settings: dict[Key, Setting]) -> BitsAndBytesConfig |
         raise MissingPackage(Fault(where, "bitsandbytes: not installed", write))
     ours = {str(key[-1]): setting.value for key, setting in settings.items() if key[0] == "quantization"}
     try:
-        return BitsAndBytesConfig(**ours | run.quantization)
+        given = ours | run.quantization
+        wants = inspect.signature(BitsAndBytesConfig).parameters  # it takes 6.0 and refuses 6
+        whole = {n: float(v) for n, v in given.items() if type(v) is int and isinstance(wants[n].default, float)}
+        return BitsAndBytesConfig(**given | whole)
     except (TypeError, ValueError, AttributeError) as error:
         raise RecipeError(Fault(where, first_line(error), "values that BitsAndBytesConfig takes")) from None
 
@@ -169,30 +174,13 @@ def arguments(
     if not found.adapter and not new:
         return {"model": found.name, "peft_config": peft_config, "quantization_config": quantized}
     base = create_model_from_path(found.name, **trust.keywords(run), quantization_config=quantized)
-    _grow(base, rows, new)
+    grow(base, rows, new)
     if found.adapter:
         from peft import PeftModel
 
         return {"model": PeftModel.from_pretrained(base, found.adapter, is_trainable=True)}
     if peft_config is not None:
         train_rows(run, base, peft_config, list(new))
-    return {"model": base, "peft_config": peft_config}
-
-
-def sketched(run: Run, found: Found, new: Sequence[int], rows: int) -> dict[str, Any]:
-    """Return what `arguments` does for a model without adapter, whose weights have shapes and no numbers.
-
-    A device map of two places keeps the Trainer from moving them.
-    """
-    peft_config = lora(run)
-    keywords = {k: v for k, v in run.model.items() if k in ("attn_implementation", "trust_remote_code")}
-    with torch.device("meta"):
-        base = AutoModelForCausalLM.from_config(copy.deepcopy(found.config), **keywords)
-        if new:
-            _grow(base, rows, new)
-    if new and peft_config is not None:
-        train_rows(run, base, peft_config, list(new))
-    base.hf_device_map = {"": "cpu", "lm_head": "meta"}
     return {"model": base, "peft_config": peft_config}
 
 
@@ -239,7 +227,7 @@ def apart(run: Run, found: Found, model: PreTrainedModel) -> bool:
     return sets[0] != sets[1] or rows != found.config.get_text_config().vocab_size
 
 
-def _grow(base: PreTrainedModel, rows: int, new: Sequence[int]) -> None:
+def grow(base: PreTrainedModel, rows: int, new: Sequence[int]) -> None:
     """Give the embedding as many rows as it needs, and new tokens the mean of the learned ones.
 
     Upstream's own start, the same mean with a spread of 1e-9, takes minutes on a CPU for 150,000 rows of

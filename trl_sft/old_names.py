@@ -183,4 +183,6 @@ def _translate(
         found[head] = target | {inner: today} if inner else today
         recipe.places.setdefault((*key[:-1], head), recipe.places[key])
         shown = "a secret" if head in ("token", "hub_token") else flow(today)
+        if shown != flow(today):
+            where = where.replace(str(value), "...")  # an override's place shows its value
         notes.append(f"{where}: read as {old.new}: {shown} (its name today)")

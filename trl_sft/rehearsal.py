@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from datasets import Dataset, IterableDataset
 from trl import SFTConfig, SFTTrainer
 
-from trl_sft import ending, model
+from trl_sft import ending, model, sketch
 from trl_sft.chat import Chat
 from trl_sft.dataset import Made
 from trl_sft.errors import UserError, first_line
@@ -33,18 +33,19 @@ def rehearse(run: Run, found: model.Found, chat: Chat, args: SFTConfig, made: Ma
     if found.adapter:
         return "an adapter is made with its weights"
     train, held = (made.train, made.eval) if made else (_STANDING_IN, _STANDING_IN)
+    if isinstance(train, IterableDataset):  # its rows are counted as they are read
+        train = _STANDING_IN
     try:
         with tempfile.TemporaryDirectory() as folder:
             trainer = SFTTrainer(
-                **model.sketched(run, found, chat.new, chat.rows),
+                **sketch.arguments(run, found, chat.new, chat.rows),
                 args=_without_effects(args, folder),
                 processing_class=chat.tokenizer,
                 train_dataset=train,
                 eval_dataset=held,
             )
             trainer.create_optimizer_and_scheduler(max(args.max_steps, 1))
-            if not isinstance(train, IterableDataset):  # rows of a stream are counted as they are read
-                next(_batches(trainer))
+            next(_batches(trainer))
     except (ImportError, TypeError, ValueError) as error:
         raise ending.refused(run, error) from error
     except UserError:
@@ -64,6 +65,7 @@ def _without_effects(args: SFTConfig, folder: str) -> SFTConfig:
     for field in dataclasses.fields(args):
         setattr(dry, field.name, copy.deepcopy(getattr(args, field.name)))
     dry.output_dir, dry.model_init_kwargs, dry.report_to, dry.push_to_hub = folder, None, [], False
-    dry.dataloader_num_workers = min(args.dataloader_num_workers, 0)
+    dry.full_determinism, dry.log_level = False, "passive"
+    dry.dataloader_num_workers = min(args.dataloader_num_workers, 0)  # one below 0 is refused as ever
     dry.dataloader_persistent_workers, dry.dataloader_prefetch_factor = False, None
     return dry

@@ -174,7 +174,7 @@ def _launch(recipe: Recipe, launch: dict[str, Any]) -> Iterator[Fault]:
 
 def _ranges(recipe: Recipe, sections: Mapping[str, Any]) -> Iterator[Fault]:
     for name, value in sections["train"].items():
-        if not isinstance(value, int | float) or isinstance(value, bool):
+        if not isinstance(value, int | float) or isinstance(value, bool) or not math.isfinite(value):
             continue
         where = recipe.where(("train", name))
         if not value >= AT_LEAST.get(name, value):

@@ -95,6 +95,7 @@ def set_up(run: Run) -> Setup:
     """Find the model, load the tokenizer, settle what the recipe leaves open. Raises UserError."""
     trust.begin(run)
     quantized, settings, args = settle(run)
+    machine.check_packages(run)
     machine.check_trackers(run.recipe.where(("train", "report_to")), args.report_to)
     found = model.find(run)
     model.check(run, found)

@@ -28,11 +28,6 @@ def _is(name: str, *values: Any, unset: Any = None) -> Callable[[Mapping[str, An
     return lambda section: section.get(name, unset) in values
 
 
-def _no_best(train: Mapping[str, Any]) -> bool:
-    by_metric = train.get("save_strategy") == "best" or train.get("lr_scheduler_type") == "reduce_lr_on_plateau"
-    return not train.get("load_best_model_at_end") and not by_metric
-
-
 _HUB = ("hub_model_id", "hub_strategy", "hub_private_repo", "hub_always_push", "hub_revision")
 _ADAM = ("adam_beta1", "adam_beta2", "adam_epsilon")
 _WITHOUT_ADAM = ("adafactor", "sgd", "adagrad", "rmsprop")  # transformers.trainer_optimizer hands these no betas
@@ -44,7 +39,6 @@ TRAIN = (
     Idle(("save_steps",), "save_strategy", _is("save_strategy", "no", "epoch", "best"), "save_strategy: steps"),
     Idle(("save_total_limit",), "save_strategy", _is("save_strategy", "no"), "leave it out"),
     Idle(("logging_steps",), "logging_strategy", _is("logging_strategy", "no", "epoch"), "logging_strategy: steps"),
-    Idle(("metric_for_best_model", "greater_is_better"), "load_best_model_at_end", _no_best, "it: true, or neither"),
     Idle(("warmup_steps",), "lr_scheduler_type", _is("lr_scheduler_type", *_NO_WARMUP), "constant_with_warmup, say"),
     Idle(_ADAM, "optim", _is("optim", *_WITHOUT_ADAM), "an optimizer that is Adam's, or optim_args"),
     Idle(_HUB, "push_to_hub", _is("push_to_hub", False, unset=False), "push_to_hub: true, or leave it out"),
@@ -94,4 +88,7 @@ def check(recipe: Recipe, sections: Mapping[str, Any], held_out: bool, notes: li
     for name in EVALUATING if not held_out else ():
         if sections["train"].get(name) is not None:
             found, write = f"{name} changes nothing: no rows are held out", "data.eval, or data.eval_fraction: 0.05"
-            yield Fault(recipe.where(("train", name)), found, write)
+            if ("train", name) in recipe.overridden:
+                notes.append(f"{recipe.where(('train', name))}: {found}")
+            else:
+                yield Fault(recipe.where(("train", name)), found, write)

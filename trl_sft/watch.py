@@ -47,7 +47,9 @@ class Watch(TrainerCallback):
     def on_train_begin(self, args: SFTConfig, state: TrainerState, control: TrainerControl, **given: Any) -> None:
         """Read and compare what stands before the first step. Raises RecipeError, NotAsAsked."""
         began = time.monotonic()
-        self._let_go()  # auto_find_batch_size begins again
+        self._let_go()  # auto_find_batch_size begins again, from nothing
+        self._batches = self._rows = self._seen = self._steps = self._compared = 0
+        self._tokens, self._trained, self._moved, self._inside = 0, 0, 0.0, {}
         readings = self._readings(given["train_dataloader"])
         self.ran["before"] = readings
         self._compare(asked.before(self._run, self._found, self._quantized, self._trainer), readings)
@@ -73,11 +75,12 @@ class Watch(TrainerCallback):
         self._seen += rows
         self._steps += 1
         self._rate = self._trainer.optimizer.param_groups[0]["lr"] or 0.0
-        self._moved += float(self._rate)
         self._batches = self._rows = 0
 
     def on_step_end(self, args: SFTConfig, state: TrainerState, control: TrainerControl, **given: Any) -> None:
         """Compare the weights with those of the beginning, at the last step and before another checkpoint is loaded."""
+        if not self._trainer.accelerator.optimizer_step_was_skipped:  # as fp16 does with a scale too high
+            self._moved += float(self._rate)
         if state.global_step >= state.max_steps:
             self._end(state)
 
