@@ -255,3 +255,36 @@ def test_class_that_the_configuration_names_is_rehearsed_not_that_of_a_mapping(h
     made = sketch.arguments(run, model.Found("m", "", config), (), 64)["model"]
     assert type(made).__name__ == "Qwen2_5_VLForConditionalGeneration"
     assert any("language_model" in name for name, _ in made.named_modules())
+
+
+FOUND_BY_A_USER = {  # override -> where it is told, what to write
+    "lora={target_modules: [q_proj, v_prj]}": ("lora.target_modules", "-> v_proj"),
+    "lora={modules_to_save: [lm_hed]}": ("lora.modules_to_save", "-> lm_head"),
+    "evaluate={generation: {max_new_tokens: -1}}": ("evaluate.generation.max_new_tokens", "at least 1"),
+    "evaluate={generation: {do_sample: true, temperature: -3}}": ("evaluate.generation.temperature", "at least"),
+    "train.use_liger_kernel=true": ("train.use_liger_kernel", "pip install liger-kernel"),
+}
+
+
+@pytest.mark.parametrize("words", FOUND_BY_A_USER)
+def test_what_a_new_user_got_wrong_is_told_by_check_at_its_place(words, go):
+    where, write = FOUND_BY_A_USER[words]
+    code, _, err = go(RECIPE, words, command=["check"])
+    assert code == 2
+    assert where in err
+    assert write in err
+
+
+def test_metric_that_no_evaluation_logs_is_refused_before_weights(go):
+    words = ["data={train: rows.jsonl, eval_fraction: 0.2}", "train.load_best_model_at_end=true"]
+    words += ["train.eval_strategy=epoch", "train.save_strategy=epoch"]
+    code, _, err = go(RECIPE, *words, "train.metric_for_best_model=eval_los", command=["check"])
+    assert code == 2
+    assert "eval_loss or eval_mean_token_accuracy" in err
+    for name in ("eval_loss", "mean_token_accuracy"):
+        assert go(RECIPE, *words, f"train.metric_for_best_model={name}", "run.overwrite=true")[0] == 0
+
+
+@pytest.mark.parametrize("words", ["H100", "8x80", "8x80GB"])
+def test_machine_that_is_none_is_told_by_fast_too(words, go):
+    assert go(RECIPE, "--fast", "--on", words, command=["check"])[0] == 2

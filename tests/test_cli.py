@@ -131,8 +131,6 @@ def test_warning_of_transformers_is_shown_once(here):
 
 
 def test_warning_that_matters_reaches_the_user_once(go):
-    code, _, err = go(RECIPE, "train.use_liger_kernel=true", command=["check"])
-    assert code == 0
     code, _, err = go(
         RECIPE,
         "train.packing_strategy=wrapped",

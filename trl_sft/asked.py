@@ -139,7 +139,7 @@ def _steps(run: Run, trainer: SFTTrainer) -> dict[str, Point]:
     if hasattr(made, "lr_lambdas") and made.base_lrs[0] is not None:
         values = [live.significant(made.base_lrs[0] * made.lr_lambdas[0](step)) for step in times(trainer)]
         points["rates to come"] = Point(values, key)
-        if values:
+        if values and trainer.state.global_step == 0:  # a checkpoint's optimizer holds its own for one step more
             points["rate of the next step"] = Point(values[0], key)
     return points
 

@@ -8,12 +8,11 @@ Deliberately absent: checks of its own; the stages are those of `training.prepar
 from __future__ import annotations
 
 import contextlib
-import re
 import shlex
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import Any
 
 from trl_sft import (
     chat,
@@ -32,22 +31,14 @@ from trl_sft import (
     trust,
 )
 from trl_sft.console import faults, python, say, span
-from trl_sft.errors import Fault, LaunchError, MissingPackage, RecipeError, Unreached, UserError
+from trl_sft.errors import Fault, LaunchError, MissingPackage, Unreached, UserError
 from trl_sft.formatting import Target
+from trl_sft.launching import On
 from trl_sft.run import Run
 from trl_sft.screens import lines
 
 # rows as any tokenizer might want them: for a look at the columns where none is there
 _ANY = Target(rendering.NAMES, "")
-_CARDS = re.compile(r"([1-9]\d*)x([1-9]\d*(?:\.\d+)?)GiB")
-
-
-class On(NamedTuple):
-    """The machine that a run is for."""
-
-    here: bool
-    cards: int = 1
-    gib: float | None = None  # memory of a card; None = whatever it takes
 
 
 @dataclass
@@ -81,15 +72,6 @@ class Report:
         if missing:
             self.unseen.append(f"{name}: needs {' and '.join(missing)}")
         return not missing
-
-
-def on(words: str) -> On:
-    """Return the machine that `--on` names: here, any, or 8x80GiB. Raises RecipeError."""
-    if words in ("here", "any"):
-        return On(words == "here")
-    if found := _CARDS.fullmatch(words):
-        return On(False, int(found[1]), float(found[2]))
-    raise RecipeError(Fault("--on", words, "here, any, or cards and their memory: 8x80GiB"))
 
 
 def check(run: Run, for_: On, seconds: float) -> Report:

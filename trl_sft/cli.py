@@ -116,6 +116,9 @@ def _check(words: list[str]) -> int:
     )
     began = time.perf_counter()
     run, given = _read(parser, words[1:])
+    from trl_sft import launching
+
+    for_ = launching.on(given.on)
     seconds = time.perf_counter() - began
     from trl_sft import console, record
 
@@ -129,7 +132,6 @@ def _check(words: list[str]) -> int:
     with console.quiet():
         from trl_sft import check, probe, screens
 
-        for_ = check.on(given.on)
         with console.quiet():
             report = check.check(run, for_, seconds)
             code = check.show(report, run, for_)

@@ -18,6 +18,8 @@ from trl_sft.data import Rows
 from trl_sft.errors import Fault, RecipeError
 from trl_sft.run import Run
 
+# what SFTTrainer logs of an evaluation that says how good a model is (trl.trainer.sft_trainer, `log`)
+_LOGGED = ("loss", "mean_token_accuracy", "entropy")
 # strategies that cut nothing: what is too long goes on in the next pack
 _CONTINUED = ("bfd_split", "wrapped")
 
@@ -84,8 +86,12 @@ def encoder(run: Run, chat: Chat, rows: Rows, args: SFTConfig) -> tokens.Encoder
 def _check_best(run: Run, args: SFTConfig, names: list[str]) -> None:
     """Refuse a best model by a loss that several held-out sources do not have. Raises RecipeError."""
     metric = str(args.metric_for_best_model or "loss").removeprefix("eval_")
+    where = run.recipe.where(("train", "metric_for_best_model"))
+    if args.load_best_model_at_end and not metric.endswith(_LOGGED):
+        raise RecipeError(
+            Fault(where, f"{metric}, which no evaluation logs", " or ".join(f"eval_{n}" for n in _LOGGED))
+        )
     if args.load_best_model_at_end and len(names) > 1 and not metric.startswith(tuple(f"{name}_" for name in names)):
-        where = run.recipe.where(("train", "metric_for_best_model"))
         found = f"{metric}, but each held-out source is evaluated under its own name"
         raise RecipeError(Fault(where, found, " or ".join(f"eval_{name}_loss" for name in names)))
 

@@ -7,16 +7,36 @@ that follow from `run.global_batch_size`. Needs no torch. Deliberately absent: s
 from __future__ import annotations
 
 import ast
+import re
+from typing import NamedTuple
 
 from trl_sft import owners, surface
 from trl_sft.errors import Fault, RecipeError
 from trl_sft.recipe import Key, kind
 from trl_sft.run import Run, Setting
 
+_CARDS = re.compile(r"([1-9]\d*)x([1-9]\d*(?:\.\d+)?)GiB")
 _ALONE = {"nproc_per_node": (1, "1"), "nnodes": (1, "1", "1:1")}
 _OURS = ("engine", "config")
 _BATCH: Key = ("run", "global_batch_size")
 _STEPS: Key = ("train", "gradient_accumulation_steps")
+
+
+class On(NamedTuple):
+    """The machine that a run is for."""
+
+    here: bool
+    cards: int = 1
+    gib: float | None = None  # memory of a card; None = whatever it takes
+
+
+def on(words: str) -> On:
+    """Return the machine that `--on` names: here, any, or 8x80GiB. Raises RecipeError."""
+    if words in ("here", "any"):
+        return On(words == "here")
+    if found := _CARDS.fullmatch(words):
+        return On(False, int(found[1]), float(found[2]))
+    raise RecipeError(Fault("--on", words, "here, any, or cards and their memory: 8x80GiB"))
 
 
 def check(run: Run) -> list[Fault]:

@@ -9,16 +9,17 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import difflib
 import tempfile
 from collections.abc import Iterator
 
 from datasets import Dataset, IterableDataset
 from trl import SFTConfig, SFTTrainer
 
-from trl_sft import ending, model, sketch
+from trl_sft import asked, ending, live, model, sketch
 from trl_sft.chat import Chat
 from trl_sft.dataset import Made
-from trl_sft.errors import UserError, first_line
+from trl_sft.errors import Fault, RecipeError, UserError, first_line
 from trl_sft.run import Run
 
 _STANDING_IN = Dataset.from_dict({"input_ids": [[0, 0]], "labels": [[0, 0]]})
@@ -44,6 +45,7 @@ def rehearse(run: Run, found: model.Found, chat: Chat, args: SFTConfig, made: Ma
                 train_dataset=train,
                 eval_dataset=held,
             )
+            _check_names(run, trainer)
             trainer.create_optimizer_and_scheduler(max(args.max_steps, 1))
             next(_batches(trainer))
     except (ImportError, TypeError, ValueError) as error:
@@ -53,6 +55,20 @@ def rehearse(run: Run, found: model.Found, chat: Chat, args: SFTConfig, made: Ma
     except Exception as error:  # it may be the missing numbers: the run will tell
         return first_line(error)
     return ""
+
+
+def _check_names(run: Run, trainer: SFTTrainer) -> None:
+    """Refuse names in `lora:` that no module has, which peft passes over beside others. Raises RecipeError."""
+    faults = []
+    known = sorted({path.rpartition(".")[2] for path, _ in trainer.model.named_modules()} - {""})
+    for name in asked.nameless(run, live.adapted(trainer.model)):
+        given = {word: (run.lora or {}).get(word) for word in ("target_modules", "modules_to_save")}
+        key = next(word for word, names in given.items() if isinstance(names, list) and name in names)
+        near = difflib.get_close_matches(name, known, 1, 0.5)
+        write = near[0] if near else "the name of a module that the model has"
+        faults.append(Fault(run.recipe.where(("lora", key)), f"{name}: no module of the model is called so", write))
+    if faults:
+        raise RecipeError(faults)
 
 
 def _batches(trainer: SFTTrainer) -> Iterator[object]:

@@ -34,6 +34,8 @@ _PROCESSES = {
     "nproc_per_node": (r"[1-9][0-9]*|auto|cpu|gpu|xpu", "a whole number, auto, cpu, gpu or xpu"),
     "nnodes": (r"[1-9][0-9]*(:[1-9][0-9]*)?", "a whole number, or the least and the most as in 1:4"),
 }
+# upstream finds these out while it generates, after the weights
+_GENERATION = {"max_new_tokens": 1, "min_new_tokens": 0, "num_beams": 1, "top_k": 0, "top_p": 0, "temperature": 1e-9}
 _NEEDS_EVAL = ("eval_on_start", "load_best_model_at_end", "eval_steps")
 
 
@@ -195,6 +197,11 @@ def _ranges(recipe: Recipe, sections: Mapping[str, Any]) -> Iterator[Fault]:
     rows = sections["evaluate"].get("max_rows")
     if rows is not None and rows < 1:
         yield Fault(recipe.where(("evaluate", "max_rows")), kind(rows), "at least 1; or evaluate: false")
+    generation = sections["evaluate"].get("generation")
+    for name, least in _GENERATION.items():
+        value = generation.get(name) if isinstance(generation, dict) else None
+        if isinstance(value, int | float) and not value >= least:
+            yield Fault(recipe.where(("evaluate", "generation", name)), kind(value), f"at least {least}")
     r = sections["lora"].get("r")
     if r is not None and r < 1:
         yield Fault(recipe.where(("lora", "r")), kind(r), "at least 1")

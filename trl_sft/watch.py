@@ -110,7 +110,8 @@ class Watch(TrainerCallback):
         lines = [f"Ran: {steps}, {counts}; last rate {end['last_rate']:.3g}; {tensors}"]
         if end["unchanged"] and end["steps"] > 1:  # in the first step one half of LoRA has no gradient
             lines.append(f"  not changed: {_some(end['unchanged'])}")
-        if end["share_changed"] < _HALF and self._moved > 0:
+        coarse = any(kind != "float32" for part in ("weights", "adapter weights") for kind in self.ran["before"][part])
+        if coarse and end["share_changed"] < _HALF and self._moved > 0:
             lines.append(f"  only {end['share_changed']:.1%} of the weights moved: {_FINER}")
         if end["last_rate_asked"] not in (None, end["last_rate"]):
             lines.append(f"  the recipe asks for a last rate of {end['last_rate_asked']:.3g}")
