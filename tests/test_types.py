@@ -22,7 +22,8 @@ from transformers.trainer_pt_utils import AcceleratorConfig
 from transformers.training_args import trainer_log_levels
 from trl import SFTConfig
 
-from trl_sft import definitions, keys, nested, surface, values
+from trl_sft import attention as attention_by_document
+from trl_sft import definitions, keys, nested, shadow, surface, values
 from trl_sft.errors import RecipeError
 
 TRAIN = keys.of("train")
@@ -58,8 +59,8 @@ def test_choices_that_no_type_shows_are_the_live_ones():
     assert set(values.choices(TRAIN["torch_compile_backend"])) == {m.value.lower() for m in DynamoBackend}
     assert set(values.choices(TRAIN["torch_compile_mode"])) == set(torch._inductor.list_mode_options())
     attention = values.choices(keys.of("model")["attn_implementation"])
-    theirs = {n for n, way in AttentionInterface._global_mapping.items() if not way.__module__.startswith("trl_sft")}
-    assert set(attention) == {*theirs, "eager"}
+    ours = {attention_by_document.DOCUMENTS, shadow._WAY}  # registered by what ran before in this process
+    assert set(attention) == {*AttentionInterface._global_mapping, "eager"} - ours
     for name in values.choices(keys.of("quantization")["bnb_4bit_compute_dtype"]):
         assert isinstance(getattr(torch, name), torch.dtype)
     for name in values.choices(keys.of("quantization")["bnb_4bit_quant_storage"]):
