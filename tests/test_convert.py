@@ -778,3 +778,13 @@ def test_imported_recipes_bring_rows_to_tokens_here(recipe, factory, here):
         trained = {label for row in ready.made.train for label in row["labels"]} - {-100}
         assert trained, tool
         assert ("seq_lengths" in ready.made.train.column_names) is (tool != "trl"), tool
+
+
+def test_trl_values_that_mean_something_are_not_dropped(recipe, here, capsys):
+    run, _ = recipe("trl", "model_name_or_path: m\ndataset_name: a/b\nmax_length: null\n")
+    assert "max_length" in run.train
+    assert run.train["max_length"] is None
+    for line in ("use_peft: true\nlora_r: 0", "use_peft: maybe", "load_in_4bit: perhaps"):
+        (here / "sft.yaml").write_text(f"model_name_or_path: m\ndataset_name: a/b\n{line}\n")
+        assert cli.main(["import", "trl", "sft.yaml"]) == 2, line
+        assert "Traceback" not in capsys.readouterr().err

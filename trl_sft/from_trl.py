@@ -10,7 +10,7 @@ import ast
 from collections.abc import Collection, Iterator
 from typing import Any
 
-from trl_sft import owners, paths, surface
+from trl_sft import owners, paths, recipe, surface
 from trl_sft.foreign import (
     Given,
     Item,
@@ -119,11 +119,14 @@ def _model(given: Given) -> Iterator[Item]:
 
 
 def _lora(given: Given) -> Iterator[Item]:
+    for name in ("use_peft", "load_in_4bit", "load_in_8bit"):
+        if not isinstance(given.get(name, False), bool):
+            raise refuse(given, name, recipe.kind(given.get(name)), "true or false")
     if given.get("use_peft"):
         for name, target in _LORA.items():
             known = given.get(name) is not None
             value = given.get(name) if known else _default(name)
-            if value not in (None, False):
+            if value is not None and value is not False:  # 0 is a value, and refused as one
                 yield Line(
                     ("lora", target),
                     value,
@@ -214,7 +217,9 @@ def _train(given: Given) -> Iterator[Item]:
     """Yield the fields of SFTConfig that stay as they are."""
     known = train_names()
     for name, value in given.values.items():
-        if value is None or name not in known or name in surface.REFUSED["train"] or name in _LEFT:
+        if value is None and name != "max_length":  # whose null is a value: nothing is cut
+            continue
+        if name not in known or name in surface.REFUSED["train"] or name in _LEFT:
             continue
         if name == "assistant_only_loss" and value is False:
             yield Left(name, "its default, which does not say where the loss falls: data.loss_on does")
