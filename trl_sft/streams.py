@@ -7,6 +7,7 @@ In: a `Run` whose sources say `streaming: true`, and their first rows, already f
 from __future__ import annotations
 
 import json
+import threading
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -27,6 +28,9 @@ _BATCH = 1000
 _FEATURES = Features({"input_ids": List(Value("int32")), "labels": List(Value("int32"))})
 
 Seen = dict[str, Counter[str]]  # source -> what came by so far: rows, rejected, cut, tokens, trained
+
+# datasets draws from several streams in threads, and a template's markers are kept in the template that all share
+_RENDERING = threading.Lock()
 
 
 def made(run: Run, rows: Rows, encoder: Encoder, args: SFTConfig) -> tuple[IterableDataset, Seen]:
@@ -78,8 +82,9 @@ def _stream(run: Run, of: tuple[Source, Part], encoder: Encoder, seen: Seen, kno
             batch = {column: [values[n] for n in kept] for column, values in read.items()}
             numbers = [start + n for n in kept]
             check = (np.random.default_rng(start).random(len(numbers)) < prepared.SAMPLE).tolist()
-            texts = rendered.rendered(encoder, batch, numbers, check, name)
-            for piece in tokens.pieces(texts):
+            with _RENDERING:
+                texts = list(rendered.rendered(encoder, batch, numbers, check, name))
+            for piece in tokens.pieces(iter(texts)):
                 out = tokens.labelled(encoder, piece, tokens.encoded(encoder, piece), name)
                 counts.update(_counted(out))
                 _check(run, part.name, counts)
