@@ -6,7 +6,8 @@
 recipe as it stands and ends when its first optimizer step is done: rows read, formatted, masked, checked and packed,
 model loaded. "prepared" finds the tokens in the cache, as a second run does; "unprepared" has an empty cache, as a
 first one. Without `evaluate:` the steps begin at once; with it the base model answers the held-out prompts first, so
-that tuning can be compared with it: that is work, and it is printed apart.
+that tuning can be compared with it: that is work, and it is printed apart. "as it comes" has all of it: an empty
+cache, and the base model evaluated.
 """
 
 import os
@@ -37,16 +38,17 @@ threading.Thread(target=watch, daemon=True).start()
 from trl_sft.cli import main
 sys.exit(main(sys.argv[1:]) or 1)
 """
-SIDES = ("bare", "prepared", "unprepared", "prepared, base model evaluated first")
+SIDES = ("bare", "prepared", "unprepared", "prepared, base model evaluated first", "as it comes")
 
 
 def run(side, warm):
     """Return the seconds of one run; `warm` holds a cache that was filled before."""
     with tempfile.TemporaryDirectory() as folder:
         recipe = [str(ROOT / "recipes" / "quickstart.yaml"), f"train.output_dir={folder}/out"]
-        more = [] if "evaluated" in side else ["evaluate=false", "train.eval_on_start=false"]
+        evaluated = side.endswith(("evaluated first", "as it comes"))
+        more = [] if evaluated else ["evaluate=false", "train.eval_on_start=false"]
         command = ["-c", BARE] if side == "bare" else ["-c", OURS, *recipe, *more]
-        cache = folder if side == "unprepared" else warm
+        cache = folder if side in ("unprepared", "as it comes") else warm
         env = os.environ | {"HF_HOME": cache, "HF_HUB_OFFLINE": "1", "PYTHONWARNINGS": "ignore"}
         began = time.perf_counter()
         done = subprocess.run([sys.executable, *command], check=False, capture_output=True, text=True, env=env)

@@ -5,6 +5,7 @@
 4 packs of 1,024 tokens, 32,000 words, a Llama of about 5 M parameters in float32, AdamW; every position has a label,
 and then a third of them (answers). Each side runs in a fresh process, in turn, order swapped; a step is the median of
 all but the first. "floor" is the arithmetic alone: the same matrix products without a trainer, documents apart.
+Ours is three things, each also alone: the loss, attention by document, and large tensors in huge pages.
 """
 
 import json
@@ -18,7 +19,8 @@ import time
 STEPS, PACKS, LENGTH, VOCABULARY = 6, 4, 1024, 32_000
 SHAPE = {"hidden_size": 128, "intermediate_size": 352, "num_hidden_layers": 4, "num_attention_heads": 4}
 LOGGED = ("loss", "grad_norm", "entropy", "mean_token_accuracy")
-SIDES = ("ours", "trl", "loss alone", "attention alone")
+SIDES = ("ours", "trl", "loss alone", "attention alone", "huge pages alone")
+HUGE = ("ours", "huge pages alone", "floor")  # what a run sets before torch allocates
 
 
 def model():
@@ -123,6 +125,7 @@ def floor(share):
 
 def run(*words):
     quiet = {"HF_HUB_OFFLINE": "1", "TQDM_DISABLE": "1", "PYTHONWARNINGS": "ignore"}
+    quiet["THP_MEM_ALLOC_ENABLE"] = str(int(words[0] in HUGE))
     done = subprocess.run(
         [sys.executable, __file__, "--work", *words],
         check=False,

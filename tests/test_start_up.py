@@ -3,7 +3,9 @@
 import json
 import subprocess
 import sys
+from pathlib import Path
 
+import pytest
 from conftest import RECIPE
 
 from trl_sft import cli, paths
@@ -73,3 +75,24 @@ def test_a_run_imports_what_upstream_imports_to_load_its_model_and_no_more(here)
     more = {name for name in found - bare if name.partition(".")[0] not in LIGHT}
     assert {name for name in more if not any(f"{name}.".startswith(f"{one}.") for one in OF_TRAINING)} == set()
     assert len(more) <= 20, more
+
+
+@pytest.mark.skipif(not Path("/sys/kernel/mm/transparent_hugepage").exists(), reason="a kernel without huge pages")
+@pytest.mark.parametrize(("set_by_user", "huge"), [({}, True), ({"THP_MEM_ALLOC_ENABLE": "0"}, False)])
+def test_large_tensors_of_a_run_lie_in_huge_pages_unless_the_user_says_otherwise(set_by_user, huge, here, monkeypatch):
+    (here / "recipe.yaml").write_text(RECIPE)
+    monkeypatch.delenv("THP_MEM_ALLOC_ENABLE", raising=False)
+    for name, value in set_by_user.items():
+        monkeypatch.setenv(name, value)
+    code = COMMANDS.rpartition("print")[0] + (
+        "import torch\n"
+        "large, inside = torch.ones(2**23), False\n"
+        "for line in open('/proc/self/smaps'):\n"
+        "    first, _, rest = line.partition(' ')\n"
+        "    if '-' in first and ':' not in first:\n"
+        "        start, end = (int(part, 16) for part in first.split('-'))\n"
+        "        inside = start <= large.data_ptr() < end\n"
+        "    elif inside and first == 'VmFlags:':\n"
+        "        print(json.dumps(rest.split()))\n"
+    )
+    assert ("hg" in modules(code, str(paths.EMBEDDED), json.dumps([["recipe.yaml", "train.max_steps=1"]]))) == huge

@@ -8,6 +8,7 @@ result.metrics["eval_loss"]
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -54,6 +55,9 @@ def train(run: Run) -> Result:
     """
     from trl_sft import console
 
+    # Large tensors on a CPU in pages of 2 MB: without them a step waits for the kernel to clear its 4 KB pages one by
+    # one (benchmarks/step.py). torch asks the kernel where this is set before its first tensor; Linux alone has it.
+    os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
     # Around the imports too: they are noisy, and upstream's loggers take handlers of their own there.
     with console.quiet():
         from trl_sft import training
