@@ -18,7 +18,14 @@ import time
 import step
 
 ROWS, BATCH = 192, 8
-BASE = {"per_device_train_batch_size": BATCH, "optim": "adamw_torch_fused"}
+BASE = {"per_device_train_batch_size": BATCH, "optim": "adamw_torch_fused", "max_length": 1024, "num_train_epochs": 1}
+BASE |= {"use_cpu": True, "bf16": False, "gradient_checkpointing": False, "dataloader_pin_memory": False}
+BASE |= {
+    "logging_steps": 1,
+    "report_to": "none",
+    "save_strategy": "no",
+    "dataset_kwargs": {"skip_prepare_dataset": True},
+}
 # name -> SFTConfig's arguments, and how far losses may differ (None: other batches)
 SETTINGS = {
     "packing": ({"packing": True, "max_length": 1024, "per_device_train_batch_size": 2}, None),
@@ -62,22 +69,7 @@ def work(name):
     if given.get("packing"):
         data = pack_dataset(data, 1024, "bfd")
     with tempfile.TemporaryDirectory() as folder:
-        args = SFTConfig(
-            **{"output_dir": folder, "use_cpu": True, "report_to": "none", "save_strategy": "no"},
-            **{
-                "logging_steps": 1,
-                "dataset_kwargs": {"skip_prepare_dataset": True},
-            },
-            **{
-                "bf16": False,
-                "gradient_checkpointing": False,
-                "max_length": 1024,
-                "num_train_epochs": 1,
-                "dataloader_pin_memory": False,
-            }
-            | BASE
-            | given,
-        )
+        args = SFTConfig(output_dir=folder, **BASE | given)
         trainer = SFTTrainer(
             step.model(), args=args, train_dataset=data, processing_class=tokenizer, callbacks=[Clock()]
         )
@@ -94,6 +86,7 @@ def work(name):
 
 def run(name):
     quiet = {"HF_HUB_OFFLINE": "1", "TQDM_DISABLE": "1", "PYTHONWARNINGS": "ignore"}
+    quiet["THP_MEM_ALLOC_ENABLE"] = "1"  # as a run sets it
     command = [sys.executable, __file__, "--work", name]
     done = subprocess.run(command, check=False, capture_output=True, text=True, env=os.environ | quiet)
     if done.returncode:

@@ -2,12 +2,14 @@
 
     python benchmarks/start_up.py [PAIRS]
 
-Each pair runs both in turn, order swapped each time, in fresh processes; medians and the ratio are printed.
+Each pair runs both in turn, order swapped each time, in fresh processes; medians and the ratio are printed. Then how
+many modules each command has imported when it ends; `tests/test_start_up.py` holds which.
 """
 
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 
@@ -20,6 +22,45 @@ PAIRS = {
     "trl_sft --help / python -c pass": (OURS_HELP, [PYTHON, "-c", "pass"]),
     "trl_sft check RECIPE --fast / from trl import SFTConfig": (OURS_READ, [PYTHON, "-c", "from trl import SFTConfig"]),
 }
+# runs a command of ours in this process, and counts at its end
+COUNTED = """
+import contextlib, io, sys
+from trl_sft.cli import main
+with contextlib.redirect_stdout(io.StringIO()), contextlib.suppress(SystemExit):
+    assert not main(sys.argv[1:])
+"""
+COUNT = "import sys; print(len(sys.modules), *('torch' in sys.modules, 'trl' in sys.modules))"
+STEP = ["train.max_steps=1", "evaluate=false", "train.eval_on_start=false", "train.eval_strategy=no"]
+TINY = str(Path(__file__).parents[1] / "trl_sft" / "embedded" / "tiny")
+BARE = f"""
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+from trl import SFTConfig, SFTTrainer
+AutoModelForCausalLM.from_pretrained({TINY!r}), AutoTokenizer.from_pretrained({TINY!r})
+"""
+
+
+def modules(code, *words):
+    """Return how many modules code has imported when it ends, and whether torch and trl are among them."""
+    command = [PYTHON, "-c", f"{code}\n{COUNT}", *words]
+    done = subprocess.run(command, check=True, capture_output=True, text=True)
+    number, torch, trl = done.stdout.strip().splitlines()[-1].split()
+    return int(number), [name for name, there in (("torch", torch), ("trl", trl)) if there == "True"]
+
+
+def counts():
+    """Print the modules of each command, in fresh processes."""
+    with tempfile.TemporaryDirectory() as folder:
+        run = [str(RECIPE), f"train.output_dir={folder}/out"]
+        sides = {"python alone": ("pass",), "trl_sft --help": (COUNTED, "--help")}
+        sides["check RECIPE --fast"] = (COUNTED, "check", str(RECIPE), "--fast")
+        sides["explain train.packing"] = (COUNTED, "explain", "train.packing")
+        sides |= {name: (COUNTED, name, *run) for name in ("preview", "prepare", "check")}
+        sides["a run of one step"] = (COUNTED, *run, *STEP)
+        sides["bare: import torch, trl, load the model"] = (BARE,)
+        for name, words in sides.items():
+            number, heavy = modules(*words)
+            print(f"{name}: {number:,} modules" + (f", with {' and '.join(heavy)}" if heavy else ""))
 
 
 def seconds(command):
@@ -41,6 +82,7 @@ def main(pairs):
         ratios = sorted(a / b for a, b in zip(*times, strict=True))
         print(f"{name}: {ours:.3f} s / {theirs:.3f} s, ratio {statistics.median(ratios):.3f}", end=" ")
         print(f"({ratios[0]:.3f} to {ratios[-1]:.3f}, {pairs} pairs)")
+    counts()
 
 
 if __name__ == "__main__":
