@@ -35,6 +35,22 @@ def here(tmp_path, monkeypatch):
     return tmp_path
 
 
+@pytest.fixture
+def micro_batches(monkeypatch):
+    """The micro batches of a run that follows: (optimizer step from 0, rows) each."""
+    from trl_sft import training
+
+    seen = []
+
+    class Counting(training.SFTTrainer):
+        def training_step(self, model, inputs, *args, **kwargs):
+            seen.append((self.state.global_step, len(inputs["input_ids"])))
+            return super().training_step(model, inputs, *args, **kwargs)
+
+    monkeypatch.setattr(training, "SFTTrainer", Counting)
+    return seen
+
+
 def jsonl(path, rows):
     """Write rows as JSON lines."""
     Path(path).write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")

@@ -122,7 +122,7 @@ def test_warning_of_transformers_is_shown_once(here):
         "import logging, trl_sft\n"
         "run = trl_sft.load_recipe('recipe.yaml')\n"
         "import trl_sft.training as t\n"
-        "t.run = lambda _: logging.getLogger('transformers.trainer').warning('look here')\n"
+        "t.run = lambda *_: logging.getLogger('transformers.trainer').warning('look here')\n"
         "trl_sft.train(run)\n"
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=here, capture_output=True, text=True, check=True)

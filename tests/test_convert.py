@@ -99,20 +99,12 @@ def test_openrlhf_dotted_flags_mean_what_the_flat_ones_do(recipe):
     assert lines(recipe("openrlhf", DOTTED)[1]) == lines(recipe("openrlhf", LLAMA)[1])
 
 
-def test_openrlhf_recipe_trains_here_with_its_global_batch(recipe, here, monkeypatch):
+def test_openrlhf_recipe_trains_here_with_its_global_batch(recipe, here, micro_batches):
     rows = [{"question": q["question"], "response": q["answer"]} for q in QUESTIONS * 7][:260]
     jsonl(here / "X.jsonl", rows)
-    seen = []
-
-    class Counting(training.SFTTrainer):
-        def training_step(self, model, inputs, *args, **kwargs):
-            seen.append((self.state.global_step, len(inputs["input_ids"])))
-            return super().training_step(model, inputs, *args, **kwargs)
-
-    monkeypatch.setattr(training, "SFTTrainer", Counting)
     run, _ = recipe("openrlhf", LLAMA, *HERE, "data.train.path=X.jsonl", "train.per_device_train_batch_size=32")
     assert train(run).steps == 1  # 256 rows; the four that are left fill no micro batch
-    assert sum(n for step, n in seen if step == 0) == 256
+    assert sum(n for step, n in micro_batches if step == 0) == 256
 
 
 def test_openrlhf_tokens_and_mask_are_those_of_its_data_set(recipe, here):
@@ -737,6 +729,20 @@ def test_llamafactory_dataset_info_may_lie_elsewhere(imports, here, factory):
     )
     assert code == 0
     assert lines(out)["data.train"]["path"] == "elsewhere/identity.json"
+
+
+def test_llamafactory_dataset_info_beside_the_settings_is_found(here, factory, capsys):
+    (here / "other").mkdir()
+    (here / "data").rename(here / "other" / "data")
+    (here / "other" / "config.yaml").write_text("model_name_or_path: m\ndataset: identity\n")
+    assert cli.main(["import", "llamafactory", "other/config.yaml"]) == 0
+    assert lines(capsys.readouterr().out)["data.train"]["path"] == "other/data/identity.json"
+
+
+def test_dataset_info_of_another_tool_is_refused(imports, here):
+    code, _, err = imports("trl", {"model_name_or_path": "m", "dataset_name": "X"}, "--dataset-info", "x.json")
+    assert code == 2
+    assert "--dataset-info\n    a file of LLaMA-Factory's beside trl" in err
 
 
 BASIC = {

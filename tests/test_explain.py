@@ -149,6 +149,12 @@ def test_whole_run_marks_what_departs_from_the_owners_defaults(here):
     assert any(line.startswith("? bf16:") for line in lines)
     assert "hf_secret" not in text
     assert "read as use_cpu" in text
+    assert "  resume: unset  # auto (unset) goes on" in text
+    own = {name for section in ("data", "evaluate", "run") for name in surface.OWN_KEYS[section]} - {"train", "eval"}
+    assert [name for name in own if not re.search(rf"^[ *?] {name}:", text, re.MULTILINE)] == []
+    off = explain.whole(load_recipe("r.yaml", ["evaluate=false"]))
+    assert "run:  # trl_sft" in off
+    assert not any(line.startswith("evaluate:") for line in off)
     fields = [name for name in keys.of("train") if name not in surface.REFUSED["train"]]
     assert [name for name in fields if not re.search(rf"^[ *?] {name}:", text, re.MULTILINE)] == []
 

@@ -59,6 +59,22 @@ FAULTS = {  # name -> (what stands there, what is put in its place, where it is 
     "a wording that is none": ("format: question_answer", "wording: alpacca", "recipe.yaml:5", "alpaca"),
     "a share above one": ("eval_fraction: 0.2", "eval_fraction: 2", "recipe.yaml:6", "between 0 and 1"),
     "a step of none": ("max_steps: 2", "max_steps: 0", "recipe.yaml:9", "at least 1"),
+    # what torch and upstream call otherwise than the recipe does
+    "a dropout above one": ("r: 4", "lora_dropout: 2", "recipe.yaml:13", "dropout"),
+    "a beta above one": ("max_steps: 2", "adam_beta1: 2.0", "recipe.yaml:9", "beta"),
+    "workers below none": ("max_steps: 2", "dataloader_num_workers: -1", "recipe.yaml:9", "num_workers"),
+    "a rank for no module": ("r: 4", "rank_pattern: {q_prj: 8}", "recipe.yaml:13", "q_prj changes nothing"),
+    "an exception that is none": ("r: 4", "exclude_modules: [q_prj]", "recipe.yaml:13", "q_prj changes nothing"),
+    "a layer that is not there": (
+        *("r: 4", "target_modules: [q_proj]\n  layers_to_transform: [0, 99]", "recipe.yaml:14", "layer 99"),
+    ),
+    "a schedule in the middle": (
+        *("max_steps: 2", "lr_scheduler_kwargs: {last_epoch: 3}", "recipe.yaml:9", "initial_lr"),
+    ),
+    "a schedule without its numbers": (
+        *("max_steps: 2", "lr_scheduler_type: cosine_with_min_lr"),
+        *("recipe.yaml:7 train.lr_scheduler_kwargs", "min_lr"),
+    ),
     "a rate that is infinite": ("1e-3", ".inf", "recipe.yaml:10", "finite"),
     "a rank below one": ("r: 4", "r: 0", "recipe.yaml:13", "at least 1"),
     "modules that are not there": ("r: 4", "target_modules: [q_projj]", "recipe.yaml:13", "q_projj"),

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from conftest import SHIPPED
 
-from trl_sft import cli, keys, load_recipe, owners, paths, recipe, schema, surface, training
+from trl_sft import cli, keys, load_recipe, owners, paths, recipe, rundir, schema, surface, training
 
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "trl_sft"
@@ -100,7 +100,7 @@ def test_own_keys_and_owners_names_are_disjoint():
             assert not set(owners.fields(definition)) & set(surface.OWN_KEYS[section]), section
     for section, words in surface.KEYWORDS.items():
         assert not set(words) & set(surface.OWN_KEYS[section]), section
-    for builder in set(schema.BUILDERS.values()):
+    for builder in set(surface.BUILDERS.values()):
         theirs = set(owners.fields(keys.builder_config(builder))) | set(owners.arguments(surface.LOAD_DATASET[1])) - {
             "path"
         }
@@ -151,7 +151,9 @@ def test_from_recipe_to_trainer_is_three_hops_and_a_sitting(here, monkeypatch):
     sys.setprofile(note)
     try:
         with pytest.raises(Reached):
-            training.run(schema.build(recipe.read(ROOT / "recipes" / "quickstart.yaml", ["train.max_steps=2"])))
+            training.run(
+                schema.build(recipe.read(ROOT / "recipes" / "quickstart.yaml", ["train.max_steps=2"])), rundir.Claim()
+            )
     finally:
         sys.setprofile(None)
     lines = set()

@@ -9,7 +9,7 @@ import threading
 
 import pytest
 
-from trl_sft import paths
+from trl_sft import machine, paths
 
 RECIPE = "model: {name_or_path: %s}\ndata: {train: rows.jsonl}\ntrain: {output_dir: out, max_steps: 1}\n"
 
@@ -114,3 +114,15 @@ def test_hub_that_cannot_be_reached_is_told_at_once(hub):
     assert code == 2
     assert "org/tiny: no path here, not in the cache, and the hub cannot be reached" in told
     assert "Retrying" not in told
+
+
+def test_push_that_cannot_be_is_refused_before_weights_and_at_its_key(go, monkeypatch):
+    code, _, err = go(RECIPE % "trl_sft:tiny", "train.push_to_hub=true")
+    assert code == 2
+    assert "train.push_to_hub\n    a push to the hub, and HF_HUB_OFFLINE is set" in err
+    monkeypatch.setattr(machine.constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(machine, "get_token", lambda: None)
+    code, _, err = go(RECIPE % "trl_sft:tiny", "train.push_to_hub=true", command=["check"])
+    assert code == 2
+    assert "train.push_to_hub\n    a push to the hub, and no token for it" in err
+    assert go(RECIPE % "trl_sft:tiny", "train.push_to_hub=true", "--on", "any", command=["check"])[0] == 0

@@ -21,19 +21,11 @@ def built(here):
     return call
 
 
-def test_global_batch_is_the_rows_of_an_optimizer_step(built, here, monkeypatch):
-    seen = []
-
-    class Counting(training.SFTTrainer):
-        def training_step(self, model, inputs, *args, **kwargs):
-            seen.append((self.state.global_step, len(inputs["input_ids"])))
-            return super().training_step(model, inputs, *args, **kwargs)
-
-    monkeypatch.setattr(training, "SFTTrainer", Counting)
+def test_global_batch_is_the_rows_of_an_optimizer_step(built, here, micro_batches):
     result = train(built("run: {global_batch_size: 12}\n"))
-    rows = [sum(n for step, n in seen if step == number) for number in range(2)]
+    rows = [sum(n for step, n in micro_batches if step == number) for number in range(2)]
     assert rows == [12, 12]
-    assert {n for _, n in seen} == {2}
+    assert {n for _, n in micro_batches} == {2}
     resolved = yaml.safe_load((result.output_dir / "resolved.yaml").read_text())
     assert resolved["train"]["gradient_accumulation_steps"] == 6
     assert resolved["run"]["global_batch_size"] == 12

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import RECIPE, jsonl
+from conftest import QUESTIONS, RECIPE, jsonl
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from trl_sft import load_recipe, paths, rundir, train
@@ -330,6 +330,35 @@ def test_rows_are_read_however_they_are_kept(kind, streaming, go, here):
     assert ("held out  1 row" in out) == (held is not None)
 
 
+def test_files_of_a_folder_that_are_in_no_split_are_told(go, here):
+    (here / "rows").mkdir()
+    for name in ("train.jsonl", "test.jsonl", "more.jsonl", "some.csv"):
+        jsonl(here / "rows" / name, QUESTIONS)
+    (here / "rows" / "notes.pdf").write_bytes(b"%PDF")
+    code, out, err = go(RECIPE.replace("rows.jsonl", "rows"), command=["check"])
+    assert code == 0, err
+    assert "rows: NOT READ: more.jsonl, some.csv; " in out
+    every = next(word for word in out.split() if word.endswith("/*.jsonl"))
+    code, out, err = go(RECIPE.replace("rows.jsonl", every), command=["check"])
+    assert code == 0, err
+    assert "120 rows to train" in out
+    assert "NOT READ" not in out
+
+
+def test_max_rows_of_more_rows_than_there_are_is_told(go):
+    code, out, err = go(RECIPE.replace("rows.jsonl", "{path: rows.jsonl, max_rows: 41}"), command=["check"])
+    assert code == 0, err
+    assert "rows.jsonl: has 40 rows, fewer than max_rows: 41" in out
+
+
+def test_tokens_of_a_finished_run_can_be_prepared_again(go, here):
+    assert go()[0] == 0
+    code, _, err = go()
+    assert code == 2
+    assert "holds a finished run" in err
+    assert go(command=["prepare"])[0] == 0
+
+
 def test_split_that_a_saved_data_set_has_not_is_told(go, here):
     from datasets import Dataset
 
@@ -428,7 +457,7 @@ def test_run_killed_after_its_last_step_is_finished_without_another(go, here, mo
     with monkeypatch.context() as patch:
         patch.setattr(ending, "_held_out", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
         with pytest.raises(KeyboardInterrupt):
-            training.run(load_recipe("recipe.yaml", SAVING))
+            training.run(load_recipe("recipe.yaml", SAVING), rundir.Claim())
     assert not (here / "out" / "model.safetensors").exists()
     code, out, _ = go(FULL, *SAVING)
     assert code == 0
@@ -505,7 +534,10 @@ def test_model_card_of_a_continued_adapter_names_what_it_is(go, here):
         (("train.fp16=true",), "fp16 on a CPU changes nothing"),
         (("train.activation_offloading=true",), "recipe.yaml:3 train"),
         (("train.report_to=comet_ml",), "comet_ml: not installed"),
-        (("data={train: rows.jsonl, eval_fraction: 0.5}", "train.eval_steps=1"), "eval_steps without eval_strategy"),
+        (
+            ("data={train: rows.jsonl, eval_fraction: 0.5}", "train.eval_steps=1"),
+            "eval_steps changes nothing without eval_strategy",
+        ),
     ],
 )
 def test_what_upstream_refuses_late_or_never_leaves_an_old_run_as_it_was(words, said, go, here):

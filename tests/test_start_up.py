@@ -63,6 +63,14 @@ def test_fault_of_a_recipe_is_told_without_any_heavy_import(here):
         assert tops(modules(code, str(paths.EMBEDDED), json.dumps([words]))) <= LIGHT
 
 
+def test_folder_of_a_finished_run_is_refused_without_any_heavy_import(here):
+    (here / "recipe.yaml").write_text(RECIPE)
+    (here / "out").mkdir()
+    (here / "out" / "run.json").write_text('{"outcome": "done"}')
+    code = COMMANDS.replace("assert not cli", "assert 2 == cli")
+    assert tops(modules(code, str(paths.EMBEDDED), json.dumps([["recipe.yaml"]]))) <= LIGHT
+
+
 def test_init_reads_rows_and_tokenizer_without_torch(here):
     found = tops(of(["init", "trl_sft:tiny", "rows.jsonl", "-o", "new.yaml"]))
     assert not found & {"torch", "trl", "peft", "accelerate", "bitsandbytes", "rich", "sympy"}

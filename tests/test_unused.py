@@ -27,6 +27,7 @@ TRAIN = [
     ({"optim": "adafactor", "adam_epsilon": 1e-6}, "adam_epsilon"),
     ({"hub_model_id": "a/b"}, "hub_model_id"),
     ({"packing_strategy": "bfd_split"}, "packing_strategy"),
+    ({"packing": True, "padding_free": False}, "padding_free"),
     ({"gradient_checkpointing": False, "gradient_checkpointing_kwargs": {"use_reentrant": False}},
      "gradient_checkpointing_kwargs"),
 ]  # fmt: skip
@@ -37,19 +38,29 @@ GENERATION = [
 ]
 
 
+QUANTIZATION = [
+    ({"load_in_8bit": True, "bnb_4bit_quant_type": "nf4"}, "bnb_4bit_quant_type"),
+    ({"load_in_4bit": True, "llm_int8_threshold": 5.0}, "llm_int8_threshold"),
+]
+
+
 def text(train=None, generation=None, data=HELD):
     return RECIPE.format(train=json.dumps(train or {}), generation=json.dumps(generation or {}), data=data)
 
 
 @pytest.mark.parametrize(("train", "name"), TRAIN, ids=lambda v: v if isinstance(v, str) else "")
-def test_idle_key_of_train_is_refused_and_with_an_override_told(train, name, go):
+def test_idle_key_of_train_is_refused_and_told_where_an_override_made_it_idle(train, name, go):
     code, _, err = go(text(train), "--fast", command=["check"])
     assert code == 2
     assert f"recipe.yaml:3 train.{name}\n" in err
     assert "changes nothing" in err
-    code, out, err = go(text(train), f"train.{name}={json.dumps(train[name])}", "--fast", command=["check"])
-    assert code == 0, err
-    assert f"train.{name}: {name} changes nothing" in out
+    typed = f"train.{name}={json.dumps(train[name])}"
+    assert go(text(train), typed, "--fast", command=["check"])[0] == 2  # it would be typed in vain
+    others = [f"train.{k}={json.dumps(v)}" for k, v in train.items() if k != name]
+    if others:
+        code, out, err = go(text({name: train[name]}), *others, "--fast", command=["check"])
+        assert code == 0, err
+        assert f"train.{name}: {name} changes nothing" in out
     assert go(text({k: v for k, v in train.items() if k != name}), "--fast", command=["check"])[0] == 0
 
 
@@ -62,6 +73,20 @@ def test_idle_key_of_generation_is_refused_as_upstreams_own_strict_check_does(ge
         GenerationConfig(**generation).validate(strict=True)
 
 
+@pytest.mark.parametrize(("section", "name"), QUANTIZATION, ids=lambda v: v if isinstance(v, str) else "")
+def test_idle_key_of_quantization_is_refused_and_told_where_an_override_made_it_idle(section, name, go):
+    lora = "lora: {r: 2}\nquantization: "
+    code, _, err = go(text() + lora + json.dumps(section), "--fast", command=["check"])
+    assert code == 2
+    assert f"{name} changes nothing" in err
+    (bits,) = (k for k in section if k != name)
+    given = text() + lora + json.dumps({name: section[name], "load_in_4bit": True, "load_in_8bit": False})
+    words = [f"quantization.load_in_{n}bit={json.dumps(bits == f'load_in_{n}bit')}" for n in (4, 8)]
+    code, out, err = go(given, *words, "--fast", command=["check"])
+    assert code == 0, err
+    assert f"{name} changes nothing" in out
+
+
 @pytest.mark.parametrize("name", unused.EVALUATING)
 def test_key_of_evaluation_is_refused_where_no_rows_are_held_out(name, go):
     given = {name: True if name == "eval_packing" else 2}
@@ -70,6 +95,10 @@ def test_key_of_evaluation_is_refused_where_no_rows_are_held_out(name, go):
     code, _, err = go(text(given, data=""), "--fast", command=["check"])
     assert code == 2
     assert f"{name} changes nothing: no rows are held out" in err
+    if name != "eval_delay":  # which an eval_strategy goes with
+        code, out, err = go(text(given), "data.eval_fraction=null", "--fast", command=["check"])
+        assert code == 0, err
+        assert f"{name} changes nothing: no rows are held out" in out
 
 
 @pytest.mark.parametrize("name", unused._WITHOUT_ADAM)

@@ -53,8 +53,9 @@ def train(run: Run) -> Result:
     Returns the folder, the number of steps and the metrics of the held-out rows. Raises
     `trl_sft.errors.UserError` before training and `trl_sft.errors.RunStopped` when it ends early.
     """
-    from trl_sft import console
+    from trl_sft import console, record
 
+    claim = record.claimed(run)  # before the imports, which take seconds
     # Large tensors on a CPU in pages of 2 MB: without them a step waits for the kernel to clear its 4 KB pages one by
     # one (benchmarks/step.py). torch asks the kernel where this is set before its first tensor; Linux alone has it.
     os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
@@ -63,4 +64,4 @@ def train(run: Run) -> Result:
         from trl_sft import training
 
         with console.quiet():
-            return training.run(run)
+            return training.run(run, claim)

@@ -82,9 +82,8 @@ def check(run: Run, for_: On, seconds: float) -> Report:
     trust.begin(run)
     with report.stage("machine"):
         machine.check(run)
-    claim = None
     with report.stage("folder"):
-        claim = record.claimed(run)
+        record.claimed(run)
     settled = _settled(run, report, for_)
     found, chatting = _model(run, report)
     if found is None or chatting is None or settled is None:
@@ -107,8 +106,8 @@ def check(run: Run, for_: On, seconds: float) -> Report:
         settled.args.dataset_kwargs = {"skip_prepare_dataset": True}
         if why := rehearsal.rehearse(run, found, chatting, settled.args, made):
             report.unseen.append(f"trainer: {why}")
-    if claim is not None and rows is not None and made is not None:
-        report.ready = training.Ready(claim, *setup, rows, made)
+    if rows is not None and made is not None:
+        report.ready = training.Ready(*setup, rows, made)
         with report.stage("memory"):
             report.memory = memory.check(run, setup, made.train, int(for_.gib * 2**30) if for_.gib else None)
             lines(report.memory.lines)
@@ -157,7 +156,7 @@ def show(report: Report, run: Run, for_: On) -> int:
         say(f"not checked: {line}")
     mend = [*report.faults, *(report.here if for_.here else [])]
     if report.here and not for_.here:
-        say("\nThis machine cannot run it, which is no fault of the recipe:")
+        say("\nThis machine, or this version, cannot run it, which is no fault of the recipe:")
         say("\n".join(str(fault) for fault in report.here))
     if mend:
         faults(mend)

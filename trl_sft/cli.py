@@ -97,12 +97,22 @@ def _train(words: list[str]) -> int:
     if not words:
         parser.print_help()
         return errors.EXIT_DONE
+    _refuse_misspelt(words[0])
     run = _read(parser, words)[0]
     from trl_sft import train
 
     print(f"trl_sft {__version__}   {run.recipe.path.name} -> {run.output_dir}", flush=True)
     train(run)
     return errors.EXIT_DONE
+
+
+def _refuse_misspelt(word: str) -> None:
+    """Refuse a first word that is no file, and nearly a command. Raises RecipeError."""
+    import difflib
+
+    near = difflib.get_close_matches(word, _COMMAND, 1, 0.7) if word.isalpha() else []
+    if near and not Path(word).exists():
+        raise errors.RecipeError(errors.Fault(word, "no command, and no file of that name", near[0]))
 
 
 def _check(words: list[str]) -> int:

@@ -7,7 +7,6 @@ checked as any recipe is. What the names of each project mean stands in the modu
 from __future__ import annotations
 
 import contextlib
-import difflib
 import re
 import sys
 import textwrap
@@ -30,6 +29,7 @@ from trl_sft import (
     schema,
     surface,
     unused,
+    values,
 )
 from trl_sft.errors import EXIT_DONE, EXIT_USER, Fault, RecipeError
 from trl_sft.foreign import Given, Item, Left, Line
@@ -62,13 +62,18 @@ TOOLS = {
 
 def read(tool: str, words: Sequence[str], dataset_info: Path | None = None) -> Given:
     """Return the settings that the words hold or name. Raises RecipeError."""
+    if dataset_info is not None and tool != "llamafactory":
+        raise RecipeError(Fault("--dataset-info", f"a file of LLaMA-Factory's beside {tool}", "leave it out"))
     if TOOLS[tool].flags:
         return openrlhf_flags.read(words)
     if len(words) != 1:
         found = f"{len(words)} words after {tool}"
         raise RecipeError(Fault("import", found, f"import {tool} FILE [-o RECIPE]"))
     given = foreign.read(Path(words[0]))
-    return llamafactory_rows.with_datasets(given, dataset_info) if tool == "llamafactory" else given
+    if tool != "llamafactory":
+        return given
+    info = dataset_info or llamafactory_rows.beside(given, Path(words[0]).parent)
+    return llamafactory_rows.with_datasets(given, info)
 
 
 def write(tool: str, given: Given, output: Path | None) -> int:
@@ -92,6 +97,8 @@ def write(tool: str, given: Given, output: Path | None) -> int:
     faults = check(given, lines, path)
     if faults:
         console.faults(faults)
+        if output is not None:
+            console.say(f"{output} is written all the same: mend it there, or the settings and write it anew")
         return EXIT_USER
     if output is not None:
         console.say(f"Next: {console.python()} -m trl_sft check {output}")
@@ -115,10 +122,8 @@ def complete(tool: Tool, given: Given) -> list[Item]:
             said = "says nothing" if given.get(name) is None else "changes nothing beside the other settings"
             items.append(Left(name, said))
         else:
-            near = difflib.get_close_matches(name, tool.names(), 1, 0.75)
-            items.append(
-                Left(name, "no name that is known here" + (f"; nearest: {near[0]}" if near else ""), aloud=True)
-            )
+            near = values.meant(name, tool.names())
+            items.append(Left(name, "no name that is known here" + (f"; nearest: {near}" if near else ""), aloud=True))
     return items
 
 

@@ -5,6 +5,7 @@ In: what happened. Out: a `Result` or an error in our words, and in every case a
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 import pickle
@@ -156,14 +157,7 @@ def again(run: Run) -> str:
 def refused(run: Run, error: Exception) -> Exception:
     """Return a refusal of upstream's in our words, at the key that it names; what is no refusal as it is."""
     text = " ".join(str(error).split()) or type(error).__name__
-    sections = {"train": run.train, "lora": run.lora or {}, "model": run.model}
-    keys = [(section, name) for section, values in sections.items() for name in values]
-    named = [k for k in keys if re.search(rf"\b({k[1]}|{k[1].replace('_', ' ')})\b", text, re.IGNORECASE)]
-    if not named:  # a package that is missing is named by a value: report_to: comet_ml
-        letters = re.sub(r"[^a-z0-9]", "", text.lower())
-        values = {k: re.sub(r"[^a-z0-9]", "", str(sections[k[0]][k[1]]).lower()) for k in keys}
-        named = [k for k, value in values.items() if len(value) > 4 and value in letters]
-    key = max(named, key=lambda k: len(str(k[1]))) if named else None
+    key = _named(run, text)
     if "install" in text and not isinstance(error, ValueError | OSError):
         return MissingPackage(
             Fault(run.recipe.where(key or ("train",)), text, "install what it asks for, in this Python")
@@ -175,6 +169,31 @@ def refused(run: Run, error: Exception) -> Exception:
     if _raised_by_us(error):
         return error
     return RecipeError(Fault(run.recipe.where(key or ("train",)), text, "another value; that is upstream's message"))
+
+
+def _named(run: Run, text: str) -> Key | None:
+    """Return the key of the recipe that a message of upstream's speaks of; None where it speaks of none."""
+    sections = {"train": run.train, "lora": run.lora or {}, "model": run.model}
+    values = {(section, name): value for section, of in sections.items() for name, value in of.items()}
+    named = [k for k in values if re.search(rf"\b({k[1]}|{k[1].replace('_', ' ')})\b", text, re.IGNORECASE)]
+    if not named:  # a package that is missing is named by a value: report_to: comet_ml
+        letters = re.sub(r"[^a-z0-9]", "", text.lower())
+        plain = {k: re.sub(r"[^a-z0-9]", "", str(value).lower()) for k, value in values.items()}
+        named = [k for k, value in plain.items() if len(value) > 4 and value in letters]
+    if named:
+        return max(named, key=lambda k: len(k[1]))
+    absent = [field.name for field in dataclasses.fields(SFTConfig) if re.search(rf"\b{field.name}\b", text)]
+    if absent := [name for name in absent if "_" in name]:  # a word with it is no plain English
+        return "train", max(absent, key=len)
+    # torch calls them otherwise: "Invalid beta parameter at index 0: 2.0", "num_workers option should be non-negative"
+    words = set(re.findall(r"[a-z]{3,}", text.lower()))
+    numbers = {float(number) for number in re.findall(r"-?\d+(?:\.\d+)?(?:e-?\d+)?", text)}
+    shared = {
+        k: len(words & set(re.findall(r"[a-z]{3,}", k[1]))) + (type(value) in (int, float) and value in numbers)
+        for k, value in values.items()
+    }
+    best = max(shared, key=lambda k: shared[k], default=None)
+    return best if best and shared[best] > 1 else None
 
 
 def _raised_by_us(error: BaseException) -> bool:

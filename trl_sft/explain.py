@@ -23,6 +23,7 @@ from trl_sft.owners import Field
 from trl_sft.recipe import flow
 from trl_sft.run import Run
 
+_SOURCES = ("train", "eval")  # of `data:`, which say themselves what they are
 _WIDTH = 100
 _EMPTY = {"dict": "{}", "list": "[]", "set": "[]"}  # default factories
 
@@ -72,10 +73,8 @@ def whole(run: Run) -> list[str]:
     set_by = {line.key: line for line in _lines(run)}
     for section, (owner, _) in surface.OWNERS.items():
         given = {str(k[-1]): line for k, line in set_by.items() if k[0] == section}
-        fields = _shown(section)
-        if not given and not fields and not any(name == section for name, _ in surface.SETTLED):
-            continue
-        if section in ("quantization", "lora", "launch") and not given:
+        fields, off = _shown(section), section == "evaluate" and run.evaluate is None
+        if off or (section in ("quantization", "lora", "launch") and not given):
             continue
         out += ["", f"{section}:  # {owner}"]
         for name, line in given.items():
@@ -86,6 +85,8 @@ def whole(run: Run) -> list[str]:
             out.append(f"? {name}: {said}")
         rest = {n: f for n, f in fields.items() if n not in given and (section, n) not in surface.SETTLED}
         out += [f"  {name}: {_default(field)}" for name, field in rest.items()]
+        own = [n for n in surface.OWN_KEYS[section] if n not in given and (section, n) not in surface.SETTLED]
+        out += [f"  {name}: unset  # {surface.OWN_HELP[section][name]}" for name in own if name not in _SOURCES]
     return [record.without_secrets(run, line) for line in out]
 
 
@@ -149,7 +150,7 @@ def _in(section: str, name: str) -> list[Found]:
     if name in keys.of(section):
         label = "trl_sft" if name in surface.OWN_KEYS.get(section, ()) else label
         return [Found(section, name, keys.of(section)[name], label)]
-    for builder in sorted(set(schema.BUILDERS.values())) if section == keys.SOURCE else ():
+    for builder in sorted(set(surface.BUILDERS.values())) if section == keys.SOURCE else ():
         if name in keys.source(builder):
             return [Found(section, name, keys.source(builder)[name], f"datasets, for files of {builder}")]
     gone = name in old_names.of(section) or name in surface.REFUSED.get(section, ())

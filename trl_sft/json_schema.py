@@ -12,7 +12,7 @@ import re
 from collections.abc import Iterator
 from typing import Any
 
-from trl_sft import definitions, keys, nested, old_names, owners, rules, schema, surface, values
+from trl_sft import definitions, keys, nested, old_names, owners, rules, surface, values
 from trl_sft.old_names import Old
 from trl_sft.owners import Field, Listing
 
@@ -70,7 +70,7 @@ def _section(name: str) -> Schema:
 def _source() -> Schema:
     """Return the schema of one source: the keys of every kind of file, which only the path tells apart."""
     fields: dict[str, Field] = {}
-    for builder in sorted(set(schema.BUILDERS.values())):
+    for builder in sorted(set(surface.BUILDERS.values())):
         fields = keys.source(builder) | fields
     conditions = [{"not": {"type": "object", "required": pair}} for pair in _pairs(keys.SOURCE)]
     return _mapping(_properties(keys.SOURCE, fields), conditions) | {"required": ["path"]}

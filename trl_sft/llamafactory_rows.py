@@ -28,6 +28,13 @@ _MEDIA = ("images", "videos", "audios")
 _TEMPLATES = {"qwen": "chatml", "phi": "phi3", "deepseek3": "deepseekv3", "cohere": "cohere", "gemma": "gemma"}
 
 
+def beside(given: Given, folder: Path) -> Path | None:
+    """Return the dataset_info.json near the file of settings, where LLaMA-Factory's own place for it has none."""
+    own = Path(str(given.get("dataset_dir", "data")))
+    near = [path for path in (folder / own / _FILE, folder / _FILE) if path.is_file()]
+    return near[0] if near and not (own / _FILE).is_file() and not isinstance(given.get("dataset_dir"), dict) else None
+
+
 def with_datasets(given: Given, file: Path | None) -> Given:
     """Return the settings with what dataset_info.json says of their data sets. Raises RecipeError."""
     folder = given.get("dataset_dir", "data")

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
+from huggingface_hub import constants, get_token
 from transformers.integrations import get_available_reporting_integrations
 from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK
 from transformers.utils import is_liger_kernel_available, is_torch_bf16_gpu_available
@@ -44,10 +45,17 @@ def check(run: Run) -> None:
 
 
 def check_packages(run: Run) -> None:
-    """Refuse a package that upstream would miss once training begins. Raises MissingPackage."""
+    """Refuse what upstream would miss once training begins: a package, the hub to push to. Raises UserError."""
     if run.train.get("use_liger_kernel") and not is_liger_kernel_available():
         where = run.recipe.where(("train", "use_liger_kernel"))
         raise MissingPackage(Fault(where, "liger-kernel: not installed", "pip install liger-kernel, or leave it out"))
+    if run.train.get("push_to_hub"):
+        where = run.recipe.where(("train", "push_to_hub"))
+        if constants.HF_HUB_OFFLINE:
+            write = "leave it out, and push the folder later; or unset HF_HUB_OFFLINE"
+            raise LaunchError(Fault(where, "a push to the hub, and HF_HUB_OFFLINE is set", write))
+        if not (run.train.get("hub_token") or get_token()):
+            raise LaunchError(Fault(where, "a push to the hub, and no token for it", "hf auth login, or HF_TOKEN"))
 
 
 def check_trackers(where: str, names: Sequence[str]) -> None:

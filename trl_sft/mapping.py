@@ -6,7 +6,6 @@ the nearest name, the type or the choices. Mappings under a key are checked in t
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Mapping
 from typing import Any
 
@@ -41,9 +40,8 @@ def unknown(recipe: Recipe, key: Key, fields: Mapping[str, object], name: str, o
     if word in surface.NOT_YET.get(name, ()):
         return Fault(recipe.where(key), f"{word} is not built in this version", "leave it out")
     found = f"{theirs} has no key {word}"
-    near = difflib.get_close_matches(word, list(fields), 1, 0.75)
-    if near:
-        return Fault(recipe.where(key), found, near[0])
+    if near := values.meant(word, fields):
+        return Fault(recipe.where(key), found, near)
     owning = [s for s in surface.OWNERS if s != key[0] and word in keys.of(s)] if name in (*_OWNERS, "") else []
     if owning:
         return Fault(recipe.where(key), found, f"it under `{owning[0]}:`")
@@ -76,8 +74,8 @@ def _check(
 
 def _wrong(recipe: Recipe, key: Key, value: Any, field: Field) -> Fault:
     """Return the fault of a value that its owner does not take, with the word that is nearest to it."""
-    near = difflib.get_close_matches(value, values.choices(field), 1, 0.75) if isinstance(value, str) else []
-    write = f"{near[0]} ({values.expected(field)})" if near else values.expected(field)
+    near = values.meant(value, values.choices(field)) if isinstance(value, str) else ""
+    write = f"{near} ({values.expected(field)})" if near else values.expected(field)
     return Fault(recipe.where(key), kind(value), write)
 
 

@@ -63,12 +63,16 @@ class Recipe:
     def where(self, key: Key) -> str:
         """Return `recipe.yaml:12 train.pakking`; a key that is absent takes its parent's place."""
         known = next((key[:n] for n in range(len(key), -1, -1) if key[:n] in self.places), ())
-        return f"{self.places.get(known, self.path.name)} {'.'.join(map(str, key))}".rstrip()
+        return f"{self.places.get(known, self.path.name)} {_path(key)}".rstrip()
 
     def folder(self, key: Key) -> Path:
         """Return the folder that a path under `key` is relative to: the recipe's, or the current one."""
         typed = any(key[:n] in self.overridden for n in range(1, len(key) + 1))
         return Path.cwd() if typed else self.path.parent
+
+
+def _path(key: Key) -> str:
+    return ".".join(map(str, key))
 
 
 def kind(value: object) -> str:
@@ -168,7 +172,7 @@ def _value(node: yaml.Node, key: Key, sheet: _Sheet, above: tuple[int, ...]) -> 
     place = sheet.at(node.start_mark.line)
     sheet.places.setdefault(key, place)
     if len(sheet.places) > _MOST_VALUES:
-        raise OverflowError(f"{place} {'.'.join(map(str, key[:2]))}")
+        raise OverflowError(f"{place} {_path(key[:2])}")
     if id(node) in above:
         sheet.faults.append(Fault(place, "an anchor that contains itself", "the value, written out"))
         return None
@@ -188,7 +192,7 @@ def _value(node: yaml.Node, key: Key, sheet: _Sheet, above: tuple[int, ...]) -> 
         word = word if type(word) is int else head.value
         if word in values:
             first = sheet.places[(*key, word)]
-            path = ".".join(map(str, (*key, word)))
+            path = _path((*key, word))
             sheet.faults.append(Fault(f"{place} {path}", f"written twice, first at {first}", "it once"))
         sheet.places[(*key, word)] = place
         values[word] = _value(body, (*key, word), sheet, above)
@@ -223,12 +227,19 @@ def _override(values: dict[str, Any], word: str, sheet: _Sheet, overridden: set[
     if not equals or "" in key:
         sheet.faults.append(Fault(place, "not an override", "section.key=value, as in train.max_steps=10"))
         return
-    if key in overridden:
-        sheet.faults.append(Fault(place, "given twice on the command line", "it once"))
+    undone = min((old for old in overridden if old[: len(key)] == key), key=str, default=None)
+    if undone is not None:
+        found = "given twice on the command line" if undone == key else f"takes back {_path(undone)}, given before it"
+        sheet.faults.append(Fault(place, found, "it once" if undone == key else "one of the two, or this one first"))
         return
     target: Any = values
     for n, part in enumerate(key[:-1], 1):
         if isinstance(target, dict) and target.get(part) is None:
+            if key[:n] in overridden:
+                sheet.faults.append(
+                    Fault(place, f"inside {_path(key[:n])}, which is null just before", "one of the two")
+                )
+                return
             target[part] = {}
             sheet.places[key[:n]] = place
         target = _step(target, part)
@@ -251,10 +262,10 @@ def _step(target: Any, part: str | int) -> Any:
 def _children(values: Any, key: Key) -> str:
     for n, part in enumerate(key):
         if not isinstance(_step(values, part), dict | list):
-            head = ".".join(map(str, key[: n + 1]))
+            head = _path(key[: n + 1])
             if n + 1 < len(key) and _step(values, part) is not None:
                 return f"{head} whole, which is {kind(_step(values, part))}: {head}={{...}}"
             names: Iterable[Any] = values if isinstance(values, dict) else range(len(values))
-            return f"one of {', '.join(map(str, names))} after {'.'.join(map(str, key[:n])) or 'nothing'}"
+            return f"one of {', '.join(map(str, names))} after {_path(key[:n]) or 'nothing'}"
         values = _step(values, part)
     return "the keys that the recipe has"

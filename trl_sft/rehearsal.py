@@ -14,12 +14,14 @@ import tempfile
 from collections.abc import Iterator
 
 from datasets import Dataset, IterableDataset
+from peft.utils.other import get_pattern_key
 from trl import SFTConfig, SFTTrainer
 
 from trl_sft import asked, ending, live, model, sketch
 from trl_sft.chat import Chat
 from trl_sft.dataset import Made
 from trl_sft.errors import Fault, RecipeError, UserError, first_line
+from trl_sft.recipe import Key
 from trl_sft.run import Run
 
 _STANDING_IN = Dataset.from_dict({"input_ids": [[0, 0]], "labels": [[0, 0]]})
@@ -46,7 +48,8 @@ def rehearse(run: Run, found: model.Found, chat: Chat, args: SFTConfig, made: Ma
                 eval_dataset=held,
             )
             _check_names(run, trainer)
-            trainer.create_optimizer_and_scheduler(max(args.max_steps, 1))
+            trainer.create_optimizer()
+            _schedule(run, trainer)
             next(_batches(trainer))
     except (ImportError, TypeError, ValueError) as error:
         raise ending.refused(run, error) from error
@@ -57,18 +60,50 @@ def rehearse(run: Run, found: model.Found, chat: Chat, args: SFTConfig, made: Ma
     return ""
 
 
+def _schedule(run: Run, trainer: SFTTrainer) -> None:
+    """Make the schedule: it needs no numbers of the model's, so whatever it raises is a refusal. Raises RecipeError."""
+    try:
+        trainer.create_scheduler(max(trainer.args.max_steps, 1))
+    except (ImportError, TypeError, ValueError):
+        raise
+    except Exception as error:
+        key = ("train", "lr_scheduler_kwargs" if "lr_scheduler_kwargs" in run.train else "lr_scheduler_type")
+        found = f"{type(error).__name__}: {first_line(Exception(*error.args))}"  # a KeyError quotes its text
+        raise RecipeError(Fault(run.recipe.where(key), found, "keywords that this schedule takes")) from error
+
+
 def _check_names(run: Run, trainer: SFTTrainer) -> None:
     """Refuse names in `lora:` that no module has, which peft passes over beside others. Raises RecipeError."""
     faults = []
-    known = sorted({path.rpartition(".")[2] for path, _ in trainer.model.named_modules()} - {""})
-    for name in asked.nameless(run, live.adapted(trainer.model)):
+    modules = [f".{path}" for path, _ in trainer.model.named_modules()]
+    known = sorted({path.rpartition(".")[2] for path in modules} - {""})
+    adapted = live.adapted(trainer.model)
+    for name in asked.nameless(run, adapted):
         given = {word: (run.lora or {}).get(word) for word in ("target_modules", "modules_to_save")}
         key = next(word for word, names in given.items() if isinstance(names, list) and name in names)
         near = difflib.get_close_matches(name, known, 1, 0.5)
         write = near[0] if near else "the name of a module that the model has"
         faults.append(Fault(run.recipe.where(("lora", key)), f"{name}: no module of the model is called so", write))
+    for place, name, fits in _patterns(run, adapted, modules):
+        if not fits:
+            write = "the name of a module that has an adapter, or leave it out"
+            faults.append(Fault(run.recipe.where(place), f"{name} changes nothing: it fits no module", write))
     if faults:
         raise RecipeError(faults)
+
+
+def _patterns(run: Run, adapted: list[str], modules: list[str]) -> Iterator[tuple[Key, str, bool]]:
+    """Yield what in `lora:` picks modules by a pattern: its place, as written, and whether it fits one."""
+    lora = run.lora or {}
+    for word in ("rank_pattern", "alpha_pattern"):
+        for name in lora.get(word) or {}:
+            yield ("lora", word, name), name, any(get_pattern_key([name], path) == name for path in adapted)
+    excluded = lora.get("exclude_modules")
+    for n, name in enumerate(excluded if isinstance(excluded, list) else []):
+        yield ("lora", "exclude_modules", n), name, any(path.endswith(f".{name}") for path in modules)
+    layers = lora.get("layers_to_transform")
+    for number in layers if isinstance(layers, list) else [] if layers is None else [layers]:
+        yield ("lora", "layers_to_transform"), f"layer {number}", any(f".{number}." in path for path in adapted)
 
 
 def _batches(trainer: SFTTrainer) -> Iterator[object]:

@@ -22,13 +22,6 @@ AT_LEAST = {
     **dict.fromkeys(["seed", "data_seed", "warmup_steps", "weight_decay", "neftune_noise_alpha"], 0),
 }
 ABOVE_0 = ("num_train_epochs", "save_steps", "eval_steps", "logging_steps")
-# keys of BitsAndBytesConfig that the other kind of quantization reads, which upstream takes and drops
-_UNUSED = {
-    "load_in_8bit": (
-        *("bnb_4bit_compute_dtype", "bnb_4bit_quant_type", "bnb_4bit_use_double_quant", "bnb_4bit_quant_storage"),
-    ),
-    "load_in_4bit": ("llm_int8_threshold", "llm_int8_has_fp16_weight"),
-}
 # torch.distributed.run, determine_local_world_size and parse_min_max_nnodes: what else than a number it takes
 _PROCESSES = {
     "nproc_per_node": (r"[1-9][0-9]*|auto|cpu|gpu|xpu", "a whole number, auto, cpu, gpu or xpu"),
@@ -36,7 +29,7 @@ _PROCESSES = {
 }
 # upstream finds these out while it generates, after the weights
 _GENERATION = {"max_new_tokens": 1, "min_new_tokens": 0, "num_beams": 1, "top_k": 0, "top_p": 0, "temperature": 1e-9}
-_NEEDS_EVAL = ("eval_on_start", "load_best_model_at_end", "eval_steps")
+_NEEDS_EVAL = ("eval_on_start", "load_best_model_at_end")
 
 
 def check(
@@ -61,8 +54,6 @@ def check(
         for name in asking:
             write = "data.eval, or data.eval_fraction: 0.05"
             yield Fault(recipe.where(("train", name)), f"{name} without held-out rows", write)
-    if held_out and train.get("eval_steps") and train.get("eval_strategy", "no") == "no":
-        yield Fault(recipe.where(("train", "eval_steps")), "eval_steps without eval_strategy", "eval_strategy: steps")
     if train.get("load_best_model_at_end") and train.get("save_strategy") == "no":
         found = "load_best_model_at_end without checkpoints"
         yield Fault(recipe.where(("train", "load_best_model_at_end")), found, "save_strategy: steps, or epoch")
@@ -141,8 +132,6 @@ def _quantization(recipe: Recipe, section: Mapping[str, Any], adapter: bool) -> 
     kind4 = section.get("bnb_4bit_quant_type")
     if kind4 is not None and kind4 not in ("fp4", "nf4"):
         yield Fault(recipe.where(("quantization", "bnb_4bit_quant_type")), kind(kind4), "nf4 or fp4")
-    for name in sorted(set(section) & {word for bit in bits for word in _UNUSED[bit]}):
-        yield Fault(recipe.where(("quantization", name)), f"{name} changes nothing under {bits[0]}", "leave it out")
 
 
 def _infinite(recipe: Recipe, key: Key, value: Any) -> Iterator[Fault]:

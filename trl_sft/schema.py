@@ -14,13 +14,10 @@ from typing import Any
 
 from trl_sft import keys, mapping, named, nested, old_names, paths, rules, rundir, surface
 from trl_sft.errors import Fault, RecipeError
-from trl_sft.recipe import Key, Recipe, kind
+from trl_sft.recipe import Key, Recipe, flow, kind
 from trl_sft.run import Run, Source
 
-BUILDERS = {
-    **{".json": "json", ".jsonl": "json", ".csv": "csv", ".tsv": "csv"},
-    **{".parquet": "parquet", ".arrow": "arrow", ".txt": "text"},
-}
+_MAIN = {"model": "name_or_path", "data": "train"}  # section -> the key that its value is, where it is a word
 
 
 def build(recipe: Recipe) -> Run:
@@ -35,8 +32,11 @@ def build(recipe: Recipe) -> Run:
         if name == "evaluate" and value is False:  # the one section that can be off
             value = None
         if value is not None and not isinstance(value, dict):
-            faults.append(Fault(recipe.where((name,)), f"the section is {kind(value)}", "keys under it, indented"))
-            recipe = dataclasses.replace(recipe, values=recipe.values | {name: None})  # what follows reads mappings
+            meant = {_MAIN[name]: value} if name in _MAIN and isinstance(value, str) else None
+            write = f"{name}: {flow(meant)}" if meant else "keys under it, indented"
+            faults.append(Fault(recipe.where((name,)), f"the section is {kind(value)}", write))
+            value = meant  # what follows reads mappings
+            recipe = dataclasses.replace(recipe, values=recipe.values | {name: meant})
         given = old_names.today(recipe, (name,), value if isinstance(value, dict) else {}, faults, notes)
         if name == "evaluate" and isinstance(asked := given.get("generation"), dict):
             given["generation"] = old_names.today(recipe, ("evaluate", "generation"), asked, faults, notes)
@@ -85,16 +85,20 @@ def _sources(recipe: Recipe, part: str, value: Any, faults: list[Fault], notes: 
             faults.append(Fault(recipe.where(key), f"a source that is {kind(item)}", "{path: FILE, FOLDER or HUB ID}"))
             continue
         at: Key = (*key, "path") if isinstance(item, dict) else key
-        place = paths.resolve(path, recipe.folder(at), tuple(BUILDERS))
+        place = paths.resolve(path, recipe.folder(at), tuple(surface.BUILDERS))
         if isinstance(place, paths.Absent):
             faults.append(Fault(recipe.where(at), f"{path}: {place.found}", place.write))
             continue
         file = place.files[0] if place.files and place.files[0].is_file() else None
         builder = (
-            next((BUILDERS[s.lower()] for s in reversed(file.suffixes) if s.lower() in BUILDERS), "") if file else ""
+            next((surface.BUILDERS[s.lower()] for s in reversed(file.suffixes) if s.lower() in surface.BUILDERS), "")
+            if file
+            else ""
         )
         if file and not builder:
-            faults.append(Fault(recipe.where(at), f"{path}: of no known kind", f"a file of {', '.join(BUILDERS)}"))
+            faults.append(
+                Fault(recipe.where(at), f"{path}: of no known kind", f"a file of {', '.join(surface.BUILDERS)}")
+            )
         given = old_names.today(recipe, key, item if isinstance(item, dict) else {"path": path}, faults, notes)
         right = mapping.check(recipe, key, given, faults, keys.source(builder))
         if file and ".tsv" in file.name.lower():

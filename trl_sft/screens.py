@@ -128,7 +128,7 @@ def after(
     kept = rundir.checkpoints(plan.output_dir)
     lines += [
         f"  {folder}/",
-        f"    {what}, tokenizer, README.md (model card)",
+        f"    {what}, tokenizer, README.md (model card), training_args.bin (TRL's, a pickle)",
         f"    {rundir.RESOLVED}   the recipe with who set each value",
         f"    {rundir.RUN}        versions, defaults, timings, outcome",
         f"    {rundir.LOG}       every logged value",

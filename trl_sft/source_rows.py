@@ -7,6 +7,7 @@ absent: what becomes of several sources (`data`).
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -50,8 +51,14 @@ def formatted(run: Run, source: Source, target: Target, said: list[str], which: 
     rows = sources.load(recipe, source, part, head)
     if len(rows) == 0:
         raise DataError(Fault(recipe.where(source.key), f"{name} has no rows", "a source with rows"))
+    if left := sources.passed_over(source):
+        shown = ", ".join(left[:3]) + (f" and {len(left) - 3} more" if len(left) > 3 else "")
+        every = f"{source.place.name}/*{Path(left[0]).suffix}"
+        said.append(f"{name}: NOT READ: {shown}; a folder's files go by names as in train.jsonl, {every} reads all")
     numbers = None
-    if head is None and source.max_rows is not None and source.max_rows < len(rows):
+    if head is None and source.max_rows is not None and source.max_rows > len(rows):
+        said.append(f"{name}: has {in_words(len(rows))}, fewer than max_rows: {source.max_rows:,}")
+    elif head is None and source.max_rows is not None and source.max_rows < len(rows):
         said.append(f"{name}: {source.max_rows:,} of its {len(rows):,} rows, drawn with the seed (max_rows)")
         numbers = mixing.sampled(len(rows), source.max_rows, seed(run))
         rows = rows.select(numbers)

@@ -9,11 +9,21 @@ from __future__ import annotations
 import difflib
 import glob
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
-from datasets import Dataset, DatasetDict, IterableDataset, concatenate_datasets, load_dataset, load_from_disk
+from datasets import (
+    Dataset,
+    DatasetDict,
+    IterableDataset,
+    concatenate_datasets,
+    load_dataset,
+    load_dataset_builder,
+    load_from_disk,
+)
+from datasets.data_files import FILES_TO_IGNORE
 
-from trl_sft import formatting, hub, textfiles, turns, wordings
+from trl_sft import formatting, hub, surface, textfiles, turns, wordings
 from trl_sft.errors import DataError, Fault, RecipeError, UserError, first_line
 from trl_sft.recipe import Recipe
 from trl_sft.run import Source
@@ -43,6 +53,24 @@ def stream(recipe: Recipe, source: Source, part: str) -> IterableDataset:
     rows = _loaded(recipe, source, part, streaming=True)
     assert isinstance(rows, IterableDataset)
     return rows.rename_columns(source.rename) if source.rename else rows
+
+
+def passed_over(source: Source) -> list[str]:
+    """Return the files of rows in a folder that no split of it holds: datasets goes by names as in train.jsonl."""
+    if source.builder or not source.place.files or _is_saved(source):
+        return []
+    folder = source.place.files[0]
+    how = {name: value for name, value in source.load.items() if name not in ("split", "streaming")}
+    splits = load_dataset_builder(str(folder), **how).config.data_files or {}
+    taken = {Path(file) for files in splits.values() for file in files}
+    there = [path for path in sorted(folder.rglob("*")) if path.suffix.lower() in surface.BUILDERS]
+    left = [path.relative_to(folder) for path in there if path not in taken and path.name not in FILES_TO_IGNORE]
+    return [str(path) for path in left if not any(part.startswith(".") for part in path.parts)]
+
+
+def _is_saved(source: Source) -> bool:
+    """Tell whether a folder is what `Dataset.save_to_disk` wrote."""
+    return any((source.place.files[0] / name).is_file() for name in _SAVED)
 
 
 def _check_renames(recipe: Recipe, source: Source, rows: Dataset) -> None:
@@ -146,7 +174,7 @@ def _loaded(recipe: Recipe, source: Source, part: str, streaming: bool) -> Datas
         if source.builder:
             keywords["split"] = source.load.get("split", "train")
             rows = load_dataset(source.builder, data_files=files, **keywords)
-        elif source.place.files and any((source.place.files[0] / name).is_file() for name in _SAVED):
+        elif source.place.files and _is_saved(source):
             rows = _from_disk(source, keywords)
         else:
             if not source.place.files:

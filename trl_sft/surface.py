@@ -23,6 +23,11 @@ OWNERS = {
 }
 # the mapping under evaluate.generation; GenerationConfig declares no fields, it takes them off its keywords
 GENERATION = ("transformers.GenerationConfig", "transformers.generation.configuration_utils:GenerationConfig.__init__")
+# ending of a file of rows -> the builder of datasets that reads it
+BUILDERS = {
+    **{".json": "json", ".jsonl": "json", ".csv": "csv", ".tsv": "csv"},
+    **{".parquet": "parquet", ".arrow": "arrow", ".txt": "text"},
+}
 LOAD_DATASET = ("datasets.load_dataset", "datasets.load:load_dataset")
 
 # Own keys and their types. `data.*` are the keys of one source.

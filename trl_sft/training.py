@@ -31,7 +31,6 @@ from trl_sft import (
     loss,
     machine,
     model,
-    record,
     rehearsal,
     rundir,
     screens,
@@ -67,7 +66,6 @@ class Setup(NamedTuple):
 class Ready(NamedTuple):
     """All that a run needs before weights: checked."""
 
-    claim: rundir.Claim
     found: model.Found
     quantized: BitsAndBytesConfig | None
     chat: chat.Chat
@@ -78,9 +76,8 @@ class Ready(NamedTuple):
 
 
 def prepare(run: Run) -> Ready:
-    """Do all of a run that needs no weights: machine, folder, tokenizer, rows, tokens, settings. Raises UserError."""
+    """Do all of a run that needs no weights: machine, tokenizer, rows, tokens, settings. Raises UserError."""
     machine.check(run)
-    claim = record.claimed(run)
     setup = set_up(run)
     rows = load_rows(run, setup)
     about = machine.describe(setup.args, run.model.get("dtype", "float32"), setup.quantized)
@@ -88,7 +85,7 @@ def prepare(run: Run) -> Ready:
     made = dataset.make(run, setup.chat, rows, setup.args)
     screens.lines([*made.said, *launching.said(setup.settings)])
     rehearsal.rehearse(run, setup.found, setup.chat, setup.args, made)
-    return Ready(claim, *setup, rows, made)
+    return Ready(*setup, rows, made)
 
 
 def set_up(run: Run) -> Setup:
@@ -129,22 +126,22 @@ def load_rows(run: Run, setup: Setup, head: int | None = None) -> data.Rows:
     return rows
 
 
-def run(run: Run) -> Result:
-    """Carry a run out. Raises UserError before training, RunStopped once it has begun."""
+def run(run: Run, claim: rundir.Claim) -> Result:
+    """Carry a run out in the folder that is its own. Raises UserError before training, RunStopped once it has begun."""
     ready = prepare(run)
     with rundir.held(run.output_dir) as ours:
         if not ours:
             found = f"{run.output_dir}: another process trains there now"
             raise LaunchError(Fault(run.recipe.where(("train", "output_dir")), found, "another train.output_dir"))
-        return ending.guarded(run, lambda book: _carry_out(run, ready, book))
+        return ending.guarded(run, lambda book: _carry_out(run, ready, claim, book))
 
 
-def _carry_out(run: Run, ready: Ready, book: ending.Book) -> Result:
+def _carry_out(run: Run, ready: Ready, claim: rundir.Claim, book: ending.Book) -> Result:
     """Load, train, evaluate, save; `book` is begun when training begins."""
     trainer = book.trainer = _trainer(run, ready)
-    progress, guard = _watchers(run, ready, trainer, book)
-    book.checkpoint = ready.claim.checkpoint
-    resume = str(ready.claim.checkpoint) if ready.claim.checkpoint else None
+    progress, guard = _watchers(run, ready, claim, trainer, book)
+    book.checkpoint = claim.checkpoint
+    resume = str(claim.checkpoint) if claim.checkpoint else None
     with guard.listening(), contextlib.closing(progress):
         with contextlib.suppress(callbacks.AlreadyTrained):
             trainer.train(resume_from_checkpoint=resume)
@@ -179,13 +176,15 @@ def _trainer(run: Run, ready: Ready) -> SFTTrainer:
     return trainer
 
 
-def _watchers(run: Run, ready: Ready, trainer: SFTTrainer, book: ending.Book) -> tuple[Progress, Guard]:
+def _watchers(
+    run: Run, ready: Ready, claim: rundir.Claim, trainer: SFTTrainer, book: ending.Book
+) -> tuple[Progress, Guard]:
     """Put our progress in the place of upstream's, behind the comparison of what was asked with what runs."""
     watch = book.watch = Watch(run, ready.found, ready.quantized, trainer)
 
     def begin(args: SFTConfig, state: TrainerState, live: PreTrainedModel) -> list[tuple[str, str]]:
         """Begin the run folder, now that nothing is left to refuse; return the table."""
-        book.begin(run, ready.claim, ready.settings, ready.made)
+        book.begin(run, claim, ready.settings, ready.made)
         table = screens.before(args, state, live, None if ready.rows.streamed else len(trainer.train_dataset))
         told = evaluate.before(run, trainer, evaluate.prompts(run, ready.rows, ready.made))
         return table + watch.lines() + ([("answers", told)] if told else [])

@@ -1,8 +1,8 @@
 """Keys that another key makes idle: upstream takes them and does nothing with them.
 
 In: the sections of a recipe whose keys were found known and well typed. Out: faults where the file says both; a
-note where one of the two came from the command line, since trying `train.max_steps=10` is no mistake. Each rule was
-read in upstream's source, transformers 5.23 and TRL 1.16; defaults are upstream's.
+note where the other key alone came from the command line, since trying `train.max_steps=10` is no mistake. Each rule
+was read in upstream's source, transformers 5.23 and TRL 1.16; defaults are upstream's.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 from trl_sft.errors import Fault
-from trl_sft.recipe import Recipe
+from trl_sft.recipe import Key, Recipe, flow
 
 
 class Idle(NamedTuple):
@@ -35,7 +35,12 @@ _NO_WARMUP = ("constant", "reduce_lr_on_plateau", "greedy")  # transformers.opti
 _SAMPLING = ("temperature", "top_p", "top_k", "min_p", "typical_p", "epsilon_cutoff", "eta_cutoff")
 TRAIN = (
     Idle(("num_train_epochs",), "max_steps", lambda t: (t.get("max_steps") or -1) > 0, "one of the two"),
-    Idle(("eval_steps",), "eval_strategy", _is("eval_strategy", "epoch"), "eval_strategy: steps, or leave it out"),
+    Idle(
+        ("eval_steps",),
+        "eval_strategy",
+        _is("eval_strategy", "no", "epoch", unset="no"),
+        "eval_strategy: steps, or leave it out",
+    ),
     Idle(("save_steps",), "save_strategy", _is("save_strategy", "no", "epoch", "best"), "save_strategy: steps"),
     Idle(("save_total_limit",), "save_strategy", _is("save_strategy", "no"), "leave it out"),
     Idle(("logging_steps",), "logging_strategy", _is("logging_strategy", "no", "epoch"), "logging_strategy: steps"),
@@ -47,6 +52,12 @@ TRAIN = (
         "packing",
         lambda t: not t.get("packing") and not t.get("eval_packing"),
         "packing: true, or leave it out",
+    ),
+    Idle(
+        ("padding_free",),  # TRL sets it aside without a word
+        "packing",
+        lambda t: t.get("packing", False) and t.get("padding_free") is False and t.get("packing_strategy") != "wrapped",
+        "leave it out, or packing: false",
     ),
     Idle(
         ("gradient_checkpointing_kwargs",),
@@ -61,6 +72,11 @@ TRAIN = (
         "leave it out",
     ),
 )
+_4BIT = ("bnb_4bit_compute_dtype", "bnb_4bit_quant_type", "bnb_4bit_use_double_quant", "bnb_4bit_quant_storage")
+QUANTIZATION = (  # BitsAndBytesConfig takes them and drops them
+    Idle(_4BIT, "load_in_8bit", _is("load_in_8bit", True), "leave it out"),
+    Idle(("llm_int8_threshold", "llm_int8_has_fp16_weight"), "load_in_4bit", _is("load_in_4bit", True), "leave it out"),
+)
 EVALUATING = ("per_device_eval_batch_size", "eval_accumulation_steps", "eval_delay", "eval_packing")
 GENERATION = (
     Idle(_SAMPLING, "do_sample", _is("do_sample", False, None), "do_sample: true, or leave it out"),
@@ -69,26 +85,29 @@ GENERATION = (
 
 
 def check(recipe: Recipe, sections: Mapping[str, Any], held_out: bool, notes: list[str]) -> Iterator[Fault]:
-    """Yield a fault for each idle key; with an override in play a line goes to `notes` instead."""
+    """Yield a fault for each idle key; where an override made it idle a line goes to `notes` instead."""
+    for key, causes, found, write in _idle(sections, held_out):
+        if key not in recipe.overridden and recipe.overridden.intersection(causes):
+            notes.append(f"{recipe.where(key)}: {found}")
+        else:
+            yield Fault(recipe.where(key), found, write)
+
+
+def _idle(sections: Mapping[str, Any], held_out: bool) -> Iterator[tuple[Key, tuple[Key, ...], str, str]]:
+    """Yield idle keys: which, by which others, what is found, what to write."""
     generation = sections["evaluate"].get("generation")
+    head: Key
     for head, values, rules in (
         (("train",), sections["train"], TRAIN),
+        (("quantization",), sections["quantization"], QUANTIZATION),
         (("evaluate", "generation"), generation if isinstance(generation, dict) else {}, GENERATION),
     ):
         for rule in rules:
+            said = f"with {rule.cause}: {flow(values[rule.cause])}" if rule.cause in values else f"without {rule.cause}"
             for name in rule.keys:
-                if values.get(name) is None or not rule.when(values):
-                    continue
-                state = f"{rule.cause}: {values[rule.cause]}" if rule.cause in values else f"without {rule.cause}"
-                found = f"{name} changes nothing, with {state}".replace("with without", "without")
-                if {(*head, name), (*head, rule.cause)} & recipe.overridden:
-                    notes.append(f"{recipe.where((*head, name))}: {found}")
-                else:
-                    yield Fault(recipe.where((*head, name)), found, rule.write)
+                if values.get(name) is not None and rule.when(values):
+                    yield (*head, name), ((*head, rule.cause),), f"{name} changes nothing {said}", rule.write
     for name in EVALUATING if not held_out else ():
         if sections["train"].get(name) is not None:
             found, write = f"{name} changes nothing: no rows are held out", "data.eval, or data.eval_fraction: 0.05"
-            if ("train", name) in recipe.overridden:
-                notes.append(f"{recipe.where(('train', name))}: {found}")
-            else:
-                yield Fault(recipe.where(("train", name)), found, write)
+            yield ("train", name), (("data", "eval"), ("data", "eval_fraction")), found, write

@@ -7,19 +7,24 @@ writes them: unions, literals, enumerations, containers. A class that YAML canno
 from __future__ import annotations
 
 import ast
+import difflib
 import functools
 import re
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 
 from trl_sft import definitions, owners
 from trl_sft.owners import Field, Listing
 
+_FEW = 3  # names that a short one may mean
 _SCALARS = {"int": (int,), "float": (int, float), "bool": (bool,), "str": (str,), "dict": (dict,), "list": (list,)}
 LISTS = ("list", "List", "Sequence", "tuple", "Tuple", "set")
 MAPPINGS = ("dict", "Dict", "Mapping")
-_IN_WORDS = {"int": "a whole number", "float": "a number", "bool": "true or false", "str": "text", "None": "null"}
-_IN_WORDS |= {"dict[str, str]": "a mapping of names to text", "dict[str, Any]": "a mapping", "dict": "a mapping"}
-_IN_WORDS |= {"list[str]": "a list of texts", "list[int]": "a list of whole numbers"}
+# type -> in words, one and several
+_IN_WORDS = {
+    **{"int": ("a whole number", "whole numbers"), "float": ("a number", "numbers"), "str": ("text", "texts")},
+    **{"bool": ("true or false", "true or false"), "None": ("null", "null"), "False": ("false", "false")},
+    **{"Any": ("any value", "any values"), "list": ("a list", "lists"), "dict": ("a mapping", "mappings")},
+}
 
 
 def accepts(field: Field, value: object) -> bool:
@@ -59,6 +64,14 @@ def expected(field: Field) -> str:
             more = ["a list of them"] if lists else more
         return ", or ".join([f"one of {', '.join(listed)}", *more])
     return _union_in_words(parts(field.type)) if field.type else "any value"
+
+
+def meant(word: str, known: Collection[str]) -> str:
+    """Return the known word that one most likely means, "" = none shows: a slip, the end of a name, a short form."""
+    near = difflib.get_close_matches(word, known, 1, 0.75)
+    ends = [one for one in known if one.endswith(f"_{word}")]
+    short = [one for one in known if re.fullmatch(".*".join(map(re.escape, word)), one)] if len(word) > 3 else []
+    return " or ".join(near or ends[:_FEW] or (short if len(short) == 1 else []))
 
 
 def typed(name: str, annotation: str) -> Field:
@@ -181,10 +194,35 @@ def _enumerated(node: ast.expr, module: str) -> tuple[str, ...]:
     return definitions.listed_by(module, name) if module and name and name not in _SCALARS and name != "Any" else ()
 
 
-def _union_in_words(nodes: list[ast.expr]) -> str:
-    """Return a type in words where it is simple, else as its owner writes it."""
-    written = list(dict.fromkeys(ast.unparse(node).replace("typing.", "") for node in nodes))
-    if "float" in written and "int" in written:
-        written.remove("int")
-    words = [_IN_WORDS.get(part, re.sub(r"^Literal\[(.*)\]$", r"\1", part)) for part in written]
-    return ", or ".join(sorted(words, key="null".__eq__))
+def _union_in_words(nodes: list[ast.expr], many: bool = False) -> str:
+    """Return a type in words, of one value or of `many`; a class, which YAML cannot write, only where it is alone."""
+    written = {ast.unparse(node).replace("typing.", ""): node for node in nodes}
+    if "float" in written:
+        written.pop("int", None)
+    plain = [node for text, node in written.items() if text in _IN_WORDS or isinstance(node, ast.Subscript)]
+    named = [node for node in written.values() if node not in plain]
+    if any(ast.unparse(node) != "None" for node in plain):
+        named = []
+    words = [_in_words(node, many) for node in (*named, *plain)]
+    return ", or ".join(sorted(dict.fromkeys(words), key="null".__eq__))
+
+
+def _in_words(node: ast.expr, many: bool) -> str:
+    text = ast.unparse(node).replace("typing.", "")
+    if text in _IN_WORDS:
+        return _IN_WORDS[text][many]
+    name = name_of(node.value) if isinstance(node, ast.Subscript) else ""
+    of = inner(node) if isinstance(node, ast.Subscript) else []
+    if name == "Literal":
+        literal = [ast.literal_eval(one) for one in of]
+        words = [str(one).lower() if isinstance(one, bool) else str(one) for one in literal]
+        return words[0] if len(words) == 1 else f"{'any' if many else 'one'} of {', '.join(words)}"
+    if name in MAPPINGS:
+        whole = ast.unparse(of[1]) == "Any"
+        to = "" if whole else f" of names to {_union_in_words(parts(of[1]), many=True)}"
+        return _IN_WORDS["dict"][many] + to
+    if name in LISTS and isinstance(node, ast.Subscript) and of_fixed_length(node):
+        return f"{_IN_WORDS['list'][many]} of {' and '.join(_union_in_words(parts(one)) for one in of)}"
+    if name in LISTS:
+        return f"{_IN_WORDS['list'][many]} of {_union_in_words(parts(of[0]), many=True)}"
+    return text
