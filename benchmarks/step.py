@@ -1,11 +1,12 @@
 """A training step: ours against SFTTrainer as it comes, on the same packs; losses are compared first.
 
-    python benchmarks/step.py [PAIRS]
+    python benchmarks/step.py [PAIRS] [--alone]
 
 4 packs of 1,024 tokens, 32,000 words, a Llama of about 5 M parameters in float32, AdamW; every position has a label,
 and then a third of them (answers). Each side runs in a fresh process, in turn, order swapped; a step is the median of
-all but the first. "floor" is the arithmetic alone: the same matrix products without a trainer, documents apart.
-Ours is three things, each also alone: the loss, attention by document, and large tensors in huge pages.
+all but the first. "arithmetic" is that alone: the same matrix products without a trainer, documents apart, PyTorch's
+cross entropy. Ours is three things: the loss, attention by document, large tensors in huge pages; --alone measures
+each of them too.
 """
 
 import json
@@ -19,8 +20,9 @@ import time
 STEPS, PACKS, LENGTH, VOCABULARY = 6, 4, 1024, 32_000
 SHAPE = {"hidden_size": 128, "intermediate_size": 352, "num_hidden_layers": 4, "num_attention_heads": 4}
 LOGGED = ("loss", "grad_norm", "entropy", "mean_token_accuracy")
-SIDES = ("ours", "trl", "loss alone", "attention alone", "huge pages alone")
-HUGE = ("ours", "huge pages alone", "floor")  # what a run sets before torch allocates
+FLOOR = "arithmetic"
+SIDES, ALONE = ("ours", "trl", FLOOR), ("loss alone", "attention alone", "huge pages alone")
+HUGE = ("ours", "huge pages alone", FLOOR)  # what a run sets before torch allocates
 
 
 def model():
@@ -138,31 +140,35 @@ def run(*words):
     return json.loads(done.stdout.strip().splitlines()[-1])
 
 
-def main(pairs):
+def main(pairs, sides):
     for share in ("1.0", "0.33"):
-        found = {side: [] for side in SIDES}
+        found = {side: [] for side in sides}
         for n in range(pairs):
-            for side in SIDES[:: 1 if n % 2 == 0 else -1]:
+            for side in sides[:: 1 if n % 2 == 0 else -1]:
                 found[side].append(run(side, share))
         for name in LOGGED:
             theirs = found["trl"][0][name]
             worst = max(abs(a - b) / max(abs(b), 1e-9) for a, b in zip(found["ours"][0][name], theirs, strict=True))
             assert worst < 1e-4 or name == "mean_token_accuracy", (name, worst)
             print(f"  {name}: differs by {worst:.1e} at most, of {theirs[0]:.6g}")
-        print(f"{float(share):.0%} of the positions have a label; {found['ours'][0]['threads']} threads")
-        for side in SIDES:
-            ratios = sorted(a["seconds"] / b["seconds"] for a, b in zip(found["trl"], found[side], strict=True))
+        print(f"{float(share):.0%} of the positions have a label; {found['ours'][0]['threads']} threads, {pairs} pairs")
+        for side in sides:
             seconds = statistics.median(one["seconds"] for one in found[side])
-            spread = f"{statistics.median(ratios):.2f} times as fast as TRL ({ratios[0]:.2f} to {ratios[-1]:.2f})"
-            print(f"  {side:<16} {seconds:5.2f} s a step, {spread}, {found[side][0]['mib']:,} MiB at most")
-        print(
-            f"  arithmetic alone {statistics.median(run('floor', share)['seconds'] for _ in range(pairs)):.2f} s",
-            flush=True,
-        )
+            memory = f", {found[side][0]['mib']:,} MiB at most" if "mib" in found[side][0] else ""
+            print(f"  {side:<16} {seconds:5.2f} s a step, {ratio(found, 'trl', side)} times as fast as TRL{memory}")
+        print(f"  ours takes {ratio(found, 'ours', FLOOR)} times as long as the arithmetic alone", flush=True)
+
+
+def ratio(found, above, below):
+    """Return the median of what the pairs give, with the least and the most."""
+    pairs = zip(found[above], found[below], strict=True)
+    ratios = sorted(a["seconds"] / b["seconds"] for a, b in pairs)
+    return f"{statistics.median(ratios):.2f} ({ratios[0]:.2f} to {ratios[-1]:.2f})"
 
 
 if __name__ == "__main__":
     if sys.argv[1:2] == ["--work"]:
-        floor(float(sys.argv[3])) if sys.argv[2] == "floor" else work(sys.argv[2], float(sys.argv[3]))
+        floor(float(sys.argv[3])) if sys.argv[2] == FLOOR else work(sys.argv[2], float(sys.argv[3]))
     else:
-        main(int(sys.argv[1]) if len(sys.argv) > 1 else 3)
+        numbers = [int(word) for word in sys.argv[1:] if word.isdecimal()]
+        main(*numbers or [3], (*SIDES, *ALONE) if "--alone" in sys.argv else SIDES)
