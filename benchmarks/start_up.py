@@ -13,6 +13,8 @@ import tempfile
 import time
 from pathlib import Path
 
+import first_step
+
 RECIPE = Path(__file__).parents[1] / "recipes" / "quickstart.yaml"
 PYTHON = sys.executable
 OURS_HELP = [PYTHON, "-m", "trl_sft", "--help"]
@@ -31,13 +33,6 @@ with contextlib.redirect_stdout(io.StringIO()), contextlib.suppress(SystemExit):
 """
 COUNT = "import sys; print(len(sys.modules), *('torch' in sys.modules, 'trl' in sys.modules))"
 STEP = ["train.max_steps=1", "evaluate=false", "train.eval_on_start=false", "train.eval_strategy=no"]
-TINY = str(Path(__file__).parents[1] / "trl_sft" / "embedded" / "tiny")
-BARE = f"""
-import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer
-from trl import SFTConfig, SFTTrainer
-AutoModelForCausalLM.from_pretrained({TINY!r}), AutoTokenizer.from_pretrained({TINY!r})
-"""
 
 
 def modules(code, *words):
@@ -57,7 +52,7 @@ def counts():
         sides["explain train.packing"] = (COUNTED, "explain", "train.packing")
         sides |= {name: (COUNTED, name, *run) for name in ("preview", "prepare", "check")}
         sides["a run of one step"] = (COUNTED, *run, *STEP)
-        sides["bare: import torch, trl, load the model"] = (BARE,)
+        sides["bare: import torch, trl, load the model"] = (first_step.BARE,)
         for name, words in sides.items():
             number, heavy = modules(*words)
             print(f"{name}: {number:,} modules" + (f", with {' and '.join(heavy)}" if heavy else ""))
