@@ -55,7 +55,7 @@ def missing(side, group, options):
     if options.device == "cpu" and attention not in ("sdpa", "documents"):
         return f"{attention} has no backward pass on a CPU"
     if loss == "ours":
-        from trl_sft import loss as own
+        from trl_sft.model import cpu_loss as own
 
         return "" if own.AVAILABLE else "this TRL has no fused head for ours to stand in"
     return ""
@@ -99,18 +99,19 @@ def install(side, model):
     """Put our attention and our loss into a model."""
     from trl.trainer import utils
 
-    from trl_sft import attention, loss
-    from trl_sft import model as models
+    from trl_sft.model import cpu_loss as model_cpu_loss
+    from trl_sft.model import load as models
+    from trl_sft.model import packed_attention
 
     if side != PLAIN:
         models.mend(model)  # as a run does: the trial of our attention would pack 4-bit weights on a CPU
     if side[0] == "documents":
-        assert attention.install(model)
+        assert packed_attention.install(model)
     if side[1] == "ours":
         before = utils._use_triton  # with Triton ours leaves TRL's alone; here the two are compared
         utils._use_triton = lambda _: False
         try:
-            assert loss.install(model, loss.LOGITS_GIB)
+            assert model_cpu_loss.install(model, model_cpu_loss.LOGITS_GIB)
         finally:
             utils._use_triton = before
 

@@ -32,7 +32,7 @@ class Written(NamedTuple):
 
 def keys(work):
     """Return every key that counts, by today's name: those of the recipe, of its sources, and ALWAYS."""
-    from trl_sft import old_names
+    from trl_sft.recipe import renamed_keys
 
     found = []
     for section, values in work.run.recipe.values.items():
@@ -40,7 +40,7 @@ def keys(work):
             found.append(section)  # `evaluate: false`
             continue
         for name, value in values.items():
-            old = old_names.TABLE.get(section, {}).get(name)
+            old = renamed_keys.TABLE.get(section, {}).get(name)
             if old and name not in getattr(work.run, section):
                 name = old.new.partition(".")[0]  # noqa: PLW2901 (none: it says what is done anyway)
             found += [f"{section}.{name}"] if name else []

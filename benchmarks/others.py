@@ -80,10 +80,11 @@ def load(path, folder, overrides=()):
 
     run = load_recipe(path, overrides)
     with console.quiet():
-        from trl_sft import model, training
+        from trl_sft.model import load as model_load
+        from trl_sft.training import run as training_run
 
-        setup = training.set_up(run)
-        rows = training.load_rows(run, setup)
+        setup = training_run.set_up(run)
+        rows = training_run.load_rows(run, setup)
     if rows.streamed:
         raise SystemExit("a streamed source is not written: take streaming out, and set max_rows")
     answers = [[0, 0]]
@@ -91,7 +92,7 @@ def load(path, folder, overrides=()):
         sides = [rows.train, *rows.eval.values()]
         answers = [[said(row["prompt"]), said(row["completion"])] for side in sides for row in side.forms]
     several, single = any(sum(pair) > 1 for pair in answers), all(last == 1 for _, last in answers)
-    return Work(run, setup.args, setup.chat, rows, model.lora(run), folder, several, single)
+    return Work(run, setup.args, setup.chat, rows, model_load.lora(run), folder, several, single)
 
 
 def said(turns):

@@ -136,18 +136,19 @@ def work(side, kind, folder, forms):
 def ours(kind, made, forms, memory):
     import numpy as np
 
-    from trl_sft import prepared, tokens
+    from trl_sft.tokenization import cache as tokenization_cache
+    from trl_sft.tokenization import encode
 
-    form = tokens.PAIRS if kind == "plain" else tokens.CHAT
+    form = encode.PAIRS if kind == "plain" else encode.CHAT
     memory.start()
     began = time.perf_counter()
-    plan = tokens.Plan(form, KINDS[kind], "<|im_end|>", LENGTH)
-    encoder = tokens.encoder(plan, made, {})
-    job = prepared.Work(forms, np.arange(len(forms)), str, "Tokenizing")
-    packs = prepared.packed(prepared.made(job, encoder, Path("bench")), LENGTH, "bfd", None)
+    plan = encode.Plan(form, KINDS[kind], "<|im_end|>", LENGTH)
+    encoder = encode.encoder(plan, made, {})
+    job = tokenization_cache.Work(forms, np.arange(len(forms)), str, "Tokenizing")
+    packs = tokenization_cache.packed(tokenization_cache.made(job, encoder, Path("bench")), LENGTH, "bfd", None)
     seconds = time.perf_counter() - began
     again = time.perf_counter()
-    prepared.packed(prepared.made(job, encoder, Path("bench")), LENGTH, "bfd", None)
+    tokenization_cache.packed(tokenization_cache.made(job, encoder, Path("bench")), LENGTH, "bfd", None)
     return seconds, packs, {"hit": time.perf_counter() - again}
 
 

@@ -55,7 +55,7 @@ def work(name):
     from trl import SFTConfig, SFTTrainer
     from trl.data_utils import pack_dataset
 
-    from trl_sft import attention, loss
+    from trl_sft.model import cpu_loss, packed_attention
 
     class Clock(TrainerCallback):
         def on_step_end(self, *_, **__):
@@ -73,8 +73,8 @@ def work(name):
         trainer = SFTTrainer(
             step.model(), args=args, train_dataset=data, processing_class=tokenizer, callbacks=[Clock()]
         )
-        loss.install(trainer.model, loss.LOGITS_GIB)
-        attention.install(trainer.model)
+        cpu_loss.install(trainer.model, cpu_loss.LOGITS_GIB)
+        packed_attention.install(trainer.model)
         began = time.perf_counter()
         trainer.train()
     losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]

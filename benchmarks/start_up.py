@@ -3,7 +3,7 @@
     python benchmarks/start_up.py [PAIRS]
 
 Each pair runs both in turn, order swapped each time, in fresh processes; medians and the ratio are printed. Then how
-many modules each command has imported when it ends; `tests/test_start_up.py` holds which.
+many modules each command has imported when it ends; `tests/cli/test_start_up.py` holds which.
 """
 
 import statistics

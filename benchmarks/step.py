@@ -82,13 +82,13 @@ def work(side, share):
         rows = Dataset.from_dict(packs(share))
         trainer = SFTTrainer(model(), args=args, train_dataset=rows, processing_class=tokenizer, callbacks=[Clock()])
         if side in ("ours", "loss alone"):
-            from trl_sft import loss
+            from trl_sft.model import cpu_loss
 
-            assert loss.install(trainer.model, loss.LOGITS_GIB)
+            assert cpu_loss.install(trainer.model, cpu_loss.LOGITS_GIB)
         if side in ("ours", "attention alone"):
-            from trl_sft import attention
+            from trl_sft.model import packed_attention
 
-            assert attention.install(trainer.model)
+            assert packed_attention.install(trainer.model)
         trainer.train()
     entries = [entry for entry in trainer.state.log_history if "loss" in entry]
     found = {

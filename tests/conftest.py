@@ -13,7 +13,8 @@ os.environ["TQDM_DISABLE"] = "1"
 
 import pytest
 
-from trl_sft import cli, paths
+from trl_sft import cli
+from trl_sft.recipe import paths
 
 # In the tests `trl_sft:tiny` is a smaller model without training, `trl_sft:phrases` its rows (tests/build_toy.py):
 # what a run does is the same, and most of it takes a tenth of the time. test_embedded.py tries the real ones.
@@ -38,16 +39,16 @@ def here(tmp_path, monkeypatch):
 @pytest.fixture
 def micro_batches(monkeypatch):
     """The micro batches of a run that follows: (optimizer step from 0, rows) each."""
-    from trl_sft import training
+    from trl_sft.training import run
 
     seen = []
 
-    class Counting(training.SFTTrainer):
+    class Counting(run.SFTTrainer):
         def training_step(self, model, inputs, *args, **kwargs):
             seen.append((self.state.global_step, len(inputs["input_ids"])))
             return super().training_step(model, inputs, *args, **kwargs)
 
-    monkeypatch.setattr(training, "SFTTrainer", Counting)
+    monkeypatch.setattr(run, "SFTTrainer", Counting)
     return seen
 
 

@@ -7,7 +7,7 @@ import torch
 from tokenizers import processors
 from transformers import AutoConfig, AutoTokenizer, LlamaForCausalLM
 
-from trl_sft import paths
+from trl_sft.recipe import paths
 
 
 def base(folder, tied=True, reserved=()):

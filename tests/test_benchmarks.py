@@ -14,7 +14,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from transformers import Qwen2Config, Qwen2ForCausalLM, TrainingArguments
 from trl import ModelConfig, ScriptArguments, SFTConfig
 
-from trl_sft import paths
+from trl_sft.recipe import paths
 
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 RECIPE = """\

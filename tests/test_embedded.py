@@ -12,7 +12,7 @@ import torch
 from conftest import SHIPPED
 from safetensors.torch import load_file
 
-from trl_sft import paths
+from trl_sft.recipe import paths
 
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT / "scripts"))

@@ -8,9 +8,10 @@ import models
 import pytest
 from conftest import SHIPPED, jsonl
 
-from trl_sft import load_recipe, paths, train
-from trl_sft.recipe import flow
-from trl_sft.record import resolved
+from trl_sft import load_recipe, train
+from trl_sft.recipe import paths
+from trl_sft.recipe.yaml_reader import flow
+from trl_sft.training.manifest import resolved
 
 FOLDER = Path(__file__).parents[1] / "recipes"
 RECIPES = sorted(FOLDER.rglob("*.yaml"))

@@ -14,9 +14,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from trl_sft.ending import Result
-    from trl_sft.preview import Preview
-    from trl_sft.run import Run
+    from trl_sft.cli.preview import Preview
+    from trl_sft.recipe.checked import Run
+    from trl_sft.training.finish import Result
 
 __version__ = "0.1.0"
 __all__ = ["__version__", "load_recipe", "show", "train"]
@@ -28,9 +28,9 @@ def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Run:
     `overrides` are words as on the command line, `section.key=value`. Raises
     `trl_sft.errors.RecipeError` with every fault at once.
     """
-    from trl_sft import recipe, schema
+    from trl_sft.recipe import build, yaml_reader
 
-    return schema.build(recipe.read(path, [overrides] if isinstance(overrides, str) else overrides))
+    return build.build(yaml_reader.read(path, [overrides] if isinstance(overrides, str) else overrides))
 
 
 def show(run: Run, num_rows: int = 3) -> Preview:
@@ -41,7 +41,7 @@ def show(run: Run, num_rows: int = 3) -> Preview:
     from trl_sft import console
 
     with console.quiet():
-        from trl_sft import preview
+        from trl_sft.cli import preview
 
         with console.quiet():
             return preview.make(run, num_rows)
@@ -53,15 +53,16 @@ def train(run: Run) -> Result:
     Returns the folder, the number of steps and the metrics of the held-out rows. Raises
     `trl_sft.errors.UserError` before training and `trl_sft.errors.RunStopped` when it ends early.
     """
-    from trl_sft import console, record
+    from trl_sft import console
+    from trl_sft.training import manifest
 
-    claim = record.claimed(run)  # before the imports, which take seconds
+    claim = manifest.claimed(run)  # before the imports, which take seconds
     # Large tensors on a CPU in pages of 2 MB: without them a step waits for the kernel to clear its 4 KB pages one by
     # one (benchmarks/step.py). torch asks the kernel where this is set before its first tensor; Linux alone has it.
     os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
     # Around the imports too: they are noisy, and upstream's loggers take handlers of their own there.
     with console.quiet():
-        from trl_sft import training
+        from trl_sft.training import run as training_run
 
         with console.quiet():
-            return training.run(run, claim)
+            return training_run.run(run, claim)

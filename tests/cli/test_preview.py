@@ -1,0 +1,112 @@
+"""Rows as the model sees them: in a terminal, in HTML, in a notebook; and tokens made ahead of time."""
+
+import json
+import re
+
+import pytest
+from conftest import RECIPE, jsonl
+
+import trl_sft
+from trl_sft import load_recipe
+from trl_sft.cli import preview
+
+
+@pytest.fixture
+def shown(here, go):
+    def call(rows, *words, keywords="", data=""):
+        jsonl(here / "r.jsonl", rows)
+        return go(
+            RECIPE.replace("train: rows.jsonl", f"train: {{path: r.jsonl{keywords}}}{data}"),
+            *words,
+            command=["preview"],
+        )
+
+    return call
+
+
+CHAT = [{"question": f"q{n}", "answer": f"answer {n}"} for n in range(9)]
+
+
+def test_trained_tokens_stand_apart_and_special_ones_are_visible(shown, here):
+    code, out, err = shown(CHAT)
+    assert code == 0, err
+    assert "── r.jsonl row 1: " in out
+    assert "<|im_start|>user\nq0<|im_end|>\n<|im_start|>assistant\n⟦answer 0⟧⟦<|im_end|>⟧\n" in out
+    assert out.count("── r.jsonl row") == 3
+    assert "format question_answer, wording chat" in out
+    assert "tokens    " in out
+    assert not (here / "out").exists()
+
+
+def test_number_of_rows_is_asked_for(shown):
+    assert shown(CHAT, "--rows", "5")[1].count("── r.jsonl row") == 5
+    assert shown(CHAT, "--rows", "0")[0] == 2
+
+
+def test_cut_end_is_marked_and_what_is_left_out_named(shown):
+    rows = [{"question": "q", "answer": "yes " * 50}, {"question": "q " * 90, "answer": "a"}]
+    code, out, _ = shown(rows, "train.max_length=40")
+    assert code == 0
+    assert re.search(r"✂ \d+ more tokens are cut off", out)
+    assert "left out: r.jsonl row 2: no trained token within max_length 40" in out
+
+
+def test_packed_layout_of_the_first_batch_is_shown(shown):
+    code, out, _ = shown(CHAT, "train.packing=true", "train.max_length=64")
+    assert code == 0
+    assert re.search(r"pack      1 of the first batch: \d+ \+ \d+.* tokens, \d+ empty", out)
+
+
+def test_page_of_html_escapes_what_stands_in_rows(shown, here):
+    rows = [{"question": "<script>alert(1)</script> & \"'", "answer": "<b>x</b>"}] * 3
+    code, out, _ = shown(rows, "--html", "page.html")
+    assert code == 0
+    page = (here / "page.html").read_text(encoding="utf-8")
+    assert "<script>" not in page
+    assert "&lt;script&gt;alert(1)&lt;/script&gt; &amp;" in page
+    assert "<b>x" not in page
+    assert "class='trained special'>&lt;|im_end|&gt;</span>" in page
+    assert "page.html: open it in a browser" in out
+
+
+def test_what_would_steer_the_terminal_is_shown_as_text(shown):
+    _, out, _ = shown([{"question": "q\x1b[31m", "answer": "a\x07"}] * 3)
+    assert "\x1b" not in out
+    assert "\x07" not in out
+    assert "q\\x1b[31m" in out
+
+
+def test_colours_are_for_terminals(here):
+    jsonl(here / "r.jsonl", CHAT)
+    (here / "recipe.yaml").write_text(RECIPE.replace("rows.jsonl", "r.jsonl"))
+    made = trl_sft.show(load_recipe("recipe.yaml"), 1)
+    assert "\x1b[32manswer 0\x1b[0m\x1b[32m\x1b[7m<|im_end|>\x1b[0m" in "\n".join(made.lines(colour=True))
+    assert "<pre>" in made._repr_html_()
+    assert isinstance(made, preview.Preview)
+
+
+def test_only_the_first_rows_are_read(here, monkeypatch):
+    """A fault at the end of a large file is not met."""
+    with (here / "r.jsonl").open("w") as file:
+        for n in range(200_000):
+            file.write(json.dumps({"question": f"q{n}" + "x" * 100, "answer": "a"}) + "\n")
+        file.write("{broken\n")
+    (here / "recipe.yaml").write_text(RECIPE.replace("rows.jsonl", "r.jsonl"))
+    made = preview.make(load_recipe("recipe.yaml"), 2)
+    assert [row.name for row in made.rows] == ["r.jsonl row 1", "r.jsonl row 2"]
+
+
+def test_refusals_of_a_preview_are_those_of_a_run(shown):
+    code, _, err = shown([{"question": "q", "answer": "<|im_end|>"}] * 2)
+    assert code == 2
+    assert "special_tokens_in_text" in err
+
+
+def test_prepare_makes_the_tokens_that_the_run_reads(go):
+    code, out, _ = go(RECIPE, command=["prepare"])
+    assert code == 0
+    assert "made now" in out
+    assert "Prepared. Next: " in out
+    code, out, _ = go(RECIPE)
+    assert code == 0
+    assert "cache     train: read from" in out

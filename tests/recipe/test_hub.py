@@ -1,0 +1,129 @@
+"""The hub's answers, from a server on loopback that speaks as the hub does."""
+
+import http.server
+import json
+import os
+import subprocess
+import sys
+import threading
+
+import pytest
+
+from trl_sft.model import device
+from trl_sft.recipe import paths
+
+RECIPE = "model: {name_or_path: %s}\ndata: {train: rows.jsonl}\ntrain: {output_dir: out, max_steps: 1}\n"
+
+
+class Hub(http.server.BaseHTTPRequestHandler):
+    """Knows org/tiny (the embedded model), org/gated, and nothing else."""
+
+    def do_GET(self):
+        self.answer(body=True)
+
+    def do_HEAD(self):
+        self.answer(body=False)
+
+    def answer(self, body):
+        path = self.path.partition("?")[0]
+        if "/tree/" in path:
+            return self.refuse(404, "EntryNotFound")  # no folder of further chat templates
+        if path.startswith("/api/models/org/tiny"):
+            names = sorted(p.name for p in (paths.EMBEDDED / "tiny").iterdir())
+            found = {"id": "org/tiny", "sha": "a" * 40, "siblings": [{"rfilename": name} for name in names]}
+            return self.send(200, json.dumps(found).encode(), body) if "revision" not in path else self.refuse(404)
+        if path.startswith("/org/tiny/resolve/"):
+            file = paths.EMBEDDED / "tiny" / path.rpartition("/")[2]
+            return self.send(200, file.read_bytes(), body) if file.is_file() else self.refuse(404, "EntryNotFound")
+        if path.startswith("/api/models/org/gated"):
+            return self.send(200, json.dumps({"id": "org/gated", "gated": "manual", "siblings": []}).encode(), body)
+        if path.startswith("/org/gated/"):
+            return self.refuse(403, "GatedRepo")
+        return self.refuse(404, "RepoNotFound")
+
+    def refuse(self, status, code="RevisionNotFound"):
+        self.send(status, b"{}", True, {"X-Error-Code": code})
+
+    def send(self, status, content, body, headers=None):
+        self.send_response(status)
+        for name, value in {
+            "Content-Length": str(len(content)),
+            "ETag": f'"{hash(content) & 0xFFFFFFFF:x}"',
+            "X-Repo-Commit": "a" * 40,
+            **(headers or {}),
+        }.items():
+            self.send_header(name, value)
+        self.end_headers()
+        if body and self.command == "GET":
+            self.wfile.write(content)
+
+    def log_message(self, *_):
+        pass
+
+
+@pytest.fixture
+def hub(here):
+    """Run the command line against the loopback hub: `hub("org/tiny")` -> exit code, everything printed."""
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Hub)
+    thread = threading.Thread(target=server.serve_forever, daemon=True)
+    thread.start()
+    endpoint = f"http://127.0.0.1:{server.server_address[1]}"
+
+    def call(name, *words, endpoint=endpoint):
+        (here / "recipe.yaml").write_text(RECIPE % name)
+        environment = {k: v for k, v in os.environ.items() if k != "HF_HUB_OFFLINE"}
+        environment |= {"HF_ENDPOINT": endpoint, "HF_HOME": str(here / "cache"), "HF_HUB_DISABLE_XET": "1"}
+        done = subprocess.run(
+            [sys.executable, "-m", "trl_sft", "recipe.yaml", *words],
+            check=False,
+            **{"cwd": here, "env": environment, "capture_output": True, "text": True, "timeout": 120},
+        )
+        return done.returncode, done.stdout + done.stderr
+
+    yield call
+    server.shutdown()
+    server.server_close()
+    thread.join()
+
+
+def test_hub_id_is_trained_and_then_taken_from_the_cache_offline(hub):
+    code, told = hub("org/tiny")
+    assert code == 0, told
+    code, told = hub("org/tiny", "train.output_dir=again", endpoint="http://127.0.0.1:9")  # nobody listens there
+    assert code == 0, told
+    assert "the hub cannot be reached; org/tiny is looked for in the cache" in told
+
+
+@pytest.mark.parametrize(
+    ("name", "words", "said"),
+    [
+        ("org/nothing", (), "org/nothing: no path here, and the hub knows no such id"),
+        ("org/gated", (), "org/gated: gated on the hub\n    -> a token that may read it: hf auth login"),
+        ("org/tiny", ("model.revision=v9",), "org/tiny: the hub knows no such revision"),
+        ("trl_sft:tiny", ("data.train=org/nothing",), "org/nothing: no path here, and the hub knows no such id"),
+    ],
+)
+def test_refusal_of_the_hub_is_told_without_a_traceback(hub, name, words, said):
+    code, told = hub(name, *words)
+    assert code == 2
+    assert said in told
+    assert "Traceback" not in told
+
+
+def test_hub_that_cannot_be_reached_is_told_at_once(hub):
+    code, told = hub("org/tiny", endpoint="http://127.0.0.1:9")
+    assert code == 2
+    assert "org/tiny: no path here, not in the cache, and the hub cannot be reached" in told
+    assert "Retrying" not in told
+
+
+def test_push_that_cannot_be_is_refused_before_weights_and_at_its_key(go, monkeypatch):
+    code, _, err = go(RECIPE % "trl_sft:tiny", "train.push_to_hub=true")
+    assert code == 2
+    assert "train.push_to_hub\n    a push to the hub, and HF_HUB_OFFLINE is set" in err
+    monkeypatch.setattr(device.constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(device, "get_token", lambda: None)
+    code, _, err = go(RECIPE % "trl_sft:tiny", "train.push_to_hub=true", command=["check"])
+    assert code == 2
+    assert "train.push_to_hub\n    a push to the hub, and no token for it" in err
+    assert go(RECIPE % "trl_sft:tiny", "train.push_to_hub=true", "--on", "any", command=["check"])[0] == 0

@@ -1,0 +1,134 @@
+"""The batch of all processes; what one process cannot do is told with file and line, apart from the recipe's faults."""
+
+import json
+
+import pytest
+import yaml
+from conftest import RECIPE, jsonl
+
+from trl_sft import load_recipe, train
+from trl_sft.errors import LaunchError, RecipeError
+from trl_sft.recipe import processes
+from trl_sft.training import run as training_run
+
+
+@pytest.fixture
+def built(here):
+    """Return the checked RECIPE with more lines and overrides."""
+
+    def call(text="", *words):
+        (here / "recipe.yaml").write_text(RECIPE + text)
+        return load_recipe("recipe.yaml", words)
+
+    return call
+
+
+def test_global_batch_is_the_rows_of_an_optimizer_step(built, here, micro_batches):
+    result = train(built("run: {global_batch_size: 12}\n"))
+    rows = [sum(n for step, n in micro_batches if step == number) for number in range(2)]
+    assert rows == [12, 12]
+    assert {n for _, n in micro_batches} == {2}
+    resolved = yaml.safe_load((result.output_dir / "resolved.yaml").read_text())
+    assert resolved["train"]["gradient_accumulation_steps"] == 6
+    assert resolved["run"]["global_batch_size"] == 12
+
+
+def test_global_batch_is_said_with_its_parts(go):
+    code, out, _ = go(RECIPE + "run: {global_batch_size: 4}\n", command=["check"])
+    assert code == 0
+    assert "gradient_accumulation_steps: 2, for run.global_batch_size 4: 2 rows at a time x 1 process x 2" in out
+
+
+def test_global_batch_counts_all_processes(built):
+    key = ("train", "gradient_accumulation_steps")
+    run = built("run: {global_batch_size: 32}\n")
+    assert [processes.settings(run, n)[key].value for n in (1, 2, 16)] == [16, 8, 1]
+    silent = built("run: {global_batch_size: 32}\n", "train.per_device_train_batch_size=null")
+    assert processes.settings(silent)[key].value == 32 // training_run.SFTConfig(bf16=False).per_device_train_batch_size
+    assert processes.settings(built()) == {}
+    with pytest.raises(RecipeError, match=r"32 is no multiple of 6: 2 rows at a time x 3 processes.*\n.*30 or 36"):
+        processes.settings(run, 3)
+
+
+@pytest.mark.parametrize(
+    ("text", "where", "told"),
+    [
+        ("run: {global_batch_size: 7}\n", "recipe.yaml:9 run.global_batch_size", "-> 6 or 8"),
+        ("run: {global_batch_size: 1}\n", "recipe.yaml:9 run.global_batch_size", "-> 2, or"),
+        (
+            "  gradient_accumulation_steps: 3\nrun: {global_batch_size: 4}\n",
+            "recipe.yaml:9 train.gradient_accumulation_steps",
+            "-> one of the two keys alone",
+        ),
+        (
+            "  auto_find_batch_size: true\nrun: {global_batch_size: 4}\n",
+            "recipe.yaml:9 train.auto_find_batch_size",
+            "-> one of the two",
+        ),
+    ],
+)
+def test_global_batch_that_cannot_be_is_refused_before_the_weights(go, here, text, where, told):
+    code, _, err = go(RECIPE + text)
+    assert code == 2
+    assert where in err
+    assert told in err
+    assert not (here / "out").exists()
+
+
+def test_accumulation_that_agrees_may_stand_beside_the_global_batch(built):
+    run = built("  gradient_accumulation_steps: 2\nrun: {global_batch_size: 4}\n")
+    assert processes.settings(run) == {}
+    assert train(run).steps == 2
+
+
+def test_another_global_batch_is_another_recipe(built):
+    from trl_sft.training import manifest
+
+    prints = {manifest.fingerprint(built(f"run: {{global_batch_size: {n}}}\n")) for n in (4, 8)}
+    assert len(prints) == 2
+    assert manifest.fingerprint(built("launch: {engine: ddp}\n")) == manifest.fingerprint(built())
+
+
+def test_what_one_process_cannot_do_is_no_fault_of_the_recipe(built, go, here):
+    text = "launch:\n  engine: zero2\n  config: ds.json\n  nproc_per_node: 8\n  nnodes: 1:4\n  rdzv_backend: c10d\n"
+    (here / "ds.json").write_text(json.dumps({"zero_optimization": {"stage": 2}}))
+    run = built(text)  # the recipe itself is right
+    assert run.launch["config"] == str((here / "ds.json").resolve())
+    faults = processes.check(run)
+    assert [fault.where for fault in faults] == [
+        "recipe.yaml:10 launch.engine",
+        "recipe.yaml:12 launch.nproc_per_node",
+        "recipe.yaml:13 launch.nnodes",
+        "recipe.yaml:14 launch.rdzv_backend",
+    ]
+    for command in ([], ["check"]):
+        code, _, err = go(RECIPE + text, command=command)
+        assert code == 2
+        assert all(str(fault) in err for fault in faults)
+    assert not (here / "out").exists()
+    with pytest.raises(LaunchError):
+        train(run)
+
+
+def test_rows_of_a_recipe_for_several_processes_can_be_seen_here(go):
+    code, out, _ = go(RECIPE + "launch: {engine: zero3, nproc_per_node: 8}\n", command=["preview"])
+    assert code == 0
+    assert "plus" in out
+
+
+@pytest.mark.parametrize("engine", ["auto", "ddp"])
+def test_one_process_trains_under_auto_and_ddp(built, here, engine):
+    result = train(built(f"launch: {{engine: {engine}, nproc_per_node: 1, nnodes: '1:1'}}\n"))
+    assert result.steps == 2
+    resolved = yaml.safe_load((result.output_dir / "resolved.yaml").read_text())
+    assert resolved["launch"]["engine"] == engine
+
+
+def test_config_of_an_engine_may_be_a_mapping_or_a_file_that_is_there(built, here):
+    assert built("launch: {engine: fsdp, config: {reshard_after_forward: true}}\n").launch["config"] == {
+        "reshard_after_forward": True
+    }
+    with pytest.raises(RecipeError, match=r"recipe.yaml:9 launch.config\n.*no such file"):
+        built("launch: {engine: zero2, config: gone.json}\n")
+    jsonl(here / "ds.yaml", [{}])
+    assert built("launch: {engine: ray, config: ds.yaml}\n").launch["config"].endswith("ds.yaml")

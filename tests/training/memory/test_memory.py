@@ -1,0 +1,416 @@
+"""What a step takes, foreseen on tensors without storage, against the live tensors of real runs; what is said of it."""
+
+import gc
+import json
+import re
+import shlex
+import shutil
+from types import SimpleNamespace
+
+import pytest
+import torch
+from conftest import RECIPE, jsonl
+from safetensors.torch import load_file
+from transformers import AutoConfig, AutoModelForCausalLM, LlamaModel
+
+from trl_sft import cli, console, load_recipe
+from trl_sft.model import cpu_loss
+from trl_sft.recipe import paths
+from trl_sft.training import finish
+from trl_sft.training import run as training_run
+from trl_sft.training.memory import estimate, fit
+from trl_sft.training.memory.fake_model import Batch
+
+GIB = 2**30
+FULL, LORA = "", "lora: {r: 8, target_modules: all-linear}\n"
+EIGHT = "quantization: {load_in_8bit: true}\n" + LORA
+FOUR = "quantization: {load_in_4bit: true, bnb_4bit_quant_type: nf4, bnb_4bit_use_double_quant: true}\n" + LORA
+TEXT = """\
+model: {{name_or_path: ./m}}
+data: {{train: long.jsonl}}
+{how}train:
+  output_dir: out
+  max_steps: 2
+  per_device_train_batch_size: 4
+  save_strategy: 'no'
+  report_to: none
+evaluate: false
+"""
+# shapes of several architectures; none of them was used to make anything fit, as nothing is fitted
+SHAPES = {
+    "llama": {"hidden_size": 128, "intermediate_size": 352, "num_hidden_layers": 3},
+    "qwen2": {"hidden_size": 96, "intermediate_size": 256, "num_hidden_layers": 8, "tie_word_embeddings": True},
+    "gemma2": {"hidden_size": 64, "intermediate_size": 160, "num_hidden_layers": 4, "head_dim": 32},
+    "gemma": {"hidden_size": 64, "intermediate_size": 320, "num_hidden_layers": 2, "head_dim": 32},
+    "gpt2": {"n_embd": 128, "n_layer": 7, "n_head": 4, "n_positions": 1024},
+    "gpt_neox": {"hidden_size": 128, "intermediate_size": 512, "num_hidden_layers": 2, "max_position_embeddings": 1024},
+}
+
+
+@pytest.fixture(autouse=True)
+def quietly():
+    """As a command runs: upstream's warnings are told, and are no errors."""
+    with console.quiet():
+        yield
+
+
+def write(folder, kind):
+    """Write a model of a kind with the toy's tokenizer, and rows of several lengths."""
+    shutil.copytree(paths.EMBEDDED / "tiny", folder / "m")
+    vocabulary = json.loads((folder / "m" / "config.json").read_text())["vocab_size"]
+    (folder / "m" / "model.safetensors").unlink()
+    text = {"vocab_size": vocabulary, "num_attention_heads": 4, "pad_token_id": 0, "eos_token_id": 1}
+    text |= {} if kind.startswith("gpt") else {"num_key_value_heads": 2}
+    torch.manual_seed(0)
+    AutoModelForCausalLM.from_config(AutoConfig.for_model(kind, **text | SHAPES[kind])).save_pretrained(folder / "m")
+    rows = [{"question": f"{n} " * (4 + 3 * n), "answer": "yes " * (5 + 3 * n)} for n in range(1, 25)]
+    jsonl(folder / "long.jsonl", rows)
+
+
+def ready(folder, how, *words):
+    (folder / "recipe.yaml").write_text(TEXT.format(how=how))
+    run = load_recipe("recipe.yaml", list(words))
+    return run, training_run.prepare(run)
+
+
+def storages(tensors):
+    return {t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in tensors}
+
+
+def of_model(model):
+    """Return the storages of weights, buffers, and what quantization keeps beside them."""
+    found = [*model.parameters(), *model.buffers()]
+    for module in model.modules():
+        state = getattr(getattr(module, "weight", None), "quant_state", None)
+        if state is not None:
+            found += [state.absmax, state.code, state.offset, state.state2.absmax, state.state2.code]
+        if type(module).__name__ == "Linear8bitLt" and hasattr(module, "state"):
+            found += [
+                t for t in (module.state.CB, module.state.SCB, module.weight.CB, module.weight.SCB) if t is not None
+            ]
+    return storages([t for t in found if t is not None])
+
+
+def shape(trainer, inputs):
+    """Return the shape of a batch that TRL's collator made."""
+    rows, tokens = inputs["input_ids"].shape
+    labelled = int((inputs["labels"][:, 1:] != -100).sum())
+    mask = inputs.get("attention_mask")
+    documents = tuple(inputs["cu_seq_lens_q"].diff().tolist()) if trainer.padding_free else ()
+    padded = mask is not None and not bool(mask.all())
+    return Batch(rows, tokens, labelled, trainer.padding_free, padded, documents)
+
+
+def really(run, made):
+    """Train two steps; return bytes of weights, gradients, optimizer, and what the largest batch kept for backward.
+
+    That is what autograd saves, and what Python holds beside it: masks and positions of layers that run again,
+    and what bitsandbytes keeps on its contexts, are unseen by autograd's hooks.
+    """
+    trainer = training_run._trainer(run, made)
+    seen, known = {"saved": 0}, {}
+    compute, create = trainer.compute_loss, trainer.create_optimizer
+
+    def watched(model, inputs, *args, **kwargs):
+        kept = []
+        gc.freeze()  # what is there already is then no object of the collector's
+        with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t) or t, lambda t: t):
+            out = compute(model, inputs, *args, **kwargs)
+        known.update(of_model(trainer.model))
+        gc.collect()
+        kept += [t for t in gc.get_objects() if isinstance(t, torch.Tensor)]
+        gc.unfreeze()
+        saved = sum(n for p, n in storages(kept).items() if p not in known)
+        if saved > seen["saved"]:
+            seen.update(saved=saved, batch=shape(trainer, inputs))
+        return out
+
+    def watching(*args, **kwargs):
+        optimizer = create(*args, **kwargs)
+
+        def count(*_):
+            grads = [p.grad for p in trainer.model.parameters() if p.grad is not None]
+            seen["gradients"] = sum(storages(grads).values())
+
+        optimizer.register_step_pre_hook(count)
+        return optimizer
+
+    trainer.compute_loss, trainer.create_optimizer = watched, watching
+    trainer.train()
+    seen["weights"] = sum(of_model(trainer.model).values())
+    state = [v for values in trainer.optimizer.state.values() for v in values.values() if isinstance(v, torch.Tensor)]
+    seen["optimizer"] = sum(storages(state).values())
+    return seen
+
+
+def compared(folder, kind, how, *words):
+    """Hold an estimate against a run of its largest batch: 2% for what is certain, 15% for the rest."""
+    write(folder, kind)
+    run, made = ready(folder, how, "run.logits_gib=3e-4", *words)  # so little that the loss keeps no logits
+    seen = really(run, made)
+    found = fit.estimate(run, made, seen["batch"], "cpu")
+    for part in ("weights", "gradients", "optimizer"):
+        near(getattr(found, part), seen[part], 0.02)
+    near(found.activations, seen["saved"], 0.15)
+    assert found.peak >= found.certain
+    assert not found.missing
+
+
+def near(found, real, share):
+    assert abs(found - real) <= share * real, f"{found:,} against {real:,}"
+
+
+PLAIN, AGAIN = "train.gradient_checkpointing=false", "train.gradient_checkpointing=true"
+PACKED = ("train.packing=true", "train.max_length=384")
+BF16 = ("train.bf16=true", "train.use_cpu=true")
+FEW = [
+    ("llama", FULL, PLAIN, "train.optim=adafactor"),
+    ("llama", LORA, AGAIN, *PACKED, *BF16),
+    ("llama", EIGHT, PLAIN),
+    ("llama", FOUR, AGAIN, *BF16),
+    ("gpt2", FULL, PLAIN, *PACKED, "train.optim=adamw_8bit"),
+]
+OPTIMIZERS = ["sgd", "adamw_torch", "paged_adamw_8bit", "paged_adamw_32bit", "lion_8bit", "adagrad", "rmsprop"]
+ALL = [
+    *((kind, FULL, way, *packed) for kind in SHAPES for way in (PLAIN, AGAIN) for packed in ((), PACKED)),
+    *(("gpt_neox", how, way, *more) for how in (LORA, EIGHT, FOUR) for way in (PLAIN, AGAIN) for more in ((), BF16)),
+    *(("qwen2", FULL, AGAIN, f"train.optim={name}") for name in OPTIMIZERS),
+    ("llama", FULL, PLAIN, *BF16, "model.dtype=bfloat16"),
+    ("llama", FULL, AGAIN, *BF16),
+]
+
+
+@pytest.mark.parametrize("cell", FEW, ids=" ".join)
+def test_estimate_is_that_of_the_live_tensors(cell, here):
+    compared(here, *cell)
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("cell", ALL, ids=" ".join)
+def test_estimate_is_that_of_the_live_tensors_everywhere(cell, here):
+    compared(here, *cell)
+
+
+@pytest.mark.parametrize("words", [(PLAIN,), (AGAIN, "train.gradient_accumulation_steps=2")])
+def test_estimate_from_few_layers_is_that_of_all(words, here, monkeypatch):
+    write(here, "qwen2")
+    run, made = ready(here, FULL, *words)
+    few = fit.estimate(run, made, Batch(4, 96, 100), "cpu")
+    monkeypatch.setattr(estimate, "_FEW", 99)
+    assert fit.estimate(run, made, Batch(4, 96, 100), "cpu") == few
+
+
+def test_pattern_of_layers_is_taken_whole():
+    text = {"num_hidden_layers": 24, "layer_types": ["sliding_attention", "sliding_attention", "full_attention"] * 8}
+    assert estimate._round(AutoConfig.for_model("gemma3_text", **text)) == 3
+    assert estimate._round(AutoConfig.for_model("llama")) == 1
+
+
+@pytest.mark.skipif(not cpu_loss.AVAILABLE, reason="this TRL has its own loss")
+def test_logits_that_the_loss_keeps_are_counted(here):
+    write(here, "llama")
+    batch = Batch(4, 96, 300)
+    without, kept = (fit.estimate(*ready(here, FULL, f"run.logits_gib={g}"), batch, "cpu") for g in ("3e-4", "1"))
+    assert kept.activations - without.activations == 300 * 512 * 4
+
+
+def test_gpu_is_foreseen_without_one(here):
+    """Attention without a mask keeps what grows with the tokens; a mask of padding grows with their square."""
+    write(here, "llama")
+    run, made = ready(here, FULL, PLAIN, *BF16)
+    sizes = {
+        (tokens, padded): fit.estimate(run, made, Batch(2, tokens, 64, padded=padded), "cuda")
+        for tokens in (1024, 2048)
+        for padded in (False, True)
+    }
+    grown = [sizes[2048, padded].activations / sizes[1024, padded].activations for padded in (False, True)]
+    assert 1.9 < grown[0] < 2.05
+    assert 2.3 < grown[1] < 4
+    layers, rows, bias = 3, 2, 2048 * 2048 * 2  # each layer turns the mask into numbers of two bytes
+    assert sizes[2048, True].activations - sizes[2048, False].activations >= layers * rows * bias
+
+
+@pytest.mark.long
+def test_eight_billion_weights_are_counted_without_holding_them(here):
+    write(here, "llama")
+    text = {"hidden_size": 4096, "intermediate_size": 14336, "num_hidden_layers": 32, "num_attention_heads": 32}
+    text |= {"num_key_value_heads": 8, "vocab_size": 128256, "architectures": ["LlamaForCausalLM"]}
+    run, made = ready(here, FOUR, *BF16, "model.dtype=bfloat16")
+    config = AutoConfig.for_model("llama", **text)
+    found = fit.estimate(run, made._replace(found=made.found._replace(config=config)), Batch(1, 512, 512), "cuda")
+    linear = 32 * (2 * 4096 * 4096 + 2 * 4096 * 1024 + 3 * 4096 * 14336)
+    ends = 2 * 128256 * 4096 * 2
+    near(found.weights, linear * (0.5 + 1 / 64) + ends, 0.02)
+    assert found.weights < found.peak < 10 * GIB
+
+
+def test_experts_that_cannot_be_foreseen_leave_what_is_certain(here, monkeypatch):
+    write(here, "llama")
+    run, made = ready(here, FULL)
+
+    def asks(*_):
+        raise RuntimeError("which expert?\nnobody knows")
+
+    monkeypatch.setattr(estimate, "_pass", asks)
+    found = fit.estimate(run, made, Batch(1, 64, 64), "cpu")
+    assert found.missing == "RuntimeError: which expert?"
+    assert found.peak >= found.certain > 0
+    assert "activations cannot be foreseen (RuntimeError: which expert?)" in fit.said(found, GIB)[0][1]
+
+
+def test_nothing_of_an_estimate_stays_behind(here, go):
+    """4-bit weights with double quantization: bitsandbytes keeps tables as long as the process lives."""
+    words = ("train.optim=adamw_8bit", "train.max_steps=2")
+    recipe = FOUR + RECIPE
+    assert go(recipe, *words, "train.output_dir=a")[0] == 0
+    assert go(recipe, *words, "train.output_dir=b", command=["check"])[0] == 0
+    assert go(recipe, *words, "train.output_dir=b")[0] == 0
+    one, other = (load_file(here / name / "adapter_model.safetensors") for name in "ab")
+    assert all(torch.equal(one[name], other[name]) for name in one)
+    assert not any(type(o).__name__ == "FakeTensorMode" for o in gc.get_objects())
+
+
+def test_largest_batch_is_that_of_the_longest_rows(here):
+    write(here, "llama")
+    _, made = ready(here, FULL, "train.per_device_train_batch_size=2", "train.shuffle_dataset=true")
+    batch = fit.largest(made.made.train, made.args)
+    rows = sorted(made.made.train, key=lambda row: -len(row["input_ids"]))[:2]
+    labelled = sum(label != -100 for row in rows for label in row["labels"])
+    assert batch == Batch(2, len(rows[0]["input_ids"]), labelled, padded=True)
+    _, made = ready(here, FULL, *PACKED, "train.per_device_train_batch_size=2")
+    batch = fit.largest(made.made.train, made.args)
+    assert batch.flat
+    assert batch.tokens <= 384
+    assert max(batch.documents) <= batch.tokens
+    assert sum(batch.documents) <= 2 * batch.tokens
+    made.args.pad_to_multiple_of = 1000
+    assert fit.largest(made.made.train, made.args).tokens == 1000
+
+
+def test_free_memory_is_that_of_the_container(tmp_path, monkeypatch):
+    free = fit.available("cpu")
+    assert free > 0
+    names = [tmp_path / name for name in ("max", "current", "stat")]
+    for path, text in zip(names, ("3000\n", "1500\n", "anon 1\ninactive_file 400\n"), strict=True):
+        path.write_text(text)
+    monkeypatch.setattr(fit, "_GROUPS", tuple(map(str, names)))
+    assert fit.available("cpu") == 1900
+    names[0].write_text("max\n")
+    assert fit.available("cpu") > 1900
+
+
+def test_check_shows_memory_and_disk_and_writes_nothing(here, go):
+    code, out, _ = go(RECIPE, command=["check"])
+    assert code == 0
+    assert re.search(r"^memory +about [\d.]+ MiB at most in a step of 2 x \d+ tokens, of .* free: weights", out, re.M)
+    assert re.search(r"^disk +no checkpoints, and what is saved at the end: .* free$", out, re.M)
+    assert not (here / "out").exists()
+
+
+def test_machine_that_cannot_hold_the_weights_is_refused_and_too_few_bytes_for_the_rest_are_said(go, monkeypatch):
+    monkeypatch.setattr(fit, "available", lambda _: 1000)
+    code, _, err = go(RECIPE, command=["check"])
+    assert code == 2
+    assert "weights, gradients and the optimizer's state alone take" in err
+    assert "lora: {r: 16, target_modules: all-linear}" in err
+    found = fit.Estimate(100, 100, 200, 5000, 10, 5300)
+    assert len(fit.said(found, 10_000)) == 1
+    assert "NOT ENOUGH" in fit.said(found, 5000)[1][1]
+    assert "gradient_checkpointing" in fit.said(found, 5500)[1][1]
+
+
+def test_disk_counts_checkpoints_as_they_are_written(here, go, monkeypatch):
+    write(here, "llama")
+    words = ("train.save_strategy=steps", "train.save_steps=1", "train.save_total_limit=1")
+    run, made = ready(here, FULL, *words)
+    found = fit.estimate(run, made, Batch(1, 64, 64), "cpu")
+    assert go(None, *words)[0] == 0
+    names = ("model.safetensors", "optimizer.pt")
+    weights, each = fit.saved(run, made, found)
+    near(weights, (here / "out" / names[0]).stat().st_size, 0.02)
+    near(each, sum((here / "out" / "checkpoint-2" / name).stat().st_size for name in names), 0.02)
+    monkeypatch.setattr(fit.shutil, "disk_usage", lambda _: SimpleNamespace(free=2 * each))
+    assert "at most 1 checkpoint of" in fit.disk(run, made, found, 24)[0][1]
+    assert "NOT ENOUGH" in fit.disk(run, made, found, 24)[0][1]
+
+
+def test_probe_measures_two_steps_and_writes_nothing(here, go):
+    write(here, "llama")
+    text = TEXT.format(how=FULL)
+    code, out, err = go(text, PLAIN, "--probe", command=["check"])
+    assert code == 0, err
+    told = re.search(r"^probe +([\d.]+) (\w+) at most in 2 steps of 4 x .*estimated: ([\d.]+) (\w+)", out, re.M)
+    units = {"KiB": 2**10, "MiB": 2**20, "GiB": GIB}
+    measured, estimated = (float(told[i]) * units[told[i + 1]] for i in (1, 3))
+    assert 0.2 < estimated / measured < 1.3  # what the allocator keeps counts on one side alone
+    assert not (here / "out").exists()
+
+
+def test_probe_that_memory_does_not_hold_returns_4(go, monkeypatch):
+    def full(*_, **__):
+        raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes")
+
+    monkeypatch.setattr(LlamaModel, "forward", full)
+    monkeypatch.setattr(fit, "estimate", lambda *_: fit.Estimate(1, 1, 1, 1, 1, 5))
+    code, _, err = go(RECIPE, "--probe", command=["check"])
+    assert code == 4
+    assert "train.per_device_train_batch_size: 1, train.gradient_accumulation_steps: 2" in err
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB"),
+        MemoryError(),
+        RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes"),
+    ],
+    ids=["cuda", "python", "cpu"],
+)
+def test_memory_that_is_out_says_the_batch_and_a_command_that_goes_on(error, here, go, monkeypatch):
+    calls = []
+    forward = LlamaModel.forward
+
+    def full(self, *args, **kwargs):
+        calls.append(1)
+        if len(calls) == 2:
+            raise error
+        return forward(self, *args, **kwargs)
+
+    monkeypatch.setattr(LlamaModel, "forward", full)
+    words = ("train.save_strategy=steps", "train.save_steps=1", "train.gradient_checkpointing=false")
+    code, _, err = go(RECIPE, *words)
+    assert code == 4
+    assert "Traceback" not in err
+    assert "out of memory at step 1; the last checkpoint is" in err
+    assert re.search(r"The largest batch to train so far: 2 x \d+ tokens", err)
+    asked = "train.per_device_train_batch_size: 1 (now 2), train.gradient_accumulation_steps: 2 (now 1)"
+    assert asked in err
+    assert json.loads((here / "out" / "run.json").read_text())["outcome"].startswith("out of memory")
+    command = shlex.split(err.split("To go on so: ")[1].splitlines()[0])
+    assert cli.main(command[command.index("trl_sft") + 1 :]) == 0
+    assert (here / "out" / "model.safetensors").exists()
+
+
+def test_advice_follows_what_is_left_to_write():
+    args = SimpleNamespace(per_device_train_batch_size=6, gradient_accumulation_steps=2)
+    assert finish.lighter(args) == {"per_device_train_batch_size": 3, "gradient_accumulation_steps": 4}
+    args.per_device_train_batch_size, args.gradient_checkpointing, args.max_length = 1, False, 1024
+    assert finish.lighter(args) == {"gradient_checkpointing": True}
+    args.gradient_checkpointing = True
+    assert finish.lighter(args) == {"max_length": 512}
+
+
+def test_memory_that_is_out_in_the_evaluation_says_so(here, go, monkeypatch):
+    forward = LlamaModel.forward
+
+    def full(self, *args, **kwargs):
+        if not self.training:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return forward(self, *args, **kwargs)
+
+    monkeypatch.setattr(LlamaModel, "forward", full)
+    words = ("data.eval_fraction=0.2", "train.eval_strategy=steps", "train.eval_steps=1", "train.eval_on_start=false")
+    code, _, err = go(RECIPE, *words, "evaluate=false", "train.per_device_eval_batch_size=4")
+    assert code == 4
+    assert "out of memory in the evaluation at step 1" in err
+    assert "train.per_device_eval_batch_size: 2" in err

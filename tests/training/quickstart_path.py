@@ -1,0 +1,69 @@
+"""Counts our code that the quickstart passes before `trainer.train()`; prints it as JSON.
+
+    python tests/training/quickstart_path.py [-v]
+
+A line counts if its function was entered on the main thread; the lines of a function are all of them, with nested
+functions. `-v` lists the modules, in the order in which they were entered first.
+"""
+
+import ast
+import json
+import os
+import sys
+import tempfile
+from pathlib import Path
+
+ROOT = Path(__file__).parents[2]
+PACKAGE = ROOT / "trl_sft"
+
+
+def count():
+    """Return modules (in order of first entry), functions, lines and the packages as a row passes them."""
+    entered, order = set(), []
+
+    def note(frame, event, _):
+        code = frame.f_code
+        if event == "call" and code.co_name != "<module>" and code.co_filename.startswith(str(PACKAGE)):
+            entered.add((code.co_filename, code.co_firstlineno))
+            order.append(code.co_filename)
+
+    class Reached(BaseException):
+        pass
+
+    def stop(*_, **__):
+        sys.setprofile(None)
+        raise Reached
+
+    import trl
+
+    import trl_sft
+
+    trl.SFTTrainer.train = stop
+    os.chdir(tempfile.mkdtemp())
+    sys.setprofile(note)
+    try:
+        trl_sft.train(trl_sft.load_recipe(ROOT / "recipes" / "quickstart.yaml", ["train.max_steps=2"]))
+    except Reached:
+        pass
+    finally:
+        sys.setprofile(None)
+    lines, functions = set(), 0
+    for file in sorted({file for file, _ in entered}):
+        for node in ast.walk(ast.parse(Path(file).read_text(encoding="utf-8"))):
+            if isinstance(node, ast.FunctionDef):
+                first = min([node.lineno, *(d.lineno for d in node.decorator_list)])
+                if (file, first) in entered:
+                    functions += 1
+                    lines |= {(file, number) for number in range(first, node.end_lineno + 1)}
+    counted = {file for file, _ in lines}  # not those of which only the body of a class ran
+    modules = [str(Path(file).relative_to(PACKAGE).with_suffix("")) for file in dict.fromkeys(order) if file in counted]
+    each = {name: sum(1 for file, _ in lines if file == str(PACKAGE / f"{name}.py")) for name in modules}
+    return {"modules": len(modules), "functions": functions, "lines": len(lines), "each": each}
+
+
+if __name__ == "__main__":
+    os.environ |= {"HF_HOME": tempfile.mkdtemp(), "HF_HUB_OFFLINE": "1", "TQDM_DISABLE": "1"}
+    counted = count()
+    if "-v" not in sys.argv:
+        del counted["each"]
+    print(json.dumps(counted, indent=1 if "-v" in sys.argv else None))

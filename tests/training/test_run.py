@@ -1,0 +1,651 @@
+"""Whole runs on the embedded model: what is learned, written, kept, and how a run goes on."""
+
+import hashlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import QUESTIONS, RECIPE, jsonl
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from trl_sft import load_recipe, run_folder, train
+from trl_sft.errors import RunStopped
+from trl_sft.recipe import paths
+
+ROOT = Path(__file__).parents[2]
+FULL = RECIPE.replace("rows.jsonl}", "rows.jsonl, eval_fraction: 0.2}")
+SAVING = ("train.save_strategy=steps", "train.save_steps=2", "train.max_steps=4", "train.learning_rate=1e-2")
+
+
+def logged(folder):
+    return [json.loads(line) for line in (Path(folder) / "log.jsonl").read_text().splitlines()]
+
+
+def state(folder):
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    return {name: value.detach() for name, value in model.state_dict().items()}
+
+
+def equal(a, b):
+    return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
+
+
+@pytest.mark.parametrize("words", [(), ("lora={r: 4, target_modules: all-linear}",)], ids=["full", "lora"])
+def test_run_folder_holds_the_model_and_its_record(words, go, here):
+    code, out, _ = go(FULL, *words, "train.eval_on_start=true")
+    assert code == 0
+    folder = here / "out"
+    weights = "adapter_model.safetensors" if words else "model.safetensors"
+    named = {"recipe.yaml", "resolved.yaml", "run.json", "log.jsonl", "README.md", "tokenizer.json", weights}
+    assert named <= {p.name for p in folder.iterdir()}
+    record = json.loads((folder / "run.json").read_text())
+    assert record["outcome"] == "done"
+    assert record["steps"] == 2
+    assert record["versions"]["trl"]
+    assert record["defaults"]["weight_decay"] == 0.0
+    assert "max_steps" not in record["defaults"]
+    assert record["metrics"]["eval_loss"] == logged(folder)[-1]["eval_loss"]
+    assert record["data"] == {str(here / "rows.jsonl"): hashlib.sha256((here / "rows.jsonl").read_bytes()).hexdigest()}
+    for line in (
+        "rows      32 to train",
+        "held out  8 rows",
+        "steps        2, which is 0.125 epochs",
+        "Held-out rows: loss",
+        "Next: ask it",
+    ):
+        assert line in out
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    assert tokenizer.chat_template
+    model = AutoModelForCausalLM.from_pretrained(folder)
+    ids = tokenizer.apply_chat_template([{"role": "user", "content": "hi"}], return_tensors="pt", return_dict=True)
+    assert model.generate(**ids, max_new_tokens=2, do_sample=False).shape[0] == 1
+
+
+def test_table_tells_the_trainable_share_of_lora(go):
+    _, out, _ = go(RECIPE, "lora={r: 4, target_modules: all-linear}")
+    assert "trainable    10,240 of 149,824 parameters (6.8%)" in out
+
+
+def test_resolved_recipe_runs_again_beside_the_first_and_ends_equal(go, here):
+    go(FULL, "train.learning_rate=1e-2", "lora=null")
+    assert train(load_recipe(here / "out" / "resolved.yaml")).output_dir == here / "out-again"
+    assert equal(state(here / "out"), state(here / "out-again"))
+    text = (here / "out" / "resolved.yaml").read_text()
+    assert "learning_rate: 0.01  # (train.learning_rate=1e-2)" in text
+    assert "max_steps: 2  # recipe.yaml:5" in text
+    assert "# trl_sft: " in text
+    assert "output_dir" not in text.partition("model:")[2]
+
+
+def test_secret_stands_in_no_file_of_the_run_folder(go, here):
+    code, _, _ = go(RECIPE.replace("trl_sft:tiny}", "trl_sft:tiny, token: hf_secret1}"), "train.hub_token=hf_secret2")
+    assert code == 0
+    for path in (here / "out").iterdir():
+        assert b"hf_secret" not in path.read_bytes(), path.name
+
+
+@pytest.mark.parametrize("extra", [(), ("lora={r: 4, lora_dropout: 0.1}",), ("train.packing=true",)])
+def test_resumed_run_ends_bit_equal(extra, go, here, monkeypatch):
+    words = (*SAVING, *extra)
+    assert go(FULL, *words, "train.output_dir=whole")[0] == 0
+
+    from trl_sft.training import callbacks
+
+    real = callbacks.Guard.on_step_end
+
+    def interrupt(self, args, state, control, **live):
+        if state.global_step == 3:
+            os.kill(os.getpid(), signal.SIGINT)
+        real(self, args, state, control, **live)
+
+    monkeypatch.setattr(callbacks.Guard, "on_step_end", interrupt)
+    code, _, err = go(FULL, *words)
+    assert code == 130
+    assert "stopped by SIGINT after step 3 of 4" in err
+    assert " -m trl_sft recipe.yaml" in err
+    assert json.loads((here / "out" / "run.json").read_text())["outcome"].startswith("stopped by SIGINT")
+    monkeypatch.setattr(callbacks.Guard, "on_step_end", real)
+    code, out, _ = go(FULL, *words)
+    assert code == 0
+    assert "resume    from" in out
+    assert "checkpoint-3" in out
+    names = ("adapter_model.safetensors",) if "lora" in str(extra) else ("model.safetensors",)
+    for name in names:
+        assert (here / "out" / name).read_bytes() == (here / "whole" / name).read_bytes()
+    steps = [e["step"] for e in logged(here / "out") if "loss" in e]
+    assert steps == [1, 2, 3, 4]
+    losses = [[e["loss"] for e in logged(here / name) if "loss" in e] for name in ("out", "whole")]
+    assert losses[0] == losses[1]
+
+
+def test_best_checkpoint_rule_does_not_remove_the_one_to_go_on_from(go, here, monkeypatch):
+    """With save_total_limit 1 upstream removes all but the best when training ends; a stopped run has not."""
+    from trl_sft.training import callbacks
+
+    def interrupt(self, args, state, control, **live):
+        if state.global_step == 3:
+            control.should_save = self._saving = True
+
+    monkeypatch.setattr(callbacks.Guard, "on_step_end", interrupt)
+    words = ("train.eval_strategy=steps", "train.eval_steps=2", "train.load_best_model_at_end=true")
+    code, _, err = go(FULL, *SAVING, *words, "train.save_total_limit=1")
+    assert code == 75
+    assert "checkpoint-3" in err
+    assert (here / "out" / "checkpoint-3") in run_folder.checkpoints(here / "out")
+
+
+def test_time_limit_saves_and_returns_75(go, here):
+    code, _, err = go(FULL, *SAVING, "run.max_hours=1e-9")
+    assert code == 75
+    assert "at the time limit (run.max_hours) after step 1 of 4" in err
+    assert run_folder.checkpoints(here / "out") == [here / "out" / "checkpoint-1"]
+
+
+def test_loss_that_is_not_finite_ends_the_run_with_3(go, here):
+    code, _, err = go(FULL, "train.learning_rate=1e30", "train.max_steps=9", "train.max_grad_norm=0")
+    assert code == 3
+    assert "not finite at step" in err
+    assert "Traceback" not in err
+    assert not (here / "out" / "model.safetensors").exists()
+
+
+def test_memory_that_is_out_returns_4(go, monkeypatch):
+    from trl_sft.training import run
+
+    class Full(run.SFTTrainer):
+        def training_step(self, *args, **kwargs):
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB")
+
+    monkeypatch.setattr(run, "SFTTrainer", Full)
+    code, _, err = go(RECIPE)
+    assert code == 4
+    assert "train.per_device_train_batch_size: 1 (now 2), train.gradient_accumulation_steps: 2 (now 1)" in err
+
+
+def test_fault_of_ours_is_a_traceback_and_leaves_the_record(go, here, monkeypatch):
+    from trl_sft.training import run
+
+    class Broken(run.SFTTrainer):
+        def training_step(self, *args, **kwargs):
+            raise ZeroDivisionError("ours")
+
+    monkeypatch.setattr(run, "SFTTrainer", Broken)
+    with pytest.raises(ZeroDivisionError):
+        go(RECIPE)
+    assert json.loads((here / "out" / "run.json").read_text())["outcome"] == "ZeroDivisionError: ours"
+
+
+def test_second_run_into_a_finished_folder_is_refused_unless_overwrite(go, here, matches):
+    assert go(RECIPE)[0] == 0
+    (here / "out" / "notes.txt").write_text("mine")
+    before = {p.name: p.read_bytes() for p in (here / "out").iterdir()}
+    code, _, err = go(RECIPE)
+    assert code == 2
+    matches("output_of_a_finished_run", err.replace(str(here), "<here>"))
+    assert {p.name: p.read_bytes() for p in (here / "out").iterdir()} == before
+    assert go(RECIPE, "run.overwrite=true", "lora={r: 2}")[0] == 0
+    assert (here / "out" / "notes.txt").read_text() == "mine"
+    assert not (here / "out" / "model.safetensors").exists()  # the first run's, no longer true
+    assert (here / "out" / "adapter_model.safetensors").exists()
+
+
+def test_faulty_recipe_with_overwrite_loses_nothing(go, here):
+    assert go(RECIPE)[0] == 0
+    before = {p.name for p in (here / "out").iterdir()}
+    assert go(RECIPE, "run.overwrite=true", "train.max_length=3")[0] == 2
+    assert go(RECIPE, "run.overwrite=true", "train.max_steps=x")[0] == 2
+    assert {p.name for p in (here / "out").iterdir()} == before
+
+
+def test_unfinished_run_goes_on_only_with_its_own_recipe(go, here, matches):
+    assert go(FULL, *SAVING, "run.max_hours=1e-9")[0] == 75
+    code, _, err = go(FULL, *SAVING[:-1], "train.learning_rate=2e-2")
+    assert code == 2
+    matches("output_of_another_recipe", err.replace(str(here), "<here>"))
+    code, _, err = go(FULL, *SAVING, "run.resume=never")
+    assert code == 2
+    matches("output_of_an_unfinished_run", err.replace(str(here), "<here>"))
+    code, out, _ = go(FULL, *SAVING, "train.max_grad_norm=2.0", "run.allow=[changed_recipe]")
+    assert code == 0
+    assert "resume    from" in out
+
+
+def test_resume_takes_a_named_checkpoint_and_passes_over_a_torn_one(go, here):
+    assert go(FULL, *SAVING)[0] == 0
+    torn = here / "out" / "checkpoint-9"
+    torn.mkdir()
+    (torn / "model.safetensors").write_bytes(b"")
+    assert run_folder.checkpoints(here / "out")[-1].name == "checkpoint-4"
+    code, out, _ = go(FULL, *SAVING, "run.resume=out/checkpoint-2", "train.output_dir=other")
+    assert code == 0
+    assert "checkpoint-2" in out
+    assert equal(state(here / "out"), state(here / "other"))
+    assert go(FULL, *SAVING, "run.resume=out/checkpoint-9", "train.output_dir=third")[0] == 2
+
+
+def test_adapter_folder_as_model_goes_on_with_that_adapter(go, here):
+    assert go(RECIPE, "lora={r: 4, target_modules: all-linear}", "train.output_dir=first")[0] == 0
+    code, out, _ = go(RECIPE, "model.name_or_path=first", "train.learning_rate=1e-2")
+    assert code == 0
+    assert "trainable    10,240" in out
+    from safetensors.torch import load_file
+
+    first, second = (load_file(here / name / "adapter_model.safetensors") for name in ("first", "out"))
+    assert first.keys() == second.keys()
+    assert any(not torch.equal(first[name], second[name]) for name in first)
+    still = go(RECIPE, "model.name_or_path=first", "train.learning_rate=0", "train.output_dir=still")
+    assert still[0] == 0
+    third = load_file(here / "still" / "adapter_model.safetensors")
+    assert all(torch.equal(first[name], third[name]) for name in first)
+
+
+def test_saved_run_is_a_model_to_start_from(go):
+    assert go(RECIPE, "train.output_dir=first")[0] == 0
+    assert go(RECIPE, "model.name_or_path=./first")[0] == 0
+
+
+def test_without_held_out_rows_the_last_screen_says_what_to_add(go):
+    _, out, _ = go(RECIPE)
+    assert "Whether it worked cannot be told: no rows were held out." in out
+    assert "data.eval_fraction: 0.05" in out
+
+
+def test_sources_of_a_list_are_joined_and_globs_are_read(go, here):
+    for n in range(3):
+        jsonl(here / f"part-{n}.jsonl", [{"instruction": "a", "output": str(n)}] * 4)
+    code, out, _ = go(RECIPE.replace("rows.jsonl", "[rows.jsonl, 'part-*.jsonl']"))
+    assert code == 0
+    assert "rows      52 to train" in out
+    assert "part-0.jsonl and 2 more: 12 rows to train; format alpaca" in out
+
+
+@pytest.mark.parametrize("kind", ["csv", "tsv", "json", "parquet", "txt"])
+def test_file_kinds_are_read_by_their_builder(kind, go, here):
+    import pandas as pd
+
+    frame = pd.DataFrame({"question": ["a", "b"], "answer": ["c", "d"]})
+    match kind:
+        case "csv":
+            frame.to_csv(here / "r.csv", index=False)
+        case "tsv":
+            frame.to_csv(here / "r.tsv", index=False, sep="\t")
+        case "json":
+            (here / "r.json").write_text(frame.to_json(orient="records"))
+        case "parquet":
+            frame.to_parquet(here / "r.parquet")
+        case "txt":
+            (here / "r.txt").write_text("once\nupon\n")
+    code, out, err = go(RECIPE.replace("rows.jsonl", f"r.{kind}"), command=["check"])
+    assert code == 0, err
+    assert f"r.{kind}: 2 rows to train" in out
+
+
+def kept(here, kind):
+    """Write two rows to train and one to hold out in one of the ways rows are kept; return the sources."""
+    import gzip
+
+    from datasets import Dataset, DatasetDict
+
+    rows = [{"question": "a", "answer": "c"}, {"question": "b", "answer": "d"}]
+    held = [{"question": "x", "answer": "y"}]
+    match kind:
+        case "compressed":
+            with gzip.open(here / "r.jsonl.gz", "wt") as file:
+                file.writelines(json.dumps(row) + "\n" for row in rows)
+            return "r.jsonl.gz", None
+        case "glob":
+            for n, row in enumerate(rows):
+                jsonl(here / f"part-{n}.jsonl", [row])
+            return "part-*.jsonl", None
+        case "saved":
+            Dataset.from_list(rows).save_to_disk(here / "saved")
+            return "./saved", None
+        case "arrow":
+            Dataset.from_list(rows).save_to_disk(here / "saved")
+            return "saved/data-00000-of-00001.arrow", None
+        case "saved_with_splits":
+            DatasetDict({"train": Dataset.from_list(rows), "test": Dataset.from_list(held)}).save_to_disk(
+                here / "saved"
+            )
+        case "folder_with_splits":
+            (here / "saved").mkdir()
+            jsonl(here / "saved" / "train.jsonl", rows)
+            jsonl(here / "saved" / "test.jsonl", held)
+    return "./saved", "./saved"
+
+
+@pytest.mark.parametrize("streaming", ["false", "true"])
+@pytest.mark.parametrize("kind", ["compressed", "glob", "saved", "arrow", "saved_with_splits", "folder_with_splits"])
+def test_rows_are_read_however_they_are_kept(kind, streaming, go, here):
+    train, held = kept(here, kind)
+    data = f"{{path: '{train}', streaming: {streaming}}}" + (f", eval: '{held}'" if held else "")
+    code, out, err = go(RECIPE.replace("rows.jsonl", data), command=["check"])
+    assert code == 0, err
+    assert "rows      2 to train" in out
+    assert ("held out  1 row" in out) == (held is not None)
+
+
+def test_files_of_a_folder_that_are_in_no_split_are_told(go, here):
+    (here / "rows").mkdir()
+    for name in ("train.jsonl", "test.jsonl", "more.jsonl", "some.csv"):
+        jsonl(here / "rows" / name, QUESTIONS)
+    (here / "rows" / "notes.pdf").write_bytes(b"%PDF")
+    code, out, err = go(RECIPE.replace("rows.jsonl", "rows"), command=["check"])
+    assert code == 0, err
+    assert "rows: NOT READ: more.jsonl, some.csv; " in out
+    every = next(word for word in out.split() if word.endswith("/*.jsonl"))
+    code, out, err = go(RECIPE.replace("rows.jsonl", every), command=["check"])
+    assert code == 0, err
+    assert "120 rows to train" in out
+    assert "NOT READ" not in out
+
+
+def test_max_rows_of_more_rows_than_there_are_is_told(go):
+    code, out, err = go(RECIPE.replace("rows.jsonl", "{path: rows.jsonl, max_rows: 41}"), command=["check"])
+    assert code == 0, err
+    assert "rows.jsonl: has 40 rows, fewer than max_rows: 41" in out
+
+
+def test_tokens_of_a_finished_run_can_be_prepared_again(go, here):
+    assert go()[0] == 0
+    code, _, err = go()
+    assert code == 2
+    assert "holds a finished run" in err
+    assert go(command=["prepare"])[0] == 0
+
+
+def test_split_that_a_saved_data_set_has_not_is_told(go, here):
+    from datasets import Dataset
+
+    kept(here, "saved_with_splits")
+    code, _, err = go(RECIPE.replace("rows.jsonl", "{path: ./saved, split: validation}"), command=["check"])
+    assert code == 2
+    assert "no split validation; it has train, test" in err
+    Dataset.from_list([{"question": "a", "answer": "b"}]).save_to_disk(here / "one")
+    code, _, err = go(RECIPE.replace("rows.jsonl", "{path: ./one, split: test}"), command=["check"])
+    assert code == 2
+    assert "without splits" in err
+
+
+def test_builder_keywords_reach_the_builder(go, here):
+    (here / "r.csv").write_text("question;answer\na;b\n")
+    code, _, err = go(RECIPE.replace("rows.jsonl", "{path: r.csv, delimiter: ';'}"), command=["check"])
+    assert code == 0, err
+
+
+def start(here, *words):
+    command = [sys.executable, "-m", "trl_sft", "recipe.yaml", *words]
+    environment = {**os.environ, "PYTHONUNBUFFERED": "1"}
+    return subprocess.Popen(
+        command, cwd=here, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment
+    )
+
+
+@pytest.mark.parametrize(("name", "code"), [("SIGINT", 130), ("SIGTERM", 143), ("SIGUSR1", 138)])
+def test_signal_from_outside_leaves_a_checkpoint_and_its_code(name, code, here):
+    (here / "recipe.yaml").write_text(FULL)
+    process = start(here, "train.max_steps=100000", "train.logging_steps=1")
+    for line in process.stdout:
+        if line.startswith("step 5/"):
+            process.send_signal(getattr(signal, name))
+            break
+    rest = process.communicate(timeout=60)[0]
+    assert process.returncode == code
+    assert f"stopped by {name}" in rest
+    assert " -m trl_sft recipe.yaml" in rest
+    assert "Traceback" not in rest
+    assert run_folder.checkpoints(here / "out")
+
+
+def test_ctrl_c_while_loading_says_that_nothing_was_trained(here):
+    (here / "recipe.yaml").write_text(FULL)
+    process = start(here)
+    process.stdout.readline()
+    time.sleep(0.5)
+    process.send_signal(signal.SIGINT)
+    rest = process.communicate(timeout=60)[0]
+    assert process.returncode == 130
+    assert "Traceback" not in rest
+    assert not (here / "out" / "run.json").exists()
+
+
+def test_log_goes_on_from_the_checkpoint_without_doubles(go, here):
+    assert go(FULL, *SAVING, "run.max_hours=1e-9")[0] == 75
+    run_folder.append(here / "out" / "log.jsonl", {"step": 2, "loss": 9.0})  # written after the checkpoint, then lost
+    assert go(FULL, *SAVING)[0] == 0
+    steps = [e["step"] for e in logged(here / "out") if "loss" in e]
+    assert steps == [1, 2, 3, 4]
+
+
+def test_library_raises_what_the_command_line_reports(here):
+    (here / "recipe.yaml").write_text(FULL)
+    with pytest.raises(RunStopped, match="time limit") as caught:
+        train(load_recipe("recipe.yaml", ["run.max_hours=1e-9"]))
+    assert caught.value.exit_code == 75
+
+
+def test_files_of_the_user_survive_every_overwrite(go, here):
+    assert go(RECIPE)[0] == 0
+    (here / "out" / "notes.txt").write_text("mine")
+    (here / "out" / "checkpoint-2-keep").mkdir()
+    for _ in range(2):
+        assert go(RECIPE, "run.overwrite=true")[0] == 0
+    assert (here / "out" / "notes.txt").read_text() == "mine"
+    assert (here / "out" / "checkpoint-2-keep").is_dir()
+
+
+def test_resume_path_respects_a_finished_folder_and_the_recipe(go, here):
+    assert go(FULL, *SAVING)[0] == 0
+    before = {p.name: p.read_bytes() for p in (here / "out").iterdir() if p.is_file()}
+    assert go(FULL, *SAVING, "run.resume=out/checkpoint-2")[0] == 2
+    code, _, err = go(FULL, *SAVING, "run.resume=out/checkpoint-2", "train.output_dir=b", "train.weight_decay=0.1")
+    assert code == 2
+    assert "is of another recipe\n    -> run.allow: [changed_recipe]" in err
+    assert {p.name: p.read_bytes() for p in (here / "out").iterdir() if p.is_file()} == before
+
+
+def test_run_killed_after_its_last_step_is_finished_without_another(go, here, monkeypatch):
+    """A checkpoint of the last step, but no model: the Trainer alone would train one step more."""
+    from trl_sft.training import finish, run
+
+    (here / "recipe.yaml").write_text(FULL)
+    with monkeypatch.context() as patch:
+        patch.setattr(finish, "_held_out", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            run.run(load_recipe("recipe.yaml", SAVING), run_folder.Claim())
+    assert not (here / "out" / "model.safetensors").exists()
+    code, out, _ = go(FULL, *SAVING)
+    assert code == 0
+    assert "Done: 4 steps" in out
+    assert go(FULL, *SAVING, "train.output_dir=whole")[0] == 0
+    assert equal(state(here / "out"), state(here / "whole"))
+
+
+def test_checkpoint_without_an_optimizer_is_not_gone_on_from(go, here):
+    words = (*SAVING, "train.save_only_model=true")
+    with pytest.MonkeyPatch.context() as patch:
+        from trl_sft.training import finish
+
+        patch.setattr(finish, "_held_out", lambda *_: (_ for _ in ()).throw(ZeroDivisionError))
+        with pytest.raises(ZeroDivisionError):
+            go(FULL, *words)
+    code, _, err = go(FULL, *words)
+    assert code == 2
+    assert "holds weights alone (save_only_model)" in err
+    assert go(FULL, *words, "train.output_dir=b", "run.max_hours=1e-9")[0] == 75
+    assert go(FULL, *words, "train.output_dir=b")[0] == 0  # our own stop saves the optimizer all the same
+
+
+def test_changed_rows_are_refused_on_resume(go, here):
+    assert go(FULL, *SAVING, "run.max_hours=1e-9")[0] == 75
+    rows = (here / "rows.jsonl").read_text()
+    (here / "rows.jsonl").write_text(rows.replace("plus", "and"))
+    code, _, err = go(FULL, *SAVING)
+    assert code == 2
+    assert "with other rows in the same files" in err
+    assert go(FULL, *SAVING, "run.allow=[changed_data]")[0] == 0
+
+
+def test_command_to_go_on_with_does_not_start_anew(go, here):
+    words = (*SAVING, "run={overwrite: true, resume: never, max_hours: 1e-9}")
+    code, _, err = go(FULL, *words)
+    assert code == 75
+    assert err.rstrip().endswith("run.resume=auto")
+
+
+def test_second_process_in_the_same_folder_is_refused(go, here):
+    with run_folder.held(here / "out") as ours:
+        assert ours
+        code, _, err = go(RECIPE)
+    assert code == 2
+    assert "another process trains there now" in err
+
+
+def test_model_card_of_a_continued_adapter_names_what_it_is(go, here):
+    assert go(RECIPE, "lora={r: 4}", "train.output_dir=first")[0] == 0
+    assert go(RECIPE, "model.name_or_path=first")[0] == 0
+    card = (here / "out" / "README.md").read_text()
+    assert 'library_name: "peft"' in card
+    assert "with LoRA fine-tuned" in card
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (("train.learning_rate=-1",), "Invalid learning rate: -1"),
+        (("train.lr_scheduler_type=cosine_with_min_lr",), "One of min_lr or min_lr_rate"),
+        (("model.use_safetensors=false",), "model.name_or_path"),
+        (("model.device_map=cuda",), "Torch not compiled with CUDA"),
+        (("train.max_steps=0",), "at least 1, or -1"),
+        (("train.num_train_epochs=-1",), "more than 0"),
+        (("train.per_device_train_batch_size=0",), "at least 1"),
+        (("train.seed=-1",), "at least 0"),
+        (("lora={r: 0}",), "at least 1"),
+        (("model.name_or_path=~nobody/x",), "no such file or folder"),
+        (("data.train=" + "x" * 300 + ".jsonl",), "no such file or folder"),
+        (("train.²=1",), "has no key"),
+        (("train.max_steps=",), "an empty value"),
+        (("train.weight_decay=.nan",), "a finite number"),
+        (("train.fp16=true",), "fp16 on a CPU changes nothing"),
+        (("train.activation_offloading=true",), "recipe.yaml:3 train"),
+        (("train.report_to=comet_ml",), "comet_ml: not installed"),
+        (
+            ("data={train: rows.jsonl, eval_fraction: 0.5}", "train.eval_steps=1"),
+            "eval_steps changes nothing without eval_strategy",
+        ),
+    ],
+)
+def test_what_upstream_refuses_late_or_never_leaves_an_old_run_as_it_was(words, said, go, here):
+    assert go(RECIPE)[0] == 0
+    before = {p.name: p.read_bytes() for p in (here / "out").iterdir()}
+    code, _, err = go(RECIPE, *words, "run.overwrite=true")
+    assert code == 2, err
+    assert said in err
+    assert "Traceback" not in err
+    assert {p.name: p.read_bytes() for p in (here / "out").iterdir()} == before
+
+
+def test_corrupt_weights_and_a_template_that_refuses_rows_are_told(go, here):
+    import shutil
+
+    shutil.copytree(paths.EMBEDDED / "tiny", here / "m")
+    (here / "m" / "model.safetensors").write_bytes(b"torn")
+    code, _, err = go(RECIPE, "model.name_or_path=./m")
+    assert code == 2
+    assert "model.name_or_path\n    " in err
+    template = (
+        "{{ raise_exception('System role not supported') if messages[0].role == 'system' }}"
+        "{% for m in messages %}{{ m.content + eos_token }}{% endfor %}"
+    )
+    (here / "m" / "chat_template.jinja").write_text(template)
+    turns = [{"role": role, "content": "a"} for role in ("system", "user", "assistant")]
+    jsonl(here / "rows.jsonl", [{"messages": turns}] * 9)
+    code, _, err = go(RECIPE, "model.name_or_path=./m", command=["check"])
+    assert code == 2
+    assert "System role not supported" in err
+
+
+@pytest.mark.parametrize(
+    ("row", "keywords", "said"),
+    [
+        (
+            {"messages": [{"role": "user", "content": "a"}] * 2},
+            ", wording: alpaca",
+            "messages has no assistant's turn",
+        ),
+        ({"text": "a"}, ", wording: alpaca", "rows of format text are text already"),
+        ({"a": "b"}, ", format: text, wording: {text: '{a}'}", "one of the two"),
+    ],
+)
+def test_wording_or_key_that_would_be_ignored_is_refused(row, keywords, said, go, here):
+    jsonl(here / "r.jsonl", [row])
+    code, _, err = go(RECIPE.replace("rows.jsonl", f"{{path: r.jsonl{keywords}}}"), command=["check"])
+    assert code == 2
+    assert said in err
+
+
+def test_columns_that_are_not_used_are_named(go, here):
+    turns = [{"from": "human", "value": "a", "id": 1}, {"from": "gpt", "value": "b", "id": 2}]
+    jsonl(here / "r.jsonl", [{"conversations": turns, "source": "x"}] * 4)
+    _, out, _ = go(RECIPE.replace("rows.jsonl", "r.jsonl"), command=["check"])
+    assert "not used: conversations.id, source" in out
+
+
+def test_weights_that_are_not_finite_are_not_saved(go, here, monkeypatch):
+    from trl_sft.training import run
+
+    class Broken(run.SFTTrainer):
+        def train(self, *args, **kwargs):
+            super().train(*args, **kwargs)
+            next(self.model.parameters()).data.fill_(float("nan"))
+
+    monkeypatch.setattr(run, "SFTTrainer", Broken)
+    code, _, err = go(RECIPE)
+    assert code == 3
+    assert "weights not finite" in err
+    assert not (here / "out" / "model.safetensors").exists()
+
+
+def test_torn_checkpoint_is_named_and_nothing_is_lost(go, here):
+    assert go(FULL, *SAVING, "run.max_hours=1e-9")[0] == 75
+    (here / "out" / "checkpoint-1" / "model.safetensors").write_bytes(b"torn")
+    code, _, err = go(FULL, *SAVING)
+    assert code == 2
+    assert "checkpoint-1: cannot be gone on from" in err
+    assert (here / "out" / "checkpoint-1").exists()
+
+
+def test_bad_value_on_resume_is_not_blamed_on_the_checkpoint(go):
+    assert go(FULL, *SAVING, "run.max_hours=1e-9")[0] == 75
+    code, _, err = go(FULL, *SAVING[:-1], "train.learning_rate=-1", "run.allow=[changed_recipe]")
+    assert code == 2
+    assert "Invalid learning rate: -1" in err
+    assert "cannot be gone on from" not in err
+
+
+def test_row_with_an_empty_response_is_refused(go, here):
+    jsonl(here / "rows.jsonl", [{"question": "a", "answer": " "}])
+    code, _, err = go(RECIPE)
+    assert code == 2
+    assert "rows.jsonl row 1\n    answer is empty: there is nothing to learn" in err
+
+
+def test_file_with_a_bracket_in_its_name_is_a_file(go, here):
+    (here / "a[1].JSONL").write_text((here / "rows.jsonl").read_text())
+    assert go(RECIPE.replace("rows.jsonl", "'a[1].JSONL'"), command=["check"])[0] == 0
+
+
+def test_globs_reach_into_folders(go, here):
+    for name in ("a/b", "a/c"):
+        (here / name).mkdir(parents=True)
+        jsonl(here / name / "r.jsonl", [{"text": "x"}])
+    for pattern in ("a/*/r.jsonl", "**/r.jsonl"):
+        code, out, err = go(RECIPE.replace("rows.jsonl", f"'{pattern}'"), command=["check"])
+        assert code == 0, err
+        assert "2 rows" in out

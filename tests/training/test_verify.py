@@ -1,0 +1,401 @@
+"""Asked against ran: every lie that is planted among the live objects is caught by its name.
+
+What upstream accepts and ignores or changes without a word, as far as a recipe of ours reaches it, and the test that
+holds what becomes of it here (this file where none is named):
+
+| upstream, without a word | here | held by |
+|---|---|---|
+| drops a misspelt key; takes a list for a number, 512.5 for a length, any packing strategy | refused | test_bad_input: misspelt_keys, wrong_types, bad_choices; test_owners |
+| reads 2e-5 as text, `no` as false, the last of two equal keys | read right, or refused | test_recipe: scalars; test_bad_input: duplicate_key |
+| keeps unknown words of GenerationConfig | refused | test_evaluate: wrong_evaluate_section |
+| no longer knows `warmup_ratio` and other old names | read as today's, told | test_effects: warmup_ratio; test_bad_input: old_name... |
+| keys of the other kind of quantization | refused | test_bad_input: quantization_keys_without_effect |
+| a recipe's quantization beside weights saved quantized; quantization or dtype of a model that is loaded already | refused; handed to the loading | test_quantization: saved_quantized, going_on; dtype_of_a_model |
+| 4-bit layers compute in the type of the weights | set, told | test_quantization: compute_dtype |
+| fp16 on a CPU; eval_steps without eval_strategy; load_best without checkpoints | refused | machine.check; test_bad_input: eval_without_rows; test_run: refuses_late_or_never |
+| rows cut, without a trained token, all gone | counted, named, refused | test_ledger; test_effects: max_length |
+| documents of `wrapped` packs see each other | refused until allowed | test_ledger: packing_that_leaks |
+| a template's markers that mark wrongly | compared, refused | test_tokens: markers_are_compared |
+| the prompt of plain text is trained too | loss on the response | test_tokens: loss_falls_on |
+| a mix ends with its first source, or repeats | exact shares, told | test_ledger: weights_are_exact_shares |
+| test rows drawn without a seed | drawn with the run's | test_ledger: held_out_rows_are_the_same |
+| new tokens: dummies, rows that no one trains | trained, counted | test_special_tokens |
+| NaN is logged as 0 | the run ends | test_run: loss_that_is_not_finite, weights_that_are_not_finite |
+| `lora.target_modules` and `modules_to_save` that no module has, beside some that are there | refused | names_without_a_module |
+| a checkpoint's optimizer keeps its rate and betas whatever the recipe says now | refused | resumed_with_another_rate |
+| FSDP or several processes that were asked and are not there | refused | lies: engine, processes |
+| `accelerator_config` replaces the accumulation that is written | refused | accumulation_that_another_key_replaces |
+| a number that upstream replaced in its arguments | refused | lies: changed arguments |
+| steps too small for the weights' type leave them as they were | the run fails, or tensors are named | steps_too_small |
+| an optimizer's state of a pickle, weights as pickles, code of a model, telemetry, trackers | refused, off | test_trust |
+"""  # noqa: E501
+
+import json
+import re
+import types
+
+import pytest
+import torch
+from conftest import RECIPE, jsonl
+from transformers import get_constant_schedule
+
+from trl_sft.errors import NotAsAsked
+from trl_sft.training import verify
+
+LORA = ("lora={r: 4, lora_dropout: 0.1}",)
+EPOCH = ("train.max_steps=-1", "train.num_train_epochs=1")
+CPU16 = ("train.bf16=true", "train.use_cpu=true")
+
+
+@pytest.fixture
+def lie(go, here, monkeypatch):
+    """Run the recipe with something planted when all is ready, or `late`, when it was found to be right."""
+
+    def call(plant, *words, late=False, text=RECIPE):
+        real = verify.Watch.on_train_begin
+
+        def begin(self, args, state, control, **given):
+            if late:
+                real(self, args, state, control, **given)
+            plant(
+                types.SimpleNamespace(
+                    trainer=self._trainer,
+                    model=self._trainer.model,
+                    args=args,
+                    state=state,
+                    **{
+                        "loader": given["train_dataloader"],
+                        "patch": monkeypatch,
+                        "groups": self._trainer.optimizer.param_groups,
+                    },
+                )
+            )
+            if not late:
+                real(self, args, state, control, **given)
+
+        monkeypatch.setattr(verify.Watch, "on_train_begin", begin)
+        try:
+            code, out, err = go(text, *words)
+        except NotAsAsked as error:
+            return 1, "", str(error)
+        return code, out, err
+
+    return call
+
+
+def layers(live):
+    base = live.model.get_base_model() if hasattr(live.model, "get_base_model") else live.model
+    return base.model.layers
+
+
+def constant(live):
+    live.trainer.lr_scheduler = get_constant_schedule(live.trainer.optimizer)
+
+
+def without_forward(live):
+    live.model.forward = types.MethodType(type(live.model).forward.__wrapped__, live.model)
+
+
+def another_optimizer(live):
+    live.trainer.optimizer.optimizer = torch.optim.SGD(live.groups, lr=2e-5)
+
+
+def plain_linear(live):
+    layer = layers(live)[0].mlp.up_proj
+    layers(live)[0].mlp.up_proj = torch.nn.Linear(layer.in_features, layer.out_features, bias=False)
+
+
+def another_quantization(live):
+    for module in live.model.modules():
+        if type(module).__name__ == "Linear4bit" and hasattr(module.weight, "quant_state"):
+            module.weight.quant_state.quant_type = "fp4"
+
+
+def no_noise(live):
+    live.model.get_input_embeddings()._forward_hooks.clear()
+
+
+def asleep(live):
+    live.model.eval()
+    live.model.train = lambda mode=True: live.model
+
+
+def half_of_a_step(live):
+    real = live.trainer.get_batch_samples
+
+    def fewer(*args):
+        batches, number = real(*args)
+        return [{name: value[:1] for name, value in batch.items()} for batch in batches], number
+
+    live.patch.setattr(live.trainer, "get_batch_samples", fewer)
+
+
+def set_to(path, value):
+    """Return a plant that sets what the path names, from trainer, model, state, args, loader or groups."""
+
+    def plant(live):
+        names = path.split(".")
+        found = live
+        for name in names[:-1]:
+            found = found[int(name)] if name.isdigit() else getattr(found, name)
+        if isinstance(found, dict):
+            found[names[-1]] = value
+        else:
+            setattr(found, names[-1], value)
+
+    return plant
+
+
+# name: the plant, the words of the recipe, whether it comes late, exit code, what is said
+LIES = {
+    "schedule": (constant, (), False, 1, "rates to come: asked 2e-05, 1e-05, but 2e-05, 2e-05 would run"),
+    "schedule that is written": (
+        constant,
+        ("train.learning_rate=1e-3",),
+        *(False, 2, "(train.learning_rate=1e-3) train.learning_rate\n    rates to come: asked 0.001, 0.0005, but"),
+    ),
+    "rate": (set_to("groups.0.lr", 3e-4), (), False, 1, "rate of the next step: asked 2e-05, but 0.0003"),
+    "betas": (set_to("groups.0.betas", (0.5, 0.9)), (), False, 1, "optimizer betas: asked 0.9, 0.999, but"),
+    "weight decay": (
+        set_to("groups.1.weight_decay", 0.5),
+        ("train.weight_decay=0.1",),
+        *(False, 2, "weight decay of norms and biases: asked 0.0, but 0.5 would run"),
+    ),
+    "optimizer": (another_optimizer, (), False, 1, "optimizer: asked AdamW, but SGD would run"),
+    "optimizer that lacks a parameter": (
+        lambda live: live.groups[0]["params"].pop(),
+        *((), False, 1, "parameters that the optimizer lacks: model.layers.1.mlp.down_proj.weight"),
+    ),
+    "frozen layer of the adapter": (
+        lambda live: layers(live)[1].self_attn.q_proj.lora_A.default.requires_grad_(False),
+        *(LORA, False, 1, "parameters that are not trained: base_model.model.model.layers.1.self_attn.q_proj.lora_A"),
+    ),
+    "base that is trained too": (
+        lambda live: layers(live)[0].mlp.up_proj.weight.requires_grad_(True),
+        *(LORA, False, 1, "parameters that are trained too: base_model.model.model.layers.0.mlp.up_proj.weight"),
+    ),
+    "frozen parameter": (
+        lambda live: layers(live)[0].mlp.up_proj.weight.requires_grad_(False),
+        *((), False, 1, "parameters that are not trained: model.layers.0.mlp.up_proj.weight"),
+    ),
+    "dtype": (
+        lambda live: layers(live)[0].mlp.up_proj.half(),
+        *(("model.dtype=float32",), False, 2, "weights: asked float32, but float16, float32 would run"),
+    ),
+    "dtype of the adapter": (
+        lambda live: layers(live)[0].self_attn.q_proj.lora_B.half(),
+        *(LORA, False, 1, "adapter weights: asked float32, but float16, float32 would run"),
+    ),
+    "attention": (
+        lambda live: setattr(live.model.config, "_attn_implementation", "eager"),
+        *((), False, 1, "attention: asked sdpa, but eager would run"),
+    ),
+    "attention by document": (
+        lambda live: setattr(live.model.config, "_attn_implementation", "eager"),
+        *(("train.packing=true", "model.attn_implementation=sdpa"), False, 2, "attention: asked sdpa, but eager"),
+    ),
+    "activation checkpointing": (
+        set_to("model.model.layers.1.gradient_checkpointing", False),
+        *(("train.gradient_checkpointing=true",), False, 2, "activations computed again: asked True, but in 1 of 2"),
+    ),
+    "loss": (without_forward, (), False, 1, "loss: asked trl_sft.model.cpu_loss, but trl would run"),
+    "accumulation": (
+        set_to("trainer.accelerator.gradient_accumulation_steps", 4),
+        *((), False, 1, "divisor of the loss: asked 1, but 4 would run"),
+    ),
+    "rows at a time": (
+        set_to("loader.batch_sampler.batch_size", 1),
+        *(
+            (),
+            False,
+            2,
+            "recipe.yaml:6 train.per_device_train_batch_size\n    rows at a time: asked 2, but 1 would run",
+        ),
+    ),
+    "rows of a step": (
+        half_of_a_step,
+        *(("train.gradient_accumulation_steps=2",), True, 2, "rows of a step: asked 4, but 2 would run"),
+    ),
+    "processes": (
+        lambda live: live.patch.setenv("WORLD_SIZE", "2"),
+        *((), False, 1, "processes: asked 2, but 1 would run"),
+    ),
+    "engine": (
+        lambda live: live.patch.setenv("ACCELERATE_USE_FSDP", "true"),
+        *((), False, 1, "engine: asked FSDP, but one process would run"),
+    ),
+    "training mode": (asleep, (), True, 1, "modules without training mode: LlamaForCausalLM, model, "),
+    "autocast": (
+        lambda live: setattr(live.model, "forward", live.model._original_forward),
+        *(CPU16, True, 2, "autocast: asked bfloat16, but none would run"),
+    ),
+    "documents": (
+        lambda live: setattr(live.trainer.data_collator, "padding_free", False),
+        *(("train.packing=true",), True, 2, "documents handed apart: asked True, but False would run"),
+    ),
+    "dropout of the adapter": (
+        lambda live: setattr(layers(live)[0].self_attn.q_proj.lora_dropout.default, "p", 0.5),
+        *(LORA, False, 2, "lora_dropout: asked 0.1, but 0.1, 0.5 would run"),
+    ),
+    "rank": (
+        lambda live: layers(live)[0].self_attn.q_proj.r.update(default=8),
+        *(("lora={r: 4}",), False, 2, "r: asked 4, but 4, 8 would run"),
+    ),
+    "adapter merged": (lambda live: live.model.merge_adapter(), LORA, False, 1, "adapter: asked on, but merged"),
+    "adapter off": (
+        lambda live: live.model.base_model.disable_adapter_layers(),
+        *(LORA, False, 1, "adapter: asked on, but off would run"),
+    ),
+    "noise": (no_noise, ("train.neftune_noise_alpha=5",), False, 2, "neftune: asked 5, but none would run"),
+    "seed": (lambda live: torch.manual_seed(7), (), False, 1, "seed: asked 42, but 7 would run"),
+    "steps": (set_to("state.max_steps", 3), (), False, 2, "steps: asked 2, but 3 would run"),
+    "changed arguments": (
+        set_to("args.max_grad_norm", 0.5),
+        *(("train.max_grad_norm=1.0",), False, 2, "changed arguments: max_grad_norm: 1.0 became 0.5"),
+    ),
+    "quantized layer": (
+        plain_linear,
+        *(
+            (*LORA, "quantization={load_in_8bit: true}"),
+            False,
+            2,
+            "linear layers not quantized: base_model.model.model",
+        ),
+    ),
+    "kind of quantization": (
+        another_quantization,
+        ("lora={r: 4}", "quantization={load_in_4bit: true, bnb_4bit_quant_type: nf4}"),
+        *(False, 2, "quantized: asked 4-bit nf4, computed in float32, but 4-bit fp4, computed in float32 would run"),
+    ),
+    "trackers": (
+        lambda live: live.trainer.add_callback(tracker()),
+        *((), False, 1, "trackers: tensorboard\n"),
+    ),
+}
+
+
+def tracker():
+    from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK
+
+    kind = INTEGRATION_TO_CALLBACK["tensorboard"]
+    return kind.__new__(kind)
+
+
+@pytest.mark.parametrize("name", LIES)
+def test_lie_among_the_live_objects_stops_the_run_by_its_name(name, lie, here):
+    plant, words, late, wanted, said = LIES[name]
+    code, _, told = lie(plant, *words, late=late)
+    assert said in told
+    assert code == wanted
+    assert not (here / "out" / "model.safetensors").exists()
+    if not late:
+        assert not (here / "out" / "run.json").exists()
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        (),
+        ("train.packing=true", "train.gradient_accumulation_steps=2", "train.max_length=128"),
+        ("lora={r: 4, target_modules: all-linear, modules_to_save: [lm_head]}", "model.dtype=bfloat16"),
+        (*CPU16, "train.lr_scheduler_type=cosine_with_min_lr", "train.lr_scheduler_kwargs={min_lr: 1e-6}"),
+        ("train.lr_scheduler_type=constant_with_warmup", "train.warmup_steps=1", "train.neftune_noise_alpha=5"),
+        ("train.optim=adafactor", "train.weight_decay=0.1"),
+        ("train.optim=sgd", "train.num_train_epochs=0.2", "train.max_steps=-1"),
+        ("train.lr_scheduler_type=reduce_lr_on_plateau", "data.eval_fraction=0.2", "train.eval_strategy=epoch"),
+        ("lora={r: 4, use_rslora: true, use_dora: true, bias: all, rank_pattern: {q_proj: 8}}",),
+        ("train.dataloader_drop_last=true", "train.per_device_train_batch_size=16", *EPOCH),
+    ],
+    ids=lambda words: " ".join(words) or "as it is",
+)
+def test_honest_run_agrees_in_every_reading_and_writes_down_what_ran(words, go, here):
+    code, out, err = go(RECIPE, *words)
+    assert code == 0, err
+    assert "readings of the live objects are what the recipe asks for" in out
+    ran = json.loads((here / "out" / "run.json").read_text())["ran"]
+    end = ran["end"]
+    assert end["steps"] == end["steps_done"] == end["steps_asked"]
+    assert end["last_rate"] == (end["last_rate_asked"] or end["last_rate"])
+    assert end["changed"] > 0
+    assert f"Ran: {end['steps']} step" in out
+
+
+@pytest.mark.parametrize("packing", ["false", "true"])
+def test_rows_and_tokens_are_those_of_the_ledger_after_whole_epochs(packing, go, here):
+    jsonl(here / "rows.jsonl", [{"question": f"What is {n}?", "answer": "x " * n} for n in range(1, 14)])
+    words = ("train.max_steps=-1", "train.num_train_epochs=2", f"train.packing={packing}", "train.max_length=64")
+    code, out, err = go(RECIPE, *words, "train.gradient_accumulation_steps=3")
+    assert code == 0, err
+    end = json.loads((here / "out" / "run.json").read_text())["ran"]["end"]
+    ledger = json.loads((here / "out" / "ledger.json").read_text())["train"]
+    assert end["trained_tokens"] == 2 * ledger["tokens"]["trained"]
+    rows = 13 if packing == "false" else int(re.search(r"(\d+) packs of 64", out).group(1))
+    assert end["rows"] == 2 * rows
+
+
+def test_tensor_that_training_leaves_as_it_was_is_named_on_the_last_screen(lie, here):
+    def no_gradient(live):
+        layers(live)[1].mlp.up_proj.weight.register_hook(torch.zeros_like)
+
+    code, out, _ = lie(no_gradient, late=True)
+    assert code == 0
+    assert "19 of 20 trained tensors changed\n  not changed: model.layers.1.mlp.up_proj.weight" in out
+
+
+def test_steps_too_small_for_the_type_of_the_weights_are_told(go):
+    words = ("model.dtype=bfloat16", "train.learning_rate=1e-7")
+    code, out, _ = go(RECIPE, *words)
+    assert code == 0
+    assert re.search(r"only [\d.]+% of the weights moved: .*; model.dtype: float32 holds finer ones", out)
+
+
+def test_run_that_changes_no_weight_ends_with_3(lie, here):
+    code, _, err = lie(lambda live: live.patch.setattr(live.trainer.optimizer, "step", lambda *_: None), late=True)
+    assert code == 3
+    assert "no trainable weight changed in 2 steps; no model is saved" in err
+    assert not (here / "out" / "model.safetensors").exists()
+
+
+def test_step_at_a_rate_of_zero_changes_nothing_and_is_no_failure(go):
+    code, out, _ = go(RECIPE, "train.warmup_steps=1", "train.max_steps=1")
+    assert code == 0
+    assert "0 of 20 trained tensors changed" in out
+
+
+@pytest.mark.parametrize(
+    ("lora", "name"),
+    [
+        ("{r: 4, target_modules: [q_proj, w_proj]}", "w_proj"),
+        ("{r: 4, target_modules: [q_proj], modules_to_save: [lm_head, classifier]}", "classifier"),
+    ],
+)
+def test_names_without_a_module_are_refused_where_peft_passes_them_over(lora, name, go, here):
+    code, _, err = go(RECIPE, f"lora={lora}")
+    assert code == 2
+    assert f"{name}: no module of the model is called so" in err
+    assert not (here / "out").exists()
+
+
+def test_resumed_with_another_rate_is_refused_since_the_checkpoints_would_hold(go, here):
+    saving = ("train.save_strategy=steps", "train.save_steps=1", "train.max_steps=3")
+    assert go(RECIPE, *saving, "run.max_hours=1e-9", "train.learning_rate=1e-3")[0] == 75
+    code, _, err = go(RECIPE, *saving, "run.allow=[changed_recipe]", "train.learning_rate=5e-4")
+    assert code == 2
+    assert "train.learning_rate" in err
+    assert "rates to come: asked" in err
+    assert "-> the checkpoint's value, whose optimizer goes on as it was" in err
+    assert go(RECIPE, *saving, "train.learning_rate=1e-3")[0] == 0
+
+
+def test_accumulation_that_another_key_replaces_is_refused(go):
+    words = ("train.accelerator_config={gradient_accumulation_kwargs: {num_steps: 3}}",)
+    code, _, err = go(RECIPE, *words, "train.gradient_accumulation_steps=1")
+    assert code == 2
+    assert "gradient_accumulation_steps: 1 became 3" in err
+
+
+def test_dtype_of_a_model_that_we_load_ourselves_is_the_recipes(go, here):
+    words = ("tokenizer.extra_special_tokens=['<|new|>']", "model.dtype=bfloat16")
+    code, _, err = go(RECIPE, *words)
+    assert code == 0, err
+    assert json.loads((here / "out" / "run.json").read_text())["ran"]["before"]["weights"] == ["bfloat16"]

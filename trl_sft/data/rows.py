@@ -1,0 +1,210 @@
+"""Loads the sources of a run, formats their rows, holds some out and mixes the rest with the run's seed.
+
+In: a `Run` and what its tokenizer renders. Out: `Rows`, formatted rows with the order in which they are
+trained. Every fault names file and row. Deliberately absent: tokens (`tokens`, `prepared`).
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from datasets import Dataset, concatenate_datasets
+
+from trl_sft.console import rows
+from trl_sft.data import mix, text_files
+from trl_sft.data.formats import Target
+from trl_sft.data.pipeline import Part, formatted, seed
+from trl_sft.errors import DataError, Fault, RecipeError, UserError, first_line
+from trl_sft.recipe.checked import Run, Source
+
+CHAT, PAIRS, TEXT = "a chat", "prompts with completions", "plain text"  # the form of all rows of a run
+STREAM_HEAD = 200  # rows of a stream that are read, formatted and checked before training
+LEAKED = "stands in the held-out rows"
+UNTRAINED = "no trained token"
+MAX_UNTRAINED = 0.05  # of the rows, unless data.max_untrained says otherwise
+
+
+class Side(NamedTuple):
+    """Rows to train, or to evaluate under one name: formatted, one source after another."""
+
+    forms: Dataset
+    parts: tuple[Part, ...]
+    order: np.ndarray  # int64: which rows, in the order of training; one may come several times
+    dropped: dict[str, np.ndarray]  # why -> which rows
+
+    def part_of(self, numbers: np.ndarray) -> np.ndarray:
+        """Return which part each row is of."""
+        return np.searchsorted(np.cumsum([len(part.rows) for part in self.parts]), numbers, side="right")
+
+    def source(self, number: int) -> tuple[int, int]:
+        """Return which part a row is of, and its number there, from 0."""
+        part = int(self.part_of(np.array([number]))[0])
+        here = number - sum(len(before.rows) for before in self.parts[:part])
+        numbers = self.parts[part].numbers
+        return part, here if numbers is None else int(numbers[here])
+
+    def name(self, number: int) -> str:
+        """Return how messages call a row."""
+        part, here = self.source(number)
+        return f"{self.parts[part].name} row {here + 1}"
+
+
+class Rows(NamedTuple):
+    """The rows of a run."""
+
+    train: Side
+    eval: dict[str, Side]  # by the name under which each is evaluated; `eval` where there is one
+    form: str  # CHAT, PAIRS or TEXT
+    loss_on: str  # as `data.loss_on` says it
+    said: tuple[str, ...] = ()  # a line a source: rows, layout, wording
+    streamed: bool = False  # the rows to train are read while training goes on; `train` holds the first of them
+
+    @property
+    def held(self) -> Dataset | None:
+        """All held-out rows, formatted."""
+        sides = [side.forms.select(side.order) for side in self.eval.values()]
+        return concatenate_datasets(sides) if sides else None
+
+    @property
+    def escaped(self) -> bool:
+        """Whether some row holds special strings that are plain text."""
+        return any(part.escaped for side in (self.train, *self.eval.values()) for part in side.parts)
+
+
+def load(run: Run, target: Target, head: int | None = None) -> Rows:
+    """Load, format, split and mix the rows of a run. Raises DataError, RecipeError.
+
+    `head`: only so many rows of each source to train, from its beginning, and none held out; None = all.
+    """
+    said: list[str] = []
+    parts: dict[str, list[Part]] = {"train": [], "eval": []}
+    streamed = any(source.load.get("streaming") for source in run.sources["train"])
+    refused: list[UserError] = []
+    for part, source in ((part, source) for part, those in run.sources.items() for source in those):
+        if head is not None and part == "eval":
+            continue
+        beginning = STREAM_HEAD if streamed and part == "train" else head
+        try:
+            parts[part].append(formatted(run, source, target._replace(task=source.task), said, (part, beginning)))
+        except UnicodeDecodeError as error:  # datasets' JSON builder lets such bytes through
+            bad = [fault for file in source.place.files for fault in text_files.faults(file)]
+            fault = Fault(source.name, f"not UTF-8: {first_line(error)}", "the file saved as UTF-8, or `encoding:`")
+            refused.append(DataError(bad or fault))
+        except UserError as error:
+            refused.append(error)
+    if refused:  # every source is looked at
+        raise type(refused[0])([fault for error in refused for fault in error.faults])
+    form = _one_form(run, parts["train"] + parts["eval"])
+    loss_on = _loss_on(run, form, parts["train"], streamed)
+    train = _side(parts["train"])
+    if head is not None:
+        return Rows(train, {}, form, loss_on, tuple(said))
+    held = {name: _side([part]) for name, part in zip(_names(run.sources["eval"]), parts["eval"], strict=True)}
+    if streamed:
+        return Rows(train, held, form, loss_on, tuple(said), streamed=True)
+    stay = train.order
+    if fraction := run.data.get("eval_fraction"):
+        number = round(len(stay) * fraction)
+        if number in (0, len(stay)):
+            found = f"{fraction} of {len(stay)} rows leaves one side empty"
+            where = run.recipe.where(("data", "eval_fraction"))
+            raise RecipeError(Fault(where, found, "a fraction that gives both rows"))
+        drawn = mix.sampled(len(stay), number, seed(run))
+        stay = np.setdiff1d(stay, drawn, assume_unique=True)
+        held = {"eval": train._replace(order=drawn, dropped={})}
+        said.append(f"{number:,} of them held out (eval_fraction {fraction}), {len(stay):,} left to train")
+    leaked = _leaked(run, train.forms, held, stay)
+    if len(leaked):
+        train.dropped[LEAKED] = leaked
+        stay = np.setdiff1d(stay, leaked, assume_unique=True)
+        first = train.name(int(leaked[0]))
+        stands = "stands" if len(leaked) == 1 else "stand"
+        said.append(f"{rows(len(leaked))} to train {stands} in the held-out rows too: dropped; first {first}")
+    return Rows(_mixed(run, train, stay), held, form, loss_on, tuple(said))
+
+
+def _side(parts: list[Part]) -> Side:
+    forms = concatenate_datasets([part.rows for part in parts])
+    return Side(forms, tuple(parts), np.arange(len(forms), dtype=np.int64), {})
+
+
+def _names(held: Sequence[Source]) -> list[str]:
+    """Return the names under which sources are evaluated: their tasks or files; `eval` where there is one alone."""
+    if len(held) == 1:
+        return ["eval"]
+    bare = [re.sub(r"\W+", "_", source.task or Path(source.name).name.partition(".")[0]).strip("_") for source in held]
+    return [name if bare.count(name) == 1 else f"{name}_{n}" for n, name in enumerate(bare, 1)]
+
+
+def _leaked(run: Run, train: Dataset, held: dict[str, Side], stay: np.ndarray) -> np.ndarray:
+    """Return the rows to train that are held out too, but for case, spacing and punctuation."""
+    if not held or run.data.get("drop_leaked") is False:
+        return np.zeros(0, dtype=np.int64)
+    known = np.concatenate([mix.keys(side.forms)[side.order] for side in held.values()])
+    return stay[np.isin(mix.keys(train)[stay], known)]
+
+
+def _mixed(run: Run, train: Side, stay: np.ndarray) -> Side:
+    """Return the rows in the order of an epoch. Raises DataError where a source has none left."""
+    of = train.part_of(stay)
+    pools = [stay[of == number] for number in range(len(train.parts))]
+    weights = [part.weight for part in train.parts if part.weight is not None]
+    for part, pool, source in zip(train.parts, pools, run.sources["train"], strict=True):
+        if not len(pool):
+            told = (
+                f"{part.name} has no row left to train: all stand in the held-out rows (duplicates, or one file twice)"
+            )
+            raise DataError(Fault(run.recipe.where(source.key), told, "other rows, or data.drop_leaked: false"))
+    if weights and 0 in (given := mix.shares([len(pool) for pool in pools], weights)):
+        part, source = list(zip(train.parts, run.sources["train"], strict=True))[given.index(0)]
+        told = f"weight {part.weight:g} gives {part.name} no row of an epoch of {len(stay):,}"
+        raise RecipeError(Fault(run.recipe.where((*source.key, "weight")), told, "a larger weight, or without it"))
+    return train._replace(order=mix.order(pools, weights or None, seed(run)))
+
+
+def _one_form(run: Run, parts: list[Part]) -> str:
+    """Return the form of all sources; refuse different ones: they are not trained by one rule."""
+    forms = {_form(part.rows) for part in parts}
+    if len(forms) > 1:
+        found = "; ".join(f"{part.name} is {_form(part.rows)}" for part in parts)
+        write = "one kind for all: chats (wording: chat), prompts with completions (any other wording), or text"
+        raise DataError(Fault(run.recipe.where(("data",)), found, write))
+    return forms.pop()
+
+
+def _form(rows: Dataset) -> str:
+    if "text" in rows.column_names:
+        return TEXT
+    return CHAT if isinstance(rows[0]["completion"], list) else PAIRS
+
+
+def _loss_on(run: Run, form: str, parts: Sequence[Part], streamed: bool) -> str:
+    """Return where the loss falls: as the recipe says, else on the response.
+
+    Rows that say themselves what the completion is make earlier answers part of the prompt; in a chat of
+    several turns every answer is a response; so it is in a stream, whose later rows may have several turns.
+    Raises RecipeError.
+    """
+    asked = run.data.get("loss_on")
+    where = run.recipe.where(("data", "loss_on"))
+    if form == TEXT:
+        if asked not in (None, "all"):
+            raise RecipeError(Fault(where, f"loss_on: {asked}, but rows of text have no response", "loss_on: all"))
+        return "all"
+    if form == PAIRS and asked in ("assistant", "last_turn"):
+        write = "completion or all; or wording: chat, with tokenizer.chat_template where the model has none"
+        raise RecipeError(Fault(where, f"loss_on: {asked}, but the rows become plain text", write))
+    several = streamed or any(part.several for part in parts)
+    if form == PAIRS or not several or asked == "all":
+        return str(asked or "completion")
+    given = {part.layout == "prompt_completion" for part in parts}
+    if asked is None and len(given) > 1:
+        found = "some sources say what their completion is, others are chats of several turns"
+        raise RecipeError(Fault(where, found, "loss_on: assistant, last_turn or all"))
+    if asked == "completion":
+        return "completion" if given == {True} else "last_turn"
+    return str(asked or ("completion" if given == {True} else "assistant"))

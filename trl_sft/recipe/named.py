@@ -1,0 +1,58 @@
+"""What a recipe names: its model, a chat template, the user's functions, each found or a fault.
+
+In: a value of a recipe. Out: a place or a function, or a line in `faults`. Nothing is loaded.
+"""
+
+from __future__ import annotations
+
+import difflib
+
+from trl_sft.errors import Fault
+from trl_sft.recipe import paths, sections
+from trl_sft.recipe.yaml_reader import Key, Recipe
+
+
+def base(recipe: Recipe, value: str | None, faults: list[Fault]) -> paths.Place | None:
+    """Return the model's place; a folder has to hold a model or an adapter."""
+    key: Key = ("model", "name_or_path")
+    if value is None:
+        if "name_or_path" not in (recipe.values.get("model") or {}):
+            faults.append(Fault(recipe.where(key), "no model is named", "a folder, a hub id, or trl_sft:tiny"))
+        return None
+    place = paths.resolve(value, recipe.folder(key))
+    if isinstance(place, paths.Absent):
+        faults.append(Fault(recipe.where(key), f"{value}: {place.found}", place.write))
+        return None
+    if place.files and not any((place.files[0] / name).is_file() for name in ("config.json", "adapter_config.json")):
+        found = "a folder without config.json" if place.files[0].is_dir() else "a file"
+        faults.append(Fault(recipe.where(key), f"{value}: {found}", "a folder that save_pretrained wrote"))
+    if place.files and (place.files[0] / "adapter_config.json").is_file() and recipe.values.get("lora") is not None:
+        found = f"{value} is an adapter: training goes on with it, so `lora:` would be a second one"
+        faults.append(Fault(recipe.where(("lora",)), found, "no `lora:`, or the base model of the adapter"))
+    return place
+
+
+def template(recipe: Recipe, value: str | None, faults: list[Fault]) -> paths.Place | None:
+    """Return the place of a chat template; None = the tokenizer's own."""
+    if value is None:
+        return None
+    key: Key = ("tokenizer", "chat_template")
+    place = paths.template(value, recipe.folder(key))
+    if isinstance(place, paths.Absent):
+        faults.append(Fault(recipe.where(key), f"{value}: {place.found}", place.write))
+        return None
+    return place
+
+
+def function(recipe: Recipe, key: Key, value: str, faults: list[Fault]) -> paths.Code | None:
+    """Return the user's function that a format names; None where it is a layout."""
+    if value in sections.FORMATS or not value:
+        return None
+    found = paths.code(value, recipe.folder(key)) if ":" in value else None
+    if isinstance(found, paths.Code):
+        return found
+    near = difflib.get_close_matches(value, sections.FORMATS, 1, 0.6)
+    known = near[0] if near else f"one of {', '.join(sections.FORMATS)}, or your function as FILE.py:FUNCTION"
+    fault = Fault(recipe.where(key), f"{value}: {found.found}", found.write) if found else None
+    faults.append(fault or Fault(recipe.where(key), f"no format {value}", known))
+    return None
