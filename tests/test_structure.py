@@ -150,7 +150,7 @@ def test_formats_of_the_recipe_are_those_that_rows_are_read_in():
 @pytest.mark.parametrize("path", MODULES, ids=module_name)
 def test_files_functions_and_parameters_stay_small(path):
     text = path.read_text(encoding="utf-8")
-    assert len(text.splitlines()) <= 300
+    assert len(text.splitlines()) <= 500
     for node in ast.walk(ast.parse(text)):
         if isinstance(node, ast.FunctionDef):
             assert node.end_lineno - node.lineno + 1 <= 60, node.name

@@ -33,12 +33,12 @@ class Fault(NamedTuple):
     """One thing to mend."""
 
     where: str  # `recipe.yaml:12 train.pakking`
-    found: str  # what stood there, value and kind
-    write: str  # what to write instead
+    problem: str  # what is wrong, with the value as it stands
+    fix: str  # what to do: an instruction, or the exact text to write
 
     def __str__(self) -> str:
         """Three lines: where, what stood there, what to write; without the password of a URL."""
-        return PASSWORD.sub(r"\1" + LEFT_OUT, f"{self.where}\n    {self.found}\n    -> {self.write}")
+        return PASSWORD.sub(r"\1" + LEFT_OUT, f"{self.where}\n    {self.problem}\n    -> {self.fix}")
 
 
 class UserError(Exception):

@@ -28,7 +28,7 @@ class Claim(NamedTuple):
     """What a run may do with its folder."""
 
     refused: str = ""  # why not; "" = it may
-    write: str = ""  # what to write instead
+    fix: str = ""  # what to do instead
     checkpoint: Path | None = None  # go on from here
     stale: bool = False  # an earlier run's files go when training starts
     key: tuple[str, str] = ("train", "output_dir")  # of the recipe, where the refusal stands

@@ -51,7 +51,7 @@ def test_old_name_is_read_as_todays_or_refused_with_what_to_write(entry, here):
         assert len(caught.value.faults) == 1
         fault = caught.value.faults[0]
         assert entry["old"] in fault.where
-        assert entry["refused"] in fault.write
+        assert entry["refused"] in fault.fix
         return
     run = load_recipe("r.yaml")
     assert {name: read(run, name) for name in entry["becomes"]} == entry["becomes"]
@@ -80,7 +80,7 @@ def test_old_names_lead_to_names_that_exist():
             assert not head or head in fields, name
             for value in () if inner else old.values.values():
                 assert types.accepts(fields[head], value), name
-            assert old.new or old.write or old.done, name
+            assert old.new or old.fix or old.done, name
 
 
 def test_old_names_are_none_of_today():

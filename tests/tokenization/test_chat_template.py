@@ -137,8 +137,8 @@ def test_thoughts_that_a_template_strips_from_history_are_refused_or_not_learned
     ]
     with pytest.raises(UserError) as refused:
         prepared(here, "own.jinja", [{"messages": thinking}] * 2, "data.loss_on=assistant")
-    assert "drops a part of an answer: 'so hello'" in refused.value.faults[0].found
-    assert "data.loss_on: last_turn" in refused.value.faults[0].write
+    assert "drops a part of an answer: 'so hello'" in refused.value.faults[0].problem
+    assert "data.loss_on: last_turn" in refused.value.faults[0].fix
     chat, rows = prepared(here, "own.jinja", [{"messages": thinking}] * 2, "data.loss_on=last_turn")
     assert spans(chat.tokenizer, rows[0]) == ["<think>\nso good night\n</think>\n\ngood night<|im_end|>"]
     assert "so hello" not in chat.tokenizer.decode(rows[0]["input_ids"])
@@ -153,7 +153,7 @@ def test_text_that_begins_twice_with_the_first_token_is_refused(here):
     with pytest.raises(UserError) as refused:
         training_run.prepare(load_recipe("recipe.yaml"))
     assert refused.value.faults[0].where == "r.jsonl row 2"
-    assert "begins with <s> twice" in refused.value.faults[0].found
+    assert "begins with <s> twice" in refused.value.faults[0].problem
 
 
 BAD = {

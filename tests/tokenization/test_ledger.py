@@ -152,8 +152,8 @@ def test_too_many_rows_without_a_trained_token_stop_the_run_and_the_first_is_nam
     jsonl(here / "r.jsonl", rows)
     with pytest.raises(UserError) as refused:
         prepare(here, "{train: r.jsonl}", "train.max_length=60")
-    assert "4 of 40 rows to train have no trained token within max_length 60" in refused.value.faults[0].found
-    assert "r.jsonl row 4" in refused.value.faults[0].found
+    assert "4 of 40 rows to train have no trained token within max_length 60" in refused.value.faults[0].problem
+    assert "r.jsonl row 4" in refused.value.faults[0].problem
     for words in (["data.max_untrained=0.1"], ["run.allow=[untrained_rows]"]):
         of = prepare(here, "{train: r.jsonl}", "train.max_length=60", *words).made.ledger["train"]
         assert of["rows"]["kept"] == 36
@@ -261,7 +261,7 @@ def test_special_string_in_a_row_is_refused_or_plain_text(here):
     with pytest.raises(UserError) as refused:
         prepare(here, "{train: r.jsonl}")
     assert refused.value.faults[0].where == "r.jsonl row 2"
-    assert "<|im_end|> stands in the text" in refused.value.faults[0].found
+    assert "<|im_end|> stands in the text" in refused.value.faults[0].problem
     ready = prepare(here, "{train: r.jsonl, special_tokens_in_text: text}")
     end = ready.chat.tokenizer.convert_tokens_to_ids("<|im_end|>")
     assert [row["input_ids"].count(end) for row in ready.made.train] == [2, 2]

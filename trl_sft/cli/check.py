@@ -52,7 +52,7 @@ class Report:
         try:
             yield
         except Unreached as error:
-            self.unseen += [f"{name}: offline: {fault.found}" for fault in error.faults]
+            self.unseen += [f"{name}: offline: {fault.problem}" for fault in error.faults]
         except (LaunchError, MissingPackage) as error:
             self.here += error.faults
         except UserError as error:

@@ -210,8 +210,8 @@ def _old(found: KeySource) -> Iterator[str]:
             yield f"  values   {', '.join(listed)}"
     elif old.done:
         yield f"  left out where it is {', '.join(flow(value) for value in old.done)}: that is what is done anyway"
-    if old.write:
-        yield f"  write    {old.write}"
+    if old.fix:
+        yield f"  write    {old.fix}"
     head = old.new.partition(".")[0]
     for one in _in(found.section, head) if head else ():
         yield ""

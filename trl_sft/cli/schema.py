@@ -212,7 +212,7 @@ def _schedulers() -> Iterator[Schema]:
 def _old(section: str, old: Old, found: Schema) -> Schema:
     """Return the schema of an old name: the values that are read as today's."""
     head, _, inner = old.new.partition(".")
-    told = f"Old name of {old.new}." if old.new else f"Old: {old.write or 'it says what is done anyway'}."
+    told = f"Old name of {old.new}." if old.new else f"Old: {old.fix or 'it says what is done anyway'}."
     here: Schema = {"deprecated": True, "description": told}
     if not old.new or old.values:
         taken = [*old.values, *old.done]

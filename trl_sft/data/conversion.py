@@ -93,7 +93,7 @@ def convert(
             forms.append(_formed(columns(how.code, row) if how.code else row, how))
         except messages.BadRow as bad:
             number = index if numbers is None else int(numbers[index])
-            faults.append(Fault(f"{how.name} row {number + 1}", bad.found, bad.write))
+            faults.append(Fault(f"{how.name} row {number + 1}", bad.problem, bad.fix))
     if len(faults) > text_files.MAX_SHOWN:
         rest = f"{len(faults) - text_files.MAX_SHOWN} more faulty rows among rows {indices[0] + 1} to {indices[-1] + 1}"
         faults[text_files.MAX_SHOWN :] = [Fault(how.name, rest, "the same for each")]

@@ -44,10 +44,10 @@ MEDIA = ("image", "images", "audio", "audios", "video", "videos")
 class BadRow(ValueError):
     """A row cannot be formatted: what stood there, and what to write."""
 
-    def __init__(self, found: str, write: str) -> None:
+    def __init__(self, problem: str, fix: str) -> None:
         """Keep both parts for the fault that the caller builds."""
-        self.found, self.write = found, write
-        super().__init__(found)
+        self.problem, self.fix = problem, fix
+        super().__init__(problem)
 
 
 class Chat(NamedTuple):
@@ -88,7 +88,7 @@ def read(row: Row, column: str) -> list[Message]:
         try:
             messages.append(_message(turn, column))
         except BadRow as bad:
-            raise BadRow(f"{bad.found} (turn {number})", bad.write) from None
+            raise BadRow(f"{bad.problem} (turn {number})", bad.fix) from None
     return messages
 
 

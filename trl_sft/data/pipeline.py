@@ -109,7 +109,7 @@ def _called(recipe: Recipe, source: Source, row: dict[str, Any], number: int) ->
     try:
         return conversion.columns(source.code, row)
     except messages.BadRow as error:
-        raise DataError(Fault(f"{source.name} row {number + 1}", error.found, error.write)) from None
+        raise DataError(Fault(f"{source.name} row {number + 1}", error.problem, error.fix)) from None
 
 
 def _wording(recipe: Recipe, source: Source, layout: str, target: Target, row: dict[str, Any]) -> Any:

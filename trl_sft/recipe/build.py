@@ -90,7 +90,7 @@ def _sources(recipe: Recipe, part: str, value: Any, faults: list[Fault], notes: 
         at: Key = (*key, "path") if isinstance(item, dict) else key
         place = paths.resolve(path, recipe.folder(at), tuple(recipe_sections.BUILDERS))
         if isinstance(place, paths.Absent):
-            faults.append(Fault(recipe.where(at), f"{path}: {place.found}", place.write))
+            faults.append(Fault(recipe.where(at), f"{path}: {place.problem}", place.fix))
             continue
         file = place.files[0] if place.files and place.files[0].is_file() else None
         builder = (

@@ -21,7 +21,7 @@ def base(recipe: Recipe, value: str | None, faults: list[Fault]) -> paths.Place 
         return None
     place = paths.resolve(value, recipe.folder(key))
     if isinstance(place, paths.Absent):
-        faults.append(Fault(recipe.where(key), f"{value}: {place.found}", place.write))
+        faults.append(Fault(recipe.where(key), f"{value}: {place.problem}", place.fix))
         return None
     if place.files and not any((place.files[0] / name).is_file() for name in ("config.json", "adapter_config.json")):
         found = "a folder without config.json" if place.files[0].is_dir() else "a file"
@@ -39,7 +39,7 @@ def template(recipe: Recipe, value: str | None, faults: list[Fault]) -> paths.Pl
     key: Key = ("tokenizer", "chat_template")
     place = paths.template(value, recipe.folder(key))
     if isinstance(place, paths.Absent):
-        faults.append(Fault(recipe.where(key), f"{value}: {place.found}", place.write))
+        faults.append(Fault(recipe.where(key), f"{value}: {place.problem}", place.fix))
         return None
     return place
 
@@ -53,6 +53,6 @@ def function(recipe: Recipe, key: Key, value: str, faults: list[Fault]) -> paths
         return found
     near = difflib.get_close_matches(value, sections.FORMATS, 1, 0.6)
     known = near[0] if near else f"one of {', '.join(sections.FORMATS)}, or your function as FILE.py:FUNCTION"
-    fault = Fault(recipe.where(key), f"{value}: {found.found}", found.write) if found else None
+    fault = Fault(recipe.where(key), f"{value}: {found.problem}", found.fix) if found else None
     faults.append(fault or Fault(recipe.where(key), f"no format {value}", known))
     return None

@@ -20,7 +20,7 @@ class Idle(NamedTuple):
     keys: tuple[str, ...]
     cause: str  # a key of the same section
     when: Callable[[Mapping[str, Any]], bool]  # of the section's values
-    write: str
+    fix: str
 
 
 def _is(name: str, *values: Any, unset: Any = None) -> Callable[[Mapping[str, Any]], bool]:
@@ -106,7 +106,7 @@ def _idle(sections: Mapping[str, Any], held_out: bool) -> Iterator[tuple[Key, tu
             said = f"with {rule.cause}: {flow(values[rule.cause])}" if rule.cause in values else f"without {rule.cause}"
             for name in rule.keys:
                 if values.get(name) is not None and rule.when(values):
-                    yield (*head, name), ((*head, rule.cause),), f"{name} changes nothing {said}", rule.write
+                    yield (*head, name), ((*head, rule.cause),), f"{name} changes nothing {said}", rule.fix
     for name in EVALUATING if not held_out else ():
         if sections["train"].get(name) is not None:
             found, write = f"{name} changes nothing: no rows are held out", "data.eval, or data.eval_fraction: 0.05"

@@ -33,8 +33,8 @@ class Place(NamedTuple):
 class Absent(NamedTuple):
     """A value that names nothing, and what to write instead."""
 
-    found: str
-    write: str
+    problem: str
+    fix: str
 
 
 class Code(NamedTuple):

@@ -157,7 +157,7 @@ def _launch(recipe: Recipe, launch: dict[str, Any]) -> Iterator[Fault]:
     if isinstance(config, str):
         place = paths.resolve(config, recipe.folder(key), (".json", ".yaml", ".yml"))
         if isinstance(place, paths.Absent) or not place.files or not place.files[0].is_file():
-            write = place.write if isinstance(place, paths.Absent) else "a file, or its keys as a mapping"
+            write = place.fix if isinstance(place, paths.Absent) else "a file, or its keys as a mapping"
             yield Fault(recipe.where(key), f"{config}: no such file", write)
         else:
             launch["config"] = str(place.files[0])

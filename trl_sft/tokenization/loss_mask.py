@@ -26,10 +26,10 @@ _ASKS, _ANSWERS = "trlsftasks", "trlsftanswers"  # words that no template writes
 class Unclear(ValueError):
     """The loss of a row cannot be placed: what was found, what to write, and how the user can accept it."""
 
-    def __init__(self, found: str, write: str, allow: str = "") -> None:
+    def __init__(self, problem: str, fix: str, allow: str = "") -> None:
         """Keep the parts for the fault that the caller builds."""
-        self.found, self.write, self.allow = found, write, allow
-        super().__init__(found)
+        self.problem, self.fix, self.allow = problem, fix, allow
+        super().__init__(problem)
 
 
 class Template(NamedTuple):

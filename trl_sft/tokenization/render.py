@@ -57,7 +57,7 @@ def rendered(
                 yield _row(made, Row(number, text, None), turns, tools[n], (learned, check[n]))
             except Unclear as unclear:
                 allow = f"; or run.allow: [{unclear.allow}], if that is meant" if unclear.allow else ""
-                raise TemplateError(Fault(name(number), unclear.found, unclear.write + allow)) from None
+                raise TemplateError(Fault(name(number), unclear.problem, unclear.fix + allow)) from None
         if len(made.doubts) > doubts and not all(check):
             raise AssertionError(f"two ways to find the mask differ, and one was taken unchecked: {made.doubts[-1]}")
 

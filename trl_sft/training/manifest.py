@@ -109,7 +109,7 @@ def claimed(run: Run) -> run_folder.Claim:
     """Decide whether the run begins, goes on or is refused, by what its folder holds. Raises RecipeError."""
     claim = run_folder.claim(run.output_dir, fingerprint(run), lambda: digests(run), run.run)
     if claim.refused:
-        raise RecipeError(Fault(run.recipe.where(claim.key), claim.refused, claim.write))
+        raise RecipeError(Fault(run.recipe.where(claim.key), claim.refused, claim.fix))
     return claim
 
 
