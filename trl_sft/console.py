@@ -96,11 +96,11 @@ def _cut(text: str, cells: int) -> str:
     return text + "…"
 
 
-def faults(found: Sequence[Fault]) -> None:
+def faults(problems: Sequence[Fault]) -> None:
     """Print faults to standard error, all at once."""
-    head = "1 thing to mend" if len(found) == 1 else f"{len(found)} things to mend"
-    print(f"trl_sft: {head}\n", file=sys.stderr)
-    print("\n\n".join(str(fault) for fault in found), file=sys.stderr, flush=True)
+    heading = "1 problem to fix" if len(problems) == 1 else f"{len(problems)} problems to fix"
+    print(f"trl_sft: {heading}\n", file=sys.stderr)
+    print("\n\n".join(str(fault) for fault in problems), file=sys.stderr, flush=True)
 
 
 class _Once(logging.Handler):
