@@ -9,9 +9,8 @@ import pytest
 from conftest import SHIPPED, jsonl
 
 from trl_sft import load_recipe, train
-from trl_sft.recipe import paths
+from trl_sft.recipe import paths, resolved
 from trl_sft.recipe.yaml_reader import flow
-from trl_sft.training.manifest import resolved
 
 FOLDER = Path(__file__).parents[1] / "recipes"
 RECIPES = sorted(FOLDER.rglob("*.yaml"))
@@ -69,7 +68,7 @@ def _template_there(request):
 @pytest.mark.parametrize("path", RECIPES, ids=lambda p: p.stem)
 def test_recipe_resolves_to_its_golden_form(path, matches, monkeypatch):
     monkeypatch.setattr(paths, "EMBEDDED", SHIPPED)
-    text = resolved(load_recipe(path), {}).replace(str(paths.EMBEDDED), "<embedded>")
+    text = resolved.format_recipe(load_recipe(path), {}).replace(str(paths.EMBEDDED), "<embedded>")
     matches(f"resolved_{path.stem}", text)
 
 

@@ -82,11 +82,11 @@ def test_accumulation_that_agrees_may_stand_beside_the_global_batch(built):
 
 
 def test_another_global_batch_is_another_recipe(built):
-    from trl_sft.training import manifest
+    from trl_sft.recipe import resolved
 
-    prints = {manifest.fingerprint(built(f"run: {{global_batch_size: {n}}}\n")) for n in (4, 8)}
+    prints = {resolved.compute_fingerprint(built(f"run: {{global_batch_size: {n}}}\n")) for n in (4, 8)}
     assert len(prints) == 2
-    assert manifest.fingerprint(built("launch: {engine: ddp}\n")) == manifest.fingerprint(built())
+    assert resolved.compute_fingerprint(built("launch: {engine: ddp}\n")) == resolved.compute_fingerprint(built())
 
 
 def test_what_one_process_cannot_do_is_no_fault_of_the_recipe(built, go, here):

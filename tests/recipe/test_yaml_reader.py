@@ -10,7 +10,7 @@ from conftest import RECIPE
 from trl_sft import load_recipe
 from trl_sft.errors import RecipeError
 from trl_sft.recipe import paths, yaml_reader
-from trl_sft.training.manifest import flow
+from trl_sft.recipe.yaml_reader import flow
 
 
 def read(here, text, *words):

@@ -131,13 +131,13 @@ def _check(words: list[str]) -> int:
     for_ = processes.on(given.on)
     seconds = time.perf_counter() - began
     from trl_sft import console
-    from trl_sft.training import manifest
+    from trl_sft.recipe import resolved
 
     if given.fast:
         for note in run.notes:
             print(note)
         told = f"Nothing to mend in what the recipe says ({seconds:.2f} s)."
-        words_again = manifest.without_secrets(run, shlex.join(run.recipe.words))
+        words_again = resolved.remove_secrets(run, shlex.join(run.recipe.words))
         print(f"{told} Next: {console.python()} -m trl_sft check {words_again}")
         return errors.EXIT_DONE
     with console.quiet():
@@ -160,14 +160,14 @@ def _prepare(words: list[str]) -> int:
     about = "Make the tokens of a run ahead of time: the next run with these rows and settings reads them."
     run = _read(_parser("prepare RECIPE [section.key=value ...]", about), words[1:])[0]
     from trl_sft import console
-    from trl_sft.training import manifest
+    from trl_sft.recipe import resolved
 
     with console.quiet():
         from trl_sft.training import run as training_run
 
         with console.quiet():
             training_run.prepare(run)
-    words_again = manifest.without_secrets(run, shlex.join(run.recipe.words))
+    words_again = resolved.remove_secrets(run, shlex.join(run.recipe.words))
     print(f"Prepared. Next: {console.python()} -m trl_sft {words_again}")
     return errors.EXIT_DONE
 

@@ -22,6 +22,7 @@ from trl_sft.data.formats import Target
 from trl_sft.errors import Fault, LaunchError, MissingPackage, Unreached, UserError
 from trl_sft.model import device, load, trust
 from trl_sft.recipe import processes as recipe_processes
+from trl_sft.recipe import resolved
 from trl_sft.recipe.checked import Run
 from trl_sft.recipe.processes import On
 from trl_sft.tokenization import build, chat_template, tokenizer
@@ -155,5 +156,5 @@ def show(report: Report, run: Run, for_: On) -> int:
         faults(mend)
         return errors.EXIT_USER
     clean = "Nothing to mend" + (" in what was checked" if report.unseen else "")
-    say(f"{clean}. Next: {python()} -m trl_sft {manifest.without_secrets(run, shlex.join(run.recipe.words))}")
+    say(f"{clean}. Next: {python()} -m trl_sft {resolved.remove_secrets(run, shlex.join(run.recipe.words))}")
     return errors.EXIT_DONE

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from trl_sft.errors import Fault, RecipeError
-from trl_sft.recipe import build, renamed_keys, sections
+from trl_sft.recipe import build, renamed_keys, resolved, sections
 from trl_sft.recipe import yaml_reader as reader
 from trl_sft.recipe.checked import Run
 from trl_sft.recipe.renamed_keys import Old
@@ -24,7 +24,6 @@ from trl_sft.recipe.upstream import fields as upstream_fields
 from trl_sft.recipe.upstream import keys, nested, types
 from trl_sft.recipe.upstream.fields import Field
 from trl_sft.recipe.yaml_reader import flow
-from trl_sft.training import manifest
 
 _SOURCES = ("train", "eval")  # of `data:`, which say themselves what they are
 _WIDTH = 100
@@ -66,7 +65,7 @@ def key(word: str, recipe: Sequence[str] = ()) -> list[str]:
         lines = [f"{word} is a key of several sections; one of them:"]
         return lines + [f"  {one.key:40} {one.owner}" for one in found]
     said = _explained(found[0], run)
-    return [manifest.without_secrets(run, line) if run else line for line in said]  # an override's place shows it
+    return [resolved.remove_secrets(run, line) if run else line for line in said]  # an override's place shows it
 
 
 def whole(run: Run) -> list[str]:
@@ -83,26 +82,26 @@ def whole(run: Run) -> list[str]:
         for name, line in given.items():
             value = "(a secret)" if name in ("token", "hub_token") else flow(line.value)
             at_default = name in fields and _default(fields[name]) == flow(line.value)
-            out.append(f"{' ' if at_default else '*'} {name}: {value}  # {line.who}")
+            out.append(f"{' ' if at_default else '*'} {name}: {value}  # {line.set_by}")
         for name, said in ((n, s) for (where, n), s in sections.SETTLED.items() if where == section and n not in given):
             out.append(f"? {name}: {said}")
         rest = {n: f for n, f in fields.items() if n not in given and (section, n) not in sections.SETTLED}
         out += [f"  {name}: {_default(field)}" for name, field in rest.items()]
         own = [n for n in sections.OWN_KEYS[section] if n not in given and (section, n) not in sections.SETTLED]
         out += [f"  {name}: unset  # {sections.OWN_HELP[section][name]}" for name in own if name not in _SOURCES]
-    return [manifest.without_secrets(run, line) for line in out]
+    return [resolved.remove_secrets(run, line) for line in out]
 
 
-def _lines(run: Run) -> Iterator[manifest.ResolvedValue]:
+def _lines(run: Run) -> Iterator[resolved.ResolvedValue]:
     """Yield every value that was set: those of resolved.yaml, the folder, and what is this launch's alone."""
-    yield from (line for line in manifest.lines(run, {}) if line.key[0] != "run")
+    yield from (line for line in resolved.iterate_values(run, {}) if line.key[0] != "run")
     places = run.recipe.places
     folder: reader.Key = ("train", "output_dir")
-    yield manifest.ResolvedValue(
+    yield resolved.ResolvedValue(
         folder, str(run.output_dir), places.get(folder, "trl_sft: runs/ and the recipe's name")
     )
     for name, value in run.run.items():
-        yield manifest.ResolvedValue(("run", name), value, places[("run", name)])
+        yield resolved.ResolvedValue(("run", name), value, places[("run", name)])
 
 
 def keys_with_defaults() -> tuple[str, ...]:
@@ -235,7 +234,7 @@ def _value(found: KeySource, run: Run) -> Iterator[str]:
                 value = value.get(part) if isinstance(value, dict) else None
             if value is not None or len(path) == len(line.key):
                 shown = "(a secret)" if found.name in ("token", "hub_token") else flow(value)
-                yield f"  here     {shown}   {line.who}"
+                yield f"  here     {shown}   {line.set_by}"
                 return
     yield "  here     not in the recipe"
 

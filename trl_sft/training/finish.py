@@ -25,6 +25,7 @@ from trl_sft.evaluation import before_after
 from trl_sft.evaluation.metrics import METRICS
 from trl_sft.model import load
 from trl_sft.model.load import ModelSource
+from trl_sft.recipe import resolved
 from trl_sft.recipe.checked import Run, Setting
 from trl_sft.recipe.yaml_reader import Key
 from trl_sft.tokenization import stream
@@ -69,8 +70,8 @@ class Book:
         ran = {"ran": self.watch.ran} if self.watch else {}
         self._entries = manifest.beginning(run, settings, self.trainer.args) | ran
         self._write(run, {})
-        run_folder.write(run.output_dir / run_folder.RECIPE, manifest.without_secrets(run, run.recipe.text))
-        run_folder.write(run.output_dir / run_folder.RESOLVED, manifest.resolved(run, settings))
+        run_folder.write(run.output_dir / run_folder.RECIPE, resolved.remove_secrets(run, run.recipe.text))
+        run_folder.write(run.output_dir / run_folder.RESOLVED, resolved.format_recipe(run, settings))
         self.made = made
         self.trainer.model.register_forward_pre_hook(self._see, with_kwargs=True)
         _ledger(run, made)
@@ -100,7 +101,7 @@ class Book:
             self.made.ledger["train"] = stream.ledger(self.made.seen)
             _ledger(run, self.made)
         text = json.dumps(self._entries, indent=2, ensure_ascii=False) + "\n"
-        run_folder.write(run.output_dir / run_folder.RUN, manifest.without_secrets(run, text))
+        run_folder.write(run.output_dir / run_folder.RUN, resolved.remove_secrets(run, text))
 
 
 def _ledger(run: Run, made: TokenizedRows) -> None:
@@ -156,7 +157,7 @@ def again(run: Run) -> str:
     words = [word for word in run.recipe.words if not word.startswith("run.resume=")]
     asked = run.run.get("resume", "auto") != "auto" or len(words) < len(run.recipe.words)
     command = f"{console.python()} -m trl_sft {shlex.join([*words, *(['run.resume=auto'] if asked else [])])}"
-    return manifest.without_secrets(run, command)  # a terminal's text is kept too, by whoever runs it
+    return resolved.remove_secrets(run, command)  # a terminal's text is kept too, by whoever runs it
 
 
 def refused(run: Run, error: Exception) -> Exception:

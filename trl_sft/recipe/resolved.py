@@ -1,0 +1,188 @@
+"""The resolved recipe as data: every value with who set it, its fingerprint, its files' hashes, its secrets.
+
+Inputs: a checked `Run`, and the settings that the machine or the model made necessary.
+Outputs: values, the text of `resolved.yaml`, hashes, and texts without secrets.
+Not here: what only a live trainer knows (`training.manifest` writes it to `run.json`). Needs no torch.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from trl_sft import __version__
+from trl_sft.errors import LEFT_OUT, PASSWORD
+from trl_sft.recipe.checked import Run, Setting, Source
+from trl_sft.recipe.yaml_reader import Key, flow
+
+SECRET_KEYS = ("token", "hub_token")
+_SECRET_VARIABLE = re.compile(r"(TOKEN|API_KEY|SECRET|PASSWORD)$")
+_MIN_SECRET_LENGTH = 8  # characters; a shorter value may be an ordinary word of the text
+# Words of `run.allow` that say how a run resumes. The others change how rows become tokens.
+_RESUME_WORDS = ("changed_recipe", "changed_data")
+_TOKENIZER_FILES = ("chat_template.jinja", "tokenizer.json", "tokenizer_config.json")
+_SOURCE_KEYS = ("format", "wording", "rename", "task", "weight", "max_rows")
+
+
+class ResolvedValue(NamedTuple):
+    """One value of a resolved recipe."""
+
+    key: Key
+    value: Any
+    set_by: str  # the place in the recipe, the override, or `trl_sft: REASON`
+
+
+def format_recipe(run: Run, settings: Mapping[Key, Setting]) -> str:
+    """Return the text of `resolved.yaml`: a recipe that repeats the run, with a comment on who set each value.
+
+    Args:
+        run: The checked recipe.
+        settings: Values that this package set, with the reason of each.
+
+    Returns:
+        YAML without secrets.
+
+    """
+    out = [f"# As it ran, with who set each value. trl_sft {__version__}, from {run.recipe.path.name}."]
+    out += ["# Run as a recipe it writes a folder of its own, beside this one."]
+    section = ""
+    for key, value, set_by in iterate_values(run, settings):
+        if key[0] != section:
+            section = str(key[0])
+            out += ["", f"{section}:"] if key[1:] else ["", f"{section}: {flow(value)}  # {set_by}"]
+        if key[1:] and key[1] in SECRET_KEYS and isinstance(value, str):
+            out.append(f"  # {key[1]}: a secret, left out  # {set_by}")
+        elif key[1:]:
+            out.append(f"  {key[1]}: {flow(value)}  # {set_by}")
+    return remove_secrets(run, "\n".join(out) + "\n")  # `set_by` shows an override as typed
+
+
+def iterate_values(run: Run, settings: Mapping[Key, Setting]) -> Iterator[ResolvedValue]:
+    """Yield every value of a run, section by section.
+
+    Left out are `train.output_dir` and most of `run:`, which do not change what is trained.
+
+    Args:
+        run: The checked recipe.
+        settings: Values that this package set, with the reason of each; empty = only those of the recipe.
+
+    Yields:
+        Values in the order of `resolved.yaml`.
+
+    """
+    places = run.recipe.places
+    yield ResolvedValue(("model", "name_or_path"), run.base.name, places[("model", "name_or_path")])
+    tokenizer = dict(run.tokenizer)
+    if run.template:
+        tokenizer["chat_template"] = run.template.name
+    if run.template_kwargs:
+        tokenizer["chat_template_kwargs"] = run.template_kwargs
+    sections = {"model": run.model, "tokenizer": tokenizer, "quantization": run.quantization, "lora": run.lora}
+    for section, values in sections.items():
+        if section == "lora" and values == {} and not settings:
+            yield ResolvedValue(("lora",), {}, places[("lora",)])
+        yield from _written_values(run, section, values or {})
+        yield from _package_settings(section, settings)
+    for part, sources in run.sources.items():
+        if sources:
+            yield ResolvedValue(("data", part), [_source_values(source) for source in sources], places[("data", part)])
+    for name, value in run.data.items():  # `loss_on` may come from a key of `train:`
+        yield ResolvedValue(("data", name), value, places.get(("data", name), "train: in the recipe"))
+    yield from _package_settings("data", settings)
+    yield from _written_values(run, "train", run.train)
+    yield from _package_settings("train", settings)
+    yield from _written_values(run, "launch", run.launch)
+    if "global_batch_size" in run.run:
+        yield from _written_values(run, "run", {"global_batch_size": run.run["global_batch_size"]})
+    if allowed := [word for word in run.run.get("allow", []) if word not in _RESUME_WORDS]:
+        yield from _written_values(run, "run", {"allow": allowed})
+    if run.evaluate is None:
+        yield ResolvedValue(("evaluate",), False, places[("evaluate",)])
+    yield from _written_values(run, "evaluate", run.evaluate or {})
+
+
+def _written_values(run: Run, section: str, values: Mapping[str, Any]) -> Iterator[ResolvedValue]:
+    """Yield values that the recipe or an override sets."""
+    for name, value in values.items():
+        yield ResolvedValue((section, name), value, run.recipe.places[(section, name)])
+
+
+def _package_settings(section: str, settings: Mapping[Key, Setting]) -> Iterator[ResolvedValue]:
+    """Yield the values of a section that this package set, each with the reason."""
+    for key, setting in settings.items():
+        if key[0] == section:
+            yield ResolvedValue(key, setting.value, f"trl_sft: {setting.reason}")
+
+
+def _source_values(source: Source) -> dict[str, Any]:
+    """Return a source as a recipe writes it, with absolute paths and without secrets."""
+    files = [str(file) for file in source.place.files]
+    values: dict[str, Any] = {"path": files[0] if len(files) == 1 else source.place.name}
+    values |= {name: getattr(source, name) for name in _SOURCE_KEYS if getattr(source, name)}
+    if source.code and not source.code.as_module:
+        values["format"] = f"{source.code.file}:{source.code.name}"
+    return values | {name: value for name, value in source.load.items() if name not in SECRET_KEYS}
+
+
+def compute_fingerprint(run: Run) -> str:
+    """Return a hash of everything that changes the trained weights: model, rows and settings, but no secrets.
+
+    Two runs with equal fingerprints train the same. `evaluate:` and `launch:` do not enter.
+    """
+    values = [(line.key, line.value) for line in iterate_values(run, {}) if line.key[-1] not in SECRET_KEYS]
+    values = [(key, value) for key, value in values if key[0] not in ("evaluate", "launch")]
+    return hashlib.sha256(json.dumps(values, sort_keys=True, default=str).encode()).hexdigest()
+
+
+def hash_files(run: Run) -> dict[str, str]:
+    """Return the SHA-256 of every local file that makes the rows: data, format functions, chat template.
+
+    Returns:
+        Absolute path -> hexadecimal digest. A folder stands as the files in it.
+
+    """
+    sources = [source for part in run.sources.values() for source in part]
+    paths = [file for source in sources for file in source.place.files]
+    paths += [source.code.file for source in sources if source.code]
+    if run.template and run.template.files:
+        template = run.template.files[0]
+        if template.is_dir():  # a tokenizer's folder: only these files define template and tokens
+            paths += [template / name for name in _TOKENIZER_FILES if (template / name).is_file()]
+        else:
+            paths.append(template)
+    return {str(file): _hash_file(file) for path in paths for file in _files_under(path)}
+
+
+def _files_under(path: Path) -> list[Path]:
+    """Return the files of a folder at any depth, sorted; a file stands for itself."""
+    return sorted(file for file in path.rglob("*") if file.is_file()) if path.is_dir() else [path]
+
+
+def _hash_file(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def remove_secrets(run: Run, text: str) -> str:
+    """Replace the secrets of the recipe and the environment in a text, since a run folder may be published."""
+    for secret in sorted(_find_secrets(run), key=len, reverse=True):
+        text = text.replace(secret, LEFT_OUT)
+    return PASSWORD.sub(r"\1" + LEFT_OUT, text)
+
+
+def _find_secrets(run: Run) -> list[str]:
+    """Return tokens of the recipe, and values of environment variables that are named as a secret."""
+    sections = [run.model, run.tokenizer, run.train]
+    sections += [source.load for part in run.sources.values() for source in part]
+    tokens = [section.get(name) for section in sections for name in SECRET_KEYS]
+    variables = [
+        value
+        for name, value in os.environ.items()
+        if _SECRET_VARIABLE.search(name) and len(value) >= _MIN_SECRET_LENGTH
+    ]
+    return [secret for secret in (*tokens, *variables) if isinstance(secret, str) and secret]
