@@ -108,11 +108,11 @@ def _train(words: list[str]) -> int:
 
 def _refuse_misspelt(word: str) -> None:
     """Refuse a first word that is no file, and nearly a command. Raises RecipeError."""
-    import difflib
+    from trl_sft.suggestions import STRICT, nearest_name
 
-    near = difflib.get_close_matches(word, _COMMAND, 1, 0.7) if word.isalpha() else []
+    near = nearest_name(word, _COMMAND, cutoff=STRICT) if word.isalpha() else ""
     if near and not Path(word).exists():
-        raise errors.RecipeError(errors.Fault(word, "no command, and no file of that name", near[0]))
+        raise errors.RecipeError(errors.Fault(word, "no command, and no file of that name", near))
 
 
 def _check(words: list[str]) -> int:

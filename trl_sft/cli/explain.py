@@ -8,7 +8,6 @@ rows can settle; it is named as that.
 from __future__ import annotations
 
 import ast
-import difflib
 import re
 import textwrap
 from collections.abc import Iterator, Sequence
@@ -24,6 +23,7 @@ from trl_sft.recipe.upstream import fields as upstream_fields
 from trl_sft.recipe.upstream import keys, nested, types
 from trl_sft.recipe.upstream.fields import Field
 from trl_sft.recipe.yaml_reader import flow
+from trl_sft.suggestions import STRICT, nearest_name
 
 _SOURCES = ("train", "eval")  # of `data:`, which say themselves what they are
 _WIDTH = 100
@@ -281,5 +281,5 @@ def _near(word: str) -> str:
         n: KeySource(s, n, None, "").key for s in reversed(_sections()) for n in (*keys.of(s), *renamed_keys.of(s))
     }
     known |= {section: section for section in sections.OWNERS}
-    near = difflib.get_close_matches(name, list(known), 1, 0.7)
-    return known[near[0]] if near else f"explain SECTION, one of {', '.join(sections.OWNERS)}, lists its keys"
+    near = nearest_name(name, known, cutoff=STRICT)
+    return known[near] if near else f"explain SECTION, one of {', '.join(sections.OWNERS)}, lists its keys"

@@ -6,7 +6,6 @@ Every fault names the file. Deliberately absent: what becomes of a row; `formatt
 
 from __future__ import annotations
 
-import difflib
 import glob
 from collections.abc import Sequence
 from pathlib import Path
@@ -28,6 +27,7 @@ from trl_sft.errors import DataError, Fault, RecipeError, UserError, first_line
 from trl_sft.recipe import hub, sections
 from trl_sft.recipe.checked import Source
 from trl_sft.recipe.yaml_reader import Recipe
+from trl_sft.suggestions import LOOSE, nearest_name
 
 _SAVED = ("dataset_dict.json", "state.json")  # what Dataset.save_to_disk writes beside the rows
 # part -> the split that a folder or a hub id gives where the source names none
@@ -78,8 +78,8 @@ def _check_renames(recipe: Recipe, source: Source, rows: Dataset) -> None:
     """Refuse names that are not there, or there already. Raises DataError."""
     missing = [old for old in source.rename if old not in rows.column_names]
     if missing:
-        near = difflib.get_close_matches(missing[0], rows.column_names, 1, 0.5)
-        write = near[0] if near else "{a column that is there: the name it shall have}"
+        near = nearest_name(missing[0], rows.column_names, cutoff=LOOSE)
+        write = near or "{a column that is there: the name it shall have}"
         found = f"{source.name} has no column {missing[0]} (those present: {', '.join(rows.column_names)})"
         raise DataError(Fault(recipe.where((*source.key, "rename", missing[0])), found, write))
     taken = [new for old, new in source.rename.items() if new in rows.column_names and new not in source.rename]
@@ -118,10 +118,10 @@ def used_columns(recipe: Recipe, source: Source, rows: Dataset, layout: str) -> 
         optional = set(formats.LAYOUTS[layout].optional)
     faults = []
     for column in sorted(needed - set(rows.column_names)):
-        near = difflib.get_close_matches(column, rows.column_names, 1, 0.5)
-        write = f"rename: {{{near[0] if near else 'yours'}: {column}}}, or the column under that name"
+        near = nearest_name(column, rows.column_names, cutoff=LOOSE)
+        write = f"rename: {{{near or 'yours'}: {column}}}, or the column under that name"
         if isinstance(source.wording, dict):
-            write = f"a column that is there{f', as {near[0]}' if near else ''}"
+            write = f"a column that is there{f', as {near}' if near else ''}"
         found = f"{source.name} has no column {column} (those present: {', '.join(rows.column_names)})"
         faults.append(Fault(recipe.where(source.key), found, write))
     if faults:

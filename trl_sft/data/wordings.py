@@ -7,12 +7,12 @@ beside it. Deliberately absent: the wording `chat`, which is the tokenizer's tem
 
 from __future__ import annotations
 
-import difflib
 import string
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from trl_sft.data.messages import BadRow, Message
+from trl_sft.suggestions import STRICT, nearest_name
 
 # https://github.com/tatsu-lab/stanford_alpaca/blob/main/train.py, PROMPT_DICT, Apache-2.0, as it is
 _ALPACA = (
@@ -95,9 +95,9 @@ def known_task(name: str) -> str:
 def check_task(name: str) -> None:
     """Refuse a word that is nearly the name of a task: as an instruction it would be trained. Raises BadRow."""
     key = name.strip().lower().replace("-", "_")
-    near = difflib.get_close_matches(key, TASKS, 1, 0.75) if " " not in key and not known_task(name) else []
+    near = nearest_name(key, TASKS, cutoff=STRICT) if " " not in key and not known_task(name) else ""
     if near:
-        raise BadRow(f"task {name!r} is no known task", f"{near[0]}, or an instruction of several words")
+        raise BadRow(f"task {name!r} is no known task", f"{near}, or an instruction of several words")
 
 
 def _task(turn: Turn) -> Pair:

@@ -5,11 +5,10 @@ In: a value of a recipe. Out: a place or a function, or a line in `faults`. Noth
 
 from __future__ import annotations
 
-import difflib
-
 from trl_sft.errors import Fault
 from trl_sft.recipe import paths, sections
 from trl_sft.recipe.yaml_reader import Key, Recipe
+from trl_sft.suggestions import LOOSE, nearest_name
 
 
 def base(recipe: Recipe, value: str | None, faults: list[Fault]) -> paths.Place | None:
@@ -51,8 +50,8 @@ def function(recipe: Recipe, key: Key, value: str, faults: list[Fault]) -> paths
     found = paths.code(value, recipe.folder(key)) if ":" in value else None
     if isinstance(found, paths.Code):
         return found
-    near = difflib.get_close_matches(value, sections.FORMATS, 1, 0.6)
-    known = near[0] if near else f"one of {', '.join(sections.FORMATS)}, or your function as FILE.py:FUNCTION"
+    near = nearest_name(value, sections.FORMATS, cutoff=LOOSE)
+    known = near or f"one of {', '.join(sections.FORMATS)}, or your function as FILE.py:FUNCTION"
     fault = Fault(recipe.where(key), f"{value}: {found.problem}", found.fix) if found else None
     faults.append(fault or Fault(recipe.where(key), f"no format {value}", known))
     return None

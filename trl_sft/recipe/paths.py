@@ -6,7 +6,6 @@ hub is asked.
 
 from __future__ import annotations
 
-import difflib
 import functools
 import glob
 import importlib.util
@@ -15,6 +14,8 @@ import re
 import sys
 from pathlib import Path
 from typing import NamedTuple
+
+from trl_sft.suggestions import LOOSE, nearest_name
 
 EMBEDDED = Path(__file__).parents[1] / "embedded"
 TEMPLATES = Path(__file__).parents[1] / "templates"
@@ -74,8 +75,7 @@ def template(value: str, folder: Path) -> Place | Absent:
         return Place((templates()[value],), value)
     if isinstance(place, Absent) or "/" in value:
         return place
-    near = difflib.get_close_matches(value, templates(), 1, 0.6)
-    names = near[0] if near else ", ".join(templates())
+    names = nearest_name(value, templates(), cutoff=LOOSE) or ", ".join(templates())
     return Absent("no chat template of that name", f"{names}; a .jinja file; or a tokenizer as FOLDER or OWNER/NAME")
 
 
@@ -146,7 +146,7 @@ def seen_from(file: Path, value: str) -> str:
 def _near(path: Path) -> str:
     names = sorted(p.name for p in path.parent.iterdir()) if path.parent.is_dir() else []
     names = [name for name in names if not name.startswith(".")]
-    near = difflib.get_close_matches(path.name, names, 3, 0.5) or names[:5]
+    near = nearest_name(path.name, names, cutoff=LOOSE, limit=3) or ", ".join(names[:5])
     if not path.parent.is_dir():
         return f"a path that exists; {path.parent} does not"
-    return f"one that exists; nearest there: {', '.join(near)}" if near else f"one that exists; {path.parent} is empty"
+    return f"one that exists; nearest there: {near}" if near else f"one that exists; {path.parent} is empty"

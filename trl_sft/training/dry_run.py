@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-import difflib
 import tempfile
 from collections.abc import Iterator
 
@@ -21,6 +20,7 @@ from trl_sft.errors import Fault, RecipeError, UserError, first_line
 from trl_sft.model import load, meta_model
 from trl_sft.recipe.checked import Run
 from trl_sft.recipe.yaml_reader import Key
+from trl_sft.suggestions import LOOSE, nearest_name
 from trl_sft.tokenization.build import TokenizedRows
 from trl_sft.tokenization.tokenizer import ChatTokenizer
 from trl_sft.training import actual, expected, finish
@@ -84,8 +84,7 @@ def _check_names(run: Run, trainer: SFTTrainer) -> None:
     for name in expected.nameless(run, adapted):
         given = {word: (run.lora or {}).get(word) for word in ("target_modules", "modules_to_save")}
         key = next(word for word, names in given.items() if isinstance(names, list) and name in names)
-        near = difflib.get_close_matches(name, known, 1, 0.5)
-        write = near[0] if near else "the name of a module that the model has"
+        write = nearest_name(name, known, cutoff=LOOSE) or "the name of a module that the model has"
         faults.append(Fault(run.recipe.where(("lora", key)), f"{name}: no module of the model is called so", write))
     for place, name, fits in _patterns(run, adapted, modules):
         if not fits:

@@ -7,7 +7,6 @@ writes them: unions, literals, enumerations, containers. A class that YAML canno
 from __future__ import annotations
 
 import ast
-import difflib
 import functools
 import re
 from collections.abc import Collection, Iterator
@@ -15,6 +14,7 @@ from collections.abc import Collection, Iterator
 from trl_sft.recipe.upstream import fields
 from trl_sft.recipe.upstream import source as upstream_source
 from trl_sft.recipe.upstream.fields import Field, Listing
+from trl_sft.suggestions import STRICT, nearest_name
 
 _FEW = 3  # names that a short one may mean
 _SCALARS = {"int": (int,), "float": (int, float), "bool": (bool,), "str": (str,), "dict": (dict,), "list": (list,)}
@@ -69,10 +69,11 @@ def expected(field: Field) -> str:
 
 def meant(word: str, known: Collection[str]) -> str:
     """Return the known word that one most likely means, "" = none shows: a slip, the end of a name, a short form."""
-    near = difflib.get_close_matches(word, known, 1, 0.75)
+    if near := nearest_name(word, known, cutoff=STRICT):
+        return near
     ends = [one for one in known if one.endswith(f"_{word}")]
     short = [one for one in known if re.fullmatch(".*".join(map(re.escape, word)), one)] if len(word) > 3 else []
-    return " or ".join(near or ends[:_FEW] or (short if len(short) == 1 else []))
+    return " or ".join(ends[:_FEW] or (short if len(short) == 1 else []))
 
 
 def typed(name: str, annotation: str) -> Field:
