@@ -6,7 +6,7 @@ ARGS ?=
 ROWS ?=
 BENCHMARKS := start_up first_step prepare step settings end_to_end gpu
 
-.PHONY: help install quickstart train check test prove lint notebooks bench clean
+.PHONY: help install quickstart train check test prove lint docs notebooks bench clean
 
 help:  ## list the targets
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -32,7 +32,7 @@ check: .venv/installed  ## make check RECIPE=my.yaml: all that needs no weights
 test: .venv/installed  ## the tests, in as many processes as there are cores, four at most
 	OMP_NUM_THREADS=1 $(PY) -m pytest -n auto --maxprocesses 4
 
-prove: .venv/installed  ## the long proofs; their table goes into docs/log.md
+prove: .venv/installed  ## the long proofs; their table goes into docs/development/log.md
 	$(PY) -m pytest -m long --durations=0 -v
 
 lint: .venv/installed  ## ruff and mypy
@@ -40,10 +40,15 @@ lint: .venv/installed  ## ruff and mypy
 	$(PY) -m ruff check .
 	$(PY) -m mypy
 
+docs: .venv/installed  ## the documentation as HTML, in build/docs; a broken link fails
+	$(PY) -m pip install --quiet -c constraints.txt --group docs
+	$(PY) scripts/build_reference.py build/docs-source
+	$(PY) -m zensical build --clean --strict
+
 notebooks: .venv/installed  ## run every notebook
 	@$(PY) scripts/run_notebooks.py notebooks
 
-bench: .venv/installed  ## every benchmark: docs/benchmarks.md (ROWS=FILE.jsonl for the whole run)
+bench: .venv/installed  ## every benchmark: docs/development/benchmarks.md (ROWS=FILE.jsonl for the whole run)
 	@for name in $(BENCHMARKS); do \
 		test $$name = end_to_end && rows="$(ROWS)" || rows=; \
 		echo "== benchmarks/$$name.py $$rows"; $(PY) benchmarks/$$name.py $$rows || exit 1; \

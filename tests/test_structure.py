@@ -1,14 +1,12 @@
-"""The structure holds: layers, sizes, frozen keys, no upstream name declared again, documents that are true."""
+"""The structure holds: layers, sizes, frozen keys, no upstream name declared again."""
 
 import ast
 import re
-import shlex
 import subprocess
 from pathlib import Path
 
 import pytest
 
-from trl_sft import cli, load_recipe
 from trl_sft.data import formats
 from trl_sft.recipe import sections
 from trl_sft.recipe.upstream import fields, keys
@@ -215,43 +213,6 @@ def test_no_module_names_what_upstream_owns():
         text = path.read_text(encoding="utf-8")
         writes = path.stem == "init" or path.parent.name == "importers"
         assert "learning_rate" not in text or writes, path.stem  # these write recipes
-
-
-def test_commands_in_documents_exist():
-    """Every `make TARGET` and every command line of ours in README and recipes is one that works."""
-    targets = set(re.findall(r"^([a-z]+):.*##", (ROOT / "Makefile").read_text(), re.MULTILINE))
-    texts = [ROOT / "README.md", *(ROOT / "recipes").rglob("*.yaml"), *(ROOT / "docs").glob("*.md")]
-    for path in texts:
-        text = path.read_text(encoding="utf-8")
-        assert set(re.findall(r"`?make ([a-z]+)", text)) <= targets | {"alone"}, path.name
-        for line in re.findall(r"python -m trl_sft (.*)", text):
-            words = shlex.split(line.split("#")[0].replace("`", "").replace("[", "").replace("]", ""))
-            assert words[0].endswith((".yaml", "RECIPE")) or words[0] in cli._COMMAND or words[0] in ("-h", "--help"), (
-                line
-            )
-
-
-def test_makefile_lists_what_it_does():
-    done = subprocess.run(["make"], cwd=ROOT, capture_output=True, text=True, check=True)
-    wanted = "install quickstart train check test prove lint notebooks bench clean".split()
-    assert [name for name in wanted if f"make {name} " not in done.stdout] == []
-
-
-def test_readme_names_every_file_of_the_package():
-    text = (ROOT / "README.md").read_text(encoding="utf-8")
-    written = [path.relative_to(PACKAGE).as_posix() for path in MODULES if not path.name.startswith("__")]
-    assert [name for name in written if f"trl_sft/{name}" not in text] == []
-
-
-def test_readme_recipe_is_accepted(here):
-    text = (ROOT / "README.md").read_text(encoding="utf-8")
-    body = (
-        re.search(r"```yaml\n(.*?)```", text, re.DOTALL).group(1).replace("Qwen/Qwen2.5-0.5B-Instruct", "trl_sft:tiny")
-    )
-    assert len(body.splitlines()) <= 11
-    (here / "my-rows.jsonl").write_text((here / "rows.jsonl").read_text())
-    (here / "recipe.yaml").write_text(body)
-    assert load_recipe("recipe.yaml").lora
 
 
 def test_nothing_tracked_carries_a_path_of_a_machine():

@@ -1,7 +1,7 @@
 """What this machine is, and the settings that follow from it: device, precision, pinned memory.
 
 In: the recipe's SFTConfig keywords. Out: further keywords, each with its reason, only where the recipe
-says nothing. These are departures from the owners' defaults, so the list is closed (docs/design.md).
+says nothing. These are departures from the owners' defaults, so the list is closed (docs/explanation).
 """
 
 from __future__ import annotations

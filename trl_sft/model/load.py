@@ -192,7 +192,7 @@ def mend(model: PreTrainedModel) -> None:
       loss reads, so every step raises (trl 1.16, peft 0.21); and peft would save both embeddings whole
       beside the trained rows.
     - 4-bit weights on a CPU with AVX512-BF16: the first evaluation packs them for a kernel without a
-      backward, and they stay so: later gradients were off by up to 106% (bitsandbytes 0.50, docs/log.md).
+      backward, and they stay so: later gradients were off by up to 106% (bitsandbytes 0.50, docs/development).
     - TRL trains the adapter of quantized weights in bfloat16, but on resuming peft loads it in float32, so
       that a resumed run would end elsewhere than one that was never stopped.
     """

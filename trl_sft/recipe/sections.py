@@ -188,7 +188,7 @@ OWN_HELP: dict[str, dict[str, str]] = {
     },
 }
 
-# What a run sets itself where the recipe is silent: the closed list of departures that are keys (docs/design.md).
+# What a run sets itself where the recipe is silent: the closed list of departures that are keys (docs/explanation).
 SETTLED: dict[tuple[str, str], str] = {
     ("data", "loss_on"): "the response, where rows have one",
     ("lora", "task_type"): "CAUSAL_LM: without it peft saves an adapter that AutoPeftModelForCausalLM cannot load",
