@@ -97,7 +97,7 @@ def handed_on(name, work):
 
 
 def for_axolotl(work):
-    kind = {"a chat": "chat_template", "prompts with completions": "input_output"}.get(work.rows.form, "completion")
+    kind = {"a chat": "chat_template", "prompts with completions": "input_output"}.get(work.rows.row_type, "completion")
     # each turn says whether it is trained
     chat = {"field_messages": "messages", "message_field_training": "train"}
     chat |= {"roles_to_train": [], "train_on_eos": "turn"}
@@ -117,7 +117,7 @@ def for_axolotl(work):
 
 def for_llamafactory(work):
     # of a named template the name says it; else it is read off the tokenizer
-    found = {"stage": "pt" if work.rows.form == "plain text" else "sft", "do_train": True, "dataset": "rows"}
+    found = {"stage": "pt" if work.rows.row_type == "plain text" else "sft", "do_train": True, "dataset": "rows"}
     found |= {"finetuning_type": "lora" if work.lora else "full", "dataset_dir": str(work.folder)}
     found |= {"eval_dataset": "held_out"} if work.rows.eval and work.args.eval_strategy != "no" else {}
     found |= {} if work.chats else {"template": "empty"}
@@ -230,7 +230,7 @@ def attention(work):
 
 
 def specials(work):  # that are plain text in a row are tokens to all of them
-    return None if work.rows.escaped else {}
+    return None if work.rows.has_escaped_tokens else {}
 
 
 def accumulated(work):  # `run.global_batch_size`, on the one device that these files are for

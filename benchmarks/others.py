@@ -57,7 +57,7 @@ class Work(NamedTuple):
 
     @property
     def chats(self):
-        return self.rows.form == "a chat"
+        return self.rows.row_type == "a chat"
 
     def value(self, key):
         """Return the value that a run takes for a key, as YAML can write it."""
@@ -85,12 +85,12 @@ def load(path, folder, overrides=()):
 
         setup = training_run.set_up(run)
         rows = training_run.load_rows(run, setup)
-    if rows.streamed:
+    if rows.streaming:
         raise SystemExit("a streamed source is not written: take streaming out, and set max_rows")
     answers = [[0, 0]]
-    if rows.form == "a chat":
+    if rows.row_type == "a chat":
         sides = [rows.train, *rows.eval.values()]
-        answers = [[said(row["prompt"]), said(row["completion"])] for side in sides for row in side.forms]
+        answers = [[said(row["prompt"]), said(row["completion"])] for side in sides for row in side.rows]
     several, single = any(sum(pair) > 1 for pair in answers), all(last == 1 for _, last in answers)
     return Work(run, setup.args, setup.chat, rows, model_load.lora(run), folder, several, single)
 
@@ -104,7 +104,7 @@ def rows_of(work, side):
     on, end = work.rows.loss_on, work.chat.tokenizer.eos_token
     extra = {"chat_template_kwargs": work.run.template_kwargs} if work.run.template_kwargs else {}
     for number in side.order:
-        row = side.forms[int(number)]
+        row = side.rows[int(number)]
         if not work.chats:
             both = {name: row[name] for name in ("prompt", "completion", "text") if row.get(name) is not None}
             if "text" in both:
@@ -137,7 +137,7 @@ def write_rows(work):
     tags = {"role_tag": "role", "content_tag": "content", "user_tag": "user", "assistant_tag": "assistant"}
     about = {"formatting": "sharegpt", "columns": {"messages": "messages"}, "tags": tags | {"system_tag": "system"}}
     if not work.chats:
-        text = work.rows.form == "plain text"
+        text = work.rows.row_type == "plain text"
         about = {"columns": {"prompt": "text"} if text else {"prompt": "prompt", "response": "completion"}}
     return {name: {"file_name": f"{name}.jsonl"} | about for name in ("rows", "held_out")[: 2 if work.rows.eval else 1]}
 

@@ -151,7 +151,7 @@ def test_rows_for_others_are_those_that_a_run_trains(others, here):
     theirs = [json.loads(line) for line in (here / "others" / "trl" / "train.jsonl").read_text().splitlines()]
     assert (len(shared), len(held)) == (24, 6)
     questions = [row["messages"][0]["content"] for row in shared]
-    assert questions == [work.rows.train.forms[int(n)]["prompt"][0]["content"] for n in work.rows.train.order]
+    assert questions == [work.rows.train.rows[int(n)]["prompt"][0]["content"] for n in work.rows.train.order]
     assert not set(questions) & {row["messages"][0]["content"] for row in held}
     assert all([turn["train"] for turn in row["messages"]] == [False, True] for row in shared)
     assert [row["prompt"][0]["content"] for row in theirs] == questions

@@ -44,9 +44,9 @@ def test_a_module_that_is_added_or_renamed_changes_the_digest(tmp_path):
 def test_fingerprint_of_formatted_rows_holds_the_digest(here, monkeypatch):
     from datasets import Dataset
 
-    from trl_sft.data.formats import Target
+    from trl_sft.data.formats import TokenizerFeatures
 
-    how = conversion.RowFormat("text", "plain", Target((), ""), "rows", None)
+    how = conversion.SourceFormat("text", "plain", TokenizerFeatures((), ""), "rows", None)
     rows = Dataset.from_dict({"text": ["a"]})
     before = conversion.fingerprint(rows, how)
     monkeypatch.setattr(conversion, "CODE", "another")

@@ -5,11 +5,11 @@ from conftest import jsonl
 
 from trl_sft.data import formats, wordings
 from trl_sft.data import messages as data_messages
-from trl_sft.data.formats import LAYOUTS, Target
+from trl_sft.data.formats import LAYOUTS, TokenizerFeatures
 from trl_sft.data.wordings import CHATS, TURNS
 from trl_sft.recipe import sections
 
-TARGET = Target(("messages", "system"), "</s>")
+TARGET = TokenizerFeatures(("messages", "system"), "</s>")
 VICUNA = (
     "A chat between a curious user and an artificial intelligence assistant. "
     "The assistant gives helpful, detailed, and polite answers to the user's questions. "
@@ -76,7 +76,7 @@ REFUSED = {
 def test_every_layout_in_every_wording_gives_exactly_this(layout, wording):
     assert ((layout, wording) in EXPECTED) != ((layout, wording) in REFUSED), "the table is whole"
     if (layout, wording) in REFUSED:
-        with pytest.raises(data_messages.BadRow, match=REFUSED[layout, wording]):
+        with pytest.raises(data_messages.FormatError, match=REFUSED[layout, wording]):
             formats.form(ROWS[layout], layout, wording, TARGET)
         return
     made = formats.form(ROWS[layout], layout, wording, TARGET).columns
@@ -177,7 +177,7 @@ def test_system_prompt_takes_the_place_of_vicunas_own():
     messages = [{"role": "system", "content": "be kind"}, *ROWS["messages"]["messages"]]
     made = formats.form({"messages": messages}, "messages", "vicuna", TARGET).columns
     assert made["prompt"] == "be kind USER: q ASSISTANT:"
-    with pytest.raises(data_messages.BadRow, match="takes one question and one answer, not system"):
+    with pytest.raises(data_messages.FormatError, match="takes one question and one answer, not system"):
         formats.form({"messages": messages}, "messages", "alpaca", TARGET)
 
 
@@ -328,7 +328,7 @@ def test_task_of_the_source_holds_for_all_its_rows():
 
 @pytest.mark.parametrize("task", ["sumary", "translaton", "classificaton"])
 def test_misspelt_task_is_refused_and_not_trained_as_an_instruction(task):
-    with pytest.raises(data_messages.BadRow, match="is no known task"):
+    with pytest.raises(data_messages.FormatError, match="is no known task"):
         formats.form(ROWS["task"] | {"task": task}, "task", "chat", TARGET)
 
 
@@ -346,7 +346,7 @@ def test_formatting_is_cached_across_processes_and_not_when_an_imported_file_cha
     code = (
         "from trl_sft import load_recipe\nfrom trl_sft.training import run as training\n"
         "for words in ([], ['data.train=rows.jsonl']):\n"
-        "    print(training.prepare(load_recipe('recipe.yaml', words)).rows.train.forms._fingerprint)\n"
+        "    print(training.prepare(load_recipe('recipe.yaml', words)).rows.train.rows._fingerprint)\n"
     )
 
     def names(seed):
@@ -399,7 +399,7 @@ def test_null_that_json_writes_is_trained_and_one_that_arrow_makes_is_not(here):
 
     call = {"function": {"name": "f", "arguments": {"x": None, "y": 1}}}
     turns_ = [{"role": "user", "content": "q"}, {"role": "assistant", "content": "", "tool_calls": [call]}]
-    how = conversion.RowFormat("messages", "chat", TARGET, "r", None)
+    how = conversion.SourceFormat("messages", "chat", TARGET, "r", None)
     written = Dataset.from_dict({"messages": [json.dumps(turns_)]})
     made = conversion.convert({"messages": [json.dumps(turns_)]}, [0], how, written.features)
     assert '"x": null' in made["completion"][0][0]["content"]

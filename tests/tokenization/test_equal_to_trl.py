@@ -39,7 +39,7 @@ def ours(*words):
 
 def reference(ready, joined=False, **settings):
     """Return what SFTTrainer itself makes of the same formatted rows."""
-    rows = [ready.rows.train.forms[int(n)] for n in ready.rows.train.order]
+    rows = [ready.rows.train.rows[int(n)] for n in ready.rows.train.order]
     rows = [{name: row[name] for name in ("prompt", "completion", "text", "tools") if row.get(name)} for row in rows]
     features = None
     if "prompt" in rows[0] and isinstance(rows[0]["prompt"], list):
@@ -215,7 +215,7 @@ def test_answers_of_tools_carry_no_loss_in_any_template(name, checked, here):
     setup = training_run.set_up(run)
     rows = training_run.load_rows(run, setup)
     encoder = build.encoder(run, setup.chat, rows, setup.args)
-    batch = cache.columns(rows.train.forms.with_format("arrow")[:])
+    batch = cache.columns(rows.train.rows.with_format("arrow")[:])
     refused = ""
     try:
         texts = list(render.rendered(encoder, batch, [0, 1], [checked] * 2, str))

@@ -207,14 +207,14 @@ def test_max_rows_draws_with_the_seed_and_keeps_the_files_row_numbers(here, caps
     numbered(here, "a.jsonl", 100)
     ready = prepare(here, "{train: {path: a.jsonl, max_rows: 7}}")
     assert "7 of its 100 rows, drawn with the seed" in capsys.readouterr().out
-    asked = [row["content"] for form in ready.rows.train.forms for row in form["prompt"]]
+    asked = [row["content"] for form in ready.rows.train.rows for row in form["prompt"]]
     assert len(asked) == 7
     for number, question in enumerate(asked):
-        line = int(ready.rows.train.name(number).rpartition(" ")[2])
+        line = int(ready.rows.train.row_name(number).rpartition(" ")[2])
         assert question == f"What is {line - 1}?"
     assert (
-        prepare(here, "{train: {path: a.jsonl, max_rows: 7}}").rows.train.forms["prompt"]
-        == ready.rows.train.forms["prompt"]
+        prepare(here, "{train: {path: a.jsonl, max_rows: 7}}").rows.train.rows["prompt"]
+        == ready.rows.train.rows["prompt"]
     )
 
 

@@ -18,7 +18,7 @@ from trl_sft import errors
 from trl_sft.cli import gains
 from trl_sft.console import faults, python, say, span
 from trl_sft.data import rows as data_rows
-from trl_sft.data.formats import Target
+from trl_sft.data.formats import TokenizerFeatures
 from trl_sft.errors import Fault, LaunchError, MissingPackage, Unreached, UserError
 from trl_sft.model import device, load, trust
 from trl_sft.recipe import processes as recipe_processes
@@ -32,7 +32,7 @@ from trl_sft.training.memory import fit
 from trl_sft.training.summary import lines
 
 # rows as any tokenizer might want them: for a look at the columns where none is there
-_ANY = Target(chat_template.NAMES, "")
+_ANY = TokenizerFeatures(chat_template.NAMES, "")
 
 
 @dataclass
@@ -82,14 +82,14 @@ def check(run: Run, for_: On, seconds: float) -> Report:
     found, chatting = _model(run, report)
     if found is None or chatting is None or settled is None:
         with report.stage("rows"):
-            lines([("rows", line) for line in data_rows.load(run, _ANY).said])
+            lines([("rows", line) for line in data_rows.load(run, _ANY).notes])
         report.needs("tokens", {"settings": settled, "the tokenizer": chatting})
         return report
     setup = training_run.Setup(found, settled.quantized, chatting, settled.settings, settled.args)
     rows, made = None, None
     with report.stage("rows"):
         rows = training_run.load_rows(run, setup)
-        lines([("rows", line) for line in rows.said])
+        lines([("rows", line) for line in rows.notes])
     if report.needs("tokens", {"the rows": rows}):
         with report.stage("tokens"):
             made = build.make(run, chatting, rows, settled.args, thorough=True)

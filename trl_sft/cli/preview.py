@@ -1,4 +1,4 @@
-"""Rows as the model sees them: trained tokens apart from the others, special tokens visible, cut ends marked.
+"""RunRows as the model sees them: trained tokens apart from the others, special tokens visible, cut ends marked.
 
 In: a `Run`; of each source only its first rows are read, whatever its size, and no weights. Out: a `Preview`,
 shown in a terminal, as a page of HTML, or in a notebook. What stands in rows is escaped in HTML.
@@ -15,7 +15,7 @@ from datasets import Dataset
 from transformers import PreTrainedTokenizerBase
 from trl import SFTConfig
 
-from trl_sft.data.rows import Rows
+from trl_sft.data.rows import RunRows
 from trl_sft.recipe.checked import Run
 from trl_sft.tokenization import build, cache, ledger, special_tokens
 from trl_sft.tokenization.encode import IGNORED
@@ -108,29 +108,31 @@ def make(run: Run, num_rows: int = 3) -> Preview:
     rows = training_run.load_rows(run, setup, max(_HEAD, num_rows))
     args = setup.args
     encoder = build.encoder(run, setup.chat, rows, args)
-    work = cache.Work(rows.train.forms, rows.train.order, rows.train.name, "Tokenizing", thorough=True)
+    work = cache.Work(rows.train.rows, rows.train.order, rows.train.row_name, "Tokenizing", thorough=True)
     made = cache.in_memory(work, encoder)
     packs = cache.packed(made, args.max_length, args.packing_strategy, None) if args.packing else None
     counted = ledger.count(rows.train, made, packs, args.per_device_train_batch_size, args.max_length)
-    said = [("rows", line) for line in rows.said]
+    said = [("rows", line) for line in rows.notes]
     if len(made.rows):
         said += ledger.lines(run, rows, {"train": counted, "eval": {}}, args, whole=False)
     shown = list(_shown(rows, made, setup.chat.tokenizer, num_rows))
-    left = [f"{rows.train.name(row['number'])}: {row['reason']}: {row['begins']!r}" for row in made.rejected[:num_rows]]
+    left = [
+        f"{rows.train.row_name(row['number'])}: {row['reason']}: {row['begins']!r}" for row in made.rejected[:num_rows]
+    ]
     batch, room = _batch(made.rows, packs, args)
     return Preview(said, shown, left, batch, room)
 
 
-def _shown(rows: Rows, made: cache.Tokens, tokenizer: PreTrainedTokenizerBase, number: int) -> Iterator[Shown]:
+def _shown(rows: RunRows, made: cache.Tokens, tokenizer: PreTrainedTokenizerBase, number: int) -> Iterator[Shown]:
     """Yield the first rows of each source."""
     special = {*tokenizer.convert_tokens_to_ids(list(special_tokens.strings(tokenizer)))}
     numbers = np.asarray(made.rows.data["number"].to_numpy())
-    parts = [rows.train.source(int(n))[0] for n in numbers]
-    for part in range(len(rows.train.parts)):
+    parts = [rows.train.locate(int(n))[0] for n in numbers]
+    for part in range(len(rows.train.sources)):
         for index in [i for i, of in enumerate(parts) if of == part][:number]:
             row = made.rows[index]
             pieces = list(_pieces(tokenizer, row["input_ids"], row["labels"], special))
-            name = rows.train.name(int(numbers[index]))
+            name = rows.train.row_name(int(numbers[index]))
             yield Shown(name, pieces, row["total"], row["trained"], row["total"] - len(row["input_ids"]))
 
 

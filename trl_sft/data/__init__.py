@@ -1,5 +1,5 @@
-"""Rows become prompt and completion, chat messages, or text.
+"""RunRows become prompt and completion, chat messages, or text.
 
-In: the sources of a `Run`. Out: `rows.Rows`, formatted rows with the order in which an epoch trains them.
+In: the sources of a `Run`. Out: `rows.RunRows`, formatted rows with the order in which an epoch trains them.
 Deliberately absent: tokens (`trl_sft.tokenization`).
 """

@@ -30,12 +30,12 @@ _NOTES = {_AS_TEXT: Value("string"), _UNUSED: Value("string"), _ANSWERS: Value("
 CODE = digest_code(Path(__file__).parent)
 
 
-class RowFormat(NamedTuple):
+class SourceFormat(NamedTuple):
     """How the rows of one source are formatted."""
 
     layout: str
     wording: str | dict[str, str]
-    target: formats.Target
+    target: formats.TokenizerFeatures
     name: str  # of the source, for messages
     code: Code | None  # the user's function
 
@@ -60,7 +60,7 @@ def features() -> Features:
     return Features(chat | {messages.UNTRAINED: List(Value("int32"))} | _NOTES)
 
 
-def fingerprint(rows: Dataset, how: RowFormat) -> str:
+def fingerprint(rows: Dataset, how: SourceFormat) -> str:
     """Return under which name datasets caches the formatted rows.
 
     The user's function counts with every module that came along when it was imported: the hash that
@@ -72,7 +72,7 @@ def fingerprint(rows: Dataset, how: RowFormat) -> str:
 def convert(
     batch: Mapping[str, list[Any]],
     indices: list[int],
-    how: RowFormat,
+    how: SourceFormat,
     types: Features,
     numbers: Sequence[int] | None = None,
 ) -> dict[str, list[Any]]:
@@ -91,7 +91,7 @@ def convert(
         row = {column: values[n] for column, values in given.items()}
         try:
             forms.append(_formed(columns(how.code, row) if how.code else row, how))
-        except messages.BadRow as bad:
+        except messages.FormatError as bad:
             number = index if numbers is None else int(numbers[index])
             faults.append(Fault(f"{how.name} row {number + 1}", bad.problem, bad.fix))
     if len(faults) > text_files.MAX_SHOWN:
@@ -136,29 +136,29 @@ def function(code: Code) -> Callable[[Mapping[str, Any]], Any]:
 
 
 def columns(code: Code, row: Mapping[str, Any]) -> dict[str, Any]:
-    """Return what the user's function makes of a row. Raises BadRow for whatever it raises or wrongly returns."""
+    """Return what the user's function makes of a row. Raises FormatError for whatever it raises or wrongly returns."""
     try:
         made = function(code)(row)
     except (Exception, SystemExit) as error:
-        raise messages.BadRow(
+        raise messages.FormatError(
             f"{code.name} raised {type(error).__name__}: {first_line(error)}", "a mend in it"
         ) from None
     if isinstance(made, str):
         return {"text": made}
     if not isinstance(made, Mapping):
         write = "a mapping with messages, with prompt and completion, or another format's columns; or a text"
-        raise messages.BadRow(f"{code.name} returned {type(made).__name__}", write)
+        raise messages.FormatError(f"{code.name} returned {type(made).__name__}", write)
     media = sorted(set(messages.MEDIA) & set(made))
     if media:
-        raise messages.BadRow(f"{code.name} returned {media[0]}: this version trains on text alone", "text alone")
+        raise messages.FormatError(f"{code.name} returned {media[0]}: this version trains on text alone", "text alone")
     return dict(made)
 
 
-def _formed(row: dict[str, Any], how: RowFormat) -> dict[str, Any]:
+def _formed(row: dict[str, Any], how: SourceFormat) -> dict[str, Any]:
     """Return one row's columns in TRL's form, and its notes."""
     held = _special(row, how)
     if held:
-        row = messages.escaped(row, messages.special_pattern(how.target.specials))
+        row = messages.escaped(row, messages.special_pattern(how.target.special_tokens))
     formed = formats.form(row, how.layout, how.wording, how.target)
     layout = formats.LAYOUTS.get(how.layout)
     read = {*layout.columns, *layout.optional} if layout else set(row)
@@ -172,19 +172,19 @@ def _formed(row: dict[str, Any], how: RowFormat) -> dict[str, Any]:
     return formed.columns | task | notes | {_ESCAPED: held}
 
 
-def _special(row: Mapping[str, Any], how: RowFormat) -> bool:
-    """Tell whether a row's texts hold special strings of the tokenizer; raises BadRow where that is refused.
+def _special(row: Mapping[str, Any], how: SourceFormat) -> bool:
+    """Tell whether a row's texts hold special strings of the tokenizer; raises FormatError where that is refused.
 
     Texts that are trained as they stand are not asked: their author may have written the template's tokens.
     """
     as_it_stands = how.layout == "text" or (how.layout == "prompt_completion" and how.wording == "plain")
-    if as_it_stands or not how.target.specials:
+    if as_it_stands or not how.target.special_tokens:
         return False
-    pattern = messages.special_pattern(how.target.specials)
+    pattern = messages.special_pattern(how.target.special_tokens)
     found = next((match for text in messages.strings(row) if (match := pattern.search(text))), None)
-    if found and not how.target.escape:
+    if found and not how.target.escape_special_tokens:
         write = "data.special_tokens_in_text: text, to train it letter by letter; or a row without it"
-        raise messages.BadRow(f"{found[0]} stands in the text, and is a special token of this tokenizer", write)
+        raise messages.FormatError(f"{found[0]} stands in the text, and is a special token of this tokenizer", write)
     return found is not None
 
 

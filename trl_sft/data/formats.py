@@ -13,20 +13,24 @@ from typing import Any, NamedTuple
 
 from trl_sft.data import messages as data_messages
 from trl_sft.data import wordings
-from trl_sft.data.messages import BadRow, Chat, Row, text
+from trl_sft.data.messages import Chat, FormatError, Row, text
 from trl_sft.data.wordings import Turn
 
 _THOUGHT = "reasoning_content"
 
 
-class Target(NamedTuple):
+class TokenizerFeatures(NamedTuple):
     """What the rows are formatted for."""
 
-    renders: tuple[str, ...]  # what the chat template renders, see `turns.render`; empty = there is no template
-    eos: str  # the tokenizer's end token, which some wordings put after earlier answers
+    template_features: tuple[
+        str, ...
+    ]  # what the chat template renders, see `turns.render`; empty = there is no template
+    eos_token: str  # the tokenizer's end token, which some wordings put after earlier answers
     task: str = ""  # of every row of the source, where the rows have no column for it
-    specials: tuple[str, ...] = ()  # strings that are one special token each
-    escape: bool = False  # whether these are plain text where a row holds them; else such a row is refused
+    special_tokens: tuple[str, ...] = ()  # strings that are one special token each
+    escape_special_tokens: bool = (
+        False  # whether these are plain text where a row holds them; else such a row is refused
+    )
 
 
 class Layout(NamedTuple):
@@ -58,7 +62,9 @@ def _pair(row: Row) -> Any:
         return Turn(text(row, "prompt"), "", text(row, "completion"))
     prompt, completion = data_messages.read(row, "prompt"), data_messages.read(row, "completion")
     if completion[0]["role"] != "assistant":
-        raise BadRow(f"completion begins with {completion[0]['role']}", "the assistant's turn: it is what is learned")
+        raise FormatError(
+            f"completion begins with {completion[0]['role']}", "the assistant's turn: it is what is learned"
+        )
     data_messages.check(prompt + completion, "prompt with completion")
     return Chat(prompt + completion, data_messages.tools(row), len(completion))
 
@@ -83,7 +89,7 @@ def _after(row: Row, column: str, turn: Turn) -> Chat:
     """Return a turn after what was said before it: pairs [human, assistant], or turns."""
     said = row.get(column) or []
     if not isinstance(said, list):
-        raise BadRow(f"{column} is {type(said).__name__}", "a list of [human, assistant], or of {role, content}")
+        raise FormatError(f"{column} is {type(said).__name__}", "a list of [human, assistant], or of {role, content}")
     messages = [{"role": "system", "content": text(row, "system")}] if row.get("system") else []
     for item in said:
         named = item if isinstance(item, Mapping) and {"human", "assistant"} <= set(item) else {}
@@ -94,7 +100,7 @@ def _after(row: Row, column: str, turn: Turn) -> Chat:
                 {"role": data_messages.ROLES[name], "content": text(named, name)} for name in ("human", "assistant")
             ]
         elif isinstance(item, list):
-            raise BadRow(f"{column} has a list of {len(item)} where two are due", "[human, assistant]")
+            raise FormatError(f"{column} has a list of {len(item)} where two are due", "[human, assistant]")
         else:
             messages += data_messages.read({column: [item]}, column)
     messages += wordings.messages_of(turn)
@@ -109,7 +115,7 @@ def _task(row: Row) -> Turn:
 
 def _thinking(row: Row) -> Turn:
     if not text(row, "reasoning").strip():
-        raise BadRow("reasoning is empty", "text there, or format: question_answer with the columns renamed")
+        raise FormatError("reasoning is empty", "text there, or format: question_answer with the columns renamed")
     return Turn(text(row, "problem"), "", text(row, "answer"), thought=row["reasoning"])
 
 
@@ -135,11 +141,11 @@ def recognise(columns: Collection[str]) -> list[str]:
     return [name for name, layout in LAYOUTS.items() if set(layout.columns) <= set(columns)]
 
 
-def form(row: Row, layout: str, wording: str | Mapping[str, str], target: Target) -> Formed:
+def form(row: Row, layout: str, wording: str | Mapping[str, str], target: TokenizerFeatures) -> Formed:
     """Return a row in TRL's form: prompt and completion (texts or messages), or text.
 
     `wording` is a key of `wordings.TURNS` or `wordings.CHATS`, `chat`, or the recipe's own {prompt,
-    completion}. Raises BadRow.
+    completion}. Raises FormatError.
     """
     if isinstance(wording, Mapping):
         values = {name: text(row, name) for part in wording.values() for name in wordings.fields(part)}
@@ -157,24 +163,24 @@ def form(row: Row, layout: str, wording: str | Mapping[str, str], target: Target
         _some(read.response, LAYOUTS[layout].columns[-1])
         _some(read.question + read.task, LAYOUTS[layout].columns[0], "it asks nothing")
         if wording != "chat":
-            return Formed(wordings.pair(read, wording, target.eos)._asdict())
+            return Formed(wordings.pair(read, wording, target.eos_token)._asdict())
         messages = wordings.messages_of(read)
-        if read.thought and {_THOUGHT, "thinking"} & set(target.renders):
+        if read.thought and {_THOUGHT, "thinking"} & set(target.template_features):
             messages[-1] |= {"content": read.response, _THOUGHT: read.thought}
         read = Chat(messages, [])
     return _formed(read, wording, target)
 
 
-def _formed(chat: Chat, wording: str, target: Target) -> Formed:
+def _formed(chat: Chat, wording: str, target: TokenizerFeatures) -> Formed:
     """Return a chat in TRL's form."""
     if wording != "chat":
         if data_messages.UNTRAINED in chat.messages[-1]:
-            raise BadRow(
+            raise FormatError(
                 "the last answer is not to be trained, and it is all that this wording trains", "wording: chat"
             )
         shown = data_messages.render(chat, {"system"})
-        return Formed(wordings.pair(shown.messages, wording, target.eos)._asdict(), shown.as_text)
-    shown = data_messages.render(chat, target.renders)
+        return Formed(wordings.pair(shown.messages, wording, target.eos_token)._asdict(), shown.as_text)
+    shown = data_messages.render(chat, target.template_features)
     split = len(shown.messages) - shown.learned
     columns = {"prompt": shown.messages[:split], "completion": shown.messages[split:]}
     tools = json.dumps(shown.tools, ensure_ascii=False) if shown.tools else None
@@ -184,4 +190,4 @@ def _formed(chat: Chat, wording: str, target: Target) -> Formed:
 
 def _some(words: str, column: str, why: str = "there is nothing to learn") -> None:
     if not words.strip():
-        raise BadRow(f"{column} is empty: {why}", "text there")
+        raise FormatError(f"{column} is empty: {why}", "text there")

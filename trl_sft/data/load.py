@@ -154,7 +154,7 @@ def _own_columns(recipe: Recipe, source: Source) -> set[str]:
     where = recipe.where((*source.key, "wording"))
     try:
         needed = {name for part in source.wording.values() for name in wordings.fields(part)}
-    except messages.BadRow as error:
+    except messages.FormatError as error:
         raise RecipeError(Fault(where, error.problem, error.fix)) from None
     if set(source.wording) not in ({"prompt", "completion"}, {"text"}):
         raise RecipeError(Fault(where, f"a wording with {', '.join(source.wording)}", "prompt and completion, or text"))

@@ -41,7 +41,7 @@ _KEYS = {
 MEDIA = ("image", "images", "audio", "audios", "video", "videos")
 
 
-class BadRow(ValueError):
+class FormatError(ValueError):
     """A row cannot be formatted: what stood there, and what to write."""
 
     def __init__(self, problem: str, fix: str) -> None:
@@ -68,27 +68,27 @@ class Rendered(NamedTuple):
 
 
 def text(row: Row, column: str) -> str:
-    """Return a column's text. Raises BadRow where it is none."""
+    """Return a column's text. Raises FormatError where it is none."""
     value = row.get(column)
     if isinstance(value, str):
         return value
     shown = "nothing (null)" if value is None else f"{str(value)[:40]!r} ({type(value).__name__})"
-    raise BadRow(f"{column} is {shown}", "text there, or take the row out")
+    raise FormatError(f"{column} is {shown}", "text there, or take the row out")
 
 
 def read(row: Row, column: str) -> list[Message]:
-    """Return the turns of a column as messages; a turn is {role, content} or {from, value}. Raises BadRow."""
+    """Return the turns of a column as messages; a turn is {role, content} or {from, value}. Raises FormatError."""
     turns = row.get(column)
     if isinstance(turns, str) and turns.lstrip().startswith("["):  # as a CSV holds it
         turns = _parsed(turns, column)
     if not isinstance(turns, list) or not turns:
-        raise BadRow(f"{column} is {'empty' if turns == [] else 'no list'}", "a list of {role, content}")
+        raise FormatError(f"{column} is {'empty' if turns == [] else 'no list'}", "a list of {role, content}")
     messages = []
     for number, turn in enumerate(turns, 1):
         try:
             messages.append(_message(turn, column))
-        except BadRow as bad:
-            raise BadRow(f"{bad.problem} (turn {number})", bad.fix) from None
+        except FormatError as bad:
+            raise FormatError(f"{bad.problem} (turn {number})", bad.fix) from None
     return messages
 
 
@@ -97,7 +97,7 @@ def tools(row: Row, column: str = "tools") -> list[dict[str, Any]]:
     value = _parsed(row.get(column) or [], column)
     listed = [_parsed(item, column) for item in (value if isinstance(value, list) else [value])]
     if not all(isinstance(item, dict) for item in listed):
-        raise BadRow(f"{column} holds {str(value)[:40]!r}", "a list of JSON schemas of functions")
+        raise FormatError(f"{column} holds {str(value)[:40]!r}", "a list of JSON schemas of functions")
     return [item if "function" in item else {"type": "function", "function": item} for item in listed]
 
 
@@ -142,25 +142,25 @@ def unescaped(value: Any) -> Any:
 
 
 def check(messages: Sequence[Message], column: str) -> None:
-    """Refuse a conversation that trains nothing or confuses a template. Raises BadRow."""
+    """Refuse a conversation that trains nothing or confuses a template. Raises FormatError."""
     roles = [message["role"] for message in messages]
     if roles.count("system") > 1:
-        raise BadRow(f"{column} has {roles.count('system')} system prompts", "one, at the beginning: join them")
+        raise FormatError(f"{column} has {roles.count('system')} system prompts", "one, at the beginning: join them")
     if "system" in roles[1:]:
-        raise BadRow(f"{column} has its system prompt as turn {roles.index('system') + 1}", "it at the beginning")
+        raise FormatError(f"{column} has its system prompt as turn {roles.index('system') + 1}", "it at the beginning")
     talk = roles[1:] if roles[0] == "system" else roles
     if "assistant" not in talk:
-        raise BadRow(f"{column} has no assistant's turn", "one, as the last: it is what is learned")
+        raise FormatError(f"{column} has no assistant's turn", "one, as the last: it is what is learned")
     if talk[0] != "user":
-        raise BadRow(f"{column} begins with {talk[0]}", "a user's turn before it: it answers something")
+        raise FormatError(f"{column} begins with {talk[0]}", "a user's turn before it: it answers something")
     if roles[-1] != "assistant":
-        raise BadRow(f"{column} ends with {roles[-1]}", "the assistant's turn last: it is what is learned")
+        raise FormatError(f"{column} ends with {roles[-1]}", "the assistant's turn last: it is what is learned")
     for number, message in enumerate(messages, 1):
         said = message["content"].strip() or message.get("tool_calls") or message.get("reasoning_content")
         if message["role"] in ("user", "assistant") and not said:
-            raise BadRow(f"{column} has an empty turn of the {message['role']} (turn {number})", "text there")
+            raise FormatError(f"{column} has an empty turn of the {message['role']} (turn {number})", "text there")
         if message["role"] == "tool" and roles[number - 2] not in ("assistant", "tool"):
-            raise BadRow(
+            raise FormatError(
                 f"{column} has a tool's answer after {roles[number - 2]} (turn {number})", "the call before it"
             )
 
@@ -206,14 +206,14 @@ def render(chat: Chat, renders: Collection[str]) -> Rendered:
 def _message(turn: Any, column: str) -> Message:
     name = (turn.get("role") or turn.get("from")) if isinstance(turn, Mapping) else turn
     if not isinstance(name, str) or name not in ROLES:
-        raise BadRow(f"{column} has the role {name!r}", f"one of {', '.join(ROLES)}")
+        raise FormatError(f"{column} has the role {name!r}", f"one of {', '.join(ROLES)}")
     content = turn["content"] if turn.get("content") is not None else turn.get("value")
     if name == "function_call":
         turn, content = {**turn, "tool_calls": content}, ""
     calls = _calls(turn.get("tool_calls") or turn.get("function_call") or [], column)
     message: Message = {"role": ROLES[name], "content": "" if calls and content is None else _content(content, column)}
     if calls and ROLES[name] != "assistant":
-        raise BadRow(f"{column} has a call by {name}", "calls in the assistant's turns")
+        raise FormatError(f"{column} has a call by {name}", "calls in the assistant's turns")
     if calls:
         message["tool_calls"] = calls
     thought = next((turn[key] for key in _THINKING if turn.get(key)), None)
@@ -229,22 +229,22 @@ def _is_trained(turn: Mapping[str, Any], role: str, column: str) -> bool:
     given = [(key, turn[key]) for key in _CARRYING if turn.get(key) is not None]
     for key, value in given:
         if value not in (0, 1):
-            raise BadRow(f"{column} has a turn with {key}: {value!r}", "0 or 1 (false or true): no part of a loss")
+            raise FormatError(f"{column} has a turn with {key}: {value!r}", "0 or 1 (false or true): no part of a loss")
         if value and role != "assistant":
-            raise BadRow(f"{column} has a turn of {role} with {key}: {value!r}", "it on assistant's turns alone")
+            raise FormatError(f"{column} has a turn of {role} with {key}: {value!r}", "it on assistant's turns alone")
     if len({bool(value) for _, value in given}) > 1:
-        raise BadRow(f"{column} has a turn with {' and '.join(f'{k}: {v!r}' for k, v in given)}", "one of the two")
+        raise FormatError(f"{column} has a turn with {' and '.join(f'{k}: {v!r}' for k, v in given)}", "one of the two")
     return all(value for _, value in given)
 
 
 def _content(value: Any, column: str) -> str:
-    """Return the text of a turn; several parts of text are one. Raises BadRow for pictures and sound."""
+    """Return the text of a turn; several parts of text are one. Raises FormatError for pictures and sound."""
     if not isinstance(value, list):
         return text({f"a turn of {column}": value}, f"a turn of {column}")
     for part in value:
         kind = part.get("type") if isinstance(part, Mapping) else type(part).__name__
         if kind != "text":
-            raise BadRow(f"{column} has a part of type {kind}", "rows of text alone: this version trains no other")
+            raise FormatError(f"{column} has a part of type {kind}", "rows of text alone: this version trains no other")
     return "".join(text(part, "text") for part in value)
 
 
@@ -256,11 +256,11 @@ def _calls(value: Any, column: str) -> list[dict[str, Any]]:
         call = _parsed(item, column)
         function = call.get("function") or call if isinstance(call, Mapping) else {}
         if not isinstance(function, Mapping) or not isinstance(function.get("name"), str):
-            raise BadRow(f"{column} has a call {str(item)[:40]!r}", "{name: ..., arguments: {...}}")
+            raise FormatError(f"{column} has a call {str(item)[:40]!r}", "{name: ..., arguments: {...}}")
         given = function.get("arguments")
         arguments = _parsed(given, column) if isinstance(given, str) and given.strip() else given or {}
         if not isinstance(arguments, Mapping):
-            raise BadRow(f"{column} has a call with arguments {str(given)[:40]!r}", "a mapping, or its JSON")
+            raise FormatError(f"{column} has a call with arguments {str(given)[:40]!r}", "a mapping, or its JSON")
         named = {"id": call["id"]} if isinstance(call.get("id"), str) else {}
         found.append({"type": "function", **named, "function": {"name": function["name"], "arguments": arguments}})
     return found
@@ -294,7 +294,7 @@ def _parsed(value: Any, column: str) -> Any:
     try:
         return json.loads(value)
     except ValueError:
-        raise BadRow(f"{column} has {value[:40]!r} where JSON is due", "JSON there") from None
+        raise FormatError(f"{column} has {value[:40]!r} where JSON is due", "JSON there") from None
 
 
 _json: Callable[[Any], str] = json.JSONEncoder(ensure_ascii=False).encode

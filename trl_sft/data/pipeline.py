@@ -1,6 +1,6 @@
 """Reads one source of rows and formats it: which layout, which wording, what is said of it.
 
-In: a `Source` and what the tokenizer renders. Out: a `Part`. Every fault names file and row. Deliberately
+In: a `Source` and what the tokenizer renders. Out: a `FormattedSource`. Every fault names file and row. Deliberately
 absent: what becomes of several sources (`data`).
 """
 
@@ -15,7 +15,7 @@ from datasets import Dataset
 
 from trl_sft.console import rows as in_words
 from trl_sft.data import conversion, formats, load, messages, mix, wordings
-from trl_sft.data.formats import Target
+from trl_sft.data.formats import TokenizerFeatures
 from trl_sft.errors import DataError, Fault, RecipeError, first_line
 from trl_sft.recipe.checked import Run, Source
 from trl_sft.recipe.yaml_reader import Recipe
@@ -23,17 +23,17 @@ from trl_sft.recipe.yaml_reader import Recipe
 _AS_IT_IS = "as it is"
 
 
-class Part(NamedTuple):
+class FormattedSource(NamedTuple):
     """One source, formatted."""
 
     name: str
-    layout: str
+    format: str
     rows: Dataset
-    several: bool  # whether some chat holds an earlier answer
-    escaped: bool  # whether some row holds special strings that are plain text
-    numbers: np.ndarray | None  # of the rows in their source; None = all of them
+    multi_turn: bool  # whether some chat holds an earlier answer
+    has_escaped_tokens: bool  # whether some row holds special strings that are plain text
+    row_numbers: np.ndarray | None  # of the rows in their source; None = all of them
     weight: float | None = None
-    how: conversion.RowFormat | None = None  # it was formatted
+    source_format: conversion.SourceFormat | None = None  # it was formatted
 
 
 def look(recipe: Recipe, source: Source) -> tuple[str, list[str], int]:
@@ -42,7 +42,9 @@ def look(recipe: Recipe, source: Source) -> tuple[str, list[str], int]:
     return load.recognised(recipe, source, rows.column_names), rows.column_names, len(rows)
 
 
-def formatted(run: Run, source: Source, target: Target, said: list[str], which: tuple[str, int | None]) -> Part:
+def formatted(
+    run: Run, source: Source, target: TokenizerFeatures, said: list[str], which: tuple[str, int | None]
+) -> FormattedSource:
     """Return one source's rows as prompt and completion, or as text.
 
     `which`: to train or to evaluate, and how many rows from the beginning (None = all).
@@ -71,7 +73,7 @@ def formatted(run: Run, source: Source, target: Target, said: list[str], which: 
         layout = source.format or ("" if own else load.recognised(recipe, source, rows.column_names))
     used = load.used_columns(recipe, source, rows, layout)
     wording = _wording(recipe, source, layout, target, first)
-    how = conversion.RowFormat(layout, wording, target, name, source.code)
+    how = conversion.SourceFormat(layout, wording, target, name, source.code)
     forms = rows.map(
         conversion.convert,
         batched=True,
@@ -85,7 +87,7 @@ def formatted(run: Run, source: Source, target: Target, said: list[str], which: 
     )
     about = conversion.take_notes(forms)
     unused = sorted({column for column in rows.column_names if column not in used} | about.unused)
-    told = _told(layout, wording, bool(target.renders), unused)
+    told = _told(layout, wording, bool(target.template_features), unused)
     label = f"; task {source.task}" if source.task else ""
     if label and "task" not in (layout, wording):
         label += " (a label: neither this format nor this wording uses it)"
@@ -94,7 +96,7 @@ def formatted(run: Run, source: Source, target: Target, said: list[str], which: 
     if about.as_text:
         shown = "the chat template does not render" if wording == "chat" else f"wording {wording} has no place for"
         said.append(f"{name}: {shown} {' and '.join(sorted(about.as_text))}: kept as text")
-    return Part(name, layout, about.rows, about.several, about.escaped, numbers, source.weight, how)
+    return FormattedSource(name, layout, about.rows, about.several, about.escaped, numbers, source.weight, how)
 
 
 def _called(recipe: Recipe, source: Source, row: dict[str, Any], number: int) -> dict[str, Any]:
@@ -108,11 +110,11 @@ def _called(recipe: Recipe, source: Source, row: dict[str, Any], number: int) ->
         raise RecipeError(Fault(where, found, "FILE.py:FUNCTION or MODULE:FUNCTION, a function of a row")) from None
     try:
         return conversion.columns(source.code, row)
-    except messages.BadRow as error:
+    except messages.FormatError as error:
         raise DataError(Fault(f"{source.name} row {number + 1}", error.problem, error.fix)) from None
 
 
-def _wording(recipe: Recipe, source: Source, layout: str, target: Target, row: dict[str, Any]) -> Any:
+def _wording(recipe: Recipe, source: Source, layout: str, target: TokenizerFeatures, row: dict[str, Any]) -> Any:
     """Return how rows of this layout become text; refuse a wording that the layout cannot take."""
     where = recipe.where((*source.key, "wording"))
     if isinstance(source.wording, dict):
@@ -132,8 +134,8 @@ def _wording(recipe: Recipe, source: Source, layout: str, target: Target, row: d
     if turned and source.wording and source.wording not in ("chat", *wordings.CHATS):
         # rows of one question and one answer each fit; the first that does not is told by its number
         turned = False
-    wording = source.wording or ("chat" if target.renders or turned else formats.LAYOUTS[layout].wording)
-    if wording == "chat" and not target.renders:
+    wording = source.wording or ("chat" if target.template_features or turned else formats.LAYOUTS[layout].wording)
+    if wording == "chat" and not target.template_features:
         model = recipe.values["model"]["name_or_path"]
         found = f"{source.name}: rows of a chat, but the tokenizer of {model} has no template"
         write = f"tokenizer.chat_template: chatml, or wording: {' or '.join(wordings.CHATS)}, or an -Instruct model"

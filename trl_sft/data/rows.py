@@ -1,6 +1,6 @@
 """Loads the sources of a run, formats their rows, holds some out and mixes the rest with the run's seed.
 
-In: a `Run` and what its tokenizer renders. Out: `Rows`, formatted rows with the order in which they are
+In: a `Run` and what its tokenizer renders. Out: `RunRows`, formatted rows with the order in which they are
 trained. Every fault names file and row. Deliberately absent: tokens (`tokens`, `prepared`).
 """
 
@@ -16,8 +16,8 @@ from datasets import Dataset, concatenate_datasets
 
 from trl_sft.console import rows
 from trl_sft.data import mix, text_files
-from trl_sft.data.formats import Target
-from trl_sft.data.pipeline import Part, formatted, seed
+from trl_sft.data.formats import TokenizerFeatures
+from trl_sft.data.pipeline import FormattedSource, formatted, seed
 from trl_sft.errors import DataError, Fault, RecipeError, UserError, first_line
 from trl_sft.recipe.checked import Run, Source
 
@@ -28,60 +28,60 @@ UNTRAINED = "no trained token"
 MAX_UNTRAINED = 0.05  # of the rows, unless data.max_untrained says otherwise
 
 
-class Side(NamedTuple):
+class Split(NamedTuple):
     """Rows to train, or to evaluate under one name: formatted, one source after another."""
 
-    forms: Dataset
-    parts: tuple[Part, ...]
+    rows: Dataset
+    sources: tuple[FormattedSource, ...]
     order: np.ndarray  # int64: which rows, in the order of training; one may come several times
-    dropped: dict[str, np.ndarray]  # why -> which rows
+    removed_rows: dict[str, np.ndarray]  # why -> which rows
 
-    def part_of(self, numbers: np.ndarray) -> np.ndarray:
+    def source_indices(self, numbers: np.ndarray) -> np.ndarray:
         """Return which part each row is of."""
-        return np.searchsorted(np.cumsum([len(part.rows) for part in self.parts]), numbers, side="right")
+        return np.searchsorted(np.cumsum([len(part.rows) for part in self.sources]), numbers, side="right")
 
-    def source(self, number: int) -> tuple[int, int]:
+    def locate(self, number: int) -> tuple[int, int]:
         """Return which part a row is of, and its number there, from 0."""
-        part = int(self.part_of(np.array([number]))[0])
-        here = number - sum(len(before.rows) for before in self.parts[:part])
-        numbers = self.parts[part].numbers
+        part = int(self.source_indices(np.array([number]))[0])
+        here = number - sum(len(before.rows) for before in self.sources[:part])
+        numbers = self.sources[part].row_numbers
         return part, here if numbers is None else int(numbers[here])
 
-    def name(self, number: int) -> str:
+    def row_name(self, number: int) -> str:
         """Return how messages call a row."""
-        part, here = self.source(number)
-        return f"{self.parts[part].name} row {here + 1}"
+        part, here = self.locate(number)
+        return f"{self.sources[part].name} row {here + 1}"
 
 
-class Rows(NamedTuple):
+class RunRows(NamedTuple):
     """The rows of a run."""
 
-    train: Side
-    eval: dict[str, Side]  # by the name under which each is evaluated; `eval` where there is one
-    form: str  # CHAT, PAIRS or TEXT
+    train: Split
+    eval: dict[str, Split]  # by the name under which each is evaluated; `eval` where there is one
+    row_type: str  # CHAT, PAIRS or TEXT
     loss_on: str  # as `data.loss_on` says it
-    said: tuple[str, ...] = ()  # a line a source: rows, layout, wording
-    streamed: bool = False  # the rows to train are read while training goes on; `train` holds the first of them
+    notes: tuple[str, ...] = ()  # a line a source: rows, layout, wording
+    streaming: bool = False  # the rows to train are read while training goes on; `train` holds the first of them
 
     @property
-    def held(self) -> Dataset | None:
+    def eval_rows(self) -> Dataset | None:
         """All held-out rows, formatted."""
-        sides = [side.forms.select(side.order) for side in self.eval.values()]
-        return concatenate_datasets(sides) if sides else None
+        splits = [split.rows.select(split.order) for split in self.eval.values()]
+        return concatenate_datasets(splits) if splits else None
 
     @property
-    def escaped(self) -> bool:
+    def has_escaped_tokens(self) -> bool:
         """Whether some row holds special strings that are plain text."""
-        return any(part.escaped for side in (self.train, *self.eval.values()) for part in side.parts)
+        return any(part.has_escaped_tokens for split in (self.train, *self.eval.values()) for part in split.sources)
 
 
-def load(run: Run, target: Target, head: int | None = None) -> Rows:
+def load(run: Run, target: TokenizerFeatures, head: int | None = None) -> RunRows:
     """Load, format, split and mix the rows of a run. Raises DataError, RecipeError.
 
     `head`: only so many rows of each source to train, from its beginning, and none held out; None = all.
     """
     said: list[str] = []
-    parts: dict[str, list[Part]] = {"train": [], "eval": []}
+    parts: dict[str, list[FormattedSource]] = {"train": [], "eval": []}
     streamed = any(source.load.get("streaming") for source in run.sources["train"])
     refused: list[UserError] = []
     for part, source in ((part, source) for part, those in run.sources.items() for source in those):
@@ -100,36 +100,36 @@ def load(run: Run, target: Target, head: int | None = None) -> Rows:
         raise type(refused[0])([fault for error in refused for fault in error.faults])
     form = _one_form(run, parts["train"] + parts["eval"])
     loss_on = _loss_on(run, form, parts["train"], streamed)
-    train = _side(parts["train"])
+    train = _split(parts["train"])
     if head is not None:
-        return Rows(train, {}, form, loss_on, tuple(said))
-    held = {name: _side([part]) for name, part in zip(_names(run.sources["eval"]), parts["eval"], strict=True)}
+        return RunRows(train, {}, form, loss_on, tuple(said))
+    held = {name: _split([part]) for name, part in zip(_names(run.sources["eval"]), parts["eval"], strict=True)}
     if streamed:
-        return Rows(train, held, form, loss_on, tuple(said), streamed=True)
+        return RunRows(train, held, form, loss_on, tuple(said), streaming=True)
     stay = train.order
     if fraction := run.data.get("eval_fraction"):
         number = round(len(stay) * fraction)
         if number in (0, len(stay)):
-            found = f"{fraction} of {len(stay)} rows leaves one side empty"
+            found = f"{fraction} of {len(stay)} rows leaves one split empty"
             where = run.recipe.where(("data", "eval_fraction"))
             raise RecipeError(Fault(where, found, "a fraction that gives both rows"))
         drawn = mix.sampled(len(stay), number, seed(run))
         stay = np.setdiff1d(stay, drawn, assume_unique=True)
-        held = {"eval": train._replace(order=drawn, dropped={})}
+        held = {"eval": train._replace(order=drawn, removed_rows={})}
         said.append(f"{number:,} of them held out (eval_fraction {fraction}), {len(stay):,} left to train")
-    leaked = _leaked(run, train.forms, held, stay)
+    leaked = _leaked(run, train.rows, held, stay)
     if len(leaked):
-        train.dropped[LEAKED] = leaked
+        train.removed_rows[LEAKED] = leaked
         stay = np.setdiff1d(stay, leaked, assume_unique=True)
-        first = train.name(int(leaked[0]))
+        first = train.row_name(int(leaked[0]))
         stands = "stands" if len(leaked) == 1 else "stand"
         said.append(f"{rows(len(leaked))} to train {stands} in the held-out rows too: dropped; first {first}")
-    return Rows(_mixed(run, train, stay), held, form, loss_on, tuple(said))
+    return RunRows(_mixed(run, train, stay), held, form, loss_on, tuple(said))
 
 
-def _side(parts: list[Part]) -> Side:
+def _split(parts: list[FormattedSource]) -> Split:
     forms = concatenate_datasets([part.rows for part in parts])
-    return Side(forms, tuple(parts), np.arange(len(forms), dtype=np.int64), {})
+    return Split(forms, tuple(parts), np.arange(len(forms), dtype=np.int64), {})
 
 
 def _names(held: Sequence[Source]) -> list[str]:
@@ -140,33 +140,33 @@ def _names(held: Sequence[Source]) -> list[str]:
     return [name if bare.count(name) == 1 else f"{name}_{n}" for n, name in enumerate(bare, 1)]
 
 
-def _leaked(run: Run, train: Dataset, held: dict[str, Side], stay: np.ndarray) -> np.ndarray:
+def _leaked(run: Run, train: Dataset, held: dict[str, Split], stay: np.ndarray) -> np.ndarray:
     """Return the rows to train that are held out too, but for case, spacing and punctuation."""
     if not held or run.data.get("drop_leaked") is False:
         return np.zeros(0, dtype=np.int64)
-    known = np.concatenate([mix.keys(side.forms)[side.order] for side in held.values()])
+    known = np.concatenate([mix.keys(split.rows)[split.order] for split in held.values()])
     return stay[np.isin(mix.keys(train)[stay], known)]
 
 
-def _mixed(run: Run, train: Side, stay: np.ndarray) -> Side:
+def _mixed(run: Run, train: Split, stay: np.ndarray) -> Split:
     """Return the rows in the order of an epoch. Raises DataError where a source has none left."""
-    of = train.part_of(stay)
-    pools = [stay[of == number] for number in range(len(train.parts))]
-    weights = [part.weight for part in train.parts if part.weight is not None]
-    for part, pool, source in zip(train.parts, pools, run.sources["train"], strict=True):
+    of = train.source_indices(stay)
+    pools = [stay[of == number] for number in range(len(train.sources))]
+    weights = [part.weight for part in train.sources if part.weight is not None]
+    for part, pool, source in zip(train.sources, pools, run.sources["train"], strict=True):
         if not len(pool):
             told = (
                 f"{part.name} has no row left to train: all stand in the held-out rows (duplicates, or one file twice)"
             )
             raise DataError(Fault(run.recipe.where(source.key), told, "other rows, or data.drop_leaked: false"))
     if weights and 0 in (given := mix.shares([len(pool) for pool in pools], weights)):
-        part, source = list(zip(train.parts, run.sources["train"], strict=True))[given.index(0)]
+        part, source = list(zip(train.sources, run.sources["train"], strict=True))[given.index(0)]
         told = f"weight {part.weight:g} gives {part.name} no row of an epoch of {len(stay):,}"
         raise RecipeError(Fault(run.recipe.where((*source.key, "weight")), told, "a larger weight, or without it"))
     return train._replace(order=mix.order(pools, weights or None, seed(run)))
 
 
-def _one_form(run: Run, parts: list[Part]) -> str:
+def _one_form(run: Run, parts: list[FormattedSource]) -> str:
     """Return the form of all sources; refuse different ones: they are not trained by one rule."""
     forms = {_form(part.rows) for part in parts}
     if len(forms) > 1:
@@ -182,7 +182,7 @@ def _form(rows: Dataset) -> str:
     return CHAT if isinstance(rows[0]["completion"], list) else PAIRS
 
 
-def _loss_on(run: Run, form: str, parts: Sequence[Part], streamed: bool) -> str:
+def _loss_on(run: Run, form: str, parts: Sequence[FormattedSource], streamed: bool) -> str:
     """Return where the loss falls: as the recipe says, else on the response.
 
     Rows that say themselves what the completion is make earlier answers part of the prompt; in a chat of
@@ -198,10 +198,10 @@ def _loss_on(run: Run, form: str, parts: Sequence[Part], streamed: bool) -> str:
     if form == PAIRS and asked in ("assistant", "last_turn"):
         write = "completion or all; or wording: chat, with tokenizer.chat_template where the model has none"
         raise RecipeError(Fault(where, f"loss_on: {asked}, but the rows become plain text", write))
-    several = streamed or any(part.several for part in parts)
+    several = streamed or any(part.multi_turn for part in parts)
     if form == PAIRS or not several or asked == "all":
         return str(asked or "completion")
-    given = {part.layout == "prompt_completion" for part in parts}
+    given = {part.format == "prompt_completion" for part in parts}
     if asked is None and len(given) > 1:
         found = "some sources say what their completion is, others are chats of several turns"
         raise RecipeError(Fault(where, found, "loss_on: assistant, last_turn or all"))

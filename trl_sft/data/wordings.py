@@ -11,7 +11,7 @@ import string
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from trl_sft.data.messages import BadRow, Message
+from trl_sft.data.messages import FormatError, Message
 from trl_sft.suggestions import STRICT, nearest_name
 
 # https://github.com/tatsu-lab/stanford_alpaca/blob/main/train.py, PROMPT_DICT, Apache-2.0, as it is
@@ -93,17 +93,17 @@ def known_task(name: str) -> str:
 
 
 def check_task(name: str) -> None:
-    """Refuse a word that is nearly the name of a task: as an instruction it would be trained. Raises BadRow."""
+    """Refuse a word that is nearly the name of a task: as an instruction it would be trained. Raises FormatError."""
     key = name.strip().lower().replace("-", "_")
     near = nearest_name(key, TASKS, cutoff=STRICT) if " " not in key and not known_task(name) else ""
     if near:
-        raise BadRow(f"task {name!r} is no known task", f"{near}, or an instruction of several words")
+        raise FormatError(f"task {name!r} is no known task", f"{near}, or an instruction of several words")
 
 
 def _task(turn: Turn) -> Pair:
     """Word a turn by its task; a task of no known name is itself the instruction."""
     if not turn.task:
-        raise BadRow("the row has no task", f"a column task, or task: in the source ({', '.join(TASKS)}, or any)")
+        raise FormatError("the row has no task", f"a column task, or task: in the source ({', '.join(TASKS)}, or any)")
     known = known_task(turn.task)
     prompt = TASKS[known][0] if known else _ANY_TASK if turn.question else _ANY_TASK_ALONE
     return Pair(prompt.format(task=turn.task, input=turn.question), turn.answer)
@@ -111,7 +111,7 @@ def _task(turn: Turn) -> Pair:
 
 def _thinking(turn: Turn) -> Pair:
     if not turn.thought:
-        raise BadRow("the row has no reasoning", "format: chain_of_thought, or another wording")
+        raise FormatError("the row has no reasoning", "format: chain_of_thought, or another wording")
     prompt = f"### Problem:\n{turn.question}\n\n### Reasoning:\n"
     return Pair(prompt, f"{turn.thought}\n\n### Answer:\n{turn.response}")
 
@@ -153,7 +153,7 @@ CHATS: dict[str, Callable[[Sequence[Message], str, str], Pair]] = {"vicuna": _vi
 
 
 def pair(read: Turn | Sequence[Message], wording: str, eos: str) -> Pair:
-    """Return prompt and completion of a turn, or of messages without calls. Raises BadRow."""
+    """Return prompt and completion of a turn, or of messages without calls. Raises FormatError."""
     history = read.history if isinstance(read, Turn) else ""
     if wording in CHATS:
         return CHATS[wording](messages_of(read, keep_history=wording == "conversation"), history, eos)
@@ -163,7 +163,7 @@ def pair(read: Turn | Sequence[Message], wording: str, eos: str) -> Pair:
 
 
 def messages_of(read: Turn | Sequence[Message], keep_history: bool = False) -> list[Message]:
-    """Return a turn as a user's and an assistant's message. Raises BadRow."""
+    """Return a turn as a user's and an assistant's message. Raises FormatError."""
     if not isinstance(read, Turn):
         return list(read)
     if not keep_history:
@@ -173,26 +173,26 @@ def messages_of(read: Turn | Sequence[Message], keep_history: bool = False) -> l
 
 def _no_history(history: str) -> None:
     if history:
-        raise BadRow("the history is one text, whose turns cannot be told apart", "a list, or wording: conversation")
+        raise FormatError("the history is one text, whose turns cannot be told apart", "a list, or wording: conversation")
 
 
 def _turn(messages: Sequence[Message], wording: str) -> Turn:
     """Return a chat of one question and one answer as a turn."""
     if [message["role"] for message in messages] != ["user", "assistant"]:
         found = f"wording {wording} takes one question and one answer, not {', '.join(m['role'] for m in messages)}"
-        raise BadRow(found, f"wording: {', '.join(CHATS)} or chat")
+        raise FormatError(found, f"wording: {', '.join(CHATS)} or chat")
     return Turn(messages[0]["content"], "", messages[1]["content"])
 
 
 def fields(template: str) -> list[str]:
-    """Return the columns that a wording of the recipe's own names in braces. Raises BadRow."""
+    """Return the columns that a wording of the recipe's own names in braces. Raises FormatError."""
     try:
         parsed = [(p[1] or "", p[2], p[3]) for p in string.Formatter().parse(template) if p[1] is not None]
     except ValueError as error:
-        raise BadRow(f"{template!r}: {error}", "columns in braces, as in {question}; a brace itself as {{") from None
+        raise FormatError(f"{template!r}: {error}", "columns in braces, as in {question}; a brace itself as {{") from None
     if any(not column.isidentifier() or spec or conversion for column, spec, conversion in parsed):
         write = "columns in braces, as in {question}; one whose name is no word: rename it"
-        raise BadRow(f"{template!r}: braces hold more than a column", write)
+        raise FormatError(f"{template!r}: braces hold more than a column", write)
     return [column for column, _, _ in parsed]
 
 

@@ -24,7 +24,7 @@ from trl import SFTTrainer
 from trl_sft import run_folder
 from trl_sft.console import columns, watched
 from trl_sft.data.messages import unescaped
-from trl_sft.data.rows import TEXT, Rows
+from trl_sft.data.rows import TEXT, RunRows
 from trl_sft.evaluation.metrics import METRICS
 from trl_sft.recipe.checked import Run, Setting
 from trl_sft.recipe.yaml_reader import Key
@@ -70,7 +70,7 @@ def settings(run: Run, held_out: bool) -> dict[Key, Setting]:
     }
 
 
-def prompts(run: Run, rows: Rows, encode: Callable[[Any, Any], list[int]], ledger: Mapping[str, Any]) -> Asked:
+def prompts(run: Run, rows: RunRows, encode: Callable[[Any, Any], list[int]], ledger: Mapping[str, Any]) -> Asked:
     """Return the held-out prompts that are answered, drawn with the run's seed; none for rows of text, or when off.
 
     Args:
@@ -80,11 +80,11 @@ def prompts(run: Run, rows: Rows, encode: Callable[[Any, Any], list[int]], ledge
         ledger: what became of the rows, as `ledger.json` has it.
 
     """
-    held = rows.held
+    held = rows.eval_rows
     weights = {name: of["tokens"]["trained"] for name, of in ledger["eval"].items()}
-    first = rows.train.forms[int(rows.train.order[0])] if held is None else held[0]
-    example = first["text"][:40] if rows.form == TEXT else _prompt(0, first).given
-    if run.evaluate is None or held is None or rows.form == TEXT:
+    first = rows.train.rows[int(rows.train.order[0])] if held is None else held[0]
+    example = first["text"][:40] if rows.row_type == TEXT else _prompt(0, first).given
+    if run.evaluate is None or held is None or rows.row_type == TEXT:
         return Asked([], [], example, weights)
     wanted = int(run.evaluate.get("max_rows", _MAX_ROWS))
     draw = random.Random(run.train.get("seed", 42))

@@ -1,6 +1,6 @@
 """The rows of a run as SFTTrainer gets them: tokens, cut or packed, with their ledger.
 
-In: `Rows`, the tokenizer, the live SFTConfig. Out: `Made`. Here stands what of SFTConfig the data path takes
+In: `RunRows`, the tokenizer, the live SFTConfig. Out: `Made`. Here stands what of SFTConfig the data path takes
 over: max_length, truncation_mode, packing, packing_strategy, eval_packing, shuffle_dataset. SFTTrainer is
 told to touch nothing (`skip_prepare_dataset`).
 """
@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 from datasets import Dataset, IterableDataset
 from trl import SFTConfig
 
-from trl_sft.data.rows import Rows
+from trl_sft.data.rows import RunRows
 from trl_sft.errors import Fault, RecipeError
 from trl_sft.recipe.checked import Run
 from trl_sft.tokenization import cache, ledger
@@ -38,7 +38,7 @@ class TokenizedRows(NamedTuple):
     seen: tokenization_stream.Seen | None = None  # what came by so far, of rows that are streamed
 
 
-def make(run: Run, chat: ChatTokenizer, rows: Rows, args: SFTConfig, thorough: bool = False) -> TokenizedRows:
+def make(run: Run, chat: ChatTokenizer, rows: RunRows, args: SFTConfig, thorough: bool = False) -> TokenizedRows:
     """Make the tokens of all rows, or read them from the cache. Raises DataError, TemplateError, RecipeError.
 
     `thorough`: every row's mask is checked by a second way, though the tokens may be in the cache.
@@ -48,28 +48,28 @@ def make(run: Run, chat: ChatTokenizer, rows: Rows, args: SFTConfig, thorough: b
     counted: dict[str, Any] = {}
     said: list[tuple[str, str]] = []
     left: list[dict[str, Any]] = []
-    for part, side in (("train", rows.train), *rows.eval.items()):
+    for part, split in (("train", rows.train), *rows.eval.items()):
         packing = args.packing if part == "train" or args.eval_packing is None else args.eval_packing
         of_side = encode._replace(plan=plan(run, chat, rows, args, packing))
-        work = cache.Work(side.forms, side.order, side.name, f"Tokenizing {part}", thorough)
-        if rows.streamed and part == "train":
+        work = cache.Work(split.rows, split.order, split.row_name, f"Tokenizing {part}", thorough)
+        if rows.streaming and part == "train":
             done = cache.in_memory(work, of_side)
         else:
             done = cache.made(work, of_side, run.recipe.path)
             said.append(("cache", f"{part}: {done.said}"))
-        ledger.check(run, side, done, part)
+        ledger.check(run, split, done, part)
         seed = args.seed if args.shuffle_dataset else None
         packs = cache.packed(done, args.max_length, args.packing_strategy, seed) if packing else None
         batch = args.per_device_train_batch_size if part == "train" else args.per_device_eval_batch_size
-        counted[part] = ledger.count(side, done, packs, batch, args.max_length)
-        left += ledger.rejects(side, done, part)
+        counted[part] = ledger.count(split, done, packs, batch, args.max_length)
+        left += ledger.rejects(split, done, part)
         plain = done.rows.select_columns(["input_ids", "labels"])
         made[part] = packs if packs is not None else plain if seed is None else plain.shuffle(seed=seed)
     _check_best(run, args, list(rows.eval))
     train = made.pop("train")
     whole = {"train": counted.pop("train"), "eval": counted}
     held = made.get("eval") if set(made) == {"eval"} else made or None
-    if rows.streamed:
+    if rows.streaming:
         told = ("stream", "read while training goes on; counted here are the first rows of each source")
         stream, seen = tokenization_stream.made(run, rows, encode, args)
         shown = (told, *ledger.lines(run, rows, whole, args, whole=False), *said)
@@ -80,10 +80,14 @@ def make(run: Run, chat: ChatTokenizer, rows: Rows, args: SFTConfig, thorough: b
     return TokenizedRows(train, held, whole, left, encode, lines)
 
 
-def encoder(run: Run, chat: ChatTokenizer, rows: Rows, args: SFTConfig) -> tokenization_encode.Encoder:
+def encoder(run: Run, chat: ChatTokenizer, rows: RunRows, args: SFTConfig) -> tokenization_encode.Encoder:
     """Return what encodes the rows to train. Raises RecipeError for settings that contradict each other."""
     _check(run, args)
-    specials = chat.target.specials if rows.escaped or (rows.streamed and chat.target.escape) else ()
+    specials = (
+        chat.target.special_tokens
+        if rows.has_escaped_tokens or (rows.streaming and chat.target.escape_special_tokens)
+        else ()
+    )
     return tokenization_encode.encoder(
         plan(run, chat, rows, args, args.packing), chat.tokenizer, run.template_kwargs, specials
     )
@@ -102,11 +106,11 @@ def _check_best(run: Run, args: SFTConfig, names: list[str]) -> None:
         raise RecipeError(Fault(where, found, " or ".join(f"eval_{name}_loss" for name in names)))
 
 
-def plan(run: Run, chat: ChatTokenizer, rows: Rows, args: SFTConfig, packing: bool) -> tokenization_encode.Plan:
+def plan(run: Run, chat: ChatTokenizer, rows: RunRows, args: SFTConfig, packing: bool) -> tokenization_encode.Plan:
     """Return what becomes of a row."""
     allowed = run.run.get("allow", [])
     return tokenization_encode.Plan(
-        form=rows.form,
+        form=rows.row_type,
         loss_on=rows.loss_on,
         eos=str(chat.tokenizer.eos_token),
         max_length=None if packing and args.packing_strategy in _CONTINUED else args.max_length,

@@ -17,7 +17,7 @@ from trl import SFTConfig, pack_dataset
 
 from trl_sft.console import rows as rows_in_words
 from trl_sft.data.formats import LABEL
-from trl_sft.data.rows import MAX_UNTRAINED, UNTRAINED, Rows, Side
+from trl_sft.data.rows import MAX_UNTRAINED, UNTRAINED, RunRows, Split
 from trl_sft.errors import DataError, Fault
 from trl_sft.recipe.checked import Run
 from trl_sft.tokenization.cache import Tokens
@@ -44,18 +44,18 @@ class Counts(NamedTuple):
     ended: np.ndarray  # whether the last answer's end is there
 
 
-def count(side: Side, made: Tokens, packs: Dataset | None, batch: int, max_length: int | None) -> dict[str, Any]:
-    """Return the ledger of one side. `packs` are None where rows are not packed, `batch` is of one device."""
-    counts = _counts(side, made)
+def count(split: Split, made: Tokens, packs: Dataset | None, batch: int, max_length: int | None) -> dict[str, Any]:
+    """Return the ledger of one split. `packs` are None where rows are not packed, `batch` is of one device."""
+    counts = _counts(split, made)
     everything = np.ones(len(counts.number), dtype=bool)
-    weights = [part.weight for part in side.parts]
+    weights = [part.weight for part in split.sources]
     planned = [w / sum(w or 0 for w in weights) if w else None for w in weights]
     sources = []
-    rejected = _rejected(side, made)
-    parts = side.part_of(side.order)
-    for number, part in enumerate(side.parts):
+    rejected = _rejected(split, made)
+    parts = split.source_indices(split.order)
+    for number, part in enumerate(split.sources):
         entry: dict[str, Any] = {"name": part.name} | _entry(counts, counts.source == number)
-        rows = side.order[parts == number]
+        rows = split.order[parts == number]
         entry["rows"] |= {"in": len(rows) + rejected[number][1], "repeats": len(rows) - len(np.unique(rows))}
         entry["rows"]["rejected"] = rejected[number][0]
         of = {"planned": planned[number], "rows": _share(entry["rows"]["kept"], len(counts.number))}
@@ -71,19 +71,19 @@ def count(side: Side, made: Tokens, packs: Dataset | None, batch: int, max_lengt
         out["padding"] |= {"packs": len(packs), "packed": _share(room - int(counts.kept.sum()), room)}
     elif max_length is not None and len(counts.kept):
         out["padding"]["packed"] = _if_packed(made, max_length)
-    return out | {"sources": sources, "tasks": _tasks(side, counts)}
+    return out | {"sources": sources, "tasks": _tasks(split, counts)}
 
 
-def rejects(side: Side, made: Tokens, part: str) -> Iterator[dict[str, Any]]:
+def rejects(split: Split, made: Tokens, part: str) -> Iterator[dict[str, Any]]:
     """Yield every row that was left out: part, source, row (from 1), reason, and how it begins."""
-    for reason, numbers in side.dropped.items():
+    for reason, numbers in split.removed_rows.items():
         for number in numbers.tolist():
-            yield _named(side, part, number) | {"reason": reason}
+            yield _named(split, part, number) | {"reason": reason}
     for row in made.rejected:
-        yield _named(side, part, row["number"]) | {name: row[name] for name in ("reason", "tokens", "begins")}
+        yield _named(split, part, row["number"]) | {name: row[name] for name in ("reason", "tokens", "begins")}
 
 
-def check(run: Run, side: Side, made: Tokens, part: str) -> None:
+def check(run: Run, split: Split, made: Tokens, part: str) -> None:
     """Refuse rows of which too many, or all, have no trained token. Raises DataError."""
     bare = [row for row in made.rejected if row["reason"].startswith(UNTRAINED)]
     limit = float(run.data.get("max_untrained", MAX_UNTRAINED))
@@ -91,20 +91,21 @@ def check(run: Run, side: Side, made: Tokens, part: str) -> None:
     where = run.recipe.where(("train", "max_length") if cut and "max_length" in run.train else ("data", part))
     if not len(made.rows):
         first = made.rejected[0]
-        found = f"no row to {part} keeps a trained token: {side.name(first['number'])}: {first['reason']}"
+        found = f"no row to {part} keeps a trained token: {split.row_name(first['number'])}: {first['reason']}"
         write = "a larger train.max_length, or shorter prompts" if cut else "rows with an answer that is trained"
         raise DataError(Fault(where, found, write))
-    if len(bare) > limit * len(side.order) and "untrained_rows" not in run.run.get("allow", []):
+    if len(bare) > limit * len(split.order) and "untrained_rows" not in run.run.get("allow", []):
         found = (
-            f"{len(bare):,} of {len(side.order):,} rows to {part} have {bare[0]['reason']}, over {limit:.0%}; "
-            f"the first is {side.name(bare[0]['number'])}, {bare[0]['tokens']:,} tokens, {bare[0]['begins'][:40]!r}"
+            f"{len(bare):,} of {len(split.order):,} rows to {part} have {bare[0]['reason']}, over {limit:.0%}; "
+            f"the first is {split.row_name(bare[0]['number'])}, "
+            f"{bare[0]['tokens']:,} tokens, {bare[0]['begins'][:40]!r}"
         )
         write = "a larger train.max_length, " if cut else ""
         raise DataError(Fault(where, found, f"{write}data.max_untrained, or run.allow: [untrained_rows]"))
 
 
 def lines(
-    run: Run, rows: Rows, ledger: Mapping[str, Any], args: SFTConfig, whole: bool = True
+    run: Run, rows: RunRows, ledger: Mapping[str, Any], args: SFTConfig, whole: bool = True
 ) -> Iterator[tuple[str, str]]:
     """Yield what the screen shows of a ledger: name and value. Shares are said of `whole` sources alone."""
     of = ledger["train"]
@@ -143,11 +144,11 @@ def _padded(padding: Mapping[str, Any], args: SFTConfig) -> str:
     return f"{without} unpacked; {padding['packs']:,} packs of {args.max_length} leave {padding['packed']:.1%} empty"
 
 
-def _counts(side: Side, made: Tokens) -> Counts:
+def _counts(split: Split, made: Tokens) -> Counts:
     table = made.rows.data
     values = {name: table[name].to_numpy() for name in ("number", "total", "target", "trained", "ended")}
     lengths = pc.list_value_length(table["input_ids"]).to_numpy()
-    return Counts(side.part_of(values["number"]), kept=lengths, **values)
+    return Counts(split.source_indices(values["number"]), kept=lengths, **values)
 
 
 def _entry(counts: Counts, mask: np.ndarray) -> dict[str, Any]:
@@ -160,24 +161,26 @@ def _entry(counts: Counts, mask: np.ndarray) -> dict[str, Any]:
     }
 
 
-def _rejected(side: Side, made: Tokens) -> list[tuple[dict[str, int], int]]:
+def _rejected(split: Split, made: Tokens) -> list[tuple[dict[str, int], int]]:
     """Return for each part how many rows were left out, by reason, and how many of them before the mixing."""
-    left = [(reason, numbers) for reason, numbers in side.dropped.items()]
+    left = [(reason, numbers) for reason, numbers in split.removed_rows.items()]
     late = [(row["reason"], np.array([row["number"]])) for row in made.rejected]
-    found = [Counter[str]() for _ in side.parts]
-    early = [0] * len(side.parts)
+    found = [Counter[str]() for _ in split.sources]
+    early = [0] * len(split.sources)
     for reason, numbers in (*left, *late):
-        for part, number in enumerate(np.bincount(side.part_of(numbers), minlength=len(side.parts)).tolist()):
+        for part, number in enumerate(
+            np.bincount(split.source_indices(numbers), minlength=len(split.sources)).tolist()
+        ):
             found[part] += Counter({reason: number})
-            early[part] += number if reason in side.dropped else 0
+            early[part] += number if reason in split.removed_rows else 0
     return [(dict(counts), number) for counts, number in zip(found, early, strict=True)]
 
 
-def _tasks(side: Side, counts: Counts) -> dict[str, Any]:
+def _tasks(split: Split, counts: Counts) -> dict[str, Any]:
     """Return the same counts by the rows' label, where they have one."""
-    if LABEL not in side.forms.column_names:
+    if LABEL not in split.rows.column_names:
         return {}
-    labels = np.array([label or "" for label in side.forms.data[LABEL].to_pylist()], dtype=object)[counts.number]
+    labels = np.array([label or "" for label in split.rows.data[LABEL].to_pylist()], dtype=object)[counts.number]
     return {name: _entry(counts, labels == name) for name in sorted(set(labels.tolist()) - {""})}
 
 
@@ -203,6 +206,6 @@ def _share(part: int, whole: int) -> float:
     return round(part / whole, 6) if whole else 0.0
 
 
-def _named(side: Side, part: str, number: int) -> dict[str, Any]:
-    source, row = side.source(number)
-    return {"part": part, "source": side.parts[source].name, "row": row + 1}
+def _named(split: Split, part: str, number: int) -> dict[str, Any]:
+    source, row = split.locate(number)
+    return {"part": part, "source": split.sources[source].name, "row": row + 1}

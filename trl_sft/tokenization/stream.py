@@ -18,8 +18,8 @@ from datasets import Dataset, Features, IterableDataset, List, Value, concatenat
 from trl import SFTConfig, pack_dataset
 
 from trl_sft.data import conversion, load, mix
-from trl_sft.data.pipeline import Part, seed
-from trl_sft.data.rows import LEAKED, MAX_UNTRAINED, UNTRAINED, Rows
+from trl_sft.data.pipeline import FormattedSource, seed
+from trl_sft.data.rows import LEAKED, MAX_UNTRAINED, UNTRAINED, RunRows
 from trl_sft.errors import DataError, Fault
 from trl_sft.recipe.checked import Run, Source
 from trl_sft.tokenization import cache, encode, render
@@ -34,18 +34,18 @@ Seen = dict[str, Counter[str]]  # source -> what came by so far: rows, rejected,
 _RENDERING = threading.Lock()
 
 
-def made(run: Run, rows: Rows, encoder: Encoder, args: SFTConfig) -> tuple[IterableDataset, Seen]:
+def made(run: Run, rows: RunRows, encoder: Encoder, args: SFTConfig) -> tuple[IterableDataset, Seen]:
     """Return the tokens of all sources as a stream, mixed by weight and packed as the recipe says.
 
     With weights rows are drawn by them with the run's seed until every source came to its end once, so the
     shares are approximate; without, one source follows the other.
     """
     seen: Seen = {}
-    parts = zip(run.sources["train"], rows.train.parts, strict=True)
-    held = [mix.keys(side.forms) for side in rows.eval.values()] if run.data.get("drop_leaked") is not False else []
+    parts = zip(run.sources["train"], rows.train.sources, strict=True)
+    held = [mix.keys(split.rows) for split in rows.eval.values()] if run.data.get("drop_leaked") is not False else []
     known = {int(key) for keys in held for key in keys}
     streams = [_stream(run, (source, part), encoder, seen, known) for source, part in parts]
-    weights = [part.weight for part in rows.train.parts if part.weight is not None]
+    weights = [part.weight for part in rows.train.sources if part.weight is not None]
     if weights and len(streams) > 1:
         shares = [weight / sum(weights) for weight in weights]
         whole = interleave_datasets(streams, shares, seed=seed(run), stopping_strategy="all_exhausted")
@@ -66,7 +66,9 @@ def ledger(seen: Mapping[str, Counter[str]]) -> dict[str, Any]:
     }
 
 
-def _stream(run: Run, of: tuple[Source, Part], encoder: Encoder, seen: Seen, known: set[int]) -> IterableDataset:
+def _stream(
+    run: Run, of: tuple[Source, FormattedSource], encoder: Encoder, seen: Seen, known: set[int]
+) -> IterableDataset:
     """Return the tokens of one source; `known` are the keys of held-out rows, which are dropped."""
     source, part = of
 
@@ -95,15 +97,15 @@ def _stream(run: Run, of: tuple[Source, Part], encoder: Encoder, seen: Seen, kno
     return IterableDataset.from_generator(rows, features=_FEATURES)
 
 
-def _forms(run: Run, source: Source, part: Part) -> Iterator[tuple[int, dict[str, list[Any]]]]:
+def _forms(run: Run, source: Source, part: FormattedSource) -> Iterator[tuple[int, dict[str, list[Any]]]]:
     """Yield formatted rows by column, with the number of the first in the source."""
-    assert part.how is not None
+    assert part.source_format is not None
     start, left = 0, source.max_rows
     for table in _tables(run, source):
         rows = Dataset(table if left is None else table.slice(0, left))
         if not len(rows):
             return
-        batch = conversion.convert(rows[:], list(range(start, start + len(rows))), part.how, rows.features)
+        batch = conversion.convert(rows[:], list(range(start, start + len(rows))), part.source_format, rows.features)
         if "tools" in batch:
             batch["tools"] = [json.loads(value) if value else None for value in batch["tools"]]
         yield start, batch

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
-from trl_sft.data.formats import Target
+from trl_sft.data.formats import TokenizerFeatures
 from trl_sft.errors import Fault, TemplateError, first_line
 from trl_sft.recipe import hub, paths
 from trl_sft.recipe.checked import Run, Setting
@@ -35,7 +35,7 @@ class ChatTokenizer(NamedTuple):
     """A tokenizer with its template, ready to train with."""
 
     tokenizer: PreTrainedTokenizerBase
-    target: Target
+    target: TokenizerFeatures
     stop: str  # the token that ends an assistant's turn; "" = no template
     new: tuple[int, ...]  # ids that the model has not learned: their rows have to be trained
     rows: int  # how many rows the embedding needs; at most the model's = as many as it has
@@ -83,7 +83,7 @@ def load(run: Run, names: Sequence[str], num_embeddings: int) -> ChatTokenizer:
     added = run.tokenizer.get("extra_special_tokens") or []  # who adds them means to write them
     meant = {*(added.values() if isinstance(added, dict) else added)}
     specials = tuple(string for string in special_tokens.strings(tokenizer) if string not in meant)
-    target = Target(renders, eos, specials=specials, escape=escape)
+    target = TokenizerFeatures(renders, eos, special_tokens=specials, escape_special_tokens=escape)
     return ChatTokenizer(tokenizer, target, stop, new, rows, tuple(said))
 
 

@@ -62,7 +62,7 @@ class Ready(NamedTuple):
     chat: tokenizer.ChatTokenizer
     settings: dict[Key, Setting]
     args: SFTConfig
-    rows: data_rows.Rows
+    rows: data_rows.RunRows
     made: build.TokenizedRows
 
 
@@ -72,7 +72,7 @@ def prepare(run: Run) -> Ready:
     setup = set_up(run)
     rows = load_rows(run, setup)
     about = device.describe(setup.args, run.model.get("dtype", "float32"), setup.quantized)
-    summary.found(run.notes, setup.found.shown, about, setup.chat.said, rows.said)
+    summary.found(run.notes, setup.found.shown, about, setup.chat.said, rows.notes)
     made = build.make(run, setup.chat, rows, setup.args)
     summary.lines([*made.said, *recipe_processes.said(setup.settings)])
     dry_run.rehearse(run, setup.found, setup.chat, setup.args, made)
@@ -102,10 +102,10 @@ def settle(run: Run, elsewhere: bool = False, processes: int = 1) -> Settled:
     return Settled(None if elsewhere and not load.quantizes() else load.quantization(run, settings), settings, args)
 
 
-def load_rows(run: Run, setup: Setup, head: int | None = None) -> data_rows.Rows:
+def load_rows(run: Run, setup: Setup, head: int | None = None) -> data_rows.RunRows:
     """Load and format the rows (`head`: the first of each source), give `setup` the end token that they need."""
     rows = data_rows.load(run, setup.chat.target, head)
-    found = tokenizer.settings(run, setup.chat, rows.form == CHAT) | before_after.settings(run, bool(rows.eval))
+    found = tokenizer.settings(run, setup.chat, rows.row_type == CHAT) | before_after.settings(run, bool(rows.eval))
     setup.settings.update(found)
     for key, setting in found.items():
         setattr(setup.args, str(key[-1]), setting.value)
@@ -161,7 +161,7 @@ def _trainer(run: Run, ready: Ready) -> SFTTrainer:
     cpu_loss.install(trainer.model, run.run.get("logits_gib", cpu_loss.LOGITS_GIB))
     if trainer.padding_free and "attn_implementation" not in run.model and ready.args.device.type in ("cpu", "mps"):
         packed_attention.install(trainer.model)
-    if ready.chat.stop and ready.rows.form == CHAT:
+    if ready.chat.stop and ready.rows.row_type == CHAT:
         load.stop_on(trainer.model, ready.chat.tokenizer.convert_tokens_to_ids(ready.chat.stop))
     trust.hide(trainer.args)
     return trainer
@@ -183,7 +183,7 @@ def _watchers(
     def begin(args: SFTConfig, state: TrainerState, live: PreTrainedModel) -> list[tuple[str, str]]:
         """Begin the run folder, now that nothing is left to refuse; return the table."""
         book.begin(run, claim, ready.settings, ready.made)
-        table = summary.before(args, state, live, None if ready.rows.streamed else len(trainer.train_dataset))
+        table = summary.before(args, state, live, None if ready.rows.streaming else len(trainer.train_dataset))
         told = before_after.before(run, trainer, _prompts(run, ready))
         return table + watch.lines() + ([("answers", told)] if told else [])
 
