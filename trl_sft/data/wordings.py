@@ -173,7 +173,9 @@ def messages_of(read: Turn | Sequence[Message], keep_history: bool = False) -> l
 
 def _no_history(history: str) -> None:
     if history:
-        raise FormatError("the history is one text, whose turns cannot be told apart", "a list, or wording: conversation")
+        raise FormatError(
+            "the history is one text, whose turns cannot be told apart", "a list, or wording: conversation"
+        )
 
 
 def _turn(messages: Sequence[Message], wording: str) -> Turn:
@@ -189,7 +191,9 @@ def fields(template: str) -> list[str]:
     try:
         parsed = [(p[1] or "", p[2], p[3]) for p in string.Formatter().parse(template) if p[1] is not None]
     except ValueError as error:
-        raise FormatError(f"{template!r}: {error}", "columns in braces, as in {question}; a brace itself as {{") from None
+        raise FormatError(
+            f"{template!r}: {error}", "columns in braces, as in {question}; a brace itself as {{"
+        ) from None
     if any(not column.isidentifier() or spec or conversion for column, spec, conversion in parsed):
         write = "columns in braces, as in {question}; one whose name is no word: rename it"
         raise FormatError(f"{template!r}: braces hold more than a column", write)
