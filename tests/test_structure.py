@@ -182,25 +182,24 @@ def test_own_keys_are_frozen():
 def test_own_keys_and_owners_names_are_disjoint():
     for section, (_, definition) in sections.OWNERS.items():
         if definition:
-            assert not set(fields.fields(definition)) & set(sections.OWN_KEYS[section]), section
+            assert not set(fields.read_fields(definition)) & set(sections.OWN_KEYS[section]), section
     for section, words in sections.KEYWORDS.items():
         assert not set(words) & set(sections.OWN_KEYS[section]), section
     for builder in set(sections.BUILDERS.values()):
-        theirs = set(fields.fields(keys.builder_config(builder))) | set(fields.arguments(sections.LOAD_DATASET[1])) - {
-            "path"
-        }
-        assert not theirs & set(sections.OWN_KEYS["data.*"]), builder
+        builder_keys = set(fields.read_fields(keys.get_builder_config(builder)))
+        builder_keys |= set(fields.read_arguments(sections.LOAD_DATASET[1])) - {"path"}
+        assert not builder_keys & set(sections.OWN_KEYS["data.*"]), builder
 
 
 def test_refused_keys_exist_in_their_owner():
     """A refusal of a key that upstream dropped is dead; the owner's absence of it says enough."""
     for section, refused in sections.REFUSED.items():
         if section == "data.*":
-            theirs = fields.arguments(sections.LOAD_DATASET[1])
+            theirs = fields.read_arguments(sections.LOAD_DATASET[1])
         elif section == keys.GENERATION:
-            theirs = fields.popped(sections.GENERATION[1])
+            theirs = fields.read_popped_keywords(sections.GENERATION[1])
         elif sections.OWNERS[section][1]:
-            theirs = fields.fields(sections.OWNERS[section][1])
+            theirs = fields.read_fields(sections.OWNERS[section][1])
         else:
             continue
         reserved = {"quant_method"}  # an attribute of every quantization's config, no argument of this one's

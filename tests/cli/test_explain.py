@@ -30,7 +30,7 @@ def said(*words):
 def test_key_is_told_with_owner_type_default_and_help():
     text = said("train.packing_strategy")
     live = SFTConfig.__dataclass_fields__["packing_strategy"]
-    assert text.startswith(f"train.packing_strategy   (trl.SFTConfig {upstream_fields.version('trl')})")
+    assert text.startswith(f"train.packing_strategy   (trl.SFTConfig {upstream_fields.get_version('trl')})")
     assert all(word in text for word in live.metadata["choices"])
     assert f"default  {flow(live.default)}" in text
     assert " ".join(live.metadata["help"].split())[:60] in " ".join(text.split())
@@ -39,12 +39,12 @@ def test_key_is_told_with_owner_type_default_and_help():
 def test_help_is_the_live_metadata_for_every_field_of_sft_config():
     for name, field in SFTConfig.__dataclass_fields__.items():
         if field.metadata.get("help"):
-            assert keys.described("train", name) == field.metadata["help"].replace("%%", "%"), name
+            assert keys.get_help("train", name) == field.metadata["help"].replace("%%", "%"), name
 
 
 def test_every_key_can_be_explained():
     for section in SECTIONS:
-        for name in (*keys.of(section), *renamed_keys.of(section)):
+        for name in (*keys.get_fields(section), *renamed_keys.of(section)):
             lines = explain.key(f"{section}.{name}")
             assert lines, (section, name)
             assert max(len(line) for line in lines) <= 250, name
@@ -56,7 +56,7 @@ def test_every_own_key_has_a_help_of_ours_and_no_other_has():
 
 
 def test_nearly_every_key_of_an_owner_has_its_help():
-    silent = [(s, n) for s in SECTIONS for n in keys.of(s) if not keys.described(s, n)]
+    silent = [(s, n) for s in SECTIONS for n in keys.get_fields(s) if not keys.get_help(s, n)]
     assert len(silent) < 25
     assert not [name for section, name in silent if section in ("train", "lora", "quantization")]
 
@@ -160,7 +160,7 @@ def test_whole_run_marks_what_departs_from_the_owners_defaults(here):
     off = explain.whole(load_recipe("r.yaml", ["evaluate=false"]))
     assert "run:  # trl_sft" in off
     assert not any(line.startswith("evaluate:") for line in off)
-    fields = [name for name in keys.of("train") if name not in sections.REFUSED["train"]]
+    fields = [name for name in keys.get_fields("train") if name not in sections.REFUSED["train"]]
     assert [name for name in fields if not re.search(rf"^[ *?] {name}:", text, re.MULTILINE)] == []
 
 

@@ -81,9 +81,9 @@ def test_every_key_stands_in_the_schema_with_its_help():
     for section in sections.OWNERS:
         part = SCHEMA["properties"][section]
         properties = part["anyOf"][0]["properties"] if section == "evaluate" else part["properties"]
-        assert set(keys.of(section)) <= set(properties), section
-        for name in set(keys.of(section)) - set(sections.REFUSED.get(section, ())):
-            assert properties[name].get("description", "") == keys.described(section, name), name
+        assert set(keys.get_fields(section)) <= set(properties), section
+        for name in set(keys.get_fields(section)) - set(sections.REFUSED.get(section, ())):
+            assert properties[name].get("description", "") == keys.get_help(section, name), name
 
 
 @pytest.mark.parametrize("name", RECIPES)

@@ -58,8 +58,8 @@ LINES = BASE.splitlines()
 KEYS = [(n, *re.fullmatch(r"( *)(\w+):(.*)", line).groups()) for n, line in enumerate(LINES)]
 LEAVES = [(n, indent, key, value) for n, indent, key, value in KEYS if value and key != "max_new_tokens"]
 NUMBERS = [leaf for leaf in LEAVES if re.fullmatch(r" [\d.e-]+", leaf[3])]
-KNOWN = {name for section in sections.OWNERS for name in keys.of(section)}
-KNOWN |= {*sections.OWNERS, *sections.OWN_KEYS["data.*"], *keys.source("json"), "generation"}
+KNOWN = {name for section in sections.OWNERS for name in keys.get_fields(section)}
+KNOWN |= {*sections.OWNERS, *sections.OWN_KEYS["data.*"], *keys.get_source_fields("json"), "generation"}
 KNOWN |= {name for names in renamed_keys.TABLE.values() for name in names} | {"max_new_tokens"}
 
 
@@ -102,7 +102,7 @@ def letters(draw):
 def other_section(draw):
     """A key under a section that does not own it."""
     _n, _, key, value = draw.choice([leaf for leaf in LEAVES if leaf[1] == "  "])
-    owners = {s for s in sections.OWNERS if key in keys.of(s)}
+    owners = {s for s in sections.OWNERS if key in keys.get_fields(s)}
     at = draw.choice([m for m, indent, section, _ in KEYS if not indent and section not in owners | {"data"}])
     return put(at, f"{LINES[at]}\n  {key}:{value}"), key
 

@@ -74,7 +74,7 @@ def test_list_is_long_and_the_table_holds_no_name_beside_it():
 
 def test_old_names_lead_to_names_that_exist():
     for section in renamed_keys.TABLE:
-        fields = keys.of(section) if section != keys.SOURCE else keys.source("text")
+        fields = keys.get_fields(section) if section != keys.SOURCE else keys.get_source_fields("text")
         for name, old in renamed_keys.of(section).items():
             head, _, inner = old.new.partition(".")
             assert not head or head in fields, name

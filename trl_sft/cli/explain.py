@@ -114,7 +114,7 @@ def _shown(section: str) -> dict[str, Field]:
     if section not in keys_with_defaults():
         return {}
     apart = {*sections.REFUSED.get(section, ()), *sections.OWN_KEYS[section]}
-    return {name: field for name, field in keys.of(section).items() if name not in apart}
+    return {name: field for name, field in keys.get_fields(section).items() if name not in apart}
 
 
 def _find(word: str, run: Run | None) -> list[KeySource]:
@@ -124,7 +124,7 @@ def _find(word: str, run: Run | None) -> list[KeySource]:
         return []
     if len(parts) < 2:
         return [found for section in _sections() for part in parts for found in _in(section, part)]
-    if parts[0] == "data" and (len(parts) == 3 or parts[1] not in keys.of("data")):
+    if parts[0] == "data" and (len(parts) == 3 or parts[1] not in keys.get_fields("data")):
         return _in(keys.SOURCE, parts[-1])
     section = ".".join(parts[:-1])
     if section in _sections():
@@ -135,9 +135,9 @@ def _find(word: str, run: Run | None) -> list[KeySource]:
     beside = getattr(run, above, None) or {}
     besides = [beside if isinstance(beside, dict) else {}]  # keys that depend on another: those of any of its values
     for other in ("lr_scheduler_type", "optim") if above == "train" and run is None else ():
-        besides += [{other: word} for word in types.choices(keys.of("train")[other])]
+        besides += [{other: word} for word in types.list_choices(keys.get_fields("train")[other])]
     for one in besides if name else ():
-        theirs = nested.under(above, name, one)
+        theirs = nested.get_nested_fields(above, name, one)
         if theirs and (field := theirs.fields.get(parts[-1])):
             return [KeySource(section, parts[-1], field, theirs.owner, theirs.definition)]
     return []
@@ -151,12 +151,14 @@ def _in(section: str, name: str) -> list[KeySource]:
     """Return the key of a section, also of a kind of file, also an old one."""
     owner = {keys.GENERATION: sections.GENERATION[0], keys.SOURCE: sections.LOAD_DATASET[0]}
     label = owner.get(section) or sections.OWNERS[section][0]
-    if name in keys.of(section):
+    if name in keys.get_fields(section):
         label = "trl_sft" if name in sections.OWN_KEYS.get(section, ()) else label
-        return [KeySource(section, name, keys.of(section)[name], label)]
+        return [KeySource(section, name, keys.get_fields(section)[name], label)]
     for builder in sorted(set(sections.BUILDERS.values())) if section == keys.SOURCE else ():
-        if name in keys.source(builder):
-            return [KeySource(section, name, keys.source(builder)[name], f"datasets, for files of {builder}")]
+        if name in keys.get_source_fields(builder):
+            return [
+                KeySource(section, name, keys.get_source_fields(builder)[name], f"datasets, for files of {builder}")
+            ]
     gone = name in renamed_keys.of(section) or name in sections.REFUSED.get(section, ())
     return [KeySource(section, name, None, label)] if gone or name in sections.NOT_YET.get(section, ()) else []
 
@@ -165,7 +167,7 @@ def _explained(found: KeySource, run: Run | None) -> Iterator[str]:
     section, name, field, owner, definition = found
     package = owner.partition(".")[0]
     version = (
-        f" {upstream_fields.version(package)}"
+        f" {upstream_fields.get_version(package)}"
         if package in ("trl", "transformers", "peft", "datasets") and " " not in owner
         else ""
     )
@@ -180,17 +182,17 @@ def _explained(found: KeySource, run: Run | None) -> Iterator[str]:
         yield f"  refused in a recipe; write {write}"
     if field is None:
         return
-    yield from textwrap.wrap(types.expected(field), _WIDTH, initial_indent="  takes    ", subsequent_indent=" " * 11)
+    yield from textwrap.wrap(types.describe(field), _WIDTH, initial_indent="  takes    ", subsequent_indent=" " * 11)
     if field.default:
         yield f"  default  {_default(field)}"
     if said := sections.SETTLED.get((section, name)):
         yield f"  trl_sft  sets it where the recipe is silent: {said}"
     if run is not None:
         yield from _value(found, run)
-    text = upstream_fields.described(definition, name) if definition else keys.described(section, name)
+    text = upstream_fields.read_help(definition, name) if definition else keys.get_help(section, name)
     yield ""
     yield from _paragraphs(text or "Its owner says nothing of it in the source.")
-    theirs = nested.under(section, name, {}) if section in (*sections.OWNERS, keys.GENERATION) else None
+    theirs = nested.get_nested_fields(section, name, {}) if section in (*sections.OWNERS, keys.GENERATION) else None
     if theirs and theirs.fields:
         yield ""
         usable = [key for key in theirs.fields if key not in sections.REFUSED.get(f"{section}.{name}", ())]
@@ -244,7 +246,7 @@ def _section(name: str) -> Iterator[str]:
     owner = sections.OWNERS[name][0]
     yield f"{name}:   ({owner})"
     ours = sections.OWN_KEYS[name]
-    theirs = [key for key in keys.of(name) if key not in ours and key not in sections.REFUSED.get(name, ())]
+    theirs = [key for key in keys.get_fields(name) if key not in ours and key not in sections.REFUSED.get(name, ())]
     for label, listed in (("keys of our own", list(ours)), (f"keys of {owner}", theirs)):
         if listed:
             yield f"  {label}:"
@@ -278,7 +280,9 @@ def _near(word: str) -> str:
     """Return the key that a word is nearest to, or where keys are listed."""
     name = word.rpartition(".")[2]
     known = {
-        n: KeySource(s, n, None, "").key for s in reversed(_sections()) for n in (*keys.of(s), *renamed_keys.of(s))
+        n: KeySource(s, n, None, "").key
+        for s in reversed(_sections())
+        for n in (*keys.get_fields(s), *renamed_keys.of(s))
     }
     known |= {section: section for section in sections.OWNERS}
     near = nearest_name(name, known, cutoff=STRICT)

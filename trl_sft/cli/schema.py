@@ -19,7 +19,7 @@ from trl_sft.recipe.upstream import fields as upstream_fields
 from trl_sft.recipe.upstream import keys, nested
 from trl_sft.recipe.upstream import source as upstream_source
 from trl_sft.recipe.upstream import types as upstream_types
-from trl_sft.recipe.upstream.fields import Field, Listing
+from trl_sft.recipe.upstream.fields import Field, WordList
 
 Schema = dict[str, Any]
 DRAFT = "https://json-schema.org/draft/2020-12/schema"
@@ -30,7 +30,9 @@ _TYPES |= {"dict": "object", "list": "array"}
 def make() -> Schema:
     """Return the schema of a recipe."""
     found = ", ".join(
-        f"{package} {upstream_fields.version(package)}" for package in upstream_source.NEEDED if package != "torch"
+        f"{package} {upstream_fields.get_version(package)}"
+        for package in upstream_source.PACKAGES
+        if package != "torch"
     )
     sections = {name: _section(name) for name in recipe_sections.OWNERS}
     sections["evaluate"] = {"anyOf": [sections["evaluate"], {"const": False}]}
@@ -56,7 +58,7 @@ def _mapping(properties: Schema, conditions: list[Schema]) -> Schema:
 
 def _section(name: str) -> Schema:
     """Return the schema of a section; one that is empty or null is one that is left out."""
-    properties = _properties(name, keys.of(name))
+    properties = _properties(name, keys.get_fields(name))
     conditions = [{"not": {"type": "object", "required": pair}} for pair in _pairs(name)]
     if name == "train":
         conditions += _schedulers()
@@ -78,7 +80,7 @@ def _source() -> Schema:
     """Return the schema of one source: the keys of every kind of file, which only the path tells apart."""
     fields: dict[str, Field] = {}
     for builder in sorted(set(recipe_sections.BUILDERS.values())):
-        fields = keys.source(builder) | fields
+        fields = keys.get_source_fields(builder) | fields
     conditions = [{"not": {"type": "object", "required": pair}} for pair in _pairs(keys.SOURCE)]
     return _mapping(_properties(keys.SOURCE, fields), conditions) | {"required": ["path"]}
 
@@ -97,7 +99,7 @@ def _properties(section: str, fields: dict[str, Field]) -> Schema:
 
 def _key(section: str, name: str, field: Field) -> Schema:
     """Return the schema of one key: type, choices, default, and what it is for."""
-    said = keys.described(section, name)
+    said = keys.get_help(section, name)
     found: Schema = {"description": said} if said else {}
     found |= _of_type(field, _inside(section, name))
     try:
@@ -110,32 +112,32 @@ def _key(section: str, name: str, field: Field) -> Schema:
 
 def _inside(section: str, name: str) -> Schema | None:
     """Return the schema of the mapping under a key; None where nobody declares its keys, or another settles them."""
-    theirs = nested.under(section, name, {}) if section not in ("data", keys.SOURCE) else None
+    theirs = nested.get_nested_fields(section, name, {}) if section not in ("data", keys.SOURCE) else None
     if theirs is None or (section, name) in (("train", "lr_scheduler_kwargs"), ("train", "optim_args")):
         return None
     inner = f"{section}.{name}"
     if inner == keys.GENERATION:
         return _mapping(_properties(inner, theirs.fields), [])
     named = {key: _of_type(field, _inside(inner, key)) for key, field in theirs.fields.items()}
-    said = {key: upstream_fields.described(theirs.definition, key) for key in named}
+    said = {key: upstream_fields.read_help(theirs.definition, key) for key in named}
     return _mapping({key: ({"description": said[key]} if said[key] else {}) | named[key] for key in named}, [])
 
 
 def _of_type(field: Field, inside: Schema | None) -> Schema:
     """Return the schema of a field's type; `inside` is that of the mapping that it can be."""
-    listed = upstream_types.choices(field)
+    listed = upstream_types.list_choices(field)
     found: list[Schema] = []
     if listed:
-        found += _words(listed, field.choices if isinstance(field.choices, Listing) else Listing(()))
-    for part in upstream_types.parts(field.type):
+        found += _words(listed, field.choices if isinstance(field.choices, WordList) else WordList(()))
+    for part in upstream_types.split_union(field.type):
         one = _part(part, field.module, inside)
         if listed and one and "type" in one and one["type"] == "string":
             continue
-        if listed and isinstance(field.choices, Listing) and one and one.get("type") == "array":
+        if listed and isinstance(field.choices, WordList) and one and one.get("type") == "array":
             one = {"type": "array", "items": {"enum": list(listed)}}
         if one is not None and one not in found and not (listed and set(one) == {"enum"}):
             found.append(one)
-    text = nested.NEVER_A_FILE.get(field.name) == "a mapping"  # as a text it is JSON
+    text = nested.TEXT_FORMS.get(field.name) == "a mapping"  # as a text it is JSON
     found = [one | {"pattern": r"^\{"} if text and one == {"type": "string"} else one for one in found]
     if not found:
         return {} if field.type is None else {"not": {}}
@@ -145,7 +147,7 @@ def _of_type(field: Field, inside: Schema | None) -> Schema:
     return found[0] if len(found) == 1 else {"anyOf": found}
 
 
-def _words(listed: tuple[str, ...], listing: Listing) -> Iterator[Schema]:
+def _words(listed: tuple[str, ...], listing: WordList) -> Iterator[Schema]:
     """Yield the schemas of a text that has to be one of some words."""
     plain = [word for word in listed if "[" not in word]
     either = "|".join(re.escape(word) for word in plain)
@@ -164,22 +166,26 @@ def _part(node: ast.expr, module: str, inside: Schema | None) -> Schema | None:
     """Return the schema of a type that is no union; None where YAML cannot write it."""
     if isinstance(node, ast.Constant):
         return {"type": "null"} if node.value is None else None
-    name = upstream_types.name_of(node.value) if isinstance(node, ast.Subscript) else upstream_types.name_of(node)
-    if name in upstream_types.MAPPINGS:
+    name = (
+        upstream_types.get_type_name(node.value)
+        if isinstance(node, ast.Subscript)
+        else upstream_types.get_type_name(node)
+    )
+    if name in upstream_types.MAPPING_TYPES:
         return inside or _object(node, module)
-    if name in upstream_types.LISTS:
+    if name in upstream_types.LIST_TYPES:
         return _array(node, module)
     if isinstance(node, ast.Subscript):
-        literals = [item.value for item in upstream_types.inner(node) if isinstance(item, ast.Constant)]
+        literals = [item.value for item in upstream_types.get_type_arguments(node) if isinstance(item, ast.Constant)]
         return {"enum": literals} if name == "Literal" else None
     if name == "Any":
         return {}
-    words = () if name in _TYPES else upstream_source.listed_by(module, name) if module and name else ()
+    words = () if name in _TYPES else upstream_source.read_listed_words(module, name) if module and name else ()
     return {"type": _TYPES[name]} if name in _TYPES else {"enum": list(words)} if words else None
 
 
 def _object(node: ast.expr, module: str) -> Schema:
-    inner = upstream_types.inner(node) if isinstance(node, ast.Subscript) else []
+    inner = upstream_types.get_type_arguments(node) if isinstance(node, ast.Subscript) else []
     held = _of_type(Field("", inner[-1], "", module), None) if inner else {}
     return {"type": "object", **({"additionalProperties": held} if held else {})}
 
@@ -187,17 +193,17 @@ def _object(node: ast.expr, module: str) -> Schema:
 def _array(node: ast.expr, module: str) -> Schema:
     if not isinstance(node, ast.Subscript):
         return {"type": "array"}
-    items = [_of_type(Field("", item, "", module), None) for item in upstream_types.inner(node)]
-    if upstream_types.of_fixed_length(node):
+    items = [_of_type(Field("", item, "", module), None) for item in upstream_types.get_type_arguments(node)]
+    if upstream_types.has_fixed_length(node):
         return {"type": "array", "prefixItems": items, "minItems": len(items), "maxItems": len(items)}
     return {"type": "array", **({"items": items[0]} if items[0] else {})}
 
 
 def _schedulers() -> Iterator[Schema]:
     """Yield the keys of `lr_scheduler_kwargs` for each `lr_scheduler_type`."""
-    kinds = keys.of("train")["lr_scheduler_type"]
-    for kind in upstream_types.choices(kinds):
-        theirs = nested.under("train", "lr_scheduler_kwargs", {"lr_scheduler_type": kind})
+    kinds = keys.get_fields("train")["lr_scheduler_type"]
+    for kind in upstream_types.list_choices(kinds):
+        theirs = nested.get_nested_fields("train", "lr_scheduler_kwargs", {"lr_scheduler_type": kind})
         if theirs is None:
             continue
         named = {name: _of_type(field, None) for name, field in theirs.fields.items()}

@@ -140,7 +140,7 @@ def _batch(given: Given) -> Iterator[Item]:
     else:
         yield _line(given, "train.lr_scheduler_type", "lr_scheduler", "cosine")
     optimizer = given.get("optimizer", "adamw_torch_fused")
-    if types.accepts(keys.of("train")["optim"], optimizer):
+    if types.accepts(keys.get_fields("train")["optim"], optimizer):
         yield _line(given, "train.optim", "optimizer", "adamw_torch_fused")
     else:
         yield Left("optimizer", "axolotl's own: the default of train.optim trains", aloud=True)

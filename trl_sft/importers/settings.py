@@ -97,14 +97,14 @@ def source(path: str, **keys: Any) -> Any:
 
 def train_names() -> set[str]:
     """Return the keys of `train:`, with the older names that mean the same under a newer one."""
-    names = set(fields.fields(sections.OWNERS["train"][1]))
+    names = set(fields.read_fields(sections.OWNERS["train"][1]))
     return names | {old for old, now in renamed_keys.TABLE["train"].items() if now.new in names and not now.values}
 
 
 def today(name: str) -> str:
     """Return a key of `train:` under its newer name, where the installed version has that."""
     new = renamed_keys.TABLE["train"][name].new
-    return new if new in fields.fields(sections.OWNERS["train"][1]) else name
+    return new if new in fields.read_fields(sections.OWNERS["train"][1]) else name
 
 
 def located(path: str, files: Any, notes: list[str]) -> str:

@@ -84,7 +84,7 @@ _MASK = (
 
 def names() -> Collection[str]:
     """Return every name that the two scripts take."""
-    found = {name for owner in _OWNERS for name in fields.fields(f"trl.{owner}")}
+    found = {name for owner in _OWNERS for name in fields.read_fields(f"trl.{owner}")}
     return found | set(train_names()) | set(_HANDBOOK)
 
 
@@ -100,7 +100,7 @@ def lines(given: Given) -> Iterator[Item]:
 
 
 def _default(name: str) -> Any:
-    return ast.literal_eval(fields.fields(f"trl.{_OWNERS[0]}")[name].default)
+    return ast.literal_eval(fields.read_fields(f"trl.{_OWNERS[0]}")[name].default)
 
 
 def _model(given: Given) -> Iterator[Item]:

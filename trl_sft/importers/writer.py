@@ -109,7 +109,7 @@ def complete(tool: Tool, given: Given) -> list[Item]:
             said = "says nothing" if given.get(name) is None else "changes nothing beside the other settings"
             items.append(Left(name, said))
         else:
-            near = types.meant(name, tool.names())
+            near = types.suggest(name, tool.names())
             items.append(Left(name, "no name that is known here" + (f"; nearest: {near}" if near else ""), aloud=True))
     return items
 

@@ -51,7 +51,7 @@ def build(recipe: Recipe) -> Run:
     template_kwargs = sections["tokenizer"].pop("chat_template_kwargs", {})
     adapter = base is not None and bool(base.files) and (base.files[0] / "adapter_config.json").is_file()
     faults += rules.check(recipe, sections, sources, adapter, notes)
-    for name in nested.lacking(sections["train"]):
+    for name in nested.find_missing_arguments(sections["train"]):
         found = f"lr_scheduler_type: {sections['train']['lr_scheduler_type']} needs {name}"
         faults.append(
             Fault(recipe.where(("train", "lr_scheduler_type")), found, f"lr_scheduler_kwargs: {{{name}: ...}}")
@@ -110,7 +110,7 @@ def _sources(recipe: Recipe, part: str, value: Any, faults: list[Fault], notes: 
                 Fault(recipe.where(at), f"{path}: of no known kind", f"a file of {', '.join(recipe_sections.BUILDERS)}")
             )
         given = renamed_keys.today(recipe, key, item if isinstance(item, dict) else {"path": path}, faults, notes)
-        right = mapping.check(recipe, key, given, faults, keys.source(builder))
+        right = mapping.check(recipe, key, given, faults, keys.get_source_fields(builder))
         if file and ".tsv" in file.name.lower():
             right.setdefault("sep", "\t")
         ours = {name: right.pop(name, None) for name in recipe_sections.OWN_KEYS["data.*"]}

@@ -26,8 +26,8 @@ def check(
     `fields`: those of a source, which depend on the kind of its file.
     """
     name = keys.SOURCE if key[0] == "data" and len(key) > 1 else ".".join(map(str, key))
-    theirs = fields if fields is not None else keys.of(name) if given else {}
-    return _check(recipe, (key, name), given, nested.Nested(_OWNERS[name][0], theirs), faults)
+    theirs = fields if fields is not None else keys.get_fields(name) if given else {}
+    return _check(recipe, (key, name), given, nested.NestedFields(_OWNERS[name][0], theirs), faults)
 
 
 def unknown(recipe: Recipe, key: Key, fields: Mapping[str, object], name: str, owner: str = "") -> Fault:
@@ -41,9 +41,11 @@ def unknown(recipe: Recipe, key: Key, fields: Mapping[str, object], name: str, o
     if word in sections.NOT_YET.get(name, ()):
         return Fault(recipe.where(key), f"{word} is not built in this version", "leave it out")
     found = f"{theirs} has no key {word}"
-    if near := types.meant(word, fields):
+    if near := types.suggest(word, fields):
         return Fault(recipe.where(key), found, near)
-    owning = [s for s in sections.OWNERS if s != key[0] and word in keys.of(s)] if name in (*_OWNERS, "") else []
+    owning = (
+        [s for s in sections.OWNERS if s != key[0] and word in keys.get_fields(s)] if name in (*_OWNERS, "") else []
+    )
     if owning:
         return Fault(recipe.where(key), found, f"it under `{owning[0]}:`")
     few = f"one of {', '.join(sorted(fields))}" if fields else "leave it out"
@@ -51,7 +53,7 @@ def unknown(recipe: Recipe, key: Key, fields: Mapping[str, object], name: str, o
 
 
 def _check(
-    recipe: Recipe, at: tuple[Key, str], given: Mapping[Any, Any], theirs: nested.Nested, faults: list[Fault]
+    recipe: Recipe, at: tuple[Key, str], given: Mapping[Any, Any], theirs: nested.NestedFields, faults: list[Fault]
 ) -> dict[str, Any]:
     """Return the keys of the mapping at a key that are right; `at` holds it beside its name without numbers."""
     (key, name), right = at, dict[str, Any]()
@@ -75,8 +77,8 @@ def _check(
 
 def _wrong(recipe: Recipe, key: Key, value: Any, field: Field) -> Fault:
     """Return the fault of a value that its owner does not take, with the word that is nearest to it."""
-    near = types.meant(value, types.choices(field)) if isinstance(value, str) else ""
-    write = f"{near} ({types.expected(field)})" if near else types.expected(field)
+    near = types.suggest(value, types.list_choices(field)) if isinstance(value, str) else ""
+    write = f"{near} ({types.describe(field)})" if near else types.describe(field)
     return Fault(recipe.where(key), kind(value), write)
 
 
@@ -84,12 +86,12 @@ def _inside(recipe: Recipe, at: tuple[Key, str], beside: Mapping[Any, Any], faul
     """Tell whether what the mapping under a key holds is right; true where nobody declares its keys."""
     key, name = at
     word, value = str(key[-1]), beside[key[-1]]
-    if value is None or not (theirs := nested.under(name, word, beside)):
+    if value is None or not (theirs := nested.get_nested_fields(name, word, beside)):
         return True
-    read = nested.written_as_text(word, value)
+    read = nested.parse_text(word, value)
     if not isinstance(read, dict):
-        if isinstance(value, str) and word in nested.NEVER_A_FILE:
-            faults.append(Fault(recipe.where(key), kind(value), nested.NEVER_A_FILE[word]))
+        if isinstance(value, str) and word in nested.TEXT_FORMS:
+            faults.append(Fault(recipe.where(key), kind(value), nested.TEXT_FORMS[word]))
         return isinstance(value, str)
     before = len(faults)
     if not theirs.fields and read:

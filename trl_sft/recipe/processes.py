@@ -92,4 +92,4 @@ def said(settings: dict[Key, Setting]) -> list[tuple[str, str]]:
 
 def default(name: str) -> int:
     """Return the installed SFTConfig's default of a whole number."""
-    return int(ast.literal_eval(fields.fields(sections.OWNERS["train"][1])[name].default))
+    return int(ast.literal_eval(fields.read_fields(sections.OWNERS["train"][1])[name].default))

@@ -137,7 +137,7 @@ VALUES: dict[tuple[str, str], dict[str, Old]] = {
 
 def of(section: str) -> dict[str, Old]:
     """Return the old names of a section that the installed owner lacks."""
-    return {name: old for name, old in TABLE.get(section, {}).items() if name not in keys.of(section)}
+    return {name: old for name, old in TABLE.get(section, {}).items() if name not in keys.get_fields(section)}
 
 
 def today(recipe: Recipe, key: Key, given: Mapping[Any, Any], faults: list[Fault], notes: list[str]) -> dict[Any, Any]:
@@ -155,7 +155,7 @@ def today(recipe: Recipe, key: Key, given: Mapping[Any, Any], faults: list[Fault
 
 def _of_value(section: str, name: str, value: Any) -> Old | None:
     old = VALUES[section, name].get(value) if isinstance(value, str) else None
-    return None if old is None or types.accepts(keys.of(section)[name], value) else old
+    return None if old is None or types.accepts(keys.get_fields(section)[name], value) else old
 
 
 def _translate(

@@ -26,7 +26,7 @@ CLASSES = [
 
 @pytest.mark.parametrize(("name", "live"), CLASSES)
 def test_names_and_defaults_are_those_of_the_live_class(name, live):
-    found = upstream_fields.fields(name)
+    found = upstream_fields.read_fields(name)
     shared = {field.name for field in dataclasses.fields(BuilderConfig)} if issubclass(live, BuilderConfig) else set()
     expected = {field.name: field for field in dataclasses.fields(live)}
     expected = {n: f for n, f in expected.items() if n not in shared or n in found}
@@ -41,7 +41,7 @@ def test_names_and_defaults_are_those_of_the_live_class(name, live):
 
 
 def test_arguments_are_those_of_the_live_function():
-    found = upstream_fields.arguments(sections.LOAD_DATASET[1])
+    found = upstream_fields.read_arguments(sections.LOAD_DATASET[1])
     named = [p.name for p in inspect.signature(load_dataset).parameters.values() if p.kind is not p.VAR_KEYWORD]
     assert list(found) == named
 
@@ -51,7 +51,7 @@ def test_options_are_those_of_the_live_parser():
 
     live = {action.dest: action for action in get_args_parser()._actions if action.option_strings}
     del live["help"]
-    found = upstream_fields.fields(sections.OWNERS["launch"][1])
+    found = upstream_fields.read_fields(sections.OWNERS["launch"][1])
     assert set(found) == set(live)
     for name, action in live.items():
         switch = action.nargs == 0
@@ -64,7 +64,7 @@ def test_options_are_those_of_the_live_parser():
 
 @pytest.mark.parametrize(("name", "live"), CLASSES[:2])
 def test_every_default_that_yaml_can_write_is_accepted(name, live):
-    fields = upstream_fields.fields(name)
+    fields = upstream_fields.read_fields(name)
     checked = 0
     for field in dataclasses.fields(live):
         value = getattr(field.default, "value", field.default)  # enums are written as their values
@@ -93,7 +93,7 @@ def test_every_default_that_yaml_can_write_is_accepted(name, live):
     ],
 )
 def test_types_of_sft_config_are_checked_as_declared(key, right, wrong):
-    field = upstream_fields.fields(sections.OWNERS["train"][1])[key]
+    field = upstream_fields.read_fields(sections.OWNERS["train"][1])[key]
     assert [value for value in right if not types.accepts(field, value)] == []
     assert [value for value in wrong if types.accepts(field, value)] == []
 
@@ -110,7 +110,7 @@ def test_types_of_sft_config_are_checked_as_declared(key, right, wrong):
     ],
 )
 def test_types_of_lora_config_are_checked_as_declared(key, right, wrong):
-    field = upstream_fields.fields(sections.OWNERS["lora"][1])[key]
+    field = upstream_fields.read_fields(sections.OWNERS["lora"][1])[key]
     assert [value for value in right if not types.accepts(field, value)] == []
     assert [value for value in wrong if types.accepts(field, value)] == []
 
@@ -119,4 +119,4 @@ def test_package_that_is_not_installed_is_named():
     from trl_sft.errors import MissingPackage
 
     with pytest.raises(MissingPackage, match="no_such_package"):
-        upstream_fields.version("no_such_package")
+        upstream_fields.get_version("no_such_package")

@@ -28,7 +28,7 @@ from trl_sft.recipe import sections
 from trl_sft.recipe.upstream import keys, nested, source, types
 from trl_sft.training.memory import fake_model
 
-TRAIN = keys.of("train")
+TRAIN = keys.get_fields("train")
 BEGINNING = "model: {name_or_path: trl_sft:tiny}\ndata: {train: rows.jsonl}\n"
 
 
@@ -43,29 +43,29 @@ def test_choices_are_the_members_of_the_live_enumerations():
     live = enumerations()
     assert {"optim", "lr_scheduler_type", "eval_strategy", "save_strategy", "hub_strategy"} <= set(live)
     for name, kind in live.items():
-        assert list(types.choices(TRAIN[name])) == [member.value for member in kind], name
+        assert list(types.list_choices(TRAIN[name])) == [member.value for member in kind], name
 
 
 def test_choices_of_metadata_are_those_of_the_live_field():
     found = 0
     for field in dataclasses.fields(SFTConfig):
         if field.metadata.get("choices"):
-            assert list(types.choices(TRAIN[field.name])) == list(field.metadata["choices"]), field.name
+            assert list(types.list_choices(TRAIN[field.name])) == list(field.metadata["choices"]), field.name
             found += 1
     assert found >= 5
-    assert list(types.choices(TRAIN["log_level"])) == list(trainer_log_levels)
+    assert list(types.list_choices(TRAIN["log_level"])) == list(trainer_log_levels)
 
 
 def test_choices_that_no_type_shows_are_the_live_ones():
-    assert set(types.choices(TRAIN["report_to"])) == {*INTEGRATION_TO_CALLBACK, "all", "none"}
-    assert set(types.choices(TRAIN["torch_compile_backend"])) == {m.value.lower() for m in DynamoBackend}
-    assert set(types.choices(TRAIN["torch_compile_mode"])) == set(torch._inductor.list_mode_options())
-    attention = types.choices(keys.of("model")["attn_implementation"])
+    assert set(types.list_choices(TRAIN["report_to"])) == {*INTEGRATION_TO_CALLBACK, "all", "none"}
+    assert set(types.list_choices(TRAIN["torch_compile_backend"])) == {m.value.lower() for m in DynamoBackend}
+    assert set(types.list_choices(TRAIN["torch_compile_mode"])) == set(torch._inductor.list_mode_options())
+    attention = types.list_choices(keys.get_fields("model")["attn_implementation"])
     ours = {attention_by_document.DOCUMENTS, fake_model._WAY}  # registered by what ran before in this process
     assert set(attention) == {*AttentionInterface._global_mapping, "eager"} - ours
-    for name in types.choices(keys.of("quantization")["bnb_4bit_compute_dtype"]):
+    for name in types.list_choices(keys.get_fields("quantization")["bnb_4bit_compute_dtype"]):
         assert isinstance(getattr(torch, name), torch.dtype)
-    for name in types.choices(keys.of("quantization")["bnb_4bit_quant_storage"]):
+    for name in types.list_choices(keys.get_fields("quantization")["bnb_4bit_quant_storage"]):
         transformers.BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_storage=name)
 
 
@@ -76,8 +76,8 @@ def test_every_listing_is_found_in_the_installed_sources(listing):
 
 @pytest.mark.parametrize("name", ["cache_implementation", "early_stopping"])
 def test_words_of_generation_are_those_that_its_check_lets_pass(name):
-    field = keys.of(keys.GENERATION)[name]
-    for word in types.choices(field):
+    field = keys.get_fields(keys.GENERATION)[name]
+    for word in types.list_choices(field):
         GenerationConfig(**{name: word, "num_beams": 2, "do_sample": False})
     assert not types.accepts(field, "bogus")
     with pytest.raises(ValueError, match=name):
@@ -86,7 +86,7 @@ def test_words_of_generation_are_those_that_its_check_lets_pass(name):
 
 def test_types_of_generation_take_what_the_live_config_holds():
     defaults = GenerationConfig._get_default_generation_params()
-    fields = keys.of(keys.GENERATION)
+    fields = keys.get_fields(keys.GENERATION)
     assert [n for n, value in defaults.items() if n in fields and not types.accepts(fields[n], value)] == []
     typed = [name for name, field in fields.items() if field.type is not None]
     assert len(typed) > 50
@@ -99,7 +99,7 @@ def parameters(function):
 
 @pytest.mark.parametrize("kind", list(transformers.SchedulerType), ids=lambda k: k.value)
 def test_keys_of_lr_scheduler_kwargs_are_the_arguments_of_the_live_scheduler(kind):
-    found = nested.under("train", "lr_scheduler_kwargs", {"lr_scheduler_type": kind.value}).fields
+    found = nested.get_nested_fields("train", "lr_scheduler_kwargs", {"lr_scheduler_type": kind.value}).fields
     function = optimization.TYPE_TO_SCHEDULER_FUNCTION[kind]
     if kind.value in ("reduce_lr_on_plateau", "greedy"):
         name = {"greedy": "GreedyLR"}.get(kind.value, "ReduceLROnPlateau")
@@ -117,10 +117,10 @@ def test_keys_of_lr_scheduler_kwargs_are_the_arguments_of_the_live_scheduler(kin
 
 
 def test_keys_of_checkpointing_are_those_of_torch_trl_and_the_trainer():
-    found = nested.under("train", "gradient_checkpointing_kwargs", {}).fields
+    found = nested.get_nested_fields("train", "gradient_checkpointing_kwargs", {}).fields
     live = set(parameters(checkpoint)) - {"function", "context_fn"}
     assert live | {"preserve_rng_state", "every_n_layers", "offload"} == set(found) - {"selective"}
-    assert types.choices(found["determinism_check"]) == ("default", "none")
+    assert types.list_choices(found["determinism_check"]) == ("default", "none")
 
 
 @pytest.mark.parametrize(
@@ -134,7 +134,7 @@ def test_keys_of_checkpointing_are_those_of_torch_trl_and_the_trainer():
     ],
 )
 def test_keys_of_a_nested_mapping_are_the_fields_of_the_live_class(where, name, live):
-    found = nested.under(where, name, {}).fields
+    found = nested.get_nested_fields(where, name, {}).fields
     assert list(found) == [field.name for field in dataclasses.fields(live)]
     for field in dataclasses.fields(live):
         if field.default is not dataclasses.MISSING and field.default is not None:
@@ -143,20 +143,20 @@ def test_keys_of_a_nested_mapping_are_the_fields_of_the_live_class(where, name, 
 
 
 def test_mapping_of_lora_is_taken_where_peft_makes_its_class_of_it():
-    for name, field in keys.of("lora").items():
-        if keys.classes(field) and name not in ("runtime_config", "loftq_config"):
+    for name, field in keys.get_fields("lora").items():
+        if keys.find_dataclasses(field) and name not in ("runtime_config", "loftq_config"):
             with warnings.catch_warnings(action="ignore"):  # peft warns of what it ignores
                 live = LoraConfig(**{name: {}}) if types.accepts(field, {}) else None
             assert live is None or not isinstance(getattr(live, name), dict), name
-    assert not types.accepts(keys.of("lora")["runtime_config"], {})
+    assert not types.accepts(keys.get_fields("lora")["runtime_config"], {})
 
 
 def test_arguments_of_an_optimizer_are_those_that_its_handler_reads():
-    read = lambda optim: set(nested.under("train", "optim_args", {"optim": optim}).fields)  # noqa: E731
+    read = lambda optim: set(nested.get_nested_fields("train", "optim_args", {"optim": optim}).fields)  # noqa: E731
     assert read("sgd") == {"momentum", "dampening", "weight_decay", "nesterov"}
     assert {"rank", "update_proj_gap", "scale", "proj_type"} == read("galore_adamw")
     assert read("adamw_torch") == set()
-    assert nested.under("train", "optim_args", {"optim": "rmsprop_bnb"}) is None  # it hands all on
+    assert nested.get_nested_fields("train", "optim_args", {"optim": "rmsprop_bnb"}) is None  # it hands all on
 
 
 # what stands under a section -> what the message says
@@ -241,7 +241,7 @@ def test_right_value_is_taken(text, here):
 
 
 def test_kernel_of_the_hub_is_an_attention():
-    field = keys.of("model")["attn_implementation"]
+    field = keys.get_fields("model")["attn_implementation"]
     assert types.accepts(field, "kernels-community/flash-attn2@v1:flash")
     assert not types.accepts(field, "kernels-community/a/b")
 
@@ -255,14 +255,14 @@ def test_recipe_is_checked_in_depth_without_a_heavy_import(here):
 
 
 def test_statement_is_found_whole_though_its_brackets_close_at_the_margin():
-    node = source.find("torch.utils.checkpoint", "checkpoint")
+    node = source.find_statement("torch.utils.checkpoint", "checkpoint")
     assert isinstance(node, ast.FunctionDef)
     assert node.end_lineno > 100
-    assert source.find("torch.utils.checkpoint", "no_such_name") is None
-    assert source.home("trl.trainer.base_config", "TrainingArguments") == "transformers.training_args"
+    assert source.find_statement("torch.utils.checkpoint", "no_such_name") is None
+    assert source.find_defining_module("trl.trainer.base_config", "TrainingArguments") == "transformers.training_args"
 
 
 def test_every_key_of_ours_has_a_type_that_is_understood():
     for section in (*sections.OWN_KEYS, keys.GENERATION):
-        for field in keys.of(section).values():
-            assert types.expected(field)
+        for field in keys.get_fields(section).values():
+            assert types.describe(field)

@@ -17,7 +17,7 @@ from typing import NamedTuple
 from trl_sft.recipe.upstream import source
 
 
-class Listing(NamedTuple):
+class WordList(NamedTuple):
     """Where an owner says which words a key takes, where its type does not."""
 
     sources: tuple[str, ...]  # `module:name`; of a function, what it returns or compares with
@@ -43,12 +43,12 @@ class Field(NamedTuple):
     type: ast.expr | None  # None: the owner declares none
     default: str  # as the source writes it; "" = it has to be given
     module: str = ""  # where names in `type` and `choices` are looked up
-    choices: ast.expr | Listing | None = None  # what the owner lists beside the type
+    choices: ast.expr | WordList | None = None  # what the owner lists beside the type
     help: str = ""  # what the owner says of it beside the field; `described` has the rest
 
 
 @functools.cache
-def fields(owner: str) -> dict[str, Field]:
+def read_fields(owner: str) -> dict[str, Field]:
     """Return the dataclass fields of `package.module:Class`, those of its bases first; `arguments` of a method.
 
     Of a function that makes an argparse parser, the parser's options.
@@ -57,12 +57,12 @@ def fields(owner: str) -> dict[str, Field]:
     declares (version, description), no keyword of a user's.
     """
     module, name = owner.split(":")
-    node = None if "." in name else source.find(module, name)
+    node = None if "." in name else source.find_statement(module, name)
     if not isinstance(node, ast.ClassDef):
-        return (_options(node, module) if isinstance(node, ast.FunctionDef) else {}) or arguments(owner)
+        return (_options(node, module) if isinstance(node, ast.FunctionDef) else {}) or read_arguments(owner)
     found: dict[str, Field] = {}
     for base in _bases(owner):
-        found |= fields(base)
+        found |= read_fields(base)
     for item in node.body:
         if isinstance(item, ast.AnnAssign) and isinstance(item.target, ast.Name):
             found[item.target.id] = _field(item, item.target.id, module)
@@ -70,13 +70,13 @@ def fields(owner: str) -> dict[str, Field]:
 
 
 @functools.cache
-def arguments(owner: str) -> dict[str, Field]:
+def read_arguments(owner: str) -> dict[str, Field]:
     """Return the named arguments of `package.module:function` or `package.module:Class.method`, less self.
 
     An argument without an annotation has the type of its default, else the documented one.
     """
     module, _, names = owner.partition(":")
-    node = source.method(module, names)
+    node = source.find_function(module, names)
     if node is None:
         return {}
     plain = node.args.posonlyargs + node.args.args
@@ -90,40 +90,40 @@ def arguments(owner: str) -> dict[str, Field]:
 
 
 @functools.cache
-def popped(owner: str) -> dict[str, Field]:
+def read_popped_keywords(owner: str) -> dict[str, Field]:
     """Return the keywords that a function or method takes by `kwargs.pop("name", default)`."""
     module, _, names = owner.partition(":")
-    node = source.method(module, names)
+    node = source.find_function(module, names)
     found: dict[str, Field] = {}
     for call in ast.walk(node) if node else ():
         if isinstance(call, ast.Call) and ast.unparse(call.func) == "kwargs.pop":
-            word, default = source.words(call.args[0], module), call.args[1] if len(call.args) > 1 else None
+            word, default = source.read_words(call.args[0], module), call.args[1] if len(call.args) > 1 else None
             if word and not word[0].startswith("_"):
                 found[word[0]] = Field(word[0], _type(owner, word[0], default), _written(default), module)
     return found
 
 
-def described(owner: str, name: str) -> str:
+def read_help(owner: str, name: str) -> str:
     """Return the owner's help of a key: beside the field, else in the docstring of the class that has it; "" if none.
 
     Paragraphs stay apart by an empty line.
     """
-    field = fields(owner).get(name)
+    field = read_fields(owner).get(name)
     if field is not None and field.help:
         return field.help
     entry = _entry(owner, name)[1]
-    return entry or next((text for base in _bases(owner) if (text := described(base, name))), "")
+    return entry or next((text for base in _bases(owner) if (text := read_help(base, name))), "")
 
 
-def quoted(owner: str, name: str) -> tuple[str, ...]:
+def read_quoted_words(owner: str, name: str) -> tuple[str, ...]:
     """Return the words that the owner's help of a key puts in double quotes."""
     entry = next((text for o in [owner, *_bases(owner)] if (text := _entry(o, name)[1])), "")
     return tuple(dict.fromkeys(re.findall(r'"(\w+)"', entry)))
 
 
-def dataclass(owner: str) -> bool:
+def is_dataclass(owner: str) -> bool:
     """Tell whether `package.module:Class` is a class with fields."""
-    node = source.find(*owner.split(":"))
+    node = source.find_statement(*owner.split(":"))
     return isinstance(node, ast.ClassDef) and any(isinstance(item, ast.AnnAssign) for item in node.body)
 
 
@@ -144,26 +144,26 @@ def _options(function: ast.FunctionDef, module: str) -> dict[str, Field]:
         words = {word.arg: word.value for word in call.keywords}
         written = ast.unparse(words["type"]) if "type" in words else "bool"
         kind = {"str": "str | int", "comma_separated_list": "list[str]"}.get(written, written)
-        said = " ".join(source.words(words.get("help"), module))
+        said = " ".join(source.read_words(words.get("help"), module))
         choices, default = words.get("choices"), _written(words.get("default"))
         found[name] = Field(name, ast.parse(kind, mode="eval").body, default, module, choices, said)
     return found
 
 
-def version(package: str) -> str:
+def get_version(package: str) -> str:
     """Return the installed version of a package. Raises MissingPackage."""
     try:
         return metadata.version(package)
     except metadata.PackageNotFoundError:
-        raise source.missing(package) from None
+        raise source.missing_package(package) from None
 
 
 def _bases(owner: str) -> list[str]:
     module, name = owner.split(":")
-    node = None if "." in name else source.find(module, name)
+    node = None if "." in name else source.find_statement(module, name)
     names = [base.id for base in node.bases if isinstance(base, ast.Name)] if isinstance(node, ast.ClassDef) else []
-    found = [f"{source.home(module, name)}:{name}" for name in names]
-    return [base for base in found if source.find(*base.split(":"))]
+    found = [f"{source.find_defining_module(module, name)}:{name}" for name in names]
+    return [base for base in found if source.find_statement(*base.split(":"))]
 
 
 def _field(item: ast.AnnAssign, name: str, module: str) -> Field:
@@ -217,7 +217,7 @@ def _entry(owner: str, name: str) -> tuple[str, str]:
     """Return type and text of a key in the docstring of a class or function (`Args:` in Google's style)."""
     module, _, names = owner.partition(":")
     head = names.partition(".")[0]
-    nodes = [source.method(module, names), source.find(module, head)]
+    nodes = [source.find_function(module, names), source.find_statement(module, head)]
     for node in nodes:
         doc = ast.get_docstring(node) if isinstance(node, ast.ClassDef | ast.FunctionDef) else None
         if isinstance(node, ast.Assign) and isinstance(node.value, ast.Constant):  # a docstring shared by classes

@@ -13,13 +13,13 @@ from collections.abc import Collection, Iterator
 
 from trl_sft.recipe.upstream import fields
 from trl_sft.recipe.upstream import source as upstream_source
-from trl_sft.recipe.upstream.fields import Field, Listing
+from trl_sft.recipe.upstream.fields import Field, WordList
 from trl_sft.suggestions import STRICT, nearest_name
 
 _FEW = 3  # names that a short one may mean
 _SCALARS = {"int": (int,), "float": (int, float), "bool": (bool,), "str": (str,), "dict": (dict,), "list": (list,)}
-LISTS = ("list", "List", "Sequence", "tuple", "Tuple", "set")
-MAPPINGS = ("dict", "Dict", "Mapping")
+LIST_TYPES = ("list", "List", "Sequence", "tuple", "Tuple", "set")
+MAPPING_TYPES = ("dict", "Dict", "Mapping")
 # type -> in words, one and several
 _IN_WORDS = {
     **{"int": ("a whole number", "whole numbers"), "float": ("a number", "numbers"), "str": ("text", "texts")},
@@ -30,44 +30,46 @@ _IN_WORDS = {
 
 def accepts(field: Field, value: object) -> bool:
     """Tell whether a plain value is of the type, and among the choices, that the owner declares."""
-    listing = field.choices if isinstance(field.choices, Listing) else Listing(())
-    if isinstance(value, str) and (listed := choices(field)):
+    listing = field.choices if isinstance(field.choices, WordList) else WordList(())
+    if isinstance(value, str) and (listed := list_choices(field)):
         written = value.lower() if listing.lower else value
         words = written.split() if listing.several else [written]
-        return all(any(_is_word(word, w) for word in listed) or bool(other(listing, w)) for w in words)
-    if isinstance(value, list) and listing.sources and not set(map(str, value)) <= set(choices(field)):
+        return all(any(_is_word(word, w) for word in listed) or bool(matches_pattern(listing, w)) for w in words)
+    if isinstance(value, list) and listing.sources and not set(map(str, value)) <= set(list_choices(field)):
         return False
     return field.type is None or _fits(field.type, value, field.module)
 
 
-def choices(field: Field) -> tuple[str, ...]:
+def list_choices(field: Field) -> tuple[str, ...]:
     """Return the words that a text has to be one of; empty where any text will do, or none."""
-    if isinstance(field.choices, Listing):
+    if isinstance(field.choices, WordList):
         return _listed(field.choices)
-    return upstream_source.words(field.choices, field.module) or _choices(field.type, field.module)
+    return upstream_source.read_words(field.choices, field.module) or _choices(field.type, field.module)
 
 
-def other(listing: Listing, value: str) -> bool:
+def matches_pattern(listing: WordList, value: str) -> bool:
     """Tell whether a text that is none of the words is taken all the same: a kernel of the hub."""
     return bool(listing.other) and re.fullmatch(listing.other, value) is not None
 
 
-def expected(field: Field) -> str:
+def describe(field: Field) -> str:
     """Return in words what a key takes: its choices where it has some, else its type."""
-    rest = [part for part in parts(field.type) if not _lists_words(part, field.module)]
-    listed = choices(field)
+    rest = [part for part in split_union(field.type) if not _lists_words(part, field.module)]
+    listed = list_choices(field)
     if listed:
         rest = [part for part in rest if ast.unparse(part) not in ("str", "None")]
         more = [_union_in_words(rest)] if rest else []
-        if isinstance(field.choices, Listing):
+        if isinstance(field.choices, WordList):
             listed = (*listed, *([field.choices.as_written] if field.choices.as_written else []))
-            lists = [part for part in rest if isinstance(part, ast.Subscript) and name_of(part.value) in LISTS]
+            lists = [
+                part for part in rest if isinstance(part, ast.Subscript) and get_type_name(part.value) in LIST_TYPES
+            ]
             more = ["a list of them"] if lists else more
         return ", or ".join([f"one of {', '.join(listed)}", *more])
-    return _union_in_words(parts(field.type)) if field.type else "any value"
+    return _union_in_words(split_union(field.type)) if field.type else "any value"
 
 
-def meant(word: str, known: Collection[str]) -> str:
+def suggest(word: str, known: Collection[str]) -> str:
     """Return the known word that one most likely means, "" = none shows: a slip, the end of a name, a short form."""
     if near := nearest_name(word, known, cutoff=STRICT):
         return near
@@ -76,60 +78,60 @@ def meant(word: str, known: Collection[str]) -> str:
     return " or ".join(ends[:_FEW] or (short if len(short) == 1 else []))
 
 
-def typed(name: str, annotation: str) -> Field:
+def make_field(name: str, annotation: str) -> Field:
     """Return a field of ours, or of an owner that declares none, from a type written as text."""
     return Field(name, ast.parse(annotation, mode="eval").body, "")
 
 
-def parts(node: ast.expr | None) -> list[ast.expr]:
+def split_union(node: ast.expr | None) -> list[ast.expr]:
     """Return the members of a union, however it is written; a type that is none alone."""
     if node is None:
         return []
     if isinstance(node, ast.BinOp):
-        return parts(node.left) + parts(node.right)
+        return split_union(node.left) + split_union(node.right)
     if isinstance(node, ast.Constant) and isinstance(node.value, str):  # a forward reference
-        return parts(ast.parse(node.value, mode="eval").body)
-    if isinstance(node, ast.Subscript) and name_of(node.value) in ("Optional", "Union"):
-        found = [part for item in inner(node) for part in parts(item)]
-        return [*found, *([ast.Constant(None)] if name_of(node.value) == "Optional" else [])]
+        return split_union(ast.parse(node.value, mode="eval").body)
+    if isinstance(node, ast.Subscript) and get_type_name(node.value) in ("Optional", "Union"):
+        found = [part for item in get_type_arguments(node) for part in split_union(item)]
+        return [*found, *([ast.Constant(None)] if get_type_name(node.value) == "Optional" else [])]
     return [node]
 
 
-def inner(node: ast.Subscript) -> list[ast.expr]:
+def get_type_arguments(node: ast.Subscript) -> list[ast.expr]:
     """Return what stands in the brackets of a type."""
     return list(node.slice.elts) if isinstance(node.slice, ast.Tuple) else [node.slice]
 
 
-def name_of(node: ast.expr) -> str:
+def get_type_name(node: ast.expr) -> str:
     """Return the last word of `typing.Optional` or `Optional`."""
     return node.attr if isinstance(node, ast.Attribute) else node.id if isinstance(node, ast.Name) else ""
 
 
-def of_fixed_length(node: ast.Subscript) -> bool:
+def has_fixed_length(node: ast.Subscript) -> bool:
     """Tell whether a list has one type for each place, as in `tuple[int, float]`."""
-    names = [ast.unparse(item) for item in inner(node)]
-    return name_of(node.value) in ("tuple", "Tuple") and "..." not in names
+    names = [ast.unparse(item) for item in get_type_arguments(node)]
+    return get_type_name(node.value) in ("tuple", "Tuple") and "..." not in names
 
 
 @functools.cache
-def _listed(listing: Listing) -> tuple[str, ...]:
+def _listed(listing: WordList) -> tuple[str, ...]:
     found: list[str] = []
     for source in listing.sources:
         module, _, name = source.partition(":")
         if listing.quoted:
-            found += fields.quoted(source, listing.quoted)
+            found += fields.read_quoted_words(source, listing.quoted)
         elif listing.declared:
-            found += upstream_source.declared(module, name)
+            found += upstream_source.read_declared_names(module, name)
         elif listing.compared:
-            found += upstream_source.compared(module, name, listing.compared)
+            found += upstream_source.read_compared_words(module, name, listing.compared)
         else:
-            found += upstream_source.listed_by(module, name)
+            found += upstream_source.read_listed_words(module, name)
     found = [word.lower() for word in found] if listing.lower else found
     return tuple(dict.fromkeys([*found, *listing.also])) if found else ()
 
 
 def _fits(node: ast.expr, value: object, module: str) -> bool:
-    return any(_fits_part(part, value, module) for part in parts(node))
+    return any(_fits_part(part, value, module) for part in split_union(node))
 
 
 def _fits_part(node: ast.expr, value: object, module: str) -> bool:
@@ -137,20 +139,20 @@ def _fits_part(node: ast.expr, value: object, module: str) -> bool:
         return node.value is None and value is None
     if isinstance(node, ast.Subscript):
         return _fits_subscript(node, value, module)
-    name = name_of(node)
+    name = get_type_name(node)
     if name in _SCALARS:
         return isinstance(value, _SCALARS[name]) and (name == "bool" or not isinstance(value, bool))
-    return name == "Any" or (name in LISTS and isinstance(value, list)) or value in _enumerated(node, module)
+    return name == "Any" or (name in LIST_TYPES and isinstance(value, list)) or value in _enumerated(node, module)
 
 
 def _fits_subscript(node: ast.Subscript, value: object, module: str) -> bool:
-    name, items = name_of(node.value), inner(node)
+    name, items = get_type_name(node.value), get_type_arguments(node)
     if name == "Literal":
         return any(isinstance(item, ast.Constant) and _is_literal(item.value, value) for item in items)
-    if name in MAPPINGS:
+    if name in MAPPING_TYPES:
         return isinstance(value, dict) and all(_fits(items[-1], v, module) for v in value.values())
-    if name in LISTS and isinstance(value, list):
-        if of_fixed_length(node):
+    if name in LIST_TYPES and isinstance(value, list):
+        if has_fixed_length(node):
             pairs = zip(items, value, strict=False)
             return len(value) == len(items) and all(_fits(item, v, module) for item, v in pairs)
         return all(_fits(items[0], v, module) for v in value)
@@ -173,17 +175,21 @@ def _choices(node: ast.expr | None, module: str) -> tuple[str, ...]:
     """Return the words that a type lists: a Literal, or `SomeEnum | str`, which upstream turns into the enum."""
     found: list[str] = []
     names: list[str] = []
-    for part in parts(node):
+    for part in split_union(node):
         words = tuple(_literals(part)) or _enumerated(part, module)
         found += words
-        names += [] if words else [name_of(part)]
-    literal = any(isinstance(part, ast.Subscript) and name_of(part.value) == "Literal" for part in parts(node))
+        names += [] if words else [get_type_name(part)]
+    literal = any(
+        isinstance(part, ast.Subscript) and get_type_name(part.value) == "Literal" for part in split_union(node)
+    )
     return () if literal and "str" in names else tuple(dict.fromkeys(found))
 
 
 def _literals(node: ast.expr) -> Iterator[str]:
-    if isinstance(node, ast.Subscript) and name_of(node.value) == "Literal":
-        yield from (i.value for i in inner(node) if isinstance(i, ast.Constant) and isinstance(i.value, str))
+    if isinstance(node, ast.Subscript) and get_type_name(node.value) == "Literal":
+        yield from (
+            i.value for i in get_type_arguments(node) if isinstance(i, ast.Constant) and isinstance(i.value, str)
+        )
 
 
 def _lists_words(node: ast.expr, module: str) -> bool:
@@ -193,7 +199,11 @@ def _lists_words(node: ast.expr, module: str) -> bool:
 def _enumerated(node: ast.expr, module: str) -> tuple[str, ...]:
     """Return the texts of an enumeration; empty where a type is none."""
     name = node.id if isinstance(node, ast.Name) else ""
-    return upstream_source.listed_by(module, name) if module and name and name not in _SCALARS and name != "Any" else ()
+    return (
+        upstream_source.read_listed_words(module, name)
+        if module and name and name not in _SCALARS and name != "Any"
+        else ()
+    )
 
 
 def _union_in_words(nodes: list[ast.expr], many: bool = False) -> str:
@@ -213,18 +223,18 @@ def _in_words(node: ast.expr, many: bool) -> str:
     text = ast.unparse(node).replace("typing.", "")
     if text in _IN_WORDS:
         return _IN_WORDS[text][many]
-    name = name_of(node.value) if isinstance(node, ast.Subscript) else ""
-    of = inner(node) if isinstance(node, ast.Subscript) else []
+    name = get_type_name(node.value) if isinstance(node, ast.Subscript) else ""
+    of = get_type_arguments(node) if isinstance(node, ast.Subscript) else []
     if name == "Literal":
         literal = [ast.literal_eval(one) for one in of]
         words = [str(one).lower() if isinstance(one, bool) else str(one) for one in literal]
         return words[0] if len(words) == 1 else f"{'any' if many else 'one'} of {', '.join(words)}"
-    if name in MAPPINGS:
+    if name in MAPPING_TYPES:
         whole = ast.unparse(of[1]) == "Any"
-        to = "" if whole else f" of names to {_union_in_words(parts(of[1]), many=True)}"
+        to = "" if whole else f" of names to {_union_in_words(split_union(of[1]), many=True)}"
         return _IN_WORDS["dict"][many] + to
-    if name in LISTS and isinstance(node, ast.Subscript) and of_fixed_length(node):
-        return f"{_IN_WORDS['list'][many]} of {' and '.join(_union_in_words(parts(one)) for one in of)}"
-    if name in LISTS:
-        return f"{_IN_WORDS['list'][many]} of {_union_in_words(parts(of[0]), many=True)}"
+    if name in LIST_TYPES and isinstance(node, ast.Subscript) and has_fixed_length(node):
+        return f"{_IN_WORDS['list'][many]} of {' and '.join(_union_in_words(split_union(one)) for one in of)}"
+    if name in LIST_TYPES:
+        return f"{_IN_WORDS['list'][many]} of {_union_in_words(split_union(of[0]), many=True)}"
     return text
