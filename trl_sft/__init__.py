@@ -43,8 +43,7 @@ def show(run: Run, num_rows: int = 3) -> Preview:
     with console.quiet():
         from trl_sft.cli import preview
 
-        with console.quiet():
-            return preview.make(run, num_rows)
+        return preview.make(run, num_rows)
 
 
 def train(run: Run) -> Result:
@@ -60,9 +59,7 @@ def train(run: Run) -> Result:
     # Large tensors on a CPU in pages of 2 MB: without them a step waits for the kernel to clear its 4 KB pages one by
     # one (benchmarks/step.py). torch asks the kernel where this is set before its first tensor; Linux alone has it.
     os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
-    # Around the imports too: they are noisy, and upstream's loggers take handlers of their own there.
     with console.quiet():
         from trl_sft.training import run as training_run
 
-        with console.quiet():
-            return training_run.run(run, claim)
+        return training_run.run(run, claim)

@@ -122,27 +122,38 @@ class _Once(logging.Handler):
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
-    """Hold back upstream's noise inside the block; progress bars only where somebody watches."""
+    """Show upstream's warnings inside the block once each, on one line, and none that is known noise.
+
+    Import upstream inside the block: the packages add handlers to their loggers while they are imported, and those
+    are not added here.
+    """
     handler = _Once()
     loggers = [logging.getLogger(name) for name in (*_UPSTREAM, "py.warnings")]
-    before = [(logger.handlers[:], logger.propagate, logger.level) for logger in loggers]
+    before = [(logger.handlers[:], logger.propagate, logger.level, logger.addHandler) for logger in loggers]
     for logger in loggers:
         logger.handlers, logger.propagate = [handler], False
+        logger.addHandler = _ignore_handler  # type: ignore[assignment, method-assign]
         logger.setLevel(logging.WARNING)
     with warnings.catch_warnings():
         warnings.simplefilter("default")
         for category in (DeprecationWarning, ResourceWarning):  # for upstream's developers
             warnings.simplefilter("ignore", category)
-        warnings.showwarning = _warned
+        warnings.showwarning = _log_warning
         try:
             yield
         finally:
-            for logger, (handlers, propagate, level) in zip(loggers, before, strict=True):
+            for logger, (handlers, propagate, level, add_handler) in zip(loggers, before, strict=True):
                 logger.handlers, logger.propagate = handlers, propagate
+                logger.addHandler = add_handler  # type: ignore[method-assign]
                 logger.setLevel(level)
 
 
-def _warned(message: Warning | str, *_: object, **__: object) -> None:
+def _ignore_handler(_handler: logging.Handler) -> None:
+    """Stand in for `Logger.addHandler` inside `quiet`."""
+
+
+def _log_warning(message: Warning | str, *_: object, **__: object) -> None:
+    """Stand in for `warnings.showwarning` inside `quiet`."""
     logging.getLogger("py.warnings").warning("%s", message)
 
 

@@ -1,5 +1,6 @@
 """The command line: help, version, init, check, exit codes, what is imported."""
 
+import logging
 import os
 import re
 import subprocess
@@ -140,3 +141,17 @@ def test_warning_that_matters_reaches_the_user_once(go):
     )
     assert code == 0
     assert err.count("note from trl: You are passing `padding_free=True` with the 'wrapped'") == 1
+
+
+def test_handlers_of_upstream_are_back_after_the_quiet_block():
+    """Inside the block a package cannot add a handler; after it everything is as before."""
+    logger = logging.getLogger("transformers")
+    before = (logger.handlers[:], logger.propagate, logger.level)
+    with console.quiet():
+        logger.addHandler(logging.StreamHandler())
+        assert [type(handler).__name__ for handler in logger.handlers] == ["_Once"]
+    assert (logger.handlers, logger.propagate, logger.level) == before
+    handler = logging.NullHandler()
+    logger.addHandler(handler)
+    assert handler in logger.handlers
+    logger.removeHandler(handler)

@@ -145,15 +145,11 @@ def _check(words: list[str]) -> int:
         from trl_sft.training import summary
         from trl_sft.training.memory import probe
 
-        with console.quiet():
-            report = check.check(run, for_, seconds)
-            code = check.show(report, run, for_)
-            if given.probe and report.ready and report.memory and not report.here:
-                from trl_sft.training import summary
-                from trl_sft.training.memory import probe
-
-                summary.lines(probe.measure(run, report.ready, report.memory))
-            return code
+        report = check.check(run, for_, seconds)
+        code = check.show(report, run, for_)
+        if given.probe and report.ready and report.memory and not report.here:
+            summary.lines(probe.measure(run, report.ready, report.memory))
+        return code
 
 
 def _prepare(words: list[str]) -> int:
@@ -165,8 +161,7 @@ def _prepare(words: list[str]) -> int:
     with console.quiet():
         from trl_sft.training import run as training_run
 
-        with console.quiet():
-            training_run.prepare(run)
+        training_run.prepare(run)
     words_again = resolved.remove_secrets(run, shlex.join(run.recipe.words))
     print(f"Prepared. Next: {console.python()} -m trl_sft {words_again}")
     return errors.EXIT_DONE
@@ -185,8 +180,7 @@ def _preview(words: list[str]) -> int:
     with console.quiet():
         from trl_sft.cli import preview
 
-        with console.quiet():
-            shown = preview.make(run, given.rows)
+        shown = preview.make(run, given.rows)
     if given.html is None:
         for line in shown.lines(sys.stdout.isatty() and "NO_COLOR" not in os.environ):
             print(line)
