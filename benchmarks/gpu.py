@@ -100,11 +100,10 @@ def install(side, model):
     from trl.trainer import utils
 
     from trl_sft.model import cpu_loss as model_cpu_loss
-    from trl_sft.model import load as models
-    from trl_sft.model import packed_attention
+    from trl_sft.model import packed_attention, patches
 
     if side != PLAIN:
-        models.mend(model)  # as a run does: the trial of our attention would pack 4-bit weights on a CPU
+        patches.repair(model)  # as a run does: the trial of our attention would pack 4-bit weights on a CPU
     if side[0] == "documents":
         assert packed_attention.install(model)
     if side[1] == "ours":

@@ -92,7 +92,7 @@ def load(path, folder, overrides=()):
         sides = [rows.train, *rows.eval.values()]
         answers = [[said(row["prompt"]), said(row["completion"])] for side in sides for row in side.rows]
     several, single = any(sum(pair) > 1 for pair in answers), all(last == 1 for _, last in answers)
-    return Work(run, setup.args, setup.chat, rows, model_load.lora(run), folder, several, single)
+    return Work(run, setup.args, setup.chat, rows, model_load.make_lora_config(run), folder, several, single)
 
 
 def said(turns):

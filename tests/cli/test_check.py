@@ -126,7 +126,7 @@ def test_what_upstream_refuses_late_is_refused_before_weights(words, go, monkeyp
     def loaded(*_, **__):
         raise AssertionError("the weights were asked for")
 
-    monkeypatch.setattr(load, "arguments", loaded)
+    monkeypatch.setattr(load, "build_trainer_arguments", loaded)
     for command in ([], ["check"]):
         code, _, err = go(RECIPE, words, command=command)
         assert code == 2
@@ -256,7 +256,9 @@ def test_class_that_the_configuration_names_is_rehearsed_not_that_of_a_mapping(h
     config.architectures = ["Qwen2_5_VLForConditionalGeneration"]
     (here / "recipe.yaml").write_text(RECIPE)
     run = load_recipe("recipe.yaml", ["lora={r: 2, target_modules: '.*language_model.*q_proj'}"])
-    made = meta_model.arguments(run, load.ModelSource("m", "", config), (), 64)["model"]
+    made = meta_model.build_trainer_arguments(run, load.ModelSource("m", "", config), new_tokens=(), vocab_size=64)[
+        "model"
+    ]
     assert type(made).__name__ == "Qwen2_5_VLForConditionalGeneration"
     assert any("language_model" in name for name, _ in made.named_modules())
 

@@ -182,8 +182,8 @@ def test_borders_come_from_the_positions_where_nobody_hands_them_along():
     together = model(**given, use_cache=False).logits[0]
     assert float((together - torch.cat(alone)).detach().abs().max()) < 1e-5
     query = torch.zeros(1, 4, 63, 8)
-    empty = packed_attention.mask(attention_mask=None, allow_is_causal_skip=False, device="cpu")
-    with pytest.raises(RuntimeError, match="without their borders"):
+    empty = packed_attention.make_mask(attention_mask=None, allow_is_causal_skip=False, device="cpu")
+    with pytest.raises(RuntimeError, match="without the borders of their documents"):
         packed_attention.attend(model.model.layers[0].self_attn, query, query, query, empty)
 
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from trl_sft.model import device, load
+from trl_sft.model import device, load, patches
 
 EIGHT = "quantization: {load_in_8bit: true}\n"
 FOUR = "quantization: {load_in_4bit: true, bnb_4bit_quant_type: nf4}\n"
@@ -55,25 +55,27 @@ def test_four_bit_gradients_are_the_same_after_an_evaluation(go, here, monkeypat
         assert go(FOUR + RECIPE, f"train.eval_on_start={asked}", f"train.output_dir={folder}")[0] == 0
     assert equal(adapter(here / "a"), adapter(here / "b"))
     if not torch.cpu._is_avx512_bf16_supported():
-        pytest.skip("without AVX512-BF16 bitsandbytes packs nothing, so the mend has nothing to do")
-    monkeypatch.setattr(load, "mend", lambda _: None)
+        pytest.skip("without AVX512-BF16 bitsandbytes packs nothing, so the repair has nothing to do")
+    monkeypatch.setattr(patches, "keep_backward_of_4bit_weights", lambda _: None)
     assert go(FOUR + RECIPE, "train.eval_on_start=true", "train.output_dir=c")[0] == 0
-    assert not equal(adapter(here / "a"), adapter(here / "c")), "upstream is mended: model.mend can go"
+    assert not equal(adapter(here / "a"), adapter(here / "c")), (
+        "bitsandbytes is repaired: remove patches.keep_backward_of_4bit_weights"
+    )
 
 
 def test_four_bit_computes_in_bfloat16_where_the_machine_trains_in_it():
     four = {"load_in_4bit": True}
     key = ("quantization", "bnb_4bit_compute_dtype")
-    assert device.settings({"bf16": True, "use_cpu": True}, four)[key].value == "bfloat16"
-    assert key not in device.settings({"use_cpu": True}, four)  # the CPU trains in float32
-    assert key not in device.settings({"bf16": True}, four | {"bnb_4bit_compute_dtype": "float16"})
-    assert key not in device.settings({"bf16": True}, {"load_in_8bit": True})
+    assert device.choose_machine_settings({"bf16": True, "use_cpu": True}, four)[key].value == "bfloat16"
+    assert key not in device.choose_machine_settings({"use_cpu": True}, four)  # the CPU trains in float32
+    assert key not in device.choose_machine_settings({"bf16": True}, four | {"bnb_4bit_compute_dtype": "float16"})
+    assert key not in device.choose_machine_settings({"bf16": True}, {"load_in_8bit": True})
 
 
 def test_compute_dtype_reaches_the_layers_and_the_record(go, here, monkeypatch):
     seen = {}
-    mend = load.mend
-    monkeypatch.setattr(load, "mend", lambda live: (seen.update(live=live), mend(live)))
+    repair = patches.repair
+    monkeypatch.setattr(patches, "repair", lambda live: (seen.update(live=live), repair(live)))
     assert go(FOUR + RECIPE, "train.bf16=true", "train.use_cpu=true", "train.max_steps=1")[0] == 0
     layers = [m for m in seen["live"].modules() if type(m).__module__.startswith("bitsandbytes.")]
     assert {layer.compute_dtype for layer in layers} == {torch.bfloat16}
@@ -84,7 +86,7 @@ def test_compute_dtype_reaches_the_layers_and_the_record(go, here, monkeypatch):
 
 def test_missing_bitsandbytes_is_told_before_anything_loads(go, monkeypatch):
     monkeypatch.setattr(load.importlib.util, "find_spec", lambda name: None)
-    monkeypatch.setattr(load, "find", None)
+    monkeypatch.setattr(load, "find_model", None)
     code, _, err = go(EIGHT + RECIPE)
     assert code == 2
     assert "pip install 'trl-sft[quantization]'" in err

@@ -120,10 +120,10 @@ def test_hub_that_cannot_be_reached_is_told_at_once(hub):
 def test_push_that_cannot_be_is_refused_before_weights_and_at_its_key(go, monkeypatch):
     code, _, err = go(RECIPE % "trl_sft:tiny", "train.push_to_hub=true")
     assert code == 2
-    assert "train.push_to_hub\n    a push to the hub, and HF_HUB_OFFLINE is set" in err
+    assert "train.push_to_hub\n    a push to the hub, while HF_HUB_OFFLINE is set" in err
     monkeypatch.setattr(device.constants, "HF_HUB_OFFLINE", False)
     monkeypatch.setattr(device, "get_token", lambda: None)
     code, _, err = go(RECIPE % "trl_sft:tiny", "train.push_to_hub=true", command=["check"])
     assert code == 2
-    assert "train.push_to_hub\n    a push to the hub, and no token for it" in err
+    assert "train.push_to_hub\n    a push to the hub without a token" in err
     assert go(RECIPE % "trl_sft:tiny", "train.push_to_hub=true", "--on", "any", command=["check"])[0] == 0

@@ -10,7 +10,7 @@ from peft import PeftModel
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig, GenerationConfig
 
 from trl_sft import console, load_recipe, train
-from trl_sft.model import load
+from trl_sft.model import patches
 from trl_sft.tokenization import special_tokens
 
 RESERVED = [f"<|reserved_special_token_{n}|>" for n in range(3)]
@@ -79,7 +79,7 @@ def reloaded(how, here, rows):
     base = AutoModelForCausalLM.from_pretrained(here / "base", quantization_config=BITS.get(how))
     base.resize_token_embeddings(rows)
     again = PeftModel.from_pretrained(base, here / "out")
-    load.mend(again)
+    patches.repair(again)
     for name, weights in again.named_parameters():
         if how in BITS and ("lora_" in name or "trainable_tokens" in name):
             weights.data = weights.data.to(torch.bfloat16)  # as TRL trained and saved them; peft loads float32

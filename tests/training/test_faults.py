@@ -168,7 +168,7 @@ def test_fault_is_told_at_its_place_before_weights_load(name, here, go, monkeypa
     def loaded(*_, **__):
         raise AssertionError("the weights were asked for")
 
-    monkeypatch.setattr(load, "arguments", loaded)
+    monkeypatch.setattr(load, "build_trainer_arguments", loaded)
     text = write(here, old, new)
     for command in (["check"], []):
         code, _, err = go(text, command=command)

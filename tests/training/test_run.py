@@ -534,7 +534,7 @@ def test_model_card_of_a_continued_adapter_names_what_it_is(go, here):
         (("train.weight_decay=.nan",), "a finite number"),
         (("train.fp16=true",), "fp16 on a CPU changes nothing"),
         (("train.activation_offloading=true",), "recipe.yaml:3 train"),
-        (("train.report_to=comet_ml",), "comet_ml: not installed"),
+        (("train.report_to=comet_ml",), "not installed: comet_ml"),
         (
             ("data={train: rows.jsonl, eval_fraction: 0.5}", "train.eval_steps=1"),
             "eval_steps changes nothing without eval_strategy",

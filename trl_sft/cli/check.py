@@ -73,9 +73,9 @@ def check(run: Run, for_: On, seconds: float) -> Report:
     report = Report(seconds={"recipe": seconds})
     for note in run.notes:
         say(note)
-    trust.begin(run)
+    trust.announce(run)
     with report.stage("machine"):
-        device.check(run)
+        device.check_machine(run)
     with report.stage("folder"):
         manifest.claimed(run)
     settled = _settled(run, report, for_)
@@ -122,7 +122,7 @@ def _settled(run: Run, report: Report, for_: On) -> training_run.Settled | None:
             report.here += error.faults
         if settled is None or not for_.here:
             settled = training_run.settle(run, True, processes)
-        about = device.describe(settled.args, run.model.get("dtype", "float32"), settled.quantized)
+        about = device.describe_precision(settled.args, run.model.get("dtype", "float32"), settled.quantized)
         told = about if for_.here else f"{for_.cards} x {for_.gib:g} GiB" if for_.gib else "any"
         lines([("machine", told), *recipe_processes.said(settled.settings)])
         return settled
@@ -133,12 +133,12 @@ def _model(run: Run, report: Report) -> tuple[load.ModelSource | None, tokenizer
     """Return the model without weights, and its tokenizer."""
     found, chatting = None, None
     with report.stage("model"):
-        found = load.find(run)
-        lines([("model", found.shown)])
-        load.check(run, found)
+        found = load.find_model(run)
+        lines([("model", found.title)])
+        load.check_model(run, found)
     if report.needs("tokenizer", {"the model": found}):
         with report.stage("tokenizer"):
-            chatting = tokenizer.load(run, *load.tokenizers(found))
+            chatting = tokenizer.load(run, *load.list_tokenizer_sources(found))
             lines([("tokens", line) for line in chatting.said])
     return found, chatting
 

@@ -96,7 +96,7 @@ def _draft(output: Path, model: str, path: str) -> Recipe:
 def _how(base: Place, layout: str) -> str:
     """Return the lines on template and LoRA; an adapter brings its own, a base model on this machine may have none."""
     folder = base.files[0] if base.files else None
-    if folder and (folder / "adapter_config.json").is_file():
+    if folder and paths.is_adapter(folder):
         return ""
     named = [folder / "chat_template.jinja", folder / "tokenizer_config.json"] if folder else []
     has = not folder or named[0].is_file() or (named[1].is_file() and "chat_template" in named[1].read_text("utf-8"))

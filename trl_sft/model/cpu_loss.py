@@ -1,88 +1,100 @@
-"""The loss where there is no Triton (CPU, Apple MPS): one projection of the labelled positions, in bounded chunks.
+"""The loss where there is no Triton (CPU, Apple MPS): labelled positions alone, projected in bounded chunks.
 
-In: a model that TRL gave its fused head. Out: the same model, whose fused forward scores positions with a
-label alone and computes what TRL's kernel computes with fewer passes over the logits. All around it stays
-TRL's: which positions count, soft-capping, scaling, experts, ZeRO's gathering. Without Triton TRL 1.16 scores
-every position, in many passes over each tile (`trl.kernels.chunked_logprob._forward_tile`).
+In: a model to which TRL gave its fused head. Out: the same model, whose fused forward scores labelled positions alone
+and computes what TRL's kernel computes, in fewer passes over the logits. The rest stays TRL's: which positions count,
+soft-capping, scaling, experts, ZeRO's gathering. Without Triton TRL 1.16 scores every position, in many passes over
+each tile (`trl.kernels.chunked_logprob._forward_tile`). Deliberately absent: any GPU.
 """
 
 from __future__ import annotations
 
-import contextlib
 import functools
-import inspect
 import types
-from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import torch
+import trl
 from transformers import PreTrainedModel
 from trl.trainer import utils
 
-LOGITS_GIB = 0.5  # that logits, or what is kept of them for the backward pass, may take
-# TRL's head as 1.16 has it; the older ones keep their own loss
-AVAILABLE = all(hasattr(utils, name) for name in ("add_fused_lm_head", "_ChunkedLogProbFunction", "_use_triton"))
-if AVAILABLE:  # and its function takes what it takes there
-    AVAILABLE = len(inspect.signature(utils._ChunkedLogProbFunction.forward).parameters) == 10
-_CHUNK = 1024  # rows that are projected at once, if they fit
-_FLOAT = 4  # bytes
+from trl_sft.model import patches
+from trl_sft.model.load import unwrap_adapter
 
-Numbers = tuple[float, float | None, float]  # one by temperature, soft cap, scale of the logits
+LOGITS_GIB = 0.5  # default of run.logits_gib: GiB of logits, or of what the backward pass needs of them
+AVAILABLE = not patches.find_fused_head_problem()  # older versions have another head, and keep their own loss
+_CHUNK_ROWS = 1024  # positions that are projected at once, if they fit
+_FLOAT_BYTES = 4
+
+
+class LogitOptions(NamedTuple):
+    """How logits become the scores that the loss is computed of."""
+
+    inverse_temperature: float
+    softcap: float | None  # None = not capped
+    scale: float
+    max_bytes: int  # of logits at a time
+    needs_backward: bool  # whether a backward pass may follow
+
+
+def replaces_trl_loss(device: torch.device) -> bool:
+    """Tell whether this loss takes the place of TRL's on a device: where TRL has its fused head and no Triton."""
+    return AVAILABLE and not patches.uses_triton(device)
+
+
+def describe_mismatch(device: torch.device) -> str:
+    """Return a line for the screen where a newer TRL keeps its slow loss, which this one no longer fits; else ""."""
+    if AVAILABLE or not patches.expects_fused_head() or device.type in ("cuda", "xpu"):
+        return ""
+    return f"TRL's own; the faster CPU loss does not fit TRL {trl.__version__}"
 
 
 def install(model: PreTrainedModel, logits_gib: float) -> bool:
-    """Have the fused forward of `model` take this loss; false where TRL's stays: with Triton, or in older versions."""
-    if not AVAILABLE or utils._use_triton(model.device):
+    """Have the fused forward of `model` compute this loss.
+
+    Args:
+        model: A model with TRL's fused head, with or without an adapter.
+        logits_gib: GiB that logits, or what the backward pass needs of them, may take.
+
+    Returns:
+        False where TRL's loss stays: with Triton, or in other versions of TRL.
+
+    """
+    if not replaces_trl_loss(model.device):
         return False
-    base = model.get_base_model() if hasattr(model, "get_base_model") else model
-    theirs = base.forward
+    base = unwrap_adapter(model)
+    trl_forward = base.forward
+    function = functools.partial(_apply, int(logits_gib * 2**30))
 
     @functools.wraps(type(base).forward)
     def forward(_: PreTrainedModel, *args: Any, fused_lm_head: bool = False, **kwargs: Any) -> Any:
         if not fused_lm_head:
-            return theirs(*args, **kwargs)
-        with _ours(logits_gib):
-            return theirs(*args, fused_lm_head=True, **kwargs)
+            return trl_forward(*args, **kwargs)
+        with patches.replace_fused_loss(function):
+            return trl_forward(*args, fused_lm_head=True, **kwargs)
 
     base.forward = types.MethodType(forward, base)
-    base.logits_gib = logits_gib  # for the screen, which asks the live model
+    base.logits_gib = logits_gib  # for the screen, which reads the live model
     return True
 
 
-@contextlib.contextmanager
-def _ours(logits_gib: float) -> Iterator[None]:
-    """Put our function in the place of TRL's inside the block: the forward of one model, and no longer."""
-    before = utils._ChunkedLogProbFunction, utils._use_triton
-    bounded = functools.partial(_apply, int(logits_gib * 2**30))
-    utils._ChunkedLogProbFunction = types.SimpleNamespace(apply=bounded)
-    utils._use_triton = lambda _: True  # TRL then scores the positions with a label alone
-    try:
-        yield
-    finally:
-        utils._ChunkedLogProbFunction, utils._use_triton = before
+def _apply(max_bytes: int, *arguments: Any) -> tuple[torch.Tensor | None, ...]:
+    """Return what TRL's function returns for its arguments, computed by `LogProbs`.
 
+    Returns:
+        Log-probability, entropy, None, None, and whether the target is the most likely token: (positions,) each.
 
-def _apply(budget: int, *given: Any) -> tuple[torch.Tensor | None, ...]:
-    """Return log-probability, entropy, None, None, and whether it is the most likely token: (positions,) each.
-
-    `given` as TRL hands them: hidden, weight, bias, targets, temperature, size of a tile, soft cap, scale, names.
     """
-    hidden, weight, bias, targets, temperature, _, softcap, scale, _ = given
-    how = LossOptions((1 / temperature, softcap, scale), budget, torch.is_grad_enabled())
-    found = LogProbs.apply(hidden, weight, bias, targets, how)  # type: ignore[no-untyped-call]
-    return found[0], found[1], None, None, found[2]
-
-
-class LossOptions(NamedTuple):
-    """How logits are made."""
-
-    numbers: Numbers
-    budget: int  # bytes that they may take
-    backward: bool  # whether a backward pass may follow
+    hidden, weight, bias, targets, temperature, _chunk_size, softcap, scale, _outputs = arguments
+    options = LogitOptions(1 / temperature, softcap, scale, max_bytes, torch.is_grad_enabled())
+    log_probs, entropy, is_top = LogProbs.apply(hidden, weight, bias, targets, options)  # type: ignore[no-untyped-call]
+    return log_probs, entropy, None, None, is_top
 
 
 class LogProbs(torch.autograd.Function):
-    """Log-probabilities of `targets` under `hidden @ weight.T`: hidden (positions, width), weight (words, width)."""
+    """Log-probabilities of `targets` under the logits `hidden @ weight.T + bias`.
+
+    hidden: (positions, width), weight: (vocab_size, width), bias: (vocab_size,), targets: (positions,).
+    """
 
     @staticmethod
     def forward(
@@ -91,107 +103,117 @@ class LogProbs(torch.autograd.Function):
         weight: torch.Tensor,
         bias: torch.Tensor | None,
         targets: torch.Tensor,
-        how: LossOptions,
+        options: LogitOptions,
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Return log-probabilities, entropies, and where the target is the most likely word: (positions,) each."""
+        """Return log-probabilities, entropies, and where the target is the most likely token: (positions,) each."""
         ctx.set_materialize_grads(False)
-        numbers, budget, backward = how
-        size, words = hidden.shape[0], weight.shape[0]
+        positions, vocab_size = hidden.shape[0], weight.shape[0]
         device = hidden.device.type
         dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else hidden.dtype
-        # what a backward pass needs again is kept where it fits, and else projected a second time
-        fits = size * words * _FLOAT <= budget and numbers[1] is None and backward
-        kept = hidden.new_empty((size, words), dtype=torch.float32) if fits else None
-        chunk = max(1, min(_CHUNK, budget // (words * _FLOAT)))
-        log_probs, entropy = (hidden.new_empty(size, dtype=torch.float32) for _ in range(2))
-        top = hidden.new_empty(size, dtype=torch.bool)
+        # what the backward pass needs is kept where it fits, and else the logits are projected a second time
+        fits = positions * vocab_size * _FLOAT_BYTES <= options.max_bytes
+        keeps_probs = fits and options.softcap is None and options.needs_backward
+        probs = hidden.new_empty((positions, vocab_size), dtype=torch.float32) if keeps_probs else None
+        chunk_rows = max(1, min(_CHUNK_ROWS, options.max_bytes // (vocab_size * _FLOAT_BYTES)))
+        log_probs = hidden.new_empty(positions, dtype=torch.float32)
+        entropy = hidden.new_empty(positions, dtype=torch.float32)
+        is_top = hidden.new_empty(positions, dtype=torch.bool)
         with torch.autocast(device, enabled=False):  # which would round the sums
-            for start in range(0, size, chunk):
-                here = slice(start, start + chunk)
-                logits = _logits(hidden[here], weight, bias, numbers, dtype)
-                most, wanted = logits.amax(-1), logits.gather(1, targets[here, None]).squeeze(1)
-                top[here] = _first(logits, most, wanted, targets[here])
-                logits.sub_(most[:, None])
-                odds = torch.exp(logits, out=kept[here]) if kept is not None else logits.exp()
-                whole = odds.sum(-1)
-                mean = torch.bmm(odds[:, None], logits[:, :, None]).view(-1) / whole
-                log_probs[here] = wanted - most - whole.log()
-                entropy[here] = whole.log() - mean
-                if kept is not None:
-                    odds.div_(whole[:, None])
+            for start in range(0, positions, chunk_rows):
+                rows = slice(start, start + chunk_rows)
+                logits = _project(hidden[rows], weight, bias, options, dtype)
+                max_logit = logits.amax(-1)
+                target_logit = logits.gather(1, targets[rows, None]).squeeze(1)
+                is_top[rows] = _find_top(logits, max_logit, target_logit, targets[rows])
+                logits.sub_(max_logit[:, None])
+                exp_logits = torch.exp(logits, out=probs[rows]) if probs is not None else logits.exp()
+                sum_exp = exp_logits.sum(-1)
+                mean_logit = torch.bmm(exp_logits[:, None], logits[:, :, None]).view(-1) / sum_exp
+                log_probs[rows] = target_logit - max_logit - sum_exp.log()
+                entropy[rows] = sum_exp.log() - mean_logit
+                if probs is not None:
+                    exp_logits.div_(sum_exp[:, None])
         ctx.save_for_backward(hidden, weight, bias, targets)
-        ctx.kept, ctx.numbers, ctx.chunk, ctx.dtype = kept, numbers, chunk, dtype
-        ctx.mark_non_differentiable(entropy, top)
-        return log_probs, entropy, top
+        ctx.probs, ctx.options, ctx.chunk_rows, ctx.dtype = probs, options, chunk_rows, dtype
+        ctx.mark_non_differentiable(entropy, is_top)
+        return log_probs, entropy, is_top
 
     @staticmethod
-    def backward(ctx: Any, grad: torch.Tensor | None, *_: Any) -> tuple[torch.Tensor | None, ...]:
-        """Return the gradients of hidden, weight and bias, summed in float32."""
-        hidden, weight, bias, _ = ctx.saved_tensors
-        nothing: tuple[None, ...] = (None, None)
-        if grad is None:
-            return (None, None, None, *nothing)
-        to_hidden, to_weight, to_bias = ctx.needs_input_grad[:3]
-        of_hidden = torch.empty_like(hidden) if to_hidden else None
-        of_weight = torch.zeros_like(weight, dtype=torch.float32) if to_weight else None
-        of_bias = torch.zeros_like(bias, dtype=torch.float32) if to_bias else None
-        chunk = hidden.shape[0] if ctx.kept is not None else ctx.chunk
-        with utils.maybe_gather_lm_head_ctx(weight, bias):  # ZeRO-3 has them apart again by now
-            for start in range(0, hidden.shape[0], max(chunk, 1)):
-                here = slice(start, start + chunk)
-                part = _slope(ctx, hidden[here], here, grad[here].float()).to(ctx.dtype)
-                if of_hidden is not None:
-                    of_hidden[here] = part @ weight.to(ctx.dtype)
-                if of_weight is not None and ctx.dtype == torch.float32:
-                    of_weight.addmm_(part.t(), hidden[here].to(ctx.dtype))
-                elif of_weight is not None:
-                    of_weight += part.t() @ hidden[here].to(ctx.dtype)
-                if of_bias is not None:
-                    of_bias += part.float().sum(0)
-        ctx.kept = None
-        weights = None if of_weight is None else of_weight.to(weight.dtype)
-        return of_hidden, weights, None if of_bias is None else of_bias.to(bias.dtype), *nothing
+    def backward(ctx: Any, grad_log_probs: torch.Tensor | None, *_: Any) -> tuple[torch.Tensor | None, ...]:
+        """Return the gradients of hidden, weight and bias, summed in float32. grad_log_probs: (positions,)."""
+        if grad_log_probs is None:
+            return None, None, None, None, None
+        hidden, weight, bias, _targets = ctx.saved_tensors
+        needs_hidden, needs_weight, needs_bias = ctx.needs_input_grad[:3]
+        grad_hidden = torch.empty_like(hidden) if needs_hidden else None
+        grad_weight = torch.zeros_like(weight, dtype=torch.float32) if needs_weight else None
+        grad_bias = torch.zeros_like(bias, dtype=torch.float32) if needs_bias else None
+        chunk_rows = max(hidden.shape[0] if ctx.probs is not None else ctx.chunk_rows, 1)
+        with utils.maybe_gather_lm_head_ctx(weight, bias):  # ZeRO-3 has partitioned them again by now
+            for start in range(0, hidden.shape[0], chunk_rows):
+                rows = slice(start, start + chunk_rows)
+                grad_logits = _compute_grad_logits(ctx, hidden[rows], rows, grad_log_probs[rows].float()).to(ctx.dtype)
+                if grad_hidden is not None:
+                    grad_hidden[rows] = grad_logits @ weight.to(ctx.dtype)
+                if grad_weight is not None and ctx.dtype == torch.float32:
+                    grad_weight.addmm_(grad_logits.t(), hidden[rows].to(ctx.dtype))
+                elif grad_weight is not None:
+                    grad_weight += grad_logits.t() @ hidden[rows].to(ctx.dtype)
+                if grad_bias is not None:
+                    grad_bias += grad_logits.float().sum(0)
+        ctx.probs = None
+        if grad_weight is not None:
+            grad_weight = grad_weight.to(weight.dtype)
+        if grad_bias is not None:
+            grad_bias = grad_bias.to(bias.dtype)
+        return grad_hidden, grad_weight, grad_bias, None, None
 
 
-def _logits(
-    hidden: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, numbers: Numbers, dtype: torch.dtype
+def _project(
+    hidden: torch.Tensor,
+    weight: torch.Tensor,
+    bias: torch.Tensor | None,
+    options: LogitOptions,
+    dtype: torch.dtype,
 ) -> torch.Tensor:
-    """Return float32 logits: (positions, words)."""
-    logits = torch.nn.functional.linear(hidden.to(dtype), weight.to(dtype), None if bias is None else bias.to(dtype))
-    logits = logits.float()
-    by_temperature, softcap, scale = numbers
-    if scale != 1:
-        logits.mul_(scale)
-    if softcap is not None:
-        logits.div_(softcap).tanh_().mul_(softcap)
-    return logits if by_temperature == 1 else logits.mul_(by_temperature)
+    """Return float32 logits, scaled, capped and divided by the temperature: (positions, vocab_size)."""
+    bias = None if bias is None else bias.to(dtype)
+    logits = torch.nn.functional.linear(hidden.to(dtype), weight.to(dtype), bias).float()
+    if options.scale != 1:
+        logits.mul_(options.scale)
+    if options.softcap is not None:
+        logits.div_(options.softcap).tanh_().mul_(options.softcap)
+    return logits if options.inverse_temperature == 1 else logits.mul_(options.inverse_temperature)
 
 
-def _first(logits: torch.Tensor, most: torch.Tensor, wanted: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-    """Tell where the target is the most likely word; of equal ones the first is."""
-    top = wanted >= most
-    rows = top.nonzero().squeeze(1)
+def _find_top(
+    logits: torch.Tensor, max_logit: torch.Tensor, target_logit: torch.Tensor, targets: torch.Tensor
+) -> torch.Tensor:
+    """Return where the target is the most likely token; the first of several equal ones counts: (positions,)."""
+    is_top = target_logit >= max_logit
+    rows = is_top.nonzero().squeeze(1)
     if len(rows):
-        top[rows] = logits[rows].argmax(-1) == targets[rows]
-    return top
+        is_top[rows] = logits[rows].argmax(-1) == targets[rows]
+    return is_top
 
 
-def _slope(ctx: Any, hidden: torch.Tensor, here: slice, grad: torch.Tensor) -> torch.Tensor:
-    """Return the gradient at the projection's output: (positions, words)."""
+def _compute_grad_logits(ctx: Any, hidden: torch.Tensor, rows: slice, grad_log_probs: torch.Tensor) -> torch.Tensor:
+    """Return the gradient at the output of the projection: (positions, vocab_size)."""
     _, weight, bias, targets = ctx.saved_tensors
-    by_temperature, softcap, scale = ctx.numbers
+    options: LogitOptions = ctx.options
     logits = None
-    if ctx.kept is not None:
-        odds = ctx.kept
+    if ctx.probs is not None:
+        probs = ctx.probs
     else:
-        logits = _logits(hidden, weight, bias, ctx.numbers, ctx.dtype)
-        odds = logits.softmax(-1)
-    slope: torch.Tensor = odds.mul_(-grad[:, None])  # of log p_t: 1 at the target, less p everywhere
-    slope[torch.arange(len(grad), device=grad.device), targets[here]] += grad
-    factor = by_temperature * scale
+        logits = _project(hidden, weight, bias, options, ctx.dtype)
+        probs = logits.softmax(-1)
+    # of log p_target: 1 at the target, less p everywhere
+    grad_logits: torch.Tensor = probs.mul_(-grad_log_probs[:, None])
+    grad_logits[torch.arange(len(grad_log_probs), device=grad_logits.device), targets[rows]] += grad_log_probs
+    factor = options.inverse_temperature * options.scale
     if factor != 1:
-        slope.mul_(factor)
-    if softcap is not None:
+        grad_logits.mul_(factor)
+    if options.softcap is not None:
         assert logits is not None
-        slope.mul_(1 - (logits / (softcap * by_temperature)) ** 2)
-    return slope
+        grad_logits.mul_(1 - (logits / (options.softcap * options.inverse_temperature)) ** 2)
+    return grad_logits

@@ -1,7 +1,7 @@
-"""The model of a run with shapes and no numbers, on torch's meta device.
+"""The model of a run on torch's meta device: shapes without numbers.
 
-In: a `Run` and its model's configuration. Out: the model as TRL would load it, or what its class says of itself.
-Deliberately absent: adapters that training goes on with, whose weights are read with them.
+In: a `Run` and its model's configuration. Out: the model as TRL would load it, and what its class does with types.
+Deliberately absent: adapters that training continues, whose weights are read together with them.
 """
 
 from __future__ import annotations
@@ -14,41 +14,46 @@ import torch
 import transformers
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
-from trl_sft.model import load
+from trl_sft.model import load, patches
 from trl_sft.model.load import ModelSource
 from trl_sft.recipe.checked import Run
 
 
-def arguments(run: Run, found: ModelSource, new: Sequence[int], rows: int) -> dict[str, Any]:
-    """Return what `model.arguments` does for a model without adapter, whose weights have shapes and no numbers.
+def build_trainer_arguments(
+    run: Run, source: ModelSource, *, new_tokens: Sequence[int], vocab_size: int
+) -> dict[str, Any]:
+    """Return the keyword arguments of `load.build_trainer_arguments` for a model without adapter, on the meta device.
 
-    A device map of two places keeps the Trainer from moving them.
+    A device map of two places keeps the Trainer from moving the weights.
     """
-    peft_config = load.lora(run)
+    peft_config = load.make_lora_config(run)
     if peft_config is not None and isinstance(peft_config.init_lora_weights, str):
-        peft_config.init_lora_weights = True  # PiSSA and its like need the numbers
+        peft_config.init_lora_weights = True  # PiSSA and similar methods need the numbers
     with torch.device("meta"):
-        base = _hollow(run, found)
-        if new:
-            load.grow(base, rows, new)
-    if new and peft_config is not None:
-        load.train_rows(run, base, peft_config, list(new))
-    base.hf_device_map = {"": "cpu", "lm_head": "meta"}
-    return {"model": base, "peft_config": peft_config}
+        model = _build(run, source)
+        if new_tokens:
+            load.add_embedding_rows(model, vocab_size, new_tokens)
+    if new_tokens and peft_config is not None:
+        load.train_new_rows(run, model, peft_config, list(new_tokens))
+    model.hf_device_map = {"": "cpu", "lm_head": "meta"}
+    return {"model": model, "peft_config": peft_config}
 
 
-def _hollow(run: Run, found: ModelSource, **more: Any) -> PreTrainedModel:
-    """Make the class that TRL loads: the one that the configuration names, which may read pictures too."""
-    keywords = {k: v for k, v in run.model.items() if k == "attn_implementation"} | more
-    named = getattr(transformers, found.config.architectures[0], None)
-    if named is None:
-        keywords |= {k: v for k, v in run.model.items() if k == "trust_remote_code"}
-        return AutoModelForCausalLM.from_config(copy.deepcopy(found.config), **keywords)
-    return named._from_config(copy.deepcopy(found.config), **keywords)
+def _build(run: Run, source: ModelSource, **keywords: Any) -> PreTrainedModel:
+    """Build the class that TRL loads: the one that the configuration names, which may read pictures too."""
+    if "attn_implementation" in run.model:
+        keywords = {"attn_implementation": run.model["attn_implementation"]} | keywords
+    config = copy.deepcopy(source.config)
+    model_class = getattr(transformers, config.architectures[0], None)
+    if model_class is not None:
+        return patches.build_from_config(model_class, config, **keywords)
+    if "trust_remote_code" in run.model:
+        keywords["trust_remote_code"] = run.model["trust_remote_code"]
+    return AutoModelForCausalLM.from_config(config, **keywords)
 
 
-def keeps_float32(run: Run, found: ModelSource, dtype: str) -> bool:
-    """Tell whether the model's class makes some weights in float32 whatever it is loaded in."""
+def keeps_float32(run: Run, source: ModelSource, dtype: str) -> bool:
+    """Tell whether the model's class keeps some weights in float32, whatever `dtype` it is loaded in."""
     with torch.device("meta"):
-        made = _hollow(run, found, dtype=getattr(torch, dtype))
-    return any(parameter.dtype == torch.float32 for parameter in made.parameters())
+        model = _build(run, source, dtype=getattr(torch, dtype))
+    return any(parameter.dtype == torch.float32 for parameter in model.parameters())

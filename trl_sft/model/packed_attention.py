@@ -1,8 +1,9 @@
-"""Attention for packed rows where there is no kernel for several documents: one causal call for each document.
+"""Attention for packed rows where no kernel handles several documents: one causal call for each document.
 
-In: a model with sdpa, TRL's flattened batches. Out: the same model, whose attention goes document by document.
-TRL flattens the packs of a batch into one row; sdpa then sees one long row with a dense mask of borders, which
+In: a model with sdpa, and TRL's flattened batches. Out: the same model, whose attention goes document by document. TRL
+flattens the packs of a batch into one row; sdpa then sees one long row with a dense mask of document borders, which
 costs the square of its length. TRL's collator hands the borders along (`cu_seq_lens_q`), so nothing else changes.
+Deliberately absent: GPUs, whose kernels do this themselves.
 """
 
 from __future__ import annotations
@@ -16,56 +17,73 @@ from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedM
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
-DOCUMENTS = "documents"
-_TRIAL = (5, 7)  # tokens of two documents
-_EXACT, _ROUNDED = 1e-4, 3e-2  # relative to the largest logit, in float32 and in less
+from trl_sft.model import patches
+from trl_sft.model.load import unwrap_adapter
+
+DOCUMENTS = "documents"  # the name of this attention in transformers' registry
+_TRIAL_LENGTHS = (5, 7)  # tokens of the two documents of the trial
+# largest difference of logits in the trial, relative to the largest logit
+_TOLERANCE_FLOAT32, _TOLERANCE_HALF = 1e-4, 3e-2
 
 
 def install(model: PreTrainedModel) -> bool:
-    """Have a model with sdpa attend within documents; false where it attends otherwise, or a trial shows a leak."""
-    base = model.get_base_model() if hasattr(model, "get_base_model") else model
+    """Have a model with sdpa attend within documents.
+
+    Returns:
+        False where the model attends by something else than sdpa, or where a trial shows that documents see each other.
+
+    """
+    base = unwrap_adapter(model)
     config = base.config.get_text_config()
-    if config._attn_implementation != "sdpa" or getattr(config, "attention_chunk_size", None):
+    if patches.get_attention_name(config) != "sdpa" or getattr(config, "attention_chunk_size", None):
         return False
     AttentionInterface.register(DOCUMENTS, attend)
-    AttentionMaskInterface.register(DOCUMENTS, mask)
+    AttentionMaskInterface.register(DOCUMENTS, make_mask)
     base.set_attn_implementation(DOCUMENTS)
-    if not _keeps_apart(base):
+    if not _separates_documents(base):
         base.set_attn_implementation("sdpa")
         return False
     return True
 
 
-def _keeps_apart(model: PreTrainedModel) -> bool:
+def _separates_documents(model: PreTrainedModel) -> bool:
     """Tell whether two documents in one row give what each gives alone: some models hand no borders to attention."""
-    ids = torch.arange(2, 2 + sum(_TRIAL), device=model.device)[None] % model.config.get_text_config().vocab_size
-    borders = torch.tensor([0, _TRIAL[0], sum(_TRIAL)], dtype=torch.int32, device=model.device)
-    packed = {"cu_seq_lens_q": borders, "cu_seq_lens_k": borders, "max_length_q": _TRIAL[1], "max_length_k": _TRIAL[1]}
-    packed["position_ids"] = torch.cat([torch.arange(n, device=model.device) for n in _TRIAL])[None]
+    device, total = model.device, sum(_TRIAL_LENGTHS)
+    ids = torch.arange(2, 2 + total, device=device)[None] % model.config.get_text_config().vocab_size
+    borders = torch.tensor([0, _TRIAL_LENGTHS[0], total], dtype=torch.int32, device=device)
+    longest = max(_TRIAL_LENGTHS)
+    packed = {
+        "cu_seq_lens_q": borders,
+        "cu_seq_lens_k": borders,
+        "max_length_q": longest,
+        "max_length_k": longest,
+        "position_ids": torch.cat([torch.arange(length, device=device) for length in _TRIAL_LENGTHS])[None],
+    }
     was_training = model.training
     model.eval()
     try:
         with torch.no_grad():
             together = model(input_ids=ids, use_cache=False, **packed).logits[0].float()
-            alone = [model(input_ids=part, use_cache=False).logits[0].float() for part in ids.split(_TRIAL, dim=1)]
+            parts = ids.split(_TRIAL_LENGTHS, dim=1)
+            alone = torch.cat([model(input_ids=part, use_cache=False).logits[0].float() for part in parts])
     except Exception:  # whatever a model raises for a mask or for borders that it does not know
         return False
     finally:
         model.train(was_training)
-    apart = float((together - torch.cat(alone)).abs().max() / torch.cat(alone).abs().max())
-    return apart < (_EXACT if model.dtype == torch.float32 else _ROUNDED)
+    difference = float((together - alone).abs().max() / alone.abs().max())
+    return difference < (_TOLERANCE_FLOAT32 if model.dtype == torch.float32 else _TOLERANCE_HALF)
 
 
-def mask(*args: Any, **kwargs: Any) -> torch.Tensor | None:
-    """Return sdpa's mask; an empty one for a batch of packed rows, which `attend` knows them by.
+def make_mask(*args: Any, **kwargs: Any) -> torch.Tensor | None:
+    """Return the mask of sdpa; an empty one for a batch of packed rows, by which `attend` recognises it.
 
-    transformers tells packed rows from their positions: no padding, no skipping, no mask of the model's own.
+    transformers recognises packed rows by their positions: no padding, no skipping, no mask of the model's own.
     """
     packed = kwargs.get("attention_mask") is None and not kwargs.get("allow_is_causal_skip", True)
     if packed and not kwargs.get("use_vmap"):
         return torch.empty((1, 1, 1, 0), dtype=torch.bool, device=kwargs.get("device"))
-    found: torch.Tensor | None = sdpa_mask(*args, **kwargs)
-    return found
+    mask: torch.Tensor | None = sdpa_mask(*args, **kwargs)
+    return mask
 
 
 def attend(
@@ -76,41 +94,63 @@ def attend(
     attention_mask: torch.Tensor | None,
     **kwargs: Any,
 ) -> tuple[torch.Tensor, None]:
-    """Return what transformers' attention functions do: (batch, tokens, heads, width).
+    """Attend within each document, as one of transformers' attention functions.
 
-    query: (batch, heads, tokens, width); key and value may have fewer heads.
+    Args:
+        module: The attention layer.
+        query: (batch, heads, tokens, width).
+        key: (batch, key heads, tokens, width): there may be fewer heads.
+        value: As `key`.
+        attention_mask: The mask of `make_mask`.
+        **kwargs: What transformers hands on: borders of documents, positions, dropout, scale, window.
+
+    Returns:
+        The output (batch, tokens, heads, width), and None in place of attention weights.
+
     """
     packed = attention_mask is not None and attention_mask.numel() == 0
     borders = kwargs.get("cu_seq_lens_q")
     if borders is None and packed:
-        borders = _borders(kwargs.get("position_ids"))
+        borders = _find_borders(kwargs.get("position_ids"))
     if borders is None or not (packed or attention_mask is None):
-        found: tuple[torch.Tensor, None] = sdpa_attention_forward(module, query, key, value, attention_mask, **kwargs)
-        return found
+        output: tuple[torch.Tensor, None] = sdpa_attention_forward(module, query, key, value, attention_mask, **kwargs)
+        return output
     groups = query.shape[1] // key.shape[1]
     if groups > 1:
-        key, value = (part.repeat_interleave(groups, dim=1) for part in (key, value))
+        key = key.repeat_interleave(groups, dim=1)
+        value = value.repeat_interleave(groups, dim=1)
     window = kwargs["sliding_window"] if "sliding_window" in kwargs else getattr(module, "sliding_window", None)
     dropout, scale = kwargs.get("dropout", 0.0), kwargs.get("scaling")
-    out = []
+    outputs = []
     for start, end in itertools.pairwise(borders.tolist()):
-        here = slice(start, end)
-        near = _near(end - start, window, query.device) if window and end - start > window else None
-        causal = {"attn_mask": near, "is_causal": near is None, "dropout_p": dropout, "scale": scale}
-        out.append(sdpa(query[:, :, here], key[:, :, here], value[:, :, here], **causal))
-    return torch.cat(out, dim=2).transpose(1, 2).contiguous(), None
+        tokens = slice(start, end)
+        mask = _make_window_mask(end - start, window, query.device) if window and end - start > window else None
+        outputs.append(
+            sdpa(
+                query[:, :, tokens],
+                key[:, :, tokens],
+                value[:, :, tokens],
+                attn_mask=mask,
+                is_causal=mask is None,
+                dropout_p=dropout,
+                scale=scale,
+            )
+        )
+    return torch.cat(outputs, dim=2).transpose(1, 2).contiguous(), None
 
 
-def _borders(positions: torch.Tensor | None) -> torch.Tensor:
+def _find_borders(position_ids: torch.Tensor | None) -> torch.Tensor:
     """Return where documents begin, and the end, from the positions of one row: (documents + 1,)."""
-    if positions is None or positions.shape[0] != 1:
-        raise RuntimeError("packed rows without their borders: model.attn_implementation: sdpa, in the recipe")
-    starts = (positions[0] == 0).nonzero().flatten()
-    return torch.cat([starts, starts.new_tensor([positions.shape[1]])])
+    if position_ids is None or position_ids.shape[0] != 1:
+        raise RuntimeError(
+            "packed rows came without the borders of their documents: write model.attn_implementation: sdpa"
+        )
+    starts = (position_ids[0] == 0).nonzero().flatten()
+    return torch.cat([starts, starts.new_tensor([position_ids.shape[1]])])
 
 
-def _near(size: int, window: int, device: torch.device) -> torch.Tensor:
-    """Return which earlier tokens a token sees within a window: (tokens, tokens)."""
-    place = torch.arange(size, device=device)
-    apart = place[:, None] - place[None, :]
-    return (apart >= 0) & (apart < window)
+def _make_window_mask(size: int, window: int, device: torch.device) -> torch.Tensor:
+    """Return which earlier tokens each token sees within a window: (tokens, tokens)."""
+    index = torch.arange(size, device=device)
+    distance = index[:, None] - index[None, :]
+    return (distance >= 0) & (distance < window)

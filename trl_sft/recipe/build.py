@@ -49,7 +49,7 @@ def build(recipe: Recipe) -> Run:
     base = named.base(recipe, sections["model"].pop("name_or_path", None), faults)
     template = named.template(recipe, sections["tokenizer"].pop("chat_template", None), faults)
     template_kwargs = sections["tokenizer"].pop("chat_template_kwargs", {})
-    adapter = base is not None and bool(base.files) and (base.files[0] / "adapter_config.json").is_file()
+    adapter = base is not None and bool(base.files) and paths.is_adapter(base.files[0])
     faults += rules.check(recipe, sections, sources, adapter, notes)
     for name in nested.find_missing_arguments(sections["train"]):
         found = f"lr_scheduler_type: {sections['train']['lr_scheduler_type']} needs {name}"

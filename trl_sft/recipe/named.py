@@ -22,10 +22,10 @@ def base(recipe: Recipe, value: str | None, faults: list[Fault]) -> paths.Place 
     if isinstance(place, paths.Absent):
         faults.append(Fault(recipe.where(key), f"{value}: {place.problem}", place.fix))
         return None
-    if place.files and not any((place.files[0] / name).is_file() for name in ("config.json", "adapter_config.json")):
+    if place.files and not any((place.files[0] / name).is_file() for name in ("config.json", paths.ADAPTER_CONFIG)):
         found = "a folder without config.json" if place.files[0].is_dir() else "a file"
         faults.append(Fault(recipe.where(key), f"{value}: {found}", "a folder that save_pretrained wrote"))
-    if place.files and (place.files[0] / "adapter_config.json").is_file() and recipe.values.get("lora") is not None:
+    if place.files and paths.is_adapter(place.files[0]) and recipe.values.get("lora") is not None:
         found = f"{value} is an adapter: training goes on with it, so `lora:` would be a second one"
         faults.append(Fault(recipe.where(("lora",)), found, "no `lora:`, or the base model of the adapter"))
     return place

@@ -20,6 +20,7 @@ from trl_sft.suggestions import LOOSE, nearest_name
 EMBEDDED = Path(__file__).parents[1] / "embedded"
 TEMPLATES = Path(__file__).parents[1] / "templates"
 PREFIX = "trl_sft:"
+ADAPTER_CONFIG = "adapter_config.json"  # the file by which peft and we recognise an adapter's folder
 _HUB_ID = re.compile(r"^[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?$")
 _GLOB = re.compile(r"[*?\[]")
 
@@ -125,6 +126,11 @@ def resolve(value: str, folder: Path, suffixes: tuple[str, ...] = ()) -> Place |
     if not forced and _HUB_ID.match(value):
         return Place((), value)
     return Absent("no such file or folder" + (f" in {folder}" if forced else ""), _near(path))
+
+
+def is_adapter(folder: Path) -> bool:
+    """Tell whether a folder holds an adapter that peft saved."""
+    return (folder / ADAPTER_CONFIG).is_file()
 
 
 def absolute(value: str, folder: Path) -> Path:

@@ -17,7 +17,8 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.quantizers.quantizers_utils import should_convert_module
 from trl import SFTTrainer
 
-from trl_sft.model import cpu_loss, packed_attention
+from trl_sft.model import cpu_loss, packed_attention, patches
+from trl_sft.model.load import unwrap_adapter
 
 ONE_PROCESS, DDP, FSDP, ZERO = "one process", "DDP", "FSDP", "ZeRO-"
 OURS, THEIRS = cpu_loss.__name__, "trl"
@@ -29,11 +30,6 @@ _KEPT = 512  # elements of a tensor that are kept, to tell at the end which shar
 Names = list[str]
 
 
-def base(model: PreTrainedModel) -> PreTrainedModel:
-    """Return the model inside peft's."""
-    return model.get_base_model() if hasattr(model, "get_base_model") else model
-
-
 def processes() -> int:
     """Return the size of the process group; 1 where there is none."""
     on = torch.distributed.is_available() and torch.distributed.is_initialized()
@@ -42,7 +38,7 @@ def processes() -> int:
 
 def engine(trainer: SFTTrainer) -> str:
     """Return what carries the steps, by the class that wraps the model; DeepSpeed's with the stage that it says."""
-    wrapped = getattr(trainer.model_wrapped, "_orig_mod", trainer.model_wrapped)
+    wrapped = patches.unwrap_compiled(trainer.model_wrapped)
     kind = type(wrapped).__name__
     if kind == "DeepSpeedEngine":
         return f"{ZERO}{wrapped.zero_optimization_stage()}"
@@ -60,8 +56,8 @@ def whole(trainer: SFTTrainer) -> bool:
 
 def weights(model: PreTrainedModel) -> dict[str, list[str]]:
     """Return the types of the floating parameters that are not quantized, of the base and of the adapter."""
-    inner = base(model)
-    kept = [*(inner._keep_in_fp32_modules or ()), *(getattr(inner, "_keep_in_fp32_modules_strict", None) or ())]
+    inner = unwrap_adapter(model)
+    kept = patches.list_float32_modules(inner)
     held = re.compile("|".join(rf"\b{re.escape(name)}\b" for name in kept)) if kept else None
     found: dict[str, set[str]] = {"weights": set(), "adapter weights": set()}
     for name, parameter in model.named_parameters():
@@ -78,7 +74,7 @@ def quantized(model: PreTrainedModel) -> dict[str, Any]:
     for module in model.modules():
         if type(module).__module__.startswith("bitsandbytes.") and (way := _way(module)):
             ways[way] = ways.get(way, 0) + 1
-    inner = base(model)
+    inner = unwrap_adapter(model)
     quantizer = getattr(inner, "hf_quantizer", None)
     plain: Names = []
     if quantizer is not None:
@@ -116,12 +112,12 @@ def attentions(model: PreTrainedModel) -> list[str]:
 
     Beside it stands the function, where the name calls one that is neither upstream's nor ours.
     """
-    inner = base(model)
+    inner = unwrap_adapter(model)
     text = inner.config.get_text_config()
     # one that also reads pictures attends there by a configuration of another kind
     configs = [m.config for m in inner.modules() if type(m).__name__.endswith("Attention") and hasattr(m, "config")]
-    names = {config._attn_implementation for config in configs if type(config) is type(text)}
-    names = names or {text._attn_implementation}
+    names = {patches.get_attention_name(config) for config in configs if type(config) is type(text)}
+    names = names or {patches.get_attention_name(text)}
     found = []
     for name in names:
         called = ALL_ATTENTION_FUNCTIONS.get(name)
@@ -135,7 +131,7 @@ def attentions(model: PreTrainedModel) -> list[str]:
 
 def loss_path(model: PreTrainedModel) -> str:
     """Return whose loss the forward of the model computes, found in the chain of functions that it calls."""
-    called: Any = base(model).forward
+    called: Any = unwrap_adapter(model).forward
     for _ in range(20):
         called = getattr(called, "__func__", called)
         if getattr(getattr(called, "__code__", None), "co_filename", "") == cpu_loss.__file__:
@@ -226,7 +222,7 @@ def significant(value: Any) -> float:
 
 def checkpointing(model: PreTrainedModel) -> bool | str:
     """Tell whether activations are computed again in the backward pass; how many modules where not in all."""
-    able = [module for module in base(model).modules() if hasattr(module, "gradient_checkpointing")]
+    able = [module for module in unwrap_adapter(model).modules() if hasattr(module, "gradient_checkpointing")]
     # a whole model has the flag too and computes nothing by itself, where its layers have it
     layers = [module for module in able if not isinstance(module, PreTrainedModel)] or able
     flags = [bool(module.gradient_checkpointing) for module in layers]
@@ -243,8 +239,11 @@ def loader(trainer: SFTTrainer, given: Any) -> dict[str, Any]:
 def neftune(model: PreTrainedModel) -> float | None:
     """Return the noise that the embedding's hook adds; None without one."""
     inside = model.get_input_embeddings()
-    hooks = [getattr(hook, "__name__", "") for hook in inside._forward_hooks.values()]
-    return getattr(inside, "neftune_noise_alpha", None) if "neftune_post_forward_hook" in hooks else None
+    return (
+        getattr(inside, "neftune_noise_alpha", None)
+        if "neftune_post_forward_hook" in patches.list_forward_hooks(inside)
+        else None
+    )
 
 
 def trackers(trainer: SFTTrainer) -> Names:

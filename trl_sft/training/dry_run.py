@@ -44,7 +44,7 @@ def rehearse(
     try:
         with tempfile.TemporaryDirectory() as folder:
             trainer = SFTTrainer(
-                **meta_model.arguments(run, found, chat.new, chat.rows),
+                **meta_model.build_trainer_arguments(run, found, new_tokens=chat.new, vocab_size=chat.rows),
                 args=_without_effects(args, folder),
                 processing_class=chat.tokenizer,
                 train_dataset=train,

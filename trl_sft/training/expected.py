@@ -13,10 +13,9 @@ from typing import Any, NamedTuple
 import torch
 from transformers import BitsAndBytesConfig, get_scheduler
 from trl import SFTConfig, SFTTrainer
-from trl.trainer import utils
 
-from trl_sft.model import cpu_loss, load, meta_model, packed_attention
-from trl_sft.model.load import ModelSource
+from trl_sft.model import cpu_loss, load, meta_model, packed_attention, patches
+from trl_sft.model.load import ModelSource, unwrap_adapter
 from trl_sft.recipe.checked import Run
 from trl_sft.recipe.yaml_reader import Key
 from trl_sft.training import actual
@@ -41,7 +40,7 @@ def before(run: Run, found: ModelSource, quantized: BitsAndBytesConfig | None, t
         "processes": Point(max(int(os.environ.get("WORLD_SIZE", "1")), args.world_size), ("launch",)),
         "engine": Point(engine(args), ("launch",)),
         "loss": Point(
-            actual.OURS if cpu_loss.AVAILABLE and not utils._use_triton(trainer.model.device) else actual.THEIRS,
+            actual.OURS if cpu_loss.replaces_trl_loss(trainer.model.device) else actual.THEIRS,
             ("run",),
         ),
         "attention": _attention(run, found, trainer),
@@ -198,7 +197,7 @@ def _way(config: BitsAndBytesConfig) -> str:
 
 def _lora(run: Run, found: ModelSource) -> dict[str, Point]:
     """Return how the adapter should stand in the model; one that training goes on with brings its own numbers."""
-    config = load.lora(run)
+    config = load.make_lora_config(run)
     if config is None:
         points = {"adapter": Point("on" if found.adapter else "none", ("lora",))}
         return points | ({"adapter layers off": Point([], ("lora",))} if found.adapter else {})
@@ -230,7 +229,7 @@ def _embeds(config: Any) -> bool:
 
 def _loss(trainer: Any) -> str:
     """Return where the loss is computed: by ours without Triton, else by TRL."""
-    ours = cpu_loss.AVAILABLE and not utils._use_triton(trainer.model.device)
+    ours = cpu_loss.replaces_trl_loss(trainer.model.device)
     return actual.OURS if ours else actual.THEIRS
 
 
@@ -242,8 +241,8 @@ def _attention(run: Run, found: ModelSource, trainer: SFTTrainer) -> Point:
         # a flash attention that is not installed comes from the hub's kernels, under their name
         given = [name for name in actual.attentions(trainer.model) if "flash" in name and "flash" in asked]
         return Point([asked], key, (given,) if given else ())
-    inner = actual.base(trainer.model)
-    saved = getattr(found.config, "_attn_implementation", None)  # a configuration may name one
+    inner = unwrap_adapter(trainer.model)
+    saved = patches.get_attention_name(found.config)  # a configuration may name one
     chosen = getattr(inner, "get_correct_attn_implementation", lambda name: name or "sdpa")(saved)
     return Point([chosen], key, ([packed_attention.DOCUMENTS],) if trainer.padding_free else ())
 

@@ -25,7 +25,7 @@ from trl_sft.evaluation import before_after
 from trl_sft.evaluation.metrics import METRICS
 from trl_sft.model import load
 from trl_sft.model.load import ModelSource
-from trl_sft.recipe import resolved
+from trl_sft.recipe import paths, resolved
 from trl_sft.recipe.checked import Run, Setting
 from trl_sft.recipe.yaml_reader import Key
 from trl_sft.tokenization import stream
@@ -135,8 +135,8 @@ def saved(run: Run, found: ModelSource, trainer: SFTTrainer, book: Book, asked: 
     # an adapter's folder has none of its own, and the base's may stop on another token than the tuned model
     trainer.model.generation_config.save_pretrained(run.output_dir)
     files = sorted({path.name for path in run.output_dir.iterdir()} - before)
-    adapter = (run.output_dir / "adapter_config.json").is_file()
-    apart = adapter and load.apart(run, found, trainer.model)
+    adapter = paths.is_adapter(run.output_dir)
+    apart = adapter and load.differs_from_base(run, found, trainer.model)
     run_folder.write(run.output_dir / run_folder.CARD, manifest.card(run, found.name, adapter, metrics, apart))
     steps = trainer.state.global_step
     book.close(run, {"outcome": run_folder.DONE, "steps": steps, "metrics": metrics, "files": files})

@@ -48,7 +48,7 @@ def beginning(run: Run, settings: dict[Key, Setting], args: Any) -> dict[str, An
         "fingerprint": resolved.compute_fingerprint(run),
         "git_commit": _commit(run.recipe.path.parent),
         "data": resolved.hash_files(run),
-        "hardware": device.hardware(),
+        "hardware": device.describe_hardware(),
         "seed": args.seed,
         "defaults": {name: _plain(getattr(args, name)) for name in rest if not name.endswith("token")},
         "outcome": run_folder.RUNNING,

@@ -25,7 +25,7 @@ from trl_sft.data import rows as data_rows
 from trl_sft.data.rows import CHAT
 from trl_sft.errors import Fault, LaunchError
 from trl_sft.evaluation import before_after
-from trl_sft.model import cpu_loss, device, load, packed_attention, trust
+from trl_sft.model import cpu_loss, device, load, packed_attention, patches, trust
 from trl_sft.recipe import processes as recipe_processes
 from trl_sft.recipe.checked import Run, Setting
 from trl_sft.recipe.yaml_reader import Key
@@ -68,11 +68,11 @@ class Ready(NamedTuple):
 
 def prepare(run: Run) -> Ready:
     """Do all of a run that needs no weights: machine, tokenizer, rows, tokens, settings. Raises UserError."""
-    device.check(run)
+    device.check_machine(run)
     setup = set_up(run)
     rows = load_rows(run, setup)
-    about = device.describe(setup.args, run.model.get("dtype", "float32"), setup.quantized)
-    summary.found(run.notes, setup.found.shown, about, setup.chat.said, rows.notes)
+    about = device.describe_precision(setup.args, run.model.get("dtype", "float32"), setup.quantized)
+    summary.found(run.notes, setup.found.title, about, setup.chat.said, rows.notes)
     made = build.make(run, setup.chat, rows, setup.args)
     summary.lines([*made.said, *recipe_processes.said(setup.settings)])
     dry_run.rehearse(run, setup.found, setup.chat, setup.args, made)
@@ -81,13 +81,13 @@ def prepare(run: Run) -> Ready:
 
 def set_up(run: Run) -> Setup:
     """Find the model, load the tokenizer, settle what the recipe leaves open. Raises UserError."""
-    trust.begin(run)
+    trust.announce(run)
     quantized, settings, args = settle(run)
     device.check_packages(run)
     device.check_trackers(run.recipe.where(("train", "report_to")), args.report_to)
-    found = load.find(run)
-    load.check(run, found)
-    return Setup(found, quantized, tokenizer.load(run, *load.tokenizers(found)), settings, args)
+    found = load.find_model(run)
+    load.check_model(run, found)
+    return Setup(found, quantized, tokenizer.load(run, *load.list_tokenizer_sources(found)), settings, args)
 
 
 def settle(run: Run, elsewhere: bool = False, processes: int = 1) -> Settled:
@@ -95,11 +95,15 @@ def settle(run: Run, elsewhere: bool = False, processes: int = 1) -> Settled:
 
     `elsewhere`: the run is for another machine, of so many `processes`; what this one lacks is no fault.
     """
-    settings = {} if elsewhere else device.settings(run.train, run.quantization or {})
-    settings |= load.settings(run) | recipe_processes.settings(run, processes) | trust.settings(run)
+    settings = {} if elsewhere else device.choose_machine_settings(run.train, run.quantization or {})
+    settings |= load.choose_adapter_settings(run) | trust.choose_weight_settings(run)
+    settings |= recipe_processes.settings(run, processes)
     given = {str(key[-1]): setting.value for key, setting in settings.items() if key[0] == "train"}
-    args = _config(run, given | (device.ANYWHERE if elsewhere else {}))
-    return Settled(None if elsewhere and not load.quantizes() else load.quantization(run, settings), settings, args)
+    args = _config(run, given | (device.ANY_MACHINE if elsewhere else {}))
+    quantized = None
+    if load.has_bitsandbytes() or not elsewhere:
+        quantized = load.make_quantization_config(run, settings)
+    return Settled(quantized, settings, args)
 
 
 def load_rows(run: Run, setup: Setup, head: int | None = None) -> data_rows.RunRows:
@@ -142,9 +146,8 @@ def _carry_out(run: Run, ready: Ready, claim: run_folder.Claim, book: finish.Boo
 def _config(run: Run, settings: dict[str, Any]) -> SFTConfig:
     """Return the live SFTConfig; what it refuses becomes a RecipeError."""
     try:
-        return SFTConfig(
-            **{"output_dir": str(run.output_dir), "model_init_kwargs": trust.keywords(run)} | run.train | settings
-        )
+        defaults = {"output_dir": str(run.output_dir), "model_init_kwargs": trust.build_load_keywords(run)}
+        return SFTConfig(**defaults | run.train | settings)
     except (ValueError, TypeError) as error:
         raise finish.refused(run, error) from error
 
@@ -152,12 +155,18 @@ def _config(run: Run, settings: dict[str, Any]) -> SFTConfig:
 def _trainer(run: Run, ready: Ready) -> SFTTrainer:
     """Load the weights."""
     set_seed(ready.args.seed)  # for the adapter's first weights; TRL 1.16 does so itself, 1.8 does not
-    loaded = load.arguments(run, ready.found, ready.quantized, ready.chat.new, ready.chat.rows)
+    loaded = load.build_trainer_arguments(
+        run,
+        ready.found,
+        quantization=ready.quantized,
+        new_tokens=ready.chat.new,
+        vocab_size=ready.chat.rows,
+    )
     if not isinstance(loaded["model"], str):
         ready.args.model_init_kwargs = None  # they were used; TRL would warn that it ignores them
     rows = {"train_dataset": ready.made.train, "eval_dataset": ready.made.eval}
     trainer = SFTTrainer(args=ready.args, processing_class=ready.chat.tokenizer, **rows, **loaded)
-    load.mend(trainer.model)
+    patches.repair(trainer.model)
     cpu_loss.install(trainer.model, run.run.get("logits_gib", cpu_loss.LOGITS_GIB))
     if trainer.padding_free and "attn_implementation" not in run.model and ready.args.device.type in ("cpu", "mps"):
         packed_attention.install(trainer.model)

@@ -19,7 +19,9 @@ from trl import SFTConfig
 
 from trl_sft import run_folder
 from trl_sft.console import gib, python, say
-from trl_sft.model import packed_attention
+from trl_sft.model import cpu_loss, packed_attention, patches
+from trl_sft.model.load import unwrap_adapter
+from trl_sft.recipe import paths
 from trl_sft.recipe.checked import Run
 from trl_sft.training.memory import fit
 
@@ -66,13 +68,15 @@ def before(args: SFTConfig, state: TrainerState, model: PreTrainedModel, rows: i
 
 def _paths(model: PreTrainedModel) -> list[tuple[str, str]]:
     """Return how the loss and the attention of the live model are computed."""
-    base = model.get_base_model() if hasattr(model, "get_base_model") else model
-    way = base.config.get_text_config()._attn_implementation
+    base = unwrap_adapter(model)
+    way = patches.get_attention_name(base.config.get_text_config())
     lines = [
         ("attention", "sdpa, one call for each document of a pack" if way == packed_attention.DOCUMENTS else str(way))
     ]
     if hasattr(base, "logits_gib"):
         lines.append(("loss", f"on labelled positions alone, at most {base.logits_gib:g} GiB of logits"))
+    elif mismatch := cpu_loss.describe_mismatch(model.device):
+        lines.append(("loss", mismatch))
     return lines
 
 
@@ -128,7 +132,7 @@ def after(
         "",
     ]
     folder = shown(plan.output_dir)
-    what = "adapter" if (plan.output_dir / "adapter_config.json").is_file() else "model"
+    what = "adapter" if paths.is_adapter(plan.output_dir) else "model"
     kept = run_folder.checkpoints(plan.output_dir)
     lines += [
         f"  {folder}/",

@@ -16,7 +16,7 @@ from trl import SFTConfig, SFTTrainer
 
 from trl_sft import errors
 from trl_sft.errors import Fault, NotAsAsked, RecipeError
-from trl_sft.model.load import ModelSource
+from trl_sft.model.load import ModelSource, unwrap_adapter
 from trl_sft.recipe.checked import Run
 from trl_sft.training import actual, expected
 from trl_sft.training.expected import Point
@@ -57,7 +57,7 @@ class Watch(TrainerCallback):
         self._prints = actual.prints(self._trainer.model)
         self._handles = [self._trainer.model_wrapped.register_forward_pre_hook(self._count, with_kwargs=True)]
         if not args.torch_compile:  # a hook would make the compiler start anew
-            inside = actual.base(self._trainer.model).get_input_embeddings()
+            inside = unwrap_adapter(self._trainer.model).get_input_embeddings()
             self._handles.append(inside.register_forward_pre_hook(self._look))
         self.ran["seconds"] = round(time.monotonic() - began, 3)
 

@@ -6,13 +6,9 @@ is computed. Which kernel is taken: PyTorch's order of preference (`sdp_utils.cp
 
 from __future__ import annotations
 
-import contextlib
-import importlib
-from collections.abc import Iterator
 from typing import Any
 
 import torch
-from trl.trainer import utils
 
 
 def attend(
@@ -41,25 +37,3 @@ def attend(
     kernel = torch.ops.aten._scaled_dot_product_efficient_attention
     out = kernel(query, key, value, bias, True, dropout, bias is None, scale=scale)[0]
     return out.transpose(1, 2).contiguous(), None
-
-
-@contextlib.contextmanager
-def head(kind: str) -> Iterator[None]:
-    """Have TRL's head run inside the block as it does on a GPU: with Triton, whose kernels write where they read."""
-    names = ("_forward_tile", "_backward_tile", "_addmm_fp32")
-    home = getattr(utils, "_ChunkedLogProbFunction", None)
-    home = None if kind != "cuda" or home is None else importlib.import_module(home.__module__)
-    if home is None or not all(hasattr(home, name) for name in names):
-        yield
-        return
-    before = {name: getattr(home, name) for name in names}
-    asked = utils._use_triton
-    utils._use_triton = lambda _: True
-    for name in names:
-        setattr(home, name, lambda *_, **__: None)
-    try:
-        yield
-    finally:
-        utils._use_triton = asked
-        for name, theirs in before.items():
-            setattr(home, name, theirs)

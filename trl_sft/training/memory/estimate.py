@@ -8,6 +8,7 @@ stands here: its own code runs. Absent: what an allocator loses between tensors,
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import weakref
 from collections.abc import Iterable
@@ -21,8 +22,10 @@ from trl import SFTConfig, SFTTrainer
 from trl.trainer import utils
 
 from trl_sft.errors import first_line
+from trl_sft.model import patches
+from trl_sft.model.load import unwrap_adapter
 from trl_sft.recipe.checked import Run
-from trl_sft.training.memory import cuda_kernels, fake_model
+from trl_sft.training.memory import fake_model
 from trl_sft.training.memory.fake_model import Batch, Known
 
 _FEW = 2  # layers, or so many rounds of a pattern of layers
@@ -118,7 +121,8 @@ def estimate(run: Run, known: Known, batch: Batch, kind: str) -> Estimate:
     """
     gc.freeze()  # what lives already need not be looked through each time
     try:
-        with fake_model.tensors(), cuda_kernels.head(kind):
+        triton = patches.imitate_triton_head() if kind == "cuda" else contextlib.nullcontext()
+        with fake_model.tensors(), triton:
             weights, gradients, state, stepped = _update(run, known, batch, kind)
             try:
                 found = _passed(run, known, batch, kind, (weights, gradients))
@@ -184,7 +188,7 @@ def _counted(run: Run, known: Known, batch: Batch, kind: str, layers: int | None
 
 def _pass(model: PreTrainedModel, args: SFTConfig, batch: Batch, live: Live, weights: int) -> Pass:
     """Carry out one batch, forward and backward, and count on the way."""
-    base = model.get_base_model() if hasattr(model, "get_base_model") else model
+    base = unwrap_adapter(model)
     given = fake_model.inputs(batch)
     gc.collect()
     start = live.restart()

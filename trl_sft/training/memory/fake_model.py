@@ -35,7 +35,7 @@ from transformers.quantizers import AutoHfQuantizer
 from trl import SFTConfig
 from trl.trainer import utils
 
-from trl_sft.model import cpu_loss, packed_attention
+from trl_sft.model import cpu_loss, packed_attention, patches
 from trl_sft.model import load as models
 from trl_sft.recipe.checked import Run
 from trl_sft.tokenization.tokenizer import ChatTokenizer
@@ -133,10 +133,10 @@ def model(run: Run, known: Known, batch: Batch, kind: str, layers: int | None = 
         _checkpointing(made, known.args)
     if hasattr(utils, "add_fused_lm_head"):
         utils.add_fused_lm_head(base, outputs=_OUTPUTS)
-        models.mend(made)
+        patches.repair(made)
         if kind != "cuda":
             cpu_loss.install(made, run.run.get("logits_gib", cpu_loss.LOGITS_GIB))
-    if base.config.get_text_config()._attn_implementation == "sdpa":
+    if patches.get_attention_name(base.config.get_text_config()) == "sdpa":
         _attend(base, batch, kind, str(run.model.get("attn_implementation") or "sdpa"))
     return made
 
@@ -168,7 +168,7 @@ def _base(run: Run, known: Known, config: PretrainedConfig) -> PreTrainedModel:
         keywords["trust_remote_code"] = bool(run.model.get("trust_remote_code"))
         made = AutoModelForCausalLM.from_config(config, **keywords)
     else:
-        made = kind._from_config(config, **keywords)
+        made = patches.build_from_config(kind, config, **keywords)
     if known.chat.new and known.chat.rows > made.get_input_embeddings().weight.shape[0]:
         made.resize_token_embeddings(known.chat.rows, mean_resizing=False)
     return made
@@ -176,13 +176,13 @@ def _base(run: Run, known: Known, config: PretrainedConfig) -> PreTrainedModel:
 
 def _adapted(run: Run, known: Known, base: PreTrainedModel) -> PreTrainedModel:
     """Return the model with its adapter, of the types that TRL trains it in; `base` itself without one."""
-    config = models.lora(run)
+    config = models.make_lora_config(run)
     if known.found.adapter:
         config = PeftConfig.from_pretrained(known.found.adapter)
     if config is None:
         return base
     if known.chat.new and not known.found.adapter:
-        models.train_rows(run, base, config, list(known.chat.new))
+        models.train_new_rows(run, base, config, list(known.chat.new))
     config.inference_mode = False
     made = get_peft_model(base, config)
     if known.quantized is not None:
@@ -248,7 +248,7 @@ def _attend(base: PreTrainedModel, batch: Batch, kind: str, given: str) -> None:
 
     def mask(*args: Any, **kwargs: Any) -> torch.Tensor | None:
         if documents:
-            return packed_attention.mask(*args, **kwargs)
+            return packed_attention.make_mask(*args, **kwargs)
         if bare:
             return None
         found: torch.Tensor | None = sdpa_mask(

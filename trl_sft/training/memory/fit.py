@@ -139,7 +139,7 @@ def _lengths(rows: Dataset, column: str) -> np.ndarray:
 
 def available(kind: str | None = None) -> int:
     """Return the bytes that are free on a device of this machine; None = the device that the Trainer takes."""
-    kind = kind or device.device()
+    kind = kind or device.get_device_type()
     if kind == "cuda":
         return int(torch.cuda.mem_get_info()[0])
     free = [_meminfo("MemAvailable:")]

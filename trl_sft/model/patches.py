@@ -1,0 +1,179 @@
+"""Upstream's private parts that this package reads or changes, one function for each.
+
+In: upstream's classes and live objects. Out: the value of a private attribute, or the object with a defect repaired.
+Each function names the versions that it was written for and, where it repairs a defect, when it can go.
+`tests/model/test_upstream_internals.py` fails where upstream renames or changes one of these parts.
+
+Deliberately absent: the private parts of PyTorch under fake tensors (`training.memory.fake_tensors`), of datasets
+(`data.fingerprint`), of tokenizers (`tokenization.special_tokens`), and upstream's sources (`recipe.upstream`).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import importlib
+import inspect
+import types
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+import trl
+from transformers import PretrainedConfig, PreTrainedModel
+from trl.trainer import utils
+
+# TRL's fused head, as of trl 1.16: the names that it reads in `trl.trainer.utils`, and what its function takes.
+FUSED_HEAD_SINCE = (1, 16)
+_FUSED_HEAD_NAMES = ("add_fused_lm_head", "_ChunkedLogProbFunction", "_use_triton", "maybe_gather_lm_head_ctx")
+_FUSED_LOSS_PARAMETERS = (
+    *("ctx", "hidden", "weight", "bias", "targets"),
+    *("temperature", "chunk_size", "final_logit_softcapping", "logit_scale", "outputs"),
+)
+_TILE_FUNCTIONS = ("_forward_tile", "_backward_tile", "_addmm_fp32")  # of trl.kernels.chunked_logprob
+
+
+# What is read
+
+
+def get_attention_name(config: PretrainedConfig) -> str | None:
+    """Return the attention that a text configuration names; None where it names none.
+
+    transformers 5.17 to 5.23 keep it in `_attn_implementation` and have no public way to read it.
+    """
+    name: str | None = getattr(config, "_attn_implementation", None)
+    return name
+
+
+def build_from_config(model_class: Any, config: PretrainedConfig, **keywords: Any) -> PreTrainedModel:
+    """Return a model of exactly this class, without loading weights.
+
+    `AutoModelForCausalLM.from_config` may choose another class than the one that the configuration names, which TRL
+    loads. transformers 5.17 to 5.23.
+    """
+    model: PreTrainedModel = model_class._from_config(config, **keywords)
+    return model
+
+
+def list_float32_modules(model: PreTrainedModel) -> list[str]:
+    """Return the parts of names whose weights a model class keeps in float32. transformers 5.17 to 5.23."""
+    return [*(model._keep_in_fp32_modules or ()), *(model._keep_in_fp32_modules_strict or ())]
+
+
+def list_forward_hooks(module: torch.nn.Module) -> list[str]:
+    """Return the names of the forward hooks of a module. torch 2.8 to 2.13 list them in `_forward_hooks` alone."""
+    return [getattr(hook, "__name__", "") for hook in module._forward_hooks.values()]
+
+
+def unwrap_compiled(model: Any) -> Any:
+    """Return the model inside `torch.compile`'s wrapper; `model` itself without one. torch 2.8 to 2.13."""
+    return getattr(model, "_orig_mod", model)
+
+
+def uses_triton(device: torch.device) -> bool:
+    """Tell whether TRL's fused head computes with Triton on a device. trl 1.16; older ones have no such head."""
+    return bool(utils._use_triton(device))
+
+
+# TRL's fused head
+
+
+def has_fused_head() -> bool:
+    """Tell whether this TRL computes the loss by its fused head."""
+    return hasattr(utils, "add_fused_lm_head")
+
+
+def find_fused_head_problem() -> str:
+    """Return why `replace_fused_loss` does not fit the installed TRL; "" where it fits."""
+    missing = [name for name in _FUSED_HEAD_NAMES if not hasattr(utils, name)]
+    if missing:
+        return f"trl.trainer.utils has no {', '.join(missing)}"
+    parameters = tuple(inspect.signature(utils._ChunkedLogProbFunction.forward).parameters)
+    if parameters != _FUSED_LOSS_PARAMETERS:
+        return f"the function under TRL's fused head takes {', '.join(parameters)}"
+    return ""
+
+
+def expects_fused_head() -> bool:
+    """Tell whether the installed TRL is one that should have the fused head as we know it."""
+    major, minor = trl.__version__.split(".")[:2]
+    return (int(major), int(minor)) >= FUSED_HEAD_SINCE
+
+
+@contextlib.contextmanager
+def replace_fused_loss(function: Callable[..., Any]) -> Iterator[None]:
+    """Have TRL's fused head call `function` inside the block, on positions with a label alone.
+
+    trl 1.16 computes every position where there is no Triton. It can go when TRL's fallback costs no more.
+    """
+    originals = utils._ChunkedLogProbFunction, utils._use_triton
+    utils._ChunkedLogProbFunction = types.SimpleNamespace(apply=function)
+    utils._use_triton = lambda _: True  # TRL then hands over the labelled positions alone
+    try:
+        yield
+    finally:
+        utils._ChunkedLogProbFunction, utils._use_triton = originals
+
+
+@contextlib.contextmanager
+def imitate_triton_head() -> Iterator[None]:
+    """Have TRL's fused head run inside the block as with Triton, whose kernels write where they read. trl 1.16."""
+    if find_fused_head_problem():
+        yield
+        return
+    kernels = importlib.import_module(utils._ChunkedLogProbFunction.__module__)
+    originals = {name: getattr(kernels, name) for name in _TILE_FUNCTIONS}
+    uses_triton_original = utils._use_triton
+    utils._use_triton = lambda _: True
+    for name in _TILE_FUNCTIONS:
+        setattr(kernels, name, lambda *_, **__: None)
+    try:
+        yield
+    finally:
+        utils._use_triton = uses_triton_original
+        for name, function in originals.items():
+            setattr(kernels, name, function)
+
+
+# Repairs of a live model
+
+
+def repair(model: PreTrainedModel) -> None:
+    """Repair what upstream gets wrong for some models, each silently or at the first step."""
+    keep_backward_of_4bit_weights(model)
+    resume_quantized_adapter_in_bfloat16(model)
+    complete_head_of_trained_rows(model)
+
+
+def keep_backward_of_4bit_weights(model: PreTrainedModel) -> None:
+    """Keep bitsandbytes from packing 4-bit weights for a kernel without a backward pass.
+
+    bitsandbytes 0.50, on a CPU with AVX512-BF16: the first evaluation packs the weights and they stay packed, so that
+    later gradients were off by up to 106% (docs/development/log.md). It can go when
+    `test_four_bit_gradients_are_the_same_after_an_evaluation` says so.
+    """
+    for module in model.modules():
+        if hasattr(module, "support_avx512bf16_for_cpu"):
+            module.support_avx512bf16_for_cpu = False
+
+
+def resume_quantized_adapter_in_bfloat16(model: PreTrainedModel) -> None:
+    """Have a resumed run train the adapter of quantized weights in the type that TRL began with.
+
+    trl 1.16 makes that adapter bfloat16, but peft 0.21 loads a checkpoint's adapter in float32, so that a resumed run
+    would end elsewhere than one that never stopped. It can go when TRL or peft resume in one type.
+    """
+    if getattr(model, "peft_config", None) and getattr(model, "is_quantized", False):
+        model.load_adapter = functools.partial(model.load_adapter, autocast_adapter_dtype=False)
+
+
+def complete_head_of_trained_rows(model: PreTrainedModel) -> None:
+    """Give peft's wrapper of a head with trained rows the `bias` that TRL reads, and have it save the rows alone.
+
+    peft 0.21: `TrainableTokensWrapper` has no `bias`, which the fused head of trl 1.16 reads, so every step raises;
+    and peft would save both embeddings whole beside the trained rows. It can go when the wrapper forwards `bias`.
+    """
+    head = model.get_output_embeddings()
+    if type(head).__name__ == "TrainableTokensWrapper":
+        head.bias = head.original_module.bias
+        model.save_pretrained = functools.partial(model.save_pretrained, save_embedding_layers=False)
