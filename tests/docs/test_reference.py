@@ -164,7 +164,7 @@ def test_no_generated_part_is_left_empty(built):
 
 def test_every_format_is_documented_with_columns_and_rows_that_it_reads():
     text = page("formats.md")
-    target = formats.Target(("messages", "system"), "</s>")
+    target = formats.TokenizerFeatures(("messages", "system"), "</s>")
     for name in sections.FORMATS:
         layout = formats.LAYOUTS[name]
         columns = [", ".join(f"`{column}`" for column in part) for part in (layout.columns, layout.optional)]
