@@ -171,8 +171,8 @@ def _trainer(run: Run, ready: Ready) -> SFTTrainer:
     if trainer.padding_free and "attn_implementation" not in run.model and ready.args.device.type in ("cpu", "mps"):
         packed_attention.install(trainer.model)
     if ready.chat.stop and ready.rows.row_type == CHAT:
-        load.stop_on(trainer.model, ready.chat.tokenizer.convert_tokens_to_ids(ready.chat.stop))
-    trust.hide(trainer.args)
+        load.add_stop_token(trainer.model, ready.chat.tokenizer.convert_tokens_to_ids(ready.chat.stop))
+    trust.hide_tokens(trainer.args)
     return trainer
 
 
