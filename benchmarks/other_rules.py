@@ -40,8 +40,8 @@ def keys(work):
             found.append(section)  # `evaluate: false`
             continue
         for name, value in values.items():
-            old = renamed_keys.TABLE.get(section, {}).get(name)
-            if old and name not in getattr(work.run, section):
+            old = renamed_keys.RENAMED_KEYS.get(section, {}).get(name)
+            if old and name not in work.run.section(section):
                 name = old.new.partition(".")[0]  # noqa: PLW2901 (none: it says what is done anyway)
             found += [f"{section}.{name}"] if name else []
             if section == "data" and name in ("train", "eval"):
@@ -63,7 +63,7 @@ def translate(program, work):
         elif key == "evaluate":
             carried[key] = "none of them asks for answers"
         elif found is None:
-            written = {**work.run.recipe.values.get(section, {}), **(getattr(work.run, section) or {})}
+            written = {**work.run.recipe.values.get(section, {}), **(work.run.section(section) or {})}
             left[key] = written.get(name, f"{work.value(key)}, the default")
         else:
             config |= found
@@ -129,7 +129,7 @@ def for_trl(work):
     found |= {"assistant_only_loss": True} if work.chats and work.rows.loss_on == "assistant" and work.several else {}
     found |= {"eos_token": work.args.eos_token} if work.args.eos_token else {}
     found |= {"lora_task_type": "CAUSAL_LM"} if work.lora else {}
-    return found | ({"chat_template_path": str(work.folder / "template.jinja")} if work.run.template else {})
+    return found | ({"chat_template_path": str(work.folder / "template.jinja")} if work.run.chat_template else {})
 
 
 # Keys whose value has to be said otherwise. None = it cannot be said; an empty dict = the program does so anyway.
@@ -161,7 +161,7 @@ def targets(name, every, join, work):
 
     given = work.lora.target_modules
     if given is None:
-        given = sorted(CHOICES.get(AutoConfig.from_pretrained(work.run.base.name).model_type, ()))
+        given = sorted(CHOICES.get(AutoConfig.from_pretrained(work.run.model_location.name).model_type, ()))
     if isinstance(given, str):
         return every if given == "all-linear" else None
     return {name: ",".join(sorted(given)) if join else sorted(given)} if given else None
@@ -215,7 +215,7 @@ def in_tokenizer(work):
 
 
 def resume(work):
-    given = work.run.run["resume"]
+    given = work.run.options["resume"]
     known = {"auto": {"auto_resume_from_checkpoints": True}, "never": {}}
     return known.get(given, {"resume_from_checkpoint": given})
 
@@ -254,7 +254,7 @@ RULES = {
     | {f"quantization.{name}": four_bits for name in ("bnb_4bit_compute_dtype", "bnb_4bit_quant_storage")}
     | dict.fromkeys(BITS, four_bits)
     | {
-        "tokenizer.chat_template_kwargs": lambda work: {"chat_template_kwargs": work.run.template_kwargs},
+        "tokenizer.chat_template_kwargs": lambda work: {"chat_template_kwargs": work.run.chat_template_kwargs},
         "train.warmup_steps": warmup,
         "train.max_steps": lambda work: {"max_steps": work.args.max_steps} if work.args.max_steps > 0 else {},
         "train.eval_on_start": lambda work: {} if work.args.eval_on_start else None,
@@ -288,7 +288,7 @@ RULES = {
         "lora.target_modules": PART(targets, "lora_target_modules", {"lora_target_modules": ["all-linear"]}, False),
         "lora.task_type": lambda work: {"lora_task_type": str(work.lora.task_type)},
         "lora.bias": lambda work: {} if work.lora.bias == "none" else None,
-        "run.resume": lambda work: {} if work.run.run["resume"] == "never" else None,
+        "run.resume": lambda work: {} if work.run.options["resume"] == "never" else None,
     },
 }
 for _program in PROGRAMS:

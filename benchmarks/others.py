@@ -64,10 +64,10 @@ class Work(NamedTuple):
         section, _, name = key.partition(".")
         owners = {"train": self.args, "lora": self.lora}
         if key in ("model.name_or_path", "data.loss_on"):
-            return self.run.base.name if section == "model" else self.rows.loss_on
+            return self.run.model_location.name if section == "model" else self.rows.loss_on
         # TRL's default for an id, ours, and those of BitsAndBytesConfig
         defaults = {"model.dtype": "float32", "data.overlong": "truncate", BITS[0]: "fp4", BITS[1]: False}
-        found = getattr(owners[section], name) if section in owners else getattr(self.run, section).get(name)
+        found = getattr(owners[section], name) if section in owners else self.run.section(section).get(name)
         found = defaults.get(key) if found is None else found
         found = found.value if isinstance(found, enum.Enum) else found
         found = sorted(found) if isinstance(found, set) else found
@@ -102,7 +102,7 @@ def said(turns):
 def rows_of(work, side):
     """Yield each row twice: for axolotl and LLaMA-Factory, and for TRL; in the order of training."""
     on, end = work.rows.loss_on, work.chat.tokenizer.eos_token
-    extra = {"chat_template_kwargs": work.run.template_kwargs} if work.run.template_kwargs else {}
+    extra = {"chat_template_kwargs": work.run.chat_template_kwargs} if work.run.chat_template_kwargs else {}
     for number in side.order:
         row = side.rows[int(number)]
         if not work.chats:

@@ -19,7 +19,7 @@ from pathlib import Path
 from trl_sft import cli
 from trl_sft.recipe import renamed_keys, sections
 from trl_sft.recipe.upstream import fields, keys, types
-from trl_sft.recipe.yaml_reader import flow
+from trl_sft.recipe.yaml_reader import format_value
 
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = ROOT / "trl_sft"
@@ -105,10 +105,10 @@ def _cell(text: str) -> str:
 def build_renamed() -> str:
     """Return every renamed or removed key, by section, with what becomes of it."""
     lines: list[str] = []
-    for section, table in renamed_keys.TABLE.items():
+    for section, table in renamed_keys.RENAMED_KEYS.items():
         lines += [f"## {section}", "", "| old name | what happens |", "|---|---|"]
         lines += [f"| `{name}` | {_cell(_fate(section, name))} |" for name in table]
-        values = [(name, olds) for (of, name), olds in renamed_keys.VALUES.items() if of == section]
+        values = [(name, olds) for (of, name), olds in renamed_keys.RENAMED_VALUES.items() if of == section]
         for name, olds in values:
             lines += [f"| `{name}: {word}` | {_cell(_told(old))} |" for word, old in olds.items()]
         lines.append("")
@@ -119,18 +119,21 @@ def _fate(section: str, name: str) -> str:
     """Return what becomes of an old name with the installed versions."""
     if name in keys.of(section):
         return "a name of the installed version: used as it is"
-    return _told(renamed_keys.TABLE[section][name])
+    return _told(renamed_keys.RENAMED_KEYS[section][name])
 
 
-def _told(old: renamed_keys.Old) -> str:
+def _told(old: renamed_keys.RenamedKey) -> str:
     """Return in words what becomes of an old name or value."""
     parts = []
     if old.new and old.values:
-        parts += [f"`{flow(value)}` is read as `{old.new}: {flow(today)}`" for value, today in old.values.items()]
+        parts += [
+            f"`{format_value(value)}` is read as `{old.new}: {format_value(today)}`"
+            for value, today in old.values.items()
+        ]
     elif old.new:
         parts.append(f"read as `{old.new}`")
     if old.done:
-        values = ", ".join(f"`{flow(value)}`" for value in old.done)
+        values = ", ".join(f"`{format_value(value)}`" for value in old.done)
         parts.append(f"left out where it is {values}, which is what happens anyway")
     if old.fix:
         parts.append(f"{'otherwise ' if parts else ''}refused: {old.fix}")

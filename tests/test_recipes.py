@@ -10,7 +10,7 @@ from conftest import SHIPPED, jsonl
 
 from trl_sft import load_recipe, train
 from trl_sft.recipe import paths, resolved
-from trl_sft.recipe.yaml_reader import flow
+from trl_sft.recipe.yaml_reader import format_value
 
 FOLDER = Path(__file__).parents[1] / "recipes"
 RECIPES = sorted(FOLDER.rglob("*.yaml"))
@@ -61,7 +61,7 @@ def _template_there(request):
     """A recipe may name a chat template that only newer versions of TRL bring."""
     path = request.node.callspec.params.get("path") if hasattr(request.node, "callspec") else None
     named = re.search(r"chat_template: (\w+)\b(?!\.)", path.read_text(encoding="utf-8")) if path else None
-    if named and named[1] not in paths.templates():
+    if named and named[1] not in paths.list_templates():
         pytest.skip(f"the installed TRL has no template {named[1]}")
 
 
@@ -95,7 +95,7 @@ def test_recipe_that_needs_the_hub_trains_a_toy_model_on_rows_like_its_own(path,
             for n, source in enumerate(run.sources[part])
         ]
     words = [f"model={{name_or_path: {model}}}", "train.max_steps=2", "train.output_dir=out", "train.max_length=512"]
-    words += [f"data.{part}={flow(data[part])}" for part in ("train", "eval") if run.sources[part]]
+    words += [f"data.{part}={format_value(data[part])}" for part in ("train", "eval") if run.sources[part]]
     words += ["data.eval_fraction=0.1"] if "eval_fraction" in run.data else []
     words += ["evaluate={max_rows: 2, generation: {max_new_tokens: 4}}"]
     result = train(load_recipe(path, words))

@@ -30,7 +30,7 @@ def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Run:
     """
     from trl_sft.recipe import build, yaml_reader
 
-    return build.build(yaml_reader.read(path, [overrides] if isinstance(overrides, str) else overrides))
+    return build.build_run(yaml_reader.read_recipe(path, [overrides] if isinstance(overrides, str) else overrides))
 
 
 def show(run: Run, num_rows: int = 3) -> Preview:

@@ -19,14 +19,14 @@ import re
 from collections.abc import Sequence
 from typing import NamedTuple
 
-EXIT_DONE, EXIT_OURS, EXIT_USER, EXIT_FAILED, EXIT_MEMORY = 0, 1, 2, 3, 4
-EXIT_TIME = 75  # EX_TEMPFAIL of sysexits.h: try again
+EXIT_DONE, EXIT_INTERNAL, EXIT_USER_ERROR, EXIT_TRAINING_FAILED, EXIT_OUT_OF_MEMORY = 0, 1, 2, 3, 4
+EXIT_TIME_LIMIT = 75  # EX_TEMPFAIL of sysexits.h: try again
 EXIT_SIGNAL = 128  # plus the signal's number, as shells report it
 
 
 # name and password of a URL, `https://name:password@host`, also as a path has it, with one stroke
-PASSWORD = re.compile(r"(?<=:/)(/?)[^/@\s:]+:[^/@\s]+(?=@)")
-LEFT_OUT = "(left out)"
+URL_PASSWORD = re.compile(r"(?<=:/)(/?)[^/@\s:]+:[^/@\s]+(?=@)")
+REDACTED = "(left out)"
 
 
 class Fault(NamedTuple):
@@ -38,13 +38,13 @@ class Fault(NamedTuple):
 
     def __str__(self) -> str:
         """Three lines: where, what stood there, what to write; without the password of a URL."""
-        return PASSWORD.sub(r"\1" + LEFT_OUT, f"{self.where}\n    {self.problem}\n    -> {self.fix}")
+        return URL_PASSWORD.sub(r"\1" + REDACTED, f"{self.where}\n    {self.problem}\n    -> {self.fix}")
 
 
 class UserError(Exception):
     """The user can fix this: `faults` says where, what stood there and what to write."""
 
-    exit_code = EXIT_USER
+    exit_code = EXIT_USER_ERROR
 
     def __init__(self, faults: Fault | Sequence[Fault]) -> None:
         """Take one fault or several; they are shown all at once."""

@@ -27,14 +27,14 @@ RUNNING, DONE = "running", "done"
 class Claim(NamedTuple):
     """What a run may do with its folder."""
 
-    refused: str = ""  # why not; "" = it may
+    problem: str = ""  # why not; "" = it may
     fix: str = ""  # what to do instead
     checkpoint: Path | None = None  # go on from here
-    stale: bool = False  # an earlier run's files go when training starts
+    replaces_earlier: bool = False  # an earlier run's files go when training starts
     key: tuple[str, str] = ("train", "output_dir")  # of the recipe, where the refusal stands
 
 
-def default(recipe: Path) -> Path:
+def default_folder(recipe: Path) -> Path:
     """Return the folder of a recipe without `output_dir`; a resolved one of a run writes `<run>-again`."""
     if recipe.name == RESOLVED and (recipe.parent / RUN).is_file():
         return recipe.parent.with_name(recipe.parent.name + "-again")
@@ -55,20 +55,20 @@ def claim(folder: Path, fingerprint: str, data: Callable[[], dict[str, str]], op
         return Claim(f"{folder}: holds files that are no run of trl_sft", "a new or an empty folder")
     resume = str(options.get("resume", "auto"))
     finished = earlier.get("outcome") == DONE
-    last = next(reversed(checkpoints(folder)), None)
+    last = next(reversed(list_checkpoints(folder)), None)
     if resume not in ("auto", "never"):
         return _from_checkpoint(
             Path(resume), folder, finished, _changed(Path(resume).parent, fingerprint, data, options)
         )
     changed = _changed(folder, fingerprint, data, options) if last else None
     if options.get("overwrite") and (finished or changed or resume == "never"):
-        return Claim(stale=True)
+        return Claim(replaces_earlier=True)
     if finished:
         return Claim(
             f"{folder}: holds a finished run", "another train.output_dir, or run.overwrite: true to replace it"
         )
     if last is None:  # nothing trained would be lost
-        return Claim(stale=bool(earlier))
+        return Claim(replaces_earlier=bool(earlier))
     if resume == "never":
         write = "auto to go on, or run.overwrite: true to start anew"
         return Claim(f"never, but {folder.name} holds an unfinished run, at {last.name}", write, key=("run", "resume"))
@@ -92,10 +92,10 @@ def _changed(folder: Path, fingerprint: str, data: Callable[[], dict[str, str]],
 def _from_checkpoint(checkpoint: Path, folder: Path, finished: bool, changed: str | None) -> Claim:
     """Decide on `run.resume: PATH`."""
     key = ("run", "resume")
-    if checkpoint not in checkpoints(checkpoint.parent):
+    if checkpoint not in list_checkpoints(checkpoint.parent):
         write = "auto, never, or a checkpoint-N folder with its weights"
         return Claim(f"{checkpoint}: no complete checkpoint", write, key=key)
-    if finished or (checkpoint.parent == folder and checkpoint != checkpoints(folder)[-1]):
+    if finished or (checkpoint.parent == folder and checkpoint != list_checkpoints(folder)[-1]):
         return Claim(f"{folder}: holds steps after {checkpoint.name}", "another train.output_dir")
     if changed:
         return Claim(f"{checkpoint}: is of {_CHANGES[changed]}", f"run.allow: [{changed}]", key=key)
@@ -109,7 +109,7 @@ def _resumable(checkpoint: Path) -> Claim:
     return Claim(found, "model.name_or_path: that folder, and another train.output_dir")
 
 
-def checkpoints(folder: Path) -> list[Path]:
+def list_checkpoints(folder: Path) -> list[Path]:
     """Return the complete checkpoints of a folder by step; one whose writing was cut off is left out."""
     found = [path for path in folder.glob(CHECKPOINT + "*") if _is_checkpoint(path)]
     whole = [p for p in found if read_json(p / _STATE) and any(any(p.glob(w)) for w in _WEIGHTS)]
@@ -121,7 +121,7 @@ def _is_checkpoint(path: Path) -> bool:
 
 
 @contextlib.contextmanager
-def held(folder: Path) -> Iterator[bool]:
+def lock(folder: Path) -> Iterator[bool]:
     """Keep a folder for this process inside the block; false where another process holds it.
 
     The system lets go when the process ends, however it ends. Without fcntl (Windows) nothing is held.
@@ -148,7 +148,7 @@ def held(folder: Path) -> Iterator[bool]:
                     path.rmdir()
 
 
-def clear(folder: Path) -> None:
+def remove_earlier_files(folder: Path) -> None:
     """Remove what an earlier run wrote, so that none of it passes for the new one's; other files stay."""
     for path in [p for p in folder.iterdir() if _is_checkpoint(p)]:
         shutil.rmtree(path)
@@ -169,7 +169,7 @@ def clear(folder: Path) -> None:
     (folder / RUN).unlink(missing_ok=True)  # last, so that a torn removal can be taken up again
 
 
-def write(path: Path, text: str) -> None:
+def write_text(path: Path, text: str) -> None:
     """Write a text file whole or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(f".{path.name}.part")
@@ -181,7 +181,7 @@ def write(path: Path, text: str) -> None:
         raise
 
 
-def append(path: Path, entry: dict[str, Any]) -> None:
+def append_json(path: Path, entry: dict[str, Any]) -> None:
     """Add one line to a JSONL file."""
     with path.open("a", encoding="utf-8") as file:
         file.write(json.dumps(entry, ensure_ascii=False) + "\n")

@@ -76,7 +76,7 @@ def test_init_paths_hold_from_the_recipes_folder(here):
     jsonl(here / "data" / "a b.jsonl", [{"instruction": "a", "output": "b"}])
     assert cli.main(["init", "trl_sft:tiny", "data/a b.jsonl", "-o", "recipes/mine.yaml"]) == 0
     source = load_recipe("recipes/mine.yaml").sources["train"][0]
-    assert source.place.files == (here / "data" / "a b.jsonl",)
+    assert source.location.files == (here / "data" / "a b.jsonl",)
     assert source.format == "alpaca"
 
 

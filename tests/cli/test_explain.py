@@ -18,7 +18,7 @@ from trl_sft.errors import RecipeError
 from trl_sft.recipe import renamed_keys, sections
 from trl_sft.recipe.upstream import fields as upstream_fields
 from trl_sft.recipe.upstream import keys
-from trl_sft.recipe.yaml_reader import flow
+from trl_sft.recipe.yaml_reader import format_value
 
 SECTIONS = (*sections.OWNERS, keys.GENERATION, keys.SOURCE)
 
@@ -32,7 +32,7 @@ def test_key_is_told_with_owner_type_default_and_help():
     live = SFTConfig.__dataclass_fields__["packing_strategy"]
     assert text.startswith(f"train.packing_strategy   (trl.SFTConfig {upstream_fields.get_version('trl')})")
     assert all(word in text for word in live.metadata["choices"])
-    assert f"default  {flow(live.default)}" in text
+    assert f"default  {format_value(live.default)}" in text
     assert " ".join(live.metadata["help"].split())[:60] in " ".join(text.split())
 
 
@@ -44,7 +44,7 @@ def test_help_is_the_live_metadata_for_every_field_of_sft_config():
 
 def test_every_key_can_be_explained():
     for section in SECTIONS:
-        for name in (*keys.get_fields(section), *renamed_keys.of(section)):
+        for name in (*keys.get_fields(section), *renamed_keys.renamed_in(section)):
             lines = explain.key(f"{section}.{name}")
             assert lines, (section, name)
             assert max(len(line) for line in lines) <= 250, name

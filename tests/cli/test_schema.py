@@ -20,7 +20,7 @@ from trl_sft.cli import schema
 from trl_sft.errors import RecipeError
 from trl_sft.recipe import sections, yaml_reader
 from trl_sft.recipe.upstream import keys
-from trl_sft.recipe.yaml_reader import flow
+from trl_sft.recipe.yaml_reader import format_value
 
 ROOT = Path(__file__).parents[2]
 SHIPPED = sorted((ROOT / "recipes").rglob("*.yaml"))
@@ -56,7 +56,7 @@ def accepted(values):
 
 
 def loaded(values, here):
-    (here / "r.yaml").write_text(flow(values))
+    (here / "r.yaml").write_text(format_value(values))
     try:
         load_recipe("r.yaml")
     except RecipeError as error:
@@ -73,7 +73,7 @@ def test_schema_is_one_and_names_its_versions():
 
 @pytest.mark.parametrize("path", SHIPPED, ids=lambda p: p.stem)
 def test_recipe_of_the_repository_passes_and_names_the_schema(path):
-    assert [error.message for error in VALIDATOR.iter_errors(yaml_reader.read(path).values)] == []
+    assert [error.message for error in VALIDATOR.iter_errors(yaml_reader.read_recipe(path).values)] == []
     assert path.read_text(encoding="utf-8").startswith("# yaml-language-server: $schema=../trl_sft.schema.json\n")
 
 
@@ -236,4 +236,4 @@ def test_init_names_the_schema_that_lies_beside_the_recipe(here):
     assert cli.main(["schema", "-o", "trl_sft.schema.json"]) == 0
     assert cli.main(["init", "trl_sft:tiny", "rows.jsonl", "-o", "b.yaml"]) == 0
     assert (here / "b.yaml").read_text().startswith(line + "\n")
-    assert accepted(yaml_reader.read("b.yaml").values)
+    assert accepted(yaml_reader.read_recipe("b.yaml").values)

@@ -14,7 +14,7 @@ from documents import GUIDES, PAGES, RECIPES, ROOT
 from trl_sft import cli, load_recipe
 from trl_sft.errors import UserError
 from trl_sft.recipe import paths
-from trl_sft.run_folder import write
+from trl_sft.run_folder import write_text
 
 COMMANDS = documents.command_lines()
 YAML = [block for block in documents.blocks("yaml") if block.path.name != "log.md"]
@@ -98,8 +98,8 @@ def prepare_files(folder, text):
     jsonl(folder / "rows.jsonl", [{"question": "What is 1 plus 1?", "answer": "2"}])
     for name in re.findall(r"[\w-]+\.jsonl", text):
         jsonl(folder / name, [{"question": "What is 1 plus 1?", "answer": "2"}])
-    write(folder / "rows.py", "def to_chat(row):\n    return row\n")
-    write(folder / "my-template.jinja", "{{ messages }}")
+    write_text(folder / "rows.py", "def to_chat(row):\n    return row\n")
+    write_text(folder / "my-template.jinja", "{{ messages }}")
 
 
 @pytest.mark.parametrize("block", YAML, ids=[block.place for block in YAML])

@@ -129,7 +129,7 @@ def test_generated_keys_hold_every_key_of_every_section(built):
 
 def test_generated_renamed_keys_hold_every_old_name(built):
     text = built["reference/renamed-keys.md"]
-    for section, table in renamed_keys.TABLE.items():
+    for section, table in renamed_keys.RENAMED_KEYS.items():
         part = text.partition(f"\n## {section}\n")[2].partition("\n## ")[0]
         assert [name for name in table if f"| `{name}` |" not in part] == [], section
 
@@ -197,7 +197,7 @@ def test_templates_named_in_the_how_to_exist():
     text = (ROOT / "docs/how-to/template-for-a-base-model.md").read_text(encoding="utf-8")
     named = {word for word in first_cells(text) if re.fullmatch(r"[a-z0-9_]+", word)}
     assert len(named) >= 9
-    assert named <= set(paths.templates())
+    assert named <= set(paths.list_templates())
 
 
 RUN = """\

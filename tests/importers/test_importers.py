@@ -82,8 +82,8 @@ def lines(out):
 
 def test_openrlhf_command_becomes_a_recipe_that_trains_the_same(recipe, here):
     run, out = recipe("openrlhf", LLAMA)
-    assert (run.base.name, run.sources["train"][0].place.name) == ("meta-llama/Meta-Llama-3-8B", "X")
-    assert run.run == {"global_batch_size": 256, "resume": "auto"}
+    assert (run.model_location.name, run.sources["train"][0].location.name) == ("meta-llama/Meta-Llama-3-8B", "X")
+    assert run.options == {"global_batch_size": 256, "resume": "auto"}
     assert run.data == {"loss_on": "completion", "overlong": "truncate_and_end"}
     assert run.launch == {"engine": "zero2"}
     assert run.train == {
@@ -202,7 +202,7 @@ def test_openrlhf_pretraining_and_several_sources(recipe):
         "openrlhf", "--pretrain m --dataset X,Y@sub --dataset_probs 0.7,0.3 --pretrain_mode --input_key body"
     )
     first, second = run.sources["train"]
-    assert (first.weight, second.weight, second.load) == (0.7, 0.3, {"data_dir": "sub"})
+    assert (first.weight, second.weight, second.load_kwargs) == (0.7, 0.3, {"data_dir": "sub"})
     assert (first.format, first.rename) == ("text", {"body": "text"})
     assert "loss_on" not in run.data
     assert "no end token after a text" in " ".join(out.replace("#", "").split())
@@ -261,13 +261,13 @@ def test_recipe_is_written_beside_nothing_that_stands_there(imports, here):
     flags = "--pretrain trl_sft:tiny --dataset rows.jsonl --input_key question --output_key answer"
     code, out, err = imports("openrlhf", flags, "-o", "sub.yaml")
     assert (code, "Next:" in out) == (0, True)
-    assert load_recipe("sub.yaml").sources["train"][0].place.files == ((here / "rows.jsonl").resolve(),)
+    assert load_recipe("sub.yaml").sources["train"][0].location.files == ((here / "rows.jsonl").resolve(),)
     code, _, err = imports("openrlhf", flags, "-o", "sub.yaml")
     assert code == 2
     assert "exists already" in err
     (here / "deep").mkdir()
     assert imports("openrlhf", flags, "-o", "deep/r.yaml")[0] == 0
-    assert load_recipe("deep/r.yaml").sources["train"][0].place.files == ((here / "rows.jsonl").resolve(),)
+    assert load_recipe("deep/r.yaml").sources["train"][0].location.files == ((here / "rows.jsonl").resolve(),)
 
 
 def test_import_without_a_file_or_of_an_unknown_tool_is_told(capsys):
@@ -301,7 +301,7 @@ def test_trl_file_becomes_a_recipe(recipe):
         **{"load_in_4bit": True, "bnb_4bit_quant_type": "nf4", "bnb_4bit_use_double_quant": False},
         **{"bnb_4bit_compute_dtype": "bfloat16"},
     }
-    assert run.run == {"resume": "auto"}
+    assert run.options == {"resume": "auto"}
     assert "TRL's default" in out
 
 
@@ -309,7 +309,7 @@ def test_trl_mixture_and_masks(recipe):
     run, out = recipe(
         "trl", "model_name_or_path: m\ndatasets:\n- {path: a/b, split: train_sft, fraction: 0.25}\n- {path: c/d}\n"
     )
-    assert [source.load for source in run.sources["train"]] == [{"split": "train_sft[:25%]"}, {}]
+    assert [source.load_kwargs for source in run.sources["train"]] == [{"split": "train_sft[:25%]"}, {}]
     assert "TRL trains every token of a chat" in out.replace("\n  #", "")
 
 
@@ -362,7 +362,7 @@ def test_alignment_handbook_mixture(recipe):
     mixture = f"{{datasets: [{entry}], test_split_size: 0.1, seed: 0}}"
     text = f"model_name_or_path: m\ndataset_mixture: {mixture}\nhub_token: SECRET\n"
     run, out = recipe("alignment-handbook", text)
-    assert run.sources["train"][0].load == {"name": "all", "split": "train[:30%]"}
+    assert run.sources["train"][0].load_kwargs == {"name": "all", "split": "train[:30%]"}
     assert run.data["eval_fraction"] == 0.1
     assert "SECRET" not in out
     for words in ("columns of a/b", "chat_template_kwargs of a row", "seed of the mixture"):
@@ -372,7 +372,7 @@ def test_alignment_handbook_mixture(recipe):
 def test_alignment_handbook_file_becomes_a_recipe(recipe, imports):
     run, out = recipe("alignment-handbook", HANDBOOK)
     assert run.model == {"revision": "main", "dtype": "bfloat16", "attn_implementation": "flash_attention_2"}
-    assert [source.load for part in ("train", "eval") for source in run.sources[part]] == [
+    assert [source.load_kwargs for part in ("train", "eval") for source in run.sources[part]] == [
         {"split": "train_sft[:50%]"},
         {"split": "test_sft"},
     ]
@@ -382,7 +382,7 @@ def test_alignment_handbook_file_becomes_a_recipe(recipe, imports):
         "eval_strategy": "epoch",
         "dataset_num_proc": 12,
     }.items() <= run.train.items()
-    assert run.run == {"overwrite": True}
+    assert run.options == {"overwrite": True}
     err = imports("alignment-handbook", HANDBOOK)[2]
     assert "config.yaml:5 chat_template: write the template to a file" in err
     assert "not_a_name: no name that is known here" in err
@@ -644,10 +644,15 @@ def test_llamafactory_file_becomes_a_recipe(recipe, factory):
     assert run.lora == {"r": 8, "lora_alpha": 16, "lora_dropout": 0.0, "target_modules": "all-linear"}
     assert run.data == {"eval_fraction": 0.1, "loss_on": "assistant"}
     assert run.model == {"trust_remote_code": True, "dtype": "bfloat16"}
-    assert run.template.name == "llama3"
+    assert run.chat_template.name == "llama3"
     one, two = run.sources["train"]
-    assert (one.format, one.wording, one.max_rows, one.place.files[0].name) == ("alpaca", "chat", 1000, "identity.json")
-    assert (two.format, two.rename, two.load) == ("sharegpt", {"talk": "conversations"}, {"split": "part"})
+    assert (one.format, one.wording, one.max_rows, one.location.files[0].name) == (
+        "alpaca",
+        "chat",
+        1000,
+        "identity.json",
+    )
+    assert (two.format, two.rename, two.load_kwargs) == ("sharegpt", {"talk": "conversations"}, {"split": "part"})
     for name in ("do_train", "overwrite_cache", "plot_loss"):
         assert f"# - {name}: true" in out
 

@@ -60,7 +60,7 @@ LEAVES = [(n, indent, key, value) for n, indent, key, value in KEYS if value and
 NUMBERS = [leaf for leaf in LEAVES if re.fullmatch(r" [\d.e-]+", leaf[3])]
 KNOWN = {name for section in sections.OWNERS for name in keys.get_fields(section)}
 KNOWN |= {*sections.OWNERS, *sections.OWN_KEYS["data.*"], *keys.get_source_fields("json"), "generation"}
-KNOWN |= {name for names in renamed_keys.TABLE.values() for name in names} | {"max_new_tokens"}
+KNOWN |= {name for names in renamed_keys.RENAMED_KEYS.values() for name in names} | {"max_new_tokens"}
 
 
 def put(n, line):

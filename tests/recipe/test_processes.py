@@ -42,12 +42,15 @@ def test_global_batch_is_said_with_its_parts(go):
 def test_global_batch_counts_all_processes(built):
     key = ("train", "gradient_accumulation_steps")
     run = built("run: {global_batch_size: 32}\n")
-    assert [processes.settings(run, n)[key].value for n in (1, 2, 16)] == [16, 8, 1]
+    assert [processes.compute_settings(run, n)[key].value for n in (1, 2, 16)] == [16, 8, 1]
     silent = built("run: {global_batch_size: 32}\n", "train.per_device_train_batch_size=null")
-    assert processes.settings(silent)[key].value == 32 // training_run.SFTConfig(bf16=False).per_device_train_batch_size
-    assert processes.settings(built()) == {}
+    assert (
+        processes.compute_settings(silent)[key].value
+        == 32 // training_run.SFTConfig(bf16=False).per_device_train_batch_size
+    )
+    assert processes.compute_settings(built()) == {}
     with pytest.raises(RecipeError, match=r"32 is no multiple of 6: 2 rows at a time x 3 processes.*\n.*30 or 36"):
-        processes.settings(run, 3)
+        processes.compute_settings(run, 3)
 
 
 @pytest.mark.parametrize(
@@ -77,7 +80,7 @@ def test_global_batch_that_cannot_be_is_refused_before_the_weights(go, here, tex
 
 def test_accumulation_that_agrees_may_stand_beside_the_global_batch(built):
     run = built("  gradient_accumulation_steps: 2\nrun: {global_batch_size: 4}\n")
-    assert processes.settings(run) == {}
+    assert processes.compute_settings(run) == {}
     assert train(run).steps == 2
 
 

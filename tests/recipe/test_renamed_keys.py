@@ -12,7 +12,7 @@ from trl_sft import load_recipe
 from trl_sft.errors import RecipeError
 from trl_sft.recipe import renamed_keys, sections
 from trl_sft.recipe.upstream import keys, types
-from trl_sft.recipe.yaml_reader import flow
+from trl_sft.recipe.yaml_reader import format_value
 
 LIST = yaml.safe_load((Path(__file__).parent / "renamed_keys.yaml").read_text(encoding="utf-8"))
 BASE = {"model": {"name_or_path": "trl_sft:tiny"}, "data": {"train": {"path": "rows.jsonl"}, "eval": "rows.jsonl"}}
@@ -28,13 +28,13 @@ def with_old(entry):
     target |= {entry["old"]: entry["value"]} | entry.get("beside", {})
     if entry["section"] == "data.*":
         recipe["data"]["train"] = {"path": "rows.txt", **target} if entry["old"] == "errors" else {**target}
-    return flow(recipe)
+    return format_value(recipe)
 
 
 def read(run, name):
     """Return the value of `section.key` in a run."""
     section, key = name.rsplit(".", 1)
-    return run.sources["train"][0].load[key] if section == "data.*" else getattr(run, section)[key]
+    return run.sources["train"][0].load_kwargs[key] if section == "data.*" else run.section(section)[key]
 
 
 def label(entry):
@@ -64,18 +64,18 @@ def test_list_is_long_and_the_table_holds_no_name_beside_it():
     assert len({(entry["section"], entry["old"]) for entry in LIST}) >= 60
     listed = {(entry["section"], entry["old"]) for entry in LIST}
     both_ways = {
-        ("train", name) for name in renamed_keys.TABLE["train"] if "checkpointing" in name and "use_" not in name
+        ("train", name) for name in renamed_keys.RENAMED_KEYS["train"] if "checkpointing" in name and "use_" not in name
     }
-    tabled = {(section, name) for section, names in renamed_keys.TABLE.items() for name in names} - both_ways
-    assert tabled == listed - set(renamed_keys.VALUES)
-    for (section, name), olds in renamed_keys.VALUES.items():
+    tabled = {(section, name) for section, names in renamed_keys.RENAMED_KEYS.items() for name in names} - both_ways
+    assert tabled == listed - set(renamed_keys.RENAMED_VALUES)
+    for (section, name), olds in renamed_keys.RENAMED_VALUES.items():
         assert set(olds) == {e["value"] for e in LIST if (e["section"], e["old"]) == (section, name)}
 
 
 def test_old_names_lead_to_names_that_exist():
-    for section in renamed_keys.TABLE:
+    for section in renamed_keys.RENAMED_KEYS:
         fields = keys.get_fields(section) if section != keys.SOURCE else keys.get_source_fields("text")
-        for name, old in renamed_keys.of(section).items():
+        for name, old in renamed_keys.renamed_in(section).items():
             head, _, inner = old.new.partition(".")
             assert not head or head in fields, name
             for value in () if inner else old.values.values():
@@ -85,30 +85,32 @@ def test_old_names_lead_to_names_that_exist():
 
 def test_old_names_are_none_of_today():
     own = {name for names in sections.OWN_KEYS.values() for name in names}
-    for names in renamed_keys.TABLE.values():
+    for names in renamed_keys.RENAMED_KEYS.values():
         assert not set(names) & own
 
 
 def test_old_name_beside_todays_is_refused(here):
-    (here / "r.yaml").write_text(flow(BASE | {"train": {"group_by_length": True, "train_sampling_strategy": "random"}}))
+    (here / "r.yaml").write_text(
+        format_value(BASE | {"train": {"group_by_length": True, "train_sampling_strategy": "random"}})
+    )
     with pytest.raises(RecipeError, match="is today's train_sampling_strategy, which stands there too"):
         load_recipe("r.yaml")
     config = {"accelerator_config": {"split_batches": True}, "split_batches": True}
-    (here / "r.yaml").write_text(flow(BASE | {"train": config}))
+    (here / "r.yaml").write_text(format_value(BASE | {"train": config}))
     with pytest.raises(RecipeError, match=r"is today.s accelerator_config\.split_batches"):
         load_recipe("r.yaml")
 
 
 def test_old_name_joins_the_mapping_that_it_moved_into(here):
     config = {"accelerator_config": {"even_batches": False}, "split_batches": True, "dispatch_batches": None}
-    (here / "r.yaml").write_text(flow(BASE | {"train": config}))
+    (here / "r.yaml").write_text(format_value(BASE | {"train": config}))
     run = load_recipe("r.yaml")
     assert run.train["accelerator_config"] == {"even_batches": False, "split_batches": True}
 
 
 def test_old_value_out_of_reach_is_refused(here):
     for value in (3, -0.1, "much", True):
-        (here / "r.yaml").write_text(flow(BASE | {"train": {"warmup_ratio": value}}))
+        (here / "r.yaml").write_text(format_value(BASE | {"train": {"warmup_ratio": value}}))
         with pytest.raises(RecipeError):
             load_recipe("r.yaml")
 

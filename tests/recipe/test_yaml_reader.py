@@ -10,12 +10,12 @@ from conftest import RECIPE
 from trl_sft import load_recipe
 from trl_sft.errors import RecipeError
 from trl_sft.recipe import paths, yaml_reader
-from trl_sft.recipe.yaml_reader import flow
+from trl_sft.recipe.yaml_reader import format_value
 
 
 def read(here, text, *words):
     (here / "r.yaml").write_text(text, encoding="utf-8")
-    return yaml_reader.read(here / "r.yaml", words)
+    return yaml_reader.read_recipe(here / "r.yaml", words)
 
 
 @pytest.mark.parametrize(
@@ -97,10 +97,10 @@ def test_what_is_read_is_relative_to_the_recipe_and_an_override_to_the_current_f
     (here / "sub" / "recipe.yaml").write_text(RECIPE)
     (here / "sub" / "rows.jsonl").write_text((here / "rows.jsonl").read_text())
     run = load_recipe("sub/recipe.yaml")
-    assert run.sources["train"][0].place.files == (here / "sub" / "rows.jsonl",)
+    assert run.sources["train"][0].location.files == (here / "sub" / "rows.jsonl",)
     assert run.output_dir == here / "out"
     run = load_recipe("sub/recipe.yaml", ["data.train=rows.jsonl"])
-    assert run.sources["train"][0].place.files == (here / "rows.jsonl",)
+    assert run.sources["train"][0].location.files == (here / "rows.jsonl",)
 
 
 def test_no_output_dir_is_runs_and_the_recipes_name(here):
@@ -112,17 +112,17 @@ def test_value_is_a_path_where_one_exists_else_a_hub_id(here, monkeypatch):
     (here / "org").mkdir()
     (here / "org" / "model").mkdir()
     monkeypatch.setenv("HOME", str(here))
-    name = lambda value, *more: paths.resolve(value, here, *more)  # noqa: E731
-    assert name("org/model") == paths.Place((here / "org" / "model",), str(here / "org" / "model"))
-    assert name("org/other") == paths.Place((), "org/other")
-    assert name("gpt2") == paths.Place((), "gpt2")
+    name = lambda value, *more: paths.resolve_location(value, here, *more)  # noqa: E731
+    assert name("org/model") == paths.Location((here / "org" / "model",), str(here / "org" / "model"))
+    assert name("org/other") == paths.Location((), "org/other")
+    assert name("gpt2") == paths.Location((), "gpt2")
     assert name("~/org/model").files == (here / "org" / "model",)
-    assert isinstance(name("./org/other"), paths.Absent)
-    assert isinstance(name("a/b/c"), paths.Absent)
-    assert isinstance(name("org/rows.jsonl", (".jsonl",)), paths.Absent)
+    assert isinstance(name("./org/other"), paths.LocationProblem)
+    assert isinstance(name("a/b/c"), paths.LocationProblem)
+    assert isinstance(name("org/rows.jsonl", (".jsonl",)), paths.LocationProblem)
     assert name("*.jsonl").files == (here / "rows.jsonl",)
     assert name("trl_sft:tiny").files == (paths.EMBEDDED / "tiny",)
-    assert isinstance(name(""), paths.Absent)
+    assert isinstance(name(""), paths.LocationProblem)
 
 
 def test_flow_writes_what_the_reader_reads_back(here):
@@ -143,7 +143,7 @@ def test_flow_writes_what_the_reader_reads_back(here):
         {0: 1},
     ]
     for value in values:
-        assert read(here, f"a: {flow(value)}\n").values["a"] == value
+        assert read(here, f"a: {format_value(value)}\n").values["a"] == value
 
 
 def test_no_bytes_make_the_reader_fall_over(here):

@@ -17,7 +17,7 @@ TURNS = [("user", "one"), ("assistant", "hello"), ("user", "two"), ("assistant",
 CHAT = [{"role": role, "content": words} for role, words in TURNS]
 # pictures and sound are what these are for: they take no plain text as content, or end no turn
 NOT_FOR_TEXT = {"idefics3", "llava_next", "smolvlm", "diffusion_gemma", "gemma4"}
-NAMED = sorted(set(paths.templates()) - NOT_FOR_TEXT)
+NAMED = sorted(set(paths.list_templates()) - NOT_FOR_TEXT)
 OURS = ["chatml", "vicuna", "alpaca", "chinese"]
 
 
@@ -118,7 +118,7 @@ def test_vocabulary_that_begins_every_text_with_a_token_begins_a_chat_with_it(na
 
 def test_template_of_a_file_and_of_another_tokenizer_bring_their_tokens(here):
     rows = [{"messages": CHAT}] * 2
-    shutil.copy(paths.templates()["chatml"], here / "mine.jinja")
+    shutil.copy(paths.list_templates()["chatml"], here / "mine.jinja")
     for value in ("mine.jinja", "trl_sft:tiny"):
         chat, prepared_rows = prepared(here, value, rows)
         assert chat.tokenizer.decode(prepared_rows[0]["input_ids"]) == EXACT["chatml"]
@@ -128,7 +128,7 @@ def test_template_of_a_file_and_of_another_tokenizer_bring_their_tokens(here):
 
 def test_thoughts_that_a_template_strips_from_history_are_refused_or_not_learned(here):
     """Qwen3's own template renders the thoughts of the last answer alone; the others would be learned without."""
-    theirs = next(iter(paths.templates().values())).parent / "qwen3.jinja"
+    theirs = next(iter(paths.list_templates().values())).parent / "qwen3.jinja"
     if not theirs.is_file():
         pytest.skip("the installed TRL has no template that strips thoughts")
     (here / "own.jinja").write_text(theirs.read_text())
@@ -197,7 +197,7 @@ def test_template_file_that_is_no_text_is_told(here, go):
 def test_special_strings_that_are_several_tokens_are_said_or_made_one(here, go):
     """In a tokenizer's own template they are said; in one that the recipe brings they become tokens."""
     models.base(here / "base")
-    shutil.copy(paths.templates()["chatml"], here / "base" / "chat_template.jinja")
+    shutil.copy(paths.list_templates()["chatml"], here / "base" / "chat_template.jinja")
     text = "model: {name_or_path: ./base}\ndata: {train: rows.jsonl}\n"
     code, _, err = go(text, command=["check"])
     assert code == 2
@@ -222,7 +222,7 @@ def test_tokenizer_without_template_lends_none(here, go):
 
 
 def test_keywords_reach_the_template_in_training(here):
-    source = paths.templates()["chatml"].read_text().replace("+ '\\n' }}", "+ (mood or '') + '\\n' }}", 1)
+    source = paths.list_templates()["chatml"].read_text().replace("+ '\\n' }}", "+ (mood or '') + '\\n' }}", 1)
     (here / "mood.jinja").write_text(source)
     # the prompt of inference lacks the mood, in this template
     words = ("tokenizer.chat_template_kwargs={mood: ' (calm)'}", "run.allow=[prompt_mismatch, template_markers]")
@@ -250,7 +250,7 @@ def test_what_a_template_renders_is_found_by_rendering():
         "qwen3": {"messages", "system", "tool", "tool_calls", "tools", "reasoning_content"},
     }
     for name, expected in wanted.items():
-        tokenizer.chat_template = paths.templates()[name].read_text()
+        tokenizer.chat_template = paths.list_templates()[name].read_text()
         found = set(chat_template.renders("here", tokenizer, {}))
         assert expected <= found
         assert found - expected <= {"thinking"}

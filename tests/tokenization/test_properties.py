@@ -22,7 +22,7 @@ NAMES = ["chatml", "vicuna", "llama3", "qwen2_5", "gemma", "phi3", "qwen3"]
 def tokenizer(name):
     made = models.tokenizer(paths.EMBEDDED / "tiny")
     made.bos_token = "<|endoftext|>"
-    made.chat_template = paths.templates()[name].read_text()
+    made.chat_template = paths.list_templates()[name].read_text()
     special_tokens.install(made, special_tokens.written(chat_template.everything(made, {})))
     return made
 

@@ -170,7 +170,7 @@ def test_template_that_drops_the_thought_is_refused(here, go):
         here / "r.jsonl",
         [{"messages": [ASKED, THOUGHT | {"reasoning_content": None, "content": "<think>a</think>4"}]}] * 2,
     )
-    theirs = next(iter(paths.templates().values())).parent / "deepseek_r1_distill.jinja"
+    theirs = next(iter(paths.list_templates().values())).parent / "deepseek_r1_distill.jinja"
     if not theirs.is_file():
         pytest.skip("the installed TRL has no template that drops thoughts")
     (here / "r1.jinja").write_text(theirs.read_text())

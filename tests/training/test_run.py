@@ -137,14 +137,14 @@ def test_best_checkpoint_rule_does_not_remove_the_one_to_go_on_from(go, here, mo
     code, _, err = go(FULL, *SAVING, *words, "train.save_total_limit=1")
     assert code == 75
     assert "checkpoint-3" in err
-    assert (here / "out" / "checkpoint-3") in run_folder.checkpoints(here / "out")
+    assert (here / "out" / "checkpoint-3") in run_folder.list_checkpoints(here / "out")
 
 
 def test_time_limit_saves_and_returns_75(go, here):
     code, _, err = go(FULL, *SAVING, "run.max_hours=1e-9")
     assert code == 75
     assert "at the time limit (run.max_hours) after step 1 of 4" in err
-    assert run_folder.checkpoints(here / "out") == [here / "out" / "checkpoint-1"]
+    assert run_folder.list_checkpoints(here / "out") == [here / "out" / "checkpoint-1"]
 
 
 def test_loss_that_is_not_finite_ends_the_run_with_3(go, here):
@@ -221,7 +221,7 @@ def test_resume_takes_a_named_checkpoint_and_passes_over_a_torn_one(go, here):
     torn = here / "out" / "checkpoint-9"
     torn.mkdir()
     (torn / "model.safetensors").write_bytes(b"")
-    assert run_folder.checkpoints(here / "out")[-1].name == "checkpoint-4"
+    assert run_folder.list_checkpoints(here / "out")[-1].name == "checkpoint-4"
     code, out, _ = go(FULL, *SAVING, "run.resume=out/checkpoint-2", "train.output_dir=other")
     assert code == 0
     assert "checkpoint-2" in out
@@ -400,7 +400,7 @@ def test_signal_from_outside_leaves_a_checkpoint_and_its_code(name, code, here):
     assert f"stopped by {name}" in rest
     assert " -m trl_sft recipe.yaml" in rest
     assert "Traceback" not in rest
-    assert run_folder.checkpoints(here / "out")
+    assert run_folder.list_checkpoints(here / "out")
 
 
 def test_ctrl_c_while_loading_says_that_nothing_was_trained(here):
@@ -417,7 +417,9 @@ def test_ctrl_c_while_loading_says_that_nothing_was_trained(here):
 
 def test_log_goes_on_from_the_checkpoint_without_doubles(go, here):
     assert go(FULL, *SAVING, "run.max_hours=1e-9")[0] == 75
-    run_folder.append(here / "out" / "log.jsonl", {"step": 2, "loss": 9.0})  # written after the checkpoint, then lost
+    run_folder.append_json(
+        here / "out" / "log.jsonl", {"step": 2, "loss": 9.0}
+    )  # written after the checkpoint, then lost
     assert go(FULL, *SAVING)[0] == 0
     steps = [e["step"] for e in logged(here / "out") if "loss" in e]
     assert steps == [1, 2, 3, 4]
@@ -500,7 +502,7 @@ def test_command_to_go_on_with_does_not_start_anew(go, here):
 
 
 def test_second_process_in_the_same_folder_is_refused(go, here):
-    with run_folder.held(here / "out") as ours:
+    with run_folder.lock(here / "out") as ours:
         assert ours
         code, _, err = go(RECIPE)
     assert code == 2

@@ -128,7 +128,7 @@ def _check(words: list[str]) -> int:
     run, given = _read(parser, words[1:])
     from trl_sft.recipe import processes
 
-    for_ = processes.on(given.on)
+    for_ = processes.parse_machine(given.on)
     seconds = time.perf_counter() - began
     from trl_sft import console
     from trl_sft.recipe import resolved
@@ -137,7 +137,7 @@ def _check(words: list[str]) -> int:
         for note in run.notes:
             print(note)
         told = f"Nothing to mend in what the recipe says ({seconds:.2f} s)."
-        words_again = resolved.remove_secrets(run, shlex.join(run.recipe.words))
+        words_again = resolved.remove_secrets(run, shlex.join(run.recipe.arguments))
         print(f"{told} Next: {console.python()} -m trl_sft check {words_again}")
         return errors.EXIT_DONE
     with console.quiet():
@@ -162,7 +162,7 @@ def _prepare(words: list[str]) -> int:
         from trl_sft.training import run as training_run
 
         training_run.prepare(run)
-    words_again = resolved.remove_secrets(run, shlex.join(run.recipe.words))
+    words_again = resolved.remove_secrets(run, shlex.join(run.recipe.arguments))
     print(f"Prepared. Next: {console.python()} -m trl_sft {words_again}")
     return errors.EXIT_DONE
 
@@ -186,7 +186,7 @@ def _preview(words: list[str]) -> int:
             print(line)
     else:
         try:
-            run_folder.write(given.html, shown.page(run.recipe.path.name))
+            run_folder.write_text(given.html, shown.page(run.recipe.path.name))
         except OSError as error:
             raise errors.RecipeError(errors.Fault("--html", str(error), "a file that can be written")) from None
         print(f"{given.html}: open it in a browser")
@@ -223,7 +223,7 @@ def _schema(words: list[str]) -> int:
         print(text, end="")
         return errors.EXIT_DONE
     try:
-        run_folder.write(given.output, text)
+        run_folder.write_text(given.output, text)
     except OSError as error:
         raise errors.RecipeError(errors.Fault("-o", str(error), "a file that can be written")) from None
     print(f"wrote {given.output}. On top of a recipe beside it: # yaml-language-server: $schema={given.output.name}")

@@ -24,7 +24,7 @@ from trl_sft.model import device, load, trust
 from trl_sft.recipe import processes as recipe_processes
 from trl_sft.recipe import resolved
 from trl_sft.recipe.checked import Run
-from trl_sft.recipe.processes import On
+from trl_sft.recipe.processes import TargetMachine
 from trl_sft.tokenization import build, chat_template, tokenizer
 from trl_sft.training import dry_run, manifest
 from trl_sft.training import run as training_run
@@ -68,7 +68,7 @@ class Report:
         return not missing
 
 
-def check(run: Run, for_: On, seconds: float) -> Report:
+def check(run: Run, for_: TargetMachine, seconds: float) -> Report:
     """Go through all stages; say what is found on the way. `seconds`: what reading the recipe took."""
     report = Report(seconds={"recipe": seconds})
     for note in run.notes:
@@ -103,14 +103,14 @@ def check(run: Run, for_: On, seconds: float) -> Report:
     if rows is not None and made is not None:
         report.ready = training_run.Ready(*setup, rows, made)
         with report.stage("memory"):
-            report.memory = fit.check(run, setup, made.train, int(for_.gib * 2**30) if for_.gib else None)
+            report.memory = fit.check(run, setup, made.train, int(for_.gpu_gib * 2**30) if for_.gpu_gib else None)
             lines(report.memory.lines)
     return report
 
 
-def _settled(run: Run, report: Report, for_: On) -> training_run.Settled | None:
+def _settled(run: Run, report: Report, for_: TargetMachine) -> training_run.Settled | None:
     """Return upstream's settings; what only this machine refuses is no fault of the recipe."""
-    processes = 1 if for_.here else for_.cards
+    processes = 1 if for_.is_this_machine else for_.num_gpus
     with report.stage("settings"):
         settled = None
         try:
@@ -120,11 +120,11 @@ def _settled(run: Run, report: Report, for_: On) -> training_run.Settled | None:
         except UserError as error:
             training_run.settle(run, True, processes)  # what fails there too is the recipe's, and is raised
             report.here += error.faults
-        if settled is None or not for_.here:
+        if settled is None or not for_.is_this_machine:
             settled = training_run.settle(run, True, processes)
         about = device.describe_precision(settled.args, run.model.get("dtype", "float32"), settled.quantized)
-        told = about if for_.here else f"{for_.cards} x {for_.gib:g} GiB" if for_.gib else "any"
-        lines([("machine", told), *recipe_processes.said(settled.settings)])
+        told = about if for_.is_this_machine else f"{for_.num_gpus} x {for_.gpu_gib:g} GiB" if for_.gpu_gib else "any"
+        lines([("machine", told), *recipe_processes.describe_settings(settled.settings)])
         return settled
     return None
 
@@ -143,18 +143,18 @@ def _model(run: Run, report: Report) -> tuple[load.ModelSource | None, tokenizer
     return found, chatting
 
 
-def show(report: Report, run: Run, for_: On) -> int:
+def show(report: Report, run: Run, for_: TargetMachine) -> int:
     """Say what there is to mend, and return the exit code: 2 for the recipe's faults, and for this machine's `here`."""
     lines([("checked", ", ".join(f"{name} {span(seconds)}" for name, seconds in report.seconds.items()))])
     for line in report.unseen:
         say(f"not checked: {line}")
-    mend = [*report.faults, *(report.here if for_.here else [])]
-    if report.here and not for_.here:
+    mend = [*report.faults, *(report.here if for_.is_this_machine else [])]
+    if report.here and not for_.is_this_machine:
         say("\nThis machine, or this version, cannot run it, which is no fault of the recipe:")
         say("\n".join(str(fault) for fault in report.here))
     if mend:
         faults(mend)
-        return errors.EXIT_USER
+        return errors.EXIT_USER_ERROR
     clean = "Nothing to mend" + (" in what was checked" if report.unseen else "")
-    say(f"{clean}. Next: {python()} -m trl_sft {resolved.remove_secrets(run, shlex.join(run.recipe.words))}")
+    say(f"{clean}. Next: {python()} -m trl_sft {resolved.remove_secrets(run, shlex.join(run.recipe.arguments))}")
     return errors.EXIT_DONE

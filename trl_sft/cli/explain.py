@@ -18,11 +18,11 @@ from trl_sft.errors import Fault, RecipeError
 from trl_sft.recipe import build, renamed_keys, resolved, sections
 from trl_sft.recipe import yaml_reader as reader
 from trl_sft.recipe.checked import Run
-from trl_sft.recipe.renamed_keys import Old
+from trl_sft.recipe.renamed_keys import RenamedKey
 from trl_sft.recipe.upstream import fields as upstream_fields
 from trl_sft.recipe.upstream import keys, nested, types
 from trl_sft.recipe.upstream.fields import Field
-from trl_sft.recipe.yaml_reader import flow
+from trl_sft.recipe.yaml_reader import format_value
 from trl_sft.suggestions import STRICT, nearest_name
 
 _SOURCES = ("train", "eval")  # of `data:`, which say themselves what they are
@@ -55,7 +55,7 @@ def key(word: str, recipe: Sequence[str] = ()) -> list[str]:
 
     Raises RecipeError where no key is called so, or the recipe cannot be read.
     """
-    run = build.build(reader.read(recipe[0], recipe[1:])) if recipe else None
+    run = build.build_run(reader.read_recipe(recipe[0], recipe[1:])) if recipe else None
     if word in sections.OWNERS:
         return list(_section(word))
     found = _find(word, run)
@@ -80,8 +80,8 @@ def whole(run: Run) -> list[str]:
             continue
         out += ["", f"{section}:  # {owner}"]
         for name, line in given.items():
-            value = "(a secret)" if name in ("token", "hub_token") else flow(line.value)
-            at_default = name in fields and _default(fields[name]) == flow(line.value)
+            value = "(a secret)" if name in ("token", "hub_token") else format_value(line.value)
+            at_default = name in fields and _default(fields[name]) == format_value(line.value)
             out.append(f"{' ' if at_default else '*'} {name}: {value}  # {line.set_by}")
         for name, said in ((n, s) for (where, n), s in sections.SETTLED.items() if where == section and n not in given):
             out.append(f"? {name}: {said}")
@@ -100,7 +100,7 @@ def _lines(run: Run) -> Iterator[resolved.ResolvedValue]:
     yield resolved.ResolvedValue(
         folder, str(run.output_dir), places.get(folder, "trl_sft: runs/ and the recipe's name")
     )
-    for name, value in run.run.items():
+    for name, value in run.options.items():
         yield resolved.ResolvedValue(("run", name), value, places[("run", name)])
 
 
@@ -132,7 +132,7 @@ def _find(word: str, run: Run | None) -> list[KeySource]:
     above, _, name = section.rpartition(".")
     if above not in sections.OWNERS and above != keys.GENERATION and not _find(section, run):
         return []
-    beside = getattr(run, above, None) or {}
+    beside = run.section(above) if run is not None and above in sections.OWNERS else {}
     besides = [beside if isinstance(beside, dict) else {}]  # keys that depend on another: those of any of its values
     for other in ("lr_scheduler_type", "optim") if above == "train" and run is None else ():
         besides += [{other: word} for word in types.list_choices(keys.get_fields("train")[other])]
@@ -159,7 +159,7 @@ def _in(section: str, name: str) -> list[KeySource]:
             return [
                 KeySource(section, name, keys.get_source_fields(builder)[name], f"datasets, for files of {builder}")
             ]
-    gone = name in renamed_keys.of(section) or name in sections.REFUSED.get(section, ())
+    gone = name in renamed_keys.renamed_in(section) or name in sections.REFUSED.get(section, ())
     return [KeySource(section, name, None, label)] if gone or name in sections.NOT_YET.get(section, ()) else []
 
 
@@ -175,7 +175,7 @@ def _explained(found: KeySource, run: Run | None) -> Iterator[str]:
     if name in sections.NOT_YET.get(section, ()):
         yield "  not built in this version"
         return
-    if field is None and name in renamed_keys.of(section):
+    if field is None and name in renamed_keys.renamed_in(section):
         yield from _old(found)
         return
     if (write := sections.REFUSED.get(section, {}).get(name)) is not None:
@@ -202,15 +202,16 @@ def _explained(found: KeySource, run: Run | None) -> Iterator[str]:
 
 def _old(found: KeySource) -> Iterator[str]:
     """Say what an old name became, and explain that."""
-    old = renamed_keys.of(found.section)[found.name]
-    yield f"  {old.what}" if old.what != Old.what else f"  an old name; {old.what}"
+    old = renamed_keys.renamed_in(found.section)[found.name]
+    yield f"  {old.what}" if old.what != RenamedKey.what else f"  an old name; {old.what}"
     if old.new:
         yield f"  read as  {found.section}.{old.new}"
-        listed = [f"{flow(value)} as {flow(today)}" for value, today in old.values.items()]
+        listed = [f"{format_value(value)} as {format_value(today)}" for value, today in old.values.items()]
         if listed:
             yield f"  values   {', '.join(listed)}"
     elif old.done:
-        yield f"  left out where it is {', '.join(flow(value) for value in old.done)}: that is what is done anyway"
+        values = ", ".join(format_value(value) for value in old.done)
+        yield f"  left out where it is {values}: that is what is done anyway"
     if old.fix:
         yield f"  write    {old.fix}"
     head = old.new.partition(".")[0]
@@ -225,9 +226,11 @@ def _value(found: KeySource, run: Run) -> Iterator[str]:
     if found.section == keys.SOURCE:
         each = [source for part in run.sources.values() for source in part]
         for source in each:
-            held = source.load | {n: getattr(source, n, None) for n in sections.OWN_KEYS[keys.SOURCE] if n != "path"}
+            held = source.load_kwargs | {
+                n: getattr(source, n, None) for n in sections.OWN_KEYS[keys.SOURCE] if n != "path"
+            }
             if held.get(found.name):
-                yield f"  here     {flow(held[found.name])}   {run.recipe.where((*source.key, found.name))}"
+                yield f"  here     {format_value(held[found.name])}   {run.recipe.where((*source.key, found.name))}"
         return
     for line in _lines(run):
         if list(line.key) == path[: len(line.key)]:
@@ -235,7 +238,7 @@ def _value(found: KeySource, run: Run) -> Iterator[str]:
             for part in path[len(line.key) :]:
                 value = value.get(part) if isinstance(value, dict) else None
             if value is not None or len(path) == len(line.key):
-                shown = "(a secret)" if found.name in ("token", "hub_token") else flow(value)
+                shown = "(a secret)" if found.name in ("token", "hub_token") else format_value(value)
                 yield f"  here     {shown}   {line.set_by}"
                 return
     yield "  here     not in the recipe"
@@ -264,7 +267,7 @@ def _default(field: Field) -> str:
         value = ast.literal_eval(field.default)
     except (ValueError, SyntaxError):
         return _EMPTY.get(field.default, f"{field.default} (its owner works it out)")
-    return flow(list(value) if isinstance(value, tuple | set) else value)
+    return format_value(list(value) if isinstance(value, tuple | set) else value)
 
 
 def _paragraphs(text: str) -> Iterator[str]:
@@ -282,7 +285,7 @@ def _near(word: str) -> str:
     known = {
         n: KeySource(s, n, None, "").key
         for s in reversed(_sections())
-        for n in (*keys.get_fields(s), *renamed_keys.of(s))
+        for n in (*keys.get_fields(s), *renamed_keys.renamed_in(s))
     }
     known |= {section: section for section in sections.OWNERS}
     near = nearest_name(name, known, cutoff=STRICT)

@@ -14,8 +14,8 @@ from trl_sft import console, run_folder
 from trl_sft.data import formats, pipeline
 from trl_sft.errors import EXIT_DONE, Fault, RecipeError
 from trl_sft.recipe import build, paths
-from trl_sft.recipe.paths import Place
-from trl_sft.recipe.yaml_reader import Key, Recipe, flow
+from trl_sft.recipe.paths import Location
+from trl_sft.recipe.yaml_reader import Key, Recipe, format_value
 
 SCHEMA = "trl_sft.schema.json"  # how README and recipes call what `schema -o` writes
 _TEXT = """\
@@ -55,9 +55,9 @@ def write(model: str, path: str, output: Path) -> int:
         raise RecipeError(Fault(str(output), f"the folder {output.parent} does not exist", "-o FILE in one that does"))
     # As on the command line, both are relative to the current folder; the recipe stands in its own.
     values = {
-        "model": flow(paths.seen_from(output, model)),
-        "path": flow(paths.seen_from(output, path)),
-        "output_dir": flow(f"runs/{output.stem}"),
+        "model": format_value(paths.relative_to_file(output, model)),
+        "path": format_value(paths.relative_to_file(output, path)),
+        "output_dir": format_value(f"runs/{output.stem}"),
         "command": shlex.quote(str(output)),
         "schema": _schema(output.parent),
         "how": "",
@@ -66,16 +66,16 @@ def write(model: str, path: str, output: Path) -> int:
     }
     draft = _draft(output, model, path)
     with console.quiet():
-        run = build.build(draft)
+        run = build.build_run(draft)
         layout, columns, rows = pipeline.look(draft, run.sources["train"][0])
-    values["how"] = _how(run.base, layout)
+    values["how"] = _how(run.model_location, layout)
     values["format"] = f", format: {layout}"
     # at least one row has to be held out
     fraction = max(0.05, math.ceil(100 / rows) / 100) if rows > 1 else 0
     values["eval"] = f"  eval_fraction: {fraction}  # held out, to tell whether it worked\n" if fraction else ""
     values["about"] = f"{rows:,} rows with {', '.join(columns)}"
     values["evaluate"] = _EVALUATE if fraction else ""
-    run_folder.write(output, _TEXT.format(**values))
+    run_folder.write_text(output, _TEXT.format(**values))
     console.say(f"wrote {output}: {rows:,} rows of format {layout}")
     console.say(f"Next: {console.python()} -m trl_sft check {values['command']}")
     return EXIT_DONE
@@ -93,7 +93,7 @@ def _draft(output: Path, model: str, path: str) -> Recipe:
     return Recipe(output.absolute(), "", typed, {(): "init", **given}, frozenset(given), ())
 
 
-def _how(base: Place, layout: str) -> str:
+def _how(base: Location, layout: str) -> str:
     """Return the lines on template and LoRA; an adapter brings its own, a base model on this machine may have none."""
     folder = base.files[0] if base.files else None
     if folder and paths.is_adapter(folder):

@@ -14,7 +14,7 @@ from typing import Any
 
 from trl_sft.recipe import renamed_keys, rules
 from trl_sft.recipe import sections as recipe_sections
-from trl_sft.recipe.renamed_keys import Old
+from trl_sft.recipe.renamed_keys import RenamedKey
 from trl_sft.recipe.upstream import fields as upstream_fields
 from trl_sft.recipe.upstream import keys, nested
 from trl_sft.recipe.upstream import source as upstream_source
@@ -88,11 +88,11 @@ def _source() -> Schema:
 def _properties(section: str, fields: dict[str, Field]) -> Schema:
     """Return the schemas of a mapping's keys, with the old and the refused ones."""
     found = {name: _key(section, name, field) for name, field in fields.items()}
-    for (where, name), olds in renamed_keys.VALUES.items():
+    for (where, name), olds in renamed_keys.RENAMED_VALUES.items():
         if where == section:  # values that are read as today's
             words = [word for word, old in olds.items() if old.new and not upstream_types.accepts(fields[name], word)]
             found[name] = {"description": found[name].pop("description", ""), "anyOf": [found[name], {"enum": words}]}
-    found |= {name: _old(section, old, found) for name, old in renamed_keys.of(section).items()}
+    found |= {name: _old(section, old, found) for name, old in renamed_keys.renamed_in(section).items()}
     found |= {name: _refused(f"write {text}") for name, text in recipe_sections.REFUSED.get(section, {}).items()}
     return found | {name: _refused("not built in this version") for name in recipe_sections.NOT_YET.get(section, ())}
 
@@ -215,7 +215,7 @@ def _schedulers() -> Iterator[Schema]:
         yield {"if": said | given, "then": {"properties": {"lr_scheduler_kwargs": inner}} | must}
 
 
-def _old(section: str, old: Old, found: Schema) -> Schema:
+def _old(section: str, old: RenamedKey, found: Schema) -> Schema:
     """Return the schema of an old name: the values that are read as today's."""
     head, _, inner = old.new.partition(".")
     told = f"Old name of {old.new}." if old.new else f"Old: {old.fix or 'it says what is done anyway'}."
@@ -232,7 +232,7 @@ def _old(section: str, old: Old, found: Schema) -> Schema:
 
 def _pairs(section: str) -> list[list[str]]:
     """Return the pairs of an old name and today's, which cannot both stand."""
-    return [[name, old.new] for name, old in renamed_keys.of(section).items() if old.new and "." not in old.new]
+    return [[name, old.new] for name, old in renamed_keys.renamed_in(section).items() if old.new and "." not in old.new]
 
 
 def _refused(text: str) -> Schema:

@@ -22,7 +22,7 @@ from datasets.fingerprint import Hasher
 from trl_sft.data import formats, messages, text_files
 from trl_sft.data.code_digest import digest_code
 from trl_sft.errors import DataError, Fault, first_line
-from trl_sft.recipe.paths import Code
+from trl_sft.recipe.paths import FunctionLocation
 
 _AS_TEXT, _UNUSED, _ANSWERS, _ESCAPED = "_as_text", "_unused", "_answers", "_escaped"
 _NOTES = {_AS_TEXT: Value("string"), _UNUSED: Value("string"), _ANSWERS: Value("int32"), _ESCAPED: Value("bool")}
@@ -37,7 +37,7 @@ class SourceFormat(NamedTuple):
     wording: str | dict[str, str]
     target: formats.TokenizerFeatures
     name: str  # of the source, for messages
-    code: Code | None  # the user's function
+    code: FunctionLocation | None  # the user's function
 
 
 class Notes(NamedTuple):
@@ -114,7 +114,7 @@ def take_notes(rows: Dataset) -> Notes:
 
 
 @functools.cache
-def function(code: Code) -> Callable[[Mapping[str, Any]], Any]:
+def function(code: FunctionLocation) -> Callable[[Mapping[str, Any]], Any]:
     """Return the user's formatting function. Raises whatever importing it raises, AttributeError, TypeError."""
     if str(code.root) not in sys.path:
         sys.path.append(str(code.root))  # last, so that a file of the user's hides no package
@@ -135,7 +135,7 @@ def function(code: Code) -> Callable[[Mapping[str, Any]], Any]:
     return found  # type: ignore[no-any-return]
 
 
-def columns(code: Code, row: Mapping[str, Any]) -> dict[str, Any]:
+def columns(code: FunctionLocation, row: Mapping[str, Any]) -> dict[str, Any]:
     """Return what the user's function makes of a row. Raises FormatError for whatever it raises or wrongly returns."""
     try:
         made = function(code)(row)
@@ -188,7 +188,7 @@ def _special(row: Mapping[str, Any], how: SourceFormat) -> bool:
     return found is not None
 
 
-def _came_along(code: Code) -> list[str]:
+def _came_along(code: FunctionLocation) -> list[str]:
     """Return the digests of the modules that were loaded from the folder of the user's function."""
     files = {Path(str(file)) for module in list(sys.modules.values()) if (file := getattr(module, "__file__", None))}
     near = [f for f in files if f.is_relative_to(code.root) and "site-packages" not in f.parts and f.is_file()]

@@ -58,10 +58,10 @@ def stream(recipe: Recipe, source: Source, part: str) -> IterableDataset:
 
 def passed_over(source: Source) -> list[str]:
     """Return the files of rows in a folder that no split of it holds: datasets goes by names as in train.jsonl."""
-    if source.builder or not source.place.files or _is_saved(source):
+    if source.builder or not source.location.files or _is_saved(source):
         return []
-    folder = source.place.files[0]
-    how = {name: value for name, value in source.load.items() if name not in ("split", "streaming")}
+    folder = source.location.files[0]
+    how = {name: value for name, value in source.load_kwargs.items() if name not in ("split", "streaming")}
     splits = load_dataset_builder(str(folder), **how).config.data_files or {}
     taken = {Path(file) for files in splits.values() for file in files}
     there = [path for path in sorted(folder.rglob("*")) if path.suffix.lower() in sections.BUILDERS]
@@ -71,7 +71,7 @@ def passed_over(source: Source) -> list[str]:
 
 def _is_saved(source: Source) -> bool:
     """Tell whether a folder is what `Dataset.save_to_disk` wrote."""
-    return any((source.place.files[0] / name).is_file() for name in _SAVED)
+    return any((source.location.files[0] / name).is_file() for name in _SAVED)
 
 
 def _check_renames(recipe: Recipe, source: Source, rows: Dataset) -> None:
@@ -110,7 +110,7 @@ def used_columns(recipe: Recipe, source: Source, rows: Dataset, layout: str) -> 
     if media:
         found = f"{source.name} has a column {media[0]}: this version trains on text alone"
         raise DataError(Fault(recipe.where(source.key), found, "rows of text, or TRL itself"))
-    if source.code:
+    if source.function:
         return set(rows.column_names)
     needed, optional = _own_columns(recipe, source), set()
     if not needed:
@@ -131,9 +131,9 @@ def used_columns(recipe: Recipe, source: Source, rows: Dataset, layout: str) -> 
 
 def _from_disk(source: Source, keywords: dict[str, Any]) -> Dataset | IterableDataset:
     """Return the rows that `save_to_disk` wrote, of one of its splits where it has several."""
-    rows = load_from_disk(str(source.place.files[0]))
-    if "split" in source.load and not isinstance(rows, DatasetDict):
-        raise ValueError(f"split: {source.load['split']}, but it was saved as one data set without splits")
+    rows = load_from_disk(str(source.location.files[0]))
+    if "split" in source.load_kwargs and not isinstance(rows, DatasetDict):
+        raise ValueError(f"split: {source.load_kwargs['split']}, but it was saved as one data set without splits")
     if isinstance(rows, DatasetDict):
         if keywords["split"] not in rows:
             raise ValueError(f"no split {keywords['split']}; it has {', '.join(rows)}")
@@ -165,22 +165,22 @@ def _own_columns(recipe: Recipe, source: Source) -> set[str]:
 
 def _loaded(recipe: Recipe, source: Source, part: str, streaming: bool) -> Dataset | IterableDataset:
     """Return the rows of a source as they are. Foreign errors become DataError here."""
-    keywords = {"split": _SPLITS[part]} | source.load | {"streaming": streaming}
+    keywords = {"split": _SPLITS[part]} | source.load_kwargs | {"streaming": streaming}
     where = recipe.where(source.key)
-    files = [glob.escape(str(file)) for file in source.place.files]  # datasets takes them for patterns
-    for file in source.place.files:
+    files = [glob.escape(str(file)) for file in source.location.files]  # datasets takes them for patterns
+    for file in source.location.files:
         if file.is_file() and file.stat().st_size == 0:
             raise DataError(Fault(where, f"{source.name} is empty: 0 bytes", "a file with rows"))
     try:
         if source.builder:
-            keywords["split"] = source.load.get("split", "train")
+            keywords["split"] = source.load_kwargs.get("split", "train")
             rows = load_dataset(source.builder, data_files=files, **keywords)
-        elif source.place.files and _is_saved(source):
+        elif source.location.files and _is_saved(source):
             rows = _from_disk(source, keywords)
         else:
-            if not source.place.files:
-                hub.ask("dataset", source.place.name, keywords)
-            rows = load_dataset(source.place.name, **keywords)
+            if not source.location.files:
+                hub.check_id("dataset", source.location.name, keywords)
+            rows = load_dataset(source.location.name, **keywords)
     except (KeyboardInterrupt, MemoryError):
         raise
     except Exception as error:
@@ -191,10 +191,10 @@ def _loaded(recipe: Recipe, source: Source, part: str, streaming: bool) -> Datas
 def unreadable(recipe: Recipe, source: Source, error: Exception) -> UserError:
     """Return what keeps a source from being read in our words."""
     where = recipe.where(source.key)
-    told = None if source.place.files else hub.refused(where, source.place.name, error)
+    told = None if source.location.files else hub.translate_error(where, source.location.name, error)
     if told is not None:
         return told
-    files = source.place.files if source.builder == "json" else ()
+    files = source.location.files if source.builder == "json" else ()
     bad = [fault for file in files for fault in text_files.faults(file)]
     cause = error.__cause__ or error
     found, write = f"{source.name} cannot be read: {first_line(cause)}", "a file of that kind, or its keywords"

@@ -55,7 +55,7 @@ def formatted(
         raise DataError(Fault(recipe.where(source.key), f"{name} has no rows", "a source with rows"))
     if left := load.passed_over(source):
         shown = ", ".join(left[:3]) + (f" and {len(left) - 3} more" if len(left) > 3 else "")
-        every = f"{source.place.name}/*{Path(left[0]).suffix}"
+        every = f"{source.location.name}/*{Path(left[0]).suffix}"
         said.append(f"{name}: NOT READ: {shown}; a folder's files go by names as in train.jsonl, {every} reads all")
     numbers = None
     if head is None and source.max_rows is not None and source.max_rows > len(rows):
@@ -65,7 +65,7 @@ def formatted(
         numbers = mix.sampled(len(rows), source.max_rows, seed(run))
         rows = rows.select(numbers)
     first = dict(rows[0])
-    if source.code:
+    if source.function:
         first = _called(recipe, source, first, 0 if numbers is None else int(numbers[0]))
         layout = load.recognised(recipe, source, list(first), f"what {source.format} returned for row 1")
     else:
@@ -73,7 +73,7 @@ def formatted(
         layout = source.format or ("" if own else load.recognised(recipe, source, rows.column_names))
     used = load.used_columns(recipe, source, rows, layout)
     wording = _wording(recipe, source, layout, target, first)
-    how = conversion.SourceFormat(layout, wording, target, name, source.code)
+    how = conversion.SourceFormat(layout, wording, target, name, source.function)
     forms = rows.map(
         conversion.convert,
         batched=True,
@@ -92,7 +92,7 @@ def formatted(
     if label and "task" not in (layout, wording):
         label += " (a label: neither this format nor this wording uses it)"
     count = f"{in_words(len(rows))} to {part}" if head is None else f"its first {in_words(len(rows))}"
-    said.append(f"{name}: {count}; {source.format + ' -> ' if source.code else ''}{told}{label}")
+    said.append(f"{name}: {count}; {source.format + ' -> ' if source.function else ''}{told}{label}")
     if about.as_text:
         shown = "the chat template does not render" if wording == "chat" else f"wording {wording} has no place for"
         said.append(f"{name}: {shown} {' and '.join(sorted(about.as_text))}: kept as text")
@@ -101,15 +101,15 @@ def formatted(
 
 def _called(recipe: Recipe, source: Source, row: dict[str, Any], number: int) -> dict[str, Any]:
     """Return what the user's function makes of a row, as columns. Raises RecipeError, DataError."""
-    assert source.code is not None
+    assert source.function is not None
     where = recipe.where((*source.key, "format"))
     try:
-        conversion.function(source.code)
+        conversion.function(source.function)
     except (Exception, SystemExit) as error:
         found = f"{source.format}: cannot be imported: {type(error).__name__}: {first_line(error)}"
         raise RecipeError(Fault(where, found, "FILE.py:FUNCTION or MODULE:FUNCTION, a function of a row")) from None
     try:
-        return conversion.columns(source.code, row)
+        return conversion.columns(source.function, row)
     except messages.FormatError as error:
         raise DataError(Fault(f"{source.name} row {number + 1}", error.problem, error.fix)) from None
 

@@ -82,7 +82,7 @@ def load(run: Run, target: TokenizerFeatures, head: int | None = None) -> RunRow
     """
     said: list[str] = []
     parts: dict[str, list[FormattedSource]] = {"train": [], "eval": []}
-    streamed = any(source.load.get("streaming") for source in run.sources["train"])
+    streamed = any(source.load_kwargs.get("streaming") for source in run.sources["train"])
     refused: list[UserError] = []
     for part, source in ((part, source) for part, those in run.sources.items() for source in those):
         if head is not None and part == "eval":
@@ -91,7 +91,7 @@ def load(run: Run, target: TokenizerFeatures, head: int | None = None) -> RunRow
         try:
             parts[part].append(formatted(run, source, target._replace(task=source.task), said, (part, beginning)))
         except UnicodeDecodeError as error:  # datasets' JSON builder lets such bytes through
-            bad = [fault for file in source.place.files for fault in text_files.faults(file)]
+            bad = [fault for file in source.location.files for fault in text_files.faults(file)]
             fault = Fault(source.name, f"not UTF-8: {first_line(error)}", "the file saved as UTF-8, or `encoding:`")
             refused.append(DataError(bad or fault))
         except UserError as error:

@@ -173,7 +173,7 @@ def after(run: Run, trainer: SFTTrainer, asked: Asked, metrics: Mapping[str, flo
     }
     if samples:
         _write(path, samples)
-    run_folder.write(run.output_dir / run_folder.EVAL, json.dumps(summary, indent=2, ensure_ascii=False) + "\n")
+    run_folder.write_text(run.output_dir / run_folder.EVAL, json.dumps(summary, indent=2, ensure_ascii=False) + "\n")
     return Outcome(samples, summary)
 
 
@@ -288,7 +288,7 @@ def _read(path: Path) -> list[dict[str, Any]]:
 
 
 def _write(path: Path, samples: Sequence[dict[str, Any]]) -> None:
-    run_folder.write(path, "".join(json.dumps(sample, ensure_ascii=False) + "\n" for sample in samples))
+    run_folder.write_text(path, "".join(json.dumps(sample, ensure_ascii=False) + "\n" for sample in samples))
 
 
 def _last(prompt: Any) -> str:

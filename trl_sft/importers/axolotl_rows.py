@@ -11,7 +11,7 @@ from typing import Any
 
 from trl_sft.importers.settings import Given, Item, Left, RecipeLine, located, refuse, several, source
 from trl_sft.recipe import paths
-from trl_sft.recipe.yaml_reader import flow
+from trl_sft.recipe.yaml_reader import format_value
 
 NAMES = (
     *(
@@ -153,7 +153,7 @@ def _masks(given: Given, entries: list[dict[str, Any]]) -> Iterator[Item]:
         if entry.get("roles_to_train") not in (None, ["assistant"], ["gpt"]):
             yield Left(
                 "roles_to_train",
-                f"{flow(entry['roles_to_train'])}: the assistant's turns are trained, or data.loss_on: all",
+                f"{format_value(entry['roles_to_train'])}: the assistant's turns are trained, or data.loss_on: all",
                 aloud=True,
             )
         if entry.get("train_on_eos") not in (None, "turn"):
@@ -189,7 +189,7 @@ def _template(given: Given, entries: list[dict[str, Any]]) -> Iterator[Item]:
     elif name and name != "tokenizer_default":
         own = str(name).removeprefix("tokenizer_default_fallback_")
         ours = _TEMPLATES.get(own, own)
-        if ours in paths.templates():
+        if ours in paths.list_templates():
             falls = "axolotl takes it only where the tokenizer has none" if own != name else ""
             yield RecipeLine(("tokenizer", "chat_template"), ours, used, falls)
         else:

@@ -183,7 +183,7 @@ def _template(given: Given) -> Iterator[Item]:
     if name is None:
         return
     ours = _TEMPLATES.get(name, name)
-    if ours in paths.templates():
+    if ours in paths.list_templates():
         note = "without it the tokenizer's own is taken; the words of the two may differ"
         yield RecipeLine(("tokenizer", "chat_template"), ours, ("template",), note)
     else:

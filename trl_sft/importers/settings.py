@@ -57,7 +57,7 @@ Item = RecipeLine | Left
 
 def read(path: Path) -> Given:
     """Read a YAML or JSON file of settings. Raises RecipeError."""
-    read = yaml_reader.read(path)
+    read = yaml_reader.read_recipe(path)
     values = {
         name: _WORDS.get(value.lower(), value) if _switch(name, value) else value for name, value in read.values.items()
     }
@@ -85,7 +85,7 @@ def shown(name: str, value: Any) -> str:
     """Return a setting as a comment may show it; secrets and long values not."""
     if isinstance(value, str) and _SECRET.search(name):
         return f"{name}: ..."
-    text = yaml_reader.flow(value)
+    text = yaml_reader.format_value(value)
     return f"{name}: {text if len(text) <= 60 else text[:57] + '...'}"
 
 
@@ -98,12 +98,14 @@ def source(path: str, **keys: Any) -> Any:
 def train_names() -> set[str]:
     """Return the keys of `train:`, with the older names that mean the same under a newer one."""
     names = set(fields.read_fields(sections.OWNERS["train"][1]))
-    return names | {old for old, now in renamed_keys.TABLE["train"].items() if now.new in names and not now.values}
+    return names | {
+        old for old, now in renamed_keys.RENAMED_KEYS["train"].items() if now.new in names and not now.values
+    }
 
 
 def today(name: str) -> str:
     """Return a key of `train:` under its newer name, where the installed version has that."""
-    new = renamed_keys.TABLE["train"][name].new
+    new = renamed_keys.RENAMED_KEYS["train"][name].new
     return new if new in fields.read_fields(sections.OWNERS["train"][1]) else name
 
 

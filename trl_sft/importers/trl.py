@@ -111,7 +111,7 @@ def _model(given: Given) -> Iterator[Item]:
     for name, value in (given.get("model_init_kwargs") or {}).items():
         yield RecipeLine(("model", name), value, ("model_init_kwargs",))
     template = given.get("chat_template")
-    if template is not None and template in paths.templates():
+    if template is not None and template in paths.list_templates():
         yield RecipeLine(("tokenizer", "chat_template"), template, ("chat_template",))
     elif template is not None:
         yield Left("chat_template", "write the template to a file: tokenizer.chat_template: FILE.jinja", aloud=True)
@@ -122,7 +122,7 @@ def _model(given: Given) -> Iterator[Item]:
 def _lora(given: Given) -> Iterator[Item]:
     for name in ("use_peft", "load_in_4bit", "load_in_8bit"):
         if not isinstance(given.get(name, False), bool):
-            raise refuse(given, name, yaml_reader.kind(given.get(name)), "true or false")
+            raise refuse(given, name, yaml_reader.describe_value(given.get(name)), "true or false")
     if given.get("use_peft"):
         for name, target in _LORA.items():
             known = given.get(name) is not None

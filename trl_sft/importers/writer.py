@@ -15,12 +15,12 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from trl_sft import console, run_folder
-from trl_sft.errors import EXIT_DONE, EXIT_USER, Fault, RecipeError
+from trl_sft.errors import EXIT_DONE, EXIT_USER_ERROR, Fault, RecipeError
 from trl_sft.importers import axolotl, llamafactory, llamafactory_rows, openrlhf, openrlhf_flags, settings, trl
 from trl_sft.importers.settings import Given, Item, Left, RecipeLine
 from trl_sft.recipe import build, no_effect, paths, renamed_keys, sections
 from trl_sft.recipe.upstream import types
-from trl_sft.recipe.yaml_reader import Key, Recipe, flow, kind
+from trl_sft.recipe.yaml_reader import Key, Recipe, describe_value, format_value
 
 _WIDTH = 120
 _BARE = re.compile(r"(\.{0,2}/)?[A-Za-z_][\w./@+-]*")
@@ -78,7 +78,7 @@ def write(tool: str, given: Given, output: Path | None) -> int:
     if output is None:
         print(written, end="")
     else:
-        run_folder.write(output, written)
+        run_folder.write_text(output, written)
     told = f"{len(lines)} lines, {len(lefts)} settings left out (the end of the recipe says why)"
     print(f"trl_sft: {told}", file=sys.stderr)
     faults = check(given, lines, path)
@@ -86,7 +86,7 @@ def write(tool: str, given: Given, output: Path | None) -> int:
         console.faults(faults)
         if output is not None:
             console.say(f"{output} is written all the same: mend it there, or the settings and write it anew")
-        return EXIT_USER
+        return EXIT_USER_ERROR
     if output is not None:
         console.say(f"Next: {console.python()} -m trl_sft check {output}")
     return EXIT_DONE
@@ -100,7 +100,9 @@ def complete(tool: Tool, given: Given) -> list[Item]:
         name = _culprit(tool, given)
         if not name:
             raise
-        raise settings.refuse(given, name, kind(given.get(name)), "a value of the kind that is taken there") from None
+        raise settings.refuse(
+            given, name, describe_value(given.get(name)), "a value of the kind that is taken there"
+        ) from None
     used = {name for item in items for name in (item.names if isinstance(item, RecipeLine) else (item.name,))}
     for name in given.values:
         if name in used:
@@ -152,7 +154,7 @@ def _busy(items: list[Item]) -> list[Item]:
 def _today(key: Key) -> str:
     """Return a key of `train:` as the installed version calls it."""
     name = str(key[1])
-    old = renamed_keys.of("train").get(name)
+    old = renamed_keys.renamed_in("train").get(name)
     return old.new if old and old.new else name
 
 
@@ -180,7 +182,7 @@ def check(given: Given, lines: Iterable[RecipeLine], path: Path) -> list[Fault]:
         values.setdefault(section, {})[name] = line.value
         places[line.key] = given.where(line.names[0]) if line.names else "a default"
     try:
-        build.build(Recipe(path.absolute(), "", values, places, frozenset(), ()))
+        build.build_run(Recipe(path.absolute(), "", values, places, frozenset(), ()))
     except RecipeError as error:
         return error.faults
     return []
@@ -230,7 +232,11 @@ def _yaml(value: Any) -> str:
         return "{" + ", ".join(f"{_yaml(k)}: {_yaml(v)}" for k, v in value.items()) + "}"
     if isinstance(value, list):
         return "[" + ", ".join(_yaml(v) for v in value) + "]"
-    return value if isinstance(value, str) and _BARE.fullmatch(value) and value.lower() not in _TAKEN else flow(value)
+    return (
+        value
+        if isinstance(value, str) and _BARE.fullmatch(value) and value.lower() not in _TAKEN
+        else format_value(value)
+    )
 
 
 def _plain(note: str) -> str:
@@ -250,4 +256,4 @@ def _placed(line: RecipeLine, path: Path) -> RecipeLine:
 
 
 def _seen(value: Any, path: Path) -> Any:
-    return paths.seen_from(path, value) if isinstance(value, str) else value
+    return paths.relative_to_file(path, value) if isinstance(value, str) else value

@@ -57,18 +57,18 @@ def find_model(run: Run) -> ModelSource:
 
     """
     where = run.recipe.where(_NAME)
-    name, adapter = run.base.name, ""
-    if run.base.files and paths.is_adapter(run.base.files[0]):
+    name, adapter = run.model_location.name, ""
+    if run.model_location.files and paths.is_adapter(run.model_location.files[0]):
         adapter = name
-        name = _base_of_adapter(run.base.files[0], where)
-    if not run.base.files and Path(name).exists():
+        name = _base_of_adapter(run.model_location.files[0], where)
+    if not run.model_location.files and Path(name).exists():
         problem = f"{name}: a folder of the current folder, but a path in a recipe is relative to the recipe"
         fix = f"Write its path relative to the recipe, or {Path(name).absolute()}."
         raise RecipeError(Fault(where, problem, fix))
     keywords = {key: value for key, value in run.model.items() if key in _HUB_KEYS}
     try:
         if not Path(name).is_dir():
-            offline = bool(run.model.get("local_files_only")) or not hub.ask("model", name, keywords)
+            offline = bool(run.model.get("local_files_only")) or not hub.check_id("model", name, keywords)
             hf_hub_download(name, "config.json", local_files_only=offline, **keywords)
         trusted = trust.build_load_keywords(run)["trust_remote_code"]
         config = AutoConfig.from_pretrained(name, trust_remote_code=trusted, **keywords)
@@ -308,7 +308,7 @@ def _is_named(path: str, names: Sequence[str]) -> bool:
 
 def _translate(error: Exception, where: str, name: str) -> UserError:
     """Return our error for one of the hub or of transformers."""
-    refusal = None if Path(name).is_dir() else hub.refused(where, name, error)
+    refusal = None if Path(name).is_dir() else hub.translate_error(where, name, error)
     if refusal is not None:
         return refusal
     if isinstance(error, errors.EntryNotFoundError):

@@ -13,7 +13,7 @@ from typing import Any
 from trl import SFTConfig
 
 from trl_sft import console
-from trl_sft.errors import LEFT_OUT, Fault, RecipeError
+from trl_sft.errors import REDACTED, Fault, RecipeError
 from trl_sft.recipe import hub
 from trl_sft.recipe.checked import Run, Setting
 from trl_sft.recipe.yaml_reader import Key
@@ -24,7 +24,7 @@ _PICKLES = ("pytorch_model*.bin", "adapter_model.bin")
 
 def announce(run: Run) -> None:
     """Turn telemetry off, and name the code that will run and the pickle files that will be read, before they are."""
-    hub.no_telemetry()
+    hub.disable_telemetry()
     for name, value in describe_code(run):
         console.say(f"{name:<9} {value}")
 
@@ -34,16 +34,16 @@ def describe_code(run: Run) -> list[tuple[str, str]]:
     lines = []
     for section, values in (("model", run.model), ("tokenizer", run.tokenizer)):
         if values.get(_REMOTE_CODE):
-            lines.append(("code", f"runs Python that {run.base.name} brings ({section}.{_REMOTE_CODE})"))
+            lines.append(("code", f"runs Python that {run.model_location.name} brings ({section}.{_REMOTE_CODE})"))
     attention = run.model.get("attn_implementation", "")
     if "/" in attention:
         lines.append(("code", f"runs kernels of {attention} (model.attn_implementation)"))
     if run.model.get("use_kernels"):
         lines.append(("code", "runs kernels of the hub (model.use_kernels)"))
-    functions = {source.code: source for part in run.sources.values() for source in part if source.code}
+    functions = {source.function: source for part in run.sources.values() for source in part if source.function}
     lines += [("code", f"runs {code.file}: {code.name} formats {source.name}") for code, source in functions.items()]
     if run.model.get(_SAFETENSORS) is False:
-        lines.append(("weights", f"of {run.base.name} are read as pickles too (model.{_SAFETENSORS}: false)"))
+        lines.append(("weights", f"of {run.model_location.name} are read as pickles too (model.{_SAFETENSORS}: false)"))
     return lines
 
 
@@ -80,7 +80,7 @@ class HiddenToken(str):
 
     def __reduce__(self) -> tuple[type[str], tuple[str]]:
         """Pickle as the words that replace it."""
-        return str, (LEFT_OUT,)
+        return str, (REDACTED,)
 
     def __deepcopy__(self, _: Any) -> HiddenToken:
         """Copy as it is: a copy in this process still has to work."""

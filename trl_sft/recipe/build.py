@@ -18,12 +18,12 @@ from trl_sft.recipe import mapping, named, paths, renamed_keys, rules
 from trl_sft.recipe import sections as recipe_sections
 from trl_sft.recipe.checked import Run, Source
 from trl_sft.recipe.upstream import keys, nested
-from trl_sft.recipe.yaml_reader import Key, Recipe, flow, kind
+from trl_sft.recipe.yaml_reader import Key, Recipe, describe_value, format_value
 
 _MAIN = {"model": "name_or_path", "data": "train"}  # section -> the key that its value is, where it is a word
 
 
-def build(recipe: Recipe) -> Run:
+def build_run(recipe: Recipe) -> Run:
     """Check a recipe against the installed owners. Raises RecipeError with all faults."""
     faults: list[Fault] = []
     notes: list[str] = []
@@ -36,13 +36,13 @@ def build(recipe: Recipe) -> Run:
             value = None
         if value is not None and not isinstance(value, dict):
             meant = {_MAIN[name]: value} if name in _MAIN and isinstance(value, str) else None
-            write = f"{name}: {flow(meant)}" if meant else "keys under it, indented"
-            faults.append(Fault(recipe.where((name,)), f"the section is {kind(value)}", write))
+            write = f"{name}: {format_value(meant)}" if meant else "keys under it, indented"
+            faults.append(Fault(recipe.where((name,)), f"the section is {describe_value(value)}", write))
             value = meant  # what follows reads mappings
             recipe = dataclasses.replace(recipe, values=recipe.values | {name: meant})
-        given = renamed_keys.today(recipe, (name,), value if isinstance(value, dict) else {}, faults, notes)
+        given = renamed_keys.translate(recipe, (name,), value if isinstance(value, dict) else {}, faults, notes)
         if name == "evaluate" and isinstance(asked := given.get("generation"), dict):
-            given["generation"] = renamed_keys.today(recipe, ("evaluate", "generation"), asked, faults, notes)
+            given["generation"] = renamed_keys.translate(recipe, ("evaluate", "generation"), asked, faults, notes)
         sections[name] = mapping.check(recipe, (name,), given, faults)
     parts = {part: sections["data"].get(part) for part in ("train", "eval")}
     sources = {part: _sources(recipe, part, value, faults, notes) for part, value in parts.items()}
@@ -60,14 +60,17 @@ def build(recipe: Recipe) -> Run:
     if faults or base is None:
         raise RecipeError(sorted(faults, key=_line))
     out = sections["train"].pop("output_dir", None)
-    folder = paths.absolute(out, Path.cwd()) if out else run_folder.default(recipe.path)
+    folder = paths.make_absolute(out, Path.cwd()) if out else run_folder.default_folder(recipe.path)
     if (resume := sections["run"].get("resume", "auto")) not in ("auto", "never"):
-        sections["run"]["resume"] = str(paths.absolute(resume, recipe.folder(("run", "resume"))))
+        sections["run"]["resume"] = str(paths.make_absolute(resume, recipe.folder(("run", "resume"))))
     sections["data"] = {name: value for name, value in sections["data"].items() if name not in sources}
     absent: dict[str, Any] = {n: None for n in ("quantization", "lora") if recipe.values.get(n) is None}
     absent |= {"evaluate": None} if recipe.values.get("evaluate") is False else {}
     rest = sections | absent
-    return Run(recipe, folder, base, template, sources, template_kwargs=template_kwargs, notes=tuple(notes), **rest)
+    rest["options"] = rest.pop("run")
+    return Run(
+        recipe, folder, base, template, sources, chat_template_kwargs=template_kwargs, notes=tuple(notes), **rest
+    )
 
 
 def _line(fault: Fault) -> int:
@@ -85,11 +88,13 @@ def _sources(recipe: Recipe, part: str, value: Any, faults: list[Fault], notes: 
         key: Key = ("data", part, i) if isinstance(value, list) else ("data", part)
         path = item.get("path") if isinstance(item, dict) else item
         if not isinstance(path, str):
-            faults.append(Fault(recipe.where(key), f"a source that is {kind(item)}", "{path: FILE, FOLDER or HUB ID}"))
+            faults.append(
+                Fault(recipe.where(key), f"a source that is {describe_value(item)}", "{path: FILE, FOLDER or HUB ID}")
+            )
             continue
         at: Key = (*key, "path") if isinstance(item, dict) else key
-        place = paths.resolve(path, recipe.folder(at), tuple(recipe_sections.BUILDERS))
-        if isinstance(place, paths.Absent):
+        place = paths.resolve_location(path, recipe.folder(at), tuple(recipe_sections.BUILDERS))
+        if isinstance(place, paths.LocationProblem):
             faults.append(Fault(recipe.where(at), f"{path}: {place.problem}", place.fix))
             continue
         file = place.files[0] if place.files and place.files[0].is_file() else None
@@ -109,7 +114,7 @@ def _sources(recipe: Recipe, part: str, value: Any, faults: list[Fault], notes: 
             faults.append(
                 Fault(recipe.where(at), f"{path}: of no known kind", f"a file of {', '.join(recipe_sections.BUILDERS)}")
             )
-        given = renamed_keys.today(recipe, key, item if isinstance(item, dict) else {"path": path}, faults, notes)
+        given = renamed_keys.translate(recipe, key, item if isinstance(item, dict) else {"path": path}, faults, notes)
         right = mapping.check(recipe, key, given, faults, keys.get_source_fields(builder))
         if file and ".tsv" in file.name.lower():
             right.setdefault("sep", "\t")
@@ -117,5 +122,5 @@ def _sources(recipe: Recipe, part: str, value: Any, faults: list[Fault], notes: 
         said: dict[str, Any] = {name: ours[name] or "" for name in ("format", "wording", "task")}
         code = named.function(recipe, (*key, "format"), said["format"], faults)
         said |= {"rename": ours["rename"] or {}, "weight": ours["weight"], "max_rows": ours["max_rows"]}
-        found.append(Source(key, place, builder, load=right, code=code, **said))
+        found.append(Source(key, place, builder, load_kwargs=right, function=code, **said))
     return tuple(found)

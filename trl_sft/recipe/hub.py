@@ -17,12 +17,12 @@ from trl_sft.errors import Fault, RecipeError, Unreached, UserError
 _PATIENCE = 10.0  # seconds for the hub to answer
 
 
-def no_telemetry() -> None:
+def disable_telemetry() -> None:
     """Turn TRL's pings off, also where the libraries were imported before us."""
     constants.HF_HUB_DISABLE_TELEMETRY = True
 
 
-def ask(kind: str, name: str, keywords: dict[str, Any]) -> bool:
+def check_id(kind: str, name: str, keywords: dict[str, Any]) -> bool:
     """Tell whether the hub was reached and knows `name` (kind: model, dataset).
 
     `keywords` may hold revision and token. Raises what huggingface_hub raises when the hub says no.
@@ -41,7 +41,7 @@ def ask(kind: str, name: str, keywords: dict[str, Any]) -> bool:
     return True
 
 
-def refused(where: str, name: str, error: BaseException) -> UserError | None:
+def translate_error(where: str, name: str, error: BaseException) -> UserError | None:
     """Return our error for one of the hub's; None where it is another's."""
     chain: list[BaseException] = [error]
     while (cause := chain[-1].__cause__ or chain[-1].__context__) is not None and len(chain) < 9:

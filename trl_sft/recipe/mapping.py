@@ -13,7 +13,7 @@ from trl_sft.errors import Fault
 from trl_sft.recipe import sections
 from trl_sft.recipe.upstream import keys, nested, types
 from trl_sft.recipe.upstream.fields import Field
-from trl_sft.recipe.yaml_reader import Key, Recipe, kind
+from trl_sft.recipe.yaml_reader import Key, Recipe, describe_value
 
 _OWNERS = sections.OWNERS | {keys.GENERATION: sections.GENERATION, keys.SOURCE: sections.LOAD_DATASET}
 
@@ -79,7 +79,7 @@ def _wrong(recipe: Recipe, key: Key, value: Any, field: Field) -> Fault:
     """Return the fault of a value that its owner does not take, with the word that is nearest to it."""
     near = types.suggest(value, types.list_choices(field)) if isinstance(value, str) else ""
     write = f"{near} ({types.describe(field)})" if near else types.describe(field)
-    return Fault(recipe.where(key), kind(value), write)
+    return Fault(recipe.where(key), describe_value(value), write)
 
 
 def _inside(recipe: Recipe, at: tuple[Key, str], beside: Mapping[Any, Any], faults: list[Fault]) -> bool:
@@ -91,7 +91,7 @@ def _inside(recipe: Recipe, at: tuple[Key, str], beside: Mapping[Any, Any], faul
     read = nested.parse_text(word, value)
     if not isinstance(read, dict):
         if isinstance(value, str) and word in nested.TEXT_FORMS:
-            faults.append(Fault(recipe.where(key), kind(value), nested.TEXT_FORMS[word]))
+            faults.append(Fault(recipe.where(key), describe_value(value), nested.TEXT_FORMS[word]))
         return isinstance(value, str)
     before = len(faults)
     if not theirs.fields and read:

@@ -11,15 +11,15 @@ from trl_sft.recipe.yaml_reader import Key, Recipe
 from trl_sft.suggestions import LOOSE, nearest_name
 
 
-def base(recipe: Recipe, value: str | None, faults: list[Fault]) -> paths.Place | None:
+def base(recipe: Recipe, value: str | None, faults: list[Fault]) -> paths.Location | None:
     """Return the model's place; a folder has to hold a model or an adapter."""
     key: Key = ("model", "name_or_path")
     if value is None:
         if "name_or_path" not in (recipe.values.get("model") or {}):
             faults.append(Fault(recipe.where(key), "no model is named", "a folder, a hub id, or trl_sft:tiny"))
         return None
-    place = paths.resolve(value, recipe.folder(key))
-    if isinstance(place, paths.Absent):
+    place = paths.resolve_location(value, recipe.folder(key))
+    if isinstance(place, paths.LocationProblem):
         faults.append(Fault(recipe.where(key), f"{value}: {place.problem}", place.fix))
         return None
     if place.files and not any((place.files[0] / name).is_file() for name in ("config.json", paths.ADAPTER_CONFIG)):
@@ -31,24 +31,24 @@ def base(recipe: Recipe, value: str | None, faults: list[Fault]) -> paths.Place 
     return place
 
 
-def template(recipe: Recipe, value: str | None, faults: list[Fault]) -> paths.Place | None:
+def template(recipe: Recipe, value: str | None, faults: list[Fault]) -> paths.Location | None:
     """Return the place of a chat template; None = the tokenizer's own."""
     if value is None:
         return None
     key: Key = ("tokenizer", "chat_template")
-    place = paths.template(value, recipe.folder(key))
-    if isinstance(place, paths.Absent):
+    place = paths.resolve_template(value, recipe.folder(key))
+    if isinstance(place, paths.LocationProblem):
         faults.append(Fault(recipe.where(key), f"{value}: {place.problem}", place.fix))
         return None
     return place
 
 
-def function(recipe: Recipe, key: Key, value: str, faults: list[Fault]) -> paths.Code | None:
+def function(recipe: Recipe, key: Key, value: str, faults: list[Fault]) -> paths.FunctionLocation | None:
     """Return the user's function that a format names; None where it is a layout."""
     if value in sections.FORMATS or not value:
         return None
-    found = paths.code(value, recipe.folder(key)) if ":" in value else None
-    if isinstance(found, paths.Code):
+    found = paths.resolve_function(value, recipe.folder(key)) if ":" in value else None
+    if isinstance(found, paths.FunctionLocation):
         return found
     near = nearest_name(value, sections.FORMATS, cutoff=LOOSE)
     known = near or f"one of {', '.join(sections.FORMATS)}, or your function as FILE.py:FUNCTION"

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 from trl_sft.errors import Fault
-from trl_sft.recipe.yaml_reader import Key, Recipe, flow
+from trl_sft.recipe.yaml_reader import Key, Recipe, format_value
 
 
 class Idle(NamedTuple):
@@ -103,7 +103,11 @@ def _idle(sections: Mapping[str, Any], held_out: bool) -> Iterator[tuple[Key, tu
         (("evaluate", "generation"), generation if isinstance(generation, dict) else {}, GENERATION),
     ):
         for rule in rules:
-            said = f"with {rule.cause}: {flow(values[rule.cause])}" if rule.cause in values else f"without {rule.cause}"
+            said = (
+                f"with {rule.cause}: {format_value(values[rule.cause])}"
+                if rule.cause in values
+                else f"without {rule.cause}"
+            )
             for name in rule.keys:
                 if values.get(name) is not None and rule.when(values):
                     yield (*head, name), ((*head, rule.cause),), f"{name} changes nothing {said}", rule.fix

@@ -14,7 +14,7 @@ from trl_sft.errors import Fault, RecipeError
 from trl_sft.recipe import sections
 from trl_sft.recipe.checked import Run, Setting
 from trl_sft.recipe.upstream import fields
-from trl_sft.recipe.yaml_reader import Key, kind
+from trl_sft.recipe.yaml_reader import Key, describe_value
 
 _CARDS = re.compile(r"([1-9]\d*)x([1-9]\d*(?:\.\d+)?)GiB")
 _ALONE = {"nproc_per_node": (1, "1"), "nnodes": (1, "1", "1:1")}
@@ -23,20 +23,20 @@ _BATCH: Key = ("run", "global_batch_size")
 _STEPS: Key = ("train", "gradient_accumulation_steps")
 
 
-class On(NamedTuple):
+class TargetMachine(NamedTuple):
     """The machine that a run is for."""
 
-    here: bool
-    cards: int = 1
-    gib: float | None = None  # memory of a card; None = whatever it takes
+    is_this_machine: bool
+    num_gpus: int = 1
+    gpu_gib: float | None = None  # memory of one GPU in GiB; None = as much as the run needs
 
 
-def on(words: str) -> On:
+def parse_machine(words: str) -> TargetMachine:
     """Return the machine that `--on` names: here, any, or 8x80GiB. Raises RecipeError."""
     if words in ("here", "any"):
-        return On(words == "here")
+        return TargetMachine(words == "here")
     if found := _CARDS.fullmatch(words):
-        return On(False, int(found[1]), float(found[2]))
+        return TargetMachine(False, int(found[1]), float(found[2]))
     raise RecipeError(Fault("--on", words, "here, any, or cards and their memory: 8x80GiB"))
 
 
@@ -49,19 +49,21 @@ def check(run: Run) -> list[Fault]:
     for name, value in run.launch.items():
         where = run.recipe.where(("launch", name))
         if name == "engine" and value not in ("auto", "ddp"):
-            found = f"{kind(value)}; this version trains in one process, where {value} has nothing to divide"
+            found = f"{describe_value(value)}; this version trains in one process, where {value} has nothing to divide"
             faults.append(Fault(where, found, "engine: auto, or ddp; or launch=null after the recipe"))
         elif name in _ALONE and value not in _ALONE[name]:
-            faults.append(Fault(where, f"{kind(value)}; this version trains in one process", f"{name}: 1"))
+            faults.append(Fault(where, f"{describe_value(value)}; this version trains in one process", f"{name}: 1"))
         elif name not in _OURS and name not in _ALONE:
-            found = f"{kind(value)}, an option of torchrun; this version trains in one process and starts none"
+            found = (
+                f"{describe_value(value)}, an option of torchrun; this version trains in one process and starts none"
+            )
             faults.append(Fault(where, found, "leave it out"))
     return faults
 
 
-def settings(run: Run, processes: int = 1) -> dict[Key, Setting]:
+def compute_settings(run: Run, processes: int = 1) -> dict[Key, Setting]:
     """Return the accumulation that `run.global_batch_size` makes with so many processes. Raises RecipeError."""
-    wanted = run.run.get("global_batch_size")
+    wanted = run.options.get("global_batch_size")
     if wanted is None:
         return {}
     each = run.train.get("per_device_train_batch_size", default("per_device_train_batch_size"))
@@ -77,14 +79,16 @@ def settings(run: Run, processes: int = 1) -> dict[Key, Setting]:
     if written == steps:
         return {}
     if written is not None:
-        found = f"{kind(written)}, but {wanted} rows a step, {parts}, are {steps} steps (run.global_batch_size)"
+        found = (
+            f"{describe_value(written)}, but {wanted} rows a step, {parts}, are {steps} steps (run.global_batch_size)"
+        )
         raise RecipeError(Fault(run.recipe.where(_STEPS), found, "one of the two keys alone"))
     return {
         ("train", "gradient_accumulation_steps"): Setting(steps, f"run.global_batch_size {wanted}: {parts} x {steps}")
     }
 
 
-def said(settings: dict[Key, Setting]) -> list[tuple[str, str]]:
+def describe_settings(settings: dict[Key, Setting]) -> list[tuple[str, str]]:
     """Return a line for the screen on the accumulation that we set."""
     found = settings.get(_STEPS)
     return [("batch", f"gradient_accumulation_steps: {found.value}, for {found.reason}")] if found else []

@@ -16,9 +16,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from trl_sft import __version__
-from trl_sft.errors import LEFT_OUT, PASSWORD
+from trl_sft.errors import REDACTED, URL_PASSWORD
 from trl_sft.recipe.checked import Run, Setting, Source
-from trl_sft.recipe.yaml_reader import Key, flow
+from trl_sft.recipe.yaml_reader import Key, format_value
 
 SECRET_KEYS = ("token", "hub_token")
 _SECRET_VARIABLE = re.compile(r"(TOKEN|API_KEY|SECRET|PASSWORD)$")
@@ -54,11 +54,11 @@ def format_recipe(run: Run, settings: Mapping[Key, Setting]) -> str:
     for key, value, set_by in iterate_values(run, settings):
         if key[0] != section:
             section = str(key[0])
-            out += ["", f"{section}:"] if key[1:] else ["", f"{section}: {flow(value)}  # {set_by}"]
+            out += ["", f"{section}:"] if key[1:] else ["", f"{section}: {format_value(value)}  # {set_by}"]
         if key[1:] and key[1] in SECRET_KEYS and isinstance(value, str):
             out.append(f"  # {key[1]}: a secret, left out  # {set_by}")
         elif key[1:]:
-            out.append(f"  {key[1]}: {flow(value)}  # {set_by}")
+            out.append(f"  {key[1]}: {format_value(value)}  # {set_by}")
     return remove_secrets(run, "\n".join(out) + "\n")  # `set_by` shows an override as typed
 
 
@@ -76,12 +76,12 @@ def iterate_values(run: Run, settings: Mapping[Key, Setting]) -> Iterator[Resolv
 
     """
     places = run.recipe.places
-    yield ResolvedValue(("model", "name_or_path"), run.base.name, places[("model", "name_or_path")])
+    yield ResolvedValue(("model", "name_or_path"), run.model_location.name, places[("model", "name_or_path")])
     tokenizer = dict(run.tokenizer)
-    if run.template:
-        tokenizer["chat_template"] = run.template.name
-    if run.template_kwargs:
-        tokenizer["chat_template_kwargs"] = run.template_kwargs
+    if run.chat_template:
+        tokenizer["chat_template"] = run.chat_template.name
+    if run.chat_template_kwargs:
+        tokenizer["chat_template_kwargs"] = run.chat_template_kwargs
     sections = {"model": run.model, "tokenizer": tokenizer, "quantization": run.quantization, "lora": run.lora}
     for section, values in sections.items():
         if section == "lora" and values == {} and not settings:
@@ -97,9 +97,9 @@ def iterate_values(run: Run, settings: Mapping[Key, Setting]) -> Iterator[Resolv
     yield from _written_values(run, "train", run.train)
     yield from _package_settings("train", settings)
     yield from _written_values(run, "launch", run.launch)
-    if "global_batch_size" in run.run:
-        yield from _written_values(run, "run", {"global_batch_size": run.run["global_batch_size"]})
-    if allowed := [word for word in run.run.get("allow", []) if word not in _RESUME_WORDS]:
+    if "global_batch_size" in run.options:
+        yield from _written_values(run, "run", {"global_batch_size": run.options["global_batch_size"]})
+    if allowed := [word for word in run.options.get("allow", []) if word not in _RESUME_WORDS]:
         yield from _written_values(run, "run", {"allow": allowed})
     if run.evaluate is None:
         yield ResolvedValue(("evaluate",), False, places[("evaluate",)])
@@ -121,12 +121,12 @@ def _package_settings(section: str, settings: Mapping[Key, Setting]) -> Iterator
 
 def _source_values(source: Source) -> dict[str, Any]:
     """Return a source as a recipe writes it, with absolute paths and without secrets."""
-    files = [str(file) for file in source.place.files]
-    values: dict[str, Any] = {"path": files[0] if len(files) == 1 else source.place.name}
+    files = [str(file) for file in source.location.files]
+    values: dict[str, Any] = {"path": files[0] if len(files) == 1 else source.location.name}
     values |= {name: getattr(source, name) for name in _SOURCE_KEYS if getattr(source, name)}
-    if source.code and not source.code.as_module:
-        values["format"] = f"{source.code.file}:{source.code.name}"
-    return values | {name: value for name, value in source.load.items() if name not in SECRET_KEYS}
+    if source.function and not source.function.as_module:
+        values["format"] = f"{source.function.file}:{source.function.name}"
+    return values | {name: value for name, value in source.load_kwargs.items() if name not in SECRET_KEYS}
 
 
 def compute_fingerprint(run: Run) -> str:
@@ -147,10 +147,10 @@ def hash_files(run: Run) -> dict[str, str]:
 
     """
     sources = [source for part in run.sources.values() for source in part]
-    paths = [file for source in sources for file in source.place.files]
-    paths += [source.code.file for source in sources if source.code]
-    if run.template and run.template.files:
-        template = run.template.files[0]
+    paths = [file for source in sources for file in source.location.files]
+    paths += [source.function.file for source in sources if source.function]
+    if run.chat_template and run.chat_template.files:
+        template = run.chat_template.files[0]
         if template.is_dir():  # a tokenizer's folder: only these files define template and tokens
             paths += [template / name for name in _TOKENIZER_FILES if (template / name).is_file()]
         else:
@@ -171,14 +171,14 @@ def _hash_file(path: Path) -> str:
 def remove_secrets(run: Run, text: str) -> str:
     """Replace the secrets of the recipe and the environment in a text, since a run folder may be published."""
     for secret in sorted(_find_secrets(run), key=len, reverse=True):
-        text = text.replace(secret, LEFT_OUT)
-    return PASSWORD.sub(r"\1" + LEFT_OUT, text)
+        text = text.replace(secret, REDACTED)
+    return URL_PASSWORD.sub(r"\1" + REDACTED, text)
 
 
 def _find_secrets(run: Run) -> list[str]:
     """Return tokens of the recipe, and values of environment variables that are named as a secret."""
     sections = [run.model, run.tokenizer, run.train]
-    sections += [source.load for part in run.sources.values() for source in part]
+    sections += [source.load_kwargs for part in run.sources.values() for source in part]
     tokens = [section.get(name) for section in sections for name in SECRET_KEYS]
     variables = [
         value

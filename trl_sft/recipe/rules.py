@@ -13,7 +13,7 @@ from typing import Any
 
 from trl_sft.errors import Fault
 from trl_sft.recipe import no_effect, paths
-from trl_sft.recipe.yaml_reader import Key, Recipe, kind
+from trl_sft.recipe.yaml_reader import Key, Recipe, describe_value
 
 # Upstream takes smaller values and fails during training, or trains nothing and says nothing.
 AT_LEAST = {
@@ -67,30 +67,30 @@ def _data(recipe: Recipe, data: Mapping[str, Any], sources: Mapping[str, Any]) -
         yield Fault(recipe.where(("data", "train")), "no rows are named", "a file, a folder or a hub id")
     fraction, where = data.get("eval_fraction"), recipe.where(("data", "eval_fraction"))
     if fraction is not None and not 0 < fraction < 1:
-        yield Fault(where, kind(fraction), "a number between 0 and 1")
+        yield Fault(where, describe_value(fraction), "a number between 0 and 1")
     yield from _mixing(recipe, sources)
     share = data.get("max_untrained")
     if share is not None and not 0 <= share <= 1:
-        yield Fault(recipe.where(("data", "max_untrained")), kind(share), "a share of the rows, from 0 to 1")
+        yield Fault(recipe.where(("data", "max_untrained")), describe_value(share), "a share of the rows, from 0 to 1")
     if fraction is not None and data.get("eval") is not None:
         yield Fault(where, "held-out rows both from eval_fraction and from data.eval", "one of the two")
 
 
 def _mixing(recipe: Recipe, sources: Mapping[str, Any]) -> Iterator[Fault]:
     """Yield what is wrong with weights and numbers of rows."""
-    streamed = [source for source in sources["train"] if source.load.get("streaming")]
+    streamed = [source for source in sources["train"] if source.load_kwargs.get("streaming")]
     if streamed:
         yield from _streaming(recipe, sources, len(streamed))
     for source in sources["eval"]:
-        if source.load.get("streaming"):
+        if source.load_kwargs.get("streaming"):
             found = "streaming of held-out rows, which are read whole"
             yield Fault(recipe.where((*source.key, "streaming")), found, "leave it out; max_rows takes fewer of them")
     weighed = [source for source in sources["train"] if source.weight is not None]
     for source in (*sources["train"], *sources["eval"]):
         if source.max_rows is not None and source.max_rows < 1:
-            yield Fault(recipe.where((*source.key, "max_rows")), kind(source.max_rows), "at least 1")
+            yield Fault(recipe.where((*source.key, "max_rows")), describe_value(source.max_rows), "at least 1")
         if source.weight is not None and not 0 < source.weight < math.inf:
-            yield Fault(recipe.where((*source.key, "weight")), kind(source.weight), "more than 0")
+            yield Fault(recipe.where((*source.key, "weight")), describe_value(source.weight), "more than 0")
     for source in sources["eval"]:
         if source.weight is not None:
             found = "weight of rows that are not trained"
@@ -103,7 +103,7 @@ def _mixing(recipe: Recipe, sources: Mapping[str, Any]) -> Iterator[Fault]:
 
 def _streaming(recipe: Recipe, sources: Mapping[str, Any], number: int) -> Iterator[Fault]:
     """Yield what a stream cannot do: it has no length, and is not known before it was read."""
-    first = next(source for source in sources["train"] if source.load.get("streaming"))
+    first = next(source for source in sources["train"] if source.load_kwargs.get("streaming"))
     where = recipe.where((*first.key, "streaming"))
     train, data = recipe.values.get("train") or {}, recipe.values["data"]
     if number < len(sources["train"]):
@@ -131,13 +131,13 @@ def _quantization(recipe: Recipe, section: Mapping[str, Any], adapter: bool) -> 
         yield Fault(recipe.where(("quantization", bits[0])), found, "lora: {r: 16, target_modules: all-linear}")
     kind4 = section.get("bnb_4bit_quant_type")
     if kind4 is not None and kind4 not in ("fp4", "nf4"):
-        yield Fault(recipe.where(("quantization", "bnb_4bit_quant_type")), kind(kind4), "nf4 or fp4")
+        yield Fault(recipe.where(("quantization", "bnb_4bit_quant_type")), describe_value(kind4), "nf4 or fp4")
 
 
 def _infinite(recipe: Recipe, key: Key, value: Any) -> Iterator[Fault]:
     """Yield numbers that are none, wherever they stand."""
     if isinstance(value, float) and not math.isfinite(value):
-        yield Fault(recipe.where(key), kind(value), "a finite number")
+        yield Fault(recipe.where(key), describe_value(value), "a finite number")
     for name, inside in (
         value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
     ):
@@ -148,16 +148,16 @@ def _launch(recipe: Recipe, launch: dict[str, Any]) -> Iterator[Fault]:
     """Yield what no machine can launch; make the path in `config` an absolute one."""
     for name, (pattern, write) in _PROCESSES.items():
         if name in launch and not re.fullmatch(pattern, str(launch[name])):
-            yield Fault(recipe.where(("launch", name)), kind(launch[name]), write)
+            yield Fault(recipe.where(("launch", name)), describe_value(launch[name]), write)
     key: Key = ("launch", "config")
     config = launch.get("config")
     if config is not None and launch.get("engine", "auto") in ("auto", "ddp"):
         found = f"config beside engine: {launch.get('engine', 'auto')}, which reads none"
         yield Fault(recipe.where(key), found, "the engine that it is for: fsdp, zero1, zero2, zero3 or ray")
     if isinstance(config, str):
-        place = paths.resolve(config, recipe.folder(key), (".json", ".yaml", ".yml"))
-        if isinstance(place, paths.Absent) or not place.files or not place.files[0].is_file():
-            write = place.fix if isinstance(place, paths.Absent) else "a file, or its keys as a mapping"
+        place = paths.resolve_location(config, recipe.folder(key), (".json", ".yaml", ".yml"))
+        if isinstance(place, paths.LocationProblem) or not place.files or not place.files[0].is_file():
+            write = place.fix if isinstance(place, paths.LocationProblem) else "a file, or its keys as a mapping"
             yield Fault(recipe.where(key), f"{config}: no such file", write)
         else:
             launch["config"] = str(place.files[0])
@@ -169,31 +169,31 @@ def _ranges(recipe: Recipe, sections: Mapping[str, Any]) -> Iterator[Fault]:
             continue
         where = recipe.where(("train", name))
         if not value >= AT_LEAST.get(name, value):
-            yield Fault(where, kind(value), f"at least {AT_LEAST[name]}")
+            yield Fault(where, describe_value(value), f"at least {AT_LEAST[name]}")
         if name in ABOVE_0 and not value > 0:
-            yield Fault(where, kind(value), "more than 0")
+            yield Fault(where, describe_value(value), "more than 0")
         if name == "max_steps" and value < 1 and value != -1:
-            yield Fault(where, kind(value), "at least 1, or -1 to go by num_train_epochs")
+            yield Fault(where, describe_value(value), "at least 1, or -1 to go by num_train_epochs")
     hours = sections["run"].get("max_hours")
     if hours is not None and not 0 < hours < math.inf:
-        yield Fault(recipe.where(("run", "max_hours")), kind(hours), "more than 0")
+        yield Fault(recipe.where(("run", "max_hours")), describe_value(hours), "more than 0")
     gib = sections["run"].get("logits_gib")
     if gib is not None and not 0 < gib < math.inf:
-        yield Fault(recipe.where(("run", "logits_gib")), kind(gib), "more than 0")
+        yield Fault(recipe.where(("run", "logits_gib")), describe_value(gib), "more than 0")
     batch = sections["run"].get("global_batch_size")
     if batch is not None and batch < 1:
-        yield Fault(recipe.where(("run", "global_batch_size")), kind(batch), "at least 1")
+        yield Fault(recipe.where(("run", "global_batch_size")), describe_value(batch), "at least 1")
     rows = sections["evaluate"].get("max_rows")
     if rows is not None and rows < 1:
-        yield Fault(recipe.where(("evaluate", "max_rows")), kind(rows), "at least 1; or evaluate: false")
+        yield Fault(recipe.where(("evaluate", "max_rows")), describe_value(rows), "at least 1; or evaluate: false")
     generation = sections["evaluate"].get("generation")
     for name, least in _GENERATION.items():
         value = generation.get(name) if isinstance(generation, dict) else None
         if isinstance(value, int | float) and not value >= least:
-            yield Fault(recipe.where(("evaluate", "generation", name)), kind(value), f"at least {least}")
+            yield Fault(recipe.where(("evaluate", "generation", name)), describe_value(value), f"at least {least}")
     r = sections["lora"].get("r")
     if r is not None and r < 1:
-        yield Fault(recipe.where(("lora", "r")), kind(r), "at least 1")
+        yield Fault(recipe.where(("lora", "r")), describe_value(r), "at least 1")
 
 
 def loss_on(recipe: Recipe, data: dict[str, Any], train: dict[str, Any]) -> Iterator[Fault]:

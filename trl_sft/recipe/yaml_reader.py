@@ -58,7 +58,7 @@ class Recipe:
     values: dict[str, Any]
     places: dict[Key, str]  # key -> `recipe.yaml:12`, or the override as typed
     overridden: frozenset[Key]  # keys whose value came from the command line
-    words: tuple[str, ...]  # path and overrides as given: what to type to run it again
+    arguments: tuple[str, ...]  # path and overrides as typed: the command line that runs it again
 
     def where(self, key: Key) -> str:
         """Return `recipe.yaml:12 train.pakking`; a key that is absent takes its parent's place."""
@@ -75,7 +75,7 @@ def _path(key: Key) -> str:
     return ".".join(map(str, key))
 
 
-def kind(value: object) -> str:
+def describe_value(value: object) -> str:
     """Return a value as a person would name it: `"fast" (text)`."""
     if value is None:
         return "nothing (null)"
@@ -83,18 +83,18 @@ def kind(value: object) -> str:
     return f"{text if len(text) <= 80 else text[:77] + '...'} ({_KINDS.get(type(value), type(value).__name__)})"
 
 
-def flow(value: Any) -> str:
+def format_value(value: Any) -> str:
     """Return a value on one line, so that a YAML 1.2 reader gets the same value back."""
     if isinstance(value, dict):
-        return "{" + ", ".join(f"{flow(k)}: {flow(v)}" for k, v in value.items()) + "}"
+        return "{" + ", ".join(f"{format_value(k)}: {format_value(v)}" for k, v in value.items()) + "}"
     if isinstance(value, list):
-        return "[" + ", ".join(flow(v) for v in value) + "]"
+        return "[" + ", ".join(format_value(v) for v in value) + "]"
     if isinstance(value, float) and not math.isfinite(value):
         return {math.inf: ".inf", -math.inf: "-.inf"}.get(value, ".nan")
     return json.dumps(value, ensure_ascii=False)
 
 
-def read(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
+def read_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
     """Read a recipe and apply overrides as if typed in the file.
 
     Raises RecipeError with every fault of the text at once; a fault of syntax stands alone.
@@ -108,7 +108,9 @@ def read(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
         write = "sections; `python -m trl_sft init MODEL DATA -o ANOTHER.yaml` writes some"
         faults.append(Fault(path.name, "the file is empty", write))
     elif not isinstance(values, dict) and not faults:
-        faults.append(Fault(f"{path.name}:1", f"the top is {kind(values)}", "sections at the top, as in `model:`"))
+        faults.append(
+            Fault(f"{path.name}:1", f"the top is {describe_value(values)}", "sections at the top, as in `model:`")
+        )
     overridden: set[Key] = set()
     if isinstance(values, dict):
         for word in overrides:
@@ -264,7 +266,7 @@ def _children(values: Any, key: Key) -> str:
         if not isinstance(_step(values, part), dict | list):
             head = _path(key[: n + 1])
             if n + 1 < len(key) and _step(values, part) is not None:
-                return f"{head} whole, which is {kind(_step(values, part))}: {head}={{...}}"
+                return f"{head} whole, which is {describe_value(_step(values, part))}: {head}={{...}}"
             names: Iterable[Any] = values if isinstance(values, dict) else range(len(values))
             return f"one of {', '.join(map(str, names))} after {_path(key[:n]) or 'nothing'}"
         values = _step(values, part)

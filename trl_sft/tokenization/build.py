@@ -89,7 +89,7 @@ def encoder(run: Run, chat: ChatTokenizer, rows: RunRows, args: SFTConfig) -> to
         else ()
     )
     return tokenization_encode.encoder(
-        plan(run, chat, rows, args, args.packing), chat.tokenizer, run.template_kwargs, specials
+        plan(run, chat, rows, args, args.packing), chat.tokenizer, run.chat_template_kwargs, specials
     )
 
 
@@ -108,7 +108,7 @@ def _check_best(run: Run, args: SFTConfig, names: list[str]) -> None:
 
 def plan(run: Run, chat: ChatTokenizer, rows: RunRows, args: SFTConfig, packing: bool) -> tokenization_encode.Plan:
     """Return what becomes of a row."""
-    allowed = run.run.get("allow", [])
+    allowed = run.options.get("allow", [])
     return tokenization_encode.Plan(
         form=rows.row_type,
         loss_on=rows.loss_on,
@@ -124,7 +124,7 @@ def plan(run: Run, chat: ChatTokenizer, rows: RunRows, args: SFTConfig, packing:
 def _check(run: Run, args: SFTConfig) -> None:
     """Refuse packing that lets one document see another, and what would have no effect. Raises RecipeError."""
     where = run.recipe.where(("train", "packing_strategy"))
-    if args.packing and args.packing_strategy == "wrapped" and "leaking_packing" not in run.run.get("allow", []):
+    if args.packing and args.packing_strategy == "wrapped" and "leaking_packing" not in run.options.get("allow", []):
         found = "wrapped packs rows without a border: each token sees the rows before its own"
         write = "bfd or bfd_split, which keep rows apart; or run.allow: [leaking_packing]"
         raise RecipeError(Fault(where, found, write))

@@ -227,7 +227,7 @@ def _why(root: Path, recipe: Path, title: str, parts: Mapping[str, str]) -> str:
 
 
 def _remember(root: Path, recipe: Path, title: str, parts: Mapping[str, str]) -> None:
-    run_folder.write(_memory(root, recipe, title), json.dumps(dict(parts)))
+    run_folder.write_text(_memory(root, recipe, title), json.dumps(dict(parts)))
 
 
 def _memory(root: Path, recipe: Path, title: str) -> Path:

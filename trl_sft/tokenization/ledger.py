@@ -94,7 +94,7 @@ def check(run: Run, split: Split, made: Tokens, part: str) -> None:
         found = f"no row to {part} keeps a trained token: {split.row_name(first['number'])}: {first['reason']}"
         write = "a larger train.max_length, or shorter prompts" if cut else "rows with an answer that is trained"
         raise DataError(Fault(where, found, write))
-    if len(bare) > limit * len(split.order) and "untrained_rows" not in run.run.get("allow", []):
+    if len(bare) > limit * len(split.order) and "untrained_rows" not in run.options.get("allow", []):
         found = (
             f"{len(bare):,} of {len(split.order):,} rows to {part} have {bare[0]['reason']}, over {limit:.0%}; "
             f"the first is {split.row_name(bare[0]['number'])}, "

@@ -131,7 +131,7 @@ def _check(run: Run, name: str, counts: Counter[str]) -> None:
     """Refuse a stream of which too many rows have no trained token, once enough were read. Raises DataError."""
     bare = sum(number for reason, number in counts.items() if reason.startswith(f"rejected: {UNTRAINED}"))
     limit = float(run.data.get("max_untrained", MAX_UNTRAINED))
-    if counts["rows"] < _BATCH or bare <= limit * counts["rows"] or "untrained_rows" in run.run.get("allow", []):
+    if counts["rows"] < _BATCH or bare <= limit * counts["rows"] or "untrained_rows" in run.options.get("allow", []):
         return
     found = f"{bare:,} of the {counts['rows']:,} rows of {name} that were read have no trained token"
     write = "a larger train.max_length, data.max_untrained, or run.allow: [untrained_rows]"

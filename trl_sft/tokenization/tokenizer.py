@@ -54,9 +54,9 @@ def load(run: Run, names: Sequence[str], num_embeddings: int) -> ChatTokenizer:
     learned = set(theirs) if len(names) > 1 else {token for token, number in theirs.items() if number < num_embeddings}
     if not tokenizer.is_fast:
         said.append(f"{type(tokenizer).__name__} is a slow tokenizer: rows are tokenized one by one")
-    if run.template is not None:
+    if run.chat_template is not None:
         installed = _install(run, tokenizer)
-        said.append(run.template.name + _told(installed))
+        said.append(run.chat_template.name + _told(installed))
     vocabulary = tokenizer.get_vocab()
     new = tuple(sorted(number for token, number in vocabulary.items() if token not in learned))
     rows = max(num_embeddings, max(vocabulary.values()) + 1)
@@ -69,8 +69,8 @@ def load(run: Run, names: Sequence[str], num_embeddings: int) -> ChatTokenizer:
     stop, text = "", chat_template.text(tokenizer)
     _check_kwargs(run, text)
     if text:
-        renders = chat_template.renders(_where(run), tokenizer, run.template_kwargs)
-        stop = chat_template.stop(tokenizer, run.template_kwargs)
+        renders = chat_template.renders(_where(run), tokenizer, run.chat_template_kwargs)
+        stop = chat_template.stop(tokenizer, run.chat_template_kwargs)
         several = special_tokens.split(tokenizer, _written(run, tokenizer))
         if several:
             shown = ", ".join(f"{string} ({length})" for string, length in several.items())
@@ -93,8 +93,8 @@ def settings(run: Run, chat: ChatTokenizer, chats: bool) -> dict[Key, Setting]:
     `chats`: the rows become chats.
     """
     if not chats:
-        if run.template or run.template_kwargs:
-            word = "chat_template" if run.template else "chat_template_kwargs"
+        if run.chat_template or run.chat_template_kwargs:
+            word = "chat_template" if run.chat_template else "chat_template_kwargs"
             found = f"{word}, but no row becomes a chat: the saved tokenizer would offer what was not learned"
             write = "wording: chat beside the sources, or leave it out"
             raise TemplateError(Fault(run.recipe.where(("tokenizer", word)), found, write))
@@ -109,7 +109,7 @@ def settings(run: Run, chat: ChatTokenizer, chats: bool) -> dict[Key, Setting]:
             raise TemplateError(Fault(run.recipe.where(key), found, f"{chat.stop}, or leave it out: it is found"))
     if run.train.get("eos_token") or str(chat.tokenizer.eos_token) == chat.stop:
         return {}
-    if chat_template.changed_by_eos(chat.tokenizer, chat.stop, run.template_kwargs):
+    if chat_template.changed_by_eos(chat.tokenizer, chat.stop, run.chat_template_kwargs):
         return {}  # the template writes the end token itself, after this one: it stays; generation stops on both
     why = f"the template ends a turn with it, the tokenizer says {chat.tokenizer.eos_token}: generation has to stop"
     return {("train", "eos_token"): Setting(chat.stop, why)}
@@ -138,11 +138,11 @@ def _loaded(run: Run, names: Sequence[str], given: dict[str, Any]) -> PreTrained
 
 def _install(run: Run, tokenizer: PreTrainedTokenizerBase) -> special_tokens.Installed:
     """Give the tokenizer the recipe's template and its special tokens."""
-    assert run.template is not None
+    assert run.chat_template is not None
     if not tokenizer.is_fast:
         found = f"a template's tokens cannot be set up in {type(tokenizer).__name__}, a slow tokenizer"
         raise TemplateError(Fault(_where(run), found, "a model with a fast tokenizer (tokenizer.json)"))
-    file = run.template.files[0] if run.template.files and run.template.files[0].is_file() else None
+    file = run.chat_template.files[0] if run.chat_template.files and run.chat_template.files[0].is_file() else None
     if file is not None:
         try:
             text = file.read_text(encoding="utf-8")
@@ -157,41 +157,44 @@ def _install(run: Run, tokenizer: PreTrainedTokenizerBase) -> special_tokens.Ins
         return special_tokens.install(tokenizer, _written(run, tokenizer))
     keywords = {"trust_remote_code": False} | {name: run.model[name] for name in _REACH if name in run.model}
     try:
-        if not run.template.files and not hub.ask("model", run.template.name, {}):
+        if not run.chat_template.files and not hub.check_id("model", run.chat_template.name, {}):
             keywords["local_files_only"] = True
-        other = AutoTokenizer.from_pretrained(run.template.name, **keywords)
+        other = AutoTokenizer.from_pretrained(run.chat_template.name, **keywords)
     except Exception as error:
-        told = f"{run.template.name}: no tokenizer can be loaded: {first_line(error)}", "a tokenizer's folder or id"
-        refused = None if run.template.files else hub.refused(_where(run), run.template.name, error)
+        told = (
+            f"{run.chat_template.name}: no tokenizer can be loaded: {first_line(error)}",
+            "a tokenizer's folder or id",
+        )
+        refused = None if run.chat_template.files else hub.translate_error(_where(run), run.chat_template.name, error)
         raise refused or TemplateError(Fault(_where(run), *told)) from None
     text = chat_template.text(other)
     if not text:
-        found = f"the tokenizer of {run.template.name} has no chat template itself"
+        found = f"the tokenizer of {run.chat_template.name} has no chat template itself"
         raise TemplateError(Fault(_where(run), found, "another tokenizer, a .jinja file, or chatml"))
     tokenizer.chat_template = text
-    shown = chat_template.everything(tokenizer, run.template_kwargs)
+    shown = chat_template.everything(tokenizer, run.chat_template_kwargs)
     theirs = [str(token.content) for token in other.added_tokens_decoder.values() if token.content in shown]
     return special_tokens.install(tokenizer, list(dict.fromkeys([*_written(run, tokenizer), *theirs])))
 
 
 def _written(run: Run, tokenizer: PreTrainedTokenizerBase) -> list[str]:
     """Return the special strings that the template writes around text; one for pictures is not needed."""
-    return special_tokens.written(chat_template.everything(tokenizer, run.template_kwargs))
+    return special_tokens.written(chat_template.everything(tokenizer, run.chat_template_kwargs))
 
 
 def _check_kwargs(run: Run, text: str) -> None:
-    taken = sorted(set(run.template_kwargs) & _GIVEN)
+    taken = sorted(set(run.chat_template_kwargs) & _GIVEN)
     if taken:
         where = run.recipe.where(("tokenizer", "chat_template_kwargs", taken[0]))
         raise TemplateError(Fault(where, f"{taken[0]} is handed to the template already", "leave it out"))
-    unread = [name for name in run.template_kwargs if not re.search(rf"\b{re.escape(name)}\b", text)]
+    unread = [name for name in run.chat_template_kwargs if not re.search(rf"\b{re.escape(name)}\b", text)]
     if unread:
         where = run.recipe.where(("tokenizer", "chat_template_kwargs", unread[0]))
         raise TemplateError(Fault(where, f"the chat template reads no {unread[0]}", "a name that it reads"))
 
 
 def _where(run: Run) -> str:
-    return run.recipe.where(("tokenizer", "chat_template") if run.template else ("model", "name_or_path"))
+    return run.recipe.where(("tokenizer", "chat_template") if run.chat_template else ("model", "name_or_path"))
 
 
 def _told(installed: special_tokens.Installed) -> str:

@@ -43,7 +43,7 @@ class Progress(TrainerCallback):
     def on_train_begin(self, args: SFTConfig, state: TrainerState, control: TrainerControl, **live: Any) -> None:
         """Show the table; bring log.jsonl to the state that training starts from."""
         table = self._begin(args, state, live["model"])
-        run_folder.write(self._log, "".join(json.dumps(entry) + "\n" for entry in state.log_history))
+        run_folder.write_text(self._log, "".join(json.dumps(entry) + "\n" for entry in state.log_history))
         if state.global_step >= state.max_steps:  # stopped between the last step and the end
             raise AlreadyTrained
         console.say()
@@ -70,7 +70,7 @@ class Progress(TrainerCallback):
     ) -> None:
         """Write the entry down and show it on one line."""
         if state.log_history:
-            run_folder.append(self._log, state.log_history[-1])
+            run_folder.append_json(self._log, state.log_history[-1])
         shown = {name: value for name, value in logs.items() if not any(part in name for part in _QUIET)}
         if "train_loss" not in logs and shown:
             words = (f"{n} {v:.4g}" if isinstance(v, float) else f"{n} {v}" for n, v in shown.items() if n != "epoch")
@@ -127,7 +127,7 @@ class Guard(TrainerCallback):
         """End the run now that the checkpoint is whole."""
         if self._saving and state.global_step < state.max_steps:
             why = f"by {signal.Signals(self._signal).name}" if self._signal else "at the time limit (run.max_hours)"
-            code = errors.EXIT_SIGNAL + self._signal if self._signal else errors.EXIT_TIME
+            code = errors.EXIT_SIGNAL + self._signal if self._signal else errors.EXIT_TIME_LIMIT
             where = f"{args.output_dir}/{run_folder.CHECKPOINT}{state.global_step}"
             message = f"stopped {why} after step {state.global_step} of {state.max_steps}; saved in {where}"
             raise errors.RunStopped(f"{message}\nTo go on: {self._again}", code)
@@ -140,13 +140,13 @@ class Guard(TrainerCallback):
         watched = [name for name in logs if name != "grad_norm" or not args.fp16]
         bad = [name for name in watched if isinstance(logs[name], float) and not math.isfinite(logs[name])]
         if bad:
-            last = next(reversed(run_folder.checkpoints(Path(str(args.output_dir)))), None)
+            last = next(reversed(run_folder.list_checkpoints(Path(str(args.output_dir)))), None)
             kept = f"the last checkpoint is {last}" if last else "no checkpoint was written yet"
             advice = (
                 "a smaller step size or a smaller max_grad_norm usually helps; look at the rows before that step too"
             )
             message = f"the training failed: {', '.join(bad)} not finite at step {state.global_step}; {kept}"
-            raise errors.RunStopped(f"{message}\nWhat to try: {advice}", errors.EXIT_FAILED)
+            raise errors.RunStopped(f"{message}\nWhat to try: {advice}", errors.EXIT_TRAINING_FAILED)
 
     def _take(self, number: int, frame: FrameType | None) -> None:
         if self._signal:

@@ -64,19 +64,19 @@ class Book:
 
     def begin(self, run: Run, claim: run_folder.Claim, settings: dict[Key, Setting], made: TokenizedRows) -> None:
         """Take the folder: an earlier run of ours that may be replaced goes only now."""
-        if claim.stale:
-            run_folder.clear(run.output_dir)
+        if claim.replaces_earlier:
+            run_folder.remove_earlier_files(run.output_dir)
         assert self.trainer is not None
         ran = {"ran": self.watch.ran} if self.watch else {}
         self._entries = manifest.beginning(run, settings, self.trainer.args) | ran
         self._write(run, {})
-        run_folder.write(run.output_dir / run_folder.RECIPE, resolved.remove_secrets(run, run.recipe.text))
-        run_folder.write(run.output_dir / run_folder.RESOLVED, resolved.format_recipe(run, settings))
+        run_folder.write_text(run.output_dir / run_folder.RECIPE, resolved.remove_secrets(run, run.recipe.text))
+        run_folder.write_text(run.output_dir / run_folder.RESOLVED, resolved.format_recipe(run, settings))
         self.made = made
         self.trainer.model.register_forward_pre_hook(self._see, with_kwargs=True)
         _ledger(run, made)
         left = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in made.rejects)
-        run_folder.write(run.output_dir / run_folder.REJECTS, left)
+        run_folder.write_text(run.output_dir / run_folder.REJECTS, left)
         if claim.checkpoint:
             console.say(f"resume    from {claim.checkpoint}")
 
@@ -101,11 +101,13 @@ class Book:
             self.made.ledger["train"] = stream.ledger(self.made.seen)
             _ledger(run, self.made)
         text = json.dumps(self._entries, indent=2, ensure_ascii=False) + "\n"
-        run_folder.write(run.output_dir / run_folder.RUN, resolved.remove_secrets(run, text))
+        run_folder.write_text(run.output_dir / run_folder.RUN, resolved.remove_secrets(run, text))
 
 
 def _ledger(run: Run, made: TokenizedRows) -> None:
-    run_folder.write(run.output_dir / run_folder.LEDGER, json.dumps(made.ledger, indent=2, ensure_ascii=False) + "\n")
+    run_folder.write_text(
+        run.output_dir / run_folder.LEDGER, json.dumps(made.ledger, indent=2, ensure_ascii=False) + "\n"
+    )
 
 
 def guarded(run: Run, carry_out: Callable[[Book], Result]) -> Result:
@@ -125,7 +127,7 @@ def saved(run: Run, found: ModelSource, trainer: SFTTrainer, book: Book, asked: 
     """Evaluate the model as it is, save it, show the last screen."""
     if not all(torch.isfinite(p).all() for p in trainer.model.parameters() if p.requires_grad):
         message = f"the training failed: weights not finite after step {trainer.state.global_step}; nothing is saved"
-        raise RunStopped(message, errors.EXIT_FAILED)
+        raise RunStopped(message, errors.EXIT_TRAINING_FAILED)
     metrics = _held_out(trainer, asked)
     outcome = before_after.after(run, trainer, asked, metrics)
     if outcome:
@@ -137,7 +139,7 @@ def saved(run: Run, found: ModelSource, trainer: SFTTrainer, book: Book, asked: 
     files = sorted({path.name for path in run.output_dir.iterdir()} - before)
     adapter = paths.is_adapter(run.output_dir)
     apart = adapter and load.differs_from_base(run, found, trainer.model)
-    run_folder.write(run.output_dir / run_folder.CARD, manifest.card(run, found.name, adapter, metrics, apart))
+    run_folder.write_text(run.output_dir / run_folder.CARD, manifest.card(run, found.name, adapter, metrics, apart))
     steps = trainer.state.global_step
     book.close(run, {"outcome": run_folder.DONE, "steps": steps, "metrics": metrics, "files": files})
     code = manifest.usage(summary.shown(run.output_dir), apart)
@@ -154,8 +156,8 @@ def saved(run: Run, found: ModelSource, trainer: SFTTrainer, book: Book, asked: 
 
 def again(run: Run) -> str:
     """Return the command that goes on with a run that was stopped: its own, with `run.resume: auto`."""
-    words = [word for word in run.recipe.words if not word.startswith("run.resume=")]
-    asked = run.run.get("resume", "auto") != "auto" or len(words) < len(run.recipe.words)
+    words = [word for word in run.recipe.arguments if not word.startswith("run.resume=")]
+    asked = run.options.get("resume", "auto") != "auto" or len(words) < len(run.recipe.arguments)
     command = f"{console.python()} -m trl_sft {shlex.join([*words, *(['run.resume=auto'] if asked else [])])}"
     return resolved.remove_secrets(run, command)  # a terminal's text is kept too, by whoever runs it
 
@@ -171,7 +173,7 @@ def refused(run: Run, error: Exception) -> Exception:
     if isinstance(error, OSError) or type(error).__name__ == "SafetensorError":
         where = run.recipe.where(("model", "name_or_path"))
         told = "; pickles are not read but with model.use_safetensors: false" if "safetensors" in text else ""
-        return RecipeError(Fault(where, f"{run.base.name}: {text}", f"a model whose weights are whole{told}"))
+        return RecipeError(Fault(where, f"{run.model_location.name}: {text}", f"a model whose weights are whole{told}"))
     if _raised_by_us(error):
         return error
     return RecipeError(Fault(run.recipe.where(key or ("train",)), text, "another value; that is upstream's message"))
@@ -240,14 +242,14 @@ def _short_of_memory(run: Run, book: Book, at: str, kept: bool) -> Iterator[str]
         yield f"What to try: train.per_device_eval_batch_size: {args.per_device_eval_batch_size // 2}"
         return
     less = lighter(args)
-    if "global_batch_size" in run.run:  # the accumulation follows from it
+    if "global_batch_size" in run.options:  # the accumulation follows from it
         less.pop("gradient_accumulation_steps", None)
     written = ", ".join(
         f"train.{name}: {str(value).lower()} (now {str(getattr(args, name)).lower()})" for name, value in less.items()
     )
     yield f"What to try: {written}; or {fit.advice(run)}"
     if kept and "per_device_train_batch_size" in less:  # the same steps, so the checkpoint is of the same training
-        allowed = ["changed_recipe", *run.run.get("allow", [])]
+        allowed = ["changed_recipe", *run.options.get("allow", [])]
         words = [f"train.{name}={value}" for name, value in less.items()] + [f"run.allow=[{', '.join(allowed)}]"]
         yield f"To go on so: {again(run)} {shlex.join(words)}"
 
@@ -258,7 +260,7 @@ def _in_our_words(error: BaseException, run: Run, book: Book) -> Exception | Non
         return None
     if isinstance(error, RunStopped) or (isinstance(error, UserError) and not book.begun):
         return error
-    last = next(reversed(run_folder.checkpoints(run.output_dir)), None)
+    last = next(reversed(run_folder.list_checkpoints(run.output_dir)), None)
     kept = f"the last checkpoint is {last}" if last else "no checkpoint was written yet"
     step = book.trainer.state.global_step if book.trainer and book.begun else 0
     at = f"at step {step}; {kept}"
@@ -269,7 +271,7 @@ def _in_our_words(error: BaseException, run: Run, book: Book) -> Exception | Non
     if isinstance(error, errors.Interrupted) and book.begun:
         return RunStopped(f"stopped at once {at}", errors.EXIT_SIGNAL + (error.args[0] if error.args else 2))
     if out_of_memory(error):
-        return RunStopped("\n".join(_short_of_memory(run, book, at, bool(last))), errors.EXIT_MEMORY)
+        return RunStopped("\n".join(_short_of_memory(run, book, at, bool(last))), errors.EXIT_OUT_OF_MEMORY)
     # states are read as data alone; the last of them, of the random numbers, when training begins
     pickled = isinstance(error, pickle.UnpicklingError)
     if isinstance(error, Exception) and (pickled or not book.begun):

@@ -18,7 +18,7 @@ from trl_sft.errors import Fault, RecipeError
 from trl_sft.recipe import resolved
 from trl_sft.recipe.checked import Run, Setting
 from trl_sft.recipe.upstream import fields
-from trl_sft.recipe.yaml_reader import Key, flow
+from trl_sft.recipe.yaml_reader import Key, format_value
 
 _PACKAGES = ("trl", "transformers", "datasets", "peft", "accelerate", "torch", "tokenizers")
 _HELD_OUT = ("eval_loss", "eval_mean_token_accuracy", "eval_entropy")
@@ -29,10 +29,10 @@ _OURS = ("output_dir", "model_init_kwargs", "completion_only_loss", "assistant_o
 def claimed(run: Run) -> run_folder.Claim:
     """Decide whether the run begins, goes on or is refused, by what its folder holds. Raises RecipeError."""
     claim = run_folder.claim(
-        run.output_dir, resolved.compute_fingerprint(run), lambda: resolved.hash_files(run), run.run
+        run.output_dir, resolved.compute_fingerprint(run), lambda: resolved.hash_files(run), run.options
     )
-    if claim.refused:
-        raise RecipeError(Fault(run.recipe.where(claim.key), claim.refused, claim.fix))
+    if claim.problem:
+        raise RecipeError(Fault(run.recipe.where(claim.key), claim.problem, claim.fix))
     return claim
 
 
@@ -66,11 +66,11 @@ def usage(folder: str, apart: bool) -> list[str]:
     the base's, so peft has to grow the embedding, and generation has to be told where to stop.
     """
     if not apart:
-        return ["from transformers import pipeline", f'ask = pipeline("text-generation", {flow(folder)})']
+        return ["from transformers import pipeline", f'ask = pipeline("text-generation", {format_value(folder)})']
     return [
         "from peft import AutoPeftModelForCausalLM",
         "from transformers import AutoTokenizer, GenerationConfig, pipeline",
-        f"folder = {flow(folder)}",
+        f"folder = {format_value(folder)}",
         "model = AutoPeftModelForCausalLM.from_pretrained(folder)",
         "model.generation_config = GenerationConfig.from_pretrained(folder)",
         'ask = pipeline("text-generation", model, tokenizer=AutoTokenizer.from_pretrained(folder))',
@@ -91,7 +91,12 @@ def card(run: Run, base: str, adapter: bool, metrics: dict[str, float], apart: b
     name = Path(base).name if Path(base).is_absolute() else base
     return "\n".join(
         [
-            *("---", *(f"{name}: {flow(value)}" for name, value in header.items()), "tags: [trl, sft, trl_sft]", "---"),
+            *(
+                "---",
+                *(f"{name}: {format_value(value)}" for name, value in header.items()),
+                "tags: [trl, sft, trl_sft]",
+                "---",
+            ),
             *("", f"# {run.output_dir.name}", ""),
             f"`{name}`, {'with LoRA' if adapter else 'all weights'} fine-tuned by trl_sft {__version__}.",
             *("", "## Results", "", *results),
@@ -107,7 +112,7 @@ def card(run: Run, base: str, adapter: bool, metrics: dict[str, float], apart: b
             ),
             *(
                 ["", f"Overrides: `{resolved.remove_secrets(run, ' '.join(given))}`"]
-                if (given := run.recipe.words[1:])
+                if (given := run.recipe.arguments[1:])
                 else []
             ),
             *("", f"Versions: {versions}.", ""),

@@ -74,7 +74,7 @@ def prepare(run: Run) -> Ready:
     about = device.describe_precision(setup.args, run.model.get("dtype", "float32"), setup.quantized)
     summary.found(run.notes, setup.found.title, about, setup.chat.said, rows.notes)
     made = build.make(run, setup.chat, rows, setup.args)
-    summary.lines([*made.said, *recipe_processes.said(setup.settings)])
+    summary.lines([*made.said, *recipe_processes.describe_settings(setup.settings)])
     dry_run.rehearse(run, setup.found, setup.chat, setup.args, made)
     return Ready(*setup, rows, made)
 
@@ -97,7 +97,7 @@ def settle(run: Run, elsewhere: bool = False, processes: int = 1) -> Settled:
     """
     settings = {} if elsewhere else device.choose_machine_settings(run.train, run.quantization or {})
     settings |= load.choose_adapter_settings(run) | trust.choose_weight_settings(run)
-    settings |= recipe_processes.settings(run, processes)
+    settings |= recipe_processes.compute_settings(run, processes)
     given = {str(key[-1]): setting.value for key, setting in settings.items() if key[0] == "train"}
     args = _config(run, given | (device.ANY_MACHINE if elsewhere else {}))
     quantized = None
@@ -124,7 +124,7 @@ def load_rows(run: Run, setup: Setup, head: int | None = None) -> data_rows.RunR
 def run(run: Run, claim: run_folder.Claim) -> Result:
     """Carry a run out in the folder that is its own. Raises UserError before training, RunStopped once it has begun."""
     ready = prepare(run)
-    with run_folder.held(run.output_dir) as ours:
+    with run_folder.lock(run.output_dir) as ours:
         if not ours:
             found = f"{run.output_dir}: another process trains there now"
             raise LaunchError(Fault(run.recipe.where(("train", "output_dir")), found, "another train.output_dir"))
@@ -167,7 +167,7 @@ def _trainer(run: Run, ready: Ready) -> SFTTrainer:
     rows = {"train_dataset": ready.made.train, "eval_dataset": ready.made.eval}
     trainer = SFTTrainer(args=ready.args, processing_class=ready.chat.tokenizer, **rows, **loaded)
     patches.repair(trainer.model)
-    cpu_loss.install(trainer.model, run.run.get("logits_gib", cpu_loss.LOGITS_GIB))
+    cpu_loss.install(trainer.model, run.options.get("logits_gib", cpu_loss.LOGITS_GIB))
     if trainer.padding_free and "attn_implementation" not in run.model and ready.args.device.type in ("cpu", "mps"):
         packed_attention.install(trainer.model)
     if ready.chat.stop and ready.rows.row_type == CHAT:
@@ -197,7 +197,7 @@ def _watchers(
         return table + watch.lines() + ([("answers", told)] if told else [])
 
     progress = Progress(run.output_dir, begin)
-    guard = Guard(run.run.get("max_hours"), finish.again(run))
+    guard = Guard(run.options.get("max_hours"), finish.again(run))
     for theirs in (PrinterCallback, ProgressCallback):
         trainer.remove_callback(theirs)
     for ours in (watch, progress, guard):

@@ -133,7 +133,7 @@ def after(
     ]
     folder = shown(plan.output_dir)
     what = "adapter" if paths.is_adapter(plan.output_dir) else "model"
-    kept = run_folder.checkpoints(plan.output_dir)
+    kept = run_folder.list_checkpoints(plan.output_dir)
     lines += [
         f"  {folder}/",
         f"    {what}, tokenizer, README.md (model card), training_args.bin (TRL's, a pickle)",

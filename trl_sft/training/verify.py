@@ -92,7 +92,7 @@ class Watch(TrainerCallback):
         self._let_go()
         if self.ran["end"]["unchanged"] and self._changed == 0 and self._moved > 0:
             message = f"the training failed: no trainable weight changed in {self._steps} steps; no model is saved"
-            raise errors.RunStopped(f"{message}: {_FINER}", errors.EXIT_FAILED)
+            raise errors.RunStopped(f"{message}: {_FINER}", errors.EXIT_TRAINING_FAILED)
 
     def lines(self) -> list[tuple[str, str]]:
         """Return what the first screen says."""

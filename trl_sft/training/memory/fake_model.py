@@ -135,7 +135,7 @@ def model(run: Run, known: Known, batch: Batch, kind: str, layers: int | None = 
         utils.add_fused_lm_head(base, outputs=_OUTPUTS)
         patches.repair(made)
         if kind != "cuda":
-            cpu_loss.install(made, run.run.get("logits_gib", cpu_loss.LOGITS_GIB))
+            cpu_loss.install(made, run.options.get("logits_gib", cpu_loss.LOGITS_GIB))
     if patches.get_attention_name(base.config.get_text_config()) == "sdpa":
         _attend(base, batch, kind, str(run.model.get("attn_implementation") or "sdpa"))
     return made

@@ -56,7 +56,7 @@ def measure(run: Run, ready: training_run.Ready, checked: fit.Checked) -> fit.Li
                 raise
             less = ", ".join(f"train.{name}: {value}" for name, value in finish.lighter(args).items())
             message = f"out of memory in the probe, with a batch of {checked.batch}\nWhat to try: {less}"
-            raise RunStopped(message, errors.EXIT_MEMORY) from error
+            raise RunStopped(message, errors.EXIT_OUT_OF_MEMORY) from error
         weights = [*trainer.model.parameters(), *trainer.model.buffers()]
         taken = _most(args) - before + sum({t.data_ptr(): t.numel() * t.element_size() for t in weights}.values())
     share = f", {checked.found.peak / taken:.0%} of it" if checked.found and not checked.found.missing else ""
