@@ -39,7 +39,7 @@ def key_sections() -> tuple[str, ...]:
 def build_keys() -> str:
     """Return all keys of a recipe as tables, one for the own keys and one for the owner's keys of each section."""
     versions = ", ".join(
-        f"{name} {fields.version(name)}" for name in ("trl", "transformers", "peft", "datasets", "torch")
+        f"{name} {fields.get_version(name)}" for name in ("trl", "transformers", "peft", "datasets", "torch")
     )
     lines = [f"Versions: {versions}.", ""]
     for section in key_sections():
@@ -55,7 +55,7 @@ def _section(section: str) -> Iterator[str]:
     yield from (f"### {title}", "")
     own = sections.OWN_KEYS.get(section, {})
     refused = sections.REFUSED.get(section, {})
-    known = keys.of(section)
+    known = keys.get_fields(section)
     if own:
         yield from ("Keys of trl_sft:", "", "| key | takes | |", "|---|---|---|")
         yield from (_row(section, name, with_default=False) for name in own)
@@ -73,11 +73,11 @@ def _section(section: str) -> Iterator[str]:
 
 def _row(section: str, name: str, *, with_default: bool) -> str:
     """Return one line of a table of keys."""
-    field = keys.of(section)[name]
-    cells = [f"`{name}`", _cell(_words_as_code(types.expected(field)))]
+    field = keys.get_fields(section)[name]
+    cells = [f"`{name}`", _cell(_words_as_code(types.describe(field)))]
     if with_default:
         cells.append(f"`{_cell(field.default)}`" if field.default else "")
-    cells.append(_cell(_shortened(keys.described(section, name))))
+    cells.append(_cell(_shortened(keys.get_help(section, name))))
     return "| " + " | ".join(cells) + " |"
 
 
@@ -117,7 +117,7 @@ def build_renamed() -> str:
 
 def _fate(section: str, name: str) -> str:
     """Return what becomes of an old name with the installed versions."""
-    if name in keys.of(section):
+    if name in keys.get_fields(section):
         return "a name of the installed version: used as it is"
     return _told(renamed_keys.RENAMED_KEYS[section][name])
 

@@ -77,12 +77,12 @@ def command_lines():
 
 
 def make_targets():
-    """Return (place, target) of every `make TARGET` in the guides."""
-    found = []
+    """Return (place, target) of every `make TARGET` in inline code and in shell blocks."""
+    lines = [(block.place, line) for block in blocks("sh") for line in block.text.splitlines()]
     for path in GUIDES:
-        text = path.read_text(encoding="utf-8")
-        found += [(name_of(path), target) for target in re.findall(r"(?:^|`)make ([a-z]+)", text, re.MULTILINE)]
-    return found
+        text = without_blocks(path.read_text(encoding="utf-8"))
+        lines += [(name_of(path), span) for span in re.findall(r"`(make [a-z]+)", text)]
+    return [(place, line.split()[1]) for place, line in lines if line.startswith("make ")]
 
 
 def links():
