@@ -20,7 +20,7 @@ from datasets import Dataset, Features, Json, List, Value
 from datasets.fingerprint import Hasher
 
 from trl_sft.data import formats, messages, text_files
-from trl_sft.data.code_digest import digest_code
+from trl_sft.data.code_digest import digest_code, get_fingerprint
 from trl_sft.errors import DataError, Fault, first_line
 from trl_sft.recipe.paths import FunctionLocation
 
@@ -66,7 +66,7 @@ def fingerprint(rows: Dataset, how: SourceFormat) -> str:
     The user's function counts with every module that came along when it was imported: the hash that
     datasets would make knows neither.
     """
-    return str(Hasher.hash([rows._fingerprint, CODE, how, _came_along(how.code) if how.code else []]))
+    return str(Hasher.hash([get_fingerprint(rows), CODE, how, _came_along(how.code) if how.code else []]))
 
 
 def convert(

@@ -19,6 +19,7 @@ import numpy as np
 from datasets import Dataset, Features, Value
 from datasets.fingerprint import Hasher
 
+from trl_sft.data.code_digest import get_fingerprint
 from trl_sft.data.messages import Message
 
 _SIGNS = re.compile(r"[-*/%.,:](?=\d)")
@@ -63,7 +64,7 @@ def keys(forms: Dataset) -> np.ndarray:
         batched=True,
         remove_columns=texts,
         features=Features({"key": Value("int64")}),
-        new_fingerprint=Hasher.hash([forms._fingerprint, "key 2"]),
+        new_fingerprint=Hasher.hash([get_fingerprint(forms), "key 2"]),
         desc="Comparing rows",
     )
     return np.asarray(found.data["key"].to_numpy())

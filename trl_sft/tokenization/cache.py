@@ -30,7 +30,7 @@ from trl import pack_dataset
 from trl_sft import run_folder
 from trl_sft.console import watched
 from trl_sft.data import code_digest
-from trl_sft.data.code_digest import digest_code
+from trl_sft.data.code_digest import digest_code, get_fingerprint, set_fingerprint
 from trl_sft.data.rows import CHAT
 from trl_sft.tokenization import chat_template, encode, render
 from trl_sft.tokenization.encode import EncodedBatch, Encoder
@@ -80,7 +80,7 @@ def made(work: Work, encoder: Encoder, recipe: Path) -> Tokens:
         _write(work, encoder, folder, parts)
     _remember(root, recipe, work.title, parts)
     rows = Dataset.from_file(str(folder / _ROWS))
-    rows._fingerprint = key  # datasets draws one by lot, and what follows would never be found again
+    set_fingerprint(rows, key)
     with (folder / _REJECTS).open(encoding="utf-8") as file:
         rejected = [json.loads(line) for line in file]
     again = ", every row checked anew" if work.thorough else ""
@@ -93,7 +93,7 @@ def in_memory(work: Work, encoder: Encoder) -> Tokens:
     made = list(batches(work, encoder))
     rows = Dataset(pa.Table.from_batches(map(_arrow, made), _SCHEMA))
     rejected = [row for batch in made for row in batch.rejected]
-    return Tokens(rows, rejected, "not cached", rows._fingerprint)
+    return Tokens(rows, rejected, "not cached", get_fingerprint(rows))
 
 
 def packed(made: Tokens, max_length: int, strategy: str, seed: int | None) -> Dataset:
@@ -205,7 +205,7 @@ def _parts(work: Work, encoder: Encoder) -> dict[str, str]:
         else []
     )
     given = {
-        "rows": work.forms._fingerprint,
+        "rows": get_fingerprint(work.forms),
         "order of the rows": hashlib.sha256(work.order.tobytes()).hexdigest(),
         "chat template": json.dumps([template, encoder.keywords], sort_keys=True, default=str),
         "tokenizer": learned + repr(sorted(tokenizer.special_tokens_map.items())),

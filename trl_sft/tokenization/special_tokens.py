@@ -75,8 +75,9 @@ def _reserved(tokenizer: PreTrainedTokenizerBase) -> Iterator[str]:
 def _rename(tokenizer: PreTrainedTokenizerBase, names: dict[str, str]) -> None:
     """Give reserved tokens new names, their ids as before.
 
-    tokenizers has no call for it, so the serialized form is changed where it names tokens: among the added
-    ones and in the model's vocabulary, https://huggingface.co/docs/tokenizers/api/tokenizer.
+    tokenizers 0.23 has no call for it, and transformers 5.17 to 5.23 no public way to set the backend. So the
+    serialized form is changed where it names tokens: among the added ones and in the model's vocabulary,
+    https://huggingface.co/docs/tokenizers/api/tokenizer.
     """
     old = {reserved: string for string, reserved in names.items()}
     form = json.loads(tokenizer.backend_tokenizer.to_str())
