@@ -106,12 +106,12 @@ def prepare_files(folder, text):
 def test_a_recipe_in_a_document_is_accepted(block, here, shipped):
     prepare_files(here, block.text)
     (here / "recipe.yaml").write_text(block.text, encoding="utf-8")
-    assert load_recipe("recipe.yaml").base.name
+    assert load_recipe("recipe.yaml").output_dir
 
 
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.name)
 def test_a_shipped_recipe_is_accepted_and_says_what_it_was_measured_with(path, shipped):
-    assert load_recipe(path).base.name
+    assert load_recipe(path).output_dir
     text = path.read_text(encoding="utf-8")
     assert [word for word in ("Goal", "Command", "Hardware", "Result") if f"\n# {word}: " not in text] == []
 

@@ -217,7 +217,9 @@ def test_every_file_of_a_run_folder_is_documented_with_its_keys(go, here):
     assert code == 0, err
     text = page("run-folder.md")
     files = {re.sub(r"-\d+$", "-N/", path.name) for path in (here / "out").iterdir()}
-    named = [value for name, value in vars(run_folder).items() if name.isupper() and isinstance(value, str)]
+    named = [
+        value for name, value in vars(run_folder).items() if re.fullmatch("[A-Z]+", name) and isinstance(value, str)
+    ]
     constants = {value for value in named if "." in value[1:]}
     assert {run_folder.RUN, run_folder.REJECTS} <= files & constants
     assert sorted((files | constants) - first_cells(text)) == []
