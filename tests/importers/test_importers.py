@@ -11,8 +11,9 @@ from transformers import AutoTokenizer
 
 from trl_sft import cli, load_recipe, train
 from trl_sft.errors import RecipeError
-from trl_sft.importers import openrlhf_flags, writer
-from trl_sft.importers.settings import today
+from trl_sft.importers import openrlhf, tables, writer
+from trl_sft.importers.recipe_parts import current_name
+from trl_sft.importers.settings import RecipeLine, Settings
 from trl_sft.recipe import processes
 from trl_sft.recipe import yaml_reader as reading
 from trl_sft.training import run as training_run
@@ -91,10 +92,13 @@ def test_openrlhf_command_becomes_a_recipe_that_trains_the_same(recipe, here):
         **{"lr_scheduler_type": "cosine_with_min_lr", "lr_scheduler_kwargs": {"min_lr_rate": 0.1}},
         **{"warmup_steps": 0.03, "weight_decay": 0.0, "adam_beta1": 0.9, "adam_beta2": 0.95, "max_grad_norm": 1.0},
         **{"dataloader_drop_last": True, "seed": 42, "bf16": True, "save_strategy": "no", "logging_steps": 1},
-        **{today("gradient_checkpointing"): True, today("gradient_checkpointing_kwargs"): {"use_reentrant": False}},
+        **{
+            current_name("gradient_checkpointing"): True,
+            current_name("gradient_checkpointing_kwargs"): {"use_reentrant": False},
+        },
     }
     assert run.output_dir == here / "checkpoint/llama3-8b-sft"
-    assert "eval_steps: -1: OpenRLHF evaluates nothing without --eval_dataset" in out
+    assert "eval_steps: -1 (OpenRLHF evaluates nothing without `--eval_dataset`.)" in out
     assert [fault.where.split()[-1] for fault in processes.check(run)] == ["launch.engine"]
 
 
@@ -167,7 +171,11 @@ def test_openrlhf_tokens_and_mask_are_those_of_its_data_set(recipe, here):
         ("", {"train.num_train_epochs": 2, "run.global_batch_size": 128, "train.bf16": False, "model.dtype": "auto"}),
         (
             "",
-            {f"train.{today('gradient_checkpointing')}": False, "train.learning_rate": 5e-6, "train.max_length": 2048},
+            {
+                f"train.{current_name('gradient_checkpointing')}": False,
+                "train.learning_rate": 5e-6,
+                "train.max_length": 2048,
+            },
         ),
     ],
 )
@@ -205,7 +213,7 @@ def test_openrlhf_pretraining_and_several_sources(recipe):
     assert (first.weight, second.weight, second.load_kwargs) == (0.7, 0.3, {"data_dir": "sub"})
     assert (first.format, first.rename) == ("text", {"body": "text"})
     assert "loss_on" not in run.data
-    assert "no end token after a text" in " ".join(out.replace("#", "").split())
+    assert "no end-of-text token after a text" in " ".join(out.replace("#", "").split())
 
 
 @pytest.mark.parametrize(
@@ -213,14 +221,14 @@ def test_openrlhf_pretraining_and_several_sources(recipe):
     [
         ("--dataset X --output_key a", "--pretrain"),
         ("--pretrain m --output_key a", "--dataset"),
-        ("--pretrain m --dataset X", "--output_key\n    not given"),
+        ("--pretrain m --dataset X", "--output_key\n    the flag is missing"),
         ("--pretrain m --dataset X --output_key a --max_len many", "--max_len\n    invalid int value: 'many'"),
         ("--pretrain m --dataset X --output_key a --max_len", "--max_len\n    expected one argument"),
-        ("--pretrain m --dataset X --output_key a --learning_rate -1 stray", '"stray": no flag'),
+        ("--pretrain m --dataset X --output_key a --learning_rate -1 stray", '"stray" is not a flag'),
         ("--pretrain m --dataset X --output_key a --zero_stage 4", "--zero_stage launch.engine\n    4 (whole number)"),
         ("--pretrain m --dataset X --output_key a --lr_warmup_ratio 2", "--lr_warmup_ratio"),
         ("--pretrain m --dataset X --output_key a --train_batch_size 0", "--train_batch_size run.global_batch_size"),
-        ("--pretrain m --dataset X --output_key a --input_template '{} {}'", "2 places for a prompt"),
+        ("--pretrain m --dataset X --output_key a --input_template '{} {}'", "has 2 places for a prompt"),
         (
             "--pretrain m --dataset ./gone.jsonl --output_key a",
             "--dataset data.train.path\n    ./gone.jsonl: no such file",
@@ -238,23 +246,33 @@ def test_unknown_setting_is_a_comment_and_a_note(imports):
     flags = "--pretrain m --dataset X --output_key a --max_samplez 3 --brand_new a b"
     code, out, err = imports("openrlhf", flags)
     assert code == 0
-    assert "# - max_samplez: 3: no name that is known here; nearest: max_samples" in out.replace('"', "")
-    assert "trl_sft: --max_samplez: no name that is known here; nearest: max_samples" in err
+    assert '# - max_samplez: "3" (trl_sft does not know this setting. Did you mean `max_samples`?)' in out
+    assert "trl_sft: --max_samplez: trl_sft does not know this setting. Did you mean `max_samples`?" in err
     assert "trl_sft: --brand_new" in err
 
 
-def test_every_openrlhf_flag_is_a_line_or_told(here):
-    basic = {"pretrain": "m", "dataset": "X", "output_key": "a"}
-    for name, flag in openrlhf_flags.FLAGS.items():
+def outcomes_of(name, tool, settings):
+    """The outcomes that come from one setting."""
+    outcomes = writer.all_outcomes(writer.TOOLS[tool], settings)
+    return [
+        outcome
+        for outcome in outcomes
+        if name in (outcome.names if isinstance(outcome, RecipeLine) else [outcome.name])
+    ]
+
+
+def test_every_openrlhf_flag_has_an_outcome(here):
+    required = {"pretrain": "m", "dataset": "X", "output_key": "a"}
+    for name, entry in tables.load("openrlhf").entries.items():
         if name == "dataset_probs":
             continue  # tried with several sources
-        value = {bool: [], int: ["1"], float: ["0.5"], str: ["fp16" if "dtype" in name else "x"]}[flag.type]
-        words = [f"--{key}={value}" for key, value in basic.items() if key != name]
-        given = openrlhf_flags.read([*words, f"--{name}", *value * (flag.nargs if isinstance(flag.nargs, int) else 1)])
-        items = writer.complete(writer.TOOLS["openrlhf"], given)
-        told = [item for item in items if name in (item.names if isinstance(item, writer.Line) else (item.name,))]
-        assert told, name
-        assert all(getattr(item, "why", "") != "no name that is known here" for item in told), name
+        text = "fp16" if "dtype" in name else "x"
+        value = {"switch": [], "int": ["1"], "float": ["0.5"], "str": [text]}[entry.type]
+        count = entry.nargs if isinstance(entry.nargs, int) else 1
+        words = [f"--{other}={value}" for other, value in required.items() if other != name]
+        outcomes = outcomes_of(name, "openrlhf", openrlhf.read([*words, f"--{name}", *value * count]))
+        assert outcomes, name
+        assert not [outcome for outcome in outcomes if "does not know" in getattr(outcome, "reason", "")], name
 
 
 def test_recipe_is_written_beside_nothing_that_stands_there(imports, here):
@@ -264,7 +282,7 @@ def test_recipe_is_written_beside_nothing_that_stands_there(imports, here):
     assert load_recipe("sub.yaml").sources["train"][0].location.files == ((here / "rows.jsonl").resolve(),)
     code, _, err = imports("openrlhf", flags, "-o", "sub.yaml")
     assert code == 2
-    assert "exists already" in err
+    assert "the file exists and is not overwritten" in err
     (here / "deep").mkdir()
     assert imports("openrlhf", flags, "-o", "deep/r.yaml")[0] == 0
     assert load_recipe("deep/r.yaml").sources["train"][0].location.files == ((here / "rows.jsonl").resolve(),)
@@ -365,7 +383,7 @@ def test_alignment_handbook_mixture(recipe):
     assert run.sources["train"][0].load_kwargs == {"name": "all", "split": "train[:30%]"}
     assert run.data["eval_fraction"] == 0.1
     assert "SECRET" not in out
-    for words in ("columns of a/b", "chat_template_kwargs of a row", "seed of the mixture"):
+    for words in ("`columns` of a/b", "`chat_template_kwargs` of a row", "the mixture's own seed"):
         assert words in " ".join(out.replace("#", "").split())
 
 
@@ -384,8 +402,8 @@ def test_alignment_handbook_file_becomes_a_recipe(recipe, imports):
     }.items() <= run.train.items()
     assert run.options == {"overwrite": True}
     err = imports("alignment-handbook", HANDBOOK)[2]
-    assert "config.yaml:5 chat_template: write the template to a file" in err
-    assert "not_a_name: no name that is known here" in err
+    assert "config.yaml:5 chat_template: Write the template to a file" in err
+    assert "not_a_name: trl_sft does not know this setting" in err
     for name in ("do_eval", "chat_template", "not_a_name"):
         assert f"# - {name}: " in out
 
@@ -449,7 +467,7 @@ def test_axolotl_file_becomes_a_recipe(recipe, imports):
         **{"num_train_epochs": 2, "max_length": 2048, "packing": True, "eval_packing": True, "learning_rate": 2e-4},
         **{"weight_decay": 0.0, "lr_scheduler_type": "cosine", "optim": "adamw_bnb_8bit", "warmup_steps": 0.1},
         **{"eval_strategy": "steps", "eval_steps": 0.125, "save_strategy": "steps", "save_steps": 0.5},
-        **{"save_total_limit": 4, "report_to": ["wandb"], today("gradient_checkpointing"): True},
+        **{"save_total_limit": 4, "report_to": ["wandb"], current_name("gradient_checkpointing"): True},
     }
     assert run.model == {"attn_implementation": "flash_attention_2", "dtype": "bfloat16"}
     assert run.lora == {"r": 32, "lora_alpha": 16, "lora_dropout": 0.05, "target_modules": ["gate_proj", "down_proj"]}
@@ -468,10 +486,10 @@ def test_axolotl_file_becomes_a_recipe(recipe, imports):
         "lora_rr",
     ):
         assert f"# - {name}" in out, name
-    assert "breaks the line after ### Response:" in out
+    assert "breaks the line after `### Response:`" in out
     err = imports("axolotl", AXOLOTL)[2]
-    assert "config.yaml:48 lora_rr: no name that is known here; nearest: lora_r" in err
-    assert "config.yaml:47 lisa_n_layers: not built in this version" in err
+    assert "config.yaml:48 lora_rr: trl_sft does not know this setting. Did you mean `lora_r`?" in err
+    assert "config.yaml:47 lisa_n_layers: trl_sft does not support this setting." in err
 
 
 def axolotl(**more):
@@ -492,7 +510,7 @@ def test_axolotl_defaults_are_carried_over(recipe):
         },
         **{"max_length": 512, "learning_rate": 5e-5, "weight_decay": 0.0, "lr_scheduler_type": "cosine"},
         **{"optim": "adamw_torch_fused", "warmup_steps": 0.03, "save_strategy": "epoch", "save_total_limit": 4},
-        today("gradient_checkpointing"): False,
+        current_name("gradient_checkpointing"): False,
     }
     assert run.sources["train"][0].rename == {"answer": "text"}
     assert out.count("axolotl's default") >= 10
@@ -519,7 +537,7 @@ OWN = {"format": "[{instruction}]", "field_instruction": "question", "field_outp
         ({"lr_scheduler": "rex"}, {"train.lr_scheduler_type": "cosine"}),
         ({"optimizer": "muon"}, {"train.optim": None}),
         ({"test_datasets": [{"path": "rows.jsonl", "type": "completion"}], "eval_steps": 5}, {"train.eval_steps": 5}),
-        ({"gradient_checkpointing": "offload"}, {f"train.{today('gradient_checkpointing')}": True}),
+        ({"gradient_checkpointing": "offload"}, {f"train.{current_name('gradient_checkpointing')}": True}),
         ({"auto_resume_from_checkpoints": True}, {"run.resume": "auto"}),
         ({"fsdp_config": {"offload_params": True}}, {"launch.engine": "fsdp"}),
         (
@@ -555,12 +573,12 @@ def test_axolotl_settings_are_carried_over(recipe, more, expected):
 @pytest.mark.parametrize(
     ("more", "told"),
     [
-        ({"rl": "dpo"}, "config.yaml:1 rl\n    rl: dpo"),
-        ({"adapter": "ia3"}, "lora or qlora"),
-        ({"datasets": None}, "no rows are named"),
-        ({"base_model": None}, "no model is named"),
+        ({"rl": "dpo"}, 'config.yaml:1 rl\n    "dpo"'),
+        ({"adapter": "ia3"}, "`lora` or `qlora`"),
+        ({"datasets": None}, "the settings name no training rows"),
+        ({"base_model": None}, "the settings name no model"),
         ({"sequence_len": "long"}, 'sequence_len train.max_length\n    "long" (text)'),
-        ({"datasets": [{"type": "alpaca"}]}, "a data set without a path"),
+        ({"datasets": [{"type": "alpaca"}]}, "a data set has no path"),
     ],
 )
 def test_axolotl_value_that_cannot_be_read_is_told_by_its_line(imports, more, told):
@@ -639,7 +657,10 @@ def test_llamafactory_file_becomes_a_recipe(recipe, factory):
         **{"report_to": "none", "per_device_train_batch_size": 1, "gradient_accumulation_steps": 8, "bf16": True},
         **{"learning_rate": 1e-4, "num_train_epochs": 3.0, "lr_scheduler_type": "cosine", "warmup_steps": 0.1},
         **{"ddp_timeout": 180000000, "per_device_eval_batch_size": 1, "eval_strategy": "steps", "eval_steps": 500},
-        **{today("gradient_checkpointing"): True, today("gradient_checkpointing_kwargs"): {"use_reentrant": True}},
+        **{
+            current_name("gradient_checkpointing"): True,
+            current_name("gradient_checkpointing_kwargs"): {"use_reentrant": True},
+        },
     }
     assert run.lora == {"r": 8, "lora_alpha": 16, "lora_dropout": 0.0, "target_modules": "all-linear"}
     assert run.data == {"eval_fraction": 0.1, "loss_on": "assistant"}
@@ -670,7 +691,7 @@ def test_llamafactory_file_becomes_a_recipe(recipe, factory):
         ({"mask_history": True}, {"data.loss_on": "last_turn"}),
         ({"neat_packing": True}, {"train.packing": True}),
         ({"flash_attn": "fa2"}, {"model.attn_implementation": "flash_attention_2"}),
-        ({"disable_gradient_checkpointing": True}, {f"train.{today('gradient_checkpointing')}": False}),
+        ({"disable_gradient_checkpointing": True}, {f"train.{current_name('gradient_checkpointing')}": False}),
         ({"dataset": "renamed"}, {"data.train": {"path": "data/identity.json", "format": "alpaca", "wording": "chat"}}),
         ({"dataset": "openai"}, {"data.train": {"path": "org/openai", "format": "messages", "wording": "chat"}}),
         ({"dataset": "identity,chats", "mix_strategy": "interleave_over", "interleave_probs": "0.3,0.7"}, {}),
@@ -704,20 +725,20 @@ def test_settings_that_change_nothing_are_left_out_with_the_reason(recipe, facto
     run, out = recipe("llamafactory", {"model_name_or_path": "m", "dataset": "identity"} | more)
     left_out = {"num_train_epochs", "per_device_eval_batch_size", "save_steps", "warmup_steps"}
     assert not left_out & set(run.train)
-    assert "# - num_train_epochs: 3.0: it changes nothing, max_steps: 5" in out
-    assert "# - per_device_eval_batch_size: 1: no rows are held out" in out
+    assert "# - num_train_epochs: 3.0 (It has no effect with `max_steps: 5`.)" in out
+    assert "# - per_device_eval_batch_size: 1 (It has no effect without an evaluation set.)" in out
 
 
 @pytest.mark.parametrize(
     ("more", "told"),
     [
         ({"stage": "dpo"}, "config.yaml:1 stage"),
-        ({"finetuning_type": "freeze"}, "lora or full"),
-        ({"dataset": "identityy"}, "identityy: not in dataset_info.json"),
-        ({"dataset": "pairs"}, "pairs to rank"),
+        ({"finetuning_type": "freeze"}, "`lora` or `full`"),
+        ({"dataset": "identityy"}, "dataset_info.json has no data set identityy"),
+        ({"dataset": "pairs"}, "pairs of answers to rank"),
         ({"dataset_dir": "gone"}, "gone/dataset_info.json: No such file"),
-        ({"quantization_bit": 3}, "4 or 8 bits by bnb"),
-        ({"dataset": None}, "no rows are named"),
+        ({"quantization_bit": 3}, "4 or 8 bits by `bnb`"),
+        ({"dataset": None}, "the settings name no training rows"),
     ],
 )
 def test_llamafactory_value_that_cannot_be_read_is_told(imports, factory, more, told):
@@ -750,7 +771,7 @@ def test_llamafactory_dataset_info_beside_the_settings_is_found(here, factory, c
 def test_dataset_info_of_another_tool_is_refused(imports, here):
     code, _, err = imports("trl", {"model_name_or_path": "m", "dataset_name": "X"}, "--dataset-info", "x.json")
     assert code == 2
-    assert "--dataset-info\n    a file of LLaMA-Factory's beside trl" in err
+    assert "--dataset-info\n    trl has no such file, only LLaMA-Factory has" in err
 
 
 BASIC = {
@@ -763,18 +784,16 @@ BASIC = {
 
 
 @pytest.mark.parametrize("tool", BASIC)
-def test_every_known_name_of_any_kind_is_a_line_or_told(tool):
+def test_every_known_setting_has_an_outcome_for_values_of_every_type(tool):
     for name in writer.TOOLS[tool].names():
         for value in (True, 1, 0.5, "x", ["x"], {"x": "y"}, [{"path": 1, "type": ["a"]}]):
-            given = writer.foreign.Given(BASIC[tool] | {name: value}, str)
             try:
-                items = writer.complete(writer.TOOLS[tool], given)
+                outcomes = outcomes_of(name, tool, Settings(BASIC[tool] | {name: value}, str))
             except RecipeError as error:
                 assert error.faults[0].where == name, (name, value)  # noqa: PT017 (it may also be carried over)
                 continue
-            told = [item.names if isinstance(item, writer.Line) else (item.name,) for item in items]
-            assert any(name in names for names in told), (name, value)
-            assert not [item for item in items if getattr(item, "why", "").startswith("no name")], name
+            assert outcomes, (name, value)
+            assert not [outcome for outcome in outcomes if "does not know" in getattr(outcome, "reason", "")], name
 
 
 def test_imported_recipes_bring_rows_to_tokens_here(recipe, factory, here):

@@ -1,242 +1,360 @@
-"""What a file for axolotl means.
+"""What the settings of an axolotl file become.
 
-Names and defaults are those of axolotl/utils/schemas and axolotl/core/builders in 0.19.0. In: its settings. Out:
-lines of a recipe; a default of axolotl that trains something else than ours is a line too. What its data sets
-mean stands in `axolotl_rows`.
+Input: the settings. Output: lines of a recipe, and reasons for the settings that need none. A default of axolotl that
+trains something else than trl_sft's is a line too. Names, defaults and most notes stand in `axolotl.yaml`, which also
+names the release; the code here follows its sources.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator
+from collections.abc import Iterator
 from typing import Any
 
-from trl_sft.importers import axolotl_rows
-from trl_sft.importers.axolotl_names import ABSENT, LEFT, LORA, NOTES, OTHER, SAME
-from trl_sft.importers.settings import Given, Item, Left, RecipeLine, engine_of, left, refuse, renamed, today
+from trl_sft.importers import recipe_parts, tables
+from trl_sft.importers.settings import OmittedSetting, Outcome, RecipeLine, Settings, join_sentences
+from trl_sft.importers.tables import Table
+from trl_sft.recipe import paths
 from trl_sft.recipe.upstream import keys, types
+from trl_sft.recipe.yaml_reader import format_value
 
-_DEFAULT = "axolotl's default"
-_ATTENTION = {
-    **{"flash_attention": "flash_attention_2", "sdp_attention": "sdpa", "eager_attention": "eager"},
-    "flex_attention": "flex_attention",
+_SOURCE_KEYS = ("name", "split", "revision")  # keys of a data set that `data.train` has too
+# keys of a data set that say how its rows become text, and are read below
+_READ_KEYS = {
+    *("path", "type", "ds_type", "data_files", "field", "field_messages", "message_property_mappings", "chat_template"),
+    *("message_field_role", "message_field_content", "roles_to_train", "train_on_eos", "chat_template_jinja"),
+    *("conversation", "trust_remote_code", *_SOURCE_KEYS),
 }
+_TOKENS = ("bos_token", "eos_token", "pad_token", "unk_token")
 
 
-def names() -> Collection[str]:
-    """Return every name that is known here."""
-    return {*SAME, *LEFT, *ABSENT, *OTHER, *axolotl_rows.NAMES}
+def _table() -> Table:
+    """Return the table of axolotl's settings."""
+    return tables.load("axolotl")
 
 
-def lines(given: Given) -> Iterator[Item]:
-    """Yield what became of each setting, and the defaults that matter. Raises RecipeError."""
+def names() -> set[str]:
+    """Return every setting that is known here."""
+    return set(_table().entries)
+
+
+def outcomes(settings: Settings) -> Iterator[Outcome]:
+    """Yield what becomes of each setting, and the lines for axolotl's defaults.
+
+    Raises:
+        RecipeError: A value that a recipe needs is missing or cannot be converted.
+    """
+    table = _table()
     for name in ("rl", "reward_model", "process_reward_model"):
-        if given.get(name):
-            raise refuse(
-                given, name, f"{name}: {given.get(name)}", "a file for supervised fine-tuning: trl_sft does that alone"
-            )
-    yield from renamed(given, SAME, NOTES)
-    yield from left(given, LEFT)
-    for name in ABSENT:
-        if given.get(name):
-            yield Left(name, "not built in this version", aloud=True)
-    yield from _model(given)
-    yield from _adapter(given)
-    yield from axolotl_rows.lines(given)
-    yield from _batch(given)
-    yield from _precision(given)
-    yield from _rhythm(given)
-    yield from _launch(given)
+        if settings.get(name):
+            problem = f"{format_value(settings.get(name))}: trl_sft does supervised fine-tuning only"
+            raise settings.error(name, problem, "Import a file for supervised fine-tuning.")
+    if not settings.has("base_model"):
+        raise recipe_parts.missing_model(settings, "base_model", "Set `base_model` to a folder or a hub id.")
+    yield from table.outcomes(settings)
+    yield from _model(settings, table)
+    yield from _adapter(settings, table)
+    yield from _data(settings, table)
+    yield from _loss(settings)
+    yield from _chat_template(settings, table)
+    yield from _optimizer(settings, table)
+    yield from _precision(settings)
+    yield from _gradient_checkpointing(settings, table)
+    yield from _warmup(settings, table)
+    yield from _evaluation(settings, table)
+    yield from _checkpoints(settings, table)
+    if trackers := settings.switched_on(table.words["trackers"]):
+        values = dict.fromkeys(table.words["trackers"][name] for name in trackers)
+        yield RecipeLine(("train", "report_to"), list(values), trackers)
+    fsdp = bool(settings.get("fsdp") or settings.get("fsdp_config"))
+    config_note = "These are axolotl's keys. Remove the prefix `fsdp_` from each."
+    yield from recipe_parts.launch(settings, fsdp=fsdp, config_note=config_note)
 
 
-def _line(given: Given, key: str, name: str, default: Any, note: str = "") -> RecipeLine:
-    """Return the line of a setting, or of axolotl's default."""
-    written = given.get(name) is not None
-    said = "; ".join(filter(None, (note, "" if written else _DEFAULT)))
-    return RecipeLine(tuple(key.split(".")), given.get(name, default), (name,) if written else (), said)
-
-
-def _model(given: Given) -> Iterator[Item]:
-    if given.get("base_model") is None:
-        raise refuse(given, "base_model", "no model is named", "base_model: FOLDER or HUB ID")
-    for name, value in _ATTENTION.items():
-        if given.get(name) and given.get("attn_implementation") is None:
-            yield RecipeLine(("model", "attn_implementation"), value, (name,))
-    for name in ("xformers_attention", "sage_attention"):
-        if given.get(name):
-            yield Left(name, "transformers has no such attention: model.attn_implementation takes its names")
-    for name, value in (given.get("special_tokens") or {}).items():
-        if name in ("bos_token", "eos_token", "pad_token", "unk_token"):
-            yield RecipeLine(("tokenizer", name), value, ("special_tokens",))
+def _model(settings: Settings, table: Table) -> Iterator[Outcome]:
+    """Yield the attention and the special tokens."""
+    for name in settings.switched_on(table.words["attention"]):
+        if not settings.has("attn_implementation"):
+            yield RecipeLine(("model", "attn_implementation"), table.words["attention"][name], (name,))
+    for token, value in (settings.get("special_tokens") or {}).items():
+        if token in _TOKENS:
+            yield RecipeLine(("tokenizer", token), value, ("special_tokens",))
         else:
-            yield Left("special_tokens", f"{name}: not built in this version", aloud=True)
+            yield OmittedSetting("special_tokens", f"trl_sft does not support `{token}` here.", warn=True)
 
 
-def _adapter(given: Given) -> Iterator[Item]:
-    adapter = given.get("adapter")
-    if adapter not in (None, "lora", "qlora"):
-        raise refuse(given, "adapter", f"adapter: {adapter}", "lora or qlora; trl_sft builds no other")
-    if given.get("lora_model_dir"):
-        why = "an adapter that training goes on with is the model here: model.name_or_path: its folder, and no lora:"
-        yield Left("lora_model_dir", why, aloud=True)
+def _adapter(settings: Settings, table: Table) -> Iterator[Outcome]:
+    """Yield the sections `lora:` and `quantization:`."""
+    adapter = settings.get("adapter")
     if adapter is None:
         return
-    for name, target in LORA.items():
-        if given.get(name) not in (None, [], False):
-            yield RecipeLine(("lora", target), given.get(name), (name, "adapter"))
-    if given.get("lora_dropout") is None:
-        yield RecipeLine(("lora", "lora_dropout"), 0.0, ("adapter",), _DEFAULT)
-    modules = given.get("lora_target_modules")
-    if given.get("lora_target_linear"):
-        more = "; lora_target_modules are among them" if modules else ""
-        yield RecipeLine(
-            ("lora", "target_modules"),
-            "all-linear",
-            ("lora_target_linear", "lora_target_modules"),
-            "all but the head" + more,
-        )
+    if adapter not in ("lora", "qlora"):
+        problem = f"{format_value(adapter)}: trl_sft trains no such adapter"
+        raise settings.error("adapter", problem, "Write `lora` or `qlora`.")
+    for line in table.lines(settings, "lora"):
+        if line.value is not False and line.value != []:
+            yield line._replace(names=(*line.names, "adapter"))
+    modules = settings.get("lora_target_modules")
+    if settings.get("lora_target_linear"):
+        more = "The layers of `lora_target_modules` are among them." if modules else ""
+        note = join_sentences("These are all linear layers except the head.", more)
+        names = settings.having("lora_target_linear", "lora_target_modules")
+        yield RecipeLine(("lora", "target_modules"), "all-linear", names, note)
     elif modules:
         yield RecipeLine(("lora", "target_modules"), modules, ("lora_target_modules",))
-    kinds = {"qlora": "load_in_4bit", "lora": "load_in_8bit"}
-    if given.get(kinds[adapter]):
-        yield RecipeLine(("quantization", kinds[adapter]), True, (kinds[adapter], "adapter"))
-    if adapter == "qlora" and given.get("load_in_4bit"):
-        extra = {"bnb_4bit_quant_type": "nf4", "bnb_4bit_use_double_quant": True} | (
-            given.get("bnb_config_kwargs") or {}
-        )
-        for name, value in extra.items():
-            yield RecipeLine(
-                ("quantization", name),
-                value,
-                ("bnb_config_kwargs",) if given.get("bnb_config_kwargs") else (),
-                _DEFAULT,
+    switch = "load_in_4bit" if adapter == "qlora" else "load_in_8bit"
+    if not settings.get(switch):
+        return
+    yield RecipeLine(("quantization", switch), True, (switch, "adapter"))
+    if adapter == "qlora":
+        defaults = {"bnb_4bit_quant_type": "nf4", "bnb_4bit_use_double_quant": True}
+        names = settings.switched_on(["bnb_config_kwargs"])
+        for key, value in (defaults | (settings.get("bnb_config_kwargs") or {})).items():
+            yield RecipeLine(("quantization", key), value, names, table.default_note)
+
+
+def _data(settings: Settings, table: Table) -> Iterator[Outcome]:
+    """Yield the training rows, the evaluation set, and what happens to long rows."""
+    name, entries = _data_sets(settings)
+    notes: list[str] = []
+    sources = [_source(settings, name, entry, notes=notes) for entry in entries]
+    if name == "pretraining_dataset":
+        sources = [source | {"streaming": True} if isinstance(source, dict) else source for source in sources]
+    note = join_sentences(*notes)
+    yield RecipeLine(("data", "train"), recipe_parts.data_sources(sources), (name, "streaming"), note)
+    if settings.get("test_datasets"):
+        entries = _entries(settings.get("test_datasets"))
+        sources = [_source(settings, "test_datasets", entry, notes=[]) for entry in entries]
+        yield RecipeLine(("data", "eval"), recipe_parts.data_sources(sources), ("test_datasets",))
+    yield from recipe_parts.eval_fraction(settings, "val_set_size")
+    word = table.words["overlong"].get(settings.get("excess_length_strategy", "drop"))
+    names = settings.having("excess_length_strategy")
+    yield RecipeLine(("data", "overlong"), word, names, "" if names else table.default_note)
+
+
+def _data_sets(settings: Settings) -> tuple[str, list[dict[str, Any]]]:
+    """Return the setting that names the training rows, and its data sets."""
+    for name in ("datasets", "pretraining_dataset"):
+        if settings.get(name):
+            return name, _entries(settings.get(name))
+    fix = "Add `datasets: [{path: FILE or HUB ID, type: chat_template}]`."
+    raise recipe_parts.missing_rows(settings, "datasets", fix)
+
+
+def _entries(value: Any) -> list[dict[str, Any]]:
+    """Return data sets as a list of mappings: axolotl takes a list, a single mapping, or a path."""
+    entries = value if isinstance(value, list) else [value]
+    return [entry if isinstance(entry, dict) else {"path": str(entry), "type": "pretrain"} for entry in entries]
+
+
+def _source(settings: Settings, name: str, entry: dict[str, Any], *, notes: list[str]) -> Any:
+    """Return one source of `data.train`; `notes` takes sentences on what differs."""
+    path = entry.get("path")
+    if not isinstance(path, str):
+        raise settings.error(name, "a data set has no path", "Set its `path` to a file, a folder or a hub id.")
+    path = recipe_parts.data_path(path, entry.get("data_files"), notes)
+    unread = [key for key in sorted(set(entry) - _READ_KEYS) if entry[key] is not None]
+    notes += [f"trl_sft does not support `{key}` of {path}." for key in unread]
+    same = {key: entry.get(key) for key in _SOURCE_KEYS}
+    same["split"] = recipe_parts.unless_train(same["split"])
+    return recipe_parts.data_source(path, **same, **_row_format(entry, notes))
+
+
+def _row_format(entry: dict[str, Any], notes: list[str]) -> dict[str, Any]:
+    """Return the keys of a source that say how its rows become text."""
+    kind = entry.get("type")
+    if isinstance(kind, dict):
+        return {"wording": _wording(kind, notes)}
+    word = str(kind or "").partition(":")[0]
+    if word in ("chat_template", "sharegpt") or (word == "" and entry.get("field_messages")):
+        return _chat_format(entry, word)
+    if word in ("completion", "pretrain"):
+        column = entry.get("field") or entry.get("text_column") or "text"
+        if word == "completion":
+            notes.append(
+                "axolotl splits a long text into rows of sequence_len tokens. trl_sft follows `data.overlong`."
             )
+        return {"format": "text", "rename": recipe_parts.rename({column: "text"})}
+    if word == "alpaca":
+        notes.append("axolotl breaks the line after `### Response:`. The wording alpaca does not.")
+        return {"format": "alpaca", "wording": "alpaca"}
+    notes.append(f"axolotl words rows of type {kind} in its own way. Check `wording` with `preview` before you train.")
+    return {"format": "question_answer" if word == "alpaca_chat.load_qa" else ""}
 
 
-def _batch(given: Given) -> Iterator[Item]:
-    yield _line(given, "train.per_device_train_batch_size", "micro_batch_size", 1)
-    steps = given.get("gradient_accumulation_steps")
-    if steps is None and given.get("batch_size"):
-        steps = given.get("batch_size") // given.get("micro_batch_size", 1)
-        yield RecipeLine(
-            ("train", "gradient_accumulation_steps"), steps, ("batch_size",), "batch_size / micro_batch_size"
-        )
+def _chat_format(entry: dict[str, Any], word: str) -> dict[str, Any]:
+    """Return the keys of a source of chats, whose messages have role and content, or from and value."""
+    mapping = entry.get("message_property_mappings") or {}
+    role = mapping.get("role", entry.get("message_field_role") or ("from" if word == "sharegpt" else "role"))
+    column = entry.get("field_messages") or ("conversations" if word == "sharegpt" else "messages")
+    row_format, name = ("sharegpt", "conversations") if role == "from" else ("messages", "messages")
+    return {"format": row_format, "wording": "chat", "rename": recipe_parts.rename({column: name})}
+
+
+def _wording(kind: dict[str, Any], notes: list[str]) -> dict[str, str]:
+    """Return the wording of a type that the file itself defines."""
+    columns = {name: kind.get(f"field_{name}") or name for name in ("instruction", "input", "output")}
+    prompt = kind.get("format") or "{instruction} {input} "
+    if kind.get("no_input_format") and "{input}" in prompt:
+        notes.append("trl_sft does not support `no_input_format`. Rows without an input get the same wording.")
+    for name in ("instruction", "input"):
+        prompt = prompt.replace(f"{{{name}}}", f"{{{columns[name]}}}")
+    if kind.get("system_prompt"):
+        system = str(kind["system_prompt"]).replace("{", "{{").replace("}", "}}")
+        prompt = (kind.get("system_format") or "{system}").replace("{system}", system) + prompt
+    return {"prompt": prompt, "completion": f"{{{columns['output']}}}"}
+
+
+def _loss(settings: Settings) -> Iterator[Outcome]:
+    """Yield which tokens carry loss."""
+    if settings.get("train_on_inputs"):
+        yield RecipeLine(("data", "loss_on"), "all", ("train_on_inputs",))
+    elif settings.has("train_on_inputs"):
+        yield OmittedSetting("train_on_inputs", "The value false is the default: only answers carry loss.")
+    for entry in _data_sets(settings)[1]:
+        roles, eos = entry.get("roles_to_train"), entry.get("train_on_eos")
+        if roles not in (None, ["assistant"], ["gpt"]):
+            reason = "trl_sft trains the turns of the assistant, or all turns with `data.loss_on: all`."
+            yield OmittedSetting("roles_to_train", f"The value was {format_value(roles)}. {reason}", warn=True)
+        if eos not in (None, "turn"):
+            reason = "trl_sft trains the end-of-turn token of every trained turn."
+            yield OmittedSetting("train_on_eos", f"The value was {format_value(eos)}. {reason}", warn=True)
+
+
+def _chat_template(settings: Settings, table: Table) -> Iterator[Outcome]:
+    """Yield the chat template: that of the file, or else that of its first data set that has one."""
+    names = settings.switched_on(["chat_template", "chat_template_jinja"])
+    place = settings.values
+    if not names:
+        names = ("datasets",)
+        entries = _data_sets(settings)[1]
+        place = next((entry for entry in entries if entry.get("chat_template") or entry.get("chat_template_jinja")), {})
+    template, jinja = place.get("chat_template"), place.get("chat_template_jinja")
+    key = ("tokenizer", "chat_template")
+    if isinstance(jinja, str) and jinja and "{" not in jinja:
+        yield RecipeLine(key, jinja, names)
+    elif jinja:
+        reason = "Write the template to a file and set `tokenizer.chat_template: FILE.jinja`."
+        yield OmittedSetting("chat_template_jinja", reason, warn=True)
+    elif template == "tokenizer_default":
+        yield OmittedSetting("chat_template", "The template of the tokenizer is the default.")
+    elif template:
+        short = str(template).removeprefix("tokenizer_default_fallback_")
+        name = table.words["templates"].get(short, short)
+        if name in paths.list_templates():
+            note = "" if short == template else "axolotl uses it only if the tokenizer has no template."
+            yield RecipeLine(key, name, names, note)
+        else:
+            reason = f"trl_sft has no template {format_value(template)} and uses the tokenizer's."
+            yield OmittedSetting("chat_template", reason, warn=True)
+
+
+def _optimizer(settings: Settings, table: Table) -> Iterator[Outcome]:
+    """Yield packing, gradient accumulation, the schedule and the optimizer."""
+    note = "Packed documents do not see each other, in axolotl either." if settings.get("sample_packing") else ""
+    yield table.line(settings, "train.packing", "sample_packing", note=note)
+    key = ("train", "gradient_accumulation_steps")
+    if settings.has("gradient_accumulation_steps"):
+        yield RecipeLine(key, settings.get("gradient_accumulation_steps"), ("gradient_accumulation_steps",))
+    elif settings.get("batch_size"):
+        steps = settings.get("batch_size") // settings.get("micro_batch_size", 1)
+        yield RecipeLine(key, steps, ("batch_size",), "This is batch_size / micro_batch_size.")
     else:
-        yield _line(given, "train.gradient_accumulation_steps", "gradient_accumulation_steps", 1)
-    yield _line(given, "train.num_train_epochs", "num_epochs", 1.0)
-    yield _line(given, "train.max_length", "sequence_len", 512)
-    yield _line(
-        given,
-        "train.packing",
-        "sample_packing",
-        False,
-        "documents do not see each other, in axolotl neither" if given.get("sample_packing") else "",
-    )
-    yield _line(given, "train.learning_rate", "learning_rate", 5e-5)
-    yield _line(given, "train.weight_decay", "weight_decay", 0.0)
-    schedule = given.get("lr_scheduler", "cosine")
+        yield RecipeLine(key, 1, (), table.default_note)
+    schedule = settings.get("lr_scheduler")
     if schedule in ("one_cycle", "rex"):
-        yield RecipeLine(("train", "lr_scheduler_type"), "cosine", (), f"in the place of {schedule}")
-        yield Left("lr_scheduler", f"{schedule} is axolotl's own: cosine stands in its place", aloud=True)
+        reason = f"trl_sft does not support {schedule} and uses cosine."
+        yield RecipeLine(("train", "lr_scheduler_type"), "cosine", (), reason)
+        yield OmittedSetting("lr_scheduler", reason, warn=True)
     else:
-        yield _line(given, "train.lr_scheduler_type", "lr_scheduler", "cosine")
-    optimizer = given.get("optimizer", "adamw_torch_fused")
-    if types.accepts(keys.get_fields("train")["optim"], optimizer):
-        yield _line(given, "train.optim", "optimizer", "adamw_torch_fused")
+        yield table.line(settings, "train.lr_scheduler_type", "lr_scheduler")
+    if types.accepts(keys.get_fields("train")["optim"], table.value(settings, "optimizer")):
+        yield table.line(settings, "train.optim", "optimizer")
     else:
-        yield Left("optimizer", "axolotl's own: the default of train.optim trains", aloud=True)
+        reason = "This optimizer is axolotl's own. The default of `train.optim` trains."
+        yield OmittedSetting("optimizer", reason, warn=True)
 
 
-def _precision(given: Given) -> Iterator[Item]:
-    bf16, half = given.get("bf16", given.get("bfloat16", "auto")), given.get("fp16", given.get("float16"))
-    used = tuple(name for name in ("bf16", "bfloat16") if given.get(name) is not None)
-    loads = "axolotl loads all weights in bfloat16; float32 with bf16: true is TRL's way"
-    if bf16 in (True, "full") and not half:
-        yield RecipeLine(("train", "bf16"), True, used)
-        yield RecipeLine(("model", "dtype"), "bfloat16", used, loads)
-    elif bf16 == "auto" and not half:
-        yield RecipeLine(
-            ("model", "dtype"), "bfloat16", used, f"{loads}; bf16: auto is TRL's default where the machine has it"
-        )
+def _precision(settings: Settings) -> Iterator[Outcome]:
+    """Yield the types of weights and arithmetic."""
+    bf16 = settings.get("bf16", settings.get("bfloat16", "auto"))
+    names = settings.having("bf16", "bfloat16")
+    half = settings.get("fp16", settings.get("float16"))
+    note = "axolotl loads all weights in bfloat16. TRL trains float32 weights with `bf16: true`."
+    if half or bf16 not in (True, "full", "auto"):
+        yield RecipeLine(("train", "bf16"), False, names)
+    elif bf16 == "auto":
+        auto = "TRL's default is bf16 where the machine supports it, as with `bf16: auto`."
+        yield RecipeLine(("model", "dtype"), "bfloat16", names, join_sentences(note, auto))
     else:
-        yield RecipeLine(("train", "bf16"), False, used)
+        yield RecipeLine(("train", "bf16"), True, names)
+        yield RecipeLine(("model", "dtype"), "bfloat16", names, note)
     if half:
         yield RecipeLine(("train", "fp16"), True, ("fp16", "float16"))
-    if given.get("tf32") not in (None, "auto"):
-        yield RecipeLine(("train", "tf32"), given.get("tf32"), ("tf32",))
-    saves = given.get("gradient_checkpointing", False)
-    name = today("gradient_checkpointing")
-    if isinstance(saves, bool):
-        yield _line(given, f"train.{name}", "gradient_checkpointing", False)
+    if settings.get("tf32") not in (None, "auto"):
+        yield RecipeLine(("train", "tf32"), settings.get("tf32"), ("tf32",))
+
+
+def _gradient_checkpointing(settings: Settings, table: Table) -> Iterator[Outcome]:
+    """Yield gradient checkpointing and its options."""
+    value = table.value(settings, "gradient_checkpointing")
+    key = f"train.{recipe_parts.current_name('gradient_checkpointing')}"
+    if isinstance(value, bool):
+        yield table.line(settings, key, "gradient_checkpointing")
     else:
-        yield RecipeLine(
-            ("train", name),
-            True,
-            ("gradient_checkpointing",),
-            f"{saves} there; train.activation_offloading offloads here",
-        )
-    if saves and given.get("gradient_checkpointing_kwargs"):
-        key = f"train.{today('gradient_checkpointing_kwargs')}"
-        yield _line(given, key, "gradient_checkpointing_kwargs", None)
+        note = f"The value was {format_value(value)}. Set `train.activation_offloading: true` to offload activations."
+        yield table.line(settings, key, "gradient_checkpointing", value=True, note=note)
+    if value and settings.get("gradient_checkpointing_kwargs"):
+        key = f"train.{recipe_parts.current_name('gradient_checkpointing_kwargs')}"
+        yield table.line(settings, key, "gradient_checkpointing_kwargs")
 
 
-def _rhythm(given: Given) -> Iterator[Item]:
-    """Yield warm-up, evaluation, saving and logging."""
-    if given.get("warmup_steps") is not None:
-        yield _line(given, "train.warmup_steps", "warmup_steps", None)
-    else:
-        most = "" if given.get("warmup_ratio") is not None else ", at most 100 there"
-        yield _line(given, "train.warmup_steps", "warmup_ratio", 0.03, f"a share of all steps{most}")
-    epochs = given.get("num_epochs", 1.0)
-    for kind, each, every in (("eval", "evals_per_epoch", "eval_steps"), ("save", "saves_per_epoch", "save_steps")):
-        if kind == "eval" and not axolotl_rows.holds_out(given):
-            continue
-        strategy = given.get(f"{kind}_strategy", given.get("evaluation_strategy") if kind == "eval" else "epoch")
-        share = 1 / (given.get(each) * epochs) if given.get(each) else None
-        if share and share < 1:
-            yield RecipeLine(
-                ("train", every), round(share, 6), (each,), f"{given.get(each)} an epoch: a share of all steps"
-            )
-            yield RecipeLine(("train", f"{kind}_strategy"), "steps", (each,))
-        elif given.get(every):
-            yield _line(given, f"train.{every}", every, None)
-            yield RecipeLine(("train", f"{kind}_strategy"), "steps", (every,))
-        elif strategy:
-            used = tuple(name for name in (f"{kind}_strategy", "evaluation_strategy") if given.get(name))
-            yield RecipeLine(("train", f"{kind}_strategy"), strategy, used, "" if used else _DEFAULT)
-    yield _line(given, "train.save_total_limit", "save_total_limit", 4)
-    if given.get("resume_from_checkpoint") or given.get("auto_resume_from_checkpoints"):
-        value = given.get("resume_from_checkpoint") or "auto"
-        yield RecipeLine(("run", "resume"), value, ("resume_from_checkpoint", "auto_resume_from_checkpoints"))
-    trackers = {
-        "use_wandb": "wandb",
-        "wandb_project": "wandb",
-        "use_tensorboard": "tensorboard",
-        "use_mlflow": "mlflow",
-    }
-    trackers |= {"use_comet": "comet_ml", "use_trackio": "trackio"}
-    asked = [name for name in trackers if given.get(name)]
-    if asked:
-        yield RecipeLine(("train", "report_to"), list(dict.fromkeys(trackers[name] for name in asked)), tuple(asked))
+def _warmup(settings: Settings, table: Table) -> Iterator[Outcome]:
+    """Yield the warm-up, in steps or as a share of all steps."""
+    if settings.has("warmup_steps"):
+        yield table.line(settings, "train.warmup_steps", "warmup_steps")
+        return
+    most = "" if settings.has("warmup_ratio") else "axolotl takes at most 100 steps."
+    note = join_sentences("A value below 1 is a share of all steps.", most)
+    yield table.line(settings, "train.warmup_steps", "warmup_ratio", note=note)
 
 
-def _launch(given: Given) -> Iterator[Item]:
-    if (file := given.get("deepspeed")) is not None:
-        if engine := engine_of(file):
-            yield RecipeLine(("launch", "engine"), engine, ("deepspeed",))
-            if engine != "ddp":
-                yield RecipeLine(("launch", "config"), file, ("deepspeed",))
-        else:
-            yield Left(
-                "deepspeed",
-                "its ZeRO stage cannot be read from here: launch: {engine: zero2, config: FILE}",
-                aloud=True,
-            )
-    elif given.get("fsdp") or given.get("fsdp_config"):
-        yield RecipeLine(("launch", "engine"), "fsdp", ("fsdp", "fsdp_config"))
-        if given.get("fsdp_config"):
-            yield RecipeLine(
-                ("launch", "config"),
-                given.get("fsdp_config"),
-                ("fsdp_config",),
-                "the keys are axolotl's, without the prefix fsdp_",
-            )
+def _evaluation(settings: Settings, table: Table) -> Iterator[Outcome]:
+    """Yield when the evaluation set is used."""
+    if not (settings.get("test_datasets") or 0 < settings.get("val_set_size", 0) < 1):
+        return
+    if line := _each_epoch(settings, table, "evals_per_epoch"):
+        yield line
+        yield RecipeLine(("train", "eval_strategy"), "steps", ("evals_per_epoch",))
+    elif settings.get("eval_steps"):
+        yield table.line(settings, "train.eval_steps", "eval_steps")
+        yield RecipeLine(("train", "eval_strategy"), "steps", ("eval_steps",))
+    elif strategy := settings.get("eval_strategy", settings.get("evaluation_strategy")):
+        names = settings.switched_on(["eval_strategy", "evaluation_strategy"])
+        yield RecipeLine(("train", "eval_strategy"), strategy, names)
+
+
+def _checkpoints(settings: Settings, table: Table) -> Iterator[Outcome]:
+    """Yield when checkpoints are written and read."""
+    if line := _each_epoch(settings, table, "saves_per_epoch"):
+        yield line
+        yield RecipeLine(("train", "save_strategy"), "steps", ("saves_per_epoch",))
+    elif settings.get("save_steps"):
+        yield table.line(settings, "train.save_steps", "save_steps")
+        yield RecipeLine(("train", "save_strategy"), "steps", ("save_steps",))
+    elif table.value(settings, "save_strategy"):
+        yield table.line(settings, "train.save_strategy", "save_strategy")
+    names = settings.switched_on(["resume_from_checkpoint", "auto_resume_from_checkpoints"])
+    if names:
+        yield RecipeLine(("run", "resume"), settings.get("resume_from_checkpoint") or "auto", names)
+
+
+def _each_epoch(settings: Settings, table: Table, name: str) -> RecipeLine | None:
+    """Return the line for a number of evaluations or checkpoints in an epoch; None = one at the end of all steps."""
+    if not settings.get(name):
+        return None
+    share = 1 / (settings.get(name) * table.value(settings, "num_epochs"))
+    if share >= 1:
+        return None
+    key = {"evals_per_epoch": "eval_steps", "saves_per_epoch": "save_steps"}[name]
+    note = f"{settings.get(name)} in an epoch, as a share of all steps."
+    return RecipeLine(("train", key), round(share, 6), (name,), note)

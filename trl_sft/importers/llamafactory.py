@@ -1,273 +1,336 @@
-"""What a file for LLaMA-Factory means.
+"""What the settings of a LLaMA-Factory file become.
 
-Names and defaults are those of llamafactory/hparams in 0.9.5, with those of transformers' TrainingArguments, which
-it takes too. In: its settings and its dataset_info.json. Out: lines of a recipe; a default that trains something
-else than ours is a line too. What its data sets mean stands in `llamafactory_rows`.
+Input: the settings, with the content of dataset_info.json among them. Output: lines of a recipe, and reasons for the
+settings that need none. A default of LLaMA-Factory that trains something else than trl_sft's is a line too. Names,
+defaults and most notes stand in `llamafactory.yaml`, which also names the release; the code here follows its sources.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
 
-from trl_sft.importers import llamafactory_rows
-from trl_sft.importers.settings import (
-    Given,
-    Item,
-    Left,
-    RecipeLine,
-    engine_of,
-    left,
-    refuse,
-    renamed,
-    today,
-    train_names,
-)
-from trl_sft.recipe import sections
+from trl_sft.errors import Fault, RecipeError
+from trl_sft.importers import recipe_parts, tables
+from trl_sft.importers.settings import OmittedSetting, Outcome, RecipeLine, Settings, join_sentences
+from trl_sft.importers.tables import Table
+from trl_sft.recipe import paths, sections
+from trl_sft.recipe.yaml_reader import format_value
 
-_SAME = {
-    **{"model_name_or_path": "model.name_or_path", "trust_remote_code": "model.trust_remote_code"},
-    **{"model_revision": "model.revision", "cache_dir": "model.cache_dir", "use_fast_tokenizer": "tokenizer.use_fast"},
-    **{"cutoff_len": "train.max_length", "preprocessing_num_workers": "train.dataset_num_proc"},
-    **{"moe_aux_loss_coef": "train.router_aux_loss_coef", "overwrite_output_dir": "run.overwrite"},
-    "enable_liger_kernel": "model.use_kernels",
+_INFO, _FOLDER = "dataset_info", "_folder"  # content and folder of dataset_info.json, beside the settings
+_FILE = "dataset_info.json"
+_MEDIA = {"images", "videos", "audios"}
+_TAGS = {
+    *("from", "value", "role", "content", "human", "gpt", "user", "assistant", "observation", "function_call"),
+    "system",
 }
-_NOTES = {
-    "cutoff_len": "LLaMA-Factory shortens question and answer alike, here the end is cut",
-    "overwrite_output_dir": "here it also takes away what an earlier run left in the folder",
-    "enable_liger_kernel": "kernels of the hub in place of Liger's",
-}
-_WHY = {
-    "a run trains and then evaluates what is held out": ("do_train", "do_eval", "do_predict", "predict_with_generate"),
-    "rows become tokens once and are kept in a cache of their own": (
-        *("overwrite_cache", "tokenized_path", "preprocessing_batch_size", "data_shared_file_system", "buffer_size"),
-    ),
-    "log.jsonl holds every logged value": ("plot_loss", "logging_dir", "include_num_input_tokens_seen"),
-    "the launcher sets it": (
-        "local_rank",
-        "ray_num_workers",
-        "ray_init_kwargs",
-        "ray_run_name",
-        "resources_per_worker",
-    ),
-    "token accuracy is always counted": ("compute_accuracy", "include_effective_tokens_per_second"),
-    "log in with `hf auth login`": ("hf_hub_token", "ms_hub_token", "om_hub_token", "hub_token"),
-    "weights are loaded piece by piece": ("low_cpu_mem_usage", "offload_folder"),
-    "the cache is off while a model trains": ("use_kv_cache",),
-    "padding carries no loss": ("ignore_pad_token_for_loss",),
-    "nothing is printed of it": ("print_param_status",),
-    "for answers of a server, which a run does not start": (
-        "infer_backend",
-        "infer_dtype",
-        "vllm_maxlen",
-        "vllm_gpu_util",
-    ),
-    "images, video and audio are not built in this version": (
-        *("media_dir", "freeze_vision_tower", "freeze_multi_modal_projector", "freeze_language_model"),
-        *("image_max_pixels", "image_min_pixels", "video_max_pixels", "video_min_pixels", "video_fps", "video_maxlen"),
-    ),
-    "the chat template decides on a thought": ("preserve_thinking",),
-}
-_LEFT = {name: why for why, names in _WHY.items() for name in names}
-_ABSENT = (
-    *("adapter_folder", "resize_vocab", "split_special_tokens", "add_tokens", "add_special_tokens", "rope_scaling"),
-    *(
-        "new_special_tokens_config",
-        "shift_attn",
-        "mixture_of_depths",
-        "use_unsloth",
-        "use_unsloth_gc",
-        "upcast_layernorm",
-    ),
-    *("upcast_lmhead_output", "train_from_scratch", "loraplus_lr_ratio", "create_new_adapter", "use_llama_pro"),
-    *(
-        "use_galore",
-        "use_apollo",
-        "use_badam",
-        "use_adam_mini",
-        "use_muon",
-        "use_dft_loss",
-        "use_asft_loss",
-        "use_eaft_loss",
-    ),
-    *(
-        "early_stopping_steps",
-        "disable_shuffling",
-        "default_system",
-        "tool_format",
-        "eval_on_each_dataset",
-        "use_swanlab",
-    ),
-    *("quantization_device_map", "fp8", "use_mca", "use_kt", "pissa_convert", "use_hyper_parallel"),
-)
-_OTHER = (
-    *(
-        "stage",
-        "finetuning_type",
-        "adapter_name_or_path",
-        "flash_attn",
-        "disable_gradient_checkpointing",
-        "use_reentrant_gc",
-    ),
-    *(
-        "pure_bf16",
-        "lora_rank",
-        "lora_alpha",
-        "lora_dropout",
-        "lora_target",
-        "additional_target",
-        "use_rslora",
-        "use_dora",
-    ),
-    *(
-        "pissa_init",
-        "pissa_iter",
-        "quantization_bit",
-        "quantization_method",
-        "quantization_type",
-        "double_quantization",
-    ),
-    *("freeze_trainable_layers", "freeze_trainable_modules", "freeze_extra_modules", "loraplus_lr_embedding"),
-)
-_ATTENTION = {"disabled": "eager", "sdpa": "sdpa", "fa2": "flash_attention_2", "fa3": "flash_attention_3"}
-_DEFAULT = "LLaMA-Factory's default"
+# defaults of transformers' TrainingArguments, for which TRL has others
+_TRANSFORMERS_DEFAULTS = {"learning_rate": 5e-5, "logging_steps": 500}
 
 
-def names() -> Collection[str]:
-    """Return every name that is known here."""
-    return {*_SAME, *_LEFT, *_ABSENT, *_OTHER, *llamafactory_rows.NAMES, *train_names()}
+def _table() -> Table:
+    """Return the table of LLaMA-Factory's settings."""
+    return tables.load("llamafactory")
 
 
-def lines(given: Given) -> Iterator[Item]:
-    """Yield what became of each setting, and the defaults that matter. Raises RecipeError."""
-    if (stage := given.get("stage", "sft")) not in ("sft", "pt"):
-        raise refuse(given, "stage", f"stage: {stage}", "sft or pt; trl_sft does supervised fine-tuning alone")
-    if given.get("model_name_or_path") is None:
-        raise refuse(given, "model_name_or_path", "no model is named", "model_name_or_path: FOLDER or HUB ID")
-    if "stage" in given.values:
-        yield Left(
-            "stage", "pt: rows are texts" if stage == "pt" else "supervised fine-tuning is all that is done here"
-        )
-    yield from renamed(given, _SAME, _NOTES)
-    if given.get("cutoff_len") is None:
-        yield RecipeLine(("train", "max_length"), 2048, (), f"{_DEFAULT}; {_NOTES['cutoff_len']}")
-    yield from left(given, _LEFT)
-    for name in _ABSENT:
-        if given.get(name):
-            yield Left(name, "not built in this version", aloud=True)
-    yield from _model(given)
-    yield from _tuning(given)
-    yield from llamafactory_rows.lines(given)
-    yield from _train(given)
+def names() -> set[str]:
+    """Return every setting that is known here."""
+    return {*_table().entries, *recipe_parts.train_keys()}
 
 
-def _model(given: Given) -> Iterator[Item]:
-    attention = given.get("flash_attn", "auto")
-    if attention in _ATTENTION:
-        yield RecipeLine(("model", "attn_implementation"), _ATTENTION[attention], ("flash_attn",))
-    elif "flash_attn" in given.values:
-        yield Left("flash_attn", f"{attention}: transformers decides, here too")
-    if given.get("adapter_name_or_path"):
-        why = "an adapter that training goes on with is the model here: model.name_or_path: its folder, and no lora:"
-        yield Left("adapter_name_or_path", why, aloud=True)
-    saves = not given.get("disable_gradient_checkpointing")
-    if today("gradient_checkpointing") not in given.values and "gradient_checkpointing" not in given.values:
-        used = ("disable_gradient_checkpointing",) if "disable_gradient_checkpointing" in given.values else ()
-        yield RecipeLine(("train", today("gradient_checkpointing")), saves, used, "" if used else _DEFAULT)
-    if saves:
-        reentrant = {"use_reentrant": given.get("use_reentrant_gc", True)}
-        used = ("use_reentrant_gc",) if "use_reentrant_gc" in given.values else ()
-        key = ("train", today("gradient_checkpointing_kwargs"))
-        yield RecipeLine(key, reentrant, used, "" if used else _DEFAULT)
+def add_dataset_info(settings: Settings, file: Path | None, folder: Path) -> Settings:
+    """Return the settings together with the descriptions of their data sets.
+
+    Args:
+        settings: The user's settings.
+        file: A dataset_info.json; None = where LLaMA-Factory looks for it, or else beside the settings.
+        folder: The folder of the file of settings.
+
+    Raises:
+        RecipeError: The dataset_info.json cannot be read.
+    """
+    place = settings.get("dataset_dir", "data")
+    if isinstance(place, dict):
+        return _with_info(settings, place, ".")
+    if file is None:
+        file = _file_beside(settings, folder)
+    if file is None and str(place) == "ONLINE":
+        hub_ids = [*_data_set_names(settings, "dataset"), *_data_set_names(settings, "eval_dataset")]
+        return _with_info(settings, {name: {"hf_hub_url": name} for name in hub_ids}, str(place))
+    file = file or Path(str(place), _FILE)
+    try:
+        info = dict(json.loads(file.read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError) as error:
+        problem = f"{file}: {error.strerror if isinstance(error, OSError) else error}"
+        fix = f"Add `--dataset-info FILE`, the {_FILE} of LLaMA-Factory."
+        raise RecipeError(Fault(settings.where("dataset_dir"), problem, fix)) from None
+    return _with_info(settings, info, str(file.parent))
 
 
-def _tuning(given: Given) -> Iterator[Item]:
-    kind = given.get("finetuning_type", "lora")
-    used = ("finetuning_type",) if "finetuning_type" in given.values else ()
-    if kind not in ("lora", "full"):
-        raise refuse(given, "finetuning_type", f"finetuning_type: {kind}", "lora or full; trl_sft builds no other")
+def _file_beside(settings: Settings, folder: Path) -> Path | None:
+    """Return the dataset_info.json near the file of settings; None = there is none, or LLaMA-Factory's own exists."""
+    place = Path(str(settings.get("dataset_dir", "data")))
+    if (place / _FILE).is_file():
+        return None
+    return next((path for path in (folder / place / _FILE, folder / _FILE) if path.is_file()), None)
+
+
+def _with_info(settings: Settings, info: dict[str, Any], folder: str) -> Settings:
+    """Return the settings with the descriptions of data sets and the folder of their files."""
+    return settings._replace(values=settings.values | {_INFO: info, _FOLDER: folder})
+
+
+def outcomes(settings: Settings) -> Iterator[Outcome]:
+    """Yield what becomes of each setting, and the lines for LLaMA-Factory's defaults.
+
+    Raises:
+        RecipeError: A value that a recipe needs is missing or cannot be converted.
+    """
+    table = _table()
+    stage = settings.get("stage", "sft")
+    if stage not in ("sft", "pt"):
+        problem = f"{format_value(stage)}: trl_sft does supervised fine-tuning only"
+        raise settings.error("stage", problem, "Import a file whose stage is `sft` or `pt`.")
+    if not settings.has("model_name_or_path"):
+        fix = "Set `model_name_or_path` to a folder or a hub id."
+        raise recipe_parts.missing_model(settings, "model_name_or_path", fix)
+    if settings.has("stage"):
+        reason = "The rows are texts." if stage == "pt" else "trl_sft does supervised fine-tuning only."
+        yield OmittedSetting("stage", reason)
+    yield from table.outcomes(settings)
+    yield from _model(settings, table)
+    yield from _finetuning(settings, table)
+    yield from _quantization(settings, table)
+    yield from _data(settings, table)
+    yield from _loss(settings)
+    yield from _packing(settings)
+    yield from _chat_template(settings, table)
+    yield from _training(settings, table)
+    yield from recipe_parts.resume(settings)
+    yield from recipe_parts.launch(settings, fsdp=bool(settings.get("fsdp")))
+
+
+def _model(settings: Settings, table: Table) -> Iterator[Outcome]:
+    """Yield the attention and gradient checkpointing."""
+    attention = settings.get("flash_attn", "auto")
+    if attention in table.words["attention"]:
+        yield RecipeLine(("model", "attn_implementation"), table.words["attention"][attention], ("flash_attn",))
+    elif settings.has("flash_attn"):
+        yield OmittedSetting("flash_attn", "transformers chooses the attention, in LLaMA-Factory too.")
+    key = recipe_parts.current_name("gradient_checkpointing")
+    saves_memory = not settings.get("disable_gradient_checkpointing")
+    if not settings.having(key, "gradient_checkpointing"):
+        yield table.line(settings, f"train.{key}", "disable_gradient_checkpointing", value=saves_memory)
+    if saves_memory:
+        key = f"train.{recipe_parts.current_name('gradient_checkpointing_kwargs')}"
+        options = {"use_reentrant": table.value(settings, "use_reentrant_gc")}
+        yield table.line(settings, key, "use_reentrant_gc", value=options)
+
+
+def _finetuning(settings: Settings, table: Table) -> Iterator[Outcome]:
+    """Yield the section `lora:`, which full fine-tuning does without."""
+    kind = settings.get("finetuning_type", "lora")
     if kind == "full":
-        yield Left("finetuning_type", "full: all weights are trained where there is no lora:")
-    else:
-        yield from _lora(given, used)
-    bits = given.get("quantization_bit")
+        yield OmittedSetting("finetuning_type", "Without a section `lora:` a recipe trains all weights.")
+        return
+    if kind != "lora":
+        problem = f"{format_value(kind)}: trl_sft does not support it"
+        raise settings.error("finetuning_type", problem, "Write `lora` or `full`.")
+    by = settings.having("finetuning_type")
+    lines = [*table.lines(settings, "lora"), *_lora_alpha_and_targets(settings, table)]
+    yield from (line if line.names else line._replace(names=by) for line in lines)
+    if settings.get("additional_target"):
+        modules = _split(settings.get("additional_target"))
+        yield RecipeLine(("lora", "modules_to_save"), modules, ("additional_target",))
+    for name in settings.switched_on(("use_rslora", "use_dora")):
+        yield RecipeLine(("lora", name), True, (name,))
+    if settings.get("pissa_init"):
+        steps = table.value(settings, "pissa_iter")
+        start = "pissa" if steps == -1 else f"pissa_niter_{steps}"
+        yield RecipeLine(("lora", "init_lora_weights"), start, ("pissa_init", "pissa_iter"))
+
+
+def _lora_alpha_and_targets(settings: Settings, table: Table) -> Iterator[RecipeLine]:
+    """Yield the scale of LoRA, twice its rank by default, and the layers."""
+    alpha = settings.get("lora_alpha", 2 * table.value(settings, "lora_rank"))
+    yield table.line(settings, "lora.lora_alpha", "lora_alpha", value=alpha)
+    modules = _split(table.value(settings, "lora_target"))
+    targets = "all-linear" if modules == ["all"] else modules
+    yield table.line(settings, "lora.target_modules", "lora_target", value=targets)
+
+
+def _split(value: Any) -> Any:
+    """Return the parts of a text with commas; a list stays as it is."""
+    return [part.strip() for part in value.split(",")] if isinstance(value, str) else value
+
+
+def _quantization(settings: Settings, table: Table) -> Iterator[Outcome]:
+    """Yield the section `quantization:`."""
+    bits = settings.get("quantization_bit")
     if bits is None:
         return
-    if bits not in (4, 8) or given.get("quantization_method", "bnb") not in ("bnb", "bitsandbytes"):
-        found = f"{bits} bits by {given.get('quantization_method', 'bnb')}"
-        raise refuse(given, "quantization_bit", found, "4 or 8 bits by bnb; trl_sft quantizes with bitsandbytes alone")
-    yield RecipeLine(("quantization", f"load_in_{bits}bit"), True, ("quantization_bit", "quantization_method"))
+    method = table.value(settings, "quantization_method")
+    if bits not in (4, 8) or method not in ("bnb", "bitsandbytes"):
+        problem = f"{format_value(bits)} bits by {format_value(method)}: trl_sft quantizes with bitsandbytes only"
+        raise settings.error("quantization_bit", problem, "Write 4 or 8 bits by `bnb`.")
+    names = ("quantization_bit", "quantization_method")
+    yield RecipeLine(("quantization", f"load_in_{bits}bit"), True, names)
     if bits == 4:
-        options = (("quantization_type", "quant_type", "nf4"), ("double_quantization", "use_double_quant", True))
-        for name, target, default in options:
-            written = given.get(name) is not None
-            key = ("quantization", f"bnb_4bit_{target}")
-            yield RecipeLine(key, given.get(name, default), (name,) if written else (), "" if written else _DEFAULT)
+        yield table.line(settings, "quantization.bnb_4bit_quant_type", "quantization_type")
+        yield table.line(settings, "quantization.bnb_4bit_use_double_quant", "double_quantization")
 
 
-def _lora(given: Given, used: tuple[str, ...]) -> Iterator[Item]:
-    """Yield the section `lora:` with LLaMA-Factory's defaults."""
-    rank = given.get("lora_rank", 8)
-    values = {"lora_rank": ("r", 8), "lora_alpha": ("lora_alpha", 2 * rank), "lora_dropout": ("lora_dropout", 0.0)}
-    for name, (target, default) in values.items():
-        written = given.get(name) is not None
-        yield RecipeLine(
-            ("lora", target), given.get(name, default), (name,) if written else used, "" if written else _DEFAULT
-        )
-    wanted = given.get("lora_target", "all")
-    modules = [part.strip() for part in wanted.split(",")] if isinstance(wanted, str) else wanted
-    value = "all-linear" if modules == ["all"] else modules
-    written = given.get("lora_target") is not None
-    yield RecipeLine(
-        ("lora", "target_modules"), value, ("lora_target",) if written else used, "" if written else _DEFAULT
-    )
-    if more := given.get("additional_target"):
-        kept = [part.strip() for part in more.split(",")] if isinstance(more, str) else more
-        yield RecipeLine(("lora", "modules_to_save"), kept, ("additional_target",))
-    for name in ("use_rslora", "use_dora"):
-        if given.get(name):
-            yield RecipeLine(("lora", name), True, (name,))
-    if given.get("pissa_init"):
-        steps = given.get("pissa_iter", 16)
-        yield RecipeLine(
-            ("lora", "init_lora_weights"),
-            "pissa" if steps == -1 else f"pissa_niter_{steps}",
-            ("pissa_init", "pissa_iter"),
-        )
+def _data(settings: Settings, table: Table) -> Iterator[Outcome]:
+    """Yield the training rows and the evaluation set."""
+    names = _data_set_names(settings, "dataset")
+    if not names:
+        raise recipe_parts.missing_rows(settings, "dataset", f"Set `dataset` to a name in {_FILE}.")
+    notes: list[str] = []
+    sources = [_source(settings, table, name, notes=notes) for name in names]
+    more: dict[str, Any] = {}
+    if settings.get("max_samples"):
+        more["max_rows"] = settings.get("max_samples")
+        notes.append(f"LLaMA-Factory takes the first {more['max_rows']:,} rows. `max_rows` takes as many at random.")
+    if settings.get("streaming"):
+        more["streaming"] = True
+    if settings.get("mix_strategy", "concat") != "concat":
+        end = "trl_sft ends an epoch after as many rows as all sources have."
+        notes.append(f"LLaMA-Factory draws rows until one source, or each, is used up. {end}")
+        weights = [float(part) for part in str(settings.get("interleave_probs") or "").split(",") if part]
+        sources = [
+            _with_keys(source, {"weight": weight})
+            for source, weight in zip(sources, weights or [1.0] * len(sources), strict=False)
+        ]
+    if more:
+        sources = [_with_keys(source, more) for source in sources]
+    used = ("dataset", "dataset_dir", _INFO, _FOLDER, "max_samples", "mix_strategy", "interleave_probs", "streaming")
+    yield RecipeLine(("data", "train"), recipe_parts.data_sources(sources), used, join_sentences(*notes))
+    if names := _data_set_names(settings, "eval_dataset"):
+        sources = [_source(settings, table, name, setting="eval_dataset", notes=[]) for name in names]
+        yield RecipeLine(("data", "eval"), recipe_parts.data_sources(sources), ("eval_dataset",))
+    yield from recipe_parts.eval_fraction(settings, "val_size")
 
 
-def _train(given: Given) -> Iterator[Item]:
-    """Yield the fields of transformers' TrainingArguments, and their defaults where TRL has others."""
-    known = {*train_names()} - {*sections.REFUSED["train"], *llamafactory_rows.NAMES, *_LEFT}
-    for name in given.values:
-        if given.get(name) is not None and name in known:
-            yield RecipeLine(("train", name), given.get(name), (name,))
-    defaults = {"learning_rate": 5e-5, "logging_steps": 500}
-    for name, value in defaults.items():
-        if given.get(name) is None:
-            yield RecipeLine(("train", name), value, (), "transformers' default, as there")
-    if given.get("pure_bf16"):
+def _data_set_names(settings: Settings, setting: str) -> list[str]:
+    """Return the names of data sets, which LLaMA-Factory takes as a list or as a text with commas."""
+    return list(_split(settings.get(setting, [])))
+
+
+def _with_keys(source: Any, keys: dict[str, Any]) -> dict[str, Any]:
+    """Return a source with more keys."""
+    return (source if isinstance(source, dict) else {"path": source}) | keys
+
+
+def _source(settings: Settings, table: Table, name: str, *, notes: list[str], setting: str = "dataset") -> Any:
+    """Return the source for one data set of dataset_info.json; `notes` takes sentences on what differs."""
+    info = settings.get(_INFO, {})
+    entry = info.get(name)
+    if not isinstance(entry, dict):
+        known = ", ".join(sorted(info)[:8]) or "none"
+        fix = f"Write a name that it has ({known}), or add `--dataset-info FILE`."
+        raise settings.error(setting, f"{_FILE} has no data set {name}", fix)
+    if entry.get("ranking"):
+        fix = "Choose a data set for supervised fine-tuning."
+        raise settings.error(setting, f"{name} holds pairs of answers to rank", fix)
+    path = next((entry[key] for key in ("hf_hub_url", "ms_hub_url", "script_url") if key in entry), None)
+    if path is None and "file_name" not in entry:
+        fix = f"Add one of the two to {_FILE}."
+        raise settings.error(setting, f"{name} has neither file_name nor hf_hub_url", fix)
+    if path is None:
+        path = str(Path(settings.get(_FOLDER, "."), entry["file_name"]))
+    if _MEDIA & set(entry.get("columns", {})):
+        notes.append(f"{name} has images, video or sound. trl_sft trains on text only.")
+    split = recipe_parts.unless_train(entry.get("split"))
+    keys = {"name": entry.get("subset"), "split": split, "data_dir": entry.get("folder")}
+    if settings.get("stage") == "pt":
+        keys |= _text_format(entry)
+    else:
+        keys |= _row_format(entry, table, notes)
+    return recipe_parts.data_source(path, max_rows=entry.get("num_samples"), **keys)
+
+
+def _text_format(entry: dict[str, Any]) -> dict[str, Any]:
+    """Return the keys of a source for the stage `pt`, whose rows are texts."""
+    columns = entry.get("columns", {})
+    column = columns.get("prompt", "text" if columns else "instruction")
+    return {"format": "text", "rename": recipe_parts.rename({column: "text"})}
+
+
+def _row_format(entry: dict[str, Any], table: Table, notes: list[str]) -> dict[str, Any]:
+    """Return the keys of a source that say how its rows become text."""
+    columns, tags = entry.get("columns", {}), entry.get("tags", {})
+    if entry.get("formatting", "alpaca") == "alpaca":
+        notes.append("LLaMA-Factory joins question and input by one line break, trl_sft by two.")
+        return {"format": "alpaca", "wording": "chat", "rename": _renamed(columns, table.words["alpaca_columns"])}
+    has_roles = tags.get("role_tag", "from") == "role" or entry.get("formatting") == "openai"
+    row_format, name = ("messages", "messages") if has_roles else ("sharegpt", "conversations")
+    unknown = sorted(set(tags.values()) - _TAGS)
+    if unknown:
+        notes.append(f"trl_sft does not know the tags {', '.join(unknown)}. Set `format: rows.py:FUNCTION`.")
+    columns_of_chat = recipe_parts.rename({columns.get("messages", "conversations"): name})
+    columns_of_chat |= _renamed(columns, table.words["chat_columns"])
+    return {"format": row_format, "wording": "chat", "rename": columns_of_chat}
+
+
+def _renamed(columns: dict[str, str], names: Any) -> dict[str, str]:
+    """Return `rename:` for the columns of dataset_info.json that have these names here."""
+    return recipe_parts.rename({columns[old]: new for old, new in names.items() if columns.get(old)})
+
+
+def _loss(settings: Settings) -> Iterator[Outcome]:
+    """Yield which tokens carry loss."""
+    if settings.get("train_on_prompt"):
+        yield RecipeLine(("data", "loss_on"), "all", ("train_on_prompt",))
+    elif settings.get("mask_history"):
+        yield RecipeLine(("data", "loss_on"), "last_turn", ("mask_history",))
+    elif settings.get("stage") != "pt":
+        yield RecipeLine(("data", "loss_on"), "assistant", (), _table().default_note)
+
+
+def _packing(settings: Settings) -> Iterator[Outcome]:
+    """Yield whether several rows share a sequence."""
+    neat = settings.get("neat_packing")
+    if neat or settings.get("packing", settings.get("stage") == "pt"):
+        note = "Without `neat_packing` the documents of a pack see each other. Here they do not."
+        yield RecipeLine(("train", "packing"), True, ("packing", "neat_packing"), "" if neat else note)
+    elif settings.has("packing"):
+        yield RecipeLine(("train", "packing"), False, ("packing", "neat_packing"))
+
+
+def _chat_template(settings: Settings, table: Table) -> Iterator[Outcome]:
+    """Yield the chat template: LLaMA-Factory has one for each family of models, trl_sft takes the tokenizer's."""
+    if settings.get("enable_thinking") is False:
+        yield RecipeLine(("tokenizer", "chat_template_kwargs"), {"enable_thinking": False}, ("enable_thinking",))
+    elif settings.has("enable_thinking"):
+        yield OmittedSetting("enable_thinking", "This is the default of a template.")
+    if not settings.has("template"):
+        return
+    template = settings.get("template")
+    name = table.words["templates"].get(template, template)
+    if name in paths.list_templates():
+        note = "Its words may differ from those of the tokenizer's template, which trl_sft uses without this line."
+        yield RecipeLine(("tokenizer", "chat_template"), name, ("template",), note)
+    else:
+        missing = f"trl_sft has no template {format_value(template)} and uses the tokenizer's."
+        reason = f"{missing} Compare the two with `preview`."
+        yield OmittedSetting("template", reason, warn=True)
+
+
+def _training(settings: Settings, table: Table) -> Iterator[Outcome]:
+    """Yield the fields of transformers' TrainingArguments, which are keys of `train:`, and its defaults."""
+    known = recipe_parts.train_keys() - set(sections.REFUSED["train"]) - set(table.entries)
+    for name in settings.values:
+        if settings.has(name) and name in known:
+            yield RecipeLine(("train", name), settings.get(name), (name,))
+    for name, value in _TRANSFORMERS_DEFAULTS.items():
+        if not settings.has(name):
+            yield RecipeLine(("train", name), value, (), "This is transformers' default.")
+    if settings.get("pure_bf16"):
         yield RecipeLine(("model", "dtype"), "bfloat16", ("pure_bf16",))
-    elif not given.get("bf16"):
-        if given.get("bf16") is None:
-            yield RecipeLine(("train", "bf16"), False, (), _DEFAULT)
-    elif given.get("finetuning_type", "lora") == "lora":
-        yield RecipeLine(
-            ("model", "dtype"), "bfloat16", ("bf16",), "LLaMA-Factory loads frozen weights so; the adapter is float32"
-        )
-    resume = given.get("resume_from_checkpoint")
-    if resume is not None:
-        value = {True: "auto", False: "never"}.get(resume, resume)
-        yield RecipeLine(("run", "resume"), value, ("resume_from_checkpoint",))
-    if (file := given.get("deepspeed")) is not None:
-        engine = engine_of(file)
-        if not engine:
-            why = "its ZeRO stage cannot be read from here: launch: {engine: zero2, config: FILE}"
-            yield Left("deepspeed", why, aloud=True)
-        else:
-            yield RecipeLine(("launch", "engine"), engine, ("deepspeed",))
-            if engine != "ddp":
-                yield RecipeLine(("launch", "config"), file, ("deepspeed",))
-    elif given.get("fsdp"):
-        yield RecipeLine(("launch", "engine"), "fsdp", ("fsdp",))
-        if given.get("fsdp_config"):
-            yield RecipeLine(("launch", "config"), given.get("fsdp_config"), ("fsdp_config",))
+    elif not settings.has("bf16"):
+        yield RecipeLine(("train", "bf16"), False, (), table.default_note)
+    elif settings.get("bf16") and settings.get("finetuning_type", "lora") == "lora":
+        note = "LLaMA-Factory loads frozen weights in this type and trains a float32 adapter."
+        yield RecipeLine(("model", "dtype"), "bfloat16", ("bf16",), note)

@@ -1,298 +1,381 @@
-"""What the flags of OpenRLHF's `train_sft` mean.
+"""What the flags of OpenRLHF's `train_sft` become.
 
-What is done with rows and batches is that of openrlhf/datasets/sft_dataset.py and cli/train_sft.py in 0.8.9 and
-0.11.0. In: flags. Out: lines of a recipe; a default of OpenRLHF that trains something else than ours is a line too.
+Input: the words of a command line. Output: lines of a recipe, and reasons for the flags that need none. A default of
+OpenRLHF that trains something else than trl_sft's is a line too. Names, defaults and most notes stand in
+`openrlhf.yaml`, which also names the releases; the code here follows its sources.
 """
 
 from __future__ import annotations
 
+import argparse
 import string
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Iterator, Sequence
+from typing import Any, NoReturn
 
-from trl_sft.importers import openrlhf_flags
-from trl_sft.importers.openrlhf_flags import FLAGS, LEFT
-from trl_sft.importers.settings import Given, Item, Left, RecipeLine, left, refuse, several, source, today
+from trl_sft.errors import Fault, RecipeError
+from trl_sft.importers import recipe_parts, tables
+from trl_sft.importers.settings import OmittedSetting, Outcome, RecipeLine, Settings, join_sentences
+from trl_sft.importers.tables import Entry, Table
 
-_DEFAULT = "OpenRLHF's default"
-_ROWS = "dataset dataset_split dataset_probs max_samples input_key output_key input_template apply_chat_template"
-
-
-def lines(given: Given) -> Iterator[Item]:
-    """Yield what became of each flag, and the defaults that matter. Raises RecipeError."""
-    yield from left(given, LEFT)
-    yield from _model(given)
-    yield from _lora(given)
-    yield from _data(given)
-    yield from _optimizer(given)
-    yield from _train(given)
-    yield from _kept(given)
-    stage = _value(given, "zero_stage")
-    yield _line(given, "launch.engine", "zero_stage", {0: "ddp", 1: "zero1", 2: "zero2", 3: "zero3"}.get(stage, stage))
+_TYPES: dict[str, type] = {"str": str, "int": int, "float": float}
 
 
-def _value(given: Given, name: str) -> Any:
-    return given.get(name, FLAGS[name].default)
+def _table() -> Table:
+    """Return the table of OpenRLHF's flags."""
+    return tables.load("openrlhf")
 
 
-def _line(given: Given, key: str, flags: str, value: Any = None, note: str = "") -> RecipeLine:
-    """Return a line that came of some flags; of the first one's value where none is given."""
-    written = tuple(name for name in flags.split() if name in given.values)
-    value = _value(given, flags.split(maxsplit=1)[0]) if value is None else value
-    said = "; ".join(filter(None, (note, "" if written else _DEFAULT)))
-    return RecipeLine(tuple(key.split(".")), value, written, said)
+def names() -> set[str]:
+    """Return every flag, flat and dotted."""
+    entries = _table().entries
+    return {*entries, *(entry.flag for entry in entries.values() if entry.flag)}
 
 
-def _model(given: Given) -> Iterator[Item]:
-    if given.get("pretrain") is None:
-        raise refuse(given, "pretrain", "no model is named", "--pretrain FOLDER or HUB ID")
-    yield _line(
-        given,
-        "model.name_or_path",
-        "pretrain",
-        note="OpenRLHF runs code that comes with a model: trust_remote_code: true",
-    )
-    if openrlhf_flags.dotted(given) or "ds.attn_implementation" in given.values:
-        yield _line(given, "model.attn_implementation", "ds.attn_implementation")
-    elif given.get("flash_attn") or given.get("packing_samples"):
-        yield _line(given, "model.attn_implementation", "flash_attn packing_samples", "flash_attention_2")
-    if given.get("ds.experts_implementation"):
-        yield _line(given, "model.experts_implementation", "ds.experts_implementation")
-    if given.get("use_liger_kernel"):
-        yield _line(given, "model.use_kernels", "use_liger_kernel", True, "kernels of the hub in place of Liger's")
-    if not given.get("apply_chat_template") or given.get("pretrain_mode"):
-        yield RecipeLine(
-            ("tokenizer", "add_bos_token"), False, (), "OpenRLHF lets the tokenizer put no token before a text"
-        )
-    if given.get("disable_fast_tokenizer"):
-        yield _line(given, "tokenizer.use_fast", "disable_fast_tokenizer", False)
-    if given.get("tokenizer_chat_template"):
-        why = "write the template to a file: tokenizer.chat_template: FILE.jinja"
-        yield Left("tokenizer_chat_template", why, aloud=True)
+class _Parser(argparse.ArgumentParser):
+    """A parser whose errors are faults."""
+
+    def error(self, message: str) -> NoReturn:
+        """Raise the message of argparse as a RecipeError."""
+        raise RecipeError(Fault("openrlhf", message, "Write the flags of openrlhf.cli.train_sft after `--`."))
 
 
-def _lora(given: Given) -> Iterator[Item]:
-    if _value(given, "lora_rank"):
-        yield _line(given, "lora.r", "lora_rank")
-        for name, target in (("lora_alpha", "lora_alpha"), ("lora_dropout", "lora_dropout")):
-            yield _line(given, f"lora.{target}", name)
-        modules = _value(given, "target_modules")
-        one = modules[0] if isinstance(modules, list) and len(modules) == 1 else modules
-        yield _line(given, "lora.target_modules", "target_modules", one)
-    if given.get("load_in_4bit"):
-        yield _line(given, "quantization.load_in_4bit", "load_in_4bit")
-        for name, value in (("quant_type", "nf4"), ("use_double_quant", True), ("compute_dtype", "bfloat16")):
-            yield _line(given, f"quantization.bnb_4bit_{name}", "load_in_4bit", value)
+def read(words: Sequence[str]) -> Settings:
+    """Read the words of a command line.
 
+    Args:
+        words: Flags and values. Words up to `train_sft` start OpenRLHF and are ignored.
 
-def _data(given: Given) -> Iterator[Item]:
-    if given.get("dataset") is None:
-        raise refuse(given, "dataset", "no rows are named", "--dataset FILE, FOLDER or HUB ID")
-    keys, notes = _layout(given)
-    most = given.get("max_samples")
-    probs = given.get("dataset_probs", "")
+    Returns:
+        The flags by their flat name; flags that the table lacks by their own.
+
+    Raises:
+        RecipeError: A value has the wrong type, or a word belongs to no flag.
+    """
+    start = 0
+    for number, word in enumerate(words, 1):
+        if word.endswith(("train_sft", "train_sft.py")):
+            start = number
+            break
+    words = words[start:]
+    entries = _table().entries
+    parser = _Parser(add_help=False, allow_abbrev=False, exit_on_error=False)
+    for name, entry in entries.items():
+        _add_flag(parser, name, entry)
+    typed = _typed_options(words)
     try:
-        shares = [float(share) for share in probs.split(",") if share]
-    except ValueError:
-        raise refuse(given, "dataset_probs", probs, "numbers with commas between them") from None
-    sources = _sources(given.get("dataset"), _value(given, "dataset_split"), keys | {"max_rows": most}, shares)
-    if most:
-        notes.append(f"OpenRLHF takes the first {most:,} rows, max_rows draws as many")
-    if shares:
-        notes.append(
-            "OpenRLHF draws by --dataset_probs until each was used up; here an epoch has as many rows as all have"
-        )
-    yield _line(given, "data.train", _ROWS, several(sources), "; ".join(notes))
-    if given.get("eval_dataset"):
-        held = _sources(given.get("eval_dataset"), _value(given, "eval_split"), keys, [])
-        yield _line(given, "data.eval", "eval_dataset eval_split", several(held))
-        steps = _value(given, "eval_steps")
-        yield _line(given, "train.eval_strategy", "eval_steps", "steps" if steps > 0 else "epoch")
-        if steps > 0:
-            yield _line(given, "train.eval_steps", "eval_steps")
-        yield _line(given, "train.per_device_eval_batch_size", "micro_train_batch_size")
-    elif "eval_steps" in given.values:
-        yield Left("eval_steps", "OpenRLHF evaluates nothing without --eval_dataset")
-    if not given.get("pretrain_mode"):
-        whole = given.get("multiturn") and given.get("apply_chat_template")
-        on = "assistant" if whole else "last_turn" if given.get("apply_chat_template") else "completion"
-        yield _line(given, "data.loss_on", "multiturn", on)
-        yield _line(
-            given, "train.max_length", "max_len", note="a row whose prompt fills it is dropped there, and counted here"
-        )
-        yield RecipeLine(
-            ("data", "overlong"), "truncate_and_end", (), "OpenRLHF puts the end token in the place of the last token"
-        )
+        namespace, rest = parser.parse_known_args(words)
+    except argparse.ArgumentError as error:
+        options = (error.argument_name or "openrlhf").split("/")
+        option = next((option for option in options if option in typed), options[0])
+        raise RecipeError(Fault(option, error.message, "Write a value of this flag's type.")) from None
+    values = vars(namespace) | _unknown_flags(rest)
+
+    def where(name: str) -> str:
+        dotted = f"--{entries[name].flag}" if name in entries else ""
+        return dotted if dotted in typed else f"--{name}"
+
+    return Settings(values, where)
+
+
+def _add_flag(parser: argparse.ArgumentParser, name: str, entry: Entry) -> None:
+    """Add one flag under its flat and its dotted name."""
+    options = dict.fromkeys(f"--{option}" for option in (name, entry.flag) if option)
+    if entry.type == "switch":
+        parser.add_argument(*options, dest=name, default=argparse.SUPPRESS, action="store_true")
     else:
-        yield _line(given, "train.max_length", "max_len")
+        kind = _TYPES[entry.type]
+        parser.add_argument(*options, dest=name, default=argparse.SUPPRESS, type=kind, nargs=entry.nargs)
 
 
-def _layout(given: Given) -> tuple[dict[str, Any], list[str]]:
-    """Return the keys of a source that say how its rows become text, and what changed of their meaning."""
-    asked, answered = _value(given, "input_key"), _value(given, "output_key")
-    if given.get("pretrain_mode"):
-        return {"format": "text", "rename": _renames({asked: "text"})}, [
-            "OpenRLHF puts no end token after a text, TRL does"
-        ]
-    if given.get("apply_chat_template"):
-        if answered and not given.get("multiturn"):
-            return {
-                "format": "prompt_completion",
-                "rename": _renames({asked: "prompt", answered: "completion"}),
-                "wording": "chat",
-            }, []
-        if answered:
-            raise refuse(
-                given,
-                "output_key",
-                f"{answered}, beside --multiturn",
-                "the whole chat in one column, under --input_key",
-            )
-        return {"format": "messages", "rename": _renames({asked: "messages"}), "wording": "chat"}, []
-    if not answered:
-        found = "not given: OpenRLHF drops every row without an answer"
-        raise refuse(given, "output_key", found, "--output_key COLUMN, --apply_chat_template, or --pretrain_mode")
-    for name, column in (("input_key", asked), ("output_key", answered)):
+def _typed_options(words: Sequence[str]) -> set[str]:
+    """Return the options among the words, without their values."""
+    return {word.partition("=")[0] for word in words if word.startswith("--")}
+
+
+def _unknown_flags(words: Sequence[str]) -> dict[str, Any]:
+    """Return the flags that the table lacks, with their values as text; true = a flag without a value."""
+    values: dict[str, Any] = {}
+    option = ""
+    for word in words:
+        if word.startswith("--"):
+            option, _, value = word[2:].partition("=")
+            values[option] = value or True
+        elif not option:
+            raise RecipeError(Fault("openrlhf", f'"{word}" is not a flag', "Write `--NAME VALUE`."))
+        else:
+            values[option] = word if values[option] is True else f"{values[option]} {word}"
+    return values
+
+
+def _is_dotted(settings: Settings) -> bool:
+    """Return whether a flag has its dotted name, as from release 0.10.2."""
+    entries = _table().entries
+    return any(
+        name in entries and entries[name].flag != name and settings.where(name) == f"--{entries[name].flag}"
+        for name in settings.values
+    )
+
+
+def outcomes(settings: Settings) -> Iterator[Outcome]:
+    """Yield what becomes of each flag, and the lines for OpenRLHF's defaults.
+
+    Raises:
+        RecipeError: A value that a recipe needs is missing or cannot be converted.
+    """
+    table = _table()
+    if not settings.has("pretrain"):
+        raise recipe_parts.missing_model(
+            settings, "pretrain", "Add `--pretrain FOLDER`, or the id of a model on the hub."
+        )
+    yield from table.outcomes(settings)
+    yield from _model(settings, table)
+    yield from _lora(settings, table)
+    yield from _data(settings, table)
+    yield from _evaluation(settings, table)
+    yield from _optimizer(settings, table)
+    yield from _training(settings, table)
+    yield from _precision(settings, table)
+    yield from _checkpoints(settings, table)
+    yield from _trackers(settings)
+    stage = table.value(settings, "zero_stage")
+    yield table.line(settings, "launch.engine", "zero_stage", value=recipe_parts.ZERO_ENGINES.get(stage, stage))
+
+
+def _model(settings: Settings, table: Table) -> Iterator[Outcome]:
+    """Yield the attention and the tokenizer."""
+    if _is_dotted(settings) or settings.has("ds.attn_implementation"):
+        yield table.line(settings, "model.attn_implementation", "ds.attn_implementation")
+    elif names := settings.switched_on(("flash_attn", "packing_samples")):
+        yield RecipeLine(("model", "attn_implementation"), "flash_attention_2", names)
+    if not settings.get("apply_chat_template") or settings.get("pretrain_mode"):
+        note = "OpenRLHF puts no beginning-of-text token before a text."
+        yield RecipeLine(("tokenizer", "add_bos_token"), False, (), note)
+    if settings.get("disable_fast_tokenizer"):
+        yield RecipeLine(("tokenizer", "use_fast"), False, ("disable_fast_tokenizer",))
+
+
+def _lora(settings: Settings, table: Table) -> Iterator[Outcome]:
+    """Yield the sections `lora:` and `quantization:`."""
+    if table.value(settings, "lora_rank"):
+        for line in table.lines(settings, "lora"):
+            if isinstance(line.value, list) and len(line.value) == 1:  # `all-linear` stands alone
+                yield line._replace(value=line.value[0])
+            else:
+                yield line
+    if settings.get("load_in_4bit"):
+        bits = {
+            "load_in_4bit": True,
+            "bnb_4bit_quant_type": "nf4",
+            "bnb_4bit_use_double_quant": True,
+            "bnb_4bit_compute_dtype": "bfloat16",
+        }
+        for key, value in bits.items():
+            yield RecipeLine(("quantization", key), value, ("load_in_4bit",))
+
+
+def _data(settings: Settings, table: Table) -> Iterator[Outcome]:
+    """Yield the training rows, how they become text, and which tokens carry loss."""
+    if not settings.has("dataset"):
+        fix = "Add `--dataset FILE`, a folder, or the id of a data set on the hub."
+        raise recipe_parts.missing_rows(settings, "dataset", fix)
+    keys, notes = _row_format(settings, table)
+    weights = _weights(settings)
+    most = settings.get("max_samples")
+    split = table.value(settings, "dataset_split")
+    sources = _sources(settings.get("dataset"), split, keys=keys | {"max_rows": most}, weights=weights)
+    if most:
+        notes.append(f"OpenRLHF takes the first {most:,} rows. `max_rows` takes as many at random.")
+    if weights:
+        end = "trl_sft ends an epoch after as many rows as all sources have."
+        notes.append(f"OpenRLHF draws by `--dataset_probs` until each source is used up. {end}")
+    names = settings.having(
+        *("dataset", "dataset_split", "dataset_probs", "max_samples", "input_key", "output_key", "input_template"),
+        "apply_chat_template",
+    )
+    yield RecipeLine(("data", "train"), recipe_parts.data_sources(sources), names, join_sentences(*notes))
+    if settings.get("pretrain_mode"):
+        yield table.line(settings, "train.max_length", "max_len")
+        return
+    loss_on = "completion"
+    if settings.get("apply_chat_template"):
+        loss_on = "assistant" if settings.get("multiturn") else "last_turn"
+    yield table.line(settings, "data.loss_on", "multiturn", value=loss_on)
+    dropped = "OpenRLHF drops a row whose prompt is this long. trl_sft counts such rows."
+    yield table.line(settings, "train.max_length", "max_len", note=dropped)
+    end = "OpenRLHF replaces the last token of a long row with the end-of-text token."
+    yield RecipeLine(("data", "overlong"), "truncate_and_end", (), end)
+
+
+def _weights(settings: Settings) -> list[float]:
+    """Return the weights of the sources; none where OpenRLHF does not mix by weight."""
+    text = settings.get("dataset_probs", "")
+    try:
+        return [float(weight) for weight in text.split(",") if weight]
+    except ValueError:
+        raise settings.error("dataset_probs", f"{text!r}", "Write numbers with commas between them.") from None
+
+
+def _sources(paths: str, split: str, *, keys: dict[str, Any], weights: list[float]) -> list[Any]:
+    """Return the sources of `PATH` or `PATH@FOLDER`, with commas between them."""
+    sources = []
+    for number, item in enumerate(paths.split(",")):
+        path, _, folder = item.strip().partition("@")
+        weight = weights[number] if number < len(weights) else None
+        more = {"data_dir": folder, "split": recipe_parts.unless_train(split)} | keys | {"weight": weight}
+        sources.append(recipe_parts.data_source(path, **more))
+    return sources
+
+
+def _row_format(settings: Settings, table: Table) -> tuple[dict[str, Any], list[str]]:
+    """Return the keys of a source that say how its rows become text, and sentences on what differs."""
+    prompt, answer = table.value(settings, "input_key"), table.value(settings, "output_key")
+    if settings.get("pretrain_mode"):
+        note = "OpenRLHF puts no end-of-text token after a text. TRL does."
+        return {"format": "text", "rename": recipe_parts.rename({prompt: "text"})}, [note]
+    if settings.get("apply_chat_template"):
+        return _chat_format(settings, prompt, answer), []
+    if not answer:
+        problem = "the flag is missing, and OpenRLHF drops every row without an answer"
+        fix = "Add `--output_key COLUMN`, `--apply_chat_template` or `--pretrain_mode`."
+        raise settings.error("output_key", problem, fix)
+    for name, column in (("input_key", prompt), ("output_key", answer)):
         if not column.isidentifier():
-            raise refuse(given, name, f"{column}: a column whose name is no word", "the column under another name")
-    prompt = _template(given, asked)
+            problem = f"{column!r}: a wording takes only columns whose name is one word"
+            raise settings.error(name, problem, "Give the column another name.")
     notes = [
-        "OpenRLHF puts a space before the end token, so the completion ends in one; line breaks there it takes away"
+        "OpenRLHF removes line breaks at the end of an answer and puts a space before the end-of-text token, so the "
+        "completion ends in a space."
     ]
-    if "\\n" in prompt:
-        notes.append("the template holds a backslash and an n, no line break: so the shell passed it")
-    return {"wording": {"prompt": prompt, "completion": f"{{{answered}}} "}}, notes
+    wording = _prompt_wording(settings, table, prompt)
+    if "\\n" in wording:
+        notes.append("The shell passed the template with a backslash and an n, not with a line break.")
+    return {"wording": {"prompt": wording, "completion": f"{{{answer}}} "}}, notes
 
 
-def _template(given: Given, column: str) -> str:
-    """Return the prompt's wording: OpenRLHF's template with the column in its place."""
-    template = _value(given, "input_template")
+def _chat_format(settings: Settings, prompt: str, answer: str | None) -> dict[str, Any]:
+    """Return the keys of a source of chats: one column of messages, or a column for each side."""
+    if not answer:
+        return {"format": "messages", "rename": recipe_parts.rename({prompt: "messages"}), "wording": "chat"}
+    if settings.get("multiturn"):
+        problem = f"{answer!r} cannot be used with --multiturn"
+        fix = "Put the whole chat into one column and name it with `--input_key`."
+        raise settings.error("output_key", problem, fix)
+    columns = recipe_parts.rename({prompt: "prompt", answer: "completion"})
+    return {"format": "prompt_completion", "rename": columns, "wording": "chat"}
+
+
+def _prompt_wording(settings: Settings, table: Table, column: str) -> str:
+    """Return the wording of the prompt: OpenRLHF's template with the column in its place."""
+    template = table.value(settings, "input_template")
+    fix = "Write a text with one `{}`."
     try:
         parts = list(string.Formatter().parse(template))
     except ValueError as error:
-        raise refuse(given, "input_template", f"{template!r}: {error}", "a text with one {}") from None
-    places = [part[1] for part in parts if part[1] is not None]
+        raise settings.error("input_template", f"{template!r}: {error}", fix) from None
     if "{}" not in template:
-        return f"{{{column}}}"  # OpenRLHF does without such a template
+        return f"{{{column}}}"  # OpenRLHF then uses no template
+    places = [name for _, name, _, _ in parts if name is not None]
     if places not in ([""], ["0"]):
-        raise refuse(given, "input_template", f"{template!r}: {len(places)} places for a prompt", "a text with one {}")
-    words = [
-        text.replace("{", "{{").replace("}", "}}") + (f"{{{column}}}" if name is not None else "")
-        for text, name, _, _ in parts
-    ]
-    return "".join(words)
+        raise settings.error("input_template", f"{template!r} has {len(places)} places for a prompt", fix)
+    wording = ""
+    for text, name, _, _ in parts:
+        wording += text.replace("{", "{{").replace("}", "}}")
+        wording += f"{{{column}}}" if name is not None else ""
+    return wording
 
 
-def _renames(names: dict[str, str]) -> dict[str, str]:
-    return {old: new for old, new in names.items() if old != new}
-
-
-def _sources(written: str, split: str, keys: dict[str, Any], shares: list[float]) -> list[Any]:
-    """Return the sources of a list with commas, as `path@folder` each."""
-    found = []
-    for number, item in enumerate(written.split(",")):
-        path, _, folder = item.strip().partition("@")
-        weight = shares[number] if number < len(shares) else None
-        found.append(source(path, data_dir=folder, split="" if split == "train" else split, **keys, weight=weight))
-    return found
-
-
-def _optimizer(given: Given) -> Iterator[Item]:
-    yield _line(given, "train.learning_rate", "learning_rate")
-    yield _line(given, "train.lr_scheduler_type", "lr_scheduler")
-    if _value(given, "lr_scheduler") == "cosine_with_min_lr":
-        rate = {"min_lr_rate": _value(given, "min_lr_ratio")}
-        yield _line(given, "train.lr_scheduler_kwargs", "min_lr_ratio", rate)
-    yield _line(given, "train.warmup_steps", "lr_warmup_ratio", note="below 1: a share of all steps")
-    if _value(given, "lr_warmup_ratio") >= 1:
-        raise refuse(given, "lr_warmup_ratio", f"{_value(given, 'lr_warmup_ratio')}", "a share of the steps, below 1")
-    yield _line(given, "train.weight_decay", "l2")
-    betas = _value(given, "adam_betas")
-    yield _line(given, "train.adam_beta1", "adam_betas", betas[0])
-    yield _line(given, "train.adam_beta2", "adam_betas", betas[1])
-    if "adam.eps" in given.values:
-        yield _line(given, "train.adam_epsilon", "adam.eps")
-    yield _line(given, "train.max_grad_norm", "max_norm")
-    if _value(given, "optim") != "adam":
-        yield Left("optim", "Muon is not built in this version: AdamW trains", aloud=True)
-    elif "optim" in given.values:
-        yield Left("optim", "AdamW is the default of train.optim too")
-
-
-def _train(given: Given) -> Iterator[Item]:
-    weighs = (
-        ""
-        if openrlhf_flags.dotted(given)
-        else "OpenRLHF up to 0.10 weighs micro batches alike, here all tokens of a step count alike"
-    )
-    yield _line(given, "run.global_batch_size", "train_batch_size", note=weighs)
-    yield _line(given, "train.per_device_train_batch_size", "micro_train_batch_size")
-    yield _line(given, "train.num_train_epochs", "max_epochs")
-    rest = "what is left of a batch at the end of an epoch makes a smaller step here, and begins the next epoch there"
-    yield RecipeLine(("train", "dataloader_drop_last"), True, (), rest)
-    yield _line(given, "train.seed", "seed")
-    if openrlhf_flags.dotted(given) or given.get("ds.param_dtype"):
-        half = _value(given, "ds.param_dtype") == "fp16"
-        yield _line(given, "train.bf16", "ds.param_dtype", not half)
-        if half:
-            yield _line(given, "train.fp16", "ds.param_dtype", True)
-    else:
-        yield _line(given, "train.bf16", "bf16", bool(given.get("bf16")))
-        if not given.get("bf16"):
-            yield RecipeLine(
-                ("model", "dtype"), "auto", (), "without --bf16 weights are trained in the type that they were saved in"
-            )
-    yield _line(
-        given,
-        f"train.{today('gradient_checkpointing')}",
-        "gradient_checkpointing",
-        bool(given.get("gradient_checkpointing")),
-    )
-    if given.get("gradient_checkpointing"):
-        reentrant = {"use_reentrant": bool(given.get("gradient_checkpointing_use_reentrant"))}
-        yield _line(
-            given, f"train.{today('gradient_checkpointing_kwargs')}", "gradient_checkpointing_use_reentrant", reentrant
-        )
-    if given.get("packing_samples"):
-        flat = "OpenRLHF lays the rows of a micro batch end to end; packing: true would change how many rows a step has"
-        yield _line(given, "train.padding_free", "packing_samples", True, flat)
-    for name, target in (("full_determinism", "full_determinism"), ("torch_compile", "torch_compile")):
-        if given.get(name):
-            yield _line(given, f"train.{target}", name)
-    if "data.dataloader_num_workers" in given.values:
-        yield _line(given, "train.dataloader_num_workers", "data.dataloader_num_workers")
-    if "aux_loss_coef" in given.values:
-        yield _line(given, "train.router_aux_loss_coef", "aux_loss_coef")
-
-
-def _kept(given: Given) -> Iterator[Item]:
-    """Yield what is saved and logged."""
-    yield _line(given, "train.output_dir", "save_path")
-    steps = _value(given, "save_steps")
-    yield _line(
-        given,
-        "train.save_strategy",
-        "save_steps",
-        "steps" if steps > 0 else "no",
-        "" if steps > 0 else "the model at the end alone",
-    )
+def _evaluation(settings: Settings, table: Table) -> Iterator[Outcome]:
+    """Yield the evaluation set and when it is used."""
+    if not settings.get("eval_dataset"):
+        if settings.has("eval_steps"):
+            yield OmittedSetting("eval_steps", "OpenRLHF evaluates nothing without `--eval_dataset`.")
+        return
+    keys, _ = _row_format(settings, table)
+    sources = _sources(settings.get("eval_dataset"), table.value(settings, "eval_split"), keys=keys, weights=[])
+    names = settings.having("eval_dataset", "eval_split")
+    yield RecipeLine(("data", "eval"), recipe_parts.data_sources(sources), names)
+    steps = table.value(settings, "eval_steps")
+    yield table.line(settings, "train.eval_strategy", "eval_steps", value="steps" if steps > 0 else "epoch")
     if steps > 0:
-        yield _line(given, "train.save_steps", "save_steps")
-        yield _line(given, "train.save_total_limit", "max_ckpt_num")
-    if given.get("disable_ds_ckpt"):
-        yield _line(given, "train.save_only_model", "disable_ds_ckpt", note="such a checkpoint cannot be gone on from")
-    if given.get("load_checkpoint"):
-        yield _line(
-            given,
-            "run.resume",
-            "load_checkpoint",
-            "auto",
-            "" if steps > 0 else "there are no checkpoints to go on from, in OpenRLHF either",
-        )
-    yield _line(given, "train.logging_steps", "logging_steps")
+        yield table.line(settings, "train.eval_steps", "eval_steps")
+    yield table.line(settings, "train.per_device_eval_batch_size", "micro_train_batch_size")
+
+
+def _optimizer(settings: Settings, table: Table) -> Iterator[Outcome]:
+    """Yield the schedule of the learning rate and the numbers of AdamW."""
+    if table.value(settings, "lr_scheduler") == "cosine_with_min_lr":
+        rate = {"min_lr_rate": table.value(settings, "min_lr_ratio")}
+        yield table.line(settings, "train.lr_scheduler_kwargs", "min_lr_ratio", value=rate)
+    warmup = table.value(settings, "lr_warmup_ratio")
+    if warmup >= 1:
+        raise settings.error("lr_warmup_ratio", f"{warmup} is not a share of the steps", "Write a number below 1.")
+    first, second = table.value(settings, "adam_betas")
+    yield table.line(settings, "train.adam_beta1", "adam_betas", value=first)
+    yield table.line(settings, "train.adam_beta2", "adam_betas", value=second)
+    if table.value(settings, "optim") != "adam":
+        yield OmittedSetting("optim", "trl_sft does not support Muon and trains with AdamW.", warn=True)
+    elif settings.has("optim"):
+        yield OmittedSetting("optim", "AdamW is the default of `train.optim` too.")
+
+
+def _training(settings: Settings, table: Table) -> Iterator[Outcome]:
+    """Yield batches and gradient checkpointing."""
+    note = (
+        ""
+        if _is_dotted(settings)
+        else "OpenRLHF up to 0.10 weights micro batches equally, trl_sft weights tokens equally."
+    )
+    yield table.line(settings, "run.global_batch_size", "train_batch_size", note=note)
+    rest = (
+        "OpenRLHF carries the last incomplete batch of an epoch into the next one. trl_sft makes a smaller step of it."
+    )
+    yield RecipeLine(("train", "dataloader_drop_last"), True, (), rest)
+    key = f"train.{recipe_parts.current_name('gradient_checkpointing')}"
+    saves_memory = bool(settings.get("gradient_checkpointing"))
+    yield table.line(settings, key, "gradient_checkpointing", value=saves_memory)
+    if saves_memory:
+        name = "gradient_checkpointing_use_reentrant"
+        key = f"train.{recipe_parts.current_name('gradient_checkpointing_kwargs')}"
+        yield table.line(settings, key, name, value={"use_reentrant": bool(settings.get(name))})
+
+
+def _precision(settings: Settings, table: Table) -> Iterator[Outcome]:
+    """Yield the types of weights and arithmetic: `--bf16` in older releases, `--ds.param_dtype` in newer ones."""
+    if _is_dotted(settings) or settings.get("ds.param_dtype"):
+        half = table.value(settings, "ds.param_dtype") == "fp16"
+        yield table.line(settings, "train.bf16", "ds.param_dtype", value=not half)
+        if half:
+            yield table.line(settings, "train.fp16", "ds.param_dtype", value=True)
+        return
+    bf16 = bool(settings.get("bf16"))
+    yield table.line(settings, "train.bf16", "bf16", value=bf16)
+    if not bf16:
+        note = "Without `--bf16` OpenRLHF trains weights in the type in which they were saved."
+        yield RecipeLine(("model", "dtype"), "auto", (), note)
+
+
+def _checkpoints(settings: Settings, table: Table) -> Iterator[Outcome]:
+    """Yield when checkpoints are written and read."""
+    steps = table.value(settings, "save_steps")
+    if steps > 0:
+        yield table.line(settings, "train.save_strategy", "save_steps", value="steps")
+        yield table.line(settings, "train.save_steps", "save_steps")
+        yield table.line(settings, "train.save_total_limit", "max_ckpt_num")
+    else:
+        note = "OpenRLHF saves only the trained model."
+        yield table.line(settings, "train.save_strategy", "save_steps", value="no", note=note)
+    if settings.get("load_checkpoint"):
+        note = "" if steps > 0 else "There are no checkpoints to resume from, in OpenRLHF either."
+        yield table.line(settings, "run.resume", "load_checkpoint", value="auto", note=note)
+
+
+def _trackers(settings: Settings) -> Iterator[Outcome]:
+    """Yield the trackers; a key for wandb is never written."""
     trackers = {"use_wandb": "wandb", "use_tensorboard": "tensorboard"}
-    if asked := [name for name in trackers if given.get(name)]:
-        hidden = "the key belongs in WANDB_API_KEY" if "use_wandb" in asked else "TENSORBOARD_LOGGING_DIR says where"
-        yield _line(given, "train.report_to", " ".join(asked), [trackers[name] for name in asked], hidden)
-    if given.get("wandb_run_name"):
-        yield _line(given, "train.run_name", "wandb_run_name")
+    names = settings.switched_on(trackers)
+    if not names:
+        return
+    note = "TENSORBOARD_LOGGING_DIR sets the folder."
+    if "use_wandb" in names:
+        note = "Set WANDB_API_KEY to the key before the command."
+    yield RecipeLine(("train", "report_to"), [trackers[name] for name in names], names, note)

@@ -1,259 +1,210 @@
-"""What a file for TRL's `sft` script means, and one of alignment-handbook, whose names are TRL's with some more.
+"""What the settings of a file for TRL's `sft` script become, or for alignment-handbook's, which takes some more.
 
-TRL's names and defaults are read from the installed sources; alignment-handbook's are those of its repository
-(recipes/smollm2 and smollm3, recipes/zephyr-7b-beta). In: its settings. Out: lines of a recipe.
+Input: the settings. Output: lines of a recipe, and reasons for the settings that need none. TRL's names and defaults
+are read from the installed version; what the two scripts call otherwise than a recipe does stands in `trl.yaml`.
 """
 
 from __future__ import annotations
 
 import ast
-from collections.abc import Collection, Iterator
+from collections.abc import Iterator
 from typing import Any
 
-from trl_sft.importers.settings import (
-    Given,
-    Item,
-    Left,
-    RecipeLine,
-    engine_of,
-    left,
-    located,
-    refuse,
-    renamed,
-    several,
-    source,
-    train_names,
-)
+from trl_sft.importers import recipe_parts, tables
+from trl_sft.importers.settings import OmittedSetting, Outcome, RecipeLine, Settings, join_sentences
+from trl_sft.importers.tables import Table
 from trl_sft.recipe import paths, sections, yaml_reader
 from trl_sft.recipe.upstream import fields
 
-_OWNERS = ("trainer.model_config:ModelConfig", "scripts.utils:ScriptArguments", "scripts.utils:DatasetMixtureConfig")
-_SAME = {
-    "model_name_or_path": "model.name_or_path",
-    "model_revision": "model.revision",
-    "trust_remote_code": "model.trust_remote_code",
-    "attn_implementation": "model.attn_implementation",
-    "dtype": "model.dtype",
-    "torch_dtype": "model.dtype",
-    "test_split_size": "data.eval_fraction",
-    "pad_token": "tokenizer.pad_token",
-    "overwrite_output_dir": "run.overwrite",
-    "preprocessing_num_workers": "train.dataset_num_proc",
+_MODEL_CONFIG = "trl.trainer.model_config:ModelConfig"
+_OWNERS = (_MODEL_CONFIG, "trl.scripts.utils:ScriptArguments", "trl.scripts.utils:DatasetMixtureConfig")
+_MIXTURE_KEYS = {
+    *("path", "id", "name", "config", "data_dir", "data_files", "split", "fraction", "weight", "columns"),
 }
-_NOTES = {
-    "test_split_size": "the same rows in every process and run, by train.seed",
-    "overwrite_output_dir": "here it also takes away what an earlier run left in the folder",
-    "chat_template_path": "a tokenizer's template comes with the special tokens that it needs",
-}
-# ModelConfig's names for LoRA -> peft's
-_LORA = {
-    **{"lora_r": "r", "lora_alpha": "lora_alpha", "lora_dropout": "lora_dropout", "lora_task_type": "task_type"},
-    **{"lora_target_modules": "target_modules", "lora_target_parameters": "target_parameters"},
-    **{"lora_modules_to_save": "modules_to_save", "use_rslora": "use_rslora", "use_dora": "use_dora"},
-}
-_LEFT = {
-    "ignore_bias_buffers": "it is for DDP, which one process does not need",
-    "local_rank": "the launcher sets it",
-    "hub_token": "log in with `hf auth login`",
-    "do_train": "a run trains",
-    "do_eval": "held-out rows are evaluated where there are some",
-    "do_predict": "held-out rows are evaluated where there are some",
-    "dataset_kwargs": "rows become tokens here, once, and not in TRL",
-    "parallelism_config": "this version trains in one process",
-    "env": "set these before the command: the file alone is the run, and it reads no environment",
-    "config": "the file itself",
-    "tokenizer_name_or_path": "the tokenizer is the model's; tokenizer.chat_template takes another's template",
-    "auto_insert_empty_system_msg": "the chat template decides on a system prompt",
-    "logging_dir": "the tracker's own settings say where it writes",
-}
-_HANDBOOK = (
-    *("dataset_mixer", "dataset_splits", "dataset_configs", "dataset_mixture", "chat_template", "torch_dtype"),
-    *(
-        "use_flash_attention_2",
-        "gradient_checkpointing_use_reentrant",
-        "preprocessing_num_workers",
-        "base_model_revision",
-    ),
-    *("overwrite_output_dir", *_LEFT),
-)
-_MASK = (
-    "TRL trains every token of a chat or a text unless assistant_only_loss says otherwise, and the completion of "
-    "prompt and completion; here the default is the answers: loss_on: all trains all"
+_LOSS = (
+    "TRL trains every token of a chat or a text unless `assistant_only_loss` is true, and the completion of prompt and "
+    "completion. trl_sft trains the answers by default. Set `data.loss_on: all` to train all tokens."
 )
 
 
-def names() -> Collection[str]:
-    """Return every name that the two scripts take."""
-    found = {name for owner in _OWNERS for name in fields.read_fields(f"trl.{owner}")}
-    return found | set(train_names()) | set(_HANDBOOK)
+def _table() -> Table:
+    """Return the table of what the two scripts call otherwise."""
+    return tables.load("trl")
 
 
-def lines(given: Given) -> Iterator[Item]:
-    """Yield what became of each setting. Raises RecipeError."""
-    yield from renamed(given, _SAME, _NOTES)
-    yield from left(given, _LEFT)
-    yield from _model(given)
-    yield from _lora(given)
-    yield from _data(given)
-    yield from _train(given)
-    yield from _launch(given)
+def names() -> set[str]:
+    """Return every setting that the two scripts take."""
+    upstream = {name for owner in _OWNERS for name in fields.read_fields(owner)}
+    return upstream | recipe_parts.train_keys() | set(_table().entries)
+
+
+def outcomes(settings: Settings) -> Iterator[Outcome]:
+    """Yield what becomes of each setting, and the lines for TRL's defaults.
+
+    Raises:
+        RecipeError: A value that a recipe needs is missing or cannot be converted.
+    """
+    table = _table()
+    yield from _chat_template(settings)  # it goes before `chat_template_path`, which is in the table
+    yield from table.outcomes(settings)
+    yield from _model(settings)
+    yield from _lora(settings, table)
+    yield from _quantization(settings, table)
+    yield from _data(settings, table)
+    yield from _training(settings, table)
+    auto = "TRL stops if there is no checkpoint. With `auto` training then starts from the beginning."
+    yield from recipe_parts.resume(settings, auto)
+    yield from recipe_parts.launch(settings, fsdp=bool(settings.get("fsdp")))
+
+
+def _chat_template(settings: Settings) -> Iterator[Outcome]:
+    """Yield the chat template of alignment-handbook: a text, which a recipe takes only by the name of a template."""
+    if not settings.has("chat_template"):
+        return
+    template = settings.get("chat_template")
+    if template in paths.list_templates():
+        yield RecipeLine(("tokenizer", "chat_template"), template, ("chat_template",))
+    else:
+        reason = "Write the template to a file and set `tokenizer.chat_template: FILE.jinja`."
+        yield OmittedSetting("chat_template", reason, warn=True)
+
+
+def _model(settings: Settings) -> Iterator[Outcome]:
+    """Yield the attention and the arguments of the model."""
+    if settings.get("use_flash_attention_2"):
+        yield RecipeLine(("model", "attn_implementation"), "flash_attention_2", ("use_flash_attention_2",))
+    for key, value in (settings.get("model_init_kwargs") or {}).items():
+        yield RecipeLine(("model", key), value, ("model_init_kwargs",))
 
 
 def _default(name: str) -> Any:
-    return ast.literal_eval(fields.read_fields(f"trl.{_OWNERS[0]}")[name].default)
+    """Return the default of a field of the installed ModelConfig."""
+    return ast.literal_eval(fields.read_fields(_MODEL_CONFIG)[name].default)
 
 
-def _model(given: Given) -> Iterator[Item]:
-    if given.get("use_flash_attention_2"):
-        yield RecipeLine(("model", "attn_implementation"), "flash_attention_2", ("use_flash_attention_2",))
-    if given.get("base_model_revision"):
-        yield Left("base_model_revision", "revisions of an adapter's base are not built in this version")
-    for name, value in (given.get("model_init_kwargs") or {}).items():
-        yield RecipeLine(("model", name), value, ("model_init_kwargs",))
-    template = given.get("chat_template")
-    if template is not None and template in paths.list_templates():
-        yield RecipeLine(("tokenizer", "chat_template"), template, ("chat_template",))
-    elif template is not None:
-        yield Left("chat_template", "write the template to a file: tokenizer.chat_template: FILE.jinja", aloud=True)
-    if (path := given.get("chat_template_path")) is not None:
-        yield RecipeLine(("tokenizer", "chat_template"), path, ("chat_template_path",), _NOTES["chat_template_path"])
-
-
-def _lora(given: Given) -> Iterator[Item]:
+def _lora(settings: Settings, table: Table) -> Iterator[Outcome]:
+    """Yield the section `lora:`."""
     for name in ("use_peft", "load_in_4bit", "load_in_8bit"):
-        if not isinstance(given.get(name, False), bool):
-            raise refuse(given, name, yaml_reader.describe_value(given.get(name)), "true or false")
-    if given.get("use_peft"):
-        for name, target in _LORA.items():
-            known = given.get(name) is not None
-            value = given.get(name) if known else _default(name)
-            if value is not None and value is not False:  # 0 is a value, and refused as one
-                yield RecipeLine(
-                    ("lora", target),
-                    value,
-                    (name, "use_peft") if known else ("use_peft",),
-                    "" if known else "TRL's default",
-                )
-    bits = next((name for name in ("load_in_4bit", "load_in_8bit") if given.get(name)), None)
-    if bits:
-        yield RecipeLine(("quantization", bits), True, (bits,))
-    if bits == "load_in_4bit":
-        quant = {"bnb_4bit_quant_type": "bnb_4bit_quant_type", "use_bnb_nested_quant": "bnb_4bit_use_double_quant"}
-        quant |= {"bnb_4bit_quant_storage": "bnb_4bit_quant_storage"}
-        for name, target in quant.items():
-            value = given.get(name, _default(name))
-            if value is not None:
-                yield RecipeLine(
-                    ("quantization", target), value, (name,), "" if given.get(name) is not None else "TRL's default"
-                )
-        dtype = given.get("dtype", given.get("torch_dtype", _default("dtype")))
-        if dtype != "auto":
-            yield RecipeLine(("quantization", "bnb_4bit_compute_dtype"), dtype, (), "TRL computes in dtype")
-
-
-def _data(given: Given) -> Iterator[Item]:
-    notes: list[str] = []
-    train, test, used = _sources(given, notes)
-    if not train:
-        raise refuse(
-            given, "dataset_name", "no rows are named", "dataset_name, datasets, or alignment-handbook's dataset_mixer"
-        )
-    yield RecipeLine(
-        ("data", "train"), several(train), used, "; ".join([*notes, *([] if _says_mask(given) else [_MASK])])
-    )
-    if share := (given.get("dataset_mixture") or {}).get("test_split_size"):
-        yield RecipeLine(("data", "eval_fraction"), share, ("dataset_mixture",), _NOTES["test_split_size"])
-    if given.get("test_split_size") is not None:
+        if not isinstance(settings.get(name, False), bool):
+            raise settings.error(name, yaml_reader.describe_value(settings.get(name)), "Write `true` or `false`.")
+    if not settings.get("use_peft"):
         return
-    if test and given.get("eval_strategy", given.get("evaluation_strategy", "no")) != "no":
-        yield RecipeLine(("data", "eval"), several(test), ("dataset_test_split", "eval_strategy", *used))
+    for name, entry in table.group("lora"):
+        value = settings.get(name, _default(name))
+        if value is not None and value is not False:  # 0 is a value; the recipe's check refuses it
+            note = "" if settings.has(name) else table.default_note
+            yield RecipeLine(tuple(entry.key.split(".")), value, (*settings.having(name), "use_peft"), note)
 
 
-def _says_mask(given: Given) -> bool:
-    return given.get("assistant_only_loss") is True or given.get("completion_only_loss") is not None
+def _quantization(settings: Settings, table: Table) -> Iterator[Outcome]:
+    """Yield the section `quantization:`."""
+    if not settings.get("load_in_4bit"):
+        if settings.get("load_in_8bit"):
+            yield RecipeLine(("quantization", "load_in_8bit"), True, ("load_in_8bit",))
+        return
+    yield RecipeLine(("quantization", "load_in_4bit"), True, ("load_in_4bit",))
+    for name, entry in table.group("4bit"):
+        value = settings.get(name, _default(name))
+        if value is not None:
+            note = "" if settings.has(name) else table.default_note
+            yield RecipeLine(tuple(entry.key.split(".")), value, (name,), note)
+    dtype = settings.get("dtype", settings.get("torch_dtype", _default("dtype")))
+    if dtype != "auto":
+        yield RecipeLine(("quantization", "bnb_4bit_compute_dtype"), dtype, (), "TRL computes in `dtype`.")
 
 
-def _sources(given: Given, notes: list[str]) -> tuple[list[Any], list[Any], tuple[str, ...]]:
-    """Return the sources to train, those to evaluate, and the settings that name them."""
-    column = given.get("dataset_text_field", "text")
-    more = {} if column == "text" else {"rename": {column: "text"}, "format": "text"}
-    if mixture := given.get("datasets", (given.get("dataset_mixture") or {}).get("datasets")):
-        rows = [_mixed(item, more, bool(given.get("streaming")), notes) for item in mixture]
-        if "seed" in (given.get("dataset_mixture") or {}):
-            notes.append("seed of the mixture: train.seed draws")
-        return rows, [], ("datasets", "dataset_mixture", "streaming", "dataset_text_field")
-    if mixer := given.get("dataset_mixer"):
-        splits = given.get("dataset_splits", ["train", "test"])
-        configs = given.get("dataset_configs") or [None] * len(mixer)
-        found: dict[bool, list[Any]] = {True: [], False: []}
-        for (path, share), config in zip(mixer.items(), configs, strict=False):
-            for split in splits:
-                part = f"[:{share * 100:g}%]" if share < 1 and "test" not in split else ""
-                found["test" in split].append(source(path, name=config, split=split + part, **more))
-        return found[False], found[True], ("dataset_mixer", "dataset_splits", "dataset_configs", "dataset_text_field")
-    if not (path := given.get("dataset_name")):
+def _data(settings: Settings, table: Table) -> Iterator[Outcome]:
+    """Yield the training rows and the evaluation set."""
+    notes: list[str] = []
+    train, test, names = _sources(settings, notes)
+    if not train:
+        fix = "Add `dataset_name`, `datasets`, or alignment-handbook's `dataset_mixer`."
+        raise recipe_parts.missing_rows(settings, "dataset_name", fix)
+    if settings.get("assistant_only_loss") is not True and not settings.has("completion_only_loss"):
+        notes.append(_LOSS)
+    yield RecipeLine(("data", "train"), recipe_parts.data_sources(train), names, join_sentences(*notes))
+    mixture = settings.get("dataset_mixture") or {}
+    if mixture.get("test_split_size"):
+        note = table.entries["test_split_size"].note
+        yield RecipeLine(("data", "eval_fraction"), mixture["test_split_size"], ("dataset_mixture",), note)
+    strategy = settings.get("eval_strategy", settings.get("evaluation_strategy", "no"))
+    if test and strategy != "no" and not settings.has("test_split_size"):
+        names = ("dataset_test_split", "eval_strategy", *names)
+        yield RecipeLine(("data", "eval"), recipe_parts.data_sources(test), names)
+
+
+def _sources(settings: Settings, notes: list[str]) -> tuple[list[Any], list[Any], tuple[str, ...]]:
+    """Return the sources of training rows, those of the evaluation set, and the settings that name them."""
+    column = settings.get("dataset_text_field", "text")
+    text: dict[str, Any] = {} if column == "text" else {"rename": {column: "text"}, "format": "text"}
+    mixture = settings.get("dataset_mixture") or {}
+    if entries := settings.get("datasets", mixture.get("datasets")):
+        text["streaming"] = bool(settings.get("streaming")) or None
+        sources = [_mixture_source(entry, text, notes) for entry in entries]
+        if "seed" in mixture:
+            notes.append("`train.seed` takes the place of the mixture's own seed.")
+        return sources, [], ("datasets", "dataset_mixture", "streaming", "dataset_text_field")
+    if settings.get("dataset_mixer"):
+        return _mixer_sources(settings, text)
+    path = settings.get("dataset_name")
+    if not path:
         return [], [], ()
-    split = given.get("dataset_train_split", "train")
-    keys = {"name": given.get("dataset_config"), "streaming": given.get("dataset_streaming") or None, **more}
-    train = source(path, split=split if split != "train" else None, **keys)
-    test = source(path, split=given.get("dataset_test_split", "test"), name=given.get("dataset_config"), **more)
-    used = ("dataset_name", "dataset_config", "dataset_train_split", "dataset_streaming", "dataset_text_field")
-    return [train], [test], used
+    config = settings.get("dataset_config")
+    split = recipe_parts.unless_train(settings.get("dataset_train_split"))
+    streaming = settings.get("dataset_streaming") or None
+    train = recipe_parts.data_source(path, split=split, name=config, streaming=streaming, **text)
+    test_split = settings.get("dataset_test_split", "test")
+    test = recipe_parts.data_source(path, split=test_split, name=config, **text)
+    names = ("dataset_name", "dataset_config", "dataset_train_split", "dataset_streaming", "dataset_text_field")
+    return [train], [test], names
 
 
-def _mixed(item: dict[str, Any], more: dict[str, Any], streaming: bool, notes: list[str]) -> Any:
-    """Return one entry of TRL's `datasets`, or of alignment-handbook's `dataset_mixture`."""
-    share = item.get("fraction", item.get("weight"))
-    split = item.get("split") or "train"
-    split += f"[:{share * 100:g}%]" if share is not None and share < 1 else ""
-    keys = {name: item.get(name) for name in ("data_dir",)} | {"name": item.get("name", item.get("config"))}
-    path = located(item.get("path", item.get("id", "")), item.get("data_files"), notes)
-    read = ("path", "id", "name", "config", "data_dir", "data_files", "split", "fraction", "weight", "columns")
-    notes += [f"{key} of {path} is not built in this version" for key in item if key not in read]
-    if "columns" in item:
-        of_a_row = "; chat_template_kwargs of a row are not read" if "chat_template_kwargs" in item["columns"] else ""
-        notes.append(f"columns of {path}: a format reads those that it knows{of_a_row}")
-    return source(path, split=split if split != "train" else None, streaming=streaming or None, **keys, **more)
+def _mixer_sources(settings: Settings, text: dict[str, Any]) -> tuple[list[Any], list[Any], tuple[str, ...]]:
+    """Return what `_sources` does for `dataset_mixer`, which names a share of each data set."""
+    mixer = settings.get("dataset_mixer")
+    configs = settings.get("dataset_configs") or [None] * len(mixer)
+    train, test = [], []
+    for (path, share), config in zip(mixer.items(), configs, strict=False):
+        for split in settings.get("dataset_splits", ["train", "test"]):
+            if "test" in split:
+                test.append(recipe_parts.data_source(path, name=config, split=split, **text))
+            else:
+                train.append(recipe_parts.data_source(path, name=config, split=split + _first(share), **text))
+    return train, test, ("dataset_mixer", "dataset_splits", "dataset_configs", "dataset_text_field")
 
 
-def _train(given: Given) -> Iterator[Item]:
-    """Yield the fields of SFTConfig that stay as they are."""
-    known = train_names()
-    for name, value in given.values.items():
-        if value is None and name != "max_length":  # whose null is a value: nothing is cut
-            continue
-        if name not in known or name in sections.REFUSED["train"] or name in _LEFT:
+def _first(share: float | None) -> str:
+    """Return the slice of a split that holds this share of it: `[:25%]`; "" = all of it."""
+    return f"[:{share * 100:g}%]" if share is not None and share < 1 else ""
+
+
+def _mixture_source(entry: dict[str, Any], text: dict[str, Any], notes: list[str]) -> Any:
+    """Return the source for one entry of TRL's `datasets`, or of alignment-handbook's `dataset_mixture`."""
+    path = recipe_parts.data_path(entry.get("path", entry.get("id", "")), entry.get("data_files"), notes)
+    notes += [f"trl_sft does not support `{key}` of {path}." for key in entry if key not in _MIXTURE_KEYS]
+    if "columns" in entry:
+        notes.append(f"`columns` of {path} is not in the recipe: a format reads the columns that it knows.")
+        if "chat_template_kwargs" in entry["columns"]:
+            notes.append("trl_sft does not read `chat_template_kwargs` of a row.")
+    split = (entry.get("split") or "train") + _first(entry.get("fraction", entry.get("weight")))
+    config = entry.get("name", entry.get("config"))
+    split = recipe_parts.unless_train(split)
+    return recipe_parts.data_source(path, split=split, data_dir=entry.get("data_dir"), name=config, **text)
+
+
+def _training(settings: Settings, table: Table) -> Iterator[Outcome]:
+    """Yield the fields of SFTConfig, which are keys of `train:`."""
+    elsewhere = {name for name, entry in table.entries.items() if entry.key or entry.omitted}
+    known = recipe_parts.train_keys() - set(sections.REFUSED["train"]) - elsewhere
+    for name, value in settings.values.items():
+        if name not in known or (value is None and name != "max_length"):  # its null says that nothing is cut
             continue
         if name == "assistant_only_loss" and value is False:
-            yield Left(name, "its default, which does not say where the loss falls: data.loss_on does")
+            reason = "This is its default, which does not say which tokens carry loss. `data.loss_on` does."
+            yield OmittedSetting(name, reason)
         else:
             yield RecipeLine(("train", name), value, (name,))
-    if (reentrant := given.get("gradient_checkpointing_use_reentrant")) is not None:
-        key = ("train", "gradient_checkpointing_kwargs")
-        yield RecipeLine(key, {"use_reentrant": reentrant}, ("gradient_checkpointing_use_reentrant",))
-    resume = given.get("resume_from_checkpoint")
-    if resume is not None:
-        auto = "TRL stops where there is no checkpoint; auto starts then"
-        note = auto if resume is True else ""
-        yield RecipeLine(
-            ("run", "resume"), {True: "auto", False: "never"}.get(resume, resume), ("resume_from_checkpoint",), note
-        )
-
-
-def _launch(given: Given) -> Iterator[Item]:
-    if (file := given.get("deepspeed")) is not None:
-        stage = engine_of(file)
-        if not stage:
-            yield Left(
-                "deepspeed",
-                "its ZeRO stage cannot be read from here: launch: {engine: zero2, config: FILE}",
-                aloud=True,
-            )
-        else:
-            yield RecipeLine(("launch", "engine"), stage, ("deepspeed",))
-            if stage != "ddp":
-                yield RecipeLine(("launch", "config"), file, ("deepspeed",))
-    elif given.get("fsdp"):
-        yield RecipeLine(("launch", "engine"), "fsdp", ("fsdp",), f"TRL's value was {given.get('fsdp')}")
-        if (config := given.get("fsdp_config")) is not None:
-            yield RecipeLine(("launch", "config"), config, ("fsdp_config",))
+    if settings.has("gradient_checkpointing_use_reentrant"):
+        options = {"use_reentrant": settings.get("gradient_checkpointing_use_reentrant")}
+        names = ("gradient_checkpointing_use_reentrant",)
+        yield RecipeLine(("train", "gradient_checkpointing_kwargs"), options, names)

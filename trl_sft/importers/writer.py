@@ -1,7 +1,7 @@
-"""Makes a recipe of another trainer's settings: nothing is dropped unsaid, every change of meaning stands at its line.
+"""Writes the recipe for another trainer's settings: every setting is a line of it, or a comment says why it is not.
 
-In: a file or flags of OpenRLHF, TRL, alignment-handbook, axolotl or LLaMA-Factory. Out: the text of a recipe,
-checked as any recipe is. What the names of each project mean stands in the modules `from_*`.
+Input: a file or flags of OpenRLHF, TRL, alignment-handbook, axolotl or LLaMA-Factory. Output: the text of a recipe,
+checked as any recipe is. Deliberately not here: what the settings of a tool mean, which stands in its own module.
 """
 
 from __future__ import annotations
@@ -16,171 +16,214 @@ from typing import Any, NamedTuple
 
 from trl_sft import console, run_folder
 from trl_sft.errors import EXIT_DONE, EXIT_USER_ERROR, Fault, RecipeError
-from trl_sft.importers import axolotl, llamafactory, llamafactory_rows, openrlhf, openrlhf_flags, settings, trl
-from trl_sft.importers.settings import Given, Item, Left, RecipeLine
+from trl_sft.importers import axolotl, llamafactory, openrlhf, tables, trl
+from trl_sft.importers.settings import OmittedSetting, Outcome, RecipeLine, Settings, format_setting, read_file
 from trl_sft.recipe import build, no_effect, paths, renamed_keys, sections
 from trl_sft.recipe.upstream import types
 from trl_sft.recipe.yaml_reader import Key, Recipe, describe_value, format_value
 
 _WIDTH = 120
-_BARE = re.compile(r"(\.{0,2}/)?[A-Za-z_][\w./@+-]*")
-_HELD_OUT = (("data", "eval"), ("data", "eval_fraction"))
-_WRONG_KIND = (AttributeError, KeyError, TypeError, ValueError, ZeroDivisionError)  # of a mapping where a text is due
-_TAKEN = ("null", "true", "false", "yes", "no", "on", "off", "y", "n")  # by YAML 1.1 or 1.2
+_PLAIN_WORD = re.compile(r"(\.{0,2}/)?[A-Za-z_][\w./@+-]*")
+_YAML_WORDS = ("null", "true", "false", "yes", "no", "on", "off", "y", "n")  # of YAML 1.1 or 1.2
+_EVALUATION_SETS = (("data", "eval"), ("data", "eval_fraction"))
+_WRONG_TYPE = (AttributeError, KeyError, TypeError, ValueError, ZeroDivisionError)  # of a mapping in place of a text
 
 
-class Tool(NamedTuple):
-    """Another trainer."""
+class Importer(NamedTuple):
+    """How the settings of one tool are read."""
 
-    title: str  # the versions whose names and defaults are known
-    lines: Callable[[Given], Iterator[Item]]
-    names: Callable[[], Collection[str]]  # all that it knows
-    flags: bool = False  # its settings are words of a command line, no file
+    title: str
+    table: str  # the table of `tables` that names the releases
+    outcomes: Callable[[Settings], Iterator[Outcome]]
+    names: Callable[[], Collection[str]]  # every setting that is known
+    flags: bool = False  # the settings are words of a command line, not a file
 
 
 TOOLS = {
-    "openrlhf": Tool("OpenRLHF's train_sft, 0.8.9 and 0.11.0", openrlhf.lines, openrlhf_flags.names, flags=True),
-    "trl": Tool("TRL's sft script", trl.lines, trl.names),
-    "alignment-handbook": Tool("alignment-handbook's sft script", trl.lines, trl.names),
-    "axolotl": Tool("axolotl 0.19.0", axolotl.lines, axolotl.names),
-    "llamafactory": Tool("LLaMA-Factory 0.9.5", llamafactory.lines, llamafactory.names),
+    "openrlhf": Importer("OpenRLHF's train_sft", "openrlhf", openrlhf.outcomes, openrlhf.names, flags=True),
+    "trl": Importer("TRL's sft script", "trl", trl.outcomes, trl.names),
+    "alignment-handbook": Importer("alignment-handbook's sft script", "trl", trl.outcomes, trl.names),
+    "axolotl": Importer("axolotl", "axolotl", axolotl.outcomes, axolotl.names),
+    "llamafactory": Importer("LLaMA-Factory", "llamafactory", llamafactory.outcomes, llamafactory.names),
 }
 
 
-def read(tool: str, words: Sequence[str], dataset_info: Path | None = None) -> Given:
-    """Return the settings that the words hold or name. Raises RecipeError."""
+def read(tool: str, words: Sequence[str], dataset_info: Path | None = None) -> Settings:
+    """Read the settings of a tool.
+
+    Args:
+        tool: A key of `TOOLS`.
+        words: The path of its file of settings, or the flags of its command.
+        dataset_info: LLaMA-Factory's dataset_info.json; None = where LLaMA-Factory looks for it.
+
+    Raises:
+        RecipeError: The settings cannot be read.
+    """
     if dataset_info is not None and tool != "llamafactory":
-        raise RecipeError(Fault("--dataset-info", f"a file of LLaMA-Factory's beside {tool}", "leave it out"))
+        problem = f"{tool} has no such file, only LLaMA-Factory has"
+        raise RecipeError(Fault("--dataset-info", problem, "Remove this option."))
     if TOOLS[tool].flags:
-        return openrlhf_flags.read(words)
+        return openrlhf.read(words)
     if len(words) != 1:
-        found = f"{len(words)} words after {tool}"
-        raise RecipeError(Fault("import", found, f"import {tool} FILE [-o RECIPE]"))
-    given = settings.read(Path(words[0]))
-    if tool != "llamafactory":
-        return given
-    info = dataset_info or llamafactory_rows.beside(given, Path(words[0]).parent)
-    return llamafactory_rows.with_datasets(given, info)
+        problem = f"{len(words)} words after {tool} in place of one file"
+        raise RecipeError(Fault("import", problem, f"Write `import {tool} FILE [-o RECIPE]`."))
+    file = Path(words[0])
+    values = read_file(file)
+    return llamafactory.add_dataset_info(values, dataset_info, file.parent) if tool == "llamafactory" else values
 
 
-def write(tool: str, given: Given, output: Path | None) -> int:
-    """Print the recipe, or write it to `output`, where nothing stands yet; return the exit code. Raises RecipeError."""
+def write(tool: str, settings: Settings, output: Path | None) -> int:
+    """Print the recipe for a tool's settings, or write it to a file.
+
+    Args:
+        tool: A key of `TOOLS`.
+        settings: What `read` returned.
+        output: A file that does not exist yet; None = print the recipe.
+
+    Returns:
+        The exit code: 0, or 2 if the recipe has faults, which are shown. The recipe is written all the same.
+
+    Raises:
+        RecipeError: No recipe can be made, or the file exists.
+    """
     if output is not None and output.exists():
-        raise RecipeError(Fault(str(output), "exists already; it stays as it is", "-o ANOTHER.yaml"))
-    items = complete(TOOLS[tool], given)
+        fix = "Write `-o ANOTHER.yaml`, or delete the file."
+        raise RecipeError(Fault(str(output), "the file exists and is not overwritten", fix))
+    outcomes = all_outcomes(TOOLS[tool], settings)
     path = output or Path("recipe.yaml")
-    lines = [_placed(item, path) for item in items if isinstance(item, RecipeLine)]
-    lefts = [item for item in items if isinstance(item, Left)]
-    written = text(TOOLS[tool].title, given, lines, lefts)
-    for item in lefts:
-        if item.aloud:
-            print(f"trl_sft: {given.where(item.name)}: {item.why}", file=sys.stderr)
+    lines = [_with_relative_paths(item, path) for item in outcomes if isinstance(item, RecipeLine)]
+    omitted = [item for item in outcomes if isinstance(item, OmittedSetting)]
+    text = render(TOOLS[tool], settings, lines, omitted=omitted)
+    for item in omitted:
+        if item.warn:
+            print(f"trl_sft: {settings.where(item.name)}: {item.reason}", file=sys.stderr)
     if output is None:
-        print(written, end="")
+        print(text, end="")
     else:
-        run_folder.write_text(output, written)
-    told = f"{len(lines)} lines, {len(lefts)} settings left out (the end of the recipe says why)"
-    print(f"trl_sft: {told}", file=sys.stderr)
-    faults = check(given, lines, path)
+        run_folder.write_text(output, text)
+    count = f"{len(lines)} lines. {len(omitted)} settings are not in it; its last comment says why."
+    print(f"trl_sft: The recipe has {count}", file=sys.stderr)
+    faults = check_recipe(settings, lines, path)
     if faults:
         console.faults(faults)
         if output is not None:
-            console.say(f"{output} is written all the same: mend it there, or the settings and write it anew")
+            console.say(f"{output} is written. Fix it there, or fix the settings and import them again.")
         return EXIT_USER_ERROR
     if output is not None:
         console.say(f"Next: {console.python()} -m trl_sft check {output}")
     return EXIT_DONE
 
 
-def complete(tool: Tool, given: Given) -> list[Item]:
-    """Return what became of every setting: those of which nothing came are told too. Raises RecipeError."""
+def all_outcomes(importer: Importer, settings: Settings) -> list[Outcome]:
+    """Return what becomes of every setting.
+
+    A setting from which nothing came is an omitted one: it has no value, it has no effect, or it is unknown.
+
+    Raises:
+        RecipeError: A value has a type that the tool does not take, or no recipe can be made of it.
+    """
     try:
-        items = _busy(_once(tool.lines(given)))
-    except _WRONG_KIND:
-        name = _culprit(tool, given)
+        outcomes = _without_idle_lines(_one_line_per_key(importer.outcomes(settings)))
+    except _WRONG_TYPE:
+        name = _wrong_type(importer, settings)
         if not name:
             raise
-        raise settings.refuse(
-            given, name, describe_value(given.get(name)), "a value of the kind that is taken there"
+        raise settings.error(
+            name, describe_value(settings.get(name)), "Write a value of the type that the tool takes."
         ) from None
-    used = {name for item in items for name in (item.names if isinstance(item, RecipeLine) else (item.name,))}
-    for name in given.values:
-        if name in used:
-            continue
-        if name in tool.names():
-            said = "says nothing" if given.get(name) is None else "changes nothing beside the other settings"
-            items.append(Left(name, said))
-        else:
-            near = types.suggest(name, tool.names())
-            items.append(Left(name, "no name that is known here" + (f"; nearest: {near}" if near else ""), aloud=True))
-    return items
+    used: set[str] = set()
+    for outcome in outcomes:
+        used.update(outcome.names if isinstance(outcome, RecipeLine) else [outcome.name])
+    outcomes += [_unused(importer, settings, name) for name in settings.values if name not in used]
+    return outcomes
 
 
-def _once(items: Iterable[Item]) -> list[Item]:
-    """Return the items with one line for each key: a setting that was written goes before a default."""
+def _unused(importer: Importer, settings: Settings, name: str) -> OmittedSetting:
+    """Return the omitted setting for one that no line came from."""
+    if name not in importer.names():
+        near = types.suggest(name, importer.names())
+        suggestion = f" Did you mean `{near}`?" if near else ""
+        return OmittedSetting(name, f"trl_sft does not know this setting.{suggestion}", warn=True)
+    if not settings.has(name):
+        return OmittedSetting(name, "It has no value.")
+    return OmittedSetting(name, "It has no effect together with the other settings.")
+
+
+def _one_line_per_key(outcomes: Iterable[Outcome]) -> list[Outcome]:
+    """Return the outcomes with one line for each key: the first one, or the first from a setting over a default."""
     lines: dict[Key, RecipeLine] = {}
-    others: list[Item] = []
-    for item in items:
-        if isinstance(item, Left):
-            others.append(item)
-        elif item.key not in lines:
-            lines[item.key] = item
+    omitted: list[Outcome] = []
+    for outcome in outcomes:
+        if isinstance(outcome, OmittedSetting):
+            omitted.append(outcome)
+            continue
+        first = lines.get(outcome.key)
+        if first is None:
+            lines[outcome.key] = outcome
         else:
-            both = lines[item.key].names + item.names
-            kept = item if item.names and not lines[item.key].names else lines[item.key]
-            lines[item.key] = kept._replace(names=both)
-    return [*lines.values(), *others]
+            better = outcome if outcome.names and not first.names else first
+            lines[outcome.key] = better._replace(names=first.names + outcome.names)
+    return [*lines.values(), *omitted]
 
 
-def _busy(items: list[Item]) -> list[Item]:
-    """Return the items without the lines that change nothing beside others: these are left out, and it is said."""
-    train = {_today(line.key): line.value for line in items if isinstance(line, RecipeLine) and line.key[0] == "train"}
-    held_out = any(isinstance(item, RecipeLine) and item.key in _HELD_OUT for item in items)
-    why = {} if held_out else dict.fromkeys(no_effect.EVALUATING, "no rows are held out")
+def _without_idle_lines(outcomes: list[Outcome]) -> list[Outcome]:
+    """Return the outcomes without lines of `train:` that have no effect; their settings are omitted with the reason."""
+    lines = [outcome for outcome in outcomes if isinstance(outcome, RecipeLine)]
+    train = {_current_name(line.key): line.value for line in lines if line.key[0] == "train"}
+    reasons: dict[str, str] = {}
+    if not any(line.key in _EVALUATION_SETS for line in lines):
+        reasons = dict.fromkeys(no_effect.EVALUATING, "It has no effect without an evaluation set.")
     for rule in no_effect.TRAIN:
-        with contextlib.suppress(TypeError):  # a value of another kind, which the recipe's own check tells
+        with contextlib.suppress(TypeError):  # a value of another type, which the recipe's own check refuses
             if rule.when(train):
-                cause = f"{rule.cause}: {train[rule.cause]}" if rule.cause in train else f"without {rule.cause}"
-                why |= dict.fromkeys(rule.keys, f"it changes nothing, {cause}")
-    kept: list[Item] = []
-    for item in items:
-        if isinstance(item, Left) or item.key[0] != "train" or _today(item.key) not in why or item.value is None:
-            kept.append(item)
+                cause = (
+                    f"with `{rule.cause}: {format_value(train[rule.cause])}`"
+                    if rule.cause in train
+                    else f"without `{rule.cause}`"
+                )
+                reasons |= dict.fromkeys(rule.keys, f"It has no effect {cause}.")
+    remaining: list[Outcome] = []
+    for outcome in outcomes:
+        if isinstance(outcome, OmittedSetting) or outcome.key[0] != "train" or outcome.value is None:
+            remaining.append(outcome)
+        elif reason := reasons.get(_current_name(outcome.key)):
+            remaining += [OmittedSetting(name, reason) for name in outcome.names]
         else:
-            kept += [Left(name, why[_today(item.key)]) for name in item.names]
-    return kept
+            remaining.append(outcome)
+    return remaining
 
 
-def _today(key: Key) -> str:
-    """Return a key of `train:` as the installed version calls it."""
+def _current_name(key: Key) -> str:
+    """Return a key of `train:` under the name that the installed version has."""
     name = str(key[1])
     old = renamed_keys.renamed_in("train").get(name)
     return old.new if old and old.new else name
 
 
-def _culprit(tool: Tool, given: Given) -> str:
-    """Return the setting whose value is of another kind than the tool takes: without it there is no error."""
+def _wrong_type(importer: Importer, settings: Settings) -> str:
+    """Return the setting whose value has a wrong type: without it there is no error; "" = it is not one setting."""
     refused = ""
-    for name in given.values:
+    for name in settings.values:
+        others = {other: value for other, value in settings.values.items() if other != name}
         try:
-            list(tool.lines(given._replace(values={n: v for n, v in given.values.items() if n != name})))
-        except _WRONG_KIND:
+            list(importer.outcomes(settings._replace(values=others)))
+        except _WRONG_TYPE:
             continue
-        except RecipeError:  # what every recipe needs, and maybe what is wrong
+        except RecipeError:  # every recipe needs this setting, and it may have the wrong type too
             refused = name
             continue
         return name
     return refused
 
 
-def check(given: Given, lines: Iterable[RecipeLine], path: Path) -> list[Fault]:
-    """Return the faults of the recipe, each at the place of the setting that it came from."""
+def check_recipe(settings: Settings, lines: Iterable[RecipeLine], path: Path) -> list[Fault]:
+    """Return the faults of the recipe, each at the place of the setting that its line came from."""
     values: dict[str, Any] = {}
     places: dict[Key, str] = {(): path.name}
     for line in lines:
         section, name = str(line.key[0]), line.key[1]
         values.setdefault(section, {})[name] = line.value
-        places[line.key] = given.where(line.names[0]) if line.names else "a default"
+        places[line.key] = settings.where(line.names[0]) if line.names else "a default"
     try:
         build.build_run(Recipe(path.absolute(), "", values, places, frozenset(), ()))
     except RecipeError as error:
@@ -188,72 +231,82 @@ def check(given: Given, lines: Iterable[RecipeLine], path: Path) -> list[Fault]:
     return []
 
 
-def text(title: str, given: Given, lines: Sequence[RecipeLine], lefts: Sequence[Left]) -> str:
-    """Return the recipe as text."""
-    out = [f"# From {title}. A comment says what a setting changed of its meaning, or why it is not here."]
+def render(
+    importer: Importer, settings: Settings, lines: Sequence[RecipeLine], *, omitted: Sequence[OmittedSetting]
+) -> str:
+    """Return the recipe as text, with a comment for each setting that is not in it."""
+    text = [f"# Imported from {importer.title} (settings of {tables.load(importer.table).releases})."]
+    text.append("# A comment says what differs between the two, or why a setting is not in the recipe.")
     for section in sections.OWNERS:
-        mine = [line for line in lines if line.key[0] == section]
-        if mine:
-            out.append(f"{section}:")
-        for line in mine:
-            out += _written(line)
-    if lefts:
-        out.append("# Left out:")
-    for item in lefts:
-        value = given.get(item.name)
-        said = item.name if value is None else settings.shown(item.name, value)
-        out += textwrap.wrap(_plain(f"{said}: {item.why}"), _WIDTH - 6, initial_indent="# - ", subsequent_indent="#   ")
-    return "\n".join(out) + "\n"
+        of_section = [line for line in lines if line.key[0] == section]
+        if of_section:
+            text.append(f"{section}:")
+        for line in of_section:
+            text += _render_line(line)
+    if omitted:
+        text.append("# These settings are not in the recipe:")
+    for item in omitted:
+        value = settings.get(item.name)
+        setting = item.name if value is None else format_setting(item.name, value)
+        comment = _on_one_line(f"{setting} ({item.reason})")
+        text += textwrap.wrap(comment, _WIDTH - 6, initial_indent="# - ", subsequent_indent="#   ")
+    return "\n".join(text) + "\n"
 
 
-def _written(line: RecipeLine) -> Iterator[str]:
-    """Yield a line of the recipe with its comment beside it, or above where it is long."""
-    short = f"  {line.key[1]}: {_yaml(line.value)}"
-    note = _plain(line.note)
-    if note and len(f"{short}  # {note}") <= _WIDTH:
-        yield f"{short}  # {note}"
+def _render_line(line: RecipeLine) -> Iterator[str]:
+    """Yield a line of the recipe with its comment beside it, or above it where both are too long for one line."""
+    text = f"  {line.key[1]}: {_yaml(line.value)}"
+    note = _on_one_line(line.note)
+    if note and len(f"{text}  # {note}") <= _WIDTH:
+        yield f"{text}  # {note}"
         return
     yield from textwrap.wrap(note, _WIDTH - 4, initial_indent="  # ", subsequent_indent="  # ")
-    if len(short) <= _WIDTH or not isinstance(line.value, dict | list):
-        yield short
+    if len(text) <= _WIDTH or not isinstance(line.value, dict | list):
+        yield text
         return
     yield f"  {line.key[1]}:"
-    for item in line.value if isinstance(line.value, list) else [line.value]:
-        first = "    - " if isinstance(line.value, list) else "    "
+    is_list = isinstance(line.value, list)
+    for item in line.value if is_list else [line.value]:
         pairs = [f"{_yaml(k)}: {_yaml(v)}" for k, v in item.items()] if isinstance(item, dict) else [_yaml(item)]
-        for pair in pairs:
-            yield first + pair
-            first = " " * len(first)
+        for number, pair in enumerate(pairs):
+            dash = "- " if is_list and number == 0 else "  " if is_list else ""
+            yield f"    {dash}{pair}"
 
 
 def _yaml(value: Any) -> str:
-    """Return a value on one line, words without quotes where no reader takes them for something else."""
+    """Return a value on one line; a word that no reader takes for another type has no quotes."""
     if isinstance(value, dict):
         return "{" + ", ".join(f"{_yaml(k)}: {_yaml(v)}" for k, v in value.items()) + "}"
     if isinstance(value, list):
         return "[" + ", ".join(_yaml(v) for v in value) + "]"
-    return (
-        value
-        if isinstance(value, str) and _BARE.fullmatch(value) and value.lower() not in _TAKEN
-        else format_value(value)
-    )
+    if isinstance(value, str) and _PLAIN_WORD.fullmatch(value) and value.lower() not in _YAML_WORDS:
+        return value
+    return format_value(value)
 
 
-def _plain(note: str) -> str:
+def _on_one_line(text: str) -> str:
     """Return a comment on one line."""
-    return re.sub(r"\s+", " ", note).strip()
+    return re.sub(r"\s+", " ", text).strip()
 
 
-def _placed(line: RecipeLine, path: Path) -> RecipeLine:
-    """Return a line whose paths, which were relative to the current folder, are as the recipe would name them."""
-    if line.key == ("model", "name_or_path") or line.key in (("launch", "config"), ("tokenizer", "chat_template")):
-        return line._replace(value=_seen(line.value, path))
-    if line.key in (("data", "train"), ("data", "eval")):
-        many = line.value if isinstance(line.value, list) else [line.value]
-        placed = [s | {"path": _seen(s["path"], path)} if isinstance(s, dict) else _seen(s, path) for s in many]
-        return line._replace(value=placed if isinstance(line.value, list) else placed[0])
-    return line
+def _with_relative_paths(line: RecipeLine, recipe: Path) -> RecipeLine:
+    """Return a line whose paths are relative to the recipe's folder in place of the current one."""
+    if line.key in (("model", "name_or_path"), ("launch", "config"), ("tokenizer", "chat_template")):
+        return line._replace(value=_relative_path(line.value, recipe))
+    if line.key not in (("data", "train"), ("data", "eval")):
+        return line
+    if isinstance(line.value, list):
+        return line._replace(value=[_relative_source(source, recipe) for source in line.value])
+    return line._replace(value=_relative_source(line.value, recipe))
 
 
-def _seen(value: Any, path: Path) -> Any:
-    return paths.relative_to_file(path, value) if isinstance(value, str) else value
+def _relative_source(source: Any, recipe: Path) -> Any:
+    """Return a source of rows whose path is relative to the recipe's folder."""
+    if isinstance(source, dict):
+        return source | {"path": _relative_path(source["path"], recipe)}
+    return _relative_path(source, recipe)
+
+
+def _relative_path(value: Any, recipe: Path) -> Any:
+    """Return a path relative to the recipe's folder; a value that is no text stays as it is."""
+    return paths.relative_to_file(recipe, value) if isinstance(value, str) else value
