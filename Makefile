@@ -55,5 +55,5 @@ bench: .venv/installed  ## every benchmark: docs/development/benchmarks.md (ROWS
 	done
 
 clean:  ## remove .venv and caches; runs/ stays
-	rm -rf .venv build dist .pytest_cache .mypy_cache .ruff_cache *.egg-info
+	rm -rf .venv build dist .cache .pytest_cache .mypy_cache .ruff_cache *.egg-info
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

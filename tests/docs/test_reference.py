@@ -4,6 +4,9 @@ import argparse
 import importlib.util
 import json
 import re
+import shutil
+import subprocess
+import sys
 
 import pytest
 from conftest import SHIPPED
@@ -160,6 +163,16 @@ def test_no_generated_part_is_left_empty(built):
     for name, text in built.items():
         assert "<!-- generated:" not in text, name
         assert "<!-- end -->" not in text, name
+
+
+def test_the_site_builds_with_strict_links(tmp_path):
+    pytest.importorskip("zensical", reason="`make docs` installs it")
+    shutil.copy(ROOT / "zensical.toml", tmp_path)
+    BUILDER.write(ROOT / "docs", tmp_path / "build" / "docs-source")
+    command = [sys.executable, "-m", "zensical", "build", "--clean", "--strict"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert (tmp_path / "build" / "docs" / "reference" / "keys.html").is_file()
 
 
 def test_every_format_is_documented_with_columns_and_rows_that_it_reads():
