@@ -127,7 +127,7 @@ def _shown(rows: RunRows, made: cache.Tokens, tokenizer: PreTrainedTokenizerBase
     """Yield the first rows of each source."""
     special = {*tokenizer.convert_tokens_to_ids(list(special_tokens.strings(tokenizer)))}
     numbers = np.asarray(made.rows.data["number"].to_numpy())
-    parts = [rows.train.locate(int(n))[0] for n in numbers]
+    parts = rows.train.source_indices[numbers].tolist()
     for part in range(len(rows.train.sources)):
         for index in [i for i, of in enumerate(parts) if of == part][:number]:
             row = made.rows[index]

@@ -1,6 +1,6 @@
 """Reads one source of rows and formats it: which layout, which wording, what is said of it.
 
-In: a `Source` and what the tokenizer renders. Out: a `FormattedSource`. Every fault names file and row. Deliberately
+In: a `Source` and what the tokenizer renders. Out: a `Split` of its rows. Every fault names file and row. Deliberately
 absent: what becomes of several sources (`data`).
 """
 
@@ -8,32 +8,17 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
-
-import numpy as np
-from datasets import Dataset
+from typing import Any
 
 from trl_sft.console import rows as in_words
 from trl_sft.data import conversion, formats, load, messages, mix, wordings
 from trl_sft.data.formats import TokenizerFeatures
+from trl_sft.data.split import FormattedSource, Split, split_of_source
 from trl_sft.errors import DataError, Fault, RecipeError, first_line
 from trl_sft.recipe.checked import Run, Source
 from trl_sft.recipe.yaml_reader import Recipe
 
 _AS_IT_IS = "as it is"
-
-
-class FormattedSource(NamedTuple):
-    """One source, formatted."""
-
-    name: str
-    format: str
-    rows: Dataset
-    multi_turn: bool  # whether some chat holds an earlier answer
-    has_escaped_tokens: bool  # whether some row holds special strings that are plain text
-    row_numbers: np.ndarray | None  # of the rows in their source; None = all of them
-    weight: float | None = None
-    source_format: conversion.SourceFormat | None = None  # it was formatted
 
 
 def look(recipe: Recipe, source: Source) -> tuple[str, list[str], int]:
@@ -44,7 +29,7 @@ def look(recipe: Recipe, source: Source) -> tuple[str, list[str], int]:
 
 def formatted(
     run: Run, source: Source, target: TokenizerFeatures, said: list[str], which: tuple[str, int | None]
-) -> FormattedSource:
+) -> Split:
     """Return one source's rows as prompt and completion, or as text.
 
     `which`: to train or to evaluate, and how many rows from the beginning (None = all).
@@ -96,7 +81,8 @@ def formatted(
     if about.as_text:
         shown = "the chat template does not render" if wording == "chat" else f"wording {wording} has no place for"
         said.append(f"{name}: {shown} {' and '.join(sorted(about.as_text))}: kept as text")
-    return FormattedSource(name, layout, about.rows, about.several, about.escaped, numbers, source.weight, how)
+    described = FormattedSource(name, layout, about.several, about.escaped, how, source.weight)
+    return split_of_source(about.rows, described, numbers)
 
 
 def _called(recipe: Recipe, source: Source, row: dict[str, Any], number: int) -> dict[str, Any]:

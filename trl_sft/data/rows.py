@@ -17,7 +17,8 @@ from datasets import Dataset, concatenate_datasets
 from trl_sft.console import rows
 from trl_sft.data import mix, text_files
 from trl_sft.data.formats import TokenizerFeatures
-from trl_sft.data.pipeline import FormattedSource, formatted, seed
+from trl_sft.data.pipeline import formatted, seed
+from trl_sft.data.split import FormattedSource, Split, join_splits
 from trl_sft.errors import DataError, Fault, RecipeError, UserError, first_line
 from trl_sft.recipe.checked import Run, Source
 
@@ -26,31 +27,6 @@ STREAM_HEAD = 200  # rows of a stream that are read, formatted and checked befor
 LEAKED = "stands in the held-out rows"
 UNTRAINED = "no trained token"
 MAX_UNTRAINED = 0.05  # of the rows, unless data.max_untrained says otherwise
-
-
-class Split(NamedTuple):
-    """Rows to train, or to evaluate under one name: formatted, one source after another."""
-
-    rows: Dataset
-    sources: tuple[FormattedSource, ...]
-    order: np.ndarray  # int64: which rows, in the order of training; one may come several times
-    removed_rows: dict[str, np.ndarray]  # why -> which rows
-
-    def source_indices(self, numbers: np.ndarray) -> np.ndarray:
-        """Return which part each row is of."""
-        return np.searchsorted(np.cumsum([len(part.rows) for part in self.sources]), numbers, side="right")
-
-    def locate(self, number: int) -> tuple[int, int]:
-        """Return which part a row is of, and its number there, from 0."""
-        part = int(self.source_indices(np.array([number]))[0])
-        here = number - sum(len(before.rows) for before in self.sources[:part])
-        numbers = self.sources[part].row_numbers
-        return part, here if numbers is None else int(numbers[here])
-
-    def row_name(self, number: int) -> str:
-        """Return how messages call a row."""
-        part, here = self.locate(number)
-        return f"{self.sources[part].name} row {here + 1}"
 
 
 class RunRows(NamedTuple):
@@ -81,7 +57,7 @@ def load(run: Run, target: TokenizerFeatures, head: int | None = None) -> RunRow
     `head`: only so many rows of each source to train, from its beginning, and none held out; None = all.
     """
     said: list[str] = []
-    parts: dict[str, list[FormattedSource]] = {"train": [], "eval": []}
+    parts: dict[str, list[Split]] = {"train": [], "eval": []}
     streamed = any(source.load_kwargs.get("streaming") for source in run.sources["train"])
     refused: list[UserError] = []
     for part, source in ((part, source) for part, those in run.sources.items() for source in those):
@@ -99,11 +75,11 @@ def load(run: Run, target: TokenizerFeatures, head: int | None = None) -> RunRow
     if refused:  # every source is looked at
         raise type(refused[0])([fault for error in refused for fault in error.faults])
     form = _one_form(run, parts["train"] + parts["eval"])
-    loss_on = _loss_on(run, form, parts["train"], streamed)
-    train = _split(parts["train"])
+    train = join_splits(parts["train"])
+    loss_on = _loss_on(run, form, train.sources, streamed)
     if head is not None:
         return RunRows(train, {}, form, loss_on, tuple(said))
-    held = {name: _split([part]) for name, part in zip(_names(run.sources["eval"]), parts["eval"], strict=True)}
+    held = dict(zip(_names(run.sources["eval"]), parts["eval"], strict=True))
     if streamed:
         return RunRows(train, held, form, loss_on, tuple(said), streaming=True)
     stay = train.order
@@ -127,11 +103,6 @@ def load(run: Run, target: TokenizerFeatures, head: int | None = None) -> RunRow
     return RunRows(_mixed(run, train, stay), held, form, loss_on, tuple(said))
 
 
-def _split(parts: list[FormattedSource]) -> Split:
-    forms = concatenate_datasets([part.rows for part in parts])
-    return Split(forms, tuple(parts), np.arange(len(forms), dtype=np.int64), {})
-
-
 def _names(held: Sequence[Source]) -> list[str]:
     """Return the names under which sources are evaluated: their tasks or files; `eval` where there is one alone."""
     if len(held) == 1:
@@ -150,7 +121,7 @@ def _leaked(run: Run, train: Dataset, held: dict[str, Split], stay: np.ndarray) 
 
 def _mixed(run: Run, train: Split, stay: np.ndarray) -> Split:
     """Return the rows in the order of an epoch. Raises DataError where a source has none left."""
-    of = train.source_indices(stay)
+    of = train.source_indices[stay]
     pools = [stay[of == number] for number in range(len(train.sources))]
     weights = [part.weight for part in train.sources if part.weight is not None]
     for part, pool, source in zip(train.sources, pools, run.sources["train"], strict=True):
@@ -166,11 +137,11 @@ def _mixed(run: Run, train: Split, stay: np.ndarray) -> Split:
     return train._replace(order=mix.order(pools, weights or None, seed(run)))
 
 
-def _one_form(run: Run, parts: list[FormattedSource]) -> str:
+def _one_form(run: Run, parts: list[Split]) -> str:
     """Return the form of all sources; refuse different ones: they are not trained by one rule."""
     forms = {_form(part.rows) for part in parts}
     if len(forms) > 1:
-        found = "; ".join(f"{part.name} is {_form(part.rows)}" for part in parts)
+        found = "; ".join(f"{part.sources[0].name} is {_form(part.rows)}" for part in parts)
         write = "one kind for all: chats (wording: chat), prompts with completions (any other wording), or text"
         raise DataError(Fault(run.recipe.where(("data",)), found, write))
     return forms.pop()

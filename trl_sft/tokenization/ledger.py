@@ -17,7 +17,8 @@ from trl import SFTConfig, pack_dataset
 
 from trl_sft.console import rows as rows_in_words
 from trl_sft.data.formats import LABEL
-from trl_sft.data.rows import MAX_UNTRAINED, UNTRAINED, RunRows, Split
+from trl_sft.data.rows import MAX_UNTRAINED, UNTRAINED, RunRows
+from trl_sft.data.split import Split
 from trl_sft.errors import DataError, Fault
 from trl_sft.recipe.checked import Run
 from trl_sft.tokenization.cache import Tokens
@@ -52,7 +53,7 @@ def count(split: Split, made: Tokens, packs: Dataset | None, batch: int, max_len
     planned = [w / sum(w or 0 for w in weights) if w else None for w in weights]
     sources = []
     rejected = _rejected(split, made)
-    parts = split.source_indices(split.order)
+    parts = split.source_indices[split.order]
     for number, part in enumerate(split.sources):
         entry: dict[str, Any] = {"name": part.name} | _entry(counts, counts.source == number)
         rows = split.order[parts == number]
@@ -148,7 +149,7 @@ def _counts(split: Split, made: Tokens) -> Counts:
     table = made.rows.data
     values = {name: table[name].to_numpy() for name in ("number", "total", "target", "trained", "ended")}
     lengths = pc.list_value_length(table["input_ids"]).to_numpy()
-    return Counts(split.source_indices(values["number"]), kept=lengths, **values)
+    return Counts(split.source_indices[values["number"]], kept=lengths, **values)
 
 
 def _entry(counts: Counts, mask: np.ndarray) -> dict[str, Any]:
@@ -169,7 +170,7 @@ def _rejected(split: Split, made: Tokens) -> list[tuple[dict[str, int], int]]:
     early = [0] * len(split.sources)
     for reason, numbers in (*left, *late):
         for part, number in enumerate(
-            np.bincount(split.source_indices(numbers), minlength=len(split.sources)).tolist()
+            np.bincount(split.source_indices[numbers], minlength=len(split.sources)).tolist()
         ):
             found[part] += Counter({reason: number})
             early[part] += number if reason in split.removed_rows else 0
@@ -207,5 +208,5 @@ def _share(part: int, whole: int) -> float:
 
 
 def _named(split: Split, part: str, number: int) -> dict[str, Any]:
-    source, row = split.locate(number)
-    return {"part": part, "source": split.sources[source].name, "row": row + 1}
+    source = split.sources[split.source_indices[number]]
+    return {"part": part, "source": source.name, "row": int(split.row_numbers[number]) + 1}

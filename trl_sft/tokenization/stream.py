@@ -18,8 +18,9 @@ from datasets import Dataset, Features, IterableDataset, List, Value, concatenat
 from trl import SFTConfig, pack_dataset
 
 from trl_sft.data import conversion, load, mix
-from trl_sft.data.pipeline import FormattedSource, seed
+from trl_sft.data.pipeline import seed
 from trl_sft.data.rows import LEAKED, MAX_UNTRAINED, UNTRAINED, RunRows
+from trl_sft.data.split import FormattedSource
 from trl_sft.errors import DataError, Fault
 from trl_sft.recipe.checked import Run, Source
 from trl_sft.tokenization import cache, encode, render
@@ -99,7 +100,6 @@ def _stream(
 
 def _forms(run: Run, source: Source, part: FormattedSource) -> Iterator[tuple[int, dict[str, list[Any]]]]:
     """Yield formatted rows by column, with the number of the first in the source."""
-    assert part.source_format is not None
     start, left = 0, source.max_rows
     for table in _tables(run, source):
         rows = Dataset(table if left is None else table.slice(0, left))
