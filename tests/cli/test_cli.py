@@ -30,7 +30,7 @@ def test_no_arguments_is_help(capsys):
 def test_help_names_only_commands_that_exist(capsys):
     cli.main([])
     named = set(re.findall(r"python -m trl_sft ([a-z]+) ", capsys.readouterr().out))
-    assert named == set(cli._COMMAND)
+    assert named == set(cli.COMMANDS)
 
 
 def test_version_is_the_packages(capsys):

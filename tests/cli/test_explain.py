@@ -13,7 +13,7 @@ from trl import SFTConfig
 
 import trl_sft
 from trl_sft import cli, load_recipe
-from trl_sft.cli import explain
+from trl_sft.cli.explain import explanation
 from trl_sft.errors import RecipeError
 from trl_sft.recipe import renamed_keys, sections
 from trl_sft.recipe.upstream import fields as upstream_fields
@@ -24,7 +24,7 @@ SECTIONS = (*sections.OWNERS, keys.GENERATION, keys.SOURCE)
 
 
 def said(*words):
-    return "\n".join(explain.key(*words))
+    return "\n".join(explanation.explain_key(*words))
 
 
 def test_key_is_told_with_owner_type_default_and_help():
@@ -45,7 +45,7 @@ def test_help_is_the_live_metadata_for_every_field_of_sft_config():
 def test_every_key_can_be_explained():
     for section in SECTIONS:
         for name in (*keys.get_fields(section), *renamed_keys.renamed_in(section)):
-            lines = explain.key(f"{section}.{name}")
+            lines = explanation.explain_key(f"{section}.{name}")
             assert lines, (section, name)
             assert max(len(line) for line in lines) <= 250, name
 
@@ -123,7 +123,7 @@ def test_no_word_makes_explain_fall_over():
     for _ in range(300):
         word = ".".join(rng.choice(parts) for _ in range(rng.randint(1, 4)))
         with contextlib.suppress(RecipeError):
-            assert explain.key(word)
+            assert explanation.explain_key(word)
 
 
 def test_value_of_a_recipe_is_told_with_who_set_it(here):
@@ -143,7 +143,7 @@ def test_value_of_a_recipe_is_told_with_who_set_it(here):
 
 def test_whole_run_marks_what_departs_from_the_owners_defaults(here):
     (here / "r.yaml").write_text(RECIPE + "  max_length: 1024\n  no_cuda: true\n  hub_token: hf_secret\n")
-    lines = explain.whole(load_recipe("r.yaml", ["train.seed=7", "lora={r: 4}"]))
+    lines = explanation.explain_recipe(load_recipe("r.yaml", ["train.seed=7", "lora={r: 4}"]))
     text = "\n".join(lines)
     assert "* max_steps: 2  # r.yaml:5" in lines
     assert "* seed: 7  # (train.seed=7)" in lines
@@ -157,7 +157,7 @@ def test_whole_run_marks_what_departs_from_the_owners_defaults(here):
     assert "  resume: unset  # auto (unset) goes on" in text
     own = {name for section in ("data", "evaluate", "run") for name in sections.OWN_KEYS[section]} - {"train", "eval"}
     assert [name for name in own if not re.search(rf"^[ *?] {name}:", text, re.MULTILINE)] == []
-    off = explain.whole(load_recipe("r.yaml", ["evaluate=false"]))
+    off = explanation.explain_recipe(load_recipe("r.yaml", ["evaluate=false"]))
     assert "run:  # trl_sft" in off
     assert not any(line.startswith("evaluate:") for line in off)
     fields = [name for name in keys.get_fields("train") if name not in sections.REFUSED["train"]]
@@ -169,7 +169,7 @@ def test_whole_run_of_a_faulty_recipe_is_told_like_any(here, capsys):
     assert cli.main(["explain", "r.yaml"]) == 2
     assert "-> packing" in capsys.readouterr().err
     with pytest.raises(RecipeError, match="no such file"):
-        explain.key("train.packing", ["gone.yaml"])
+        explanation.explain_key("train.packing", ["gone.yaml"])
 
 
 def test_what_a_run_may_set_itself_is_what_the_code_sets():

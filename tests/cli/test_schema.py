@@ -16,7 +16,7 @@ from test_renamed_keys import LIST, with_old
 from test_types import BEGINNING, RIGHT, WRONG
 
 from trl_sft import cli, load_recipe
-from trl_sft.cli import schema
+from trl_sft.cli.schema import json_schema
 from trl_sft.errors import RecipeError
 from trl_sft.recipe import sections, yaml_reader
 from trl_sft.recipe.upstream import keys
@@ -24,7 +24,7 @@ from trl_sft.recipe.yaml_reader import format_value
 
 ROOT = Path(__file__).parents[2]
 SHIPPED = sorted((ROOT / "recipes").rglob("*.yaml"))
-SCHEMA = schema.make()
+SCHEMA = json_schema.build()
 VALIDATOR = Draft202012Validator(SCHEMA)
 
 # Refused recipes of test_bad_input that a schema lets pass, by what they need to be found out.
@@ -220,7 +220,7 @@ def test_command_writes_the_schema_and_says_how_an_editor_finds_it(here, capsys)
 
 def test_schema_is_made_without_a_heavy_import(here):
     code = (
-        "import sys; from trl_sft.cli import schema; schema.make();"
+        "import sys; from trl_sft.cli.schema import json_schema; json_schema.build();"
         "heavy = {'torch', 'transformers', 'trl', 'datasets', 'peft', 'accelerate'} & set(sys.modules);"
         "sys.exit(' '.join(heavy))"
     )

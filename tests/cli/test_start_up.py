@@ -15,7 +15,8 @@ from trl_sft.recipe import paths
 
 COMMANDS = """
 import contextlib, io, json, sys
-from trl_sft import cli, paths
+from trl_sft import cli
+from trl_sft.recipe import paths
 paths.EMBEDDED = paths.Path(sys.argv[1])
 for words in json.loads(sys.argv[2]):
     with contextlib.redirect_stdout(io.StringIO()), contextlib.suppress(SystemExit):
@@ -60,7 +61,7 @@ def tops(names):
 
 def test_help_and_reading_a_recipe_import_yaml_alone(here):
     (here / "recipe.yaml").write_text(RECIPE)
-    words = [[name, "--help"] for name in cli._COMMAND]
+    words = [[name, "--help"] for name in cli.COMMANDS]
     assert tops(of(["--help"], *words)) <= LIGHT - {"yaml", "_yaml"}
     assert tops(of(["check", "recipe.yaml", "--fast"])) <= LIGHT
 

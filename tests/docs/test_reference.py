@@ -62,7 +62,7 @@ def parsers(monkeypatch):
             raise Reached(self)
 
         monkeypatch.setattr(argparse.ArgumentParser, name, stop)
-    for command in ("", *cli._COMMAND):
+    for command in ("", *cli.COMMANDS):
         with pytest.raises(Reached) as reached:
             cli.main([command or "recipe.yaml"])
         found[command] = reached.value.args[0]
@@ -88,7 +88,7 @@ def test_help_screen_names_every_command(capsys):
     with pytest.raises(SystemExit):
         cli.main(["--help"])
     screen = capsys.readouterr().out
-    assert [command for command in cli._COMMAND if f"trl_sft {command} " not in screen] == []
+    assert [command for command in cli.COMMANDS if f"trl_sft {command} " not in screen] == []
 
 
 def test_every_exit_code_is_documented():
@@ -155,8 +155,8 @@ def test_architecture_names_every_package_in_its_layer(built):
 
 def test_help_screens_are_generated_for_every_command(built):
     text = built["reference/cli.md"]
-    assert [command for command in cli._COMMAND if f"### trl_sft {command}\n" not in text] == []
-    assert text.count("usage: ") == len(cli._COMMAND) + 1
+    assert [command for command in cli.COMMANDS if f"### trl_sft {command}\n" not in text] == []
+    assert text.count("usage: ") == len(cli.COMMANDS) + 1
 
 
 def test_no_generated_part_is_left_empty(built):

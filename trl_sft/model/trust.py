@@ -60,7 +60,7 @@ def choose_weight_settings(run: Run) -> dict[Key, Setting]:
     """Return what we set where the recipe does not: weights are read from safetensors."""
     if _SAFETENSORS in run.model:
         return {}
-    return {("model", _SAFETENSORS): Setting(True, "a pickle may run code when it is read")}
+    return {("model", "use_safetensors"): Setting(True, "a pickle may run code when it is read")}
 
 
 def check_weights(run: Run, folders: list[str]) -> None:

@@ -50,7 +50,7 @@ def is_recipe(word: str) -> bool:
     return word.endswith((".yaml", ".yml")) or Path(word).is_file()
 
 
-def key(word: str, recipe: Sequence[str] = ()) -> list[str]:
+def explain_key(word: str, recipe: Sequence[str] = ()) -> list[str]:
     """Return what is to be said of a key, with its value in a recipe where one is named with its overrides.
 
     Raises RecipeError where no key is called so, or the recipe cannot be read.
@@ -68,7 +68,7 @@ def key(word: str, recipe: Sequence[str] = ()) -> list[str]:
     return [resolved.remove_secrets(run, line) if run else line for line in said]  # an override's place shows it
 
 
-def whole(run: Run) -> list[str]:
+def explain_recipe(run: Run) -> list[str]:
     """Return the whole of a run: what recipe and overrides set, with who, and the owners' defaults."""
     out = [f"{run.recipe.path.name}, as it would run. * = not the owner's default; ? = settled when it runs."]
     out += [f"  {note}" for note in run.notes]

@@ -27,7 +27,7 @@ _TYPES = {"int": "integer", "float": "number", "bool": "boolean", "str": "string
 _TYPES |= {"dict": "object", "list": "array"}
 
 
-def make() -> Schema:
+def build() -> Schema:
     """Return the schema of a recipe."""
     found = ", ".join(
         f"{package} {upstream_fields.get_version(package)}"

@@ -1,0 +1,40 @@
+"""`import`: converts another trainer's settings to a recipe.
+
+Inputs: the name of the tool, and its file of settings or its flags. Outputs: a recipe, on the terminal or in a file,
+and the exit code. Not here: what the settings of each tool mean (`importers`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from trl_sft import errors
+from trl_sft.cli import arguments
+
+
+def main(argv: Sequence[str]) -> int:
+    """Convert settings; return the exit code: 2 where the recipe has problems."""
+    parser = arguments.create_parser(
+        "import TOOL FILE [-o RECIPE] | import openrlhf [-o RECIPE] -- FLAGS...",
+        "Convert another trainer's settings to a recipe. The end of the recipe lists what it leaves out, and why.",
+        example="import axolotl config.yaml -o recipe.yaml",
+        epilog="tools: openrlhf, trl, alignment-handbook, axolotl, llamafactory",
+    )
+    parser.add_argument("tool", metavar="TOOL", help="the trainer that the settings are for")
+    parser.add_argument("settings", metavar="FILE", nargs="*", help="its file of settings, or its flags after --")
+    parser.add_argument(
+        "-o", "--output", metavar="RECIPE", type=Path, help="write the recipe to a file instead of the terminal"
+    )
+    parser.add_argument(
+        "--dataset-info", metavar="FILE", type=Path, help="the dataset_info.json of llamafactory, where it is elsewhere"
+    )
+    end = argv.index("--") if "--" in argv else len(argv)
+    options = parser.parse_intermixed_args(argv[:end])
+    from trl_sft.importers import writer
+
+    if options.tool not in writer.TOOLS:
+        problem = f"{options.tool} is not a tool whose settings can be imported"
+        raise errors.RecipeError(errors.Fault("import", problem, f"Name one of {', '.join(writer.TOOLS)}."))
+    settings = writer.read(options.tool, [*options.settings, *argv[end + 1 :]], options.dataset_info)
+    return writer.write(options.tool, settings, options.output)

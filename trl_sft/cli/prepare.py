@@ -1,0 +1,27 @@
+"""`prepare`: tokenizes the rows of a run ahead of time.
+
+Inputs: a recipe and overrides. Outputs: tokens in the cache, and the exit code. Not here: tokenization.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from trl_sft import console, errors
+from trl_sft.cli import arguments
+
+
+def main(argv: Sequence[str]) -> int:
+    """Tokenize the rows of a recipe; return the exit code."""
+    parser = arguments.create_parser(
+        "prepare RECIPE [section.key=value ...]",
+        "Tokenize the rows of a run ahead of time. The next run with the same rows and settings reads these tokens.",
+        example="prepare recipe.yaml",
+    )
+    run, _ = arguments.parse_recipe(parser, argv)
+    with console.quiet():
+        from trl_sft.training import run as training_run
+
+        training_run.prepare(run)
+    console.say(f"The tokens are in the cache. Next: {arguments.format_next_command(run)}")
+    return errors.EXIT_DONE

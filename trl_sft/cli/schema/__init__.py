@@ -1,0 +1,35 @@
+"""`schema`: writes the JSON Schema of a recipe, for editors.
+
+Inputs: where to write it. Outputs: the schema, and the exit code. Not here: what the schema says (`json_schema`).
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+from trl_sft import console, errors
+from trl_sft.cli import arguments
+
+
+def main(argv: Sequence[str]) -> int:
+    """Write the schema; return the exit code."""
+    parser = arguments.create_parser(
+        "schema [-o FILE]",
+        "Write the JSON Schema of a recipe for the installed versions. Editors use it to complete keys.",
+        example="schema -o trl_sft.schema.json",
+    )
+    parser.add_argument(
+        "-o", "--output", metavar="FILE", type=Path, help="write the schema to a file instead of the terminal"
+    )
+    path = parser.parse_args(argv).output
+    from trl_sft.cli.schema import json_schema
+
+    text = json.dumps(json_schema.build(), indent=1, ensure_ascii=False)
+    if path is None:
+        console.say(text)
+        return errors.EXIT_DONE
+    arguments.write_output("-o", path, f"{text}\n")
+    console.say(f"wrote {path}. Write above a recipe in the same folder: # yaml-language-server: $schema={path.name}")
+    return errors.EXIT_DONE

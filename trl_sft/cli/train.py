@@ -1,0 +1,48 @@
+"""`python -m trl_sft RECIPE`: trains. Without a word it shows the help of all commands.
+
+Inputs: a recipe and overrides. Outputs: the run's folder, and the exit code. Not here: the run (`training.run`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from trl_sft import __version__, errors
+from trl_sft.cli import arguments
+
+_DESCRIPTION = "Fine-tune a language model: one YAML recipe becomes a run of TRL's SFTTrainer."
+_EPILOG = """\
+commands (a first word that is not a command is a recipe):
+  python -m trl_sft RECIPE [section.key=value ...]           train
+  python -m trl_sft check RECIPE [--on MACHINE] [--fast] [--probe]
+                                                             find every problem before the weights load
+  python -m trl_sft preview RECIPE [--rows N] [--html FILE]  show rows as the model sees them
+  python -m trl_sft prepare RECIPE [section.key=value ...]   tokenize the rows ahead of time
+  python -m trl_sft explain KEY [RECIPE]                     explain a key; show its value in a recipe
+  python -m trl_sft explain RECIPE [section.key=value ...]   show every value of a run and who set it
+  python -m trl_sft schema [-o FILE]                         write the JSON Schema of a recipe, for editors
+  python -m trl_sft init MODEL DATA [-o RECIPE]              write a recipe for a model and a file of rows
+  python -m trl_sft import TOOL FILE [-o RECIPE]             convert another trainer's settings to a recipe
+
+`python -m trl_sft COMMAND --help` shows the arguments of a command. Overrides are checked as strictly as the
+recipe: train.max_steps=10, lora='{r: 8}', lora=null
+
+exit codes: 0 done, 1 an internal error, 2 a problem that you can fix, 3 the training failed (a loss that is not
+  finite), 4 out of memory, 75 the time limit (run.max_hours), 130 / 138 / 143 stopped by SIGINT / SIGUSR1 /
+  SIGTERM. After 75, 130, 138 and 143 the same command continues from the checkpoint."""
+
+
+def main(argv: Sequence[str]) -> int:
+    """Train; return the exit code."""
+    usage, example = "RECIPE [section.key=value ...]", "recipe.yaml train.max_steps=10"
+    parser = arguments.create_parser(usage, _DESCRIPTION, example=example, epilog=_EPILOG)
+    parser.add_argument("--version", action="version", version=f"trl_sft {__version__}")
+    if not argv:
+        parser.print_help()
+        return errors.EXIT_DONE
+    run, _ = arguments.parse_recipe(parser, argv)
+    from trl_sft import train
+
+    print(f"trl_sft {__version__}   {run.recipe.path.name} -> {run.output_dir}", flush=True)
+    train(run)
+    return errors.EXIT_DONE
