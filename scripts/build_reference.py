@@ -143,7 +143,7 @@ def _told(old: renamed_keys.RenamedKey) -> str:
 def build_help() -> str:
     """Return the help screen of every command."""
     lines: list[str] = []
-    for command in ("", *sorted(cli._COMMAND)):
+    for command in ("", *sorted(cli.COMMANDS)):
         screen = io.StringIO()
         with contextlib.redirect_stdout(screen), contextlib.suppress(SystemExit):
             cli.main([*([command] if command else []), "--help"])
