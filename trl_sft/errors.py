@@ -5,6 +5,7 @@
       DataError            a file or a row
       TemplateError        a tokenizer or a chat template
       MissingPackage       something to install
+      UpstreamChanged      an installed version that declares something in another way: another one is to be installed
       LaunchError          the machine or the processes
       Unreached            a hub that cannot be reached: nothing says that the recipe is wrong
     NotAsAsked             exit code 1: what would run is not what was asked, and no key of the recipe mends it
@@ -66,6 +67,10 @@ class TemplateError(UserError):
 
 class MissingPackage(UserError):
     """Something that has to be installed first."""
+
+
+class UpstreamChanged(UserError):
+    """An installed package no longer declares what is read of it; a tested version has to be installed."""
 
 
 class LaunchError(UserError):

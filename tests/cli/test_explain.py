@@ -16,8 +16,7 @@ from trl_sft import cli, load_recipe
 from trl_sft.cli.explain import explanation
 from trl_sft.errors import RecipeError
 from trl_sft.recipe import renamed_keys, sections
-from trl_sft.recipe.upstream import fields as upstream_fields
-from trl_sft.recipe.upstream import keys
+from trl_sft.recipe.upstream import keys, packages
 from trl_sft.recipe.yaml_reader import format_value
 
 SECTIONS = (*sections.OWNERS, keys.GENERATION, keys.SOURCE)
@@ -30,7 +29,7 @@ def said(*words):
 def test_key_is_told_with_owner_type_default_and_help():
     text = said("train.packing_strategy")
     live = SFTConfig.__dataclass_fields__["packing_strategy"]
-    assert text.startswith(f"train.packing_strategy   (trl.SFTConfig {upstream_fields.get_version('trl')})")
+    assert text.startswith(f"train.packing_strategy   (trl.SFTConfig {packages.get_version('trl')})")
     assert all(word in text for word in live.metadata["choices"])
     assert f"default  {format_value(live.default)}" in text
     assert " ".join(live.metadata["help"].split())[:60] in " ".join(text.split())

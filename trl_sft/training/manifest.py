@@ -17,7 +17,7 @@ from trl_sft import __version__, run_folder
 from trl_sft.errors import Fault, RecipeError
 from trl_sft.recipe import resolved
 from trl_sft.recipe.checked import Run, Setting
-from trl_sft.recipe.upstream import fields
+from trl_sft.recipe.upstream import packages
 from trl_sft.recipe.yaml_reader import Key, format_value
 
 _PACKAGES = ("trl", "transformers", "datasets", "peft", "accelerate", "torch", "tokenizers")
@@ -44,7 +44,7 @@ def beginning(run: Run, settings: dict[Key, Setting], args: Any) -> dict[str, An
     rest = [field.name for field in dataclasses.fields(args) if field.name not in ours]
     return {
         "trl_sft": __version__,
-        "versions": {package: fields.get_version(package) for package in _packages(run)},
+        "versions": {package: packages.get_version(package) for package in _packages(run)},
         "fingerprint": resolved.compute_fingerprint(run),
         "git_commit": _commit(run.recipe.path.parent),
         "data": resolved.hash_files(run),
@@ -87,7 +87,7 @@ def card(run: Run, base: str, adapter: bool, metrics: dict[str, float], apart: b
         header["base_model"] = base
     held = [f"| {name.removeprefix('eval_')} | {value:.4g} |" for name, value in metrics.items() if name in _HELD_OUT]
     results = ["| on held-out rows | value |", "|---|---|", *held] if held else ["No rows were held out."]
-    versions = ", ".join(f"{package} {fields.get_version(package)}" for package in _PACKAGES)
+    versions = ", ".join(f"{package} {packages.get_version(package)}" for package in _PACKAGES)
     name = Path(base).name if Path(base).is_absolute() else base
     return "\n".join(
         [

@@ -14,7 +14,7 @@ from trl import SFTConfig
 
 from trl_sft.recipe import sections
 from trl_sft.recipe.upstream import fields as upstream_fields
-from trl_sft.recipe.upstream import types
+from trl_sft.recipe.upstream import packages, types
 
 CLASSES = [
     (sections.OWNERS["train"][1], SFTConfig),
@@ -58,7 +58,10 @@ def test_options_are_those_of_the_live_parser():
         assert types.accepts(found[name], True) is switch, name
         if action.default is not None and not switch:
             assert types.accepts(found[name], action.default), name
-        assert types.accepts(found[name], "spawn") is (action.type is str), name
+        word = action.choices[0] if action.choices else "spawn"
+        assert types.accepts(found[name], word) is (action.type is str), name
+        assert types.list_choices(found[name]) == tuple(action.choices or ()), name
+        assert not (action.choices and types.accepts(found[name], 3)), name
         assert not types.accepts(found[name], {"a": 1}), name
 
 
@@ -119,4 +122,4 @@ def test_package_that_is_not_installed_is_named():
     from trl_sft.errors import MissingPackage
 
     with pytest.raises(MissingPackage, match="no_such_package"):
-        upstream_fields.get_version("no_such_package")
+        packages.get_version("no_such_package")

@@ -71,7 +71,7 @@ def test_choices_that_no_type_shows_are_the_live_ones():
 
 @pytest.mark.parametrize("listing", keys.WORDS, ids=".".join)
 def test_every_listing_is_found_in_the_installed_sources(listing):
-    assert len(types._listed(keys.WORDS[listing])) > len(keys.WORDS[listing].also)
+    assert len(types._read_word_list(keys.WORDS[listing])) > len(keys.WORDS[listing].also)
 
 
 @pytest.mark.parametrize("name", ["cache_implementation", "early_stopping"])
@@ -259,7 +259,10 @@ def test_statement_is_found_whole_though_its_brackets_close_at_the_margin():
     assert isinstance(node, ast.FunctionDef)
     assert node.end_lineno > 100
     assert source.find_statement("torch.utils.checkpoint", "no_such_name") is None
-    assert source.find_defining_module("trl.trainer.base_config", "TrainingArguments") == "transformers.training_args"
+    assert source.resolve("trl.trainer.base_config", "TrainingArguments") == (
+        "transformers.training_args",
+        "TrainingArguments",
+    )
 
 
 def test_every_key_of_ours_has_a_type_that_is_understood():

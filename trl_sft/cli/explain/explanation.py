@@ -20,7 +20,7 @@ from trl_sft.recipe import yaml_reader as reader
 from trl_sft.recipe.checked import Run
 from trl_sft.recipe.renamed_keys import RenamedKey
 from trl_sft.recipe.upstream import fields as upstream_fields
-from trl_sft.recipe.upstream import keys, nested, types
+from trl_sft.recipe.upstream import keys, nested, packages, types
 from trl_sft.recipe.upstream.fields import Field
 from trl_sft.recipe.yaml_reader import format_value
 from trl_sft.suggestions import STRICT, nearest_name
@@ -167,7 +167,7 @@ def _explained(found: KeySource, run: Run | None) -> Iterator[str]:
     section, name, field, owner, definition = found
     package = owner.partition(".")[0]
     version = (
-        f" {upstream_fields.get_version(package)}"
+        f" {packages.get_version(package)}"
         if package in ("trl", "transformers", "peft", "datasets") and " " not in owner
         else ""
     )

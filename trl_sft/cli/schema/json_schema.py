@@ -16,7 +16,7 @@ from trl_sft.recipe import renamed_keys, rules
 from trl_sft.recipe import sections as recipe_sections
 from trl_sft.recipe.renamed_keys import RenamedKey
 from trl_sft.recipe.upstream import fields as upstream_fields
-from trl_sft.recipe.upstream import keys, nested
+from trl_sft.recipe.upstream import keys, nested, packages
 from trl_sft.recipe.upstream import source as upstream_source
 from trl_sft.recipe.upstream import types as upstream_types
 from trl_sft.recipe.upstream.fields import Field, WordList
@@ -30,9 +30,7 @@ _TYPES |= {"dict": "object", "list": "array"}
 def build() -> Schema:
     """Return the schema of a recipe."""
     found = ", ".join(
-        f"{package} {upstream_fields.get_version(package)}"
-        for package in upstream_source.PACKAGES
-        if package != "torch"
+        f"{package} {packages.get_version(package)}" for package in packages.PACKAGES if package != "torch"
     )
     sections = {name: _section(name) for name in recipe_sections.OWNERS}
     sections["evaluate"] = {"anyOf": [sections["evaluate"], {"const": False}]}
@@ -158,8 +156,8 @@ def _words(listed: tuple[str, ...], listing: WordList) -> Iterator[Schema]:
     for word in listed:
         if word not in plain:  # a family: 'pissa_niter_[number of iters]'
             yield {"type": "string", "pattern": f"^{re.escape(word.partition('[')[0])}."}
-    if listing.other:
-        yield {"type": "string", "pattern": f"^{listing.other}$"}
+    if listing.pattern:
+        yield {"type": "string", "pattern": f"^{listing.pattern}$"}
 
 
 def _part(node: ast.expr, module: str, inside: Schema | None) -> Schema | None:

@@ -1,8 +1,8 @@
-"""Asks the installed packages which keys they take, without importing them.
+"""Reads which keys an upstream class, function or parser takes, from its source text.
 
-In: `package.module:Class`, `package.module:function` or `package.module:Class.method`. Out: fields or
-arguments with type, default and the owner's help, read from the source. Deliberately absent: any list
-of upstream's names, and whether a value is of a type (`values`).
+Inputs: an owner, `package.module:Class`, `package.module:function` or `package.module:Class.method`. Outputs:
+its fields or arguments with type, default and help. Not here: any list of upstream's names, which owner a
+section of a recipe has (`keys`), and whether a value is of a type (`types`).
 """
 
 from __future__ import annotations
@@ -11,29 +11,24 @@ import ast
 import functools
 import inspect
 import re
-from importlib import metadata
+from collections.abc import Iterator
 from typing import NamedTuple
 
 from trl_sft.recipe.upstream import source
 
 
 class WordList(NamedTuple):
-    """Where an owner says which words a key takes, where its type does not."""
+    """Where an owner lists the words that a key takes, if the key's type does not list them."""
 
-    sources: tuple[str, ...]  # `module:name`; of a function, what it returns or compares with
-    compared: str = ""  # the variable that the function compares with the words
-    quoted: str = ""  # the key in whose help they stand in quotes
-    declared: bool = False  # they are what the module declares to be of the type `name`
-    also: tuple[str, ...] = ()  # what is taken beside
-    other: str = ""  # a pattern of what is taken beside, and
-    as_written: str = ""  # how a message writes it
-    lower: bool = False  # listed in capitals, written in small letters
-    several: bool = False  # a text may hold several, apart by spaces
-
-
-_PLAIN = ("int", "float", "bool", "str", "dict", "list")
-# what a documented type may consist of; any other word there is a class, which no YAML can write
-_WRITABLE = {*_PLAIN, "None", "Any", "Union", "Optional", "Literal", "tuple"}
+    sources: tuple[str, ...]  # `module:name`: an enumeration, a constant, or a function that returns the words
+    compared: str = ""  # the words are those with which the function compares this variable
+    quoted: str = ""  # the words are those in double quotes in the owner's help of this key
+    declared: bool = False  # the words are the names that a stub declares to be of the type `name`
+    also: tuple[str, ...] = ()  # further words that upstream takes
+    pattern: str = ""  # a regular expression of further texts that upstream takes
+    pattern_in_words: str = ""  # the pattern, as a message writes it
+    lower: bool = False  # upstream lists the words in capitals and takes them in any case
+    several: bool = False  # a text may hold several of the words, separated by spaces
 
 
 class Field(NamedTuple):
@@ -41,192 +36,251 @@ class Field(NamedTuple):
 
     name: str
     type: ast.expr | None  # None: the owner declares none
-    default: str  # as the source writes it; "" = it has to be given
-    module: str = ""  # where names in `type` and `choices` are looked up
+    default: str  # as the source writes it; "" = the key has no default and must be given
+    module: str = ""  # where the names in `type` and `choices` are looked up
     choices: ast.expr | WordList | None = None  # what the owner lists beside the type
-    help: str = ""  # what the owner says of it beside the field; `described` has the rest
+    help: str = ""  # what the owner says in the declaration; `read_help` reads the docstrings too
+
+
+_PLAIN_TYPES = ("int", "float", "bool", "str", "dict", "list")
+# The names of which a documented type may consist. Any other name is a class, which YAML cannot write.
+_WRITABLE_NAMES = {*_PLAIN_TYPES, "None", "Any", "Union", "Optional", "Literal", "tuple"}
+
+# What argparse's `type=` means for YAML: a text may be written as a number, which a command line makes text of.
+_OPTION_TYPES = {"str": "str | int", "comma_separated_list": "list[str]"}
 
 
 @functools.cache
 def read_fields(owner: str) -> dict[str, Field]:
-    """Return the dataclass fields of `package.module:Class`, those of its bases first; `arguments` of a method.
+    """Return the keys of an owner.
 
-    Of a function that makes an argparse parser, the parser's options.
+    Args:
+        owner: a dataclass (its fields, those of its bases first), a function that makes an argparse parser (the
+            parser's options), or another function or method (its arguments).
 
-    A base written as an attribute is not followed: `datasets.BuilderConfig` holds what a builder's author
-    declares (version, description), no keyword of a user's.
+    Returns:
+        Name -> field. A base class written as an attribute is left out: `datasets.BuilderConfig` declares what the
+        author of a builder sets (version, description), not keywords of a user.
+
+    Raises:
+        UpstreamChanged: the owner is not there.
+
     """
-    module, name = owner.split(":")
+    module, _, name = owner.partition(":")
     node = None if "." in name else source.find_statement(module, name)
+    if isinstance(node, ast.FunctionDef):
+        return _read_options(node, module) or read_arguments(owner)
     if not isinstance(node, ast.ClassDef):
-        return (_options(node, module) if isinstance(node, ast.FunctionDef) else {}) or read_arguments(owner)
-    found: dict[str, Field] = {}
-    for base in _bases(owner):
-        found |= read_fields(base)
+        return read_arguments(owner)
+    declared: dict[str, Field] = {}
+    for base in _find_bases(owner):
+        declared |= read_fields(base)
     for item in node.body:
         if isinstance(item, ast.AnnAssign) and isinstance(item.target, ast.Name):
-            found[item.target.id] = _field(item, item.target.id, module)
-    return found
+            declared[item.target.id] = _read_field(item, item.target.id, module)
+    return declared
 
 
 @functools.cache
 def read_arguments(owner: str) -> dict[str, Field]:
-    """Return the named arguments of `package.module:function` or `package.module:Class.method`, less self.
+    """Return the named arguments of a function or method without `self`. Raises UpstreamChanged.
 
     An argument without an annotation has the type of its default, else the documented one.
     """
-    module, _, names = owner.partition(":")
-    node = source.find_function(module, names)
-    if node is None:
-        return {}
-    plain = node.args.posonlyargs + node.args.args
-    defaults = [None] * (len(plain) - len(node.args.defaults)) + list(node.args.defaults)
-    pairs = list(zip(plain + node.args.kwonlyargs, defaults + list(node.args.kw_defaults), strict=True))
-    return {
-        arg.arg: Field(arg.arg, arg.annotation or _type(owner, arg.arg, value), _written(value), module)
-        for arg, value in pairs
-        if arg.arg != "self"
-    }
+    module, _, path = owner.partition(":")
+    arguments = source.get_function(module, path).args
+    positional = arguments.posonlyargs + arguments.args
+    without_default = len(positional) - len(arguments.defaults)
+    defaults = [*[None] * without_default, *arguments.defaults, *arguments.kw_defaults]
+    declared = {}
+    for argument, default in zip(positional + arguments.kwonlyargs, defaults, strict=True):
+        if argument.arg != "self":
+            kind = argument.annotation or _infer_type(owner, argument.arg, default)
+            declared[argument.arg] = Field(argument.arg, kind, _unparse(default), module)
+    return declared
 
 
 @functools.cache
 def read_popped_keywords(owner: str) -> dict[str, Field]:
-    """Return the keywords that a function or method takes by `kwargs.pop("name", default)`."""
-    module, _, names = owner.partition(":")
-    node = source.find_function(module, names)
-    found: dict[str, Field] = {}
-    for call in ast.walk(node) if node else ():
-        if isinstance(call, ast.Call) and ast.unparse(call.func) == "kwargs.pop":
-            word, default = source.read_words(call.args[0], module), call.args[1] if len(call.args) > 1 else None
-            if word and not word[0].startswith("_"):
-                found[word[0]] = Field(word[0], _type(owner, word[0], default), _written(default), module)
-    return found
+    """Return the keywords that a function or method takes by `kwargs.pop("name", default)`. Raises UpstreamChanged."""
+    module, _, path = owner.partition(":")
+    popped: dict[str, Field] = {}
+    for call in ast.walk(source.get_function(module, path)):
+        if not isinstance(call, ast.Call) or ast.unparse(call.func) != "kwargs.pop":
+            continue
+        words = source.read_words(call.args[0], module)
+        default = call.args[1] if len(call.args) > 1 else None
+        if words and not words[0].startswith("_"):
+            kind = _infer_type(owner, words[0], default)
+            popped[words[0]] = Field(words[0], kind, _unparse(default), module)
+    return popped
 
 
 def read_help(owner: str, name: str) -> str:
-    """Return the owner's help of a key: beside the field, else in the docstring of the class that has it; "" if none.
+    """Return what an owner says of a key.
 
-    Paragraphs stay apart by an empty line.
+    Args:
+        owner: a class, function or method, or a constant that holds a docstring.
+        name: the key.
+
+    Returns:
+        The help in the declaration, else the entry in the docstring of the class that has the key; "" if neither
+        says anything. Paragraphs stay apart by an empty line.
+
     """
-    field = read_fields(owner).get(name)
-    if field is not None and field.help:
-        return field.help
-    entry = _entry(owner, name)[1]
-    return entry or next((text for base in _bases(owner) if (text := read_help(base, name))), "")
+    if not _is_docstring(owner):
+        field = read_fields(owner).get(name)
+        if field is not None and field.help:
+            return field.help
+    return _read_documented_help(owner, name)
 
 
 def read_quoted_words(owner: str, name: str) -> tuple[str, ...]:
-    """Return the words that the owner's help of a key puts in double quotes."""
-    entry = next((text for o in [owner, *_bases(owner)] if (text := _entry(o, name)[1])), "")
-    return tuple(dict.fromkeys(re.findall(r'"(\w+)"', entry)))
+    """Return the words that the docstring of an owner, or of its bases, puts in double quotes for a key."""
+    return tuple(dict.fromkeys(re.findall(r'"(\w+)"', _read_documented_help(owner, name))))
 
 
 def is_dataclass(owner: str) -> bool:
-    """Tell whether `package.module:Class` is a class with fields."""
+    """Tell whether `package.module:Class` is a class with annotated fields."""
     node = source.find_statement(*owner.split(":"))
     return isinstance(node, ast.ClassDef) and any(isinstance(item, ast.AnnAssign) for item in node.body)
 
 
-def _options(function: ast.FunctionDef, module: str) -> dict[str, Field]:
-    """Return what `parser.add_argument("--one-name", "--one_name", type=...)` declares, under one_name.
+def _read_options(function: ast.FunctionDef, module: str) -> dict[str, Field]:
+    """Return the options of `parser.add_argument("--one-name", type=...)`, each under `one_name`.
 
-    An option without a type is a switch; text may be written as a number, which a command line makes text of.
+    An option without a type is a switch.
     """
-    found: dict[str, Field] = {}
+    options: dict[str, Field] = {}
     for call in ast.walk(function):
         if not isinstance(call, ast.Call) or not ast.unparse(call.func).endswith(".add_argument"):
             continue
-        texts = [arg.value for arg in call.args if isinstance(arg, ast.Constant)]
-        long = [text for text in texts if isinstance(text, str) and text.startswith("--")]
-        if not long:
-            continue  # a word without dashes: the script that is launched
-        name = long[0].removeprefix("--").replace("-", "_")
-        words = {word.arg: word.value for word in call.keywords}
-        written = ast.unparse(words["type"]) if "type" in words else "bool"
-        kind = {"str": "str | int", "comma_separated_list": "list[str]"}.get(written, written)
-        said = " ".join(source.read_words(words.get("help"), module))
-        choices, default = words.get("choices"), _written(words.get("default"))
-        found[name] = Field(name, ast.parse(kind, mode="eval").body, default, module, choices, said)
-    return found
+        flags = [argument.value for argument in call.args if isinstance(argument, ast.Constant)]
+        long_flags = [flag for flag in flags if isinstance(flag, str) and flag.startswith("--")]
+        if not long_flags:
+            continue  # a positional argument: the script that is launched
+        name = long_flags[0].removeprefix("--").replace("-", "_")
+        keywords = {keyword.arg: keyword.value for keyword in call.keywords}
+        declared_type = ast.unparse(keywords["type"]) if "type" in keywords else "bool"
+        if "choices" not in keywords:
+            declared_type = _OPTION_TYPES.get(declared_type, declared_type)
+        options[name] = Field(
+            name,
+            ast.parse(declared_type, mode="eval").body,
+            _unparse(keywords.get("default")),
+            module,
+            keywords.get("choices"),
+            " ".join(source.read_words(keywords.get("help"), module)),
+        )
+    return options
 
 
-def get_version(package: str) -> str:
-    """Return the installed version of a package. Raises MissingPackage."""
-    try:
-        return metadata.version(package)
-    except metadata.PackageNotFoundError:
-        raise source.missing_package(package) from None
-
-
-def _bases(owner: str) -> list[str]:
-    module, name = owner.split(":")
+def _find_bases(owner: str) -> list[str]:
+    """Return the base classes of a class that are written as a name, each as `module:Class`."""
+    module, _, name = owner.partition(":")
     node = None if "." in name else source.find_statement(module, name)
-    names = [base.id for base in node.bases if isinstance(base, ast.Name)] if isinstance(node, ast.ClassDef) else []
-    found = [f"{source.find_defining_module(module, name)}:{name}" for name in names]
-    return [base for base in found if source.find_statement(*base.split(":"))]
+    bases = node.bases if isinstance(node, ast.ClassDef) else []
+    resolved = [source.resolve(module, base.id) for base in bases if isinstance(base, ast.Name)]
+    return [f"{origin}:{base}" for origin, base in resolved if source.find_statement(origin, base)]
 
 
-def _field(item: ast.AnnAssign, name: str, module: str) -> Field:
-    """Read `name: type = field(default=..., metadata={...})`, the form that the owners write."""
-    default, about = item.value, {}
+def _read_field(item: ast.AnnAssign, name: str, module: str) -> Field:
+    """Read a line of a dataclass, `name: type = field(default=..., metadata={...})`."""
+    default = item.value
+    metadata: dict[str, ast.expr] = {}
     if isinstance(default, ast.Call):
-        words = {word.arg: word.value for word in default.keywords}
-        default = words.get("default") or words.get("default_factory") or default
-        metadata = words.get("metadata")
-        if isinstance(metadata, ast.Dict):
-            about = {ast.unparse(k).strip("'\""): v for k, v in zip(metadata.keys, metadata.values, strict=True) if k}
-    said = about.get("help")
-    help_ = said.value.replace("%%", "%") if isinstance(said, ast.Constant) and isinstance(said.value, str) else ""
-    return Field(name, item.annotation, _written(default), module, about.get("choices"), help_)
+        keywords = {keyword.arg: keyword.value for keyword in default.keywords}
+        default = keywords.get("default") or keywords.get("default_factory") or default
+        mapping = keywords.get("metadata")
+        if isinstance(mapping, ast.Dict):
+            pairs = zip(mapping.keys, mapping.values, strict=True)
+            metadata = {ast.unparse(key).strip("'\""): value for key, value in pairs if key}
+    text = metadata.get("help")
+    help_text = text.value if isinstance(text, ast.Constant) and isinstance(text.value, str) else ""
+    choices = metadata.get("choices")
+    # argparse writes a per cent sign twice
+    return Field(name, item.annotation, _unparse(default), module, choices, help_text.replace("%%", "%"))
 
 
-def _written(default: ast.expr | None) -> str:
+def _unparse(default: ast.expr | None) -> str:
+    """Return a default as the source writes it; "" for none."""
     return ast.unparse(default) if default else ""
 
 
-def _type(owner: str, name: str, default: ast.expr | None) -> ast.expr | None:
+def _infer_type(owner: str, name: str, default: ast.expr | None) -> ast.expr | None:
     """Return the type that a plain default shows, else the documented one; None where neither says."""
-    if isinstance(default, ast.Constant) and type(default.value).__name__ in _PLAIN:
+    if isinstance(default, ast.Constant) and type(default.value).__name__ in _PLAIN_TYPES:
         return ast.Name(type(default.value).__name__)
-    documented = _documented(_entry(owner, name)[0])
+    documented = _parse_documented_type(_read_entry(owner, name)[0])
     if documented is not None and isinstance(default, ast.Constant) and default.value is None:
         return ast.BinOp(documented, ast.BitOr(), ast.Constant(None))
     return documented
 
 
-def _documented(written: str) -> ast.expr | None:
-    """Return a type as docstrings write it, `int` or `list[int]`, *optional*; None where YAML cannot write it."""
-    plain = re.sub(r"[`*]|,? *(optional|default).*", "", written.replace("(", "[").replace(")", "]"))
-    while plain.count("]") > plain.count("["):
+def _parse_documented_type(text: str) -> ast.expr | None:
+    """Return a type as docstrings write it, "`int` or `list[int]`, *optional*"; None where YAML cannot write it."""
+    plain = re.sub(r"[`*]|,? *(optional|default).*", "", text.replace("(", "[").replace(")", "]"))
+    while plain.count("]") > plain.count("["):  # the bracket that closes the docstring's own
         plain = plain.rstrip()[:-1]
-    found: ast.expr | None = None
+    union: ast.expr | None = None
     for part in re.split(r"\s+or\s+", plain.strip(" ,")):
         try:
             node = ast.parse(part.strip(), mode="eval").body
         except SyntaxError:
             return None
         names = {word.id for word in ast.walk(node) if isinstance(word, ast.Name)}
-        of_tuples = "dict[tuple" in part  # a key of a YAML mapping is no list
-        if names <= _WRITABLE and not of_tuples and not isinstance(node, ast.Tuple):
-            found = ast.BinOp(found, ast.BitOr(), node) if found else node
-    return found
+        has_tuple_keys = "dict[tuple" in part  # a key of a YAML mapping is no list
+        if names <= _WRITABLE_NAMES and not has_tuple_keys and not isinstance(node, ast.Tuple):
+            union = ast.BinOp(union, ast.BitOr(), node) if union else node
+    return union
+
+
+def _read_documented_help(owner: str, name: str) -> str:
+    """Return the text of a key in the docstring of an owner, else in that of a base; "" if none has it."""
+    text = _read_entry(owner, name)[1]
+    if text:
+        return text
+    return next((inherited for base in _find_bases(owner) if (inherited := read_help(base, name))), "")
 
 
 @functools.cache
-def _entry(owner: str, name: str) -> tuple[str, str]:
-    """Return type and text of a key in the docstring of a class or function (`Args:` in Google's style)."""
-    module, _, names = owner.partition(":")
-    head = names.partition(".")[0]
-    nodes = [source.find_function(module, names), source.find_statement(module, head)]
-    for node in nodes:
-        doc = ast.get_docstring(node) if isinstance(node, ast.ClassDef | ast.FunctionDef) else None
-        if isinstance(node, ast.Assign) and isinstance(node.value, ast.Constant):  # a docstring shared by classes
-            doc = inspect.cleandoc(str(node.value.value))
-        found = re.search(rf"^( *)(?:- )?{name} *:? *(?:\((.*?)\)+)? *:(?: +(.*))?$", doc or "", re.MULTILINE)
-        if doc and found:
-            rest = doc[found.end() :].splitlines()[1:]
-            deep = [not line.strip() or len(line) - len(line.lstrip()) > len(found[1]) for line in rest]
-            block = rest[: deep.index(False)] if False in deep else rest
-            text = "\n".join([*([found[3]] if found[3] else []), inspect.cleandoc("\n".join(block))])
-            return found[2] or "", "\n".join(line.rstrip() for line in text.strip().splitlines())
+def _read_entry(owner: str, name: str) -> tuple[str, str]:
+    """Return the type and the text of a key in the docstrings of an owner; ("", "") where none has it.
+
+    An entry is a line `name (type): text` or `name (type):`, and all lines below it that are indented further.
+    """
+    heading = re.compile(rf"^(?P<indent> *)(?:- )?{name} *:? *(?:\((?P<type>.*?)\)+)? *:(?: +(?P<text>.*))?$")
+    for docstring in _read_docstrings(owner):
+        lines = docstring.splitlines()
+        for number, line in enumerate(lines):
+            if match := heading.match(line):
+                block = _read_indented_block(lines[number + 1 :], len(match["indent"]))
+                text = "\n".join([*([match["text"]] if match["text"] else []), block])
+                return match["type"] or "", "\n".join(line.rstrip() for line in text.strip().splitlines())
     return "", ""
+
+
+def _read_indented_block(lines: list[str], indent: int) -> str:
+    """Return the first lines that are empty or indented by more than `indent`, without their common indent."""
+    block = []
+    for line in lines:
+        if line.strip() and len(line) - len(line.lstrip()) <= indent:
+            break
+        block.append(line)
+    return inspect.cleandoc("\n".join(block))
+
+
+def _read_docstrings(owner: str) -> Iterator[str]:
+    """Yield the docstring of a function or method and that of its class, or a constant's text."""
+    module, _, path = owner.partition(":")
+    for node in (source.find_function(module, path), source.find_statement(module, path.partition(".")[0])):
+        if isinstance(node, ast.ClassDef | ast.FunctionDef):
+            yield ast.get_docstring(node) or ""
+        elif isinstance(node, ast.Assign) and isinstance(node.value, ast.Constant):
+            yield inspect.cleandoc(str(node.value.value))  # shared by several classes
+
+
+def _is_docstring(owner: str) -> bool:
+    """Tell whether an owner is a constant that holds a docstring."""
+    module, _, path = owner.partition(":")
+    return isinstance(source.find_statement(module, path.partition(".")[0]), ast.Assign)

@@ -1,7 +1,8 @@
-"""Every key of a section and of a source with its type, as the installed owners declare it.
+"""All keys of a section of a recipe and of one data source, with the types that their owners declare.
 
-In: a section. Out: fields. Here stands only where upstream keeps what a type does not show; what it
-is, is read there. Deliberately absent: mappings under a key (`nested`), old names (`old_names`).
+Inputs: a section. Outputs: fields. The tables here say only where upstream keeps the words and the help that a type
+does not show; the words themselves are read there. Not here: mappings under a key (`nested`), old names
+(`renamed_keys`).
 """
 
 from __future__ import annotations
@@ -20,13 +21,13 @@ SOURCE = "data.*"
 _QUANTIZATION = sections.OWNERS["quantization"][1]
 _GENERATION_CHECK = sections.GENERATION[1].replace("__init__", "validate")
 
-# Words that a key takes and its type does not show, by where upstream lists them.
+# (section, key) -> where upstream lists the words that the key takes, if the key's type does not list them.
 WORDS: dict[tuple[str, str], WordList] = {
     ("model", "attn_implementation"): WordList(
         ("transformers.modeling_utils:AttentionInterface._global_mapping",),
         also=("eager",),
-        other=r"[^/:]+/[^/:]+(@[^/:]+)?(:[^/:]+)?",  # transformers.integrations.hub_kernels.is_kernel
-        as_written="OWNER/KERNEL of the hub",
+        pattern=r"[^/:]+/[^/:]+(@[^/:]+)?(:[^/:]+)?",  # transformers.integrations.hub_kernels.is_kernel
+        pattern_in_words="OWNER/KERNEL of the hub",
     ),
     # The check of TRL, which loads the model; its own default is float32.
     ("model", "dtype"): WordList(("trl.trainer.utils:create_model_from_path",), compared="dtype", also=("auto",)),
@@ -56,7 +57,13 @@ WORDS: dict[tuple[str, str], WordList] = {
 }
 
 
-# Where the help of a section's keys stands. A constant is a docstring that several classes share.
+def get_builder_config(builder: str) -> str:
+    """Return the class whose fields are the keywords of a builder of datasets, as `module:Class`."""
+    return f"datasets.packaged_modules.{builder}.{builder}:{builder.capitalize()}Config"
+
+
+# section -> the owners whose help describes its keys, the first that has a key first.
+# A constant is a docstring that several classes share.
 _HELP: dict[str, tuple[str, ...]] = {
     **{name: (definition,) for name, (_, definition) in sections.OWNERS.items() if definition},
     "model": (
@@ -69,69 +76,90 @@ _HELP: dict[str, tuple[str, ...]] = {
         "transformers.tokenization_utils_base:PreTrainedTokenizerBase.from_pretrained",
     ),
     GENERATION: (sections.GENERATION[1],),
-    SOURCE: (sections.LOAD_DATASET[1],),
+    SOURCE: (
+        sections.LOAD_DATASET[1],
+        *(get_builder_config(builder) for builder in dict.fromkeys(sections.BUILDERS.values())),
+    ),
 }
 
 
 def get_help(section: str, name: str) -> str:
-    """Return what a key is for, ours or in its owner's words; "" where nobody says."""
-    ours = sections.OWN_HELP.get(section, {}).get(name)
-    return ours or next(
-        (text for owner in _HELP.get(section, ()) if (text := upstream_fields.read_help(owner, name))), ""
-    )
+    """Return what a key is for, in our words or in its owner's; "" where neither says."""
+    if own_help := sections.OWN_HELP.get(section, {}).get(name):
+        return own_help
+    for owner in _HELP.get(section, ()):
+        if text := upstream_fields.read_help(owner, name):
+            return text
+    return ""
 
 
 @functools.cache
 def get_fields(section: str) -> dict[str, Field]:
-    """Return all keys of a section, `data.*` or `evaluate.generation` with their types: the owner's, and ours."""
+    """Return all keys of a section with their types, those of the owner and our own.
+
+    Args:
+        section: a section of a recipe, `data.*` (one source, whatever its files) or `evaluate.generation`.
+
+    Raises:
+        UpstreamChanged: the owner is not where this version of trl_sft reads it.
+        MissingPackage: the owner's package is not installed.
+
+    """
     if section == GENERATION:
         return add_words(section, upstream_fields.read_popped_keywords(sections.GENERATION[1]))
     if section == SOURCE:
         return get_source_fields("")
-    definition = sections.OWNERS[section][1]
-    theirs = upstream_fields.read_fields(definition) if definition else {}
+    owner = sections.OWNERS[section][1]
+    declared = upstream_fields.read_fields(owner) if owner else {}
     if section == "lora":
-        theirs = {name: _as_mapping(field, definition) for name, field in theirs.items()}
-    ours = sections.KEYWORDS.get(section, {}) | sections.OWN_KEYS[section]
-    return add_words(section, theirs | {name: types.make_field(name, written) for name, written in ours.items()})
+        declared = {name: _accept_mapping(field, owner) for name, field in declared.items()}
+    own_types = sections.KEYWORDS.get(section, {}) | sections.OWN_KEYS[section]
+    own_fields = {name: types.make_field(name, annotation) for name, annotation in own_types.items()}
+    return add_words(section, declared | own_fields)
 
 
 @functools.cache
 def get_source_fields(builder: str) -> dict[str, Field]:
-    """Return all keys of one source: ours, those of `datasets.load_dataset` and of its builder."""
-    theirs = upstream_fields.read_fields(get_builder_config(builder)) if builder else {}
-    call = {n: f for n, f in upstream_fields.read_arguments(sections.LOAD_DATASET[1]).items() if n != "path"}
-    return theirs | call | {n: types.make_field(n, written) for n, written in sections.OWN_KEYS[SOURCE].items()}
+    """Return all keys of one source: our own, those of `datasets.load_dataset`, and those of its builder.
 
+    Args:
+        builder: the builder of datasets that reads the files (`json`, `csv`); "" where it is not known.
 
-def get_builder_config(builder: str) -> str:
-    """Return the class whose fields are the keywords of a builder of datasets."""
-    return f"datasets.packaged_modules.{builder}.{builder}:{builder.capitalize()}Config"
+    """
+    of_builder = upstream_fields.read_fields(get_builder_config(builder)) if builder else {}
+    of_loader = upstream_fields.read_arguments(sections.LOAD_DATASET[1])
+    own_types = sections.OWN_KEYS[SOURCE]
+    own_fields = {name: types.make_field(name, annotation) for name, annotation in own_types.items()}
+    return of_builder | {name: field for name, field in of_loader.items() if name != "path"} | own_fields
 
 
 def add_words(section: str, fields: dict[str, Field]) -> dict[str, Field]:
-    """Return fields with the words that `WORDS` finds for those of a section."""
-    listed = {name: listing for (where, name), listing in WORDS.items() if where == section and name in fields}
-    return fields | {name: fields[name]._replace(choices=listing) for name, listing in listed.items()}
+    """Return the fields of a section with the word lists of `WORDS`."""
+    word_lists = {name: word_list for (place, name), word_list in WORDS.items() if place == section and name in fields}
+    return fields | {name: fields[name]._replace(choices=word_list) for name, word_list in word_lists.items()}
 
 
 def find_dataclasses(field: Field) -> list[str]:
-    """Return the dataclasses of a field's type as `module:Class`."""
-    names = [types.get_type_name(part) for part in types.split_union(field.type)]
-    homes = [f"{upstream_source.find_defining_module(field.module, name)}:{name}" for name in names if name]
-    return [home for home in homes if upstream_fields.is_dataclass(home)]
+    """Return the dataclasses in a field's type, each as `module:Class`."""
+    names = [types.get_type_name(member) for member in types.split_union(field.type)]
+    classes = [":".join(upstream_source.resolve(field.module, name)) for name in names if name]
+    return [name for name in classes if upstream_fields.is_dataclass(name)]
 
 
-def _as_mapping(field: Field, owner: str) -> Field:
-    """Return a field of LoraConfig so that it takes a mapping where peft makes the class of its type from one."""
-    found = find_dataclasses(field)
-    if not found or field.type is None:
+def _accept_mapping(field: Field, owner: str) -> Field:
+    """Return a field that also takes a mapping, where the owner's `__post_init__` makes the field's class from one.
+
+    peft writes `self.eva_config = EvaConfig(**self.eva_config)`.
+    """
+    classes = find_dataclasses(field)
+    if not classes or field.type is None:
         return field
+    attribute, class_name = f"self.{field.name}", classes[0].partition(":")[2]
     module, _, name = owner.partition(":")
-    post = upstream_source.find_function(module, f"{name}.__post_init__")
-    for item in ast.walk(post) if post else ():
-        if isinstance(item, ast.Assign) and ast.unparse(item.targets[0]) == f"self.{field.name}":
-            made = {ast.unparse(node) for node in ast.walk(item.value) if isinstance(node, ast.Name | ast.Attribute)}
-            if {found[0].partition(":")[2], f"self.{field.name}"} <= made:
+    method = upstream_source.find_function(module, f"{name}.__post_init__")
+    for item in ast.walk(method) if method else ():
+        if isinstance(item, ast.Assign) and ast.unparse(item.targets[0]) == attribute:
+            names = {ast.unparse(node) for node in ast.walk(item.value) if isinstance(node, ast.Name | ast.Attribute)}
+            if {class_name, attribute} <= names:
                 return field._replace(type=ast.BinOp(field.type, ast.BitOr(), ast.Name("dict")))
     return field

@@ -1,7 +1,11 @@
 """The keys of a mapping that stands under a key: `lr_scheduler_kwargs`, `accelerator_config`, `loftq_config`.
 
-In: a section, a key and what stands beside it. Out: the fields that the mapping can hold, read where
-upstream hands the mapping to. Deliberately absent: mappings whose keys nobody declares.
+Inputs: a section, a key, and the other values of the section. Outputs: the fields that the mapping can hold, read
+where upstream hands the mapping to. Not here: mappings whose keys nobody declares.
+
+Two places have no declaration at all and are read from upstream's code: the keys that an optimizer takes of
+`optim_args`, and those that the Trainer takes of `gradient_checkpointing_kwargs` before torch. Code that is no
+longer written as these readers expect raises UpstreamChanged.
 """
 
 from __future__ import annotations
@@ -14,50 +18,64 @@ from typing import Any, NamedTuple
 
 from trl_sft.recipe import sections
 from trl_sft.recipe.upstream import fields as upstream_fields
-from trl_sft.recipe.upstream import keys, source
+from trl_sft.recipe.upstream import keys, packages, source, types
 from trl_sft.recipe.upstream.fields import Field, WordList
 from trl_sft.recipe.upstream.keys import GENERATION
 
-_TRAINER, _SFT = "transformers.trainer", "trl.trainer.sft_trainer"
+_TRAINER, _SFT_TRAINER = "transformers.trainer", "trl.trainer.sft_trainer"
 _SCHEDULERS, _OPTIMIZERS = "transformers.optimization", "transformers.trainer_optimizer"
+_OPTIM_ARGS = "ctx.optim_args"  # what transformers' optimizer handlers call the mapping
+# the arguments of a scheduler that the Trainer passes
+_TRAINER_ARGUMENTS = ("optimizer", "num_warmup_steps", "num_training_steps")
 
+# `every_n_layers = gc_kwargs.pop("every_n_layers", 1)` in transformers.trainer
+_TRAINER_POP = re.compile(r'gc_kwargs\.pop\("(\w+)", (\w+)\)')
+# `(args.gradient_checkpointing_kwargs or {}).get("selective")` in trl.trainer.sft_trainer
+_TRL_GET = re.compile(r'(?:gradient|activation)_checkpointing_kwargs(?: or \{\}\))?\.get\("(\w+)"')
 
-# Mappings that upstream takes as a text too, but not as the name of a file: how they are written.
+# Mappings that upstream also takes as a text, but not as the name of a file: how a message writes them.
 TEXT_FORMS = {
     "optim_args": "name=value, name=value",
-    **dict.fromkeys(
-        ("lr_scheduler_kwargs", "gradient_checkpointing_kwargs", "activation_checkpointing_kwargs"), "a mapping"
-    ),
+    "lr_scheduler_kwargs": "a mapping",
+    "gradient_checkpointing_kwargs": "a mapping",
+    "activation_checkpointing_kwargs": "a mapping",
 }
 
 
 class NestedFields(NamedTuple):
     """The keys of a mapping that stands under a key."""
 
-    owner: str  # whose they are, for a message
+    owner: str  # whose keys they are, for a message
     fields: dict[str, Field]
-    definition: str = ""  # where their help stands
+    definition: str = ""  # the owner of the help; "" = there is none
 
 
-def get_nested_fields(section: str, name: str, beside: Mapping[str, Any]) -> NestedFields | None:
-    """Return the keys of the mapping under a key of a section (`evaluate.generation`, `train.accelerator_config`).
+def get_nested_fields(section: str, name: str, siblings: Mapping[str, Any]) -> NestedFields | None:
+    """Return the keys of the mapping under a key of a section.
 
-    `beside`: the section's values, for keys that depend on another; None where nobody declares any.
+    Args:
+        section: a section, or the path of a mapping in it (`evaluate.generation`, `train.accelerator_config`).
+        name: the key of the mapping.
+        siblings: the other values of the section: `optim` decides what `optim_args` can hold.
+
+    Returns:
+        The fields; None where nobody declares the keys, so that any are accepted.
+
+    Raises:
+        UpstreamChanged: the installed version is not written as this reader expects.
+
     """
     if section == "lora":
-        field = keys.get_fields("lora").get(name)
-        found = next(iter(keys.find_dataclasses(field)), None) if field else None
-        return (
-            NestedFields(f"peft.{found.partition(':')[2]}", upstream_fields.read_fields(found), found)
-            if found
-            else None
-        )
-    make = _NESTED.get((section, name))
-    return make(beside) if make else None
+        return _get_lora_fields(name)
+    read = _READERS.get((section, name))
+    return read(siblings) if read else None
 
 
 def parse_text(name: str, value: object) -> object:
-    """Return the mapping that upstream reads from a text: JSON, or `optim_args: "rank=8, scale=2"`; else the value."""
+    """Return the mapping that upstream reads from a text: JSON, or `optim_args: "rank=8, scale=2"`.
+
+    A value that is no such text is returned as it is.
+    """
     if not isinstance(value, str):
         return value
     if name == "optim_args":
@@ -69,113 +87,200 @@ def parse_text(name: str, value: object) -> object:
         return value
 
 
-def _checkpointing(_: Mapping[str, Any]) -> NestedFields:
-    """Return torch's keywords of `checkpoint`, and what the Trainer and TRL take off before it is called."""
-    call = "torch.utils.checkpoint:checkpoint"
-    theirs = upstream_fields.read_arguments(call) | upstream_fields.read_popped_keywords(call)
-    theirs = {n: f for n, f in theirs.items() if n != "function" and not (f.type and "Call" in ast.unparse(f.type))}
-    listed = WordList(("torch.utils.checkpoint:_allowed_determinism_checks_to_fns",))
-    theirs["determinism_check"] = theirs["determinism_check"]._replace(choices=listed)
-    for name, default in re.findall(r'gc_kwargs\.pop\("(\w+)", (\w+)\)', source.read_text(_TRAINER)):
-        value = ast.parse(default, mode="eval").body
-        theirs[name] = Field(name, ast.Name(type(ast.literal_eval(value)).__name__), default)
-    asked = r'(?:gradient|activation)_checkpointing_kwargs(?: or \{\}\))?\.get\("(\w+)"'
-    for name in re.findall(asked, source.read_text(_SFT)):
-        theirs.setdefault(name, Field(name, None, ""))
-    return NestedFields("torch.utils.checkpoint.checkpoint", theirs, call)
+def find_missing_arguments(siblings: Mapping[str, Any]) -> list[str]:
+    """Return the arguments that the scheduler of `lr_scheduler_type` needs and `lr_scheduler_kwargs` lacks.
 
+    Args:
+        siblings: the values of `train:`.
 
-def _scheduler(beside: Mapping[str, Any]) -> NestedFields | None:
-    """Return the arguments of the scheduler that `lr_scheduler_type` names, less those that the Trainer gives."""
-    kind = beside.get("lr_scheduler_type") or ast.literal_eval(keys.get_fields("train")["lr_scheduler_type"].default)
-    function = source.look_up_name(_SCHEDULERS, "TYPE_TO_SCHEDULER_FUNCTION", str(kind))
-    if not function:
-        return None
-    given = ("optimizer", "num_warmup_steps", "num_training_steps")
-    definition = f"{_SCHEDULERS}:{function}"
-    found = upstream_fields.read_arguments(definition)
-    label = f"transformers.{function}, lr_scheduler_type: {kind}"
-    if handed := _handed_on(function):  # `return ReduceLROnPlateau(optimizer, **kwargs)`
-        definition = f"{source.find_defining_module(_SCHEDULERS, handed)}:{handed}.__init__"
-        found = upstream_fields.read_arguments(definition)
-        label = f"{handed}, lr_scheduler_type: {kind}"
-    if _takes_none(str(kind)):
-        found, label = {}, f"lr_scheduler_type: {kind}"
-    return NestedFields(label, {name: field for name, field in found.items() if name not in given}, definition)
-
-
-def find_missing_arguments(beside: Mapping[str, Any]) -> list[str]:
-    """Return the arguments that the scheduler of `lr_scheduler_type` has to be given and is not."""
-    found = _scheduler(beside) if beside.get("lr_scheduler_type") else None
-    given = parse_text("lr_scheduler_kwargs", beside.get("lr_scheduler_kwargs")) or {}
-    if found is None or not isinstance(given, dict):
+    """
+    scheduler = _get_scheduler_fields(siblings) if siblings.get("lr_scheduler_type") else None
+    arguments = parse_text("lr_scheduler_kwargs", siblings.get("lr_scheduler_kwargs")) or {}
+    if scheduler is None or not isinstance(arguments, dict):
         return []
-    return [name for name, field in found.fields.items() if not field.default and name not in given]
+    return [name for name, field in scheduler.fields.items() if not field.default and name not in arguments]
 
 
-def _handed_on(function: str) -> str:
-    """Return the class to which a scheduler's function hands its own keywords; "" where it names them."""
-    node = source.find_function(_SCHEDULERS, function)
-    for call in ast.walk(node) if node else ():
-        if isinstance(call, ast.Call) and isinstance(call.func, ast.Name) and any(k.arg is None for k in call.keywords):
+def _get_lora_fields(name: str) -> NestedFields | None:
+    """Return the keys of a mapping from which peft makes one of its classes."""
+    field = keys.get_fields("lora").get(name)
+    classes = keys.find_dataclasses(field) if field else []
+    if not classes:
+        return None
+    class_name = classes[0].partition(":")[2]
+    return NestedFields(f"peft.{class_name}", upstream_fields.read_fields(classes[0]), classes[0])
+
+
+def _get_checkpointing_fields(_: Mapping[str, Any]) -> NestedFields:
+    """Return torch's keywords of `checkpoint`, and those that the Trainer and TRL take before they call it."""
+    owner = "torch.utils.checkpoint:checkpoint"
+    arguments = upstream_fields.read_arguments(owner) | upstream_fields.read_popped_keywords(owner)
+    del arguments["function"]
+    # a function (`context_fn`) is nothing that YAML can write
+    fields = {name: field for name, field in arguments.items() if not _is_callable(field)}
+    modes = WordList(("torch.utils.checkpoint:_allowed_determinism_checks_to_fns",))
+    fields["determinism_check"] = fields["determinism_check"]._replace(choices=modes)
+    of_trainer = _TRAINER_POP.findall(packages.read_text(_TRAINER))
+    if not of_trainer:
+        raise packages.changed_source(_TRAINER, "`gc_kwargs.pop` takes no keys of gradient_checkpointing_kwargs there")
+    for name, default in of_trainer:
+        fields[name] = Field(name, ast.Name(type(ast.literal_eval(default)).__name__), default)
+    for name in _TRL_GET.findall(packages.read_text(_SFT_TRAINER)):  # TRL 1.8 takes none
+        fields.setdefault(name, Field(name, None, ""))
+    return NestedFields("torch.utils.checkpoint.checkpoint", fields, owner)
+
+
+def _is_callable(field: Field) -> bool:
+    """Tell whether a field takes a function."""
+    return field.type is not None and "Call" in ast.unparse(field.type)
+
+
+def _get_scheduler_fields(siblings: Mapping[str, Any]) -> NestedFields | None:
+    """Return the arguments of the scheduler that `lr_scheduler_type` names, without those that the Trainer passes."""
+    type_field = keys.get_fields("train")["lr_scheduler_type"]
+    kind = str(siblings.get("lr_scheduler_type") or ast.literal_eval(type_field.default))
+    function = source.look_up_name(_SCHEDULERS, "TYPE_TO_SCHEDULER_FUNCTION", kind)
+    if not function:
+        if kind in types.list_choices(type_field):
+            raise packages.changed_source(_SCHEDULERS, f"`TYPE_TO_SCHEDULER_FUNCTION` has no function for {kind}")
+        return None  # no scheduler of that name: its own fault
+    owner, label = f"{_SCHEDULERS}:{function}", f"transformers.{function}, lr_scheduler_type: {kind}"
+    class_name = _find_wrapped_class(function)
+    if class_name:
+        module, class_name = source.resolve(_SCHEDULERS, class_name)
+        owner, label = f"{module}:{class_name}.__init__", f"{class_name}, lr_scheduler_type: {kind}"
+    if not _receives_keywords(kind):
+        return NestedFields(f"lr_scheduler_type: {kind}", {}, owner)
+    arguments = upstream_fields.read_arguments(owner)
+    fields = {name: field for name, field in arguments.items() if name not in _TRAINER_ARGUMENTS}
+    return NestedFields(label, fields, owner)
+
+
+def _find_wrapped_class(function: str) -> str:
+    """Return the class to which a scheduler's function passes its keywords; "" where it names them itself.
+
+    transformers writes `return ReduceLROnPlateau(optimizer, **kwargs)`.
+    """
+    for call in ast.walk(source.get_function(_SCHEDULERS, function)):
+        if isinstance(call, ast.Call) and isinstance(call.func, ast.Name) and _unpacks_keywords(call):
             return call.func.id
     return ""
 
 
-def _takes_none(kind: str) -> bool:
-    """Tell whether `get_scheduler` calls a scheduler without the keywords of `lr_scheduler_kwargs`."""
-    node = source.find_function(_SCHEDULERS, "get_scheduler")
-    for branch in ast.walk(node) if node else ():
-        if isinstance(branch, ast.If) and isinstance(branch.test, ast.Compare):
-            words = source.read_words(branch.test.comparators[0], _SCHEDULERS)
-            call = branch.body[-1].value if isinstance(branch.body[-1], ast.Return) else None
-            if kind in words and isinstance(call, ast.Call):
-                return all(keyword.arg is not None for keyword in call.keywords)
-    return False
+def _receives_keywords(kind: str) -> bool:
+    """Tell whether `get_scheduler` calls the scheduler of a kind with `lr_scheduler_kwargs`.
+
+    transformers writes `if name == SchedulerType.CONSTANT: return schedule_func(optimizer)`.
+    """
+    for branch in ast.walk(source.get_function(_SCHEDULERS, "get_scheduler")):
+        if not isinstance(branch, ast.If) or not isinstance(branch.test, ast.Compare):
+            continue
+        result = branch.body[-1].value if isinstance(branch.body[-1], ast.Return) else None
+        kinds = source.read_words(branch.test.comparators[0], _SCHEDULERS)
+        if kind in kinds and isinstance(result, ast.Call):
+            return _unpacks_keywords(result)
+    return True
 
 
-def _accelerator(_: Mapping[str, Any]) -> NestedFields:
-    config = "transformers.trainer_pt_utils:AcceleratorConfig"
-    return NestedFields("transformers AcceleratorConfig", upstream_fields.read_fields(config), config)
+def _unpacks_keywords(call: ast.Call) -> bool:
+    """Tell whether a call has an argument `**keywords`."""
+    return any(keyword.arg is None for keyword in call.keywords)
 
 
-def _accumulation(_: Mapping[str, Any]) -> NestedFields:
-    plugin = "accelerate.utils.dataclasses:GradientAccumulationPlugin"
-    return NestedFields("accelerate GradientAccumulationPlugin", upstream_fields.read_fields(plugin), plugin)
+def _get_accelerator_fields(_: Mapping[str, Any]) -> NestedFields:
+    """Return the keys of `accelerator_config`."""
+    owner = "transformers.trainer_pt_utils:AcceleratorConfig"
+    return NestedFields("transformers AcceleratorConfig", upstream_fields.read_fields(owner), owner)
 
 
-def _watermarking(_: Mapping[str, Any]) -> NestedFields:
-    config = "transformers.generation.configuration_utils:WatermarkingConfig.__init__"
-    found = keys.add_words(f"{GENERATION}.watermarking_config", upstream_fields.read_arguments(config))
-    return NestedFields("transformers.WatermarkingConfig", found, config)
+def _get_accumulation_fields(_: Mapping[str, Any]) -> NestedFields:
+    """Return the keys of `accelerator_config.gradient_accumulation_kwargs`."""
+    owner = "accelerate.utils.dataclasses:GradientAccumulationPlugin"
+    return NestedFields("accelerate GradientAccumulationPlugin", upstream_fields.read_fields(owner), owner)
 
 
-def _optimizer(beside: Mapping[str, Any]) -> NestedFields | None:
-    """Return what the optimizer reads of `optim_args`; None where it hands on all."""
-    default = source.read_listed_words("transformers.training_args", "TrainingArguments.default_optim")
-    optim = str(beside.get("optim") or default[0])
+def _get_watermarking_fields(_: Mapping[str, Any]) -> NestedFields:
+    """Return the keys of `evaluate.generation.watermarking_config`."""
+    owner = "transformers.generation.configuration_utils:WatermarkingConfig.__init__"
+    fields = keys.add_words(f"{GENERATION}.watermarking_config", upstream_fields.read_arguments(owner))
+    return NestedFields("transformers.WatermarkingConfig", fields, owner)
+
+
+def _get_optimizer_fields(siblings: Mapping[str, Any]) -> NestedFields | None:
+    """Return what the optimizer takes of `optim_args`; None where it passes on everything."""
+    optim = str(siblings.get("optim") or _read_default_optimizer())
     handler = source.look_up_name(_OPTIMIZERS, "_OPTIMIZER_HANDLERS", optim)
-    node = source.find_function(_OPTIMIZERS, handler) if handler else None
-    if node is None:
+    if not handler:
+        if optim in types.list_choices(keys.get_fields("train")["optim"]):
+            raise packages.changed_source(_OPTIMIZERS, f"`_OPTIMIZER_HANDLERS` has no function for {optim}")
+        return None  # no optimizer of that name: its own fault
+    names = _read_optimizer_arguments(handler)
+    if names is None:
         return None
-    written = ast.unparse(node)
-    if re.search(r"(= |\(|\*\*)ctx\.optim_args(?![.\w\[])", written):
-        return None
-    names = re.findall(r"optim_args(?:\.get\(|\.pop\(|\[)'(\w+)'|'(\w+)' in ctx\.optim_args", written)
-    found = [word for pair in names for word in pair if word]
-    for item in ast.walk(node):
-        if isinstance(item, ast.For) and f"{ast.unparse(item.target)} in ctx.optim_args" in ast.unparse(item):
-            found += source.read_words(item.iter, _OPTIMIZERS)
-    return NestedFields(f"optim: {optim}", {name: Field(name, None, "") for name in found})
+    return NestedFields(f"optim: {optim}", {name: Field(name, None, "") for name in names})
 
 
-_NESTED: dict[tuple[str, str], Callable[[Mapping[str, Any]], NestedFields | None]] = {
+def _read_default_optimizer() -> str:
+    """Return the optimizer that the Trainer takes where the recipe names none: the last one that it assigns."""
+    place = "transformers.training_args"
+    names = source.read_listed_words(place, "TrainingArguments.default_optim")
+    if not names:
+        raise packages.changed_source(place, "`TrainingArguments.default_optim` names no optimizer")
+    return names[-1]
+
+
+def _read_optimizer_arguments(handler: str) -> list[str] | None:
+    """Return the keys that a function of transformers takes of `ctx.optim_args`; None where it passes on everything.
+
+    Raises UpstreamChanged where the function uses `ctx.optim_args` in a way that this reader does not know.
+    """
+    function = source.get_function(_OPTIMIZERS, handler)
+    parents = {child: node for node in ast.walk(function) for child in ast.iter_child_nodes(node)}
+    loops = [node for node in ast.walk(function) if isinstance(node, ast.For)]
+    iterables = {ast.unparse(loop.target): loop.iter for loop in loops}
+    names: list[str] = []
+    for node, parent in parents.items():
+        if not isinstance(node, ast.Attribute) or ast.unparse(node) != _OPTIM_ARGS:
+            continue
+        if isinstance(parent, ast.Assign | ast.Call | ast.keyword | ast.Dict):
+            return None  # `kwargs = ctx.optim_args`, `optimizer(**ctx.optim_args)`
+        if isinstance(parent, ast.If | ast.BoolOp | ast.UnaryOp):
+            continue  # `if ctx.optim_args:`
+        key = _find_key(parent, parents)
+        if isinstance(key, ast.Name):  # `for key in ("momentum", "dampening"):`
+            key = iterables.get(key.id, key)
+        words = source.read_words(key, _OPTIMIZERS, function)
+        if not words:
+            raise packages.changed_source(_OPTIMIZERS, f"`{handler}` uses `{ast.unparse(parent)}`, which is new")
+        names += words
+    return list(dict.fromkeys(names))
+
+
+def _find_key(use: ast.AST, parents: Mapping[ast.AST, ast.AST]) -> ast.expr | None:
+    """Return the key that an expression reads of a mapping; None where the expression is of another kind.
+
+    Args:
+        use: the expression directly around the mapping: `mapping[key]`, `key in mapping`, `mapping.get`.
+        parents: each node of the function -> the node around it.
+
+    """
+    if isinstance(use, ast.Subscript):
+        return use.slice
+    if isinstance(use, ast.Compare) and isinstance(use.ops[0], ast.In):
+        return use.left
+    call = parents.get(use)
+    if isinstance(use, ast.Attribute) and use.attr in ("get", "pop") and isinstance(call, ast.Call):
+        return call.args[0]
+    return None
+
+
+_READERS: dict[tuple[str, str], Callable[[Mapping[str, Any]], NestedFields | None]] = {
     ("evaluate", "generation"): lambda _: NestedFields(sections.GENERATION[0], keys.get_fields(GENERATION)),
-    (GENERATION, "watermarking_config"): _watermarking,
-    ("train", "accelerator_config"): _accelerator,
-    ("train.accelerator_config", "gradient_accumulation_kwargs"): _accumulation,
-    ("train", "gradient_checkpointing_kwargs"): _checkpointing,
-    ("train", "activation_checkpointing_kwargs"): _checkpointing,
-    ("train", "lr_scheduler_kwargs"): _scheduler,
-    ("train", "optim_args"): _optimizer,
+    (GENERATION, "watermarking_config"): _get_watermarking_fields,
+    ("train", "accelerator_config"): _get_accelerator_fields,
+    ("train.accelerator_config", "gradient_accumulation_kwargs"): _get_accumulation_fields,
+    ("train", "gradient_checkpointing_kwargs"): _get_checkpointing_fields,
+    ("train", "activation_checkpointing_kwargs"): _get_checkpointing_fields,
+    ("train", "lr_scheduler_kwargs"): _get_scheduler_fields,
+    ("train", "optim_args"): _get_optimizer_fields,
 }

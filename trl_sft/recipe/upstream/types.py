@@ -1,7 +1,9 @@
-"""Whether a value from YAML is of the type that an owner declares, and what to write where it is not.
+"""Tells whether a value from YAML is of the type that an owner declares, and describes the type in a message.
 
-In: a `Field` and a plain value. Out: yes or no; words for a message. Types are read as their owner
-writes them: unions, literals, enumerations, containers. A class that YAML cannot write takes no value.
+Inputs: a `Field` and a plain value. Outputs: yes or no; words for a message. Types are read as their owner writes
+them: unions, literals, enumerations, containers. A class that YAML cannot write takes no value. Not here: which
+keys there are (`keys`). A list of words that upstream no longer yields raises UpstreamChanged: it never accepts
+every word.
 """
 
 from __future__ import annotations
@@ -9,82 +11,105 @@ from __future__ import annotations
 import ast
 import functools
 import re
-from collections.abc import Collection, Iterator
+from collections.abc import Collection
 
-from trl_sft.recipe.upstream import fields
-from trl_sft.recipe.upstream import source as upstream_source
+from trl_sft.recipe.upstream import fields, packages, source
 from trl_sft.recipe.upstream.fields import Field, WordList
 from trl_sft.suggestions import STRICT, nearest_name
 
-_FEW = 3  # names that a short one may mean
+_MAX_SUGGESTIONS = 3  # names that end with what the user wrote
+_SHORTEST_ABBREVIATION = 4  # letters; fewer fit too many names
 _SCALARS = {"int": (int,), "float": (int, float), "bool": (bool,), "str": (str,), "dict": (dict,), "list": (list,)}
 LIST_TYPES = ("list", "List", "Sequence", "tuple", "Tuple", "set")
 MAPPING_TYPES = ("dict", "Dict", "Mapping")
-# type -> in words, one and several
-_IN_WORDS = {
-    **{"int": ("a whole number", "whole numbers"), "float": ("a number", "numbers"), "str": ("text", "texts")},
-    **{"bool": ("true or false", "true or false"), "None": ("null", "null"), "False": ("false", "false")},
-    **{"Any": ("any value", "any values"), "list": ("a list", "lists"), "dict": ("a mapping", "mappings")},
+# A type in the words of a message: one value, several values.
+_DESCRIPTIONS = {
+    "int": ("a whole number", "whole numbers"),
+    "float": ("a number", "numbers"),
+    "str": ("text", "texts"),
+    "bool": ("true or false", "true or false"),
+    "None": ("null", "null"),
+    "False": ("false", "false"),
+    "Any": ("any value", "any values"),
+    "list": ("a list", "lists"),
+    "dict": ("a mapping", "mappings"),
 }
 
 
 def accepts(field: Field, value: object) -> bool:
-    """Tell whether a plain value is of the type, and among the choices, that the owner declares."""
-    listing = field.choices if isinstance(field.choices, WordList) else WordList(())
-    if isinstance(value, str) and (listed := list_choices(field)):
-        written = value.lower() if listing.lower else value
-        words = written.split() if listing.several else [written]
-        return all(any(_is_word(word, w) for word in listed) or bool(matches_pattern(listing, w)) for w in words)
-    if isinstance(value, list) and listing.sources and not set(map(str, value)) <= set(list_choices(field)):
+    """Tell whether a plain value is of the type, and among the choices, that the owner declares.
+
+    Raises UpstreamChanged where the installed owner's list of words cannot be read.
+    """
+    word_list = field.choices if isinstance(field.choices, WordList) else WordList(())
+    if isinstance(value, str) and (choices := list_choices(field)):
+        text = value.lower() if word_list.lower else value
+        words = text.split() if word_list.several else [text]
+        return all(_is_choice(word, choices) or _matches_pattern(word, word_list) for word in words)
+    if isinstance(value, list) and word_list.sources and not set(map(str, value)) <= set(list_choices(field)):
         return False
     return field.type is None or _fits(field.type, value, field.module)
 
 
 def list_choices(field: Field) -> tuple[str, ...]:
-    """Return the words that a text has to be one of; empty where any text will do, or none."""
+    """Return the words of which a text has to be one; () where any text will do, or none.
+
+    Raises UpstreamChanged where the owner has a list of words that cannot be read.
+    """
     if isinstance(field.choices, WordList):
-        return _listed(field.choices)
-    return upstream_source.read_words(field.choices, field.module) or _choices(field.type, field.module)
-
-
-def matches_pattern(listing: WordList, value: str) -> bool:
-    """Tell whether a text that is none of the words is taken all the same: a kernel of the hub."""
-    return bool(listing.other) and re.fullmatch(listing.other, value) is not None
+        words = _read_word_list(field.choices)
+        places = " or ".join(f"`{place.partition(':')[2]}`" for place in field.choices.sources)
+        module = field.choices.sources[0].partition(":")[0]
+    elif field.choices is not None:
+        words = source.read_words(field.choices, field.module)
+        places, module = f"`{ast.unparse(field.choices)}`", field.module
+    else:
+        return _read_type_words(field.type, field.module)
+    if not words:
+        raise packages.changed_source(module, f"no list of words for the key {field.name} in {places}")
+    return words
 
 
 def describe(field: Field) -> str:
     """Return in words what a key takes: its choices where it has some, else its type."""
-    rest = [part for part in split_union(field.type) if not _lists_words(part, field.module)]
-    listed = list_choices(field)
-    if listed:
-        rest = [part for part in rest if ast.unparse(part) not in ("str", "None")]
-        more = [_union_in_words(rest)] if rest else []
-        if isinstance(field.choices, WordList):
-            listed = (*listed, *([field.choices.as_written] if field.choices.as_written else []))
-            lists = [
-                part for part in rest if isinstance(part, ast.Subscript) and get_type_name(part.value) in LIST_TYPES
-            ]
-            more = ["a list of them"] if lists else more
-        return ", or ".join([f"one of {', '.join(listed)}", *more])
-    return _union_in_words(split_union(field.type)) if field.type else "any value"
+    choices = list_choices(field)
+    if not choices:
+        return _describe_union(split_union(field.type)) if field.type else "any value"
+    others = [part for part in split_union(field.type) if not _read_part_words(part, field.module)]
+    others = [part for part in others if ast.unparse(part) not in ("str", "None")]
+    alternatives = [_describe_union(others)] if others else []
+    if isinstance(field.choices, WordList):
+        if field.choices.pattern_in_words:
+            choices = (*choices, field.choices.pattern_in_words)
+        if any(isinstance(part, ast.Subscript) and get_type_name(part.value) in LIST_TYPES for part in others):
+            alternatives = ["a list of them"]
+    return ", or ".join([f"one of {', '.join(choices)}", *alternatives])
 
 
-def suggest(word: str, known: Collection[str]) -> str:
-    """Return the known word that one most likely means, "" = none shows: a slip, the end of a name, a short form."""
-    if near := nearest_name(word, known, cutoff=STRICT):
+def suggest(word: str, names: Collection[str]) -> str:
+    """Return the key or word that a user most likely means.
+
+    Returns:
+        The nearest name; else up to three names that end with `_word` ("batch_size"); else the only name of which
+        the word is an abbreviation ("grad_acc"), joined by " or "; "" if none fits.
+
+    """
+    if near := nearest_name(word, names, cutoff=STRICT):
         return near
-    ends = [one for one in known if one.endswith(f"_{word}")]
-    short = [one for one in known if re.fullmatch(".*".join(map(re.escape, word)), one)] if len(word) > 3 else []
-    return " or ".join(ends[:_FEW] or (short if len(short) == 1 else []))
+    if longer := [name for name in names if name.endswith(f"_{word}")]:
+        return " or ".join(longer[:_MAX_SUGGESTIONS])
+    letters_in_order = ".*".join(map(re.escape, word))
+    longer = [name for name in names if re.fullmatch(letters_in_order, name)]
+    return longer[0] if len(longer) == 1 and len(word) >= _SHORTEST_ABBREVIATION else ""
 
 
 def make_field(name: str, annotation: str) -> Field:
-    """Return a field of ours, or of an owner that declares none, from a type written as text."""
+    """Return a field of our own, or of an owner that declares none, from a type written as text."""
     return Field(name, ast.parse(annotation, mode="eval").body, "")
 
 
 def split_union(node: ast.expr | None) -> list[ast.expr]:
-    """Return the members of a union, however it is written; a type that is none alone."""
+    """Return the members of a union, however it is written; [type] for a type alone; [] for None."""
     if node is None:
         return []
     if isinstance(node, ast.BinOp):
@@ -92,8 +117,10 @@ def split_union(node: ast.expr | None) -> list[ast.expr]:
     if isinstance(node, ast.Constant) and isinstance(node.value, str):  # a forward reference
         return split_union(ast.parse(node.value, mode="eval").body)
     if isinstance(node, ast.Subscript) and get_type_name(node.value) in ("Optional", "Union"):
-        found = [part for item in get_type_arguments(node) for part in split_union(item)]
-        return [*found, *([ast.Constant(None)] if get_type_name(node.value) == "Optional" else [])]
+        members = []
+        for argument in get_type_arguments(node):
+            members += split_union(argument)
+        return [*members, ast.Constant(None)] if get_type_name(node.value) == "Optional" else members
     return [node]
 
 
@@ -103,138 +130,206 @@ def get_type_arguments(node: ast.Subscript) -> list[ast.expr]:
 
 
 def get_type_name(node: ast.expr) -> str:
-    """Return the last word of `typing.Optional` or `Optional`."""
-    return node.attr if isinstance(node, ast.Attribute) else node.id if isinstance(node, ast.Name) else ""
+    """Return the last word of `typing.Optional` or `Optional`; "" for another expression."""
+    if isinstance(node, ast.Attribute):
+        return node.attr
+    return node.id if isinstance(node, ast.Name) else ""
 
 
 def has_fixed_length(node: ast.Subscript) -> bool:
     """Tell whether a list has one type for each place, as in `tuple[int, float]`."""
-    names = [ast.unparse(item) for item in get_type_arguments(node)]
-    return get_type_name(node.value) in ("tuple", "Tuple") and "..." not in names
+    arguments = [ast.unparse(argument) for argument in get_type_arguments(node)]
+    return get_type_name(node.value) in ("tuple", "Tuple") and "..." not in arguments
 
 
 @functools.cache
-def _listed(listing: WordList) -> tuple[str, ...]:
-    found: list[str] = []
-    for source in listing.sources:
-        module, _, name = source.partition(":")
-        if listing.quoted:
-            found += fields.read_quoted_words(source, listing.quoted)
-        elif listing.declared:
-            found += upstream_source.read_declared_names(module, name)
-        elif listing.compared:
-            found += upstream_source.read_compared_words(module, name, listing.compared)
+def _read_word_list(word_list: WordList) -> tuple[str, ...]:
+    """Return the words that upstream lists and those that it takes beside them; () where it lists none."""
+    words: list[str] = []
+    for place in word_list.sources:
+        module, _, name = place.partition(":")
+        if word_list.quoted:
+            words += fields.read_quoted_words(place, word_list.quoted)
+        elif word_list.declared:
+            words += source.read_declared_names(module, name)
+        elif word_list.compared:
+            words += source.read_compared_words(module, name, word_list.compared)
         else:
-            found += upstream_source.read_listed_words(module, name)
-    found = [word.lower() for word in found] if listing.lower else found
-    return tuple(dict.fromkeys([*found, *listing.also])) if found else ()
+            words += source.read_listed_words(module, name)
+    if not words:
+        return ()
+    words = [word.lower() for word in words] if word_list.lower else words
+    return tuple(dict.fromkeys([*words, *word_list.also]))
+
+
+def _is_choice(word: str, choices: tuple[str, ...]) -> bool:
+    """Tell whether a word is one of the choices, or of a family of them."""
+    return any(_is_word(choice, word) for choice in choices)
+
+
+def _is_word(declared: str, word: str) -> bool:
+    """Tell whether a text is a declared word, or of its family: peft writes 'pissa_niter_[number of iters]'."""
+    stem, bracket, _ = declared.partition("[")
+    if bracket:
+        return word.startswith(stem) and word != stem
+    return declared == word
+
+
+def _matches_pattern(word: str, word_list: WordList) -> bool:
+    """Tell whether a text that is none of the words is accepted all the same: a kernel of the hub."""
+    return bool(word_list.pattern) and re.fullmatch(word_list.pattern, word) is not None
 
 
 def _fits(node: ast.expr, value: object, module: str) -> bool:
+    """Tell whether a value is of a type."""
     return any(_fits_part(part, value, module) for part in split_union(node))
 
 
 def _fits_part(node: ast.expr, value: object, module: str) -> bool:
+    """Tell whether a value is of a type that is no union."""
     if isinstance(node, ast.Constant):
         return node.value is None and value is None
     if isinstance(node, ast.Subscript):
         return _fits_subscript(node, value, module)
     name = get_type_name(node)
     if name in _SCALARS:
+        # in Python, true and false are integers
         return isinstance(value, _SCALARS[name]) and (name == "bool" or not isinstance(value, bool))
-    return name == "Any" or (name in LIST_TYPES and isinstance(value, list)) or value in _enumerated(node, module)
+    if name == "Any" or (name in LIST_TYPES and isinstance(value, list)):
+        return True
+    return value in _read_enumeration(node, module)
 
 
 def _fits_subscript(node: ast.Subscript, value: object, module: str) -> bool:
-    name, items = get_type_name(node.value), get_type_arguments(node)
+    """Tell whether a value is of a type with brackets: a literal, a mapping or a list."""
+    name, arguments = get_type_name(node.value), get_type_arguments(node)
     if name == "Literal":
-        return any(isinstance(item, ast.Constant) and _is_literal(item.value, value) for item in items)
+        literals = [argument.value for argument in arguments if isinstance(argument, ast.Constant)]
+        return any(_is_literal(literal, value) for literal in literals)
     if name in MAPPING_TYPES:
-        return isinstance(value, dict) and all(_fits(items[-1], v, module) for v in value.values())
-    if name in LIST_TYPES and isinstance(value, list):
-        if has_fixed_length(node):
-            pairs = zip(items, value, strict=False)
-            return len(value) == len(items) and all(_fits(item, v, module) for item, v in pairs)
-        return all(_fits(items[0], v, module) for v in value)
-    return False
+        return isinstance(value, dict) and all(_fits(arguments[-1], item, module) for item in value.values())
+    if name not in LIST_TYPES or not isinstance(value, list):
+        return False
+    if not has_fixed_length(node):
+        return all(_fits(arguments[0], item, module) for item in value)
+    if len(value) != len(arguments):
+        return False
+    return all(_fits(argument, item, module) for argument, item in zip(arguments, value, strict=True))
 
 
 def _is_literal(declared: object, value: object) -> bool:
+    """Tell whether a value is a declared literal."""
     if isinstance(declared, str) and isinstance(value, str):
         return _is_word(declared, value)
     return declared == value and type(declared) is type(value)
 
 
-def _is_word(declared: str, value: str) -> bool:
-    """Tell whether a text is a declared word, or of its family: peft writes 'pissa_niter_[number of iters]'."""
-    head, bracket, _ = declared.partition("[")
-    return value.startswith(head) and value != head if bracket else declared == value
+def _read_type_words(node: ast.expr | None, module: str) -> tuple[str, ...]:
+    """Return the words that a type lists: a Literal, or `SomeEnum | str`, whose text upstream turns into the enum.
+
+    `Literal[...] | str` takes any text, so it lists none.
+    """
+    members = split_union(node)
+    names = [get_type_name(member) for member in members]
+    words: list[str] = []
+    has_literal = False
+    for member in members:
+        words += _read_part_words(member, module)
+        has_literal = has_literal or bool(_list_literals(member))
+        if "str" in names:
+            _require_definition(member, module)
+    return () if has_literal and "str" in names else tuple(dict.fromkeys(words))
 
 
-def _choices(node: ast.expr | None, module: str) -> tuple[str, ...]:
-    """Return the words that a type lists: a Literal, or `SomeEnum | str`, which upstream turns into the enum."""
-    found: list[str] = []
-    names: list[str] = []
-    for part in split_union(node):
-        words = tuple(_literals(part)) or _enumerated(part, module)
-        found += words
-        names += [] if words else [get_type_name(part)]
-    literal = any(
-        isinstance(part, ast.Subscript) and get_type_name(part.value) == "Literal" for part in split_union(node)
-    )
-    return () if literal and "str" in names else tuple(dict.fromkeys(found))
+def _read_part_words(node: ast.expr, module: str) -> tuple[str, ...]:
+    """Return the words that a type that is no union lists; () where it lists none."""
+    return tuple(_list_literals(node)) or _read_enumeration(node, module)
 
 
-def _literals(node: ast.expr) -> Iterator[str]:
-    if isinstance(node, ast.Subscript) and get_type_name(node.value) == "Literal":
-        yield from (
-            i.value for i in get_type_arguments(node) if isinstance(i, ast.Constant) and isinstance(i.value, str)
-        )
+def _list_literals(node: ast.expr) -> list[str]:
+    """Return the texts of a Literal."""
+    if not isinstance(node, ast.Subscript) or get_type_name(node.value) != "Literal":
+        return []
+    literals = [argument.value for argument in get_type_arguments(node) if isinstance(argument, ast.Constant)]
+    return [literal for literal in literals if isinstance(literal, str)]
 
 
-def _lists_words(node: ast.expr, module: str) -> bool:
-    return bool(tuple(_literals(node)) or _enumerated(node, module))
+def _read_enumeration(node: ast.expr, module: str) -> tuple[str, ...]:
+    """Return the texts of an enumeration; () where a type is none. Raises UpstreamChanged where it has no texts."""
+    if not _is_class_of_owner(node, module):
+        return ()
+    name = get_type_name(node)
+    words = source.read_listed_words(module, name)
+    if not words and source.is_enumeration(module, name):
+        raise packages.changed_source(source.resolve(module, name)[0], f"the enumeration `{name}` lists no words")
+    return words
 
 
-def _enumerated(node: ast.expr, module: str) -> tuple[str, ...]:
-    """Return the texts of an enumeration; empty where a type is none."""
-    name = node.id if isinstance(node, ast.Name) else ""
-    return (
-        upstream_source.read_listed_words(module, name)
-        if module and name and name not in _SCALARS and name != "Any"
-        else ()
-    )
+def _require_definition(node: ast.expr, module: str) -> None:
+    """Raise UpstreamChanged where a class that stands beside `str` is not defined where its import says.
+
+    It may be an enumeration, and without its words every text would be accepted.
+    """
+    if not _is_class_of_owner(node, module):
+        return
+    home, name = source.resolve(module, get_type_name(node))
+    if home.partition(".")[0] in packages.PACKAGES and source.find_statement(home, name) is None:
+        raise packages.changed_source(home, f"the type `{name}` is not there")
 
 
-def _union_in_words(nodes: list[ast.expr], many: bool = False) -> str:
-    """Return a type in words, of one value or of `many`; a class, which YAML cannot write, only where it is alone."""
-    written = {ast.unparse(node).replace("typing.", ""): node for node in nodes}
-    if "float" in written:
-        written.pop("int", None)
-    plain = [node for text, node in written.items() if text in _IN_WORDS or isinstance(node, ast.Subscript)]
-    named = [node for node in written.values() if node not in plain]
-    if any(ast.unparse(node) != "None" for node in plain):
-        named = []
-    words = [_in_words(node, many) for node in (*named, *plain)]
-    return ", or ".join(sorted(dict.fromkeys(words), key="null".__eq__))
+def _is_class_of_owner(node: ast.expr, module: str) -> bool:
+    """Tell whether a type is a class of the owner's, not one of Python's."""
+    return bool(module) and isinstance(node, ast.Name) and node.id not in (*_SCALARS, *LIST_TYPES, "Any")
 
 
-def _in_words(node: ast.expr, many: bool) -> str:
-    text = ast.unparse(node).replace("typing.", "")
-    if text in _IN_WORDS:
-        return _IN_WORDS[text][many]
-    name = get_type_name(node.value) if isinstance(node, ast.Subscript) else ""
-    of = get_type_arguments(node) if isinstance(node, ast.Subscript) else []
+def _describe_union(members: list[ast.expr], several: bool = False) -> str:
+    """Return the members of a union in words, of one value or of `several`.
+
+    A class, which YAML cannot write, is named only where nothing else can be written.
+    """
+    by_text = {_unparse_type(member): member for member in members}
+    if "float" in by_text:
+        by_text.pop("int", None)
+    writable = [node for text, node in by_text.items() if text in _DESCRIPTIONS or isinstance(node, ast.Subscript)]
+    classes = [node for node in by_text.values() if node not in writable]
+    if any(_unparse_type(node) != "None" for node in writable):
+        classes = []
+    descriptions = dict.fromkeys(_describe_part(node, several) for node in (*classes, *writable))
+    return ", or ".join(sorted(descriptions, key="null".__eq__))  # null stands last
+
+
+def _describe_part(node: ast.expr, several: bool) -> str:
+    """Return a type that is no union in words, of one value or of `several`."""
+    text = _unparse_type(node)
+    if text in _DESCRIPTIONS:
+        return _DESCRIPTIONS[text][several]
+    if not isinstance(node, ast.Subscript):
+        return text
+    name, arguments = get_type_name(node.value), get_type_arguments(node)
     if name == "Literal":
-        literal = [ast.literal_eval(one) for one in of]
-        words = [str(one).lower() if isinstance(one, bool) else str(one) for one in literal]
-        return words[0] if len(words) == 1 else f"{'any' if many else 'one'} of {', '.join(words)}"
+        return _describe_literal(arguments, several)
     if name in MAPPING_TYPES:
-        whole = ast.unparse(of[1]) == "Any"
-        to = "" if whole else f" of names to {_union_in_words(split_union(of[1]), many=True)}"
-        return _IN_WORDS["dict"][many] + to
-    if name in LIST_TYPES and isinstance(node, ast.Subscript) and has_fixed_length(node):
-        return f"{_IN_WORDS['list'][many]} of {' and '.join(_union_in_words(split_union(one)) for one in of)}"
+        mapping = _DESCRIPTIONS["dict"][several]
+        if ast.unparse(arguments[1]) == "Any":
+            return mapping
+        return f"{mapping} of names to {_describe_union(split_union(arguments[1]), several=True)}"
+    if name in LIST_TYPES and has_fixed_length(node):
+        items = [_describe_union(split_union(argument)) for argument in arguments]
+        return f"{_DESCRIPTIONS['list'][several]} of {' and '.join(items)}"
     if name in LIST_TYPES:
-        return f"{_IN_WORDS['list'][many]} of {_union_in_words(split_union(of[0]), many=True)}"
+        return f"{_DESCRIPTIONS['list'][several]} of {_describe_union(split_union(arguments[0]), several=True)}"
     return text
+
+
+def _describe_literal(arguments: list[ast.expr], several: bool) -> str:
+    """Return the values of a Literal in words, as YAML writes them."""
+    literals = [ast.literal_eval(argument) for argument in arguments]
+    texts = [str(literal).lower() if isinstance(literal, bool) else str(literal) for literal in literals]
+    if len(texts) == 1:
+        return texts[0]
+    return f"{'any' if several else 'one'} of {', '.join(texts)}"
+
+
+def _unparse_type(node: ast.expr) -> str:
+    """Return a type as text without the module `typing`."""
+    return ast.unparse(node).replace("typing.", "")
