@@ -18,7 +18,7 @@ from pathlib import Path
 
 from trl_sft import cli
 from trl_sft.recipe import renamed_keys, sections
-from trl_sft.recipe.upstream import fields, keys, types
+from trl_sft.recipe.upstream import keys, packages, types
 from trl_sft.recipe.yaml_reader import format_value
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -39,7 +39,7 @@ def key_sections() -> tuple[str, ...]:
 def build_keys() -> str:
     """Return all keys of a recipe as tables, one for the own keys and one for the owner's keys of each section."""
     versions = ", ".join(
-        f"{name} {fields.get_version(name)}" for name in ("trl", "transformers", "peft", "datasets", "torch")
+        f"{name} {packages.get_version(name)}" for name in ("trl", "transformers", "peft", "datasets", "torch")
     )
     lines = [f"Versions: {versions}.", ""]
     for section in key_sections():
