@@ -81,10 +81,9 @@ def load(path, folder, overrides=()):
     run = load_recipe(path, overrides)
     with console.quiet():
         from trl_sft.model import load as model_load
-        from trl_sft.training import run as training_run
+        from trl_sft.training import stages
 
-        setup = training_run.set_up(run)
-        rows = training_run.load_rows(run, setup)
+        settings, chat, rows = stages.read_rows(run)
     if rows.streaming:
         raise SystemExit("a streamed source is not written: take streaming out, and set max_rows")
     answers = [[0, 0]]
@@ -92,7 +91,7 @@ def load(path, folder, overrides=()):
         sides = [rows.train, *rows.eval.values()]
         answers = [[said(row["prompt"]), said(row["completion"])] for side in sides for row in side.rows]
     several, single = any(sum(pair) > 1 for pair in answers), all(last == 1 for _, last in answers)
-    return Work(run, setup.args, setup.chat, rows, model_load.make_lora_config(run), folder, several, single)
+    return Work(run, settings.args, chat, rows, model_load.make_lora_config(run), folder, several, single)
 
 
 def said(turns):

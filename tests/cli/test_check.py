@@ -11,8 +11,8 @@ from trl_sft import cli, load_recipe
 from trl_sft.errors import UserError
 from trl_sft.model import load, meta_model
 from trl_sft.recipe import paths
-from trl_sft.training import dry_run
-from trl_sft.training import run as training_run
+from trl_sft.training import dry_run, stages
+from trl_sft.training.trainer import build_trainer
 
 
 def faults(err):
@@ -156,12 +156,12 @@ def test_rehearsal_with_new_tokens_and_lora_is_made_as_the_run_is(here):
         "train: {output_dir: out}\nlora: {r: 2}\n"
     )
     run = load_recipe("recipe.yaml")
-    ready = training_run.prepare(run)
+    ready = stages.prepare(run)
     assert ready.chat.new
-    assert dry_run.rehearse(run, ready.found, ready.chat, ready.args, ready.made) == ""
+    assert dry_run.rehearse(run, ready.model, ready.chat, ready.args, ready.datasets) == ""
     run = load_recipe("recipe.yaml", ["lora={r: 2, modules_to_save: [lm_head]}"])
     with pytest.raises(UserError, match="alone, beside new tokens"):
-        training_run.prepare(run)
+        stages.prepare(run)
 
 
 def test_check_says_what_packing_and_grouping_would_gain_as_counted_on_the_rows(here, go):
@@ -174,13 +174,13 @@ def test_check_says_what_packing_and_grouping_would_gain_as_counted_on_the_rows(
     packs = re.search(r"train.packing: true, the same tokens in (\d+)% of the positions", out)
     grouped = re.search(r"group_by_length, padding (\d+)% in place of (\d+)%", out)
     run = load_recipe("recipe.yaml", [*words, "train.train_sampling_strategy=group_by_length"])
-    ready = training_run.prepare(run)
-    trainer = training_run._trainer(run, ready)
+    ready = stages.prepare(run)
+    trainer = build_trainer(run, ready)
     places = tokens = 0
     for batch in trainer.get_train_dataloader():
         places, tokens = places + batch["attention_mask"].numel(), tokens + int(batch["attention_mask"].sum())
     assert abs(1 - tokens / places - int(grouped[1]) / 100) < 0.03
-    room = 256 * len(training_run.prepare(load_recipe("recipe.yaml", [*words, "train.packing=true"])).made.train)
+    room = 256 * len(stages.prepare(load_recipe("recipe.yaml", [*words, "train.packing=true"])).datasets.train)
     assert abs(tokens / room - (1 - int(grouped[2]) / 100) / (int(packs[1]) / 100)) < 0.03
     assert "gain" not in go(RECIPE, *words, "train.packing=true", command=["check"])[1]
     assert "gain" not in go(RECIPE, *words, "train.per_device_train_batch_size=1", command=["check"])[1]

@@ -344,7 +344,7 @@ def test_formatting_is_cached_across_processes_and_not_when_an_imported_file_cha
         "model: {name_or_path: trl_sft:tiny}\ndata: {train: {path: rows.jsonl, format: 'rows.py:text'}}\n"
     )
     code = (
-        "from trl_sft import load_recipe\nfrom trl_sft.training import run as training\n"
+        "from trl_sft import load_recipe\nfrom trl_sft.training import stages as training\n"
         "for words in ([], ['data.train=rows.jsonl']):\n"
         "    print(training.prepare(load_recipe('recipe.yaml', words)).rows.train.rows._fingerprint)\n"
     )

@@ -16,7 +16,7 @@ from trl_sft.importers.recipe_parts import current_name
 from trl_sft.importers.settings import RecipeLine, Settings
 from trl_sft.recipe import processes
 from trl_sft.recipe import yaml_reader as reading
-from trl_sft.training import run as training_run
+from trl_sft.training import stages
 
 # what the makers of OpenRLHF's examples type
 LLAMA = (
@@ -121,7 +121,7 @@ def test_openrlhf_tokens_and_mask_are_those_of_its_data_set(recipe, here):
     jsonl(here / "X.jsonl", rows)
     words = ["model.name_or_path=m", "train.max_length=48", *HERE[1:5], "data.train.path=X.jsonl"]
     run, _ = recipe("openrlhf", LLAMA, *words)
-    made = list(training_run.prepare(run).made.train)
+    made = list(stages.prepare(run).datasets.train)
     tokenizer = AutoTokenizer.from_pretrained(here / "m")
     assert tokenizer("a").input_ids[0] == begin
     assert len(made) == len(rows)
@@ -807,10 +807,10 @@ def test_imported_recipes_bring_rows_to_tokens_here(recipe, factory, here):
         "llamafactory": {"model_name_or_path": "trl_sft:tiny", "dataset": "identity", "neat_packing": True},
     }
     for tool, given in settings.items():
-        ready = training_run.prepare(recipe(tool, given | small)[0])
-        trained = {label for row in ready.made.train for label in row["labels"]} - {-100}
+        ready = stages.prepare(recipe(tool, given | small)[0])
+        trained = {label for row in ready.datasets.train for label in row["labels"]} - {-100}
         assert trained, tool
-        assert ("seq_lengths" in ready.made.train.column_names) is (tool != "trl"), tool
+        assert ("seq_lengths" in ready.datasets.train.column_names) is (tool != "trl"), tool
 
 
 def test_trl_values_that_mean_something_are_not_dropped(recipe, here, capsys):

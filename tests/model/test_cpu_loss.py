@@ -12,7 +12,8 @@ from trl.trainer import utils
 from trl_sft import load_recipe
 from trl_sft.model import cpu_loss, packed_attention, patches
 from trl_sft.recipe import paths
-from trl_sft.training import run as training_run
+from trl_sft.training import stages
+from trl_sft.training.trainer import build_trainer
 
 pytestmark = pytest.mark.filterwarnings(
     "ignore:`is_gradient_checkpointing` is deprecated:FutureWarning"  # transformers 5.23 in its own Trainer
@@ -33,7 +34,7 @@ def carry_out(here, ours, *words, model="trl_sft:tiny", more=""):
             patch.setattr(cpu_loss, "install", lambda *_: False)
             patch.setattr(packed_attention, "install", lambda *_: False)
         run = load_recipe("recipe.yaml", words)
-        trainer = training_run._trainer(run, training_run.prepare(run))
+        trainer = build_trainer(run, stages.prepare(run))
         trainer.train()
     entries = [entry for entry in trainer.state.log_history if "loss" in entry]
     names = ("loss", "grad_norm", "entropy", "mean_token_accuracy", "num_tokens")

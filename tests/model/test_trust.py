@@ -142,7 +142,7 @@ def test_pickle_in_a_checkpoint_runs_nothing_on_resume(name, here, planted, go):
     code, _, err = go(RECIPE, *words)
     assert not planted.exists()
     assert code == 2, err
-    assert "checkpoint-1: cannot be gone on from" in err
+    assert "checkpoint-1: cannot be resumed from" in err
 
 
 @pytest.mark.parametrize("path", ["rows.pkl", "folder"])
@@ -219,16 +219,16 @@ def test_token_or_key_stands_in_no_byte_of_the_run_folder_and_on_no_screen(stopp
 
 
 def test_token_works_while_it_is_hidden(here, go, monkeypatch):
-    from trl_sft.training import run
+    from trl_sft.training import trainer as trainer_module
 
     seen = {}
-    real = run.SFTTrainer.train
+    real = trainer_module.SFTTrainer.train
 
     def train(self, **words):
         seen["token"] = str(self.args.hub_token.encode(), "ascii"), pickle.loads(pickle.dumps(self.args.hub_token))
         return real(self, **words)
 
-    monkeypatch.setattr(run.SFTTrainer, "train", train)
+    monkeypatch.setattr(trainer_module.SFTTrainer, "train", train)
     assert go(RECIPE, "train.hub_token=hf_hubtoken11")[0] == 0
     assert seen["token"] == ("hf_hubtoken11", "(left out)")
 

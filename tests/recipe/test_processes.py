@@ -5,11 +5,11 @@ import json
 import pytest
 import yaml
 from conftest import RECIPE, jsonl
+from trl import SFTConfig
 
 from trl_sft import load_recipe, train
 from trl_sft.errors import LaunchError, RecipeError
 from trl_sft.recipe import processes
-from trl_sft.training import run as training_run
 
 
 @pytest.fixture
@@ -44,10 +44,7 @@ def test_global_batch_counts_all_processes(built):
     run = built("run: {global_batch_size: 32}\n")
     assert [processes.compute_settings(run, n)[key].value for n in (1, 2, 16)] == [16, 8, 1]
     silent = built("run: {global_batch_size: 32}\n", "train.per_device_train_batch_size=null")
-    assert (
-        processes.compute_settings(silent)[key].value
-        == 32 // training_run.SFTConfig(bf16=False).per_device_train_batch_size
-    )
+    assert processes.compute_settings(silent)[key].value == 32 // SFTConfig(bf16=False).per_device_train_batch_size
     assert processes.compute_settings(built()) == {}
     with pytest.raises(RecipeError, match=r"32 is no multiple of 6: 2 rows at a time x 3 processes.*\n.*30 or 36"):
         processes.compute_settings(run, 3)

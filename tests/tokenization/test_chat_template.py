@@ -11,7 +11,8 @@ from trl_sft import load_recipe
 from trl_sft.errors import UserError
 from trl_sft.recipe import paths
 from trl_sft.tokenization import chat_template
-from trl_sft.training import run as training_run
+from trl_sft.training import stages
+from trl_sft.training.trainer import build_trainer
 
 TURNS = [("user", "one"), ("assistant", "hello"), ("user", "two"), ("assistant", "good night")]
 CHAT = [{"role": role, "content": words} for role, words in TURNS]
@@ -38,8 +39,8 @@ def prepared(here, name, rows, *words):
         "data: {train: r.jsonl}\ntrain: {output_dir: out}\n"
     )
     run = load_recipe("recipe.yaml", words)
-    ready = training_run.prepare(run)
-    return ready.chat, training_run._trainer(run, ready).train_dataset
+    ready = stages.prepare(run)
+    return ready.chat, build_trainer(run, ready).train_dataset
 
 
 def spans(tokenizer, row):
@@ -151,7 +152,7 @@ def test_text_that_begins_twice_with_the_first_token_is_refused(here):
         "model: {name_or_path: ./base}\ndata: {train: r.jsonl}\ntrain: {output_dir: out}\n"
     )
     with pytest.raises(UserError) as refused:
-        training_run.prepare(load_recipe("recipe.yaml"))
+        stages.prepare(load_recipe("recipe.yaml"))
     assert refused.value.faults[0].where == "r.jsonl row 2"
     assert "begins with <s> twice" in refused.value.faults[0].problem
 

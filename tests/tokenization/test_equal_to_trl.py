@@ -17,7 +17,7 @@ from trl_sft.data.messages import MARK
 from trl_sft.errors import UserError
 from trl_sft.recipe import paths
 from trl_sft.tokenization import build, cache, encode, render
-from trl_sft.training import run as training_run
+from trl_sft.training import stages
 
 WORDS = ["Köln liegt am Rhein.", "1 2  3\n4", "你好，世界。再见", "a 🙂 b", " leading and trailing ", "x" * 30]
 NO_CALLS = {"deepseek_r1_distill"}  # templates that drop the call itself
@@ -34,7 +34,7 @@ def _model(folder):
 
 def ours(*words):
     """Return what a recipe makes before weights load."""
-    return training_run.prepare(load_recipe("recipe.yaml", words))
+    return stages.prepare(load_recipe("recipe.yaml", words))
 
 
 def reference(ready, joined=False, **settings):
@@ -103,15 +103,15 @@ def test_plain_text_in_every_layout_and_wording_is_trls(cell, here):
     ready = ours()
     tokenizer = ready.chat.tokenizer
     theirs = reference(ready)
-    assert differing(tokenizer, ready.made.train, theirs) == (0, 0)
+    assert differing(tokenizer, ready.datasets.train, theirs) == (0, 0)
     ready = ours("data.loss_on=all")
-    assert differing(tokenizer, ready.made.train, reference(ready, completion_only_loss=False)) == (0, 0)
+    assert differing(tokenizer, ready.datasets.train, reference(ready, completion_only_loss=False)) == (0, 0)
 
 
 def test_text_is_trls(here):
     recipe(here, [{"text": words} for words in WORDS])
     ready = ours()
-    assert differing(ready.chat.tokenizer, ready.made.train, reference(ready)) == (0, 0)
+    assert differing(ready.chat.tokenizer, ready.datasets.train, reference(ready)) == (0, 0)
 
 
 # What we leave out of the loss on purpose: the newline that ChatML writes after the end of the last turn, which a
@@ -123,10 +123,10 @@ NEWLINE = dict.fromkeys(IN_CHAT, 6)
 def test_chats_in_every_layout_are_trls_but_for_the_newline_after_the_end(layout, here):
     recipe(here, [filled(ROWS[layout], w) for w in WORDS], f", format: {layout}, wording: chat")
     ready = ours("data.loss_on=last_turn")
-    assert differing(ready.chat.tokenizer, ready.made.train, reference(ready)) == (0, NEWLINE[layout])
+    assert differing(ready.chat.tokenizer, ready.datasets.train, reference(ready)) == (0, NEWLINE[layout])
     ready = ours("data.loss_on=all")
     theirs = reference(ready, joined=True, completion_only_loss=False)
-    assert differing(ready.chat.tokenizer, ready.made.train, theirs) == (0, 0)
+    assert differing(ready.chat.tokenizer, ready.datasets.train, theirs) == (0, 0)
 
 
 # template -> labels that TRL's markers set and we do not, in two rows of two answers: before an answer (the header, or
@@ -183,11 +183,11 @@ def test_every_named_template_is_trls_but_for_what_the_table_says(name, here):
             ours("train.max_length=8192")
     ready = ours("train.max_length=8192", *accepted)
     tokenizer = ready.chat.tokenizer
-    found = differing(tokenizer, ready.made.train, reference(ready, joined=True, assistant_only_loss=True))
+    found = differing(tokenizer, ready.datasets.train, reference(ready, joined=True, assistant_only_loss=True))
     ready = ours("train.max_length=8192", "data.loss_on=last_turn", *accepted)
     assert found == MARKED[name]
     if name not in OPENS_A_THOUGHT or hasattr(data_utils, "common_prefix_length"):  # TRL 1.8 counts the whole prompt
-        assert differing(tokenizer, ready.made.train, reference(ready)) == COMPLETED[name]
+        assert differing(tokenizer, ready.datasets.train, reference(ready)) == COMPLETED[name]
 
 
 def test_chat_with_tools_and_calls_is_trls_but_for_the_newline_after_the_end(here):
@@ -199,7 +199,7 @@ def test_chat_with_tools_and_calls_is_trls_but_for_the_newline_after_the_end(her
     recipe(here, rows, model="./base", tokenizer="{chat_template: qwen2_5_vl}")
     ready = ours("train.max_length=4096")
     theirs = reference(ready, joined=True, assistant_only_loss=True)
-    assert differing(ready.chat.tokenizer, ready.made.train, theirs) == (0, 4)
+    assert differing(ready.chat.tokenizer, ready.datasets.train, theirs) == (0, 4)
 
 
 @pytest.mark.parametrize("checked", [True, False])
@@ -212,9 +212,8 @@ def test_answers_of_tools_carry_no_loss_in_any_template(name, checked, here):
     turns = [CHAT[0], call, told, {"role": "assistant", "content": "done"}]
     recipe(here, [{"messages": turns}] * 2, model="./base", tokenizer=f"{{chat_template: {name}}}")
     run = load_recipe("recipe.yaml", ["train.max_length=8192", "run.allow=[prompt_mismatch, template_markers]"])
-    setup = training_run.set_up(run)
-    rows = training_run.load_rows(run, setup)
-    encoder = build.encoder(run, setup.chat, rows, setup.args)
+    settings, chat, rows = stages.read_rows(run)
+    encoder = build.encoder(run, chat, rows, settings.args)
     batch = cache.columns(rows.train.rows.with_format("arrow")[:])
     refused = ""
     try:
@@ -226,7 +225,7 @@ def test_answers_of_tools_carry_no_loss_in_any_template(name, checked, here):
         assert "drops a part of an answer" in refused or "ends with no token" in refused
         return
     made = encode.labelled(encoder, texts, encode.encoded(encoder, texts), str)
-    trained = setup.chat.tokenizer.decode([label for label in made.labels[0].tolist() if label != -100])
+    trained = chat.tokenizer.decode([label for label in made.labels[0].tolist() if label != -100])
     assert "SECRETRESULT" not in trained
     assert "done" in trained
 
@@ -247,7 +246,7 @@ def test_packs_are_trls(form, strategy, shuffled, here):
     ready = ours(*packing, *(["data.loss_on=all"] if everything else []))
     settings = {"packing": True, "packing_strategy": strategy, "max_length": 64, "shuffle_dataset": shuffled}
     theirs = reference(ready, joined=everything, completion_only_loss=not everything, **settings)
-    mine = list(ready.made.train)
+    mine = list(ready.datasets.train)
     assert len(mine) > 100
     for one, other in zip(mine, theirs, strict=True):
         assert one["input_ids"] == other["input_ids"]
@@ -261,9 +260,9 @@ def test_tokens_of_a_slow_tokenizer_are_trls(here):
     recipe(here, rows, ", wording: question_answer", model="./m")
     ready = ours()
     assert not ready.chat.tokenizer.is_fast
-    assert differing(ready.chat.tokenizer, ready.made.train, reference(ready)) == (0, 0)
+    assert differing(ready.chat.tokenizer, ready.datasets.train, reference(ready)) == (0, 0)
     ready = ours("data.loss_on=all")
-    assert differing(ready.chat.tokenizer, ready.made.train, reference(ready, completion_only_loss=False)) == (0, 0)
+    assert differing(ready.chat.tokenizer, ready.datasets.train, reference(ready, completion_only_loss=False)) == (0, 0)
 
 
 @pytest.mark.filterwarnings("ignore:The `'keep_end'` truncation mode is deprecated:FutureWarning")
@@ -274,9 +273,9 @@ def test_cut_rows_are_trls(mode, here):
     ready = ours("train.max_length=48", f"train.truncation_mode={mode}", "data.max_untrained=1")
     theirs = reference(ready, max_length=48, truncation_mode=mode)
     theirs = [row for row in theirs if set(row["labels"]) != {-100}]  # TRL 1.8 keeps those that train nothing
-    assert differing(ready.chat.tokenizer, ready.made.train, theirs) == (0, 0)
+    assert differing(ready.chat.tokenizer, ready.datasets.train, theirs) == (0, 0)
     assert (len(theirs) < 200) == (mode == "keep_start"), "rows without a trained token are left out by both"
-    assert ready.made.ledger["train"]["rows"]["cut"] > 0
+    assert ready.datasets.ledger["train"]["rows"]["cut"] > 0
 
 
 def test_special_strings_in_text_become_the_tokens_that_transformers_makes_of_them(here):
@@ -289,7 +288,7 @@ def test_special_strings_in_text_become_the_tokens_that_transformers_makes_of_th
     if "sanitize_control_tokens" not in inspect.signature(tokenizer.apply_chat_template).parameters:
         pytest.skip("this transformers has no sanitize_control_tokens")
     theirs = tokenizer.apply_chat_template(turns, return_dict=True, sanitize_control_tokens=True)["input_ids"]
-    row = ready.made.train[0]
+    row = ready.datasets.train[0]
     assert row["input_ids"] == theirs
     end = tokenizer.convert_tokens_to_ids("<|im_end|>")
     assert row["input_ids"].count(end) == 2, "the ends of two turns, none of the text's"

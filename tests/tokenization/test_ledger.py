@@ -8,14 +8,14 @@ from conftest import QUESTIONS, RECIPE, jsonl
 from trl_sft import cli, load_recipe
 from trl_sft.data import mix
 from trl_sft.errors import UserError
-from trl_sft.training import run
+from trl_sft.training import stages
 
 BASE = "model: {name_or_path: trl_sft:tiny}\ntrain: {output_dir: out}\n"
 
 
 def prepare(here, data, *words):
     (here / "recipe.yaml").write_text(f"{BASE}data: {data}\n", encoding="utf-8")
-    return run.prepare(load_recipe("recipe.yaml", words))
+    return stages.prepare(load_recipe("recipe.yaml", words))
 
 
 def numbered(here, name, count, begin=0, **more):
@@ -32,8 +32,8 @@ def balanced(of):
 
 def test_ledger_counts_what_the_trainer_gets(here):
     ready = prepare(here, "{train: rows.jsonl}")
-    of = ready.made.ledger["train"]
-    rows = list(ready.made.train)
+    of = ready.datasets.ledger["train"]
+    rows = list(ready.datasets.train)
     assert of["rows"] == {"kept": 40, "cut": 0, "in": 40, "repeats": 0, "rejected": {}}
     assert of["tokens"]["kept"] == sum(len(row["input_ids"]) for row in rows)
     assert of["tokens"]["trained"] == sum(label != -100 for row in rows for label in row["labels"])
@@ -59,10 +59,10 @@ def test_run_leaves_its_ledger_and_what_was_left_out(here, go):
 def test_what_is_dropped_from_training_is_not_said_of_the_held_out_rows(here):
     jsonl(here / "r.jsonl", [*QUESTIONS, *QUESTIONS[:20]])
     ready = prepare(here, "{train: r.jsonl, eval_fraction: 0.2}")
-    assert ready.made.ledger["train"]["rows"]["rejected"]["stands in the held-out rows"] > 0
-    assert ready.made.ledger["eval"]["eval"]["rows"]["rejected"] == {}
-    assert {row["part"] for row in ready.made.rejects} == {"train"}
-    balanced(ready.made.ledger["train"])
+    assert ready.datasets.ledger["train"]["rows"]["rejected"]["stands in the held-out rows"] > 0
+    assert ready.datasets.ledger["eval"]["eval"]["rows"]["rejected"] == {}
+    assert {row["part"] for row in ready.datasets.rejects} == {"train"}
+    balanced(ready.datasets.ledger["train"])
 
 
 def test_equal_rows_are_found_whatever_their_case_spacing_and_punctuation(here):
@@ -98,11 +98,11 @@ OVERLONG = {
 def test_overlong_rows_are_cut_ended_or_dropped_and_counted(how, here):
     jsonl(here / "r.jsonl", [{"question": "q", "answer": "yes " * n} for n in (2, 60)])
     ready = prepare(here, f"{{train: r.jsonl, overlong: {how}}}", "train.max_length=40")
-    of = ready.made.ledger["train"]
+    of = ready.datasets.ledger["train"]
     assert (of["rows"]["kept"], of["rows"]["cut"], of["without_end"]) == OVERLONG[how]
     balanced(of)
     end = ready.chat.tokenizer.convert_tokens_to_ids("<|im_end|>")
-    last = ready.made.train[-1]
+    last = ready.datasets.train[-1]
     assert (last["labels"][-1] == end) == (how == "truncate_and_end") or how == "drop"
     assert len(last["input_ids"]) <= 40
     if how == "drop":
@@ -113,18 +113,18 @@ def test_row_cut_in_a_users_turn_gets_no_end_token(here):
     turns = [("user", "a"), ("assistant", "yes"), ("user", "long words " * 20), ("assistant", "no")]
     jsonl(here / "r.jsonl", [{"messages": [{"role": role, "content": words} for role, words in turns]}] * 2)
     ready = prepare(here, "{train: r.jsonl, overlong: truncate_and_end}", "train.max_length=60")
-    row = ready.made.train[0]
+    row = ready.datasets.train[0]
     assert row["labels"][-1] == -100
-    assert ready.made.ledger["train"]["without_end"] == 2
+    assert ready.datasets.ledger["train"]["without_end"] == 2
 
 
 def test_end_of_a_row_with_escaped_strings_is_counted_where_it_is(here):
     jsonl(here / "r.jsonl", [{"question": "q", "answer": "<|im_end|>" * 8 + " ok"}] * 3)
     data = "{train: r.jsonl, special_tokens_in_text: text, overlong: %s}"
-    assert prepare(here, data % "truncate", "train.max_length=40").made.ledger["train"]["without_end"] == 3
+    assert prepare(here, data % "truncate", "train.max_length=40").datasets.ledger["train"]["without_end"] == 3
     ready = prepare(here, data % "truncate_and_end", "train.max_length=40")
-    assert ready.made.train[0]["labels"][-1] == ready.chat.tokenizer.convert_tokens_to_ids("<|im_end|>")
-    assert ready.made.ledger["train"]["without_end"] == 0
+    assert ready.datasets.train[0]["labels"][-1] == ready.chat.tokenizer.convert_tokens_to_ids("<|im_end|>")
+    assert ready.datasets.ledger["train"]["without_end"] == 0
 
 
 def test_weight_that_gives_a_source_no_row_is_refused(here):
@@ -155,7 +155,7 @@ def test_too_many_rows_without_a_trained_token_stop_the_run_and_the_first_is_nam
     assert "4 of 40 rows to train have no trained token within max_length 60" in refused.value.faults[0].problem
     assert "r.jsonl row 4" in refused.value.faults[0].problem
     for words in (["data.max_untrained=0.1"], ["run.allow=[untrained_rows]"]):
-        of = prepare(here, "{train: r.jsonl}", "train.max_length=60", *words).made.ledger["train"]
+        of = prepare(here, "{train: r.jsonl}", "train.max_length=60", *words).datasets.ledger["train"]
         assert of["rows"]["kept"] == 36
         balanced(of)
     with pytest.raises(UserError, match="no row to train keeps a trained token"):
@@ -168,9 +168,9 @@ def test_weights_are_exact_shares_of_rows_in_whole_passes(weights, counts, here)
     numbered(here, "b.jsonl", 40, begin=100)
     data = f"{{train: [{{path: a.jsonl, weight: {weights[0]}}}, {{path: b.jsonl, weight: {weights[1]}}}]}}"
     ready = prepare(here, data)
-    of = ready.made.ledger["train"]
+    of = ready.datasets.ledger["train"]
     assert tuple(source["rows"]["kept"] for source in of["sources"]) == counts
-    assert len(ready.made.train) == 60, "an epoch has as many rows as all sources"
+    assert len(ready.datasets.train) == 60, "an epoch has as many rows as all sources"
     order = ready.rows.train.order
     for part, (size, begin) in enumerate(((20, 0), (40, 20))):
         times = [int((order == begin + n).sum()) for n in range(size)]
@@ -245,13 +245,13 @@ def test_turn_that_is_not_to_be_trained_is_not(here):
         rows[0]["messages"][1][key] = value
         jsonl(here / "r.jsonl", rows)
         ready = prepare(here, "{train: r.jsonl}")
-        labels = [label for label in ready.made.train[0]["labels"] if label != -100]
+        labels = [label for label in ready.datasets.train[0]["labels"] if label != -100]
         assert ready.chat.tokenizer.decode(labels) == "second<|im_end|>"
 
 
 def test_tasks_of_rows_are_counted_apart(here):
     jsonl(here / "r.jsonl", [row | {"task": "even" if n % 4 else "odd"} for n, row in enumerate(QUESTIONS)])
-    tasks = prepare(here, "{train: r.jsonl}").made.ledger["train"]["tasks"]
+    tasks = prepare(here, "{train: r.jsonl}").datasets.ledger["train"]["tasks"]
     assert {name: of["rows"]["kept"] for name, of in tasks.items()} == {"even": 30, "odd": 10}
 
 
@@ -264,10 +264,10 @@ def test_special_string_in_a_row_is_refused_or_plain_text(here):
     assert "<|im_end|> stands in the text" in refused.value.faults[0].problem
     ready = prepare(here, "{train: r.jsonl, special_tokens_in_text: text}")
     end = ready.chat.tokenizer.convert_tokens_to_ids("<|im_end|>")
-    assert [row["input_ids"].count(end) for row in ready.made.train] == [2, 2]
+    assert [row["input_ids"].count(end) for row in ready.datasets.train] == [2, 2]
     worded = prepare(here, "{train: {path: r.jsonl, wording: question_answer}, special_tokens_in_text: text}")
-    assert [row["input_ids"].count(end) for row in worded.made.train] == [1, 1]
-    assert "<|im_end|> now" in worded.chat.tokenizer.decode(worded.made.train[1]["input_ids"])
+    assert [row["input_ids"].count(end) for row in worded.datasets.train] == [1, 1]
+    assert "<|im_end|> now" in worded.chat.tokenizer.decode(worded.datasets.train[1]["input_ids"])
 
 
 def test_pass_is_read_again_and_what_changed_is_said(here, capsys):
@@ -291,7 +291,7 @@ def test_dataset_num_proc_formats_in_so_many_processes(here, monkeypatch):
     monkeypatch.setattr(Dataset, "map", lambda *a, **k: (asked.append(k.get("num_proc")), plain(*a, **k))[1])
     ready = prepare(here, "{train: rows.jsonl}", "train.dataset_num_proc=2")
     assert asked[0] == 2
-    assert len(ready.made.train) == 40
+    assert len(ready.datasets.train) == 40
 
 
 def test_mixed_sources_say_their_shares(here, capsys):

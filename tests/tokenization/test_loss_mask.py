@@ -5,7 +5,8 @@ from conftest import jsonl
 
 from trl_sft import load_recipe
 from trl_sft.tokenization import cache, loss_mask
-from trl_sft.training import run as training_run
+from trl_sft.training import stages
+from trl_sft.training.trainer import build_trainer
 
 TURNS = [("user", "hi"), ("assistant", "hello"), ("user", "bye"), ("assistant", "good night")]
 MESSAGES = [{"role": role, "content": words} for role, words in TURNS]
@@ -129,8 +130,8 @@ def test_loss_falls_on_exactly_these_tokens(name, here):
         "train: {output_dir: out}\n"
     )
     run = load_recipe("recipe.yaml", [f"data.loss_on={loss_on}"] if loss_on else [])
-    ready = training_run.prepare(run)
-    prepared = training_run._trainer(run, ready).train_dataset
+    ready = stages.prepare(run)
+    prepared = build_trainer(run, ready).train_dataset
     tokenizer = ready.chat.tokenizer
     for example in prepared:
         assert example["input_ids"] == tokenizer(whole)["input_ids"]
@@ -156,8 +157,8 @@ def test_loss_on_every_answer_needs_no_marks_in_the_template(here, go):
     (here / "recipe.yaml").write_text(
         "model: {name_or_path: ./m}\ndata: {train: r.jsonl}\ntrain: {output_dir: out, max_steps: 1}\n"
     )
-    ready = training_run.prepare(load_recipe("recipe.yaml"))
-    labels = [label for label in ready.made.train[0]["labels"] if label != -100]
+    ready = stages.prepare(load_recipe("recipe.yaml"))
+    labels = [label for label in ready.datasets.train[0]["labels"] if label != -100]
     assert ready.chat.tokenizer.decode(labels) == "hello<|im_end|>good night<|im_end|>"
     assert go(None)[0] == 0
     assert json.loads((here / "out" / "run.json").read_text())["outcome"] == "done"
@@ -198,11 +199,11 @@ def odd(monkeypatch, here, rows, number):
 
 
 def trained(ready, number):
-    return ready.chat.tokenizer.decode([label for label in ready.made.train[number]["labels"] if label != -100])
+    return ready.chat.tokenizer.decode([label for label in ready.datasets.train[number]["labels"] if label != -100])
 
 
 def test_quick_way_that_errs_where_every_row_is_checked_is_left_for_the_exact_one(here, monkeypatch):
-    ready = training_run.prepare(odd(monkeypatch, here, 60, 3))
+    ready = stages.prepare(odd(monkeypatch, here, 60, 3))
     assert [trained(ready, n) for n in (2, 3, 59)] == [f"word {w}<|im_end|>" for w in ("2", "3 ODD", "59")]
 
 
@@ -218,7 +219,7 @@ def stopped(monkeypatch, here, number):
     with monkeypatch.context() as patch:
         run = odd(patch, here, 34, number)
         try:
-            training_run.prepare(run)
+            stages.prepare(run)
         except AssertionError as error:
             return "two ways to find the mask differ" in str(error)
     return False

@@ -8,7 +8,8 @@ from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
 
 from trl_sft import load_recipe
 from trl_sft.recipe import paths
-from trl_sft.training import run as training_run
+from trl_sft.training import stages
+from trl_sft.training.trainer import build_trainer
 
 TEXT = (
     "model: {name_or_path: trl_sft:tiny}\ndata: {train: r.jsonl, eval: held.jsonl}\n"
@@ -24,8 +25,8 @@ def ready(here):
         jsonl(here / "held.jsonl", rows[70:])
         (here / "recipe.yaml").write_text(TEXT, encoding="utf-8")
         run = load_recipe("recipe.yaml", words)
-        made = training_run.prepare(run)
-        return made, training_run._trainer(run, made)
+        made = stages.prepare(run)
+        return made, build_trainer(run, made)
 
     return call
 
@@ -60,7 +61,7 @@ def differences(model, packs, documents):
 def test_document_in_a_pack_gives_the_logits_that_it_gives_alone(attention, strategy, ready):
     made, _ = ready("train.packing=true", f"train.packing_strategy={strategy}")
     model = AutoModelForCausalLM.from_pretrained(paths.EMBEDDED / "tiny", attn_implementation=attention)
-    packs = [made.made.train[n] for n in range(2)]
+    packs = [made.datasets.train[n] for n in range(2)]
     documents = []
     for pack in packs:
         start = 0
@@ -78,8 +79,8 @@ def test_wrapped_packs_leak_which_is_why_they_have_to_be_allowed(ready):
     made, _ = ready("train.packing=true", "train.packing_strategy=wrapped", "run.allow=[leaking_packing]")
     whole, _ = ready()
     model = AutoModelForCausalLM.from_pretrained(paths.EMBEDDED / "tiny")
-    pack = made.made.train[0]["input_ids"]
-    first, second = (whole.made.train[n]["input_ids"] for n in range(2))
+    pack = made.datasets.train[0]["input_ids"]
+    first, second = (whole.datasets.train[n]["input_ids"] for n in range(2))
     assert pack[: len(first)] == first
     length = min(len(second), len(pack) - len(first))
     together = logits(model, {"input_ids": torch.tensor([pack])})[len(first) : len(first) + length]

@@ -7,7 +7,7 @@ import pytest
 from conftest import jsonl
 
 from trl_sft import load_recipe
-from trl_sft.training import run
+from trl_sft.training import stages
 
 TEXT = (
     "model: {name_or_path: trl_sft:tiny}\ndata: {train: {path: r.jsonl, streaming: true}}\n"
@@ -24,14 +24,14 @@ def rows(here):
 
 def prepared(here, text, *words):
     (here / "recipe.yaml").write_text(text, encoding="utf-8")
-    return run.prepare(load_recipe("recipe.yaml", words))
+    return stages.prepare(load_recipe("recipe.yaml", words))
 
 
 @pytest.mark.parametrize("packing", ["false", "true"])
 def test_stream_gives_the_same_tokens_as_the_pass_on_disk(packing, rows, here):
     words = [f"train.packing={packing}", "train.max_length=64"]
-    streamed = prepared(here, TEXT, *words).made.train
-    whole = prepared(here, TEXT, *words, "data.train=r.jsonl").made.train
+    streamed = prepared(here, TEXT, *words).datasets.train
+    whole = prepared(here, TEXT, *words, "data.train=r.jsonl").datasets.train
     count = 0
     for one, other in zip(streamed, whole, strict=False):  # the stream begins again
         assert {name: list(one[name]) for name in other} == {name: list(other[name]) for name in other}
@@ -72,7 +72,7 @@ def test_streams_are_mixed_by_weight_with_the_seed(rows, here):
     for _ in range(2):
         ready = prepared(here, text)
         decode = ready.chat.tokenizer.decode
-        first = [decode(row["input_ids"]) for _, row in zip(range(400), ready.made.train, strict=False)]
+        first = [decode(row["input_ids"]) for _, row in zip(range(400), ready.datasets.train, strict=False)]
         drawn.append(["other" in words for words in first])
     assert drawn[0] == drawn[1]
     assert 60 < sum(drawn[0]) < 140
@@ -80,7 +80,7 @@ def test_streams_are_mixed_by_weight_with_the_seed(rows, here):
 
 def test_stream_takes_no_more_than_max_rows(rows, here):
     ready = prepared(here, TEXT.replace("streaming: true", "streaming: true, max_rows: 1100"))
-    first = [row["input_ids"] for row in itertools.islice(ready.made.train, 1101)]
+    first = [row["input_ids"] for row in itertools.islice(ready.datasets.train, 1101)]
     assert first[1100] == first[0], "it begins again after 1,100 rows"
     assert first[1099] != first[0]
 
@@ -92,18 +92,18 @@ def test_bad_row_of_a_stream_stops_the_run_and_is_named(rows, here, go):
     assert code == 2
     assert "r.jsonl row 1251" in err
     assert "answer is empty" in err
-    assert "the same command goes on, once that is mended" in err
+    assert "then run the same command: it resumes" in err
 
 
 def test_rows_of_a_stream_that_are_held_out_are_dropped_and_counted(rows, here):
     jsonl(here / "held.jsonl", rows[:30])
     ready = prepared(here, TEXT, "data.eval=held.jsonl")
     decode = ready.chat.tokenizer.decode
-    first = decode(next(iter(ready.made.train))["input_ids"])
+    first = decode(next(iter(ready.datasets.train))["input_ids"])
     assert "What is 30?" in first
-    assert ready.made.seen["r.jsonl"]["rejected: stands in the held-out rows"] == 30
+    assert ready.datasets.seen["r.jsonl"]["rejected: stands in the held-out rows"] == 30
     again = prepared(here, TEXT, "data.eval=held.jsonl", "data.drop_leaked=false")
-    assert "What is 0?" in decode(next(iter(again.made.train))["input_ids"])
+    assert "What is 0?" in decode(next(iter(again.datasets.train))["input_ids"])
 
 
 def test_stream_of_which_too_much_trains_nothing_is_stopped(rows, here, go):

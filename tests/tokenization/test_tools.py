@@ -11,7 +11,8 @@ from conftest import jsonl
 from trl_sft import load_recipe
 from trl_sft.data import messages
 from trl_sft.recipe import paths
-from trl_sft.training import run as training_run
+from trl_sft.training import stages
+from trl_sft.training.trainer import build_trainer
 
 WEATHER = {
     "type": "function",
@@ -42,8 +43,8 @@ def prepared(here, rows, template="qwen2_5", file="r.jsonl"):
         f"data: {{train: {file}}}\ntrain: {{output_dir: out, max_length: 4096}}\n"
     )
     run = load_recipe("recipe.yaml")
-    ready = training_run.prepare(run)
-    made = training_run._trainer(run, ready).train_dataset
+    ready = stages.prepare(run)
+    made = build_trainer(run, ready).train_dataset
     decode = ready.chat.tokenizer.decode
     trained = [decode([label for label in row["labels"] if label != -100]) for row in made]
     return ready, [decode(row["input_ids"]) for row in made], trained

@@ -56,8 +56,8 @@ def test_run_folder_holds_the_model_and_its_record(words, go, here):
         "rows      32 to train",
         "held out  8 rows",
         "steps        2, which is 0.125 epochs",
-        "Held-out rows: loss",
-        "Next: ask it",
+        "Held-out rows: eval loss",
+        "Next: ask the model",
     ):
         assert line in out
     tokenizer = AutoTokenizer.from_pretrained(folder)
@@ -156,26 +156,26 @@ def test_loss_that_is_not_finite_ends_the_run_with_3(go, here):
 
 
 def test_memory_that_is_out_returns_4(go, monkeypatch):
-    from trl_sft.training import run
+    from trl_sft.training import trainer as trainer_module
 
-    class Full(run.SFTTrainer):
+    class Full(trainer_module.SFTTrainer):
         def training_step(self, *args, **kwargs):
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB")
 
-    monkeypatch.setattr(run, "SFTTrainer", Full)
+    monkeypatch.setattr(trainer_module, "SFTTrainer", Full)
     code, _, err = go(RECIPE)
     assert code == 4
     assert "train.per_device_train_batch_size: 1 (now 2), train.gradient_accumulation_steps: 2 (now 1)" in err
 
 
 def test_fault_of_ours_is_a_traceback_and_leaves_the_record(go, here, monkeypatch):
-    from trl_sft.training import run
+    from trl_sft.training import trainer as trainer_module
 
-    class Broken(run.SFTTrainer):
+    class Broken(trainer_module.SFTTrainer):
         def training_step(self, *args, **kwargs):
             raise ZeroDivisionError("ours")
 
-    monkeypatch.setattr(run, "SFTTrainer", Broken)
+    monkeypatch.setattr(trainer_module, "SFTTrainer", Broken)
     with pytest.raises(ZeroDivisionError):
         go(RECIPE)
     assert json.loads((here / "out" / "run.json").read_text())["outcome"] == "ZeroDivisionError: ours"
@@ -252,7 +252,7 @@ def test_saved_run_is_a_model_to_start_from(go):
 
 def test_without_held_out_rows_the_last_screen_says_what_to_add(go):
     _, out, _ = go(RECIPE)
-    assert "Whether it worked cannot be told: no rows were held out." in out
+    assert "Whether it worked is unknown: no rows were held out." in out
     assert "data.eval_fraction: 0.05" in out
 
 
@@ -458,7 +458,7 @@ def test_run_killed_after_its_last_step_is_finished_without_another(go, here, mo
 
     (here / "recipe.yaml").write_text(FULL)
     with monkeypatch.context() as patch:
-        patch.setattr(finish, "_held_out", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        patch.setattr(finish, "_evaluate", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
         with pytest.raises(KeyboardInterrupt):
             run.run(load_recipe("recipe.yaml", SAVING), run_folder.Claim())
     assert not (here / "out" / "model.safetensors").exists()
@@ -474,7 +474,7 @@ def test_checkpoint_without_an_optimizer_is_not_gone_on_from(go, here):
     with pytest.MonkeyPatch.context() as patch:
         from trl_sft.training import finish
 
-        patch.setattr(finish, "_held_out", lambda *_: (_ for _ in ()).throw(ZeroDivisionError))
+        patch.setattr(finish, "_evaluate", lambda *_: (_ for _ in ()).throw(ZeroDivisionError))
         with pytest.raises(ZeroDivisionError):
             go(FULL, *words)
     code, _, err = go(FULL, *words)
@@ -600,14 +600,14 @@ def test_columns_that_are_not_used_are_named(go, here):
 
 
 def test_weights_that_are_not_finite_are_not_saved(go, here, monkeypatch):
-    from trl_sft.training import run
+    from trl_sft.training import trainer as trainer_module
 
-    class Broken(run.SFTTrainer):
+    class Broken(trainer_module.SFTTrainer):
         def train(self, *args, **kwargs):
             super().train(*args, **kwargs)
             next(self.model.parameters()).data.fill_(float("nan"))
 
-    monkeypatch.setattr(run, "SFTTrainer", Broken)
+    monkeypatch.setattr(trainer_module, "SFTTrainer", Broken)
     code, _, err = go(RECIPE)
     assert code == 3
     assert "weights not finite" in err
@@ -619,7 +619,7 @@ def test_torn_checkpoint_is_named_and_nothing_is_lost(go, here):
     (here / "out" / "checkpoint-1" / "model.safetensors").write_bytes(b"torn")
     code, _, err = go(FULL, *SAVING)
     assert code == 2
-    assert "checkpoint-1: cannot be gone on from" in err
+    assert "checkpoint-1: cannot be resumed from" in err
     assert (here / "out" / "checkpoint-1").exists()
 
 
@@ -628,7 +628,7 @@ def test_bad_value_on_resume_is_not_blamed_on_the_checkpoint(go):
     code, _, err = go(FULL, *SAVING[:-1], "train.learning_rate=-1", "run.allow=[changed_recipe]")
     assert code == 2
     assert "Invalid learning rate: -1" in err
-    assert "cannot be gone on from" not in err
+    assert "cannot be resumed from" not in err
 
 
 def test_row_with_an_empty_response_is_refused(go, here):

@@ -102,8 +102,8 @@ def _check(argv: list[str]) -> int:
 
         report = check.check(run, machine, seconds)
         code = check.show(report, run, machine)
-        if options.probe and report.ready and report.memory and not report.here:
-            summary.lines(probe.measure(run, report.ready, report.memory))
+        if options.probe and report.inputs and report.memory and not report.here:
+            summary.print_lines(probe.measure(run, report.inputs, report.memory))
         return code
 
 

@@ -2,7 +2,7 @@
 
 In: a `Run` and the machine that it is for. Out: a `Report`: what to mend in the recipe, what this machine cannot
 run, and what could not be looked at. A stage that needs what a failed one would have given is named as not checked.
-Deliberately absent: checks of its own; the stages are those of `training.prepare`, in its order.
+Deliberately absent: checks of its own; the stages are those of `training.stages`, in its order.
 """
 
 from __future__ import annotations
@@ -20,16 +20,18 @@ from trl_sft.console import faults, python, say, span
 from trl_sft.data import rows as data_rows
 from trl_sft.data.formats import TokenizerFeatures
 from trl_sft.errors import Fault, LaunchError, MissingPackage, Unreached, UserError
-from trl_sft.model import device, load, trust
+from trl_sft.model import device, trust
+from trl_sft.model.load import ModelSource
 from trl_sft.recipe import processes as recipe_processes
 from trl_sft.recipe import resolved
 from trl_sft.recipe.checked import Run
 from trl_sft.recipe.processes import TargetMachine
-from trl_sft.tokenization import build, chat_template, tokenizer
-from trl_sft.training import dry_run, manifest
-from trl_sft.training import run as training_run
+from trl_sft.tokenization import chat_template
+from trl_sft.tokenization.tokenizer import ChatTokenizer
+from trl_sft.training import dry_run, manifest, stages
+from trl_sft.training.inputs import Settings, TrainingInputs
 from trl_sft.training.memory import fit
-from trl_sft.training.summary import lines
+from trl_sft.training.summary import print_lines, print_notes
 
 # rows as any tokenizer might want them: for a look at the columns where none is there
 _ANY = TokenizerFeatures(chat_template.NAMES, "")
@@ -43,7 +45,7 @@ class Report:
     here: list[Fault] = field(default_factory=list)  # what this machine cannot run
     unseen: list[str] = field(default_factory=list)  # what could not be looked at, with the reason
     seconds: dict[str, float] = field(default_factory=dict)  # stage -> its time
-    ready: training_run.Ready | None = None  # the run up to its weights, where all of that is there
+    inputs: TrainingInputs | None = None  # the run up to its weights, where all of that is there
     memory: fit.Checked | None = None
 
     @contextlib.contextmanager
@@ -71,81 +73,79 @@ class Report:
 def check(run: Run, for_: TargetMachine, seconds: float) -> Report:
     """Go through all stages; say what is found on the way. `seconds`: what reading the recipe took."""
     report = Report(seconds={"recipe": seconds})
-    for note in run.notes:
-        say(note)
+    print_notes(run.notes)
     trust.announce(run)
     with report.stage("machine"):
         device.check_machine(run)
     with report.stage("folder"):
         manifest.claimed(run)
-    settled = _settled(run, report, for_)
-    found, chatting = _model(run, report)
-    if found is None or chatting is None or settled is None:
+    settings = _settle(run, report, for_)
+    model, chat = _load_tokenizer(run, report)
+    if model is None or chat is None or settings is None:
         with report.stage("rows"):
-            lines([("rows", line) for line in data_rows.load(run, _ANY).notes])
-        report.needs("tokens", {"settings": settled, "the tokenizer": chatting})
+            print_lines([("rows", line) for line in data_rows.load(run, _ANY).notes])
+        report.needs("tokens", {"settings": settings, "the tokenizer": chat})
         return report
-    setup = training_run.Setup(found, settled.quantized, chatting, settled.settings, settled.args)
-    rows, made = None, None
+    rows, datasets = None, None
     with report.stage("rows"):
-        rows = training_run.load_rows(run, setup)
-        lines([("rows", line) for line in rows.notes])
+        rows = stages.load_rows(run, chat, settings)
+        print_lines([("rows", line) for line in rows.notes])
     if report.needs("tokens", {"the rows": rows}):
         with report.stage("tokens"):
-            made = build.make(run, chatting, rows, settled.args, thorough=True)
-            lines(made.said)
+            datasets = stages.tokenize(run, chat, rows, settings, thorough=True)
+            print_lines(datasets.said)
             attention = str(run.model.get("attn_implementation", ""))
-            lines(list(gains.lines(made.train, made.ledger["train"], settled.args, attention)))
+            print_lines(list(gains.lines(datasets.train, datasets.ledger["train"], settings.args, attention)))
     with report.stage("trainer"):
-        settled.args.dataset_kwargs = {"skip_prepare_dataset": True}
-        if why := dry_run.rehearse(run, found, chatting, settled.args, made):
-            report.unseen.append(f"trainer: {why}")
-    if rows is not None and made is not None:
-        report.ready = training_run.Ready(*setup, rows, made)
+        settings.args.dataset_kwargs = {"skip_prepare_dataset": True}
+        if reason := dry_run.check(run, model, chat, settings.args, datasets):
+            report.unseen.append(f"trainer: {reason}")
+    if rows is not None and datasets is not None:
+        report.inputs = TrainingInputs(settings, model, chat, rows, datasets)
         with report.stage("memory"):
-            report.memory = fit.check(run, setup, made.train, int(for_.gpu_gib * 2**30) if for_.gpu_gib else None)
-            lines(report.memory.lines)
+            card = int(for_.gpu_gib * 2**30) if for_.gpu_gib else None
+            report.memory = fit.check(run, report.inputs, datasets.train, card)
+            print_lines(report.memory.lines)
     return report
 
 
-def _settled(run: Run, report: Report, for_: TargetMachine) -> training_run.Settled | None:
+def _settle(run: Run, report: Report, for_: TargetMachine) -> Settings | None:
     """Return upstream's settings; what only this machine refuses is no fault of the recipe."""
     processes = 1 if for_.is_this_machine else for_.num_gpus
     with report.stage("settings"):
-        settled = None
+        settings = None
         try:
-            settled = training_run.settle(run, processes=processes)
-            device.check_packages(run)
-            device.check_trackers(run.recipe.where(("train", "report_to")), settled.args.report_to)
+            settings = stages.settle_settings(run, processes=processes)
+            stages.check_packages(run, settings)
         except UserError as error:
-            training_run.settle(run, True, processes)  # what fails there too is the recipe's, and is raised
+            stages.settle_settings(run, elsewhere=True, processes=processes)  # a fault here too is the recipe's: raised
             report.here += error.faults
-        if settled is None or not for_.is_this_machine:
-            settled = training_run.settle(run, True, processes)
-        about = device.describe_precision(settled.args, run.model.get("dtype", "float32"), settled.quantized)
-        told = about if for_.is_this_machine else f"{for_.num_gpus} x {for_.gpu_gib:g} GiB" if for_.gpu_gib else "any"
-        lines([("machine", told), *recipe_processes.describe_settings(settled.settings)])
-        return settled
+        if settings is None or not for_.is_this_machine:
+            settings = stages.settle_settings(run, elsewhere=True, processes=processes)
+        machine = f"{for_.num_gpus} x {for_.gpu_gib:g} GiB" if for_.gpu_gib else "any"
+        machine = stages.describe_machine(run, settings) if for_.is_this_machine else machine
+        print_lines([("machine", machine), *recipe_processes.describe_settings(settings.chosen)])
+        return settings
     return None
 
 
-def _model(run: Run, report: Report) -> tuple[load.ModelSource | None, tokenizer.ChatTokenizer | None]:
+def _load_tokenizer(run: Run, report: Report) -> tuple[ModelSource | None, ChatTokenizer | None]:
     """Return the model without weights, and its tokenizer."""
-    found, chatting = None, None
+    model, chat = None, None
     with report.stage("model"):
-        found = load.find_model(run)
-        lines([("model", found.title)])
-        load.check_model(run, found)
-    if report.needs("tokenizer", {"the model": found}):
+        model = stages.find_model(run)
+        print_lines([("model", model.title)])
+        stages.check_model(run, model)
+    if report.needs("tokenizer", {"the model": model}):
         with report.stage("tokenizer"):
-            chatting = tokenizer.load(run, *load.list_tokenizer_sources(found))
-            lines([("tokens", line) for line in chatting.said])
-    return found, chatting
+            chat = stages.load_tokenizer(run, model)
+            print_lines([("tokens", line) for line in chat.said])
+    return model, chat
 
 
 def show(report: Report, run: Run, for_: TargetMachine) -> int:
     """Say what there is to mend, and return the exit code: 2 for the recipe's faults, and for this machine's `here`."""
-    lines([("checked", ", ".join(f"{name} {span(seconds)}" for name, seconds in report.seconds.items()))])
+    print_lines([("checked", ", ".join(f"{name} {span(seconds)}" for name, seconds in report.seconds.items()))])
     for line in report.unseen:
         say(f"not checked: {line}")
     mend = [*report.faults, *(report.here if for_.is_this_machine else [])]

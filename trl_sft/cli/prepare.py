@@ -20,8 +20,8 @@ def main(argv: Sequence[str]) -> int:
     )
     run, _ = arguments.parse_recipe(parser, argv)
     with console.quiet():
-        from trl_sft.training import run as training_run
+        from trl_sft.training import stages
 
-        training_run.prepare(run)
+        stages.prepare(run)
     console.say(f"The tokens are in the cache. Next: {arguments.format_next_command(run)}")
     return errors.EXIT_DONE

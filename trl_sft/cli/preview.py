@@ -19,7 +19,7 @@ from trl_sft.data.rows import RunRows
 from trl_sft.recipe.checked import Run
 from trl_sft.tokenization import build, cache, ledger, special_tokens
 from trl_sft.tokenization.encode import IGNORED
-from trl_sft.training import run as training_run
+from trl_sft.training import stages
 
 _HEAD = 200  # rows of each source that are read, unless more are shown
 _TRAINED, _SPECIAL, _CUT, _PLAIN = "\033[32m", "\033[7m", "\033[31m", "\033[0m"
@@ -104,10 +104,9 @@ class Preview(NamedTuple):
 
 def make(run: Run, num_rows: int = 3) -> Preview:
     """Return the first `num_rows` rows of each source as the model sees them. Raises UserError."""
-    setup = training_run.set_up(run)
-    rows = training_run.load_rows(run, setup, max(_HEAD, num_rows))
-    args = setup.args
-    encoder = build.encoder(run, setup.chat, rows, args)
+    settings, chat, rows = stages.read_rows(run, head=max(_HEAD, num_rows))
+    args = settings.args
+    encoder = build.encoder(run, chat, rows, args)
     work = cache.Work(rows.train.rows, rows.train.order, rows.train.row_name, "Tokenizing", thorough=True)
     made = cache.in_memory(work, encoder)
     packs = cache.packed(made, args.max_length, args.packing_strategy, None) if args.packing else None
@@ -115,7 +114,7 @@ def make(run: Run, num_rows: int = 3) -> Preview:
     said = [("rows", line) for line in rows.notes]
     if len(made.rows):
         said += ledger.lines(run, rows, {"train": counted, "eval": {}}, args, whole=False)
-    shown = list(_shown(rows, made, setup.chat.tokenizer, num_rows))
+    shown = list(_shown(rows, made, chat.tokenizer, num_rows))
     left = [
         f"{rows.train.row_name(row['number'])}: {row['reason']}: {row['begins']!r}" for row in made.rejected[:num_rows]
     ]

@@ -23,14 +23,12 @@ from trl_sft.recipe.yaml_reader import Key
 from trl_sft.suggestions import LOOSE, nearest_name
 from trl_sft.tokenization.build import TokenizedRows
 from trl_sft.tokenization.tokenizer import ChatTokenizer
-from trl_sft.training import actual, expected, finish
+from trl_sft.training import live, refusals
 
 _STANDING_IN = Dataset.from_dict({"input_ids": [[0, 0]], "labels": [[0, 0]]})
 
 
-def rehearse(
-    run: Run, found: load.ModelSource, chat: ChatTokenizer, args: SFTConfig, made: TokenizedRows | None
-) -> str:
+def check(run: Run, found: load.ModelSource, chat: ChatTokenizer, args: SFTConfig, made: TokenizedRows | None) -> str:
     """Make the trainer, its optimizer and schedule and its first batch. Raises UserError.
 
     `made` None: of a row that stands for those that are not there. Returns why that was not possible without
@@ -55,7 +53,7 @@ def rehearse(
             _schedule(run, trainer)
             next(_batches(trainer))
     except (ImportError, TypeError, ValueError) as error:
-        raise finish.refused(run, error) from error
+        raise refusals.as_fault(run, error) from error
     except UserError:
         raise
     except Exception as error:  # it may be the missing numbers: the run will tell
@@ -80,8 +78,8 @@ def _check_names(run: Run, trainer: SFTTrainer) -> None:
     faults = []
     modules = [f".{path}" for path, _ in trainer.model.named_modules()]
     known = sorted({path.rpartition(".")[2] for path in modules} - {""})
-    adapted = actual.adapted(trainer.model)
-    for name in expected.nameless(run, adapted):
+    adapted = live.adapted_modules(trainer.model)
+    for name in live.lora_names_without_module(run, adapted):
         given = {word: (run.lora or {}).get(word) for word in ("target_modules", "modules_to_save")}
         key = next(word for word, names in given.items() if isinstance(names, list) and name in names)
         write = nearest_name(name, known, cutoff=LOOSE) or "the name of a module that the model has"

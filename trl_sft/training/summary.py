@@ -10,6 +10,7 @@ import math
 import shlex
 import shutil
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from transformers import PreTrainedModel, TrainerState
 from trl import SFTConfig
 
 from trl_sft import run_folder
-from trl_sft.console import gib, python, say
+from trl_sft.console import gib, python, say, span
 from trl_sft.model import cpu_loss, packed_attention, patches
 from trl_sft.model.load import unwrap_adapter
 from trl_sft.recipe import paths
@@ -28,17 +29,27 @@ from trl_sft.training.memory import fit
 _ADAM_STATES = 2  # exp_avg and exp_avg_sq, float32 each
 
 
-def found(notes: Sequence[str], model: str, machine: str, tokens: Sequence[str], rows: Sequence[str]) -> None:
-    """Say once what was found before weights: translations, model, machine, the template's tokens, each source."""
+@dataclass(frozen=True)
+class LastScreen:
+    """What the last screen shows beside the Trainer's own state."""
+
+    seconds: float  # wall time of the run
+    first_metrics: dict[str, float]  # on held-out rows before step 1; empty = not evaluated
+    metrics: dict[str, float]  # on held-out rows at the end; empty = no rows are held out
+    trained: list[str]  # what the training loop did
+    answers: list[str]  # before and after, side by side
+    command: str  # what to type next
+
+
+def print_notes(notes: Sequence[str]) -> None:
+    """Print what was translated or has no effect in the recipe, a line each."""
     for note in notes:
         say(note)
-    told = [("model", model), ("machine", machine)]
-    lines([*told, *(("tokens", line) for line in tokens), *(("rows", line) for line in rows)])
 
 
-def lines(told: Sequence[tuple[str, str]]) -> None:
-    """Say names and values, a line each."""
-    for name, value in told:
+def print_lines(lines: Sequence[tuple[str, str]]) -> None:
+    """Print names and values, a line each."""
+    for name, value in lines:
         say(f"{name:<9} {value}")
 
 
@@ -109,82 +120,80 @@ def _disk(args: SFTConfig, state: TrainerState, model: PreTrainedModel, trainabl
     return f"at most {number} kept, about {gib(size)} each (Adam), {gib(free)} free on the disk{short}"
 
 
-def after(
-    plan: Run,
-    state: TrainerState,
-    metrics: tuple[dict[str, float], dict[str, float]],
-    seconds: str,
-    told: Sequence[str],
-    ask: str,
-) -> list[str]:
-    """Return the last screen: what happened, where everything is, what to do next.
-
-    `metrics` are those on held-out rows before step 1 and at the end, `told` are the lines of the
-    evaluation, `ask` is the next command.
-    """
+def after(run: Run, state: TrainerState, screen: LastScreen) -> list[str]:
+    """Return the last screen: what happened, whether it worked, where everything is, what to do next."""
     losses = [entry["loss"] for entry in state.log_history if "loss" in entry]
-    trained = f", training loss {losses[0]:.4g} -> {losses[-1]:.4g}" if len(losses) > 1 else ""
-    lines = [
+    trained = f", train loss {losses[0]:.4g} -> {losses[-1]:.4g}" if len(losses) > 1 else ""
+    steps = f"{state.global_step} step{'s' * (state.global_step != 1)}"
+    kind = "adapter" if paths.is_adapter(run.output_dir) else "model"
+    checkpoints = ", ".join(path.name for path in run_folder.list_checkpoints(run.output_dir)[-3:])
+    return [
         "",
-        f"Done: {state.global_step} step{'s' * (state.global_step != 1)} in {seconds}{trained}",
-        *_held_out(*metrics),
-        *told,
+        f"Done: {steps} in {span(screen.seconds)}{trained}",
+        *screen.trained,
+        *_evaluation_lines(screen.first_metrics, screen.metrics),
+        *screen.answers,
         "",
-    ]
-    folder = shown(plan.output_dir)
-    what = "adapter" if paths.is_adapter(plan.output_dir) else "model"
-    kept = run_folder.list_checkpoints(plan.output_dir)
-    lines += [
-        f"  {folder}/",
-        f"    {what}, tokenizer, README.md (model card), training_args.bin (TRL's, a pickle)",
-        f"    {run_folder.RESOLVED}   the recipe with who set each value",
+        f"  {relative(run.output_dir)}/",
+        f"    {kind}, tokenizer, README.md (model card), training_args.bin (TRL's, a pickle)",
+        f"    {run_folder.RESOLVED}   the recipe, with who set each value",
         f"    {run_folder.RUN}        versions, defaults, timings, outcome",
         f"    {run_folder.LOG}       every logged value",
-        f"    {run_folder.LEDGER}     what became of every row and token",
-        *([f"    {run_folder.EVAL}, {run_folder.SAMPLES}   before and after, and every answer"] if told else []),
-        *(["    " + ", ".join(path.name for path in kept[-3:])] if kept else []),
+        f"    {run_folder.LEDGER}     counts of every row and token",
+        *(
+            [f"    {run_folder.EVAL}, {run_folder.SAMPLES}   metrics and answers before and after"]
+            * bool(screen.answers)
+        ),
+        *([f"    {checkpoints}"] * bool(checkpoints)),
         "",
-        "Next: ask it something",
-        f"  {ask}",
+        "Next: ask the model something",
+        f"  {screen.command}",
     ]
-    return lines
 
 
-def _held_out(first: dict[str, float], metrics: dict[str, float]) -> list[str]:
-    """Say whether it worked, from the rows that were not trained on."""
+def _evaluation_lines(first: dict[str, float], metrics: dict[str, float]) -> list[str]:
+    """Return whether it worked, measured on rows that were not trained on."""
     if "eval_loss" not in metrics:
         return [
-            "Whether it worked cannot be told: no rows were held out.",
-            "  Add data.eval_fraction: 0.05 (or data.eval: FILE) and train.eval_on_start: true, then run again.",
+            "Whether it worked is unknown: no rows were held out.",
+            "  Set data.eval_fraction: 0.05 (or data.eval: FILE) and train.eval_on_start: true, then run again.",
         ]
-    names = {"eval_loss": "loss", "eval_mean_token_accuracy": "token accuracy"}
-    told = [
-        f"{name} {f'{first[key]:.4g} -> ' if key in first else ''}{metrics[key]:.4g}"
-        for key, name in names.items()
-        if key in metrics
-    ]
-    lines = ["Held-out rows: " + ", ".join(told)]
-    for key, value in metrics.items():  # of several held-out sources each by its name
+    names = {"eval_loss": "eval loss", "eval_mean_token_accuracy": "token accuracy"}
+    values = [f"{name} {_change(first, metrics, key)}" for key, name in names.items() if key in metrics]
+    lines = ["Held-out rows: " + ", ".join(values)]
+    for key in metrics:  # of several evaluation sets, each by its name
         name = key.removeprefix("eval_").removesuffix("_loss")
         if key.endswith("_loss") and key != "eval_loss":
-            lines.append(f"  {name}: loss {f'{first[key]:.4g} -> ' if key in first else ''}{value:.4g}")
+            lines.append(f"  {name}: eval loss {_change(first, metrics, key)}")
     if not first:
-        lines.append("  Without a value from before training that says little: add train.eval_on_start: true.")
+        lines.append("  There is no value from before training to compare with. Set train.eval_on_start: true.")
     elif metrics["eval_loss"] >= first["eval_loss"]:
-        lines.append("  The held-out loss did not fall: the model did not get better at rows it has not seen.")
+        lines.append("  The eval loss did not fall: the model did not improve on rows that it has not seen.")
     return lines
 
 
-def asking(code: Sequence[str], prompt: Any) -> str:
-    """Return a command that asks the new model one prompt, a text or messages; `code` makes `ask`."""
-    took = '[-1]["content"]' if isinstance(prompt, list) else ""
+def _change(first: dict[str, float], metrics: dict[str, float], key: str) -> str:
+    """Return `before -> after` of a metric; the value alone where there is none from before."""
+    before = f"{first[key]:.4g} -> " if key in first else ""
+    return f"{before}{metrics[key]:.4g}"
+
+
+def ask_command(code: Sequence[str], prompt: Any) -> str:
+    """Return a command that asks the new model one prompt.
+
+    Args:
+        code: lines of Python that make `ask`, a text-generation pipeline.
+        prompt: a text, or messages.
+
+    """
+    answer = '[-1]["content"]' if isinstance(prompt, list) else ""
     written = json.dumps(prompt, ensure_ascii=False)  # double quotes stand better in a shell than Python's own
     if any(word in written for word in ("true", "false", "null", "\\u", "\\/")):
         written = repr(prompt)
-    call = f'print(ask({written}, max_new_tokens=64)[0]["generated_text"]{took})'
+    call = f'print(ask({written}, max_new_tokens=64)[0]["generated_text"]{answer})'
     return f"{python()} -c {shlex.quote('; '.join([*code, call]))}"
 
 
-def shown(folder: Path) -> str:
-    """Return a folder as seen from the current one, where it lies in it."""
+def relative(folder: Path) -> str:
+    """Return a folder relative to the current one, where it lies in it."""
     return str(folder.relative_to(Path.cwd())) if folder.is_relative_to(Path.cwd()) else str(folder)

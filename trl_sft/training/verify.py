@@ -1,247 +1,228 @@
-"""Asked against ran: the live objects are read before the first step, inside it and at the end, and compared.
+"""Compares what the recipe asks for with what the live trainer does: before step 1, in it, and at the end.
 
-In: events of the Trainer. Out: `ran` of run.json, a line on each screen; where they differ before the first step is
-taken the run stops, with both values. Nothing is read from arguments but what was asked.
+In: the checked recipe, and the model, optimizer and data loader that SFTTrainer has built. Out: `measured` in
+run.json and a line on both screens; a difference stops the run with both values before the first update.
+Only properties that can really differ are read: those that a launcher, a fallback, a patch, a checkpoint or another
+key can change without a word. Deliberately absent: values that upstream only copies from its arguments.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import torch
-from transformers import BitsAndBytesConfig, TrainerCallback, TrainerControl, TrainerState
+from transformers import TrainerCallback, TrainerControl, TrainerState
 from trl import SFTConfig, SFTTrainer
 
 from trl_sft import errors
 from trl_sft.errors import Fault, NotAsAsked, RecipeError
-from trl_sft.model.load import ModelSource, unwrap_adapter
+from trl_sft.model.load import unwrap_adapter
 from trl_sft.recipe.checked import Run
-from trl_sft.training import actual, expected
-from trl_sft.training.expected import Point
+from trl_sft.training import live
+from trl_sft.training.inputs import TrainingInputs
+from trl_sft.training.live import Reading
 
-_NAMED = 3  # of a list of names
-_WRITE = "what would run, or leave the key out; if upstream promises it, tell upstream"
-_RESUMED = "the checkpoint's value, whose optimizer goes on as it was; or a run that begins with its weights"
-_HALF = 0.5  # of the weights: where fewer move, steps are lost
-_FINER = "the steps are too small for the type of the weights; model.dtype: float32 holds finer ones"
+_MAX_NAMES = 3  # of a list of names in a message
+_FIX = "Set the key to what the live trainer has, or remove it. If upstream promises it, report it to upstream."
+_FIX_RESUMED = (
+    "Write the checkpoint's value, which its optimizer goes on with; or start a new run from the checkpoint's weights."
+)
+_FEW = 0.5  # of the weights: where fewer change in a whole run, updates are lost to rounding
+_FINER = "the updates are too small for the dtype of the weights. Set model.dtype: float32"
 
 
-class Watch(TrainerCallback):
-    """Compares what the live objects say with what the recipe asks."""
+class Verification(TrainerCallback):
+    """Reads the live objects when training begins, in the first step and at the end; stops the run if they differ."""
 
-    def __init__(self, run: Run, found: ModelSource, quantized: BitsAndBytesConfig | None, trainer: SFTTrainer) -> None:
-        """Take what was asked; the readings follow when the Trainer is ready."""
-        self.ran: dict[str, Any] = {}  # as in run.json
-        self._run, self._found, self._quantized, self._trainer = run, found, quantized, trainer
+    def __init__(self, run: Run, inputs: TrainingInputs, trainer: SFTTrainer) -> None:
+        """Keep the objects; nothing is read before the Trainer has built its optimizer."""
+        self.measured: dict[str, Any] = {}  # as in run.json
+        self._run, self._prepared, self._trainer = run, inputs, trainer
         self._compared = 0
-        self._handles: list[Any] = []
-        self._prints: dict[str, actual.Print] = {}
-        self._batches = self._rows = self._seen = self._steps = 0
-        self._tokens: Any = 0
-        self._trained: Any = 0
-        self._rate = self._moved = 0.0
-        self._changed = 0
-        self._inside: dict[str, Any] = {}
+        self._hooks: list[Any] = []
+        self._reset()
 
-    def on_train_begin(self, args: SFTConfig, state: TrainerState, control: TrainerControl, **given: Any) -> None:
-        """Read and compare what stands before the first step. Raises RecipeError, NotAsAsked."""
+    def _reset(self) -> None:
+        self._remove_hooks()
+        self._fingerprints: dict[str, live.Fingerprint] = {}
+        self._first_step: dict[str, Any] = {}  # what the hooks saw inside the first step
+        self._micro_batches = self._rows_of_step = 0  # since the last optimizer step
+        self._rows = self._steps = self._changed = 0
+        self._tokens: Any = 0  # a tensor on the device, so that counting waits for nothing
+        self._loss_tokens: Any = 0
+        self._learning_rate = self._sum_of_rates = 0.0
+
+    def on_train_begin(self, args: SFTConfig, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        """Compare what stands before the first step. Raises RecipeError, NotAsAsked."""
         began = time.monotonic()
-        self._let_go()  # auto_find_batch_size begins again, from nothing
-        self._batches = self._rows = self._seen = self._steps = self._compared = 0
-        self._tokens, self._trained, self._moved, self._inside = 0, 0, 0.0, {}
-        readings = self._readings(given["train_dataloader"])
-        self.ran["before"] = readings
-        self._compare(expected.before(self._run, self._found, self._quantized, self._trainer), readings)
-        self._prints = actual.prints(self._trainer.model)
-        self._handles = [self._trainer.model_wrapped.register_forward_pre_hook(self._count, with_kwargs=True)]
+        self._reset()  # auto_find_batch_size begins again
+        self._compared = 0
+        readings = list(live.read_before_training(self._run, self._prepared, self._trainer))
+        self.measured["before_training"] = {reading.name: reading.value for reading in readings}
+        self._compare(readings)
+        model = self._trainer.model
+        self._fingerprints = live.fingerprints(model)
+        self._hooks = [self._trainer.model_wrapped.register_forward_pre_hook(self._count, with_kwargs=True)]
         if not args.torch_compile:  # a hook would make the compiler start anew
-            inside = unwrap_adapter(self._trainer.model).get_input_embeddings()
-            self._handles.append(inside.register_forward_pre_hook(self._look))
-        self.ran["seconds"] = round(time.monotonic() - began, 3)
+            embedding = unwrap_adapter(model).get_input_embeddings()
+            self._hooks.append(embedding.register_forward_pre_hook(self._read_autocast))
+        self.measured["seconds"] = round(time.monotonic() - began, 3)
 
     def on_pre_optimizer_step(
-        self, args: SFTConfig, state: TrainerState, control: TrainerControl, **given: Any
+        self, args: SFTConfig, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Compare what the loop consumed with the batch that was asked. Raises RecipeError, NotAsAsked."""
-        wanted, rows = expected.rows(args), self._rows_of_step()
-        # the last batches of an epoch may be fewer
-        ends = self._trainer.accelerator.gradient_state.end_of_dataloader
-        key = ("train", "per_device_train_batch_size")
-        if not args.auto_find_batch_size and (rows > wanted if ends else rows != wanted):
-            self._compare({"rows of a step": Point(wanted, key)}, {"rows of a step": rows})
+        """Compare the rows of the step, and in the first step what the hooks saw. Raises RecipeError, NotAsAsked."""
+        rows = self._count_rows(args)
+        expected = args.per_device_train_batch_size * args.gradient_accumulation_steps * args.world_size
+        last_of_epoch = self._trainer.accelerator.gradient_state.end_of_dataloader  # which may hold fewer
+        if not args.auto_find_batch_size and not (last_of_epoch and rows <= expected):
+            key = ("train", "per_device_train_batch_size")
+            self._compare([Reading("rows_per_step", rows, (expected,), key)])
         if self._steps == 0:
-            self._in_the_first(args, rows)
-        self._seen += rows
+            streamed = not hasattr(self._trainer.train_dataset, "__len__")
+            self.measured["first_step"] = self._first_step | {"rows_per_step": rows}
+            self._compare(live.read_first_step(args, self._first_step, streamed=streamed))
+        self._rows += rows
         self._steps += 1
-        self._rate = self._trainer.optimizer.param_groups[0]["lr"] or 0.0
-        self._batches = self._rows = 0
+        self._learning_rate = self._trainer.optimizer.param_groups[0]["lr"] or 0.0
+        self._micro_batches = self._rows_of_step = 0
 
-    def on_step_end(self, args: SFTConfig, state: TrainerState, control: TrainerControl, **given: Any) -> None:
-        """Compare the weights with those of the beginning, at the last step and before another checkpoint is loaded."""
-        if not self._trainer.accelerator.optimizer_step_was_skipped:  # as fp16 does with a scale too high
-            self._moved += float(self._rate)
+    def on_step_end(self, args: SFTConfig, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        """Compare the weights with those of the beginning at the last step, before another checkpoint is loaded."""
+        if not self._trainer.accelerator.optimizer_step_was_skipped:  # fp16 skips a step whose scale is too high
+            self._sum_of_rates += float(self._learning_rate)
         if state.global_step >= state.max_steps:
-            self._end(state)
+            self._measure_end(state)
 
-    def on_train_end(self, args: SFTConfig, state: TrainerState, control: TrainerControl, **given: Any) -> None:
-        """Take the readings of the end. Raises RunStopped where training changed nothing."""
-        if "end" not in self.ran:
-            self._end(state)
-        self._let_go()
-        if self.ran["end"]["unchanged"] and self._changed == 0 and self._moved > 0:
+    def on_train_end(self, args: SFTConfig, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        """Take the measures of the end. Raises RunStopped where training changed no weight."""
+        if "after_training" not in self.measured:
+            self._measure_end(state)
+        self._remove_hooks()
+        if self.measured["after_training"]["unchanged_tensors"] and self._changed == 0 and self._sum_of_rates > 0:
             message = f"the training failed: no trainable weight changed in {self._steps} steps; no model is saved"
-            raise errors.RunStopped(f"{message}: {_FINER}", errors.EXIT_TRAINING_FAILED)
+            raise errors.RunStopped(f"{message}: {_FINER}.", errors.EXIT_TRAINING_FAILED)
 
-    def lines(self) -> list[tuple[str, str]]:
-        """Return what the first screen says."""
-        return [("as asked", f"{self._compared} readings of the live objects are what the recipe asks for")]
+    def first_screen(self) -> list[tuple[str, str]]:
+        """Return the line of the table before step 1."""
+        return [("verified", f"{self._compared} properties of the live trainer match the recipe")]
 
-    def told(self) -> list[str]:
-        """Return what the last screen says: what the loop really did, and what it did not."""
-        end = self.ran.get("end")
-        if not end or not end["steps"]:
-            return []
-        tensors = f"all {self._changed} trained tensors changed"
-        if end["unchanged"]:
-            tensors = f"{self._changed} of {self._changed + len(end['unchanged'])} trained tensors changed"
-        steps = f"{end['steps']} step{'s' * (end['steps'] != 1)}"
-        counts = f"{end['rows']:,} rows, {end['tokens']:,} tokens, {end['trained_tokens']:,} of them trained"
-        lines = [f"Ran: {steps}, {counts}; last rate {end['last_rate']:.3g}; {tensors}"]
-        if end["unchanged"] and end["steps"] > 1:  # in the first step one half of LoRA has no gradient
-            lines.append(f"  not changed: {_some(end['unchanged'])}")
-        coarse = any(kind != "float32" for part in ("weights", "adapter weights") for kind in self.ran["before"][part])
-        if coarse and end["share_changed"] < _HALF and self._moved > 0:
-            lines.append(f"  only {end['share_changed']:.1%} of the weights moved: {_FINER}")
-        if end["last_rate_asked"] not in (None, end["last_rate"]):
-            lines.append(f"  the recipe asks for a last rate of {end['last_rate_asked']:.3g}")
-        if end["steps_asked"] != end["steps_done"]:
-            lines.append(f"  asked for {end['steps_asked']} steps, {end['steps_done']} were taken")
-        return lines
+    def last_screen(self) -> Iterator[str]:
+        """Yield what the training loop really did, and what of it was not as planned."""
+        end = self.measured.get("after_training")
+        if not end or not end["optimizer_steps"]:
+            return
+        changed, unchanged = end["changed_tensors"], end["unchanged_tensors"]
+        tensors = f"{changed} of {changed + len(unchanged)}" if unchanged else f"all {changed}"
+        steps = f"{end['optimizer_steps']} step{'s' * (end['optimizer_steps'] != 1)}"
+        counts = f"{end['rows']:,} rows, {end['tokens']:,} tokens, {end['loss_tokens']:,} of them with loss"
+        rate = f"last learning rate {end['last_learning_rate']:.3g}"
+        yield f"Trained: {steps}, {counts}; {rate}; {tensors} trainable tensors changed"
+        if unchanged and end["optimizer_steps"] > 1:  # in the first step one half of LoRA has no gradient
+            yield f"  unchanged: {_some(unchanged)}"
+        dtypes = self.measured["before_training"]
+        coarse = any(dtype != "float32" for part in ("weight_dtypes", "adapter_dtypes") for dtype in dtypes[part])
+        if coarse and end["changed_share"] < _FEW and self._sum_of_rates > 0:
+            yield f"  only {end['changed_share']:.1%} of the weights changed: {_FINER}."
+        if end["planned_steps"] != end["finished_steps"]:
+            yield f"  planned {end['planned_steps']} steps, finished {end['finished_steps']}"
 
-    def _readings(self, loader: Any) -> dict[str, Any]:
-        """Return every reading that is there before the first step."""
-        trainer, model = self._trainer, self._trainer.model
-        found: dict[str, Any] = {
-            "processes": actual.processes(),
-            "engine": actual.engine(trainer),
-            **actual.weights(model),
-            **actual.quantized(model),
-            "attention": actual.attentions(model),
-            "loss": actual.loss_path(model),
-            **actual.adapter(model),
-            "names without a module": expected.nameless(self._run, actual.adapted(model)),
-            **actual.trained(model),
-            **actual.optimized(trainer),
-            **actual.rates(trainer, expected.times(trainer)),
-            "activations computed again": actual.checkpointing(model),
-            **actual.loader(trainer, loader),
-            "neftune": actual.neftune(model),
-            "trackers": actual.trackers(trainer),
-            "seed": torch.initial_seed(),
-            "steps": trainer.state.max_steps,
-            "changed arguments": expected.changed(self._run, trainer.args),
-        }
-        return {name: list(value) if isinstance(value, tuple) else value for name, value in found.items()}
-
-    def _rows_of_step(self) -> int:
-        """Return the rows of the step that comes to its end, over all processes; packs lie in one row, uncounted."""
-        processes, at_a_time = actual.processes(), self.ran["before"]["rows at a time"] or 0
-        if self._rows:
-            return self._rows * processes
-        of_loader = self._trainer.accelerator.gradient_state
-        missing = at_a_time * processes - of_loader.remainder if of_loader.end_of_dataloader else 0
-        return self._batches * at_a_time * processes - (missing if of_loader.remainder > 0 else 0)
-
-    def _compare(self, points: Mapping[str, Point], readings: Mapping[str, Any]) -> None:
-        """Stop the run where a reading is not what was asked; a key that the recipe writes can be mended there."""
-        both = [name for name in points if name in readings]
-        wrong = [n for n in both if readings[n] not in (points[n].value, *points[n].also)]
-        self._compared += len(both)
+    def _compare(self, readings: Iterable[Reading]) -> None:
+        """Stop the run where a reading is not what the recipe asks for."""
+        checked = [reading for reading in readings if reading.expected]
+        wrong = [reading for reading in checked if reading.value not in reading.expected]
+        self._compared += len(checked)
         if not wrong:
             return
         recipe = self._run.recipe
         resumed = self._trainer.state.global_step > 0 and self._steps == 0
-        write = _RESUMED if resumed else _WRITE
-        faults = [Fault(recipe.where(points[n].key), _differs(n, points[n].value, readings[n]), write) for n in wrong]
-        if any(points[n].key in recipe.places and len(points[n].key) > 1 for n in wrong):
+        fix = _FIX_RESUMED if resumed else _FIX
+        faults = [Fault(recipe.where(reading.key), _describe(reading), fix) for reading in wrong]
+        if any(reading.key in recipe.places and len(reading.key) > 1 for reading in wrong):
             raise RecipeError(faults)
         raise NotAsAsked("\n".join(str(fault) for fault in faults))
 
-    def _in_the_first(self, args: SFTConfig, rows: int) -> None:
-        """Compare what the first step showed from inside."""
-        inside = self._inside | {"rows of a step": rows}
-        self.ran["first step"] = inside
-        self._compare(expected.in_a_step(args, streamed=not hasattr(self._trainer.train_dataset, "__len__")), inside)
+    def _count_rows(self, args: SFTConfig) -> int:
+        """Return the rows of the step that ends now, over all processes; one row of a flattened batch is a pack."""
+        processes = live.count_processes()
+        if self._rows_of_step:
+            return self._rows_of_step * processes
+        size = self.measured["before_training"]["rows_per_micro_batch"] or 0
+        gradients = self._trainer.accelerator.gradient_state
+        partial = gradients.end_of_dataloader and gradients.remainder > 0
+        missing = size * processes - gradients.remainder if partial else 0
+        return self._micro_batches * size * processes - missing
 
     def _count(self, model: torch.nn.Module, _: Any, batch: dict[str, Any]) -> None:
-        """Count what a forward of the training loop gets; evaluation and generation take no gradient."""
-        ids = batch.get("input_ids")
-        if not torch.is_grad_enabled() or ids is None:
+        """Count a forward pass of the training loop; evaluation and generation take no gradient."""
+        input_ids = batch.get("input_ids")
+        if not torch.is_grad_enabled() or input_ids is None:
             return
-        # the older TRL hands positions alone along
-        apart = "cu_seq_lens_q" in batch or ("position_ids" in batch and batch.get("attention_mask") is None)
-        if not self._inside:
-            self._inside["modules without training mode"] = actual.asleep(model)
-            self._inside["documents handed apart"] = apart
+        # TRL before 1.10 hands position_ids along without cu_seq_lens
+        flattened = "cu_seq_lens_q" in batch or ("position_ids" in batch and batch.get("attention_mask") is None)
+        if not self._first_step:
+            self._first_step["modules_in_eval_mode"] = live.modules_in_eval_mode(model)
+            self._first_step["documents_separated"] = flattened
         mask, labels = batch.get("attention_mask"), batch.get("labels")
-        self._batches += 1
-        if not apart:  # else the packs lie in one row
-            self._rows += ids.shape[0]
-        self._tokens = self._tokens + (ids.numel() if mask is None else mask.sum())
-        self._trained = self._trained + (0 if labels is None else (labels != -100).sum())
+        self._micro_batches += 1
+        if not flattened:  # else all packs lie in one row
+            self._rows_of_step += input_ids.shape[0]
+        self._tokens = self._tokens + (input_ids.numel() if mask is None else mask.sum())
+        self._loss_tokens = self._loss_tokens + (0 if labels is None else (labels != -100).sum())
 
-    def _look(self, module: torch.nn.Module, _: Any) -> None:
-        """Note, once, what the first layer is computed in."""
-        if torch.is_grad_enabled() and "modules without training mode" in self._inside:
-            self._inside["autocast"] = actual.autocast(next(module.parameters()).device.type)
-            self._handles.pop().remove()
+    def _read_autocast(self, module: torch.nn.Module, _: Any) -> None:
+        """Note, once, in which dtype autocast computes the first layer."""
+        if torch.is_grad_enabled() and self._first_step:
+            self._first_step["autocast_dtype"] = live.autocast_dtype(next(module.parameters()).device.type)
+            self._hooks.pop().remove()
 
-    def _let_go(self) -> None:
-        """Take the hooks off."""
-        while self._handles:
-            self._handles.pop().remove()
+    def _remove_hooks(self) -> None:
+        while self._hooks:
+            self._hooks.pop().remove()
 
-    def _end(self, state: TrainerState) -> None:
-        """Take the readings of the end: what was consumed, which tensors changed on any process."""
-        now, reduce = actual.prints(self._trainer.model), self._trainer.accelerator.reduce
+    def _measure_end(self, state: TrainerState) -> None:
+        """Measure what was consumed and which tensors changed, on any process."""
+        fingerprints, reduce = live.fingerprints(self._trainer.model), self._trainer.accelerator.reduce
         device = self._trainer.args.device
-        names = [name for name in self._prints if name in now]
-        moved = reduce(torch.tensor([int(now[n].bits != self._prints[n].bits) for n in names], device=device), "sum")
-        pairs = [(now[n].some, self._prints[n].some) for n in names]
-        elements = [int((new != old).sum()) for new, old in pairs], [new.numel() for new, _ in pairs]
-        counted = [int(self._tokens), int(self._trained), *map(sum, elements)]
-        sums = reduce(torch.tensor(counted, device=device), "sum").tolist()
-        still = [name for name, there in zip(names, moved.tolist(), strict=True) if not there]
-        self._changed = len(names) - len(still)
-        self.ran["end"] = {
-            "steps": self._steps,
-            "steps_done": state.global_step,
-            "steps_asked": state.max_steps,
-            "rows": self._seen,
-            "tokens": sums[0],
-            "trained_tokens": sums[1],
-            "last_rate": actual.significant(self._rate),
-            "last_rate_asked": next(iter(self.ran["before"].get("rates to come", [])[-1:]), None),
-            "changed": self._changed,
-            "unchanged": still,
-            "share_changed": round(sums[2] / max(sums[3], 1), 4),  # of the elements that are looked at
+        names = [name for name in self._fingerprints if name in fingerprints]
+        pairs = [(fingerprints[name], self._fingerprints[name]) for name in names]
+        changed = reduce(torch.tensor([int(now.bits != then.bits) for now, then in pairs], device=device), "sum")
+        elements_changed = sum(int((now.sample != then.sample).sum()) for now, then in pairs)
+        elements = sum(now.sample.numel() for now, _ in pairs)
+        counts = [int(self._tokens), int(self._loss_tokens), elements_changed, elements]
+        tokens, loss_tokens, elements_changed, elements = reduce(torch.tensor(counts, device=device), "sum").tolist()
+        unchanged = [name for name, times in zip(names, changed.tolist(), strict=True) if not times]
+        self._changed = len(names) - len(unchanged)
+        self.measured["after_training"] = {
+            "optimizer_steps": self._steps,
+            "finished_steps": state.global_step,
+            "planned_steps": state.max_steps,
+            "rows": self._rows,
+            "tokens": tokens,
+            "loss_tokens": loss_tokens,
+            "last_learning_rate": live.round_to_digits(self._learning_rate),
+            "changed_tensors": self._changed,
+            "unchanged_tensors": unchanged,
+            "changed_share": round(elements_changed / max(elements, 1), 4),  # of the elements of the samples
         }
 
 
-def _differs(name: str, value: Any, reading: Any) -> str:
-    if isinstance(reading, list) and value == []:
-        return f"{name}: {_some(reading)}"
-    return f"{name}: asked {_said(value)}, but {_said(reading)} would run"
+def _describe(reading: Reading) -> str:
+    """Return what differs: violations by name, else both values."""
+    name = reading.name.replace("_", " ")
+    if isinstance(reading.value, list) and reading.expected[0] == []:
+        return f"{name}: {_some(reading.value)}"
+    return f"{name}: the recipe asks for {_word(reading.expected[0])}, but the live trainer has {_word(reading.value)}"
 
 
 def _some(names: list[Any]) -> str:
-    more = f" and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
-    return ", ".join(map(str, names[:_NAMED])) + more
+    more = f" and {len(names) - _MAX_NAMES} more" if len(names) > _MAX_NAMES else ""
+    return ", ".join(map(str, names[:_MAX_NAMES])) + more
 
 
-def _said(value: Any) -> str:
-    if isinstance(value, list):
+def _word(value: Any) -> str:
+    if isinstance(value, list | tuple):
         return ", ".join(map(str, value)) or "none"
     return "none" if value is None else str(value)

@@ -1,5 +1,6 @@
 """What a step takes, foreseen on tensors without storage, against the live tensors of real runs; what is said of it."""
 
+import dataclasses
 import gc
 import json
 import re
@@ -16,10 +17,10 @@ from transformers import AutoConfig, AutoModelForCausalLM, LlamaModel
 from trl_sft import cli, console, load_recipe
 from trl_sft.model import cpu_loss
 from trl_sft.recipe import paths
-from trl_sft.training import finish
-from trl_sft.training import run as training_run
+from trl_sft.training import finish, stages
 from trl_sft.training.memory import estimate, fit
 from trl_sft.training.memory.fake_model import Batch
+from trl_sft.training.trainer import build_trainer
 
 GIB = 2**30
 FULL, LORA = "", "lora: {r: 8, target_modules: all-linear}\n"
@@ -70,7 +71,7 @@ def write(folder, kind):
 def ready(folder, how, *words):
     (folder / "recipe.yaml").write_text(TEXT.format(how=how))
     run = load_recipe("recipe.yaml", list(words))
-    return run, training_run.prepare(run)
+    return run, stages.prepare(run)
 
 
 def storages(tensors):
@@ -107,7 +108,7 @@ def really(run, made):
     That is what autograd saves, and what Python holds beside it: masks and positions of layers that run again,
     and what bitsandbytes keeps on its contexts, are unseen by autograd's hooks.
     """
-    trainer = training_run._trainer(run, made)
+    trainer = build_trainer(run, made)
     seen, known = {"saved": 0}, {}
     compute, create = trainer.compute_loss, trainer.create_optimizer
 
@@ -237,7 +238,9 @@ def test_eight_billion_weights_are_counted_without_holding_them(here):
     text |= {"num_key_value_heads": 8, "vocab_size": 128256, "architectures": ["LlamaForCausalLM"]}
     run, made = ready(here, FOUR, *BF16, "model.dtype=bfloat16")
     config = AutoConfig.for_model("llama", **text)
-    found = fit.estimate(run, made._replace(found=made.found._replace(config=config)), Batch(1, 512, 512), "cuda")
+    found = fit.estimate(
+        run, dataclasses.replace(made, model=made.model._replace(config=config)), Batch(1, 512, 512), "cuda"
+    )
     linear = 32 * (2 * 4096 * 4096 + 2 * 4096 * 1024 + 3 * 4096 * 14336)
     ends = 2 * 128256 * 4096 * 2
     near(found.weights, linear * (0.5 + 1 / 64) + ends, 0.02)
@@ -273,18 +276,18 @@ def test_nothing_of_an_estimate_stays_behind(here, go):
 def test_largest_batch_is_that_of_the_longest_rows(here):
     write(here, "llama")
     _, made = ready(here, FULL, "train.per_device_train_batch_size=2", "train.shuffle_dataset=true")
-    batch = fit.largest(made.made.train, made.args)
-    rows = sorted(made.made.train, key=lambda row: -len(row["input_ids"]))[:2]
+    batch = fit.largest(made.datasets.train, made.args)
+    rows = sorted(made.datasets.train, key=lambda row: -len(row["input_ids"]))[:2]
     labelled = sum(label != -100 for row in rows for label in row["labels"])
     assert batch == Batch(2, len(rows[0]["input_ids"]), labelled, padded=True)
     _, made = ready(here, FULL, *PACKED, "train.per_device_train_batch_size=2")
-    batch = fit.largest(made.made.train, made.args)
+    batch = fit.largest(made.datasets.train, made.args)
     assert batch.flat
     assert batch.tokens <= 384
     assert max(batch.documents) <= batch.tokens
     assert sum(batch.documents) <= 2 * batch.tokens
     made.args.pad_to_multiple_of = 1000
-    assert fit.largest(made.made.train, made.args).tokens == 1000
+    assert fit.largest(made.datasets.train, made.args).tokens == 1000
 
 
 def test_free_memory_is_that_of_the_container(tmp_path, monkeypatch):
@@ -382,11 +385,11 @@ def test_memory_that_is_out_says_the_batch_and_a_command_that_goes_on(error, her
     assert code == 4
     assert "Traceback" not in err
     assert "out of memory at step 1; the last checkpoint is" in err
-    assert re.search(r"The largest batch to train so far: 2 x \d+ tokens", err)
+    assert re.search(r"The largest training batch so far: 2 x \d+ tokens", err)
     asked = "train.per_device_train_batch_size: 1 (now 2), train.gradient_accumulation_steps: 2 (now 1)"
     assert asked in err
     assert json.loads((here / "out" / "run.json").read_text())["outcome"].startswith("out of memory")
-    command = shlex.split(err.split("To go on so: ")[1].splitlines()[0])
+    command = shlex.split(err.split("To resume with them: ")[1].splitlines()[0])
     assert cli.main(command[command.index("trl_sft") + 1 :]) == 0
     assert (here / "out" / "model.safetensors").exists()
 

@@ -25,8 +25,9 @@ from trl_sft.errors import first_line
 from trl_sft.model import patches
 from trl_sft.model.load import unwrap_adapter
 from trl_sft.recipe.checked import Run
+from trl_sft.training.inputs import TrainingInputs
 from trl_sft.training.memory import fake_model
-from trl_sft.training.memory.fake_model import Batch, Known
+from trl_sft.training.memory.fake_model import Batch
 
 _FEW = 2  # layers, or so many rounds of a pattern of layers
 
@@ -114,7 +115,7 @@ class Live(TorchDispatchMode):
         return self.now
 
 
-def estimate(run: Run, known: Known, batch: Batch, kind: str) -> Estimate:
+def estimate(run: Run, inputs: TrainingInputs, batch: Batch, kind: str) -> Estimate:
     """Return what a step takes on a device of `kind` (cpu, cuda).
 
     Raises what upstream raises for a model that it cannot make.
@@ -123,9 +124,9 @@ def estimate(run: Run, known: Known, batch: Batch, kind: str) -> Estimate:
     try:
         triton = patches.imitate_triton_head() if kind == "cuda" else contextlib.nullcontext()
         with fake_model.tensors(), triton:
-            weights, gradients, state, stepped = _update(run, known, batch, kind)
+            weights, gradients, state, stepped = _update(run, inputs, batch, kind)
             try:
-                found = _passed(run, known, batch, kind, (weights, gradients))
+                found = _passed(run, inputs, batch, kind, (weights, gradients))
             except Exception as error:  # whatever a model raises that asks for values, as experts may
                 missing = f"{type(error).__name__}: {first_line(error)}"
                 return Estimate(weights, gradients, state, 0, 0, stepped, missing)
@@ -135,27 +136,27 @@ def estimate(run: Run, known: Known, batch: Batch, kind: str) -> Estimate:
     return Estimate(weights, gradients, state, found.activations, found.logits, peak)
 
 
-def _update(run: Run, known: Known, batch: Batch, kind: str) -> tuple[int, int, int, int]:
+def _update(run: Run, inputs: TrainingInputs, batch: Batch, kind: str) -> tuple[int, int, int, int]:
     """Return bytes of weights, gradients, the optimizer's state, and at most during an update of the whole model."""
     with Live(batch.labelled) as live:
-        model = fake_model.model(run, known, batch, kind)
+        model = fake_model.model(run, inputs, batch, kind)
         gc.collect()
         weights = live.now
         for parameter in model.parameters():
             if parameter.requires_grad:
                 parameter.grad = torch.empty_like(parameter)
         before = live.restart()
-        optimizer = _optimizer(model, known.args)
+        optimizer = _optimizer(model, inputs.args)
         optimizer.step()
         return weights, before - weights, live.now - before, live.peak
 
 
-def _passed(run: Run, known: Known, batch: Batch, kind: str, whole: tuple[int, int]) -> Pass:
-    """Return the bytes of a pass of the whole model, of which weights and gradients are known."""
-    config = known.found.config.get_text_config()
+def _passed(run: Run, inputs: TrainingInputs, batch: Batch, kind: str, whole: tuple[int, int]) -> Pass:
+    """Return the bytes of a pass of the whole model, of which weights and gradients are inputs."""
+    config = inputs.model.config.get_text_config()
     few = _round(config) * _FEW
     if config.num_hidden_layers > 3 * few:
-        (one, at_one), (two, at_two) = (_counted(run, known, batch, kind, layers) for layers in (few, 2 * few))
+        (one, at_one), (two, at_two) = (_counted(run, inputs, batch, kind, layers) for layers in (few, 2 * few))
         times: float = (config.num_hidden_layers - few) / few
 
         def further(first: int, second: int) -> int:
@@ -163,7 +164,7 @@ def _passed(run: Run, known: Known, batch: Batch, kind: str, whole: tuple[int, i
 
         if tuple(map(further, at_one, at_two)) == whole:  # so the layers are alike
             return Pass(*map(further, one, two))
-    return _counted(run, known, batch, kind, None)[0]
+    return _counted(run, inputs, batch, kind, None)[0]
 
 
 def _round(text: PretrainedConfig) -> int:
@@ -174,14 +175,16 @@ def _round(text: PretrainedConfig) -> int:
     return next(n for n in range(1, size + 1) if all(kinds[i] == kinds[i % n] for i in range(size)))
 
 
-def _counted(run: Run, known: Known, batch: Batch, kind: str, layers: int | None) -> tuple[Pass, tuple[int, int]]:
+def _counted(
+    run: Run, inputs: TrainingInputs, batch: Batch, kind: str, layers: int | None
+) -> tuple[Pass, tuple[int, int]]:
     """Carry out a pass of a model of so many layers; return its bytes, and those of weights and gradients."""
     with Live(batch.labelled) as live:
-        model = fake_model.model(run, known, batch, kind, layers)
+        model = fake_model.model(run, inputs, batch, kind, layers)
         gc.collect()
         weights = live.now
-        for _ in range(2 if known.args.gradient_accumulation_steps > 1 else 1):  # the second meets gradients
-            found = _pass(model, known.args, batch, live, weights)
+        for _ in range(2 if inputs.args.gradient_accumulation_steps > 1 else 1):  # the second meets gradients
+            found = _pass(model, inputs.args, batch, live, weights)
         gradients = [p.grad for p in model.parameters() if p.grad is not None]
         return found, (weights, _bytes(gradients))
 

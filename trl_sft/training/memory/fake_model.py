@@ -14,7 +14,7 @@ import importlib.util
 import itertools
 import types
 from collections.abc import Iterator
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 import torch
 import transformers
@@ -25,7 +25,6 @@ from transformers import (
     AttentionInterface,
     AttentionMaskInterface,
     AutoModelForCausalLM,
-    BitsAndBytesConfig,
     PretrainedConfig,
     PreTrainedModel,
 )
@@ -38,31 +37,11 @@ from trl.trainer import utils
 from trl_sft.model import cpu_loss, packed_attention, patches
 from trl_sft.model import load as models
 from trl_sft.recipe.checked import Run
-from trl_sft.tokenization.tokenizer import ChatTokenizer
+from trl_sft.training.inputs import TrainingInputs
 from trl_sft.training.memory import cuda_kernels
 
 _WAY = "shadow"  # the name of our attention in transformers' registry
 _OUTPUTS = ("log_probs", "entropy", "is_top1")  # what SFTTrainer asks of its head
-
-
-class Known(Protocol):
-    """What of a run stands before its weights: `training.Setup` and `training.Ready` have it."""
-
-    @property
-    def found(self) -> models.ModelSource:
-        """The model."""
-
-    @property
-    def quantized(self) -> BitsAndBytesConfig | None:
-        """How its weights are quantized."""
-
-    @property
-    def chat(self) -> ChatTokenizer:
-        """The tokenizer, with the tokens that are new to the model."""
-
-    @property
-    def args(self) -> SFTConfig:
-        """The live settings."""
 
 
 class Batch(NamedTuple):
@@ -113,24 +92,24 @@ def _bitsandbytes() -> Iterator[None]:
             values.update(old)
 
 
-def model(run: Run, known: Known, batch: Batch, kind: str, layers: int | None = None) -> PreTrainedModel:
+def model(run: Run, inputs: TrainingInputs, batch: Batch, kind: str, layers: int | None = None) -> PreTrainedModel:
     """Return the model of a run as SFTTrainer would train it on a device of `kind` (cpu, cuda), inside `tensors()`.
 
     `layers`: only so many of them. Raises whatever upstream raises for a model that it cannot make.
     """
-    config = copy.deepcopy(known.found.config) if layers is None else cut(known.found.config, layers)
+    config = copy.deepcopy(inputs.model.config) if layers is None else cut(inputs.model.config, layers)
     with _disable_current_modes(), torch.device("meta"):  # modules are made quicker there, and by any class of weights
-        base = _base(run, known, config)
-        if known.quantized is not None:
-            quantizer = AutoHfQuantizer.from_config(known.quantized)
+        base = _base(run, inputs, config)
+        if inputs.quantization is not None:
+            quantizer = AutoHfQuantizer.from_config(inputs.quantization)
             quantizer.preprocess_model(model=base, dtype=base.dtype, device_map=None)
             quantizer.postprocess_model(base)
             base.requires_grad_(False)
-        made = _adapted(run, known, base)
+        made = _adapted(run, inputs, base)
     _lend(made, base.dtype)
     made.train()
-    if known.args.gradient_checkpointing:
-        _checkpointing(made, known.args)
+    if inputs.args.gradient_checkpointing:
+        _checkpointing(made, inputs.args)
     if hasattr(utils, "add_fused_lm_head"):
         utils.add_fused_lm_head(base, outputs=_OUTPUTS)
         patches.repair(made)
@@ -157,7 +136,7 @@ def listed(text: PretrainedConfig) -> list[str]:
     return [name for name, value in values if isinstance(value, list) and len(value) == text.num_hidden_layers]
 
 
-def _base(run: Run, known: Known, config: PretrainedConfig) -> PreTrainedModel:
+def _base(run: Run, inputs: TrainingInputs, config: PretrainedConfig) -> PreTrainedModel:
     """Return the bare model, with as many rows in its embedding as the template needs."""
     asked = run.model.get("dtype", "float32")
     dtype = (config.dtype or torch.float32) if asked == "auto" else getattr(torch, asked)
@@ -169,27 +148,27 @@ def _base(run: Run, known: Known, config: PretrainedConfig) -> PreTrainedModel:
         made = AutoModelForCausalLM.from_config(config, **keywords)
     else:
         made = patches.build_from_config(kind, config, **keywords)
-    if known.chat.new and known.chat.rows > made.get_input_embeddings().weight.shape[0]:
-        made.resize_token_embeddings(known.chat.rows, mean_resizing=False)
+    if inputs.chat.new and inputs.chat.rows > made.get_input_embeddings().weight.shape[0]:
+        made.resize_token_embeddings(inputs.chat.rows, mean_resizing=False)
     return made
 
 
-def _adapted(run: Run, known: Known, base: PreTrainedModel) -> PreTrainedModel:
+def _adapted(run: Run, inputs: TrainingInputs, base: PreTrainedModel) -> PreTrainedModel:
     """Return the model with its adapter, of the types that TRL trains it in; `base` itself without one."""
     config = models.make_lora_config(run)
-    if known.found.adapter:
-        config = PeftConfig.from_pretrained(known.found.adapter)
+    if inputs.model.adapter:
+        config = PeftConfig.from_pretrained(inputs.model.adapter)
     if config is None:
         return base
-    if known.chat.new and not known.found.adapter:
-        models.train_new_rows(run, base, config, list(known.chat.new))
+    if inputs.chat.new and not inputs.model.adapter:
+        models.train_new_rows(run, base, config, list(inputs.chat.new))
     config.inference_mode = False
     made = get_peft_model(base, config)
-    if known.quantized is not None:
+    if inputs.quantization is not None:
         for name, parameter in made.named_parameters():
             if parameter.requires_grad and "lora_magnitude_vector" not in name:
                 parameter.data = parameter.data.to(torch.bfloat16)
-    if known.args.gradient_checkpointing:
+    if inputs.args.gradient_checkpointing:
         made.enable_input_require_grads()
     return made
 

@@ -23,9 +23,10 @@ from trl_sft.console import gib
 from trl_sft.errors import Fault, LaunchError, first_line
 from trl_sft.model import device
 from trl_sft.recipe.checked import Run
+from trl_sft.training.inputs import TrainingInputs
 from trl_sft.training.memory import estimate as memory_estimate
 from trl_sft.training.memory.estimate import Estimate
-from trl_sft.training.memory.fake_model import Batch, Known
+from trl_sft.training.memory.fake_model import Batch
 
 _CHUNK = 0.1  # of what is there, that an allocator may lose between tensors before a run is said to fit
 _GROUPS = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory.current", "/sys/fs/cgroup/memory.stat")
@@ -40,15 +41,15 @@ class Checked(NamedTuple):
     lines: Lines
 
 
-def check(run: Run, known: Known, rows: Dataset | IterableDataset, card: int | None = None) -> Checked:
+def check(run: Run, inputs: TrainingInputs, rows: Dataset | IterableDataset, card: int | None = None) -> Checked:
     """Return what the run takes of memory and disk. Raises LaunchError where the machine cannot hold its weights.
 
     `card`: bytes of a card of another machine; None = this machine's device.
     """
-    kind = "cuda" if card else known.args.device.type
-    batch = largest(rows, known.args)
+    kind = "cuda" if card else inputs.args.device.type
+    batch = largest(rows, inputs.args)
     try:
-        found = estimate(run, known, batch, kind)
+        found = estimate(run, inputs, batch, kind)
     except Exception as error:  # upstream's, for a model of its own kind; the run itself may do
         why = f"cannot be foreseen: {type(error).__name__}: {first_line(error)}"
         return Checked(batch, None, [("memory", why)])
@@ -59,16 +60,16 @@ def check(run: Run, known: Known, rows: Dataset | IterableDataset, card: int | N
         raise LaunchError(told)
     lines = said(found, here, str(batch))
     if not isinstance(rows, IterableDataset):
-        lines += disk(run, known, found, len(rows))
+        lines += disk(run, inputs, found, len(rows))
     return Checked(batch, found, lines)
 
 
-def estimate(run: Run, known: Known, batch: Batch, kind: str) -> Estimate:
+def estimate(run: Run, inputs: TrainingInputs, batch: Batch, kind: str) -> Estimate:
     """Return what a step of `batch` takes on a device of `kind` (cpu, cuda).
 
     Raises what upstream raises for a model that it cannot make.
     """
-    return memory_estimate.estimate(run, known, batch, kind)
+    return memory_estimate.estimate(run, inputs, batch, kind)
 
 
 def said(found: Estimate, available: int, batch: str = "") -> Lines:
@@ -161,17 +162,17 @@ def kept(args: SFTConfig, max_steps: int, epochs: float) -> int:
     return min(number, args.save_total_limit or number)
 
 
-def saved(run: Run, known: Known, found: Estimate) -> tuple[int, int]:
+def saved(run: Run, inputs: TrainingInputs, found: Estimate) -> tuple[int, int]:
     """Return the bytes of what a run saves: the model or adapter at the end, and a checkpoint."""
-    whole = run.lora is None and not known.found.adapter
+    whole = run.lora is None and not inputs.model.adapter
     weights = found.weights if whole else found.gradients  # an adapter is what is trained
-    return weights, weights + (0 if known.args.save_only_model else found.optimizer)
+    return weights, weights + (0 if inputs.args.save_only_model else found.optimizer)
 
 
-def disk(run: Run, known: Known, found: Estimate, rows: int) -> Lines:
+def disk(run: Run, inputs: TrainingInputs, found: Estimate, rows: int) -> Lines:
     """Return what checkpoints and the model at the end take, in lines, against what the disk has free."""
-    args = known.args
-    weights, each = saved(run, known, found)
+    args = inputs.args
+    weights, each = saved(run, inputs, found)
     batch = args.per_device_train_batch_size * args.gradient_accumulation_steps
     steps = args.max_steps if args.max_steps > 0 else math.ceil(math.ceil(rows / batch) * args.num_train_epochs)
     number = kept(args, steps, steps * batch / max(rows, 1))

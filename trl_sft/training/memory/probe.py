@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import copy
 import ctypes
+import dataclasses
 import gc
 import itertools
 import tempfile
@@ -15,7 +16,6 @@ from typing import Any
 
 import torch
 from datasets import Dataset, IterableDataset
-from transformers import PrinterCallback, ProgressCallback
 from transformers.trainer_utils import IntervalStrategy, SaveStrategy
 from trl import SFTConfig
 
@@ -23,26 +23,27 @@ from trl_sft import errors
 from trl_sft.console import gib
 from trl_sft.errors import RunStopped
 from trl_sft.recipe.checked import Run
-from trl_sft.training import finish
-from trl_sft.training import run as training_run
+from trl_sft.training import failures
+from trl_sft.training.inputs import TrainingInputs
 from trl_sft.training.memory import fit
+from trl_sft.training.trainer import build_trainer, replace_callbacks
 
 _STEPS = 2  # the second meets the optimizer's state
 _WORDS = 8  # tokens of a row that only warms up
 _STATUS, _FORGET = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 
 
-def measure(run: Run, ready: training_run.Ready, checked: fit.Checked) -> fit.Lines:
+def measure(run: Run, inputs: TrainingInputs, checked: fit.Checked) -> fit.Lines:
     """Return what two steps took at most, beside the estimate. Raises RunStopped where memory does not do."""
     with tempfile.TemporaryDirectory() as folder:
-        args = _short(ready.args, folder)
-        rows = _rows(ready.made.train, args.per_device_train_batch_size)
+        args = _short(inputs.args, folder)
+        rows = _rows(inputs.datasets.train, args.per_device_train_batch_size)
         rows *= args.gradient_accumulation_steps * _STEPS
-        made = ready.made._replace(train=Dataset.from_list([_begun(row) for row in rows]), eval=None)
+        datasets = inputs.datasets._replace(train=Dataset.from_list([_begun(row) for row in rows]), eval=None)
         try:
-            trainer = training_run._trainer(run, ready._replace(args=args, made=made))
-            for theirs in (PrinterCallback, ProgressCallback):
-                trainer.remove_callback(theirs)
+            settings = dataclasses.replace(inputs.settings, args=args)
+            trainer = build_trainer(run, dataclasses.replace(inputs, settings=settings, datasets=datasets))
+            replace_callbacks(trainer, [])
             trainer.train()  # on the beginnings of rows: what is imported and kept at the first step is not the batch's
             trainer.train_dataset = Dataset.from_list(rows)
             trainer.optimizer = trainer.lr_scheduler = trainer.callback_handler.optimizer = None
@@ -52,9 +53,9 @@ def measure(run: Run, ready: training_run.Ready, checked: fit.Checked) -> fit.Li
             before = _now(args)
             trainer.train()
         except Exception as error:
-            if not finish.out_of_memory(error):
+            if not failures.is_out_of_memory(error):
                 raise
-            less = ", ".join(f"train.{name}: {value}" for name, value in finish.lighter(args).items())
+            less = ", ".join(f"train.{name}: {value}" for name, value in failures.suggest_less_memory(args).items())
             message = f"out of memory in the probe, with a batch of {checked.batch}\nWhat to try: {less}"
             raise RunStopped(message, errors.EXIT_OUT_OF_MEMORY) from error
         weights = [*trainer.model.parameters(), *trainer.model.buffers()]

@@ -1,0 +1,127 @@
+"""What ends a run early, explained: out of memory, a second signal, a damaged checkpoint, a late refusal.
+
+In: the exception and the run's record. Out: an exception whose message says where, why, what is saved and what to
+do, and a run.json that says so. A fault of ours keeps its traceback.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import pickle
+import shlex
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from trl import SFTConfig
+
+from trl_sft import console, errors, run_folder
+from trl_sft.errors import Fault, NotAsAsked, RecipeError, RunStopped, UserError
+from trl_sft.recipe import resolved
+from trl_sft.recipe.checked import Run
+from trl_sft.training import refusals
+from trl_sft.training.memory import fit
+from trl_sft.training.record import RunRecord
+
+_OUT_OF_MEMORY = ("can't allocate memory", "CUDA error: out of memory", "MPS backend out of memory")
+
+
+@contextlib.contextmanager
+def explained(run: Run, record: RunRecord) -> Iterator[None]:
+    """Write down whatever ends the block early, and raise it with an explanation where there is one."""
+    try:
+        yield
+    except BaseException as error:
+        explanation = _explain(error, run, record)
+        outcome = str(explanation) if explanation else f"{type(error).__name__}: {error}"
+        record.close({"outcome": outcome})
+        if explanation is None or explanation is error:
+            raise
+        raise explanation from error
+
+
+def resume_command(run: Run) -> str:
+    """Return the command that resumes a run: its own, with `run.resume: auto`; without secrets."""
+    words = [word for word in run.recipe.arguments if not word.startswith("run.resume=")]
+    differs = run.options.get("resume", "auto") != "auto" or len(words) < len(run.recipe.arguments)
+    words += ["run.resume=auto"] if differs else []
+    return resolved.remove_secrets(run, f"{console.python()} -m trl_sft {shlex.join(words)}")
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Tell whether an error says that memory is out, on a GPU or on a CPU."""
+    known = isinstance(error, torch.OutOfMemoryError | MemoryError)
+    return known or any(words in str(error) for words in _OUT_OF_MEMORY)
+
+
+def suggest_less_memory(args: SFTConfig) -> dict[str, Any]:
+    """Return keys of `train:` that take less memory: the same steps in smaller batches, where that is possible."""
+    size, accumulation = args.per_device_train_batch_size, args.gradient_accumulation_steps
+    if size > 1:
+        divisor = next(n for n in range(2, size + 1) if size % n == 0)
+        return {
+            "per_device_train_batch_size": size // divisor,
+            "gradient_accumulation_steps": accumulation * divisor,
+        }
+    if not args.gradient_checkpointing:
+        return {"gradient_checkpointing": True}
+    return {"max_length": args.max_length // 2} if args.max_length else {"max_length": 1024}
+
+
+def _explain(error: BaseException, run: Run, record: RunRecord) -> Exception | None:
+    """Return the explanation of what ended the run; None for a fault of ours."""
+    if isinstance(error, NotAsAsked):
+        return None
+    if isinstance(error, RunStopped) or (isinstance(error, UserError) and not record.has_begun):
+        return error
+    last = next(reversed(run_folder.list_checkpoints(run.output_dir)), None)
+    saved = f"the last checkpoint is {last}" if last else "no checkpoint was saved yet"
+    step = record.trainer.state.global_step if record.trainer and record.has_begun else 0
+    at = f"at step {step}; {saved}"
+    if isinstance(error, UserError):  # streamed rows are read during training
+        stopped = Fault("the run", f"stopped {at}", "Correct the fault, then run the same command: it resumes.")
+        return type(error)([*error.faults, stopped])
+    if isinstance(error, errors.Interrupted) and record.has_begun:
+        return RunStopped(f"stopped at once {at}", errors.EXIT_SIGNAL + (error.args[0] if error.args else 2))
+    if is_out_of_memory(error):
+        lines = _explain_memory(run, record, at, has_checkpoint=bool(last))
+        return RunStopped("\n".join(lines), errors.EXIT_OUT_OF_MEMORY)
+    # checkpoints are read as plain data; the random states come last, when training has begun
+    unpickled = isinstance(error, pickle.UnpicklingError)
+    if isinstance(error, Exception) and (unpickled or not record.has_begun):
+        unreadable = isinstance(error, OSError | RuntimeError | EOFError) or type(error).__name__ == "SafetensorError"
+        if record.checkpoint is not None and (unpickled or unreadable):
+            problem = f"{record.checkpoint}: cannot be resumed from: {errors.first_line(error)}"
+            fix = "Set run.resume to the path of an earlier checkpoint."
+            return RecipeError(Fault(run.recipe.where(("run", "resume")), problem, fix))
+        refusal = refusals.as_fault(run, error)
+        return None if refusal is error else refusal
+    return None
+
+
+def _explain_memory(run: Run, record: RunRecord, at: str, *, has_checkpoint: bool) -> Iterator[str]:
+    """Yield where memory ran out, with which batch, and what to set."""
+    if record.trainer is None:
+        yield "out of memory while the weights were loaded"
+        yield f"What to try: {fit.advice(run)}"
+        return
+    args = record.trainer.args
+    yield f"out of memory {'' if record.in_training else 'in the evaluation '}{at}"
+    if record.largest_batch:
+        yield f"The largest training batch so far: {' x '.join(f'{n:,}' for n in record.largest_batch)} tokens"
+    if not record.in_training and args.per_device_eval_batch_size > 1:
+        yield f"What to try: train.per_device_eval_batch_size: {args.per_device_eval_batch_size // 2}"
+        return
+    smaller = suggest_less_memory(args)
+    if "global_batch_size" in run.options:  # the accumulation follows from it
+        smaller.pop("gradient_accumulation_steps", None)
+    settings = [f"train.{n}: {_yaml(value)} (now {_yaml(getattr(args, n))})" for n, value in smaller.items()]
+    yield f"What to try: {', '.join(settings)}; or {fit.advice(run)}"
+    if has_checkpoint and "per_device_train_batch_size" in smaller:  # the same steps, so the checkpoint fits
+        allowed = ["changed_recipe", *run.options.get("allow", [])]
+        words = [f"train.{name}={value}" for name, value in smaller.items()] + [f"run.allow=[{', '.join(allowed)}]"]
+        yield f"To resume with them: {resume_command(run)} {shlex.join(words)}"
+
+
+def _yaml(value: Any) -> str:
+    return str(value).lower()

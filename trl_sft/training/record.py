@@ -1,0 +1,92 @@
+"""What a run writes into its folder while it goes on: run.json, the recipe, its ledger, rejected rows.
+
+In: the run's inputs and its live trainer. Out: files, each whole or absent. Nothing is written before
+`RunRecord.begin`, so a refused run changes no folder. The contents come from `manifest`.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from typing import Any
+
+import torch
+from trl import SFTTrainer
+
+from trl_sft import console, run_folder
+from trl_sft.recipe import resolved
+from trl_sft.recipe.checked import Run
+from trl_sft.tokenization import stream
+from trl_sft.training import manifest
+from trl_sft.training.inputs import TrainingInputs
+from trl_sft.training.verify import Verification
+
+
+class RunRecord:
+    """The files of a run that goes on."""
+
+    def __init__(self, run: Run, claim: run_folder.Claim) -> None:
+        """Start the clock; trainer and verification follow when they exist."""
+        self.trainer: SFTTrainer | None = None
+        self.verification: Verification | None = None
+        self.checkpoint = claim.checkpoint  # that the run resumes from
+        self.largest_batch: tuple[int, ...] = ()  # so far: rows, tokens
+        self.in_training = True  # whether the last batch was one to train, not to evaluate
+        self._run, self._claim = run, claim
+        self._inputs: TrainingInputs | None = None
+        self._entries: dict[str, Any] = {}
+        self._started = time.monotonic()
+
+    @property
+    def has_begun(self) -> bool:
+        """Whether the run folder is this run's."""
+        return bool(self._entries)
+
+    def begin(self, inputs: TrainingInputs) -> None:
+        """Take the folder: an earlier run that may be replaced is removed only now."""
+        run, folder = self._run, self._run.output_dir
+        if self._claim.replaces_earlier:
+            run_folder.remove_earlier_files(folder)
+        assert self.trainer is not None
+        measured = {"measured": self.verification.measured} if self.verification else {}
+        self._entries = manifest.beginning(run, inputs.settings.chosen, self.trainer.args) | measured
+        self._write({})
+        run_folder.write_text(folder / run_folder.RECIPE, resolved.remove_secrets(run, run.recipe.text))
+        run_folder.write_text(folder / run_folder.RESOLVED, resolved.format_recipe(run, inputs.settings.chosen))
+        self._inputs = inputs
+        self.trainer.model.register_forward_pre_hook(self._note_batch, with_kwargs=True)
+        self._write_ledger()
+        rejects = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in inputs.datasets.rejects)
+        run_folder.write_text(folder / run_folder.REJECTS, rejects)
+        if self.checkpoint:
+            console.say(f"resume    from {self.checkpoint}")
+
+    def close(self, entries: dict[str, Any]) -> None:
+        """Write down how the run ended."""
+        if self.has_begun:
+            self._write(entries | {"seconds": round(self.seconds(), 1)})
+
+    def seconds(self) -> float:
+        """Return the wall time since the inputs were ready."""
+        return time.monotonic() - self._started
+
+    def _note_batch(self, model: torch.nn.Module, _: Any, batch: dict[str, Any]) -> None:
+        """Note the shape of a batch, should it be the one that does not fit into memory."""
+        shape, self.in_training = tuple(batch["input_ids"].shape), model.training
+        if self.in_training and math.prod(shape) > math.prod(self.largest_batch or (0,)):
+            self.largest_batch = shape
+
+    def _write(self, entries: dict[str, Any]) -> None:
+        self._entries |= entries
+        if entries and self._inputs is not None and self._inputs.datasets.seen is not None:  # a stream: known by now
+            datasets = self._inputs.datasets
+            datasets.ledger["train"] = stream.ledger(self._inputs.datasets.seen)
+            self._write_ledger()
+        text = json.dumps(self._entries, indent=2, ensure_ascii=False) + "\n"
+        run_folder.write_text(self._run.output_dir / run_folder.RUN, resolved.remove_secrets(self._run, text))
+
+    def _write_ledger(self) -> None:
+        assert self._inputs is not None
+        text = json.dumps(self._inputs.datasets.ledger, indent=2, ensure_ascii=False) + "\n"
+        run_folder.write_text(self._run.output_dir / run_folder.LEDGER, text)

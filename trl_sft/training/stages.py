@@ -1,0 +1,161 @@
+"""Every step of a run before the weights load, once, in order; each is a function with plain arguments.
+
+    settle_settings -> find_model -> load_tokenizer -> load_rows -> tokenize -> dry_run.check
+
+`prepare` calls them one after another. `training.run`, `check`, `preview`, `prepare` and the probe call these and
+nothing else. What cannot be honoured raises a `UserError` here, before the weights load.
+"""
+
+from __future__ import annotations
+
+from trl import SFTConfig
+
+from trl_sft.data import rows as data_rows
+from trl_sft.data.rows import CHAT, RunRows
+from trl_sft.evaluation import before_after
+from trl_sft.model import device, load, trust
+from trl_sft.model.load import ModelSource
+from trl_sft.recipe import processes as recipe_processes
+from trl_sft.recipe.checked import Run, Setting
+from trl_sft.tokenization import build, tokenizer
+from trl_sft.tokenization.build import TokenizedRows
+from trl_sft.tokenization.tokenizer import ChatTokenizer
+from trl_sft.training import dry_run, refusals, summary
+from trl_sft.training.inputs import Settings, TrainingInputs
+
+
+def prepare(run: Run) -> TrainingInputs:
+    """Do all of a run that needs no weights, and print what it shows.
+
+    Raises:
+        UserError: a fault of the recipe, the rows, the tokenizer or the machine.
+
+    """
+    summary.print_notes(run.notes)
+    trust.announce(run)
+    device.check_machine(run)
+    settings = settle_settings(run)
+    check_packages(run, settings)
+    summary.print_lines([("machine", describe_machine(run, settings))])
+    model = find_model(run)
+    check_model(run, model)
+    summary.print_lines([("model", model.title)])
+    chat = load_tokenizer(run, model)
+    summary.print_lines([("tokens", line) for line in chat.said])
+    rows = load_rows(run, chat, settings)
+    summary.print_lines([("rows", line) for line in rows.notes])
+    datasets = tokenize(run, chat, rows, settings)
+    summary.print_lines([*datasets.said, *recipe_processes.describe_settings(settings.chosen)])
+    dry_run.check(run, model, chat, settings.args, datasets)
+    return TrainingInputs(settings, model, chat, rows, datasets)
+
+
+def read_rows(run: Run, *, head: int | None = None) -> tuple[Settings, ChatTokenizer, RunRows]:
+    """Do the stages up to the formatted rows, without printing; `head` as in `load_rows`. Raises UserError."""
+    trust.announce(run)
+    settings = settle_settings(run)
+    check_packages(run, settings)
+    model = find_model(run)
+    check_model(run, model)
+    chat = load_tokenizer(run, model)
+    return settings, chat, load_rows(run, chat, settings, head=head)
+
+
+def settle_settings(run: Run, *, elsewhere: bool = False, processes: int = 1) -> Settings:
+    """Make SFTConfig and the quantization from the recipe.
+
+    Args:
+        run: the checked recipe.
+        elsewhere: the run is for another machine; what this one lacks is no fault.
+        processes: how many processes train on that machine.
+
+    Raises:
+        RecipeError: upstream refuses a value.
+        MissingPackage: quantization without bitsandbytes.
+
+    """
+    chosen = {} if elsewhere else device.choose_machine_settings(run.train, run.quantization or {})
+    chosen |= (
+        load.choose_adapter_settings(run)
+        | recipe_processes.compute_settings(run, processes)
+        | trust.choose_weight_settings(run)
+    )
+    keywords = {"output_dir": str(run.output_dir), "model_init_kwargs": trust.build_load_keywords(run)} | run.train
+    keywords |= {str(key[-1]): setting.value for key, setting in chosen.items() if key[0] == "train"}
+    keywords |= device.ANY_MACHINE if elsewhere else {}
+    try:
+        args = SFTConfig(**keywords)
+    except (ValueError, TypeError) as error:
+        raise refusals.as_fault(run, error) from error
+    can_quantize = not elsewhere or load.has_bitsandbytes()
+    return Settings(args, load.make_quantization_config(run, chosen) if can_quantize else None, chosen)
+
+
+def check_packages(run: Run, settings: Settings) -> None:
+    """Refuse settings whose packages are not installed. Raises MissingPackage."""
+    device.check_packages(run)
+    device.check_trackers(run.recipe.where(("train", "report_to")), settings.args.report_to)
+
+
+def describe_machine(run: Run, settings: Settings) -> str:
+    """Return device, threads and precision as the screen shows them."""
+    return device.describe_precision(settings.args, run.model.get("dtype", "float32"), settings.quantization)
+
+
+def find_model(run: Run) -> ModelSource:
+    """Return the model's configuration and where its weights are; no weight is read. Raises UserError."""
+    return load.find_model(run)
+
+
+def check_model(run: Run, model: ModelSource) -> None:
+    """Refuse settings that do not fit the model. Raises RecipeError."""
+    load.check_model(run, model)
+
+
+def load_tokenizer(run: Run, model: ModelSource) -> ChatTokenizer:
+    """Return the tokenizer with its chat template set up and checked. Raises TemplateError."""
+    return tokenizer.load(run, *load.list_tokenizer_sources(model))
+
+
+def load_rows(run: Run, chat: ChatTokenizer, settings: Settings, *, head: int | None = None) -> RunRows:
+    """Return the formatted rows; what follows from them is added to `settings` and to the tokenizer.
+
+    Args:
+        run: the checked recipe.
+        chat: the tokenizer; it takes the end token that the rows need.
+        settings: takes the end token, the loss and the first evaluation that follow from the rows.
+        head: only so many rows of each source, from its beginning; None = all.
+
+    Raises:
+        DataError: a file or a row that cannot be read or formatted.
+        RecipeError: a key that does not fit the rows.
+
+    """
+    rows = data_rows.load(run, chat.target, head)
+    chosen = tokenizer.settings(run, chat, rows.row_type == CHAT) | before_after.settings(run, bool(rows.eval))
+    for key, setting in chosen.items():
+        setattr(settings.args, str(key[-1]), setting.value)
+    settings.chosen.update(chosen)
+    if "loss_on" not in run.data:
+        reason = "the response is what is learned; text has none"
+        settings.chosen["data", "loss_on"] = Setting(rows.loss_on, reason)
+    if settings.args.eos_token is not None:  # TRL sets it too, later
+        chat.tokenizer.eos_token = settings.args.eos_token
+    settings.args.dataset_kwargs = {"skip_prepare_dataset": True}
+    return rows
+
+
+def tokenize(
+    run: Run, chat: ChatTokenizer, rows: RunRows, settings: Settings, *, thorough: bool = False
+) -> TokenizedRows:
+    """Return the datasets that SFTTrainer gets, with their ledger. Raises DataError, TemplateError.
+
+    Args:
+        run: the checked recipe.
+        chat: the tokenizer.
+        rows: the formatted rows.
+        settings: max_length, packing and the batch size.
+        thorough: compare every row with the template, not the first 1,000 and 1% of the rest.
+
+    """
+    return build.make(run, chat, rows, settings.args, thorough=thorough)
