@@ -91,7 +91,7 @@ def watched(monkeypatch, here):
     from trl_sft.training import run
 
     seen = {}
-    make = run._trainer
+    make = run.build_trainer
 
     def watch(*words):
         trainer = seen["trainer"] = make(*words)
@@ -99,7 +99,7 @@ def watched(monkeypatch, here):
         seen["before"] = [module.weight.detach().clone() for module in ends]
         return trainer
 
-    monkeypatch.setattr(run, "_trainer", watch)
+    monkeypatch.setattr(run, "build_trainer", watch)
     result = train(load_recipe("recipe.yaml"))
     return result, seen["trainer"].model, seen["before"]
 

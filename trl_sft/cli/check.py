@@ -29,7 +29,7 @@ from trl_sft.recipe.processes import TargetMachine
 from trl_sft.tokenization import chat_template
 from trl_sft.tokenization.tokenizer import ChatTokenizer
 from trl_sft.training import dry_run, manifest, stages
-from trl_sft.training.inputs import Settings, TrainingInputs
+from trl_sft.training.inputs import RunSettings, TrainingInputs
 from trl_sft.training.memory import fit
 from trl_sft.training.summary import print_lines, print_notes
 
@@ -109,7 +109,7 @@ def check(run: Run, for_: TargetMachine, seconds: float) -> Report:
     return report
 
 
-def _settle(run: Run, report: Report, for_: TargetMachine) -> Settings | None:
+def _settle(run: Run, report: Report, for_: TargetMachine) -> RunSettings | None:
     """Return upstream's settings; what only this machine refuses is no fault of the recipe."""
     processes = 1 if for_.is_this_machine else for_.num_gpus
     with report.stage("settings"):

@@ -19,7 +19,7 @@ from trl_sft.tokenization.tokenizer import ChatTokenizer
 
 
 @dataclass(frozen=True)
-class Settings:
+class RunSettings:
     """The live settings of a run."""
 
     args: SFTConfig
@@ -31,7 +31,7 @@ class Settings:
 class TrainingInputs:
     """All that SFTTrainer needs but the weights."""
 
-    settings: Settings
+    settings: RunSettings
     model: ModelSource
     chat: ChatTokenizer
     rows: RunRows

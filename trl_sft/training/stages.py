@@ -21,7 +21,7 @@ from trl_sft.tokenization import build, tokenizer
 from trl_sft.tokenization.build import TokenizedRows
 from trl_sft.tokenization.tokenizer import ChatTokenizer
 from trl_sft.training import dry_run, refusals, summary
-from trl_sft.training.inputs import Settings, TrainingInputs
+from trl_sft.training.inputs import RunSettings, TrainingInputs
 
 
 def prepare(run: Run) -> TrainingInputs:
@@ -50,7 +50,7 @@ def prepare(run: Run) -> TrainingInputs:
     return TrainingInputs(settings, model, chat, rows, datasets)
 
 
-def read_rows(run: Run, *, head: int | None = None) -> tuple[Settings, ChatTokenizer, RunRows]:
+def read_rows(run: Run, *, head: int | None = None) -> tuple[RunSettings, ChatTokenizer, RunRows]:
     """Do the stages up to the formatted rows, without printing; `head` as in `load_rows`. Raises UserError."""
     trust.announce(run)
     settings = settle_settings(run)
@@ -61,7 +61,7 @@ def read_rows(run: Run, *, head: int | None = None) -> tuple[Settings, ChatToken
     return settings, chat, load_rows(run, chat, settings, head=head)
 
 
-def settle_settings(run: Run, *, elsewhere: bool = False, processes: int = 1) -> Settings:
+def settle_settings(run: Run, *, elsewhere: bool = False, processes: int = 1) -> RunSettings:
     """Make SFTConfig and the quantization from the recipe.
 
     Args:
@@ -88,16 +88,16 @@ def settle_settings(run: Run, *, elsewhere: bool = False, processes: int = 1) ->
     except (ValueError, TypeError) as error:
         raise refusals.as_fault(run, error) from error
     can_quantize = not elsewhere or load.has_bitsandbytes()
-    return Settings(args, load.make_quantization_config(run, chosen) if can_quantize else None, chosen)
+    return RunSettings(args, load.make_quantization_config(run, chosen) if can_quantize else None, chosen)
 
 
-def check_packages(run: Run, settings: Settings) -> None:
+def check_packages(run: Run, settings: RunSettings) -> None:
     """Refuse settings whose packages are not installed. Raises MissingPackage."""
     device.check_packages(run)
     device.check_trackers(run.recipe.where(("train", "report_to")), settings.args.report_to)
 
 
-def describe_machine(run: Run, settings: Settings) -> str:
+def describe_machine(run: Run, settings: RunSettings) -> str:
     """Return device, threads and precision as the screen shows them."""
     return device.describe_precision(settings.args, run.model.get("dtype", "float32"), settings.quantization)
 
@@ -117,7 +117,7 @@ def load_tokenizer(run: Run, model: ModelSource) -> ChatTokenizer:
     return tokenizer.load(run, *load.list_tokenizer_sources(model))
 
 
-def load_rows(run: Run, chat: ChatTokenizer, settings: Settings, *, head: int | None = None) -> RunRows:
+def load_rows(run: Run, chat: ChatTokenizer, settings: RunSettings, *, head: int | None = None) -> RunRows:
     """Return the formatted rows; what follows from them is added to `settings` and to the tokenizer.
 
     Args:
@@ -146,7 +146,7 @@ def load_rows(run: Run, chat: ChatTokenizer, settings: Settings, *, head: int | 
 
 
 def tokenize(
-    run: Run, chat: ChatTokenizer, rows: RunRows, settings: Settings, *, thorough: bool = False
+    run: Run, chat: ChatTokenizer, rows: RunRows, settings: RunSettings, *, thorough: bool = False
 ) -> TokenizedRows:
     """Return the datasets that SFTTrainer gets, with their ledger. Raises DataError, TemplateError.
 
