@@ -12,7 +12,7 @@ from transformers import AutoTokenizer
 from trl_sft import cli, load_recipe, train
 from trl_sft.errors import RecipeError
 from trl_sft.importers import openrlhf, tables, writer
-from trl_sft.importers.recipe_parts import current_name
+from trl_sft.importers.recipe_parts import get_current_name
 from trl_sft.importers.settings import RecipeLine, Settings
 from trl_sft.recipe import processes
 from trl_sft.recipe import yaml_reader as reading
@@ -93,8 +93,8 @@ def test_openrlhf_command_becomes_a_recipe_that_trains_the_same(recipe, here):
         **{"warmup_steps": 0.03, "weight_decay": 0.0, "adam_beta1": 0.9, "adam_beta2": 0.95, "max_grad_norm": 1.0},
         **{"dataloader_drop_last": True, "seed": 42, "bf16": True, "save_strategy": "no", "logging_steps": 1},
         **{
-            current_name("gradient_checkpointing"): True,
-            current_name("gradient_checkpointing_kwargs"): {"use_reentrant": False},
+            get_current_name("gradient_checkpointing"): True,
+            get_current_name("gradient_checkpointing_kwargs"): {"use_reentrant": False},
         },
     }
     assert run.output_dir == here / "checkpoint/llama3-8b-sft"
@@ -172,7 +172,7 @@ def test_openrlhf_tokens_and_mask_are_those_of_its_data_set(recipe, here):
         (
             "",
             {
-                f"train.{current_name('gradient_checkpointing')}": False,
+                f"train.{get_current_name('gradient_checkpointing')}": False,
                 "train.learning_rate": 5e-6,
                 "train.max_length": 2048,
             },
@@ -253,7 +253,7 @@ def test_unknown_setting_is_a_comment_and_a_note(imports):
 
 def outcomes_of(name, tool, settings):
     """The outcomes that come from one setting."""
-    outcomes = writer.all_outcomes(writer.TOOLS[tool], settings)
+    outcomes = writer.convert_all(writer.TOOLS[tool], settings)
     return [
         outcome
         for outcome in outcomes
@@ -263,7 +263,7 @@ def outcomes_of(name, tool, settings):
 
 def test_every_openrlhf_flag_has_an_outcome(here):
     required = {"pretrain": "m", "dataset": "X", "output_key": "a"}
-    for name, entry in tables.load("openrlhf").entries.items():
+    for name, entry in tables.load_table("openrlhf").entries.items():
         if name == "dataset_probs":
             continue  # tried with several sources
         text = "fp16" if "dtype" in name else "x"
@@ -467,7 +467,7 @@ def test_axolotl_file_becomes_a_recipe(recipe, imports):
         **{"num_train_epochs": 2, "max_length": 2048, "packing": True, "eval_packing": True, "learning_rate": 2e-4},
         **{"weight_decay": 0.0, "lr_scheduler_type": "cosine", "optim": "adamw_bnb_8bit", "warmup_steps": 0.1},
         **{"eval_strategy": "steps", "eval_steps": 0.125, "save_strategy": "steps", "save_steps": 0.5},
-        **{"save_total_limit": 4, "report_to": ["wandb"], current_name("gradient_checkpointing"): True},
+        **{"save_total_limit": 4, "report_to": ["wandb"], get_current_name("gradient_checkpointing"): True},
     }
     assert run.model == {"attn_implementation": "flash_attention_2", "dtype": "bfloat16"}
     assert run.lora == {"r": 32, "lora_alpha": 16, "lora_dropout": 0.05, "target_modules": ["gate_proj", "down_proj"]}
@@ -510,7 +510,7 @@ def test_axolotl_defaults_are_carried_over(recipe):
         },
         **{"max_length": 512, "learning_rate": 5e-5, "weight_decay": 0.0, "lr_scheduler_type": "cosine"},
         **{"optim": "adamw_torch_fused", "warmup_steps": 0.03, "save_strategy": "epoch", "save_total_limit": 4},
-        current_name("gradient_checkpointing"): False,
+        get_current_name("gradient_checkpointing"): False,
     }
     assert run.sources["train"][0].rename == {"answer": "text"}
     assert out.count("axolotl's default") >= 10
@@ -537,7 +537,7 @@ OWN = {"format": "[{instruction}]", "field_instruction": "question", "field_outp
         ({"lr_scheduler": "rex"}, {"train.lr_scheduler_type": "cosine"}),
         ({"optimizer": "muon"}, {"train.optim": None}),
         ({"test_datasets": [{"path": "rows.jsonl", "type": "completion"}], "eval_steps": 5}, {"train.eval_steps": 5}),
-        ({"gradient_checkpointing": "offload"}, {f"train.{current_name('gradient_checkpointing')}": True}),
+        ({"gradient_checkpointing": "offload"}, {f"train.{get_current_name('gradient_checkpointing')}": True}),
         ({"auto_resume_from_checkpoints": True}, {"run.resume": "auto"}),
         ({"fsdp_config": {"offload_params": True}}, {"launch.engine": "fsdp"}),
         (
@@ -658,8 +658,8 @@ def test_llamafactory_file_becomes_a_recipe(recipe, factory):
         **{"learning_rate": 1e-4, "num_train_epochs": 3.0, "lr_scheduler_type": "cosine", "warmup_steps": 0.1},
         **{"ddp_timeout": 180000000, "per_device_eval_batch_size": 1, "eval_strategy": "steps", "eval_steps": 500},
         **{
-            current_name("gradient_checkpointing"): True,
-            current_name("gradient_checkpointing_kwargs"): {"use_reentrant": True},
+            get_current_name("gradient_checkpointing"): True,
+            get_current_name("gradient_checkpointing_kwargs"): {"use_reentrant": True},
         },
     }
     assert run.lora == {"r": 8, "lora_alpha": 16, "lora_dropout": 0.0, "target_modules": "all-linear"}
@@ -691,7 +691,7 @@ def test_llamafactory_file_becomes_a_recipe(recipe, factory):
         ({"mask_history": True}, {"data.loss_on": "last_turn"}),
         ({"neat_packing": True}, {"train.packing": True}),
         ({"flash_attn": "fa2"}, {"model.attn_implementation": "flash_attention_2"}),
-        ({"disable_gradient_checkpointing": True}, {f"train.{current_name('gradient_checkpointing')}": False}),
+        ({"disable_gradient_checkpointing": True}, {f"train.{get_current_name('gradient_checkpointing')}": False}),
         ({"dataset": "renamed"}, {"data.train": {"path": "data/identity.json", "format": "alpaca", "wording": "chat"}}),
         ({"dataset": "openai"}, {"data.train": {"path": "org/openai", "format": "messages", "wording": "chat"}}),
         ({"dataset": "identity,chats", "mix_strategy": "interleave_over", "interleave_probs": "0.3,0.7"}, {}),
@@ -785,7 +785,7 @@ BASIC = {
 
 @pytest.mark.parametrize("tool", BASIC)
 def test_every_known_setting_has_an_outcome_for_values_of_every_type(tool):
-    for name in writer.TOOLS[tool].names():
+    for name in writer.TOOLS[tool].list_names():
         for value in (True, 1, 0.5, "x", ["x"], {"x": "y"}, [{"path": 1, "type": ["a"]}]):
             try:
                 outcomes = outcomes_of(name, tool, Settings(BASIC[tool] | {name: value}, str))

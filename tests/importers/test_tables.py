@@ -17,7 +17,7 @@ TABLES = ("axolotl", "llamafactory", "openrlhf", "trl")
 
 def words_of(name):
     """Every string in the code of a tool's module."""
-    tree = ast.parse(tables.path(name).with_suffix(".py").read_text(encoding="utf-8"))
+    tree = ast.parse(tables.get_path(name).with_suffix(".py").read_text(encoding="utf-8"))
     return {node.value for node in ast.walk(tree) if isinstance(node, ast.Constant) and isinstance(node.value, str)}
 
 
@@ -29,14 +29,14 @@ def test_every_table_has_a_module_and_an_importer():
 @pytest.mark.parametrize("name", TABLES)
 def test_file_reads_the_same_as_strict_yaml_1_2(name):
     """No key stands twice in a mapping, and no value means something else to YAML 1.1, as which tables are read."""
-    strict = yaml_reader.read_recipe(tables.path(name)).values
+    strict = yaml_reader.read_recipe(tables.get_path(name)).values
     strict["read_on"] = datetime.date.fromisoformat(strict["read_on"])
-    assert yaml.load(tables.path(name).read_text(encoding="utf-8"), Loader=tables._Loader) == strict
+    assert yaml.load(tables.get_path(name).read_text(encoding="utf-8"), Loader=tables._Loader) == strict
 
 
 @pytest.mark.parametrize("name", TABLES)
 def test_head_names_releases_and_day(name):
-    table = tables.load(name)
+    table = tables.load_table(name)
     assert isinstance(table.read_on, datetime.date)
     assert all(isinstance(text, str) and text for text in (table.tool, table.releases, table.sources))
     assert table.releases in writer.render(
@@ -49,7 +49,7 @@ def test_head_names_releases_and_day(name):
 
 @pytest.mark.parametrize("name", TABLES)
 def test_fields_of_every_entry_are_well_formed(name):
-    for setting, entry in tables.load(name).entries.items():
+    for setting, entry in tables.load_table(name).entries.items():
         assert not (entry.key and entry.omitted), setting
         assert entry.omitted or not entry.warn, setting
         assert entry.key or not (entry.group or entry.note), setting
@@ -67,12 +67,12 @@ def test_fields_of_every_entry_are_well_formed(name):
 
 @pytest.mark.parametrize("name", TABLES)
 def test_every_entry_without_key_and_reason_is_read_by_the_module(name):
-    words = words_of(name) | {word for mapping in tables.load(name).words.values() for word in mapping}
+    words = words_of(name) | {word for mapping in tables.load_table(name).words.values() for word in mapping}
     if name != "openrlhf":
         words |= words_of("recipe_parts")
     unread = [
         setting
-        for setting, entry in tables.load(name).entries.items()
+        for setting, entry in tables.load_table(name).entries.items()
         if not entry.key and not entry.omitted and setting not in words
     ]
     assert unread == []
@@ -80,21 +80,21 @@ def test_every_entry_without_key_and_reason_is_read_by_the_module(name):
 
 @pytest.mark.parametrize("name", TABLES)
 def test_every_mapping_of_words_is_read_by_the_module(name):
-    assert set(tables.load(name).words) <= words_of(name)
+    assert set(tables.load_table(name).words) <= words_of(name)
 
 
 @pytest.mark.parametrize("name", TABLES)
 def test_every_group_is_read_by_the_module(name):
-    assert {entry.group for entry in tables.load(name).entries.values()} - {""} <= words_of(name)
+    assert {entry.group for entry in tables.load_table(name).entries.values()} - {""} <= words_of(name)
 
 
 @pytest.mark.parametrize("name", TABLES)
 def test_every_entry_with_a_key_or_a_reason_gives_an_outcome(name):
-    table = tables.load(name)
+    table = tables.load_table(name)
     for setting, entry in table.entries.items():
         outcomes = [
-            *table.outcomes(Settings({setting: "x"}, str)),
-            *table.lines(Settings({setting: "x"}, str), entry.group),
+            *table.make_outcomes(Settings({setting: "x"}, str)),
+            *table.make_lines(Settings({setting: "x"}, str), entry.group),
         ]
         if entry.omitted:
             assert OmittedSetting(setting, entry.omitted, entry.warn) in outcomes
@@ -108,11 +108,11 @@ HEAD = "tool: a\nreleases: b\nread_on: 2026-11-25\nsources: c\n"
 @pytest.fixture
 def load(tmp_path, monkeypatch):
     """Load a table from its text."""
-    monkeypatch.setattr(tables, "path", lambda name: tmp_path / f"{name}.yaml")
+    monkeypatch.setattr(tables, "get_path", lambda name: tmp_path / f"{name}.yaml")
 
     def call(text):
         (tmp_path / "x.yaml").write_text(HEAD + text)
-        return tables.load.__wrapped__("x")
+        return tables.load_table.__wrapped__("x")
 
     return call
 
@@ -133,12 +133,14 @@ def test_table_with_a_mistake_is_refused(load, text, error, message):
 
 def test_default_is_a_line_with_a_note_and_a_warning_needs_a_value_that_is_on(load):
     table = load("settings: {a: {key: train.seed, default: 3, note: Why.}}\nunsupported: [b]\nomitted: {Reason: [c]}")
-    assert list(table.outcomes(Settings({}, str))) == [
+    assert list(table.make_outcomes(Settings({}, str))) == [
         RecipeLine(("train", "seed"), 3, (), "Why. This is a's default.")
     ]
     off = [
-        outcome.name for outcome in table.outcomes(Settings({"b": False, "c": False}, str)) if hasattr(outcome, "name")
+        outcome.name
+        for outcome in table.make_outcomes(Settings({"b": False, "c": False}, str))
+        if hasattr(outcome, "name")
     ]
     assert off == ["c"]
-    on = [outcome for outcome in table.outcomes(Settings({"b": True}, str)) if isinstance(outcome, OmittedSetting)]
+    on = [outcome for outcome in table.make_outcomes(Settings({"b": True}, str)) if isinstance(outcome, OmittedSetting)]
     assert on == [OmittedSetting("b", tables.UNSUPPORTED, warn=True)]

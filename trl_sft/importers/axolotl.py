@@ -27,52 +27,52 @@ _READ_KEYS = {
 _TOKENS = ("bos_token", "eos_token", "pad_token", "unk_token")
 
 
-def _table() -> Table:
+def _load_table() -> Table:
     """Return the table of axolotl's settings."""
-    return tables.load("axolotl")
+    return tables.load_table("axolotl")
 
 
-def names() -> set[str]:
+def list_names() -> set[str]:
     """Return every setting that is known here."""
-    return set(_table().entries)
+    return set(_load_table().entries)
 
 
-def outcomes(settings: Settings) -> Iterator[Outcome]:
+def convert(settings: Settings) -> Iterator[Outcome]:
     """Yield what becomes of each setting, and the lines for axolotl's defaults.
 
     Raises:
         RecipeError: A value that a recipe needs is missing or cannot be converted.
     """
-    table = _table()
+    table = _load_table()
     for name in ("rl", "reward_model", "process_reward_model"):
         if settings.get(name):
             problem = f"{format_value(settings.get(name))}: trl_sft does supervised fine-tuning only"
-            raise settings.error(name, problem, "Import a file for supervised fine-tuning.")
+            raise settings.make_error(name, problem, "Import a file for supervised fine-tuning.")
     if not settings.has("base_model"):
-        raise recipe_parts.missing_model(settings, "base_model", "Set `base_model` to a folder or a hub id.")
-    yield from table.outcomes(settings)
-    yield from _model(settings, table)
-    yield from _adapter(settings, table)
-    yield from _data(settings, table)
-    yield from _loss(settings)
-    yield from _chat_template(settings, table)
-    yield from _optimizer(settings, table)
-    yield from _precision(settings)
-    yield from _gradient_checkpointing(settings, table)
-    yield from _warmup(settings, table)
-    yield from _evaluation(settings, table)
-    yield from _checkpoints(settings, table)
-    if trackers := settings.switched_on(table.words["trackers"]):
+        raise settings.make_error("base_model", recipe_parts.NO_MODEL, "Set `base_model` to a folder or a hub id.")
+    yield from table.make_outcomes(settings)
+    yield from _convert_model(settings, table)
+    yield from _convert_adapter(settings, table)
+    yield from _convert_data(settings, table)
+    yield from _convert_loss(settings)
+    yield from _convert_chat_template(settings, table)
+    yield from _convert_optimizer(settings, table)
+    yield from _convert_precision(settings)
+    yield from _convert_gradient_checkpointing(settings, table)
+    yield from _convert_warmup(settings, table)
+    yield from _convert_evaluation(settings, table)
+    yield from _convert_checkpoints(settings, table)
+    if trackers := settings.list_enabled(table.words["trackers"]):
         values = dict.fromkeys(table.words["trackers"][name] for name in trackers)
         yield RecipeLine(("train", "report_to"), list(values), trackers)
     fsdp = bool(settings.get("fsdp") or settings.get("fsdp_config"))
     config_note = "These are axolotl's keys. Remove the prefix `fsdp_` from each."
-    yield from recipe_parts.launch(settings, fsdp=fsdp, config_note=config_note)
+    yield from recipe_parts.convert_launch(settings, fsdp=fsdp, config_note=config_note)
 
 
-def _model(settings: Settings, table: Table) -> Iterator[Outcome]:
+def _convert_model(settings: Settings, table: Table) -> Iterator[Outcome]:
     """Yield the attention and the special tokens."""
-    for name in settings.switched_on(table.words["attention"]):
+    for name in settings.list_enabled(table.words["attention"]):
         if not settings.has("attn_implementation"):
             yield RecipeLine(("model", "attn_implementation"), table.words["attention"][name], (name,))
     for token, value in (settings.get("special_tokens") or {}).items():
@@ -82,22 +82,22 @@ def _model(settings: Settings, table: Table) -> Iterator[Outcome]:
             yield OmittedSetting("special_tokens", f"trl_sft does not support `{token}` here.", warn=True)
 
 
-def _adapter(settings: Settings, table: Table) -> Iterator[Outcome]:
+def _convert_adapter(settings: Settings, table: Table) -> Iterator[Outcome]:
     """Yield the sections `lora:` and `quantization:`."""
     adapter = settings.get("adapter")
     if adapter is None:
         return
     if adapter not in ("lora", "qlora"):
         problem = f"{format_value(adapter)}: trl_sft trains no such adapter"
-        raise settings.error("adapter", problem, "Write `lora` or `qlora`.")
-    for line in table.lines(settings, "lora"):
+        raise settings.make_error("adapter", problem, "Write `lora` or `qlora`.")
+    for line in table.make_lines(settings, "lora"):
         if line.value is not False and line.value != []:
             yield line._replace(names=(*line.names, "adapter"))
     modules = settings.get("lora_target_modules")
     if settings.get("lora_target_linear"):
         more = "The layers of `lora_target_modules` are among them." if modules else ""
         note = join_sentences("These are all linear layers except the head.", more)
-        names = settings.having("lora_target_linear", "lora_target_modules")
+        names = settings.list_present("lora_target_linear", "lora_target_modules")
         yield RecipeLine(("lora", "target_modules"), "all-linear", names, note)
     elif modules:
         yield RecipeLine(("lora", "target_modules"), modules, ("lora_target_modules",))
@@ -107,73 +107,73 @@ def _adapter(settings: Settings, table: Table) -> Iterator[Outcome]:
     yield RecipeLine(("quantization", switch), True, (switch, "adapter"))
     if adapter == "qlora":
         defaults = {"bnb_4bit_quant_type": "nf4", "bnb_4bit_use_double_quant": True}
-        names = settings.switched_on(["bnb_config_kwargs"])
+        names = settings.list_enabled(["bnb_config_kwargs"])
         for key, value in (defaults | (settings.get("bnb_config_kwargs") or {})).items():
             yield RecipeLine(("quantization", key), value, names, table.default_note)
 
 
-def _data(settings: Settings, table: Table) -> Iterator[Outcome]:
+def _convert_data(settings: Settings, table: Table) -> Iterator[Outcome]:
     """Yield the training rows, the evaluation set, and what happens to long rows."""
-    name, entries = _data_sets(settings)
+    name, entries = _find_datasets(settings)
     notes: list[str] = []
-    sources = [_source(settings, name, entry, notes=notes) for entry in entries]
+    sources = [_make_source(settings, name, entry, notes=notes) for entry in entries]
     if name == "pretraining_dataset":
         sources = [source | {"streaming": True} if isinstance(source, dict) else source for source in sources]
     note = join_sentences(*notes)
-    yield RecipeLine(("data", "train"), recipe_parts.data_sources(sources), (name, "streaming"), note)
+    yield RecipeLine(("data", "train"), recipe_parts.unwrap_single(sources), (name, "streaming"), note)
     if settings.get("test_datasets"):
-        entries = _entries(settings.get("test_datasets"))
-        sources = [_source(settings, "test_datasets", entry, notes=[]) for entry in entries]
-        yield RecipeLine(("data", "eval"), recipe_parts.data_sources(sources), ("test_datasets",))
-    yield from recipe_parts.eval_fraction(settings, "val_set_size")
+        entries = _list_entries(settings.get("test_datasets"))
+        sources = [_make_source(settings, "test_datasets", entry, notes=[]) for entry in entries]
+        yield RecipeLine(("data", "eval"), recipe_parts.unwrap_single(sources), ("test_datasets",))
+    yield from recipe_parts.convert_eval_fraction(settings, "val_set_size")
     word = table.words["overlong"].get(settings.get("excess_length_strategy", "drop"))
-    names = settings.having("excess_length_strategy")
+    names = settings.list_present("excess_length_strategy")
     yield RecipeLine(("data", "overlong"), word, names, "" if names else table.default_note)
 
 
-def _data_sets(settings: Settings) -> tuple[str, list[dict[str, Any]]]:
+def _find_datasets(settings: Settings) -> tuple[str, list[dict[str, Any]]]:
     """Return the setting that names the training rows, and its data sets."""
     for name in ("datasets", "pretraining_dataset"):
         if settings.get(name):
-            return name, _entries(settings.get(name))
+            return name, _list_entries(settings.get(name))
     fix = "Add `datasets: [{path: FILE or HUB ID, type: chat_template}]`."
-    raise recipe_parts.missing_rows(settings, "datasets", fix)
+    raise settings.make_error("datasets", recipe_parts.NO_ROWS, fix)
 
 
-def _entries(value: Any) -> list[dict[str, Any]]:
+def _list_entries(value: Any) -> list[dict[str, Any]]:
     """Return data sets as a list of mappings: axolotl takes a list, a single mapping, or a path."""
     entries = value if isinstance(value, list) else [value]
     return [entry if isinstance(entry, dict) else {"path": str(entry), "type": "pretrain"} for entry in entries]
 
 
-def _source(settings: Settings, name: str, entry: dict[str, Any], *, notes: list[str]) -> Any:
+def _make_source(settings: Settings, name: str, entry: dict[str, Any], *, notes: list[str]) -> Any:
     """Return one source of `data.train`; `notes` takes sentences on what differs."""
     path = entry.get("path")
     if not isinstance(path, str):
-        raise settings.error(name, "a data set has no path", "Set its `path` to a file, a folder or a hub id.")
-    path = recipe_parts.data_path(path, entry.get("data_files"), notes)
+        raise settings.make_error(name, "a data set has no path", "Set its `path` to a file, a folder or a hub id.")
+    path = recipe_parts.resolve_data_files(path, entry.get("data_files"), notes)
     unread = [key for key in sorted(set(entry) - _READ_KEYS) if entry[key] is not None]
     notes += [f"trl_sft does not support `{key}` of {path}." for key in unread]
     same = {key: entry.get(key) for key in _SOURCE_KEYS}
-    same["split"] = recipe_parts.unless_train(same["split"])
-    return recipe_parts.data_source(path, **same, **_row_format(entry, notes))
+    same["split"] = recipe_parts.omit_train_split(same["split"])
+    return recipe_parts.make_source(path, **same, **_make_row_format(entry, notes))
 
 
-def _row_format(entry: dict[str, Any], notes: list[str]) -> dict[str, Any]:
+def _make_row_format(entry: dict[str, Any], notes: list[str]) -> dict[str, Any]:
     """Return the keys of a source that say how its rows become text."""
     kind = entry.get("type")
     if isinstance(kind, dict):
-        return {"wording": _wording(kind, notes)}
+        return {"wording": _make_wording(kind, notes)}
     word = str(kind or "").partition(":")[0]
     if word in ("chat_template", "sharegpt") or (word == "" and entry.get("field_messages")):
-        return _chat_format(entry, word)
+        return _make_chat_format(entry, word)
     if word in ("completion", "pretrain"):
         column = entry.get("field") or entry.get("text_column") or "text"
         if word == "completion":
             notes.append(
                 "axolotl splits a long text into rows of sequence_len tokens. trl_sft follows `data.overlong`."
             )
-        return {"format": "text", "rename": recipe_parts.rename({column: "text"})}
+        return {"format": "text", "rename": recipe_parts.make_rename({column: "text"})}
     if word == "alpaca":
         notes.append("axolotl breaks the line after `### Response:`. The wording alpaca does not.")
         return {"format": "alpaca", "wording": "alpaca"}
@@ -181,16 +181,16 @@ def _row_format(entry: dict[str, Any], notes: list[str]) -> dict[str, Any]:
     return {"format": "question_answer" if word == "alpaca_chat.load_qa" else ""}
 
 
-def _chat_format(entry: dict[str, Any], word: str) -> dict[str, Any]:
+def _make_chat_format(entry: dict[str, Any], word: str) -> dict[str, Any]:
     """Return the keys of a source of chats, whose messages have role and content, or from and value."""
     mapping = entry.get("message_property_mappings") or {}
     role = mapping.get("role", entry.get("message_field_role") or ("from" if word == "sharegpt" else "role"))
     column = entry.get("field_messages") or ("conversations" if word == "sharegpt" else "messages")
     row_format, name = ("sharegpt", "conversations") if role == "from" else ("messages", "messages")
-    return {"format": row_format, "wording": "chat", "rename": recipe_parts.rename({column: name})}
+    return {"format": row_format, "wording": "chat", "rename": recipe_parts.make_rename({column: name})}
 
 
-def _wording(kind: dict[str, Any], notes: list[str]) -> dict[str, str]:
+def _make_wording(kind: dict[str, Any], notes: list[str]) -> dict[str, str]:
     """Return the wording of a type that the file itself defines."""
     columns = {name: kind.get(f"field_{name}") or name for name in ("instruction", "input", "output")}
     prompt = kind.get("format") or "{instruction} {input} "
@@ -204,13 +204,13 @@ def _wording(kind: dict[str, Any], notes: list[str]) -> dict[str, str]:
     return {"prompt": prompt, "completion": f"{{{columns['output']}}}"}
 
 
-def _loss(settings: Settings) -> Iterator[Outcome]:
+def _convert_loss(settings: Settings) -> Iterator[Outcome]:
     """Yield which tokens carry loss."""
     if settings.get("train_on_inputs"):
         yield RecipeLine(("data", "loss_on"), "all", ("train_on_inputs",))
     elif settings.has("train_on_inputs"):
         yield OmittedSetting("train_on_inputs", "The value false is the default: only answers carry loss.")
-    for entry in _data_sets(settings)[1]:
+    for entry in _find_datasets(settings)[1]:
         roles, eos = entry.get("roles_to_train"), entry.get("train_on_eos")
         if roles not in (None, ["assistant"], ["gpt"]):
             reason = "trl_sft trains the turns of the assistant, or all turns with `data.loss_on: all`."
@@ -220,13 +220,13 @@ def _loss(settings: Settings) -> Iterator[Outcome]:
             yield OmittedSetting("train_on_eos", f"The value was {format_value(eos)}. {reason}", warn=True)
 
 
-def _chat_template(settings: Settings, table: Table) -> Iterator[Outcome]:
+def _convert_chat_template(settings: Settings, table: Table) -> Iterator[Outcome]:
     """Yield the chat template: that of the file, or else that of its first data set that has one."""
-    names = settings.switched_on(["chat_template", "chat_template_jinja"])
+    names = settings.list_enabled(["chat_template", "chat_template_jinja"])
     place = settings.values
     if not names:
         names = ("datasets",)
-        entries = _data_sets(settings)[1]
+        entries = _find_datasets(settings)[1]
         place = next((entry for entry in entries if entry.get("chat_template") or entry.get("chat_template_jinja")), {})
     template, jinja = place.get("chat_template"), place.get("chat_template_jinja")
     key = ("tokenizer", "chat_template")
@@ -248,10 +248,10 @@ def _chat_template(settings: Settings, table: Table) -> Iterator[Outcome]:
             yield OmittedSetting("chat_template", reason, warn=True)
 
 
-def _optimizer(settings: Settings, table: Table) -> Iterator[Outcome]:
+def _convert_optimizer(settings: Settings, table: Table) -> Iterator[Outcome]:
     """Yield packing, gradient accumulation, the schedule and the optimizer."""
     note = "Packed documents do not see each other, in axolotl either." if settings.get("sample_packing") else ""
-    yield table.line(settings, "train.packing", "sample_packing", note=note)
+    yield table.make_line(settings, "train.packing", "sample_packing", note=note)
     key = ("train", "gradient_accumulation_steps")
     if settings.has("gradient_accumulation_steps"):
         yield RecipeLine(key, settings.get("gradient_accumulation_steps"), ("gradient_accumulation_steps",))
@@ -266,18 +266,18 @@ def _optimizer(settings: Settings, table: Table) -> Iterator[Outcome]:
         yield RecipeLine(("train", "lr_scheduler_type"), "cosine", (), reason)
         yield OmittedSetting("lr_scheduler", reason, warn=True)
     else:
-        yield table.line(settings, "train.lr_scheduler_type", "lr_scheduler")
-    if types.accepts(keys.get_fields("train")["optim"], table.value(settings, "optimizer")):
-        yield table.line(settings, "train.optim", "optimizer")
+        yield table.make_line(settings, "train.lr_scheduler_type", "lr_scheduler")
+    if types.accepts(keys.get_fields("train")["optim"], table.get_value(settings, "optimizer")):
+        yield table.make_line(settings, "train.optim", "optimizer")
     else:
         reason = "This optimizer is axolotl's own. The default of `train.optim` trains."
         yield OmittedSetting("optimizer", reason, warn=True)
 
 
-def _precision(settings: Settings) -> Iterator[Outcome]:
+def _convert_precision(settings: Settings) -> Iterator[Outcome]:
     """Yield the types of weights and arithmetic."""
     bf16 = settings.get("bf16", settings.get("bfloat16", "auto"))
-    names = settings.having("bf16", "bfloat16")
+    names = settings.list_present("bf16", "bfloat16")
     half = settings.get("fp16", settings.get("float16"))
     note = "axolotl loads all weights in bfloat16. TRL trains float32 weights with `bf16: true`."
     if half or bf16 not in (True, "full", "auto"):
@@ -294,65 +294,65 @@ def _precision(settings: Settings) -> Iterator[Outcome]:
         yield RecipeLine(("train", "tf32"), settings.get("tf32"), ("tf32",))
 
 
-def _gradient_checkpointing(settings: Settings, table: Table) -> Iterator[Outcome]:
+def _convert_gradient_checkpointing(settings: Settings, table: Table) -> Iterator[Outcome]:
     """Yield gradient checkpointing and its options."""
-    value = table.value(settings, "gradient_checkpointing")
-    key = f"train.{recipe_parts.current_name('gradient_checkpointing')}"
+    value = table.get_value(settings, "gradient_checkpointing")
+    key = f"train.{recipe_parts.get_current_name('gradient_checkpointing')}"
     if isinstance(value, bool):
-        yield table.line(settings, key, "gradient_checkpointing")
+        yield table.make_line(settings, key, "gradient_checkpointing")
     else:
         note = f"The value was {format_value(value)}. Set `train.activation_offloading: true` to offload activations."
-        yield table.line(settings, key, "gradient_checkpointing", value=True, note=note)
+        yield table.make_line(settings, key, "gradient_checkpointing", value=True, note=note)
     if value and settings.get("gradient_checkpointing_kwargs"):
-        key = f"train.{recipe_parts.current_name('gradient_checkpointing_kwargs')}"
-        yield table.line(settings, key, "gradient_checkpointing_kwargs")
+        key = f"train.{recipe_parts.get_current_name('gradient_checkpointing_kwargs')}"
+        yield table.make_line(settings, key, "gradient_checkpointing_kwargs")
 
 
-def _warmup(settings: Settings, table: Table) -> Iterator[Outcome]:
+def _convert_warmup(settings: Settings, table: Table) -> Iterator[Outcome]:
     """Yield the warm-up, in steps or as a share of all steps."""
     if settings.has("warmup_steps"):
-        yield table.line(settings, "train.warmup_steps", "warmup_steps")
+        yield table.make_line(settings, "train.warmup_steps", "warmup_steps")
         return
     most = "" if settings.has("warmup_ratio") else "axolotl takes at most 100 steps."
     note = join_sentences("A value below 1 is a share of all steps.", most)
-    yield table.line(settings, "train.warmup_steps", "warmup_ratio", note=note)
+    yield table.make_line(settings, "train.warmup_steps", "warmup_ratio", note=note)
 
 
-def _evaluation(settings: Settings, table: Table) -> Iterator[Outcome]:
+def _convert_evaluation(settings: Settings, table: Table) -> Iterator[Outcome]:
     """Yield when the evaluation set is used."""
     if not (settings.get("test_datasets") or 0 < settings.get("val_set_size", 0) < 1):
         return
-    if line := _each_epoch(settings, table, "evals_per_epoch"):
+    if line := _convert_per_epoch(settings, table, "evals_per_epoch"):
         yield line
         yield RecipeLine(("train", "eval_strategy"), "steps", ("evals_per_epoch",))
     elif settings.get("eval_steps"):
-        yield table.line(settings, "train.eval_steps", "eval_steps")
+        yield table.make_line(settings, "train.eval_steps", "eval_steps")
         yield RecipeLine(("train", "eval_strategy"), "steps", ("eval_steps",))
     elif strategy := settings.get("eval_strategy", settings.get("evaluation_strategy")):
-        names = settings.switched_on(["eval_strategy", "evaluation_strategy"])
+        names = settings.list_enabled(["eval_strategy", "evaluation_strategy"])
         yield RecipeLine(("train", "eval_strategy"), strategy, names)
 
 
-def _checkpoints(settings: Settings, table: Table) -> Iterator[Outcome]:
+def _convert_checkpoints(settings: Settings, table: Table) -> Iterator[Outcome]:
     """Yield when checkpoints are written and read."""
-    if line := _each_epoch(settings, table, "saves_per_epoch"):
+    if line := _convert_per_epoch(settings, table, "saves_per_epoch"):
         yield line
         yield RecipeLine(("train", "save_strategy"), "steps", ("saves_per_epoch",))
     elif settings.get("save_steps"):
-        yield table.line(settings, "train.save_steps", "save_steps")
+        yield table.make_line(settings, "train.save_steps", "save_steps")
         yield RecipeLine(("train", "save_strategy"), "steps", ("save_steps",))
-    elif table.value(settings, "save_strategy"):
-        yield table.line(settings, "train.save_strategy", "save_strategy")
-    names = settings.switched_on(["resume_from_checkpoint", "auto_resume_from_checkpoints"])
+    elif table.get_value(settings, "save_strategy"):
+        yield table.make_line(settings, "train.save_strategy", "save_strategy")
+    names = settings.list_enabled(["resume_from_checkpoint", "auto_resume_from_checkpoints"])
     if names:
         yield RecipeLine(("run", "resume"), settings.get("resume_from_checkpoint") or "auto", names)
 
 
-def _each_epoch(settings: Settings, table: Table, name: str) -> RecipeLine | None:
+def _convert_per_epoch(settings: Settings, table: Table, name: str) -> RecipeLine | None:
     """Return the line for a number of evaluations or checkpoints in an epoch; None = one at the end of all steps."""
     if not settings.get(name):
         return None
-    share = 1 / (settings.get(name) * table.value(settings, "num_epochs"))
+    share = 1 / (settings.get(name) * table.get_value(settings, "num_epochs"))
     if share >= 1:
         return None
     key = {"evals_per_epoch": "eval_steps", "saves_per_epoch": "save_steps"}[name]

@@ -20,14 +20,14 @@ from trl_sft.importers.tables import Entry, Table
 _TYPES: dict[str, type] = {"str": str, "int": int, "float": float}
 
 
-def _table() -> Table:
+def _load_table() -> Table:
     """Return the table of OpenRLHF's flags."""
-    return tables.load("openrlhf")
+    return tables.load_table("openrlhf")
 
 
-def names() -> set[str]:
+def list_names() -> set[str]:
     """Return every flag, flat and dotted."""
-    entries = _table().entries
+    entries = _load_table().entries
     return {*entries, *(entry.flag for entry in entries.values() if entry.flag)}
 
 
@@ -57,18 +57,18 @@ def read(words: Sequence[str]) -> Settings:
             start = number
             break
     words = words[start:]
-    entries = _table().entries
+    entries = _load_table().entries
     parser = _Parser(add_help=False, allow_abbrev=False, exit_on_error=False)
     for name, entry in entries.items():
         _add_flag(parser, name, entry)
-    typed = _typed_options(words)
+    typed = _list_options(words)
     try:
         namespace, rest = parser.parse_known_args(words)
     except argparse.ArgumentError as error:
         options = (error.argument_name or "openrlhf").split("/")
         option = next((option for option in options if option in typed), options[0])
         raise RecipeError(Fault(option, error.message, "Write a value of this flag's type.")) from None
-    values = vars(namespace) | _unknown_flags(rest)
+    values = vars(namespace) | _read_unknown_flags(rest)
 
     def where(name: str) -> str:
         dotted = f"--{entries[name].flag}" if name in entries else ""
@@ -87,12 +87,12 @@ def _add_flag(parser: argparse.ArgumentParser, name: str, entry: Entry) -> None:
         parser.add_argument(*options, dest=name, default=argparse.SUPPRESS, type=kind, nargs=entry.nargs)
 
 
-def _typed_options(words: Sequence[str]) -> set[str]:
+def _list_options(words: Sequence[str]) -> set[str]:
     """Return the options among the words, without their values."""
     return {word.partition("=")[0] for word in words if word.startswith("--")}
 
 
-def _unknown_flags(words: Sequence[str]) -> dict[str, Any]:
+def _read_unknown_flags(words: Sequence[str]) -> dict[str, Any]:
     """Return the flags that the table lacks, with their values as text; true = a flag without a value."""
     values: dict[str, Any] = {}
     option = ""
@@ -109,43 +109,42 @@ def _unknown_flags(words: Sequence[str]) -> dict[str, Any]:
 
 def _is_dotted(settings: Settings) -> bool:
     """Return whether a flag has its dotted name, as from release 0.10.2."""
-    entries = _table().entries
+    entries = _load_table().entries
     return any(
         name in entries and entries[name].flag != name and settings.where(name) == f"--{entries[name].flag}"
         for name in settings.values
     )
 
 
-def outcomes(settings: Settings) -> Iterator[Outcome]:
+def convert(settings: Settings) -> Iterator[Outcome]:
     """Yield what becomes of each flag, and the lines for OpenRLHF's defaults.
 
     Raises:
         RecipeError: A value that a recipe needs is missing or cannot be converted.
     """
-    table = _table()
+    table = _load_table()
     if not settings.has("pretrain"):
-        raise recipe_parts.missing_model(
-            settings, "pretrain", "Add `--pretrain FOLDER`, or the id of a model on the hub."
-        )
-    yield from table.outcomes(settings)
-    yield from _model(settings, table)
-    yield from _lora(settings, table)
-    yield from _data(settings, table)
-    yield from _evaluation(settings, table)
-    yield from _optimizer(settings, table)
-    yield from _training(settings, table)
-    yield from _precision(settings, table)
-    yield from _checkpoints(settings, table)
-    yield from _trackers(settings)
-    stage = table.value(settings, "zero_stage")
-    yield table.line(settings, "launch.engine", "zero_stage", value=recipe_parts.ZERO_ENGINES.get(stage, stage))
+        fix = "Add `--pretrain FOLDER`, or the id of a model on the hub."
+        raise settings.make_error("pretrain", recipe_parts.NO_MODEL, fix)
+    yield from table.make_outcomes(settings)
+    yield from _convert_model(settings, table)
+    yield from _convert_lora(settings, table)
+    yield from _convert_data(settings, table)
+    yield from _convert_evaluation(settings, table)
+    yield from _convert_optimizer(settings, table)
+    yield from _convert_training(settings, table)
+    yield from _convert_precision(settings, table)
+    yield from _convert_checkpoints(settings, table)
+    yield from _convert_trackers(settings)
+    stage = table.get_value(settings, "zero_stage")
+    yield table.make_line(settings, "launch.engine", "zero_stage", value=recipe_parts.ZERO_ENGINES.get(stage, stage))
 
 
-def _model(settings: Settings, table: Table) -> Iterator[Outcome]:
+def _convert_model(settings: Settings, table: Table) -> Iterator[Outcome]:
     """Yield the attention and the tokenizer."""
     if _is_dotted(settings) or settings.has("ds.attn_implementation"):
-        yield table.line(settings, "model.attn_implementation", "ds.attn_implementation")
-    elif names := settings.switched_on(("flash_attn", "packing_samples")):
+        yield table.make_line(settings, "model.attn_implementation", "ds.attn_implementation")
+    elif names := settings.list_enabled(("flash_attn", "packing_samples")):
         yield RecipeLine(("model", "attn_implementation"), "flash_attention_2", names)
     if not settings.get("apply_chat_template") or settings.get("pretrain_mode"):
         note = "OpenRLHF puts no beginning-of-text token before a text."
@@ -154,10 +153,10 @@ def _model(settings: Settings, table: Table) -> Iterator[Outcome]:
         yield RecipeLine(("tokenizer", "use_fast"), False, ("disable_fast_tokenizer",))
 
 
-def _lora(settings: Settings, table: Table) -> Iterator[Outcome]:
+def _convert_lora(settings: Settings, table: Table) -> Iterator[Outcome]:
     """Yield the sections `lora:` and `quantization:`."""
-    if table.value(settings, "lora_rank"):
-        for line in table.lines(settings, "lora"):
+    if table.get_value(settings, "lora_rank"):
+        for line in table.make_lines(settings, "lora"):
             if isinstance(line.value, list) and len(line.value) == 1:  # `all-linear` stands alone
                 yield line._replace(value=line.value[0])
             else:
@@ -173,110 +172,110 @@ def _lora(settings: Settings, table: Table) -> Iterator[Outcome]:
             yield RecipeLine(("quantization", key), value, ("load_in_4bit",))
 
 
-def _data(settings: Settings, table: Table) -> Iterator[Outcome]:
+def _convert_data(settings: Settings, table: Table) -> Iterator[Outcome]:
     """Yield the training rows, how they become text, and which tokens carry loss."""
     if not settings.has("dataset"):
         fix = "Add `--dataset FILE`, a folder, or the id of a data set on the hub."
-        raise recipe_parts.missing_rows(settings, "dataset", fix)
-    keys, notes = _row_format(settings, table)
-    weights = _weights(settings)
+        raise settings.make_error("dataset", recipe_parts.NO_ROWS, fix)
+    keys, notes = _make_row_format(settings, table)
+    weights = _read_weights(settings)
     most = settings.get("max_samples")
-    split = table.value(settings, "dataset_split")
-    sources = _sources(settings.get("dataset"), split, keys=keys | {"max_rows": most}, weights=weights)
+    split = table.get_value(settings, "dataset_split")
+    sources = _make_sources(settings.get("dataset"), split, keys=keys | {"max_rows": most}, weights=weights)
     if most:
         notes.append(f"OpenRLHF takes the first {most:,} rows. `max_rows` takes as many at random.")
     if weights:
         end = "trl_sft ends an epoch after as many rows as all sources have."
         notes.append(f"OpenRLHF draws by `--dataset_probs` until each source is used up. {end}")
-    names = settings.having(
+    names = settings.list_present(
         *("dataset", "dataset_split", "dataset_probs", "max_samples", "input_key", "output_key", "input_template"),
         "apply_chat_template",
     )
-    yield RecipeLine(("data", "train"), recipe_parts.data_sources(sources), names, join_sentences(*notes))
+    yield RecipeLine(("data", "train"), recipe_parts.unwrap_single(sources), names, join_sentences(*notes))
     if settings.get("pretrain_mode"):
-        yield table.line(settings, "train.max_length", "max_len")
+        yield table.make_line(settings, "train.max_length", "max_len")
         return
     loss_on = "completion"
     if settings.get("apply_chat_template"):
         loss_on = "assistant" if settings.get("multiturn") else "last_turn"
-    yield table.line(settings, "data.loss_on", "multiturn", value=loss_on)
+    yield table.make_line(settings, "data.loss_on", "multiturn", value=loss_on)
     dropped = "OpenRLHF drops a row whose prompt is this long. trl_sft counts such rows."
-    yield table.line(settings, "train.max_length", "max_len", note=dropped)
+    yield table.make_line(settings, "train.max_length", "max_len", note=dropped)
     end = "OpenRLHF replaces the last token of a long row with the end-of-text token."
     yield RecipeLine(("data", "overlong"), "truncate_and_end", (), end)
 
 
-def _weights(settings: Settings) -> list[float]:
+def _read_weights(settings: Settings) -> list[float]:
     """Return the weights of the sources; none where OpenRLHF does not mix by weight."""
     text = settings.get("dataset_probs", "")
     try:
         return [float(weight) for weight in text.split(",") if weight]
     except ValueError:
-        raise settings.error("dataset_probs", f"{text!r}", "Write numbers with commas between them.") from None
+        raise settings.make_error("dataset_probs", f"{text!r}", "Write numbers with commas between them.") from None
 
 
-def _sources(paths: str, split: str, *, keys: dict[str, Any], weights: list[float]) -> list[Any]:
+def _make_sources(paths: str, split: str, *, keys: dict[str, Any], weights: list[float]) -> list[Any]:
     """Return the sources of `PATH` or `PATH@FOLDER`, with commas between them."""
     sources = []
     for number, item in enumerate(paths.split(",")):
         path, _, folder = item.strip().partition("@")
         weight = weights[number] if number < len(weights) else None
-        more = {"data_dir": folder, "split": recipe_parts.unless_train(split)} | keys | {"weight": weight}
-        sources.append(recipe_parts.data_source(path, **more))
+        more = {"data_dir": folder, "split": recipe_parts.omit_train_split(split)} | keys | {"weight": weight}
+        sources.append(recipe_parts.make_source(path, **more))
     return sources
 
 
-def _row_format(settings: Settings, table: Table) -> tuple[dict[str, Any], list[str]]:
+def _make_row_format(settings: Settings, table: Table) -> tuple[dict[str, Any], list[str]]:
     """Return the keys of a source that say how its rows become text, and sentences on what differs."""
-    prompt, answer = table.value(settings, "input_key"), table.value(settings, "output_key")
+    prompt, answer = table.get_value(settings, "input_key"), table.get_value(settings, "output_key")
     if settings.get("pretrain_mode"):
         note = "OpenRLHF puts no end-of-text token after a text. TRL does."
-        return {"format": "text", "rename": recipe_parts.rename({prompt: "text"})}, [note]
+        return {"format": "text", "rename": recipe_parts.make_rename({prompt: "text"})}, [note]
     if settings.get("apply_chat_template"):
-        return _chat_format(settings, prompt, answer), []
+        return _make_chat_format(settings, prompt, answer), []
     if not answer:
         problem = "the flag is missing, and OpenRLHF drops every row without an answer"
         fix = "Add `--output_key COLUMN`, `--apply_chat_template` or `--pretrain_mode`."
-        raise settings.error("output_key", problem, fix)
+        raise settings.make_error("output_key", problem, fix)
     for name, column in (("input_key", prompt), ("output_key", answer)):
         if not column.isidentifier():
             problem = f"{column!r}: a wording takes only columns whose name is one word"
-            raise settings.error(name, problem, "Give the column another name.")
+            raise settings.make_error(name, problem, "Give the column another name.")
     notes = [
         "OpenRLHF removes line breaks at the end of an answer and puts a space before the end-of-text token, so the "
         "completion ends in a space."
     ]
-    wording = _prompt_wording(settings, table, prompt)
+    wording = _make_prompt_wording(settings, table, prompt)
     if "\\n" in wording:
         notes.append("The shell passed the template with a backslash and an n, not with a line break.")
     return {"wording": {"prompt": wording, "completion": f"{{{answer}}} "}}, notes
 
 
-def _chat_format(settings: Settings, prompt: str, answer: str | None) -> dict[str, Any]:
+def _make_chat_format(settings: Settings, prompt: str, answer: str | None) -> dict[str, Any]:
     """Return the keys of a source of chats: one column of messages, or a column for each side."""
     if not answer:
-        return {"format": "messages", "rename": recipe_parts.rename({prompt: "messages"}), "wording": "chat"}
+        return {"format": "messages", "rename": recipe_parts.make_rename({prompt: "messages"}), "wording": "chat"}
     if settings.get("multiturn"):
         problem = f"{answer!r} cannot be used with --multiturn"
         fix = "Put the whole chat into one column and name it with `--input_key`."
-        raise settings.error("output_key", problem, fix)
-    columns = recipe_parts.rename({prompt: "prompt", answer: "completion"})
+        raise settings.make_error("output_key", problem, fix)
+    columns = recipe_parts.make_rename({prompt: "prompt", answer: "completion"})
     return {"format": "prompt_completion", "rename": columns, "wording": "chat"}
 
 
-def _prompt_wording(settings: Settings, table: Table, column: str) -> str:
+def _make_prompt_wording(settings: Settings, table: Table, column: str) -> str:
     """Return the wording of the prompt: OpenRLHF's template with the column in its place."""
-    template = table.value(settings, "input_template")
+    template = table.get_value(settings, "input_template")
     fix = "Write a text with one `{}`."
     try:
         parts = list(string.Formatter().parse(template))
     except ValueError as error:
-        raise settings.error("input_template", f"{template!r}: {error}", fix) from None
+        raise settings.make_error("input_template", f"{template!r}: {error}", fix) from None
     if "{}" not in template:
         return f"{{{column}}}"  # OpenRLHF then uses no template
     places = [name for _, name, _, _ in parts if name is not None]
     if places not in ([""], ["0"]):
-        raise settings.error("input_template", f"{template!r} has {len(places)} places for a prompt", fix)
+        raise settings.make_error("input_template", f"{template!r} has {len(places)} places for a prompt", fix)
     wording = ""
     for text, name, _, _ in parts:
         wording += text.replace("{", "{{").replace("}", "}}")
@@ -284,95 +283,97 @@ def _prompt_wording(settings: Settings, table: Table, column: str) -> str:
     return wording
 
 
-def _evaluation(settings: Settings, table: Table) -> Iterator[Outcome]:
+def _convert_evaluation(settings: Settings, table: Table) -> Iterator[Outcome]:
     """Yield the evaluation set and when it is used."""
     if not settings.get("eval_dataset"):
         if settings.has("eval_steps"):
             yield OmittedSetting("eval_steps", "OpenRLHF evaluates nothing without `--eval_dataset`.")
         return
-    keys, _ = _row_format(settings, table)
-    sources = _sources(settings.get("eval_dataset"), table.value(settings, "eval_split"), keys=keys, weights=[])
-    names = settings.having("eval_dataset", "eval_split")
-    yield RecipeLine(("data", "eval"), recipe_parts.data_sources(sources), names)
-    steps = table.value(settings, "eval_steps")
-    yield table.line(settings, "train.eval_strategy", "eval_steps", value="steps" if steps > 0 else "epoch")
+    keys, _ = _make_row_format(settings, table)
+    sources = _make_sources(
+        settings.get("eval_dataset"), table.get_value(settings, "eval_split"), keys=keys, weights=[]
+    )
+    names = settings.list_present("eval_dataset", "eval_split")
+    yield RecipeLine(("data", "eval"), recipe_parts.unwrap_single(sources), names)
+    steps = table.get_value(settings, "eval_steps")
+    yield table.make_line(settings, "train.eval_strategy", "eval_steps", value="steps" if steps > 0 else "epoch")
     if steps > 0:
-        yield table.line(settings, "train.eval_steps", "eval_steps")
-    yield table.line(settings, "train.per_device_eval_batch_size", "micro_train_batch_size")
+        yield table.make_line(settings, "train.eval_steps", "eval_steps")
+    yield table.make_line(settings, "train.per_device_eval_batch_size", "micro_train_batch_size")
 
 
-def _optimizer(settings: Settings, table: Table) -> Iterator[Outcome]:
+def _convert_optimizer(settings: Settings, table: Table) -> Iterator[Outcome]:
     """Yield the schedule of the learning rate and the numbers of AdamW."""
-    if table.value(settings, "lr_scheduler") == "cosine_with_min_lr":
-        rate = {"min_lr_rate": table.value(settings, "min_lr_ratio")}
-        yield table.line(settings, "train.lr_scheduler_kwargs", "min_lr_ratio", value=rate)
-    warmup = table.value(settings, "lr_warmup_ratio")
+    if table.get_value(settings, "lr_scheduler") == "cosine_with_min_lr":
+        rate = {"min_lr_rate": table.get_value(settings, "min_lr_ratio")}
+        yield table.make_line(settings, "train.lr_scheduler_kwargs", "min_lr_ratio", value=rate)
+    warmup = table.get_value(settings, "lr_warmup_ratio")
     if warmup >= 1:
-        raise settings.error("lr_warmup_ratio", f"{warmup} is not a share of the steps", "Write a number below 1.")
-    first, second = table.value(settings, "adam_betas")
-    yield table.line(settings, "train.adam_beta1", "adam_betas", value=first)
-    yield table.line(settings, "train.adam_beta2", "adam_betas", value=second)
-    if table.value(settings, "optim") != "adam":
+        raise settings.make_error("lr_warmup_ratio", f"{warmup} is not a share of the steps", "Write a number below 1.")
+    first, second = table.get_value(settings, "adam_betas")
+    yield table.make_line(settings, "train.adam_beta1", "adam_betas", value=first)
+    yield table.make_line(settings, "train.adam_beta2", "adam_betas", value=second)
+    if table.get_value(settings, "optim") != "adam":
         yield OmittedSetting("optim", "trl_sft does not support Muon and trains with AdamW.", warn=True)
     elif settings.has("optim"):
         yield OmittedSetting("optim", "AdamW is the default of `train.optim` too.")
 
 
-def _training(settings: Settings, table: Table) -> Iterator[Outcome]:
+def _convert_training(settings: Settings, table: Table) -> Iterator[Outcome]:
     """Yield batches and gradient checkpointing."""
     note = (
         ""
         if _is_dotted(settings)
         else "OpenRLHF up to 0.10 weights micro batches equally, trl_sft weights tokens equally."
     )
-    yield table.line(settings, "run.global_batch_size", "train_batch_size", note=note)
+    yield table.make_line(settings, "run.global_batch_size", "train_batch_size", note=note)
     rest = (
         "OpenRLHF carries the last incomplete batch of an epoch into the next one. trl_sft makes a smaller step of it."
     )
     yield RecipeLine(("train", "dataloader_drop_last"), True, (), rest)
-    key = f"train.{recipe_parts.current_name('gradient_checkpointing')}"
+    key = f"train.{recipe_parts.get_current_name('gradient_checkpointing')}"
     saves_memory = bool(settings.get("gradient_checkpointing"))
-    yield table.line(settings, key, "gradient_checkpointing", value=saves_memory)
+    yield table.make_line(settings, key, "gradient_checkpointing", value=saves_memory)
     if saves_memory:
         name = "gradient_checkpointing_use_reentrant"
-        key = f"train.{recipe_parts.current_name('gradient_checkpointing_kwargs')}"
-        yield table.line(settings, key, name, value={"use_reentrant": bool(settings.get(name))})
+        key = f"train.{recipe_parts.get_current_name('gradient_checkpointing_kwargs')}"
+        yield table.make_line(settings, key, name, value={"use_reentrant": bool(settings.get(name))})
 
 
-def _precision(settings: Settings, table: Table) -> Iterator[Outcome]:
+def _convert_precision(settings: Settings, table: Table) -> Iterator[Outcome]:
     """Yield the types of weights and arithmetic: `--bf16` in older releases, `--ds.param_dtype` in newer ones."""
     if _is_dotted(settings) or settings.get("ds.param_dtype"):
-        half = table.value(settings, "ds.param_dtype") == "fp16"
-        yield table.line(settings, "train.bf16", "ds.param_dtype", value=not half)
+        half = table.get_value(settings, "ds.param_dtype") == "fp16"
+        yield table.make_line(settings, "train.bf16", "ds.param_dtype", value=not half)
         if half:
-            yield table.line(settings, "train.fp16", "ds.param_dtype", value=True)
+            yield table.make_line(settings, "train.fp16", "ds.param_dtype", value=True)
         return
     bf16 = bool(settings.get("bf16"))
-    yield table.line(settings, "train.bf16", "bf16", value=bf16)
+    yield table.make_line(settings, "train.bf16", "bf16", value=bf16)
     if not bf16:
         note = "Without `--bf16` OpenRLHF trains weights in the type in which they were saved."
         yield RecipeLine(("model", "dtype"), "auto", (), note)
 
 
-def _checkpoints(settings: Settings, table: Table) -> Iterator[Outcome]:
+def _convert_checkpoints(settings: Settings, table: Table) -> Iterator[Outcome]:
     """Yield when checkpoints are written and read."""
-    steps = table.value(settings, "save_steps")
+    steps = table.get_value(settings, "save_steps")
     if steps > 0:
-        yield table.line(settings, "train.save_strategy", "save_steps", value="steps")
-        yield table.line(settings, "train.save_steps", "save_steps")
-        yield table.line(settings, "train.save_total_limit", "max_ckpt_num")
+        yield table.make_line(settings, "train.save_strategy", "save_steps", value="steps")
+        yield table.make_line(settings, "train.save_steps", "save_steps")
+        yield table.make_line(settings, "train.save_total_limit", "max_ckpt_num")
     else:
         note = "OpenRLHF saves only the trained model."
-        yield table.line(settings, "train.save_strategy", "save_steps", value="no", note=note)
+        yield table.make_line(settings, "train.save_strategy", "save_steps", value="no", note=note)
     if settings.get("load_checkpoint"):
         note = "" if steps > 0 else "There are no checkpoints to resume from, in OpenRLHF either."
-        yield table.line(settings, "run.resume", "load_checkpoint", value="auto", note=note)
+        yield table.make_line(settings, "run.resume", "load_checkpoint", value="auto", note=note)
 
 
-def _trackers(settings: Settings) -> Iterator[Outcome]:
+def _convert_trackers(settings: Settings) -> Iterator[Outcome]:
     """Yield the trackers; a key for wandb is never written."""
     trackers = {"use_wandb": "wandb", "use_tensorboard": "tensorboard"}
-    names = settings.switched_on(trackers)
+    names = settings.list_enabled(trackers)
     if not names:
         return
     note = "TENSORBOARD_LOGGING_DIR sets the folder."

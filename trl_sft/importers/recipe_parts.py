@@ -10,59 +10,50 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from trl_sft.errors import RecipeError
 from trl_sft.importers.settings import OmittedSetting, Outcome, RecipeLine, Settings
 from trl_sft.recipe import renamed_keys, sections, yaml_reader
 from trl_sft.recipe.upstream import fields
 
+NO_MODEL = "the settings name no model"
+NO_ROWS = "the settings name no training rows"
 ZERO_ENGINES = {0: "ddp", 1: "zero1", 2: "zero2", 3: "zero3"}  # the stage of ZeRO: the engine of `launch:`
 _FILE_BUILDERS = ("json", "csv", "parquet", "arrow", "text")  # load_dataset takes these words as a path
 
 
-def missing_model(settings: Settings, name: str, fix: str) -> RecipeError:
-    """Return the error of settings without a model."""
-    return settings.error(name, "the settings name no model", fix)
-
-
-def missing_rows(settings: Settings, name: str, fix: str) -> RecipeError:
-    """Return the error of settings without training rows."""
-    return settings.error(name, "the settings name no training rows", fix)
-
-
-def train_keys() -> set[str]:
+def list_train_keys() -> set[str]:
     """Return the keys of `train:`, with the older names of the same settings."""
     keys = set(fields.read_fields(sections.OWNERS["train"][1]))
     return keys | {old for old, now in renamed_keys.RENAMED_KEYS["train"].items() if now.new in keys and not now.values}
 
 
-def current_name(name: str) -> str:
+def get_current_name(name: str) -> str:
     """Return a key of `train:` under its newer name, if the installed version has that name."""
     new = renamed_keys.RENAMED_KEYS["train"][name].new
     return new if new in fields.read_fields(sections.OWNERS["train"][1]) else name
 
 
-def data_source(path: str, **keys: Any) -> Any:
+def make_source(path: str, **keys: Any) -> Any:
     """Return one entry of `data.train`: a mapping with the keys that are not empty, or the path alone."""
     filled = {name: value for name, value in keys.items() if value not in (None, "", {}, [])}
     return {"path": path} | filled if filled else path
 
 
-def data_sources(sources: list[Any]) -> Any:
+def unwrap_single(sources: list[Any]) -> Any:
     """Return the value of `data.train` for these entries: a single one needs no list."""
     return sources[0] if len(sources) == 1 else sources
 
 
-def unless_train(split: str | None) -> str | None:
+def omit_train_split(split: str | None) -> str | None:
     """Return a split, or None for `train`, which is the default of a recipe."""
     return None if split == "train" else split
 
 
-def rename(columns: dict[str, str]) -> dict[str, str]:
+def make_rename(columns: dict[str, str]) -> dict[str, str]:
     """Return `rename:` of a source: the columns whose new name differs."""
     return {old: new for old, new in columns.items() if old != new}
 
 
-def data_path(path: str, data_files: Any, notes: list[str]) -> str:
+def resolve_data_files(path: str, data_files: Any, notes: list[str]) -> str:
     """Return the path of a data set whose settings have `data_files` beside a folder or a type of file.
 
     Args:
@@ -80,7 +71,7 @@ def data_path(path: str, data_files: Any, notes: list[str]) -> str:
     return str(Path(path, file)) if is_folder else file
 
 
-def eval_fraction(settings: Settings, name: str) -> Iterator[Outcome]:
+def convert_eval_fraction(settings: Settings, name: str) -> Iterator[Outcome]:
     """Yield what becomes of a setting that holds out a share of the rows, or a number of rows (1 and more)."""
     size = settings.get(name, 0)
     if size >= 1:
@@ -91,7 +82,7 @@ def eval_fraction(settings: Settings, name: str) -> Iterator[Outcome]:
         yield RecipeLine(("data", "eval_fraction"), size, (name,), note)
 
 
-def resume(settings: Settings, note: str = "") -> Iterator[Outcome]:
+def convert_resume(settings: Settings, note: str = "") -> Iterator[Outcome]:
     """Yield what becomes of `resume_from_checkpoint`, with a note for the value true."""
     value = settings.get("resume_from_checkpoint")
     if value is None:
@@ -100,7 +91,7 @@ def resume(settings: Settings, note: str = "") -> Iterator[Outcome]:
     yield RecipeLine(("run", "resume"), word, ("resume_from_checkpoint",), note if value is True else "")
 
 
-def launch(settings: Settings, *, fsdp: bool, config_note: str = "") -> Iterator[Outcome]:
+def convert_launch(settings: Settings, *, fsdp: bool, config_note: str = "") -> Iterator[Outcome]:
     """Yield the section `launch:`, from `deepspeed`, or from `fsdp` and `fsdp_config`.
 
     Args:
@@ -110,7 +101,7 @@ def launch(settings: Settings, *, fsdp: bool, config_note: str = "") -> Iterator
     """
     if settings.has("deepspeed"):
         config = settings.get("deepspeed")
-        engine = _deepspeed_engine(config)
+        engine = _get_deepspeed_engine(config)
         if not engine:
             reason = "trl_sft cannot read the ZeRO stage. Set `launch: {engine: zero2, config: FILE}` in the recipe."
             yield OmittedSetting("deepspeed", reason, warn=True)
@@ -126,7 +117,7 @@ def launch(settings: Settings, *, fsdp: bool, config_note: str = "") -> Iterator
             yield RecipeLine(("launch", "config"), settings.get("fsdp_config"), ("fsdp_config",), config_note)
 
 
-def _deepspeed_engine(config: Any) -> str:
+def _get_deepspeed_engine(config: Any) -> str:
     """Return the engine for a DeepSpeed configuration, a mapping or a JSON file; "" = its stage cannot be read."""
     try:
         values = config if isinstance(config, dict) else json.loads(Path(config).read_text(encoding="utf-8"))

@@ -37,15 +37,15 @@ class Settings(NamedTuple):
         value = self.values.get(name)
         return default if value is None else value
 
-    def having(self, *names: str) -> tuple[str, ...]:
+    def list_present(self, *names: str) -> tuple[str, ...]:
         """Return the settings among these that have a value."""
         return tuple(name for name in names if self.has(name))
 
-    def switched_on(self, names: Iterable[str]) -> tuple[str, ...]:
+    def list_enabled(self, names: Iterable[str]) -> tuple[str, ...]:
         """Return the settings among these whose value is neither false, zero nor empty."""
         return tuple(name for name in names if self.get(name))
 
-    def error(self, name: str, problem: str, fix: str) -> RecipeError:
+    def make_error(self, name: str, problem: str, fix: str) -> RecipeError:
         """Return the error of a setting that can neither become a line nor be omitted."""
         return RecipeError(Fault(self.where(name), problem, fix))
 

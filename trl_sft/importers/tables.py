@@ -66,15 +66,15 @@ class Table:
         """The comment at a line that the user did not write."""
         return f"This is {self.tool}'s default."
 
-    def value(self, settings: Settings, name: str) -> Any:
+    def get_value(self, settings: Settings, name: str) -> Any:
         """Return the value of a setting, or the tool's default."""
         return settings.get(name, self.entries[name].default)
 
-    def group(self, name: str) -> list[tuple[str, Entry]]:
+    def list_group(self, name: str) -> list[tuple[str, Entry]]:
         """Return the settings of one group."""
         return [(setting, entry) for setting, entry in self.entries.items() if entry.group == name]
 
-    def line(self, settings: Settings, key: str, name: str, *, value: Any = None, note: str = "") -> RecipeLine:
+    def make_line(self, settings: Settings, key: str, name: str, *, value: Any = None, note: str = "") -> RecipeLine:
         """Return the line of the recipe for one setting or for its default.
 
         Args:
@@ -85,31 +85,31 @@ class Table:
             note: Sentences for the comment.
         """
         names = (name,) if settings.has(name) else ()
-        value = self.value(settings, name) if value is None else value
+        value = self.get_value(settings, name) if value is None else value
         note = join_sentences(note, "" if names else self.default_note)
         return RecipeLine(tuple(key.split(".")), value, names, note)
 
-    def lines(self, settings: Settings, group: str = "") -> Iterator[RecipeLine]:
+    def make_lines(self, settings: Settings, group: str = "") -> Iterator[RecipeLine]:
         """Yield the lines of one group, or of no group: for settings with a value, and for the tool's defaults."""
-        for name, entry in self.group(group):
+        for name, entry in self.list_group(group):
             if entry.key and (settings.has(name) or entry.default is not None):
-                yield self.line(settings, entry.key, name, note=entry.note)
+                yield self.make_line(settings, entry.key, name, note=entry.note)
 
-    def outcomes(self, settings: Settings) -> Iterator[Outcome]:
+    def make_outcomes(self, settings: Settings) -> Iterator[Outcome]:
         """Yield the lines that belong to no group, and the settings that need no line."""
-        yield from self.lines(settings)
+        yield from self.make_lines(settings)
         for name, entry in self.entries.items():
             if entry.omitted and (settings.get(name) if entry.warn else settings.has(name)):
                 yield OmittedSetting(name, entry.omitted, entry.warn)
 
 
-def path(name: str) -> Path:
+def get_path(name: str) -> Path:
     """Return the file of a table."""
     return Path(__file__).with_name(f"{name}.yaml")
 
 
 @functools.cache
-def load(name: str) -> Table:
+def load_table(name: str) -> Table:
     """Return a table.
 
     Args:
@@ -119,7 +119,7 @@ def load(name: str) -> Table:
         TypeError: The file has a part or a field that does not exist, or lacks one that must be there.
         ValueError: A setting stands in two places.
     """
-    parts = yaml.load(path(name).read_text(encoding="utf-8"), Loader=_Loader)
+    parts = yaml.load(get_path(name).read_text(encoding="utf-8"), Loader=_Loader)
     rows = [
         (setting, Entry(**row) if isinstance(row, dict) else Entry(key=row))
         for setting, row in parts.pop("settings").items()

@@ -27,37 +27,37 @@ _LOSS = (
 )
 
 
-def _table() -> Table:
+def _load_table() -> Table:
     """Return the table of what the two scripts call otherwise."""
-    return tables.load("trl")
+    return tables.load_table("trl")
 
 
-def names() -> set[str]:
+def list_names() -> set[str]:
     """Return every setting that the two scripts take."""
     upstream = {name for owner in _OWNERS for name in fields.read_fields(owner)}
-    return upstream | recipe_parts.train_keys() | set(_table().entries)
+    return upstream | recipe_parts.list_train_keys() | set(_load_table().entries)
 
 
-def outcomes(settings: Settings) -> Iterator[Outcome]:
+def convert(settings: Settings) -> Iterator[Outcome]:
     """Yield what becomes of each setting, and the lines for TRL's defaults.
 
     Raises:
         RecipeError: A value that a recipe needs is missing or cannot be converted.
     """
-    table = _table()
-    yield from _chat_template(settings)  # it goes before `chat_template_path`, which is in the table
-    yield from table.outcomes(settings)
-    yield from _model(settings)
-    yield from _lora(settings, table)
-    yield from _quantization(settings, table)
-    yield from _data(settings, table)
-    yield from _training(settings, table)
+    table = _load_table()
+    yield from _convert_chat_template(settings)  # it goes before `chat_template_path`, which is in the table
+    yield from table.make_outcomes(settings)
+    yield from _convert_model(settings)
+    yield from _convert_lora(settings, table)
+    yield from _convert_quantization(settings, table)
+    yield from _convert_data(settings, table)
+    yield from _convert_training(settings, table)
     auto = "TRL stops if there is no checkpoint. With `auto` training then starts from the beginning."
-    yield from recipe_parts.resume(settings, auto)
-    yield from recipe_parts.launch(settings, fsdp=bool(settings.get("fsdp")))
+    yield from recipe_parts.convert_resume(settings, auto)
+    yield from recipe_parts.convert_launch(settings, fsdp=bool(settings.get("fsdp")))
 
 
-def _chat_template(settings: Settings) -> Iterator[Outcome]:
+def _convert_chat_template(settings: Settings) -> Iterator[Outcome]:
     """Yield the chat template of alignment-handbook: a text, which a recipe takes only by the name of a template."""
     if not settings.has("chat_template"):
         return
@@ -69,7 +69,7 @@ def _chat_template(settings: Settings) -> Iterator[Outcome]:
         yield OmittedSetting("chat_template", reason, warn=True)
 
 
-def _model(settings: Settings) -> Iterator[Outcome]:
+def _convert_model(settings: Settings) -> Iterator[Outcome]:
     """Yield the attention and the arguments of the model."""
     if settings.get("use_flash_attention_2"):
         yield RecipeLine(("model", "attn_implementation"), "flash_attention_2", ("use_flash_attention_2",))
@@ -77,52 +77,52 @@ def _model(settings: Settings) -> Iterator[Outcome]:
         yield RecipeLine(("model", key), value, ("model_init_kwargs",))
 
 
-def _default(name: str) -> Any:
+def _get_default(name: str) -> Any:
     """Return the default of a field of the installed ModelConfig."""
     return ast.literal_eval(fields.read_fields(_MODEL_CONFIG)[name].default)
 
 
-def _lora(settings: Settings, table: Table) -> Iterator[Outcome]:
+def _convert_lora(settings: Settings, table: Table) -> Iterator[Outcome]:
     """Yield the section `lora:`."""
     for name in ("use_peft", "load_in_4bit", "load_in_8bit"):
         if not isinstance(settings.get(name, False), bool):
-            raise settings.error(name, yaml_reader.describe_value(settings.get(name)), "Write `true` or `false`.")
+            raise settings.make_error(name, yaml_reader.describe_value(settings.get(name)), "Write `true` or `false`.")
     if not settings.get("use_peft"):
         return
-    for name, entry in table.group("lora"):
-        value = settings.get(name, _default(name))
+    for name, entry in table.list_group("lora"):
+        value = settings.get(name, _get_default(name))
         if value is not None and value is not False:  # 0 is a value; the recipe's check refuses it
             note = "" if settings.has(name) else table.default_note
-            yield RecipeLine(tuple(entry.key.split(".")), value, (*settings.having(name), "use_peft"), note)
+            yield RecipeLine(tuple(entry.key.split(".")), value, (*settings.list_present(name), "use_peft"), note)
 
 
-def _quantization(settings: Settings, table: Table) -> Iterator[Outcome]:
+def _convert_quantization(settings: Settings, table: Table) -> Iterator[Outcome]:
     """Yield the section `quantization:`."""
     if not settings.get("load_in_4bit"):
         if settings.get("load_in_8bit"):
             yield RecipeLine(("quantization", "load_in_8bit"), True, ("load_in_8bit",))
         return
     yield RecipeLine(("quantization", "load_in_4bit"), True, ("load_in_4bit",))
-    for name, entry in table.group("4bit"):
-        value = settings.get(name, _default(name))
+    for name, entry in table.list_group("4bit"):
+        value = settings.get(name, _get_default(name))
         if value is not None:
             note = "" if settings.has(name) else table.default_note
             yield RecipeLine(tuple(entry.key.split(".")), value, (name,), note)
-    dtype = settings.get("dtype", settings.get("torch_dtype", _default("dtype")))
+    dtype = settings.get("dtype", settings.get("torch_dtype", _get_default("dtype")))
     if dtype != "auto":
         yield RecipeLine(("quantization", "bnb_4bit_compute_dtype"), dtype, (), "TRL computes in `dtype`.")
 
 
-def _data(settings: Settings, table: Table) -> Iterator[Outcome]:
+def _convert_data(settings: Settings, table: Table) -> Iterator[Outcome]:
     """Yield the training rows and the evaluation set."""
     notes: list[str] = []
-    train, test, names = _sources(settings, notes)
+    train, test, names = _make_sources(settings, notes)
     if not train:
         fix = "Add `dataset_name`, `datasets`, or alignment-handbook's `dataset_mixer`."
-        raise recipe_parts.missing_rows(settings, "dataset_name", fix)
+        raise settings.make_error("dataset_name", recipe_parts.NO_ROWS, fix)
     if settings.get("assistant_only_loss") is not True and not settings.has("completion_only_loss"):
         notes.append(_LOSS)
-    yield RecipeLine(("data", "train"), recipe_parts.data_sources(train), names, join_sentences(*notes))
+    yield RecipeLine(("data", "train"), recipe_parts.unwrap_single(train), names, join_sentences(*notes))
     mixture = settings.get("dataset_mixture") or {}
     if mixture.get("test_split_size"):
         note = table.entries["test_split_size"].note
@@ -130,36 +130,36 @@ def _data(settings: Settings, table: Table) -> Iterator[Outcome]:
     strategy = settings.get("eval_strategy", settings.get("evaluation_strategy", "no"))
     if test and strategy != "no" and not settings.has("test_split_size"):
         names = ("dataset_test_split", "eval_strategy", *names)
-        yield RecipeLine(("data", "eval"), recipe_parts.data_sources(test), names)
+        yield RecipeLine(("data", "eval"), recipe_parts.unwrap_single(test), names)
 
 
-def _sources(settings: Settings, notes: list[str]) -> tuple[list[Any], list[Any], tuple[str, ...]]:
+def _make_sources(settings: Settings, notes: list[str]) -> tuple[list[Any], list[Any], tuple[str, ...]]:
     """Return the sources of training rows, those of the evaluation set, and the settings that name them."""
     column = settings.get("dataset_text_field", "text")
     text: dict[str, Any] = {} if column == "text" else {"rename": {column: "text"}, "format": "text"}
     mixture = settings.get("dataset_mixture") or {}
     if entries := settings.get("datasets", mixture.get("datasets")):
         text["streaming"] = bool(settings.get("streaming")) or None
-        sources = [_mixture_source(entry, text, notes) for entry in entries]
+        sources = [_make_mixture_source(entry, text, notes) for entry in entries]
         if "seed" in mixture:
             notes.append("`train.seed` takes the place of the mixture's own seed.")
         return sources, [], ("datasets", "dataset_mixture", "streaming", "dataset_text_field")
     if settings.get("dataset_mixer"):
-        return _mixer_sources(settings, text)
+        return _make_mixer_sources(settings, text)
     path = settings.get("dataset_name")
     if not path:
         return [], [], ()
     config = settings.get("dataset_config")
-    split = recipe_parts.unless_train(settings.get("dataset_train_split"))
+    split = recipe_parts.omit_train_split(settings.get("dataset_train_split"))
     streaming = settings.get("dataset_streaming") or None
-    train = recipe_parts.data_source(path, split=split, name=config, streaming=streaming, **text)
+    train = recipe_parts.make_source(path, split=split, name=config, streaming=streaming, **text)
     test_split = settings.get("dataset_test_split", "test")
-    test = recipe_parts.data_source(path, split=test_split, name=config, **text)
+    test = recipe_parts.make_source(path, split=test_split, name=config, **text)
     names = ("dataset_name", "dataset_config", "dataset_train_split", "dataset_streaming", "dataset_text_field")
     return [train], [test], names
 
 
-def _mixer_sources(settings: Settings, text: dict[str, Any]) -> tuple[list[Any], list[Any], tuple[str, ...]]:
+def _make_mixer_sources(settings: Settings, text: dict[str, Any]) -> tuple[list[Any], list[Any], tuple[str, ...]]:
     """Return what `_sources` does for `dataset_mixer`, which names a share of each data set."""
     mixer = settings.get("dataset_mixer")
     configs = settings.get("dataset_configs") or [None] * len(mixer)
@@ -167,35 +167,35 @@ def _mixer_sources(settings: Settings, text: dict[str, Any]) -> tuple[list[Any],
     for (path, share), config in zip(mixer.items(), configs, strict=False):
         for split in settings.get("dataset_splits", ["train", "test"]):
             if "test" in split:
-                test.append(recipe_parts.data_source(path, name=config, split=split, **text))
+                test.append(recipe_parts.make_source(path, name=config, split=split, **text))
             else:
-                train.append(recipe_parts.data_source(path, name=config, split=split + _first(share), **text))
+                train.append(recipe_parts.make_source(path, name=config, split=split + _format_share(share), **text))
     return train, test, ("dataset_mixer", "dataset_splits", "dataset_configs", "dataset_text_field")
 
 
-def _first(share: float | None) -> str:
+def _format_share(share: float | None) -> str:
     """Return the slice of a split that holds this share of it: `[:25%]`; "" = all of it."""
     return f"[:{share * 100:g}%]" if share is not None and share < 1 else ""
 
 
-def _mixture_source(entry: dict[str, Any], text: dict[str, Any], notes: list[str]) -> Any:
+def _make_mixture_source(entry: dict[str, Any], text: dict[str, Any], notes: list[str]) -> Any:
     """Return the source for one entry of TRL's `datasets`, or of alignment-handbook's `dataset_mixture`."""
-    path = recipe_parts.data_path(entry.get("path", entry.get("id", "")), entry.get("data_files"), notes)
+    path = recipe_parts.resolve_data_files(entry.get("path", entry.get("id", "")), entry.get("data_files"), notes)
     notes += [f"trl_sft does not support `{key}` of {path}." for key in entry if key not in _MIXTURE_KEYS]
     if "columns" in entry:
         notes.append(f"`columns` of {path} is not in the recipe: a format reads the columns that it knows.")
         if "chat_template_kwargs" in entry["columns"]:
             notes.append("trl_sft does not read `chat_template_kwargs` of a row.")
-    split = (entry.get("split") or "train") + _first(entry.get("fraction", entry.get("weight")))
+    split = (entry.get("split") or "train") + _format_share(entry.get("fraction", entry.get("weight")))
     config = entry.get("name", entry.get("config"))
-    split = recipe_parts.unless_train(split)
-    return recipe_parts.data_source(path, split=split, data_dir=entry.get("data_dir"), name=config, **text)
+    split = recipe_parts.omit_train_split(split)
+    return recipe_parts.make_source(path, split=split, data_dir=entry.get("data_dir"), name=config, **text)
 
 
-def _training(settings: Settings, table: Table) -> Iterator[Outcome]:
+def _convert_training(settings: Settings, table: Table) -> Iterator[Outcome]:
     """Yield the fields of SFTConfig, which are keys of `train:`."""
     elsewhere = {name for name, entry in table.entries.items() if entry.key or entry.omitted}
-    known = recipe_parts.train_keys() - set(sections.REFUSED["train"]) - elsewhere
+    known = recipe_parts.list_train_keys() - set(sections.REFUSED["train"]) - elsewhere
     for name, value in settings.values.items():
         if name not in known or (value is None and name != "max_length"):  # its null says that nothing is cut
             continue

@@ -34,17 +34,17 @@ class Importer(NamedTuple):
 
     title: str
     table: str  # the table of `tables` that names the releases
-    outcomes: Callable[[Settings], Iterator[Outcome]]
-    names: Callable[[], Collection[str]]  # every setting that is known
+    convert: Callable[[Settings], Iterator[Outcome]]
+    list_names: Callable[[], Collection[str]]  # every setting that is known
     flags: bool = False  # the settings are words of a command line, not a file
 
 
 TOOLS = {
-    "openrlhf": Importer("OpenRLHF's train_sft", "openrlhf", openrlhf.outcomes, openrlhf.names, flags=True),
-    "trl": Importer("TRL's sft script", "trl", trl.outcomes, trl.names),
-    "alignment-handbook": Importer("alignment-handbook's sft script", "trl", trl.outcomes, trl.names),
-    "axolotl": Importer("axolotl", "axolotl", axolotl.outcomes, axolotl.names),
-    "llamafactory": Importer("LLaMA-Factory", "llamafactory", llamafactory.outcomes, llamafactory.names),
+    "openrlhf": Importer("OpenRLHF's train_sft", "openrlhf", openrlhf.convert, openrlhf.list_names, flags=True),
+    "trl": Importer("TRL's sft script", "trl", trl.convert, trl.list_names),
+    "alignment-handbook": Importer("alignment-handbook's sft script", "trl", trl.convert, trl.list_names),
+    "axolotl": Importer("axolotl", "axolotl", axolotl.convert, axolotl.list_names),
+    "llamafactory": Importer("LLaMA-Factory", "llamafactory", llamafactory.convert, llamafactory.list_names),
 }
 
 
@@ -89,9 +89,9 @@ def write(tool: str, settings: Settings, output: Path | None) -> int:
     if output is not None and output.exists():
         fix = "Write `-o ANOTHER.yaml`, or delete the file."
         raise RecipeError(Fault(str(output), "the file exists and is not overwritten", fix))
-    outcomes = all_outcomes(TOOLS[tool], settings)
+    outcomes = convert_all(TOOLS[tool], settings)
     path = output or Path("recipe.yaml")
-    lines = [_with_relative_paths(item, path) for item in outcomes if isinstance(item, RecipeLine)]
+    lines = [_relocate_line(item, path) for item in outcomes if isinstance(item, RecipeLine)]
     omitted = [item for item in outcomes if isinstance(item, OmittedSetting)]
     text = render(TOOLS[tool], settings, lines, omitted=omitted)
     for item in omitted:
@@ -114,7 +114,7 @@ def write(tool: str, settings: Settings, output: Path | None) -> int:
     return EXIT_DONE
 
 
-def all_outcomes(importer: Importer, settings: Settings) -> list[Outcome]:
+def convert_all(importer: Importer, settings: Settings) -> list[Outcome]:
     """Return what becomes of every setting.
 
     A setting from which nothing came is an omitted one: it has no value, it has no effect, or it is unknown.
@@ -123,25 +123,25 @@ def all_outcomes(importer: Importer, settings: Settings) -> list[Outcome]:
         RecipeError: A value has a type that the tool does not take, or no recipe can be made of it.
     """
     try:
-        outcomes = _without_idle_lines(_one_line_per_key(importer.outcomes(settings)))
+        outcomes = _omit_idle_lines(_merge_lines(importer.convert(settings)))
     except _WRONG_TYPE:
-        name = _wrong_type(importer, settings)
+        name = _find_wrong_type(importer, settings)
         if not name:
             raise
-        raise settings.error(
+        raise settings.make_error(
             name, describe_value(settings.get(name)), "Write a value of the type that the tool takes."
         ) from None
     used: set[str] = set()
     for outcome in outcomes:
         used.update(outcome.names if isinstance(outcome, RecipeLine) else [outcome.name])
-    outcomes += [_unused(importer, settings, name) for name in settings.values if name not in used]
+    outcomes += [_explain_unused(importer, settings, name) for name in settings.values if name not in used]
     return outcomes
 
 
-def _unused(importer: Importer, settings: Settings, name: str) -> OmittedSetting:
+def _explain_unused(importer: Importer, settings: Settings, name: str) -> OmittedSetting:
     """Return the omitted setting for one that no line came from."""
-    if name not in importer.names():
-        near = types.suggest(name, importer.names())
+    if name not in importer.list_names():
+        near = types.suggest(name, importer.list_names())
         suggestion = f" Did you mean `{near}`?" if near else ""
         return OmittedSetting(name, f"trl_sft does not know this setting.{suggestion}", warn=True)
     if not settings.has(name):
@@ -149,7 +149,7 @@ def _unused(importer: Importer, settings: Settings, name: str) -> OmittedSetting
     return OmittedSetting(name, "It has no effect together with the other settings.")
 
 
-def _one_line_per_key(outcomes: Iterable[Outcome]) -> list[Outcome]:
+def _merge_lines(outcomes: Iterable[Outcome]) -> list[Outcome]:
     """Return the outcomes with one line for each key: the first one, or the first from a setting over a default."""
     lines: dict[Key, RecipeLine] = {}
     omitted: list[Outcome] = []
@@ -166,10 +166,10 @@ def _one_line_per_key(outcomes: Iterable[Outcome]) -> list[Outcome]:
     return [*lines.values(), *omitted]
 
 
-def _without_idle_lines(outcomes: list[Outcome]) -> list[Outcome]:
+def _omit_idle_lines(outcomes: list[Outcome]) -> list[Outcome]:
     """Return the outcomes without lines of `train:` that have no effect; their settings are omitted with the reason."""
     lines = [outcome for outcome in outcomes if isinstance(outcome, RecipeLine)]
-    train = {_current_name(line.key): line.value for line in lines if line.key[0] == "train"}
+    train = {_get_current_name(line.key): line.value for line in lines if line.key[0] == "train"}
     reasons: dict[str, str] = {}
     if not any(line.key in _EVALUATION_SETS for line in lines):
         reasons = dict.fromkeys(no_effect.EVALUATING, "It has no effect without an evaluation set.")
@@ -186,27 +186,27 @@ def _without_idle_lines(outcomes: list[Outcome]) -> list[Outcome]:
     for outcome in outcomes:
         if isinstance(outcome, OmittedSetting) or outcome.key[0] != "train" or outcome.value is None:
             remaining.append(outcome)
-        elif reason := reasons.get(_current_name(outcome.key)):
+        elif reason := reasons.get(_get_current_name(outcome.key)):
             remaining += [OmittedSetting(name, reason) for name in outcome.names]
         else:
             remaining.append(outcome)
     return remaining
 
 
-def _current_name(key: Key) -> str:
+def _get_current_name(key: Key) -> str:
     """Return a key of `train:` under the name that the installed version has."""
     name = str(key[1])
     old = renamed_keys.renamed_in("train").get(name)
     return old.new if old and old.new else name
 
 
-def _wrong_type(importer: Importer, settings: Settings) -> str:
+def _find_wrong_type(importer: Importer, settings: Settings) -> str:
     """Return the setting whose value has a wrong type: without it there is no error; "" = it is not one setting."""
     refused = ""
     for name in settings.values:
         others = {other: value for other, value in settings.values.items() if other != name}
         try:
-            list(importer.outcomes(settings._replace(values=others)))
+            list(importer.convert(settings._replace(values=others)))
         except _WRONG_TYPE:
             continue
         except RecipeError:  # every recipe needs this setting, and it may have the wrong type too
@@ -235,7 +235,7 @@ def render(
     importer: Importer, settings: Settings, lines: Sequence[RecipeLine], *, omitted: Sequence[OmittedSetting]
 ) -> str:
     """Return the recipe as text, with a comment for each setting that is not in it."""
-    text = [f"# Imported from {importer.title} (settings of {tables.load(importer.table).releases})."]
+    text = [f"# Imported from {importer.title} (settings of {tables.load_table(importer.table).releases})."]
     text.append("# A comment says what differs between the two, or why a setting is not in the recipe.")
     for section in sections.OWNERS:
         of_section = [line for line in lines if line.key[0] == section]
@@ -248,15 +248,15 @@ def render(
     for item in omitted:
         value = settings.get(item.name)
         setting = item.name if value is None else format_setting(item.name, value)
-        comment = _on_one_line(f"{setting} ({item.reason})")
+        comment = _join_lines(f"{setting} ({item.reason})")
         text += textwrap.wrap(comment, _WIDTH - 6, initial_indent="# - ", subsequent_indent="#   ")
     return "\n".join(text) + "\n"
 
 
 def _render_line(line: RecipeLine) -> Iterator[str]:
     """Yield a line of the recipe with its comment beside it, or above it where both are too long for one line."""
-    text = f"  {line.key[1]}: {_yaml(line.value)}"
-    note = _on_one_line(line.note)
+    text = f"  {line.key[1]}: {_format_yaml(line.value)}"
+    note = _join_lines(line.note)
     if note and len(f"{text}  # {note}") <= _WIDTH:
         yield f"{text}  # {note}"
         return
@@ -267,46 +267,50 @@ def _render_line(line: RecipeLine) -> Iterator[str]:
     yield f"  {line.key[1]}:"
     is_list = isinstance(line.value, list)
     for item in line.value if is_list else [line.value]:
-        pairs = [f"{_yaml(k)}: {_yaml(v)}" for k, v in item.items()] if isinstance(item, dict) else [_yaml(item)]
+        pairs = (
+            [f"{_format_yaml(k)}: {_format_yaml(v)}" for k, v in item.items()]
+            if isinstance(item, dict)
+            else [_format_yaml(item)]
+        )
         for number, pair in enumerate(pairs):
             dash = "- " if is_list and number == 0 else "  " if is_list else ""
             yield f"    {dash}{pair}"
 
 
-def _yaml(value: Any) -> str:
+def _format_yaml(value: Any) -> str:
     """Return a value on one line; a word that no reader takes for another type has no quotes."""
     if isinstance(value, dict):
-        return "{" + ", ".join(f"{_yaml(k)}: {_yaml(v)}" for k, v in value.items()) + "}"
+        return "{" + ", ".join(f"{_format_yaml(k)}: {_format_yaml(v)}" for k, v in value.items()) + "}"
     if isinstance(value, list):
-        return "[" + ", ".join(_yaml(v) for v in value) + "]"
+        return "[" + ", ".join(_format_yaml(v) for v in value) + "]"
     if isinstance(value, str) and _PLAIN_WORD.fullmatch(value) and value.lower() not in _YAML_WORDS:
         return value
     return format_value(value)
 
 
-def _on_one_line(text: str) -> str:
+def _join_lines(text: str) -> str:
     """Return a comment on one line."""
     return re.sub(r"\s+", " ", text).strip()
 
 
-def _with_relative_paths(line: RecipeLine, recipe: Path) -> RecipeLine:
+def _relocate_line(line: RecipeLine, recipe: Path) -> RecipeLine:
     """Return a line whose paths are relative to the recipe's folder in place of the current one."""
     if line.key in (("model", "name_or_path"), ("launch", "config"), ("tokenizer", "chat_template")):
-        return line._replace(value=_relative_path(line.value, recipe))
+        return line._replace(value=_relocate_path(line.value, recipe))
     if line.key not in (("data", "train"), ("data", "eval")):
         return line
     if isinstance(line.value, list):
-        return line._replace(value=[_relative_source(source, recipe) for source in line.value])
-    return line._replace(value=_relative_source(line.value, recipe))
+        return line._replace(value=[_relocate_source(source, recipe) for source in line.value])
+    return line._replace(value=_relocate_source(line.value, recipe))
 
 
-def _relative_source(source: Any, recipe: Path) -> Any:
+def _relocate_source(source: Any, recipe: Path) -> Any:
     """Return a source of rows whose path is relative to the recipe's folder."""
     if isinstance(source, dict):
-        return source | {"path": _relative_path(source["path"], recipe)}
-    return _relative_path(source, recipe)
+        return source | {"path": _relocate_path(source["path"], recipe)}
+    return _relocate_path(source, recipe)
 
 
-def _relative_path(value: Any, recipe: Path) -> Any:
+def _relocate_path(value: Any, recipe: Path) -> Any:
     """Return a path relative to the recipe's folder; a value that is no text stays as it is."""
     return paths.relative_to_file(recipe, value) if isinstance(value, str) else value
