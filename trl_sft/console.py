@@ -1,7 +1,8 @@
-"""What the user sees: lines, tables, faults; and keeps upstream's noise from it.
+"""All output on a terminal: lines, tables, faults, numbers in words; and which warnings of upstream are shown.
 
-In: texts. Out: standard output for results, standard error for progress and faults. Deliberately
-absent: any knowledge of runs.
+Inputs: texts and numbers. Outputs: standard output for results, standard error for progress, warnings and faults.
+`rich` does columns and colours; it is imported where they are needed, because it takes a tenth of a second. Not here:
+what a run prints, and progress bars (tqdm, as upstream's own are).
 """
 
 from __future__ import annotations
@@ -14,10 +15,10 @@ import re
 import shlex
 import shutil
 import sys
-import unicodedata
 import warnings
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import TextIO
 
 from trl_sft.errors import Fault
 
@@ -51,6 +52,10 @@ _NOISE = re.compile(
         )
     )
 )
+_INDENT = "  "
+# What steers a terminal, reorders its text or cannot be encoded: control characters but tab and newline, bidirectional
+# overrides, halves of surrogate pairs.
+_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
 _UPSTREAM = ("transformers", "trl", "datasets", "peft", "accelerate", "huggingface_hub", "bitsandbytes", "torch")
 
 
@@ -59,48 +64,70 @@ def say(text: str = "") -> None:
     print(text, flush=True)
 
 
-def table(rows: Sequence[tuple[str, str]]) -> None:
+def print_table(rows: Sequence[tuple[str, str]]) -> None:
     """Print names and values in two columns."""
     width = max(len(name) for name, _ in rows)
     for name, value in rows:
         say(f"  {name:<{width}}  {value}")
 
 
-def width() -> int:
-    """Return how many characters a line of the terminal holds; 100 where there is none."""
-    return shutil.get_terminal_size((100, 24)).columns
+def format_columns(rows: Sequence[Sequence[str]], width: int | None = None) -> list[str]:
+    """Return rows of texts side by side, each row on one line.
 
+    Args:
+        rows: (rows, columns), each text of any length.
+        width: Cells of a line; None: those of the terminal, 100 without one. A text that is too long is cut.
 
-def columns(rows: Sequence[Sequence[str]], width: int) -> Iterator[str]:
-    """Yield rows of texts side by side within `width`, each text on one line and cut where it is too long."""
-    rows = [[" ".join(text.split()) for text in row] for row in rows]
-    room = max(8, (width - 2 - 2 * (len(rows[0]) - 1)) // len(rows[0]))
-    widths = [min(room, max(map(_cells, column))) for column in zip(*rows, strict=True)]
-    widths[0] += max(0, width - 2 - sum(widths) - 2 * (len(widths) - 1))  # what the others leave is the first one's
-    widths[0] = min(widths[0], max(_cells(row[0]) for row in rows))
+    """
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    cells = (width or shutil.get_terminal_size((100, 24)).columns) - len(_INDENT)
+    table = Table.grid(padding=(0, 2))
     for row in rows:
-        cut = [_cut(text, size) for text, size in zip(row, widths, strict=True)]
-        yield "  " + "  ".join(t + " " * (size - _cells(t)) for t, size in zip(cut, widths, strict=True)).rstrip()
+        lines = [escape_control_characters(" ".join(text.split())) for text in row]
+        table.add_row(*(Text(line, no_wrap=True, overflow="ellipsis") for line in lines))
+    console = Console(width=cells, color_system=None, force_jupyter=False)
+    with console.capture() as output:
+        console.print(table)
+    return [(_INDENT + line).rstrip() for line in output.get().splitlines()]
 
 
-def _cells(text: str) -> int:
-    """Return how many cells of a terminal a text takes: Chinese characters take two."""
-    return sum(2 if unicodedata.east_asian_width(letter) in "WF" else 1 for letter in text)
+def escape_control_characters(text: str) -> str:
+    """Return a text in which what would steer the terminal is written as its code in hexadecimal."""
+    return _CONTROL.sub(lambda match: f"\\x{ord(match[0]):02x}", text)
 
 
-def _cut(text: str, cells: int) -> str:
-    if _cells(text) <= cells:
-        return text
-    while _cells(text) > cells - 1:
-        text = text[:-1]
-    return text + "…"
-
-
-def faults(problems: Sequence[Fault]) -> None:
-    """Print faults to standard error, all at once."""
+def print_faults(problems: Sequence[Fault]) -> None:
+    """Print faults to standard error, all at once; in colour where it is a terminal."""
     heading = "1 problem to fix" if len(problems) == 1 else f"{len(problems)} problems to fix"
-    print(f"trl_sft: {heading}\n", file=sys.stderr)
-    print("\n\n".join(str(fault) for fault in problems), file=sys.stderr, flush=True)
+    text = "\n\n".join([f"trl_sft: {heading}", *map(str, problems)])
+    if not shows_colour(sys.stderr):
+        print(text, file=sys.stderr, flush=True)
+        return
+    from rich.console import Console
+    from rich.text import Text
+
+    coloured = Text(text)
+    coloured.highlight_regex(r"(?m)^\S.*", "bold")  # the heading, and the place of each fault
+    coloured.highlight_regex(r"(?m)^ +-> .*", "green")
+    Console(stderr=True).print(coloured, soft_wrap=True)
+
+
+def shows_progress() -> bool:
+    """Tell whether standard error is a terminal on which a progress bar can be redrawn."""
+    return _is_terminal(sys.stderr)
+
+
+def shows_colour(stream: TextIO) -> bool:
+    """Tell whether a stream is a terminal that shows colours; NO_COLOR switches them off."""
+    return _is_terminal(stream) and not os.environ.get("NO_COLOR")
+
+
+def _is_terminal(stream: TextIO) -> bool:
+    """Tell whether a stream is a terminal that understands control sequences."""
+    return stream.isatty() and os.environ.get("TERM") != "dumb"
 
 
 class _Once(logging.Handler):
@@ -157,8 +184,8 @@ def _log_warning(message: Warning | str, *_: object, **__: object) -> None:
     logging.getLogger("py.warnings").warning("%s", message)
 
 
-def python() -> str:
-    """Return what to type for the Python that runs: `python` only where that is the same one."""
+def get_python_command() -> str:
+    """Return what to type for the Python that runs: `python` where the shell finds the same one, else its path."""
     on_path = shutil.which("python")
     if on_path and Path(on_path).absolute() == Path(sys.executable).absolute():
         return "python"
@@ -167,25 +194,20 @@ def python() -> str:
     )
 
 
-def watched() -> bool:
-    """Tell whether standard error is a terminal, where a progress bar makes sense."""
-    return sys.stderr.isatty() and os.environ.get("TERM") != "dumb"
-
-
-def rows(number: int) -> str:
-    """Return a number of rows in words."""
+def format_rows(number: int) -> str:
+    """Return a number of rows: 1 row, 1,024 rows."""
     return f"{number:,} row{'s' * (number != 1)}"
 
 
-def gib(size: float) -> str:
-    """Return a number of bytes in a unit that reads well."""
+def format_bytes(size: float) -> str:
+    """Return a number of bytes in the largest unit that it fills: 512 B, 1.5 GiB."""
     units = ["B", "KiB", "MiB", "GiB", "TiB"]
     power = min(int(math.log(max(size, 1), 1024)), len(units) - 1)
     return f"{size / 1024**power:.{min(power, 1)}f} {units[power]}"
 
 
-def span(seconds: float) -> str:
-    """Return a duration in words: 42 s, 3 min 5 s, 2 h 10 min."""
+def format_duration(seconds: float) -> str:
+    """Return a duration: 4.2 s, 42 s, 3 min 5 s, 2 h 10 min."""
     if seconds < 60:
         return f"{seconds:.0f} s" if seconds >= 9.5 else f"{seconds:.1f} s"
     minutes, rest = divmod(round(seconds), 60)

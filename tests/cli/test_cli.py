@@ -63,7 +63,7 @@ def test_light_commands_import_nothing_heavy(words, here):
 
 def test_init_writes_a_recipe_that_runs_as_it_is(here, capsys, matches):
     assert cli.main(["init", "trl_sft:tiny", "rows.jsonl"]) == 0
-    out = capsys.readouterr().out.replace(console.python(), "python")
+    out = capsys.readouterr().out.replace(console.get_python_command(), "python")
     matches("init", (here / "recipe.yaml").read_text() + "---\n" + out)
     run = load_recipe("recipe.yaml", ["train.max_steps=1"])
     assert run.sources["train"][0].format == "question_answer"

@@ -6,7 +6,7 @@ import math
 import pytest
 from conftest import QUESTIONS, jsonl
 
-from trl_sft import console, load_recipe, train
+from trl_sft import load_recipe, train
 from trl_sft.evaluation import before_after, metrics
 from trl_sft.recipe import sections
 from trl_sft.recipe.upstream import fields
@@ -172,13 +172,3 @@ def test_exact_match_ignores_only_spaces_around():
     assert metrics.exact_match(" ABC\n", "ABC") == 1
     assert metrics.exact_match("abc", "ABC") == 0
     assert metrics.exact_match("A BC", "ABC") == 0
-
-
-def test_columns_stand_side_by_side_also_in_chinese():
-    rows = [("prompt", "wanted"), ("把猫翻译成英文", "cat"), ("a very long prompt that has to be cut somewhere", "x")]
-    lines = list(console.columns(rows, 40))
-    assert all(console._cells(line) <= 40 for line in lines)
-    places = {
-        console._cells(line[: line.rindex(word)]) for line, word in zip(lines, ("wanted", "cat", "x"), strict=True)
-    }
-    assert len(places) == 1

@@ -42,7 +42,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             _refuse_misspelt_command(words[0])
         return train.main(words)
     except errors.UserError as error:
-        console.faults(error.faults)
+        console.print_faults(error.faults)
         return error.exit_code
     except errors.RunStopped as error:
         print(f"trl_sft: {error}", file=sys.stderr)

@@ -64,7 +64,7 @@ def format_next_command(run: Run, command: str = "") -> str:
     from trl_sft.recipe import resolved
 
     words = shlex.join([*filter(None, [command]), *run.recipe.arguments])
-    return f"{console.python()} -m trl_sft {resolved.remove_secrets(run, words)}"
+    return f"{console.get_python_command()} -m trl_sft {resolved.remove_secrets(run, words)}"
 
 
 def write_output(option: str, path: Path, text: str) -> None:

@@ -16,7 +16,7 @@ from typing import Any
 
 from trl_sft import errors
 from trl_sft.cli import gains
-from trl_sft.console import faults, python, say, span
+from trl_sft.console import format_duration, get_python_command, print_faults, say
 from trl_sft.data import rows as data_rows
 from trl_sft.data.formats import TokenizerFeatures
 from trl_sft.errors import Fault, LaunchError, MissingPackage, Unreached, UserError
@@ -145,7 +145,9 @@ def _load_tokenizer(run: Run, report: Report) -> tuple[ModelSource | None, ChatT
 
 def show(report: Report, run: Run, for_: TargetMachine) -> int:
     """Say what there is to mend, and return the exit code: 2 for the recipe's faults, and for this machine's `here`."""
-    print_lines([("checked", ", ".join(f"{name} {span(seconds)}" for name, seconds in report.seconds.items()))])
+    print_lines(
+        [("checked", ", ".join(f"{name} {format_duration(seconds)}" for name, seconds in report.seconds.items()))]
+    )
     for line in report.unseen:
         say(f"not checked: {line}")
     mend = [*report.faults, *(report.here if for_.is_this_machine else [])]
@@ -153,8 +155,9 @@ def show(report: Report, run: Run, for_: TargetMachine) -> int:
         say("\nThis machine, or this version, cannot run it, which is no fault of the recipe:")
         say("\n".join(str(fault) for fault in report.here))
     if mend:
-        faults(mend)
+        print_faults(mend)
         return errors.EXIT_USER_ERROR
     clean = "Nothing to mend" + (" in what was checked" if report.unseen else "")
-    say(f"{clean}. Next: {python()} -m trl_sft {resolved.remove_secrets(run, shlex.join(run.recipe.arguments))}")
+    words_again = resolved.remove_secrets(run, shlex.join(run.recipe.arguments))
+    say(f"{clean}. Next: {get_python_command()} -m trl_sft {words_again}")
     return errors.EXIT_DONE

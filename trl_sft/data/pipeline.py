@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from trl_sft.console import rows as in_words
+from trl_sft.console import format_rows
 from trl_sft.data import conversion, formats, load, messages, mix, wordings
 from trl_sft.data.formats import TokenizerFeatures
 from trl_sft.data.split import FormattedSource, Split, split_of_source
@@ -44,7 +44,7 @@ def formatted(
         said.append(f"{name}: NOT READ: {shown}; a folder's files go by names as in train.jsonl, {every} reads all")
     numbers = None
     if head is None and source.max_rows is not None and source.max_rows > len(rows):
-        said.append(f"{name}: has {in_words(len(rows))}, fewer than max_rows: {source.max_rows:,}")
+        said.append(f"{name}: has {format_rows(len(rows))}, fewer than max_rows: {source.max_rows:,}")
     elif head is None and source.max_rows is not None and source.max_rows < len(rows):
         said.append(f"{name}: {source.max_rows:,} of its {len(rows):,} rows, drawn with the seed (max_rows)")
         numbers = mix.sampled(len(rows), source.max_rows, seed(run))
@@ -76,7 +76,7 @@ def formatted(
     label = f"; task {source.task}" if source.task else ""
     if label and "task" not in (layout, wording):
         label += " (a label: neither this format nor this wording uses it)"
-    count = f"{in_words(len(rows))} to {part}" if head is None else f"its first {in_words(len(rows))}"
+    count = f"{format_rows(len(rows))} to {part}" if head is None else f"its first {format_rows(len(rows))}"
     said.append(f"{name}: {count}; {source.format + ' -> ' if source.function else ''}{told}{label}")
     if about.as_text:
         shown = "the chat template does not render" if wording == "chat" else f"wording {wording} has no place for"

@@ -14,7 +14,7 @@ from typing import NamedTuple
 import numpy as np
 from datasets import Dataset, concatenate_datasets
 
-from trl_sft.console import rows
+from trl_sft.console import format_rows
 from trl_sft.data import mix, text_files
 from trl_sft.data.formats import TokenizerFeatures
 from trl_sft.data.pipeline import formatted, seed
@@ -99,7 +99,7 @@ def load(run: Run, target: TokenizerFeatures, head: int | None = None) -> RunRow
         stay = np.setdiff1d(stay, leaked, assume_unique=True)
         first = train.row_name(int(leaked[0]))
         stands = "stands" if len(leaked) == 1 else "stand"
-        said.append(f"{rows(len(leaked))} to train {stands} in the held-out rows too: dropped; first {first}")
+        said.append(f"{format_rows(len(leaked))} to train {stands} in the held-out rows too: dropped; first {first}")
     return RunRows(_mixed(run, train, stay), held, form, loss_on, tuple(said))
 
 

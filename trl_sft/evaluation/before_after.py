@@ -22,7 +22,7 @@ from transformers import GenerationConfig
 from trl import SFTTrainer
 
 from trl_sft import run_folder
-from trl_sft.console import columns, watched
+from trl_sft.console import format_columns, shows_progress
 from trl_sft.data.messages import unescaped
 from trl_sft.data.rows import TEXT, RunRows
 from trl_sft.evaluation.metrics import METRICS
@@ -190,7 +190,7 @@ def answers(run: Run, trainer: SFTTrainer, asked: Asked, side: str) -> list[str]
     found = [""] * len(given)
     was_training = model.training
     model.eval()
-    bar = tqdm(total=len(given), desc=f"answers {side}", unit="prompt", disable=not watched(), leave=False)
+    bar = tqdm(total=len(given), desc=f"answers {side}", unit="prompt", disable=not shows_progress(), leave=False)
     try:
         with torch.no_grad(), trainer.autocast_smart_context_manager():
             for start in range(0, len(order), size):
@@ -206,7 +206,7 @@ def answers(run: Run, trainer: SFTTrainer, asked: Asked, side: str) -> list[str]
     return found
 
 
-def lines(outcome: Outcome, width: int) -> Iterator[str]:
+def lines(outcome: Outcome) -> Iterator[str]:
     """Yield what the last screen shows: metrics before and after, per task, five prompts side by side."""
     summary = outcome.summary
     for name in METRICS:
@@ -225,7 +225,7 @@ def lines(outcome: Outcome, width: int) -> Iterator[str]:
         rows = [("prompt", "wanted", "base", "tuned")]
         said = [[(s[side] or "").strip() or "(nothing)" for side in ("before", "after")] for s in shown]
         rows += [(_last(s["prompt"]), s["reference"], *both) for s, both in zip(shown, said, strict=True)]
-        yield from columns(rows, width)
+        yield from format_columns(rows)
 
 
 def _generation(run: Run, trainer: SFTTrainer, asked: Sequence[Prompt]) -> GenerationConfig:

@@ -105,12 +105,12 @@ def write(tool: str, settings: Settings, output: Path | None) -> int:
     print(f"trl_sft: The recipe has {count}", file=sys.stderr)
     faults = check_recipe(settings, lines, path)
     if faults:
-        console.faults(faults)
+        console.print_faults(faults)
         if output is not None:
             console.say(f"{output} is written. Fix it there, or fix the settings and import them again.")
         return EXIT_USER_ERROR
     if output is not None:
-        console.say(f"Next: {console.python()} -m trl_sft check {output}")
+        console.say(f"Next: {console.get_python_command()} -m trl_sft check {output}")
     return EXIT_DONE
 
 

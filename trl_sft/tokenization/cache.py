@@ -28,7 +28,7 @@ from tqdm.auto import tqdm
 from trl import pack_dataset
 
 from trl_sft import run_folder
-from trl_sft.console import watched
+from trl_sft.console import shows_progress
 from trl_sft.data import code_digest
 from trl_sft.data.code_digest import digest_code, get_fingerprint, set_fingerprint
 from trl_sft.data.rows import CHAT
@@ -142,7 +142,7 @@ def batches(work: Work, encoder: Encoder) -> Iterator[EncodedBatch]:
 
     with (
         ThreadPoolExecutor(1) as pool,
-        tqdm(total=len(work.order), desc=work.title, unit=" rows", disable=not watched(), leave=False) as bar,
+        tqdm(total=len(work.order), desc=work.title, unit=" rows", disable=not shows_progress(), leave=False) as bar,
     ):
 
         def done(piece: list[encode.Row], coming: Future[Any]) -> EncodedBatch:

@@ -15,7 +15,7 @@ import pyarrow.compute as pc
 from datasets import Dataset
 from trl import SFTConfig, pack_dataset
 
-from trl_sft.console import rows as rows_in_words
+from trl_sft.console import format_rows
 from trl_sft.data.formats import LABEL
 from trl_sft.data.rows import MAX_UNTRAINED, UNTRAINED, RunRows
 from trl_sft.data.split import Split
@@ -116,14 +116,14 @@ def lines(
     for name, held in ledger["eval"].items():
         spare = ", ".join(f"{number:,} {reason}" for reason, number in held["rows"]["rejected"].items())
         title = "" if name == "eval" else f"{name}: "
-        yield "held out", f"{title}{rows_in_words(held['rows']['kept'])}" + (f"; left out: {spare}" if spare else "")
+        yield "held out", f"{title}{format_rows(held['rows']['kept'])}" + (f"; left out: {spare}" if spare else "")
     yield "tokens", f"{tokens['kept']:,}, of which {tokens['trained']:,} carry loss ({_LOSS_ON[rows.loss_on]})"
     if count["cut"]:
         default = "" if "max_length" in run.train else ", which is TRL's default and not in the recipe"
         ends = f"; {of['without_end']:,} answers lose their end" if of["without_end"] else ""
         off, loss = tokens["total"] - tokens["kept"], tokens["target"] - tokens["trained"]
         lost = f"{off:,} tokens cut off, {loss:,} of them with loss{ends}"
-        yield "cut", f"{rows_in_words(count['cut'])} at max_length {args.max_length}{default}: {lost}"
+        yield "cut", f"{format_rows(count['cut'])} at max_length {args.max_length}{default}: {lost}"
     lengths = of["lengths"]
     yield "lengths", f"median {lengths['median']:,} tokens, 99% up to {lengths['p99']:,}, longest {lengths['max']:,}"
     yield "padding", _padded(of["padding"], args)
@@ -132,7 +132,7 @@ def lines(
             share = source["share"]
             asked = f" (asked: {share['planned']:.1%})" if share["planned"] is not None else ""
             more = f", {source['rows']['repeats']:,} of them repeated" if source["rows"]["repeats"] else ""
-            told = f"{rows_in_words(source['rows']['kept'])}{more}: {share['rows']:.1%} of the rows{asked}"
+            told = f"{format_rows(source['rows']['kept'])}{more}: {share['rows']:.1%} of the rows{asked}"
             yield "share", f"{source['name']}: {told}, {share['tokens']:.1%} of the tokens"
 
 

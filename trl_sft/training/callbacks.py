@@ -47,10 +47,10 @@ class Progress(TrainerCallback):
         if state.global_step >= state.max_steps:  # stopped between the last step and the end
             raise AlreadyTrained
         console.say()
-        console.table(table)
+        console.print_table(table)
         console.say()
         self._first = state.global_step
-        if console.watched() and not args.disable_tqdm:
+        if console.shows_progress() and not args.disable_tqdm:
             self._bar = tqdm(total=state.max_steps, initial=state.global_step, unit="step", dynamic_ncols=True)
 
     def on_step_end(self, args: SFTConfig, state: TrainerState, control: TrainerControl, **live: Any) -> None:
@@ -62,7 +62,7 @@ class Progress(TrainerCallback):
             self._warm = time.monotonic()
         elif done == _TIMED_STEPS and state.max_steps > state.global_step:
             step = (time.monotonic() - self._warm) / (done - 1)
-            left = console.span(step * (state.max_steps - state.global_step))
+            left = console.format_duration(step * (state.max_steps - state.global_step))
             self._line(f"about {left} left at {step:.2g} s a step, evaluation and saving not counted")
 
     def on_log(

@@ -45,7 +45,7 @@ def resume_command(run: Run) -> str:
     words = [word for word in run.recipe.arguments if not word.startswith("run.resume=")]
     differs = run.options.get("resume", "auto") != "auto" or len(words) < len(run.recipe.arguments)
     words += ["run.resume=auto"] if differs else []
-    return resolved.remove_secrets(run, f"{console.python()} -m trl_sft {shlex.join(words)}")
+    return resolved.remove_secrets(run, f"{console.get_python_command()} -m trl_sft {shlex.join(words)}")
 
 
 def is_out_of_memory(error: BaseException) -> bool:

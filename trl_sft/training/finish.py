@@ -60,7 +60,7 @@ def save(
         first_metrics=before_after.at(trainer.state.log_history, 0, prompts.weights),
         metrics=metrics,
         trained=list(record.verification.last_screen()) if record.verification else [],
-        answers=list(before_after.lines(outcome, console.width())) if outcome else [],
+        answers=list(before_after.lines(outcome)) if outcome else [],
         command=summary.ask_command(code, prompts.example),
     )
     for line in summary.after(run, trainer.state, screen):

@@ -19,7 +19,7 @@ from transformers import PreTrainedModel, TrainerState
 from trl import SFTConfig
 
 from trl_sft import run_folder
-from trl_sft.console import gib, python, say, span
+from trl_sft.console import format_bytes, format_duration, get_python_command, say
 from trl_sft.model import cpu_loss, packed_attention, patches
 from trl_sft.model.load import unwrap_adapter
 from trl_sft.recipe import paths
@@ -117,7 +117,9 @@ def _disk(args: SFTConfig, state: TrainerState, model: PreTrainedModel, trainabl
         next(p for p in (Path(str(args.output_dir)), *Path(str(args.output_dir)).parents) if p.exists())
     ).free
     short = " - NOT ENOUGH: set train.save_total_limit" if number * size > free else ""
-    return f"at most {number} kept, about {gib(size)} each (Adam), {gib(free)} free on the disk{short}"
+    return (
+        f"at most {number} kept, about {format_bytes(size)} each (Adam), {format_bytes(free)} free on the disk{short}"
+    )
 
 
 def after(run: Run, state: TrainerState, screen: LastScreen) -> list[str]:
@@ -129,7 +131,7 @@ def after(run: Run, state: TrainerState, screen: LastScreen) -> list[str]:
     checkpoints = ", ".join(path.name for path in run_folder.list_checkpoints(run.output_dir)[-3:])
     return [
         "",
-        f"Done: {steps} in {span(screen.seconds)}{trained}",
+        f"Done: {steps} in {format_duration(screen.seconds)}{trained}",
         *screen.trained,
         *_evaluation_lines(screen.first_metrics, screen.metrics),
         *screen.answers,
@@ -191,7 +193,7 @@ def ask_command(code: Sequence[str], prompt: Any) -> str:
     if any(word in written for word in ("true", "false", "null", "\\u", "\\/")):
         written = repr(prompt)
     call = f'print(ask({written}, max_new_tokens=64)[0]["generated_text"]{answer})'
-    return f"{python()} -c {shlex.quote('; '.join([*code, call]))}"
+    return f"{get_python_command()} -c {shlex.quote('; '.join([*code, call]))}"
 
 
 def relative(folder: Path) -> str:

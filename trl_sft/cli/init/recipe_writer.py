@@ -77,7 +77,7 @@ def write(model: str, path: str, output: Path) -> int:
     values["evaluate"] = _EVALUATE if fraction else ""
     run_folder.write_text(output, _TEXT.format(**values))
     console.say(f"wrote {output}: {rows:,} rows of format {layout}")
-    console.say(f"Next: {console.python()} -m trl_sft check {values['command']}")
+    console.say(f"Next: {console.get_python_command()} -m trl_sft check {values['command']}")
     return EXIT_DONE
 
 

@@ -19,7 +19,7 @@ import torch
 from datasets import Dataset, IterableDataset
 from trl import SFTConfig
 
-from trl_sft.console import gib
+from trl_sft.console import format_bytes
 from trl_sft.errors import Fault, LaunchError, first_line
 from trl_sft.model import device
 from trl_sft.recipe.checked import Run
@@ -55,8 +55,10 @@ def check(run: Run, inputs: TrainingInputs, rows: Dataset | IterableDataset, car
         return Checked(batch, None, [("memory", why)])
     here = card or available(kind)
     if found.certain > here:
-        parts = f"weights, gradients and the optimizer's state alone take {gib(found.certain)}"
-        told = Fault(run.recipe.where(("model", "name_or_path")), f"{parts}; {kind} has {gib(here)} free", advice(run))
+        parts = f"weights, gradients and the optimizer's state alone take {format_bytes(found.certain)}"
+        told = Fault(
+            run.recipe.where(("model", "name_or_path")), f"{parts}; {kind} has {format_bytes(here)} free", advice(run)
+        )
         raise LaunchError(told)
     lines = said(found, here, str(batch))
     if not isinstance(rows, IterableDataset):
@@ -74,15 +76,15 @@ def estimate(run: Run, inputs: TrainingInputs, batch: Batch, kind: str) -> Estim
 
 def said(found: Estimate, available: int, batch: str = "") -> Lines:
     """Return an estimate in lines, against bytes that are available; a second one warns."""
-    state = f"weights {gib(found.weights)}, gradients {gib(found.gradients)}, optimizer {gib(found.optimizer)}"
+    state = f"weights {format_bytes(found.weights)}, gradients {format_bytes(found.gradients)}"
+    state += f", optimizer {format_bytes(found.optimizer)}"
     if found.missing:
-        told = f"{state}; activations cannot be foreseen ({found.missing}); {gib(available)} free"
+        told = f"{state}; activations cannot be foreseen ({found.missing}); {format_bytes(available)} free"
         return [("memory", told)]
     largest = f" of {batch}" if batch else ""
-    work = f"activations {gib(found.activations)}, logits {gib(found.logits)}"
-    lines = [
-        ("memory", f"about {gib(found.peak)} at most in a step{largest}, of {gib(available)} free: {state}, {work}")
-    ]
+    work = f"activations {format_bytes(found.activations)}, logits {format_bytes(found.logits)}"
+    peak = f"about {format_bytes(found.peak)} at most in a step{largest}, of {format_bytes(available)} free"
+    lines = [("memory", f"{peak}: {state}, {work}")]
     if found.peak > available * (1 - _CHUNK):
         how = "more than there is" if found.peak > available else "little is left"
         lines.append(("memory", f"NOT ENOUGH, by this estimate {how}: {_smaller(found)}"))
@@ -179,8 +181,10 @@ def disk(run: Run, inputs: TrainingInputs, found: Estimate, rows: int) -> Lines:
     free = shutil.disk_usage(next(p for p in (run.output_dir, *run.output_dir.parents) if p.exists())).free
     at_once = number + (args.save_total_limit is not None and number > 0)  # a new one is whole before the oldest goes
     short = " - NOT ENOUGH: set train.save_total_limit" if at_once * each + weights > free else ""
-    kinds = f"at most {number} checkpoint{'s' * (number != 1)} of {gib(each)}" if number else "no checkpoints"
-    return [("disk", f"{kinds}, and what is saved at the end: {gib(weights)}; {gib(free)} free{short}")]
+    kinds = f"at most {number} checkpoint{'s' * (number != 1)} of {format_bytes(each)}" if number else "no checkpoints"
+    return [
+        ("disk", f"{kinds}, and what is saved at the end: {format_bytes(weights)}; {format_bytes(free)} free{short}")
+    ]
 
 
 def _smaller(found: Estimate) -> str:

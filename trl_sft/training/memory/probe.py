@@ -20,7 +20,7 @@ from transformers.trainer_utils import IntervalStrategy, SaveStrategy
 from trl import SFTConfig
 
 from trl_sft import errors
-from trl_sft.console import gib
+from trl_sft.console import format_bytes
 from trl_sft.errors import RunStopped
 from trl_sft.recipe.checked import Run
 from trl_sft.training import failures
@@ -61,8 +61,8 @@ def measure(run: Run, inputs: TrainingInputs, checked: fit.Checked) -> fit.Lines
         weights = [*trainer.model.parameters(), *trainer.model.buffers()]
         taken = _most(args) - before + sum({t.data_ptr(): t.numel() * t.element_size() for t in weights}.values())
     share = f", {checked.found.peak / taken:.0%} of it" if checked.found and not checked.found.missing else ""
-    estimated = f"; estimated: {gib(checked.found.peak)}{share}" if checked.found else ""
-    return [("probe", f"{gib(taken)} at most in {_STEPS} steps of {checked.batch}{estimated}")]
+    estimated = f"; estimated: {format_bytes(checked.found.peak)}{share}" if checked.found else ""
+    return [("probe", f"{format_bytes(taken)} at most in {_STEPS} steps of {checked.batch}{estimated}")]
 
 
 def _short(args: SFTConfig, folder: str) -> SFTConfig:
