@@ -122,7 +122,9 @@ def _get_checkpointing_fields(_: Mapping[str, Any]) -> NestedFields:
     fields["determinism_check"] = fields["determinism_check"]._replace(choices=modes)
     of_trainer = _TRAINER_POP.findall(packages.read_text(_TRAINER))
     if not of_trainer:
-        raise packages.changed_source(_TRAINER, "`gc_kwargs.pop` takes no keys of gradient_checkpointing_kwargs there")
+        raise packages.changed_source(
+            _TRAINER, "`gc_kwargs.pop` no longer takes keys of `gradient_checkpointing_kwargs`"
+        )
     for name, default in of_trainer:
         fields[name] = Field(name, ast.Name(type(ast.literal_eval(default)).__name__), default)
     for name in _TRL_GET.findall(packages.read_text(_SFT_TRAINER)):  # TRL 1.8 takes none
@@ -251,7 +253,9 @@ def _read_optimizer_arguments(handler: str) -> list[str] | None:
             key = iterables.get(key.id, key)
         words = source.read_words(key, _OPTIMIZERS, function)
         if not words:
-            raise packages.changed_source(_OPTIMIZERS, f"`{handler}` uses `{ast.unparse(parent)}`, which is new")
+            raise packages.changed_source(
+                _OPTIMIZERS, f"`{handler}` uses `{ast.unparse(parent)}`, which trl_sft cannot read"
+            )
         names += words
     return list(dict.fromkeys(names))
 

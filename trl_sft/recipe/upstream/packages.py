@@ -80,9 +80,9 @@ def changed_source(module: str, problem: str) -> UpstreamChanged:
 
     """
     package = module.partition(".")[0]
-    file = "/".join(module.split(".")) + ".py"
+    file = module.replace(".", "/") + ".py"
     fix = (
         f"Install a version of {package} that trl_sft was tested with (constraints.txt), "
-        f"or report {package} {get_version(package)} to trl_sft."
+        "or report this version to the authors of trl_sft."
     )
     return UpstreamChanged(Fault(f"{package} {get_version(package)}, {file}", problem, fix))

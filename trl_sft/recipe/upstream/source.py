@@ -48,7 +48,7 @@ def get_function(module: str, path: str) -> ast.FunctionDef:
     """Return the definition of `function` or `Class.method`. Raises UpstreamChanged where the module has none."""
     node = find_function(module, path)
     if node is None:
-        raise packages.changed_source(module, f"the function `{path}` is not there")
+        raise packages.changed_source(module, f"`{path}` is no longer in this file")
     return node
 
 
@@ -228,7 +228,7 @@ def look_up_name(module: str, constant: str, word: str) -> str:
     node = find_statement(module, constant)
     mapping = node.value if isinstance(node, ast.Assign | ast.AnnAssign) else None
     if not isinstance(mapping, ast.Dict):
-        raise packages.changed_source(module, f"the mapping `{constant}` is not there")
+        raise packages.changed_source(module, f"`{constant}` is no longer in this file")
     for key, value in zip(mapping.keys, mapping.values, strict=True):
         keys, target = key, value
         if isinstance(value, ast.Call) and ast.unparse(value.func) == "dict.fromkeys":

@@ -66,7 +66,7 @@ def list_choices(field: Field) -> tuple[str, ...]:
     else:
         return _read_type_words(field.type, field.module)
     if not words:
-        raise packages.changed_source(module, f"no list of words for the key {field.name} in {places}")
+        raise packages.changed_source(module, f"the words of the key `{field.name}` are no longer in {places}")
     return words
 
 
@@ -261,7 +261,8 @@ def _read_enumeration(node: ast.expr, module: str) -> tuple[str, ...]:
     name = get_type_name(node)
     words = source.read_listed_words(module, name)
     if not words and source.is_enumeration(module, name):
-        raise packages.changed_source(source.resolve(module, name)[0], f"the enumeration `{name}` lists no words")
+        home = source.resolve(module, name)[0]
+        raise packages.changed_source(home, f"the enumeration `{name}` no longer lists its words")
     return words
 
 
@@ -274,7 +275,7 @@ def _require_definition(node: ast.expr, module: str) -> None:
         return
     home, name = source.resolve(module, get_type_name(node))
     if home.partition(".")[0] in packages.PACKAGES and source.find_statement(home, name) is None:
-        raise packages.changed_source(home, f"the type `{name}` is not there")
+        raise packages.changed_source(home, f"`{name}` is no longer in this file")
 
 
 def _is_class_of_owner(node: ast.expr, module: str) -> bool:
