@@ -50,10 +50,10 @@ def test_head_names_releases_and_day(name):
 @pytest.mark.parametrize("name", TABLES)
 def test_fields_of_every_entry_are_well_formed(name):
     for setting, entry in tables.load_table(name).entries.items():
-        assert not (entry.key and entry.omitted), setting
-        assert entry.omitted or not entry.warn, setting
+        assert not (entry.key and entry.reason), setting
+        assert entry.reason or not entry.warn, setting
         assert entry.key or not (entry.group or entry.note), setting
-        for text in (entry.note, entry.omitted):
+        for text in (entry.note, entry.reason):
             assert not text or (text.endswith(".") and not text.startswith(" ")), setting
         if entry.key:
             section, _, key = entry.key.partition(".")
@@ -67,20 +67,20 @@ def test_fields_of_every_entry_are_well_formed(name):
 
 @pytest.mark.parametrize("name", TABLES)
 def test_every_entry_without_key_and_reason_is_read_by_the_module(name):
-    words = words_of(name) | {word for mapping in tables.load_table(name).words.values() for word in mapping}
+    words = words_of(name) | {word for mapping in tables.load_table(name).vocabulary.values() for word in mapping}
     if name != "openrlhf":
         words |= words_of("recipe_parts")
     unread = [
         setting
         for setting, entry in tables.load_table(name).entries.items()
-        if not entry.key and not entry.omitted and setting not in words
+        if not entry.key and not entry.reason and setting not in words
     ]
     assert unread == []
 
 
 @pytest.mark.parametrize("name", TABLES)
-def test_every_mapping_of_words_is_read_by_the_module(name):
-    assert set(tables.load_table(name).words) <= words_of(name)
+def test_every_vocabulary_is_read_by_the_module(name):
+    assert set(tables.load_table(name).vocabulary) <= words_of(name)
 
 
 @pytest.mark.parametrize("name", TABLES)
@@ -96,8 +96,8 @@ def test_every_entry_with_a_key_or_a_reason_gives_an_outcome(name):
             *table.make_outcomes(Settings({setting: "x"}, str)),
             *table.make_lines(Settings({setting: "x"}, str), entry.group),
         ]
-        if entry.omitted:
-            assert OmittedSetting(setting, entry.omitted, entry.warn) in outcomes
+        if entry.reason:
+            assert OmittedSetting(setting, entry.reason, entry.warn) in outcomes
         elif entry.key:
             assert RecipeLine(tuple(entry.key.split(".")), "x", (setting,), entry.note) in outcomes
 

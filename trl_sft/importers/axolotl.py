@@ -62,8 +62,8 @@ def convert(settings: Settings) -> Iterator[Outcome]:
     yield from _convert_warmup(settings, table)
     yield from _convert_evaluation(settings, table)
     yield from _convert_checkpoints(settings, table)
-    if trackers := settings.list_enabled(table.words["trackers"]):
-        values = dict.fromkeys(table.words["trackers"][name] for name in trackers)
+    if trackers := settings.list_enabled(table.vocabulary["trackers"]):
+        values = dict.fromkeys(table.vocabulary["trackers"][name] for name in trackers)
         yield RecipeLine(("train", "report_to"), list(values), trackers)
     fsdp = bool(settings.get("fsdp") or settings.get("fsdp_config"))
     config_note = "These are axolotl's keys. Remove the prefix `fsdp_` from each."
@@ -72,14 +72,18 @@ def convert(settings: Settings) -> Iterator[Outcome]:
 
 def _convert_model(settings: Settings, table: Table) -> Iterator[Outcome]:
     """Yield the attention and the special tokens."""
-    for name in settings.list_enabled(table.words["attention"]):
+    for name in settings.list_enabled(table.vocabulary["attention"]):
         if not settings.has("attn_implementation"):
-            yield RecipeLine(("model", "attn_implementation"), table.words["attention"][name], (name,))
+            yield RecipeLine(("model", "attn_implementation"), table.vocabulary["attention"][name], (name,))
     for token, value in (settings.get("special_tokens") or {}).items():
         if token in _TOKENS:
             yield RecipeLine(("tokenizer", token), value, ("special_tokens",))
         else:
-            yield OmittedSetting("special_tokens", f"trl_sft does not support `{token}` here.", warn=True)
+            yield OmittedSetting(
+                "special_tokens",
+                f"trl_sft does not support `{token}`. Check that your run does not need it.",
+                warn=True,
+            )
 
 
 def _convert_adapter(settings: Settings, table: Table) -> Iterator[Outcome]:
@@ -95,8 +99,8 @@ def _convert_adapter(settings: Settings, table: Table) -> Iterator[Outcome]:
             yield line._replace(names=(*line.names, "adapter"))
     modules = settings.get("lora_target_modules")
     if settings.get("lora_target_linear"):
-        more = "The layers of `lora_target_modules` are among them." if modules else ""
-        note = join_sentences("These are all linear layers except the head.", more)
+        modules_note = "The layers of `lora_target_modules` are among them." if modules else ""
+        note = join_sentences("These are all linear layers except the head.", modules_note)
         names = settings.list_present("lora_target_linear", "lora_target_modules")
         yield RecipeLine(("lora", "target_modules"), "all-linear", names, note)
     elif modules:
@@ -126,7 +130,7 @@ def _convert_data(settings: Settings, table: Table) -> Iterator[Outcome]:
         sources = [_make_source(settings, "test_datasets", entry, notes=[]) for entry in entries]
         yield RecipeLine(("data", "eval"), recipe_parts.unwrap_single(sources), ("test_datasets",))
     yield from recipe_parts.convert_eval_fraction(settings, "val_set_size")
-    word = table.words["overlong"].get(settings.get("excess_length_strategy", "drop"))
+    word = table.vocabulary["overlong"].get(settings.get("excess_length_strategy", "drop"))
     names = settings.list_present("excess_length_strategy")
     yield RecipeLine(("data", "overlong"), word, names, "" if names else table.default_note)
 
@@ -152,11 +156,11 @@ def _make_source(settings: Settings, name: str, entry: dict[str, Any], *, notes:
     if not isinstance(path, str):
         raise settings.make_error(name, "a data set has no path", "Set its `path` to a file, a folder or a hub id.")
     path = recipe_parts.resolve_data_files(path, entry.get("data_files"), notes)
-    unread = [key for key in sorted(set(entry) - _READ_KEYS) if entry[key] is not None]
-    notes += [f"trl_sft does not support `{key}` of {path}." for key in unread]
-    same = {key: entry.get(key) for key in _SOURCE_KEYS}
-    same["split"] = recipe_parts.omit_train_split(same["split"])
-    return recipe_parts.make_source(path, **same, **_make_row_format(entry, notes))
+    unsupported = [key for key in sorted(set(entry) - _READ_KEYS) if entry[key] is not None]
+    notes += [f"trl_sft does not support `{key}` of {path}." for key in unsupported]
+    source_keys = {key: entry.get(key) for key in _SOURCE_KEYS}
+    source_keys["split"] = recipe_parts.omit_train_split(source_keys["split"])
+    return recipe_parts.make_source(path, **source_keys, **_make_row_format(entry, notes))
 
 
 def _make_row_format(entry: dict[str, Any], notes: list[str]) -> dict[str, Any]:
@@ -213,10 +217,10 @@ def _convert_loss(settings: Settings) -> Iterator[Outcome]:
     for entry in _find_datasets(settings)[1]:
         roles, eos = entry.get("roles_to_train"), entry.get("train_on_eos")
         if roles not in (None, ["assistant"], ["gpt"]):
-            reason = "trl_sft trains the turns of the assistant, or all turns with `data.loss_on: all`."
+            reason = "trl_sft trains the turns of the assistant. Set `data.loss_on: all` to train all turns."
             yield OmittedSetting("roles_to_train", f"The value was {format_value(roles)}. {reason}", warn=True)
         if eos not in (None, "turn"):
-            reason = "trl_sft trains the end-of-turn token of every trained turn."
+            reason = "trl_sft trains the end-of-turn token of every trained turn. Check the tokens with `preview`."
             yield OmittedSetting("train_on_eos", f"The value was {format_value(eos)}. {reason}", warn=True)
 
 
@@ -238,14 +242,14 @@ def _convert_chat_template(settings: Settings, table: Table) -> Iterator[Outcome
     elif template == "tokenizer_default":
         yield OmittedSetting("chat_template", "The template of the tokenizer is the default.")
     elif template:
-        short = str(template).removeprefix("tokenizer_default_fallback_")
-        name = table.words["templates"].get(short, short)
+        base_name = str(template).removeprefix("tokenizer_default_fallback_")
+        name = table.vocabulary["templates"].get(base_name, base_name)
         if name in paths.list_templates():
-            note = "" if short == template else "axolotl uses it only if the tokenizer has no template."
+            note = "" if base_name == template else "axolotl uses it only if the tokenizer has no template."
             yield RecipeLine(key, name, names, note)
         else:
-            reason = f"trl_sft has no template {format_value(template)} and uses the tokenizer's."
-            yield OmittedSetting("chat_template", reason, warn=True)
+            problem = f"trl_sft has no template {format_value(template)} and uses the tokenizer's."
+            yield OmittedSetting("chat_template", f"{problem} Compare the two with `preview`.", warn=True)
 
 
 def _convert_optimizer(settings: Settings, table: Table) -> Iterator[Outcome]:
@@ -264,13 +268,16 @@ def _convert_optimizer(settings: Settings, table: Table) -> Iterator[Outcome]:
     if schedule in ("one_cycle", "rex"):
         reason = f"trl_sft does not support {schedule} and uses cosine."
         yield RecipeLine(("train", "lr_scheduler_type"), "cosine", (), reason)
+        reason += " Set `train.lr_scheduler_type` to choose another schedule."
         yield OmittedSetting("lr_scheduler", reason, warn=True)
     else:
         yield table.make_line(settings, "train.lr_scheduler_type", "lr_scheduler")
     if types.accepts(keys.get_fields("train")["optim"], table.get_value(settings, "optimizer")):
         yield table.make_line(settings, "train.optim", "optimizer")
     else:
-        reason = "This optimizer is axolotl's own. The default of `train.optim` trains."
+        reason = (
+            "trl_sft does not have this optimizer and trains with the default. Set `train.optim` to choose another."
+        )
         yield OmittedSetting("optimizer", reason, warn=True)
 
 
@@ -278,17 +285,17 @@ def _convert_precision(settings: Settings) -> Iterator[Outcome]:
     """Yield the types of weights and arithmetic."""
     bf16 = settings.get("bf16", settings.get("bfloat16", "auto"))
     names = settings.list_present("bf16", "bfloat16")
-    half = settings.get("fp16", settings.get("float16"))
+    fp16 = settings.get("fp16", settings.get("float16"))
     note = "axolotl loads all weights in bfloat16. TRL trains float32 weights with `bf16: true`."
-    if half or bf16 not in (True, "full", "auto"):
+    if fp16 or bf16 not in (True, "full", "auto"):
         yield RecipeLine(("train", "bf16"), False, names)
     elif bf16 == "auto":
-        auto = "TRL's default is bf16 where the machine supports it, as with `bf16: auto`."
-        yield RecipeLine(("model", "dtype"), "bfloat16", names, join_sentences(note, auto))
+        auto_note = "TRL's default is bf16 where the machine supports it, as with `bf16: auto`."
+        yield RecipeLine(("model", "dtype"), "bfloat16", names, join_sentences(note, auto_note))
     else:
         yield RecipeLine(("train", "bf16"), True, names)
         yield RecipeLine(("model", "dtype"), "bfloat16", names, note)
-    if half:
+    if fp16:
         yield RecipeLine(("train", "fp16"), True, ("fp16", "float16"))
     if settings.get("tf32") not in (None, "auto"):
         yield RecipeLine(("train", "tf32"), settings.get("tf32"), ("tf32",))
@@ -313,8 +320,8 @@ def _convert_warmup(settings: Settings, table: Table) -> Iterator[Outcome]:
     if settings.has("warmup_steps"):
         yield table.make_line(settings, "train.warmup_steps", "warmup_steps")
         return
-    most = "" if settings.has("warmup_ratio") else "axolotl takes at most 100 steps."
-    note = join_sentences("A value below 1 is a share of all steps.", most)
+    limit_note = "" if settings.has("warmup_ratio") else "axolotl takes at most 100 steps."
+    note = join_sentences("A value below 1 is a share of all steps.", limit_note)
     yield table.make_line(settings, "train.warmup_steps", "warmup_ratio", note=note)
 
 

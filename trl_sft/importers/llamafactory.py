@@ -115,8 +115,8 @@ def convert(settings: Settings) -> Iterator[Outcome]:
 def _convert_model(settings: Settings, table: Table) -> Iterator[Outcome]:
     """Yield the attention and gradient checkpointing."""
     attention = settings.get("flash_attn", "auto")
-    if attention in table.words["attention"]:
-        yield RecipeLine(("model", "attn_implementation"), table.words["attention"][attention], ("flash_attn",))
+    if attention in table.vocabulary["attention"]:
+        yield RecipeLine(("model", "attn_implementation"), table.vocabulary["attention"][attention], ("flash_attn",))
     elif settings.has("flash_attn"):
         yield OmittedSetting("flash_attn", "transformers chooses the attention, in LLaMA-Factory too.")
     key = recipe_parts.get_current_name("gradient_checkpointing")
@@ -138,9 +138,9 @@ def _convert_finetuning(settings: Settings, table: Table) -> Iterator[Outcome]:
     if kind != "lora":
         problem = f"{format_value(kind)}: trl_sft does not support it"
         raise settings.make_error("finetuning_type", problem, "Write `lora` or `full`.")
-    by = settings.list_present("finetuning_type")
+    default_names = settings.list_present("finetuning_type")
     lines = [*table.make_lines(settings, "lora"), *_convert_lora_alpha_and_targets(settings, table)]
-    yield from (line if line.names else line._replace(names=by) for line in lines)
+    yield from (line if line.names else line._replace(names=default_names) for line in lines)
     if settings.get("additional_target"):
         modules = _split_list(settings.get("additional_target"))
         yield RecipeLine(("lora", "modules_to_save"), modules, ("additional_target",))
@@ -148,8 +148,8 @@ def _convert_finetuning(settings: Settings, table: Table) -> Iterator[Outcome]:
         yield RecipeLine(("lora", name), True, (name,))
     if settings.get("pissa_init"):
         steps = table.get_value(settings, "pissa_iter")
-        start = "pissa" if steps == -1 else f"pissa_niter_{steps}"
-        yield RecipeLine(("lora", "init_lora_weights"), start, ("pissa_init", "pissa_iter"))
+        weights = "pissa" if steps == -1 else f"pissa_niter_{steps}"
+        yield RecipeLine(("lora", "init_lora_weights"), weights, ("pissa_init", "pissa_iter"))
 
 
 def _convert_lora_alpha_and_targets(settings: Settings, table: Table) -> Iterator[RecipeLine]:
@@ -189,24 +189,35 @@ def _convert_data(settings: Settings, table: Table) -> Iterator[Outcome]:
         raise settings.make_error("dataset", recipe_parts.NO_ROWS, f"Set `dataset` to a name in {_FILE}.")
     notes: list[str] = []
     sources = [_make_source(settings, table, name, notes=notes) for name in names]
-    more: dict[str, Any] = {}
+    source_keys: dict[str, Any] = {}
     if settings.get("max_samples"):
-        more["max_rows"] = settings.get("max_samples")
-        notes.append(f"LLaMA-Factory takes the first {more['max_rows']:,} rows. `max_rows` takes as many at random.")
+        source_keys["max_rows"] = settings.get("max_samples")
+        notes.append(
+            f"LLaMA-Factory takes the first {source_keys['max_rows']:,} rows. `max_rows` takes as many at random."
+        )
     if settings.get("streaming"):
-        more["streaming"] = True
+        source_keys["streaming"] = True
     if settings.get("mix_strategy", "concat") != "concat":
-        end = "trl_sft ends an epoch after as many rows as all sources have."
-        notes.append(f"LLaMA-Factory draws rows until one source, or each, is used up. {end}")
+        epoch_note = "trl_sft ends an epoch after as many rows as all sources have."
+        notes.append(f"LLaMA-Factory draws rows until one source, or each, is used up. {epoch_note}")
         weights = [float(part) for part in str(settings.get("interleave_probs") or "").split(",") if part]
         sources = [
             _add_keys(source, {"weight": weight})
             for source, weight in zip(sources, weights or [1.0] * len(sources), strict=False)
         ]
-    if more:
-        sources = [_add_keys(source, more) for source in sources]
-    used = ("dataset", "dataset_dir", _INFO, _FOLDER, "max_samples", "mix_strategy", "interleave_probs", "streaming")
-    yield RecipeLine(("data", "train"), recipe_parts.unwrap_single(sources), used, join_sentences(*notes))
+    if source_keys:
+        sources = [_add_keys(source, source_keys) for source in sources]
+    setting_names = (
+        "dataset",
+        "dataset_dir",
+        _INFO,
+        _FOLDER,
+        "max_samples",
+        "mix_strategy",
+        "interleave_probs",
+        "streaming",
+    )
+    yield RecipeLine(("data", "train"), recipe_parts.unwrap_single(sources), setting_names, join_sentences(*notes))
     if names := _list_datasets(settings, "eval_dataset"):
         sources = [_make_source(settings, table, name, setting="eval_dataset", notes=[]) for name in names]
         yield RecipeLine(("data", "eval"), recipe_parts.unwrap_single(sources), ("eval_dataset",))
@@ -228,8 +239,8 @@ def _make_source(settings: Settings, table: Table, name: str, *, notes: list[str
     info = settings.get(_INFO, {})
     entry = info.get(name)
     if not isinstance(entry, dict):
-        known = ", ".join(sorted(info)[:8]) or "none"
-        fix = f"Write a name that it has ({known}), or add `--dataset-info FILE`."
+        names = ", ".join(sorted(info)[:8]) or "none"
+        fix = f"Write a name that it has ({names}), or add `--dataset-info FILE`."
         raise settings.make_error(setting, f"{_FILE} has no data set {name}", fix)
     if entry.get("ranking"):
         fix = "Choose a data set for supervised fine-tuning."
@@ -263,14 +274,18 @@ def _make_row_format(entry: dict[str, Any], table: Table, notes: list[str]) -> d
     columns, tags = entry.get("columns", {}), entry.get("tags", {})
     if entry.get("formatting", "alpaca") == "alpaca":
         notes.append("LLaMA-Factory joins question and input by one line break, trl_sft by two.")
-        return {"format": "alpaca", "wording": "chat", "rename": _make_rename(columns, table.words["alpaca_columns"])}
+        return {
+            "format": "alpaca",
+            "wording": "chat",
+            "rename": _make_rename(columns, table.vocabulary["alpaca_columns"]),
+        }
     has_roles = tags.get("role_tag", "from") == "role" or entry.get("formatting") == "openai"
     row_format, name = ("messages", "messages") if has_roles else ("sharegpt", "conversations")
     unknown = sorted(set(tags.values()) - _TAGS)
     if unknown:
         notes.append(f"trl_sft does not know the tags {', '.join(unknown)}. Set `format: rows.py:FUNCTION`.")
     columns_of_chat = recipe_parts.make_rename({columns.get("messages", "conversations"): name})
-    columns_of_chat |= _make_rename(columns, table.words["chat_columns"])
+    columns_of_chat |= _make_rename(columns, table.vocabulary["chat_columns"])
     return {"format": row_format, "wording": "chat", "rename": columns_of_chat}
 
 
@@ -308,13 +323,13 @@ def _convert_chat_template(settings: Settings, table: Table) -> Iterator[Outcome
     if not settings.has("template"):
         return
     template = settings.get("template")
-    name = table.words["templates"].get(template, template)
+    name = table.vocabulary["templates"].get(template, template)
     if name in paths.list_templates():
         note = "Its words may differ from those of the tokenizer's template, which trl_sft uses without this line."
         yield RecipeLine(("tokenizer", "chat_template"), name, ("template",), note)
     else:
-        missing = f"trl_sft has no template {format_value(template)} and uses the tokenizer's."
-        reason = f"{missing} Compare the two with `preview`."
+        problem = f"trl_sft has no template {format_value(template)} and uses the tokenizer's."
+        reason = f"{problem} Compare the two with `preview`."
         yield OmittedSetting("template", reason, warn=True)
 
 

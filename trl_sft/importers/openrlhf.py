@@ -61,18 +61,18 @@ def read(words: Sequence[str]) -> Settings:
     parser = _Parser(add_help=False, allow_abbrev=False, exit_on_error=False)
     for name, entry in entries.items():
         _add_flag(parser, name, entry)
-    typed = _list_options(words)
+    options_in_words = _list_options(words)
     try:
-        namespace, rest = parser.parse_known_args(words)
+        namespace, unknown_words = parser.parse_known_args(words)
     except argparse.ArgumentError as error:
         options = (error.argument_name or "openrlhf").split("/")
-        option = next((option for option in options if option in typed), options[0])
+        option = next((option for option in options if option in options_in_words), options[0])
         raise RecipeError(Fault(option, error.message, "Write a value of this flag's type.")) from None
-    values = vars(namespace) | _read_unknown_flags(rest)
+    values = vars(namespace) | _read_unknown_flags(unknown_words)
 
     def where(name: str) -> str:
         dotted = f"--{entries[name].flag}" if name in entries else ""
-        return dotted if dotted in typed else f"--{name}"
+        return dotted if dotted in options_in_words else f"--{name}"
 
     return Settings(values, where)
 
@@ -179,14 +179,14 @@ def _convert_data(settings: Settings, table: Table) -> Iterator[Outcome]:
         raise settings.make_error("dataset", recipe_parts.NO_ROWS, fix)
     keys, notes = _make_row_format(settings, table)
     weights = _read_weights(settings)
-    most = settings.get("max_samples")
+    max_rows = settings.get("max_samples")
     split = table.get_value(settings, "dataset_split")
-    sources = _make_sources(settings.get("dataset"), split, keys=keys | {"max_rows": most}, weights=weights)
-    if most:
-        notes.append(f"OpenRLHF takes the first {most:,} rows. `max_rows` takes as many at random.")
+    sources = _make_sources(settings.get("dataset"), split, keys=keys | {"max_rows": max_rows}, weights=weights)
+    if max_rows:
+        notes.append(f"OpenRLHF takes the first {max_rows:,} rows. `max_rows` takes as many at random.")
     if weights:
-        end = "trl_sft ends an epoch after as many rows as all sources have."
-        notes.append(f"OpenRLHF draws by `--dataset_probs` until each source is used up. {end}")
+        epoch_note = "trl_sft ends an epoch after as many rows as all sources have."
+        notes.append(f"OpenRLHF draws by `--dataset_probs` until each source is used up. {epoch_note}")
     names = settings.list_present(
         *("dataset", "dataset_split", "dataset_probs", "max_samples", "input_key", "output_key", "input_template"),
         "apply_chat_template",
@@ -199,10 +199,10 @@ def _convert_data(settings: Settings, table: Table) -> Iterator[Outcome]:
     if settings.get("apply_chat_template"):
         loss_on = "assistant" if settings.get("multiturn") else "last_turn"
     yield table.make_line(settings, "data.loss_on", "multiturn", value=loss_on)
-    dropped = "OpenRLHF drops a row whose prompt is this long. trl_sft counts such rows."
-    yield table.make_line(settings, "train.max_length", "max_len", note=dropped)
-    end = "OpenRLHF replaces the last token of a long row with the end-of-text token."
-    yield RecipeLine(("data", "overlong"), "truncate_and_end", (), end)
+    length_note = "OpenRLHF drops a row whose prompt is this long. trl_sft counts such rows."
+    yield table.make_line(settings, "train.max_length", "max_len", note=length_note)
+    overlong_note = "OpenRLHF replaces the last token of a long row with the end-of-text token."
+    yield RecipeLine(("data", "overlong"), "truncate_and_end", (), overlong_note)
 
 
 def _read_weights(settings: Settings) -> list[float]:
@@ -220,8 +220,8 @@ def _make_sources(paths: str, split: str, *, keys: dict[str, Any], weights: list
     for number, item in enumerate(paths.split(",")):
         path, _, folder = item.strip().partition("@")
         weight = weights[number] if number < len(weights) else None
-        more = {"data_dir": folder, "split": recipe_parts.omit_train_split(split)} | keys | {"weight": weight}
-        sources.append(recipe_parts.make_source(path, **more))
+        source_keys = {"data_dir": folder, "split": recipe_parts.omit_train_split(split)} | keys | {"weight": weight}
+        sources.append(recipe_parts.make_source(path, **source_keys))
     return sources
 
 
@@ -310,11 +310,13 @@ def _convert_optimizer(settings: Settings, table: Table) -> Iterator[Outcome]:
     warmup = table.get_value(settings, "lr_warmup_ratio")
     if warmup >= 1:
         raise settings.make_error("lr_warmup_ratio", f"{warmup} is not a share of the steps", "Write a number below 1.")
-    first, second = table.get_value(settings, "adam_betas")
-    yield table.make_line(settings, "train.adam_beta1", "adam_betas", value=first)
-    yield table.make_line(settings, "train.adam_beta2", "adam_betas", value=second)
+    beta1, beta2 = table.get_value(settings, "adam_betas")
+    yield table.make_line(settings, "train.adam_beta1", "adam_betas", value=beta1)
+    yield table.make_line(settings, "train.adam_beta2", "adam_betas", value=beta2)
     if table.get_value(settings, "optim") != "adam":
-        yield OmittedSetting("optim", "trl_sft does not support Muon and trains with AdamW.", warn=True)
+        yield OmittedSetting(
+            "optim", "trl_sft trains with AdamW, not with Muon. Set `train.optim` to choose another.", warn=True
+        )
     elif settings.has("optim"):
         yield OmittedSetting("optim", "AdamW is the default of `train.optim` too.")
 
@@ -327,10 +329,10 @@ def _convert_training(settings: Settings, table: Table) -> Iterator[Outcome]:
         else "OpenRLHF up to 0.10 weights micro batches equally, trl_sft weights tokens equally."
     )
     yield table.make_line(settings, "run.global_batch_size", "train_batch_size", note=note)
-    rest = (
+    drop_note = (
         "OpenRLHF carries the last incomplete batch of an epoch into the next one. trl_sft makes a smaller step of it."
     )
-    yield RecipeLine(("train", "dataloader_drop_last"), True, (), rest)
+    yield RecipeLine(("train", "dataloader_drop_last"), True, (), drop_note)
     key = f"train.{recipe_parts.get_current_name('gradient_checkpointing')}"
     saves_memory = bool(settings.get("gradient_checkpointing"))
     yield table.make_line(settings, key, "gradient_checkpointing", value=saves_memory)
@@ -343,9 +345,9 @@ def _convert_training(settings: Settings, table: Table) -> Iterator[Outcome]:
 def _convert_precision(settings: Settings, table: Table) -> Iterator[Outcome]:
     """Yield the types of weights and arithmetic: `--bf16` in older releases, `--ds.param_dtype` in newer ones."""
     if _is_dotted(settings) or settings.get("ds.param_dtype"):
-        half = table.get_value(settings, "ds.param_dtype") == "fp16"
-        yield table.make_line(settings, "train.bf16", "ds.param_dtype", value=not half)
-        if half:
+        fp16 = table.get_value(settings, "ds.param_dtype") == "fp16"
+        yield table.make_line(settings, "train.bf16", "ds.param_dtype", value=not fp16)
+        if fp16:
             yield table.make_line(settings, "train.fp16", "ds.param_dtype", value=True)
         return
     bf16 = bool(settings.get("bf16"))

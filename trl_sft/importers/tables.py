@@ -14,7 +14,7 @@ The parts of a file (a setting stands in one of them, once; an unknown part or f
     rules        settings that the module of the tool reads
     omitted      {reason, a sentence without its period: settings that need no line in a recipe}
     unsupported  settings that change what is trained, and that trl_sft does not have
-    words        {name of a mapping: {word of the tool: word of the recipe}}
+    vocabulary   {name of a mapping: {word of the tool: word of the recipe}}
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ import yaml
 
 from trl_sft.importers.settings import OmittedSetting, Outcome, RecipeLine, Settings, join_sentences
 
-UNSUPPORTED = "trl_sft does not support this setting."
+UNSUPPORTED = "trl_sft does not support this setting. Check that your run does not need it."
 # libyaml's loader reads a table in 3 ms, the one in Python in 16 ms
 _Loader: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
@@ -43,7 +43,7 @@ class Entry:
     default: Any = None  # the tool's value where the setting is absent; None = it has none that matters
     note: str = ""  # sentences for the comment at the line: what differs between the tool and trl_sft
     group: str = ""  # the line is written only where the module asks for this group, "lora" for instance
-    omitted: str = ""  # sentences on why the recipe has no line for it
+    reason: str = ""  # sentences on why the recipe has no line for it
     warn: bool = False  # what is trained may differ without it; a value that is off (false, 0, empty) is no loss
     flag: str = ""  # the second name of a command line's flag
     type: str = "str"  # of a flag: str, int, float, or switch, which takes no value
@@ -59,7 +59,7 @@ class Table:
     read_on: datetime.date
     sources: str
     entries: Mapping[str, Entry]  # by setting
-    words: Mapping[str, Mapping[Any, Any]] = field(default_factory=dict)
+    vocabulary: Mapping[str, Mapping[Any, Any]] = field(default_factory=dict)
 
     @property
     def default_note(self) -> str:
@@ -99,8 +99,8 @@ class Table:
         """Yield the lines that belong to no group, and the settings that need no line."""
         yield from self.make_lines(settings)
         for name, entry in self.entries.items():
-            if entry.omitted and (settings.get(name) if entry.warn else settings.has(name)):
-                yield OmittedSetting(name, entry.omitted, entry.warn)
+            if entry.reason and (settings.get(name) if entry.warn else settings.has(name)):
+                yield OmittedSetting(name, entry.reason, entry.warn)
 
 
 def get_path(name: str) -> Path:
@@ -126,11 +126,11 @@ def load_table(name: str) -> Table:
     ]
     rows += [(setting, Entry(key=f"train.{setting}")) for setting in parts.pop("train", ())]
     rows += [(setting, Entry()) for setting in parts.pop("rules", ())]
-    rows += [(setting, Entry(omitted=UNSUPPORTED, warn=True)) for setting in parts.pop("unsupported", ())]
+    rows += [(setting, Entry(reason=UNSUPPORTED, warn=True)) for setting in parts.pop("unsupported", ())]
     for reason, settings in parts.pop("omitted", {}).items():
-        rows += [(setting, Entry(omitted=f"{reason}.")) for setting in settings]
+        rows += [(setting, Entry(reason=f"{reason}.")) for setting in settings]
     entries = dict(rows)
     if len(entries) < len(rows):
-        twice = sorted(setting for number, (setting, _) in enumerate(rows) if setting in dict(rows[:number]))
-        raise ValueError(f"{name}.yaml: settings in two places: {', '.join(twice)}")
+        duplicates = sorted(setting for number, (setting, _) in enumerate(rows) if setting in dict(rows[:number]))
+        raise ValueError(f"{name}.yaml: settings in two places: {', '.join(duplicates)}")
     return Table(entries=entries, **parts)

@@ -52,8 +52,8 @@ def convert(settings: Settings) -> Iterator[Outcome]:
     yield from _convert_quantization(settings, table)
     yield from _convert_data(settings, table)
     yield from _convert_training(settings, table)
-    auto = "TRL stops if there is no checkpoint. With `auto` training then starts from the beginning."
-    yield from recipe_parts.convert_resume(settings, auto)
+    auto_note = "TRL stops if there is no checkpoint. With `auto` training then starts from the beginning."
+    yield from recipe_parts.convert_resume(settings, auto_note)
     yield from recipe_parts.convert_launch(settings, fsdp=bool(settings.get("fsdp")))
 
 
@@ -194,7 +194,7 @@ def _make_mixture_source(entry: dict[str, Any], text: dict[str, Any], notes: lis
 
 def _convert_training(settings: Settings, table: Table) -> Iterator[Outcome]:
     """Yield the fields of SFTConfig, which are keys of `train:`."""
-    elsewhere = {name for name, entry in table.entries.items() if entry.key or entry.omitted}
+    elsewhere = {name for name, entry in table.entries.items() if entry.key or entry.reason}
     known = recipe_parts.list_train_keys() - set(sections.REFUSED["train"]) - elsewhere
     for name, value in settings.values.items():
         if name not in known or (value is None and name != "max_length"):  # its null says that nothing is cut

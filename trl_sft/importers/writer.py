@@ -131,10 +131,12 @@ def convert_all(importer: Importer, settings: Settings) -> list[Outcome]:
         raise settings.make_error(
             name, describe_value(settings.get(name)), "Write a value of the type that the tool takes."
         ) from None
-    used: set[str] = set()
+    names_with_outcome: set[str] = set()
     for outcome in outcomes:
-        used.update(outcome.names if isinstance(outcome, RecipeLine) else [outcome.name])
-    outcomes += [_explain_unused(importer, settings, name) for name in settings.values if name not in used]
+        names_with_outcome.update(outcome.names if isinstance(outcome, RecipeLine) else [outcome.name])
+    outcomes += [
+        _explain_unused(importer, settings, name) for name in settings.values if name not in names_with_outcome
+    ]
     return outcomes
 
 
@@ -142,8 +144,8 @@ def _explain_unused(importer: Importer, settings: Settings, name: str) -> Omitte
     """Return the omitted setting for one that no line came from."""
     if name not in importer.list_names():
         near = types.suggest(name, importer.list_names())
-        suggestion = f" Did you mean `{near}`?" if near else ""
-        return OmittedSetting(name, f"trl_sft does not know this setting.{suggestion}", warn=True)
+        fix = f"Did you mean `{near}`?" if near else "Check its name."
+        return OmittedSetting(name, f"trl_sft does not know this setting. {fix}", warn=True)
     if not settings.has(name):
         return OmittedSetting(name, "It has no value.")
     return OmittedSetting(name, "It has no effect together with the other settings.")
@@ -202,7 +204,7 @@ def _get_current_name(key: Key) -> str:
 
 def _find_wrong_type(importer: Importer, settings: Settings) -> str:
     """Return the setting whose value has a wrong type: without it there is no error; "" = it is not one setting."""
-    refused = ""
+    required = ""
     for name in settings.values:
         others = {other: value for other, value in settings.values.items() if other != name}
         try:
@@ -210,10 +212,10 @@ def _find_wrong_type(importer: Importer, settings: Settings) -> str:
         except _WRONG_TYPE:
             continue
         except RecipeError:  # every recipe needs this setting, and it may have the wrong type too
-            refused = name
+            required = name
             continue
         return name
-    return refused
+    return required
 
 
 def check_recipe(settings: Settings, lines: Iterable[RecipeLine], path: Path) -> list[Fault]:
@@ -238,10 +240,10 @@ def render(
     text = [f"# Imported from {importer.title} (settings of {tables.load_table(importer.table).releases})."]
     text.append("# A comment says what differs between the two, or why a setting is not in the recipe.")
     for section in sections.OWNERS:
-        of_section = [line for line in lines if line.key[0] == section]
-        if of_section:
+        section_lines = [line for line in lines if line.key[0] == section]
+        if section_lines:
             text.append(f"{section}:")
-        for line in of_section:
+        for line in section_lines:
             text += _render_line(line)
     if omitted:
         text.append("# These settings are not in the recipe:")
