@@ -12,7 +12,6 @@ from conftest import SHIPPED, jsonl
 from documents import GUIDES, PAGES, RECIPES, ROOT
 
 from trl_sft import cli, load_recipe
-from trl_sft.errors import UserError
 from trl_sft.recipe import paths
 from trl_sft.run_folder import write_text
 
@@ -149,38 +148,6 @@ def test_readme_is_short_and_its_recipe_fits_on_a_screen(name):
     recipe = documents.blocks("yaml", [ROOT / name])
     assert len(recipe) == 1
     assert len(recipe[0].text.splitlines()) <= 12
-
-
-def example(path, name):
-    """Return the match of the block that follows a mark `<!-- example: NAME -->` in a document, None without one."""
-    return re.search(
-        rf"(?<=<!-- example: {name} -->\n```\n)(.*?)(?=```\n)", path.read_text(encoding="utf-8"), re.DOTALL
-    )
-
-
-def test_the_example_of_a_fault_is_what_a_misspelt_key_prints(here, shipped, request):
-    recipe = documents.blocks("yaml", [ROOT / "README.md"])[0].text
-    prepare_files(here, recipe)
-    (here / "recipe.yaml").write_text(recipe.replace("learning_rate", "learning_rte"), encoding="utf-8")
-    with pytest.raises(UserError) as refused:
-        load_recipe("recipe.yaml")
-    expected = f"{refused.value}\n"
-    shown = {path: match for path in GUIDES if (match := example(path, "fault"))}
-    assert len(shown) >= 4
-    for path, match in shown.items():
-        if request.config.getoption("--update"):
-            path.write_text(match.string[: match.start()] + expected + match.string[match.end() :], encoding="utf-8")
-        else:
-            assert match[0] == expected, documents.name_of(path)
-
-
-def test_the_documents_give_the_quickstarts_result_as_its_recipe_does():
-    result = re.search(
-        r"# Result: exact match (\d+% -> \d+%) of (\d+)", (ROOT / "recipes/quickstart.yaml").read_text("utf-8")
-    )
-    shown = {documents.name_of(path): match[0] for path in GUIDES if (match := example(path, "quickstart"))}
-    assert len(shown) >= 4
-    assert [name for name, text in shown.items() if f"{result[1]} of {result[2]}" not in text] == []
 
 
 def test_the_readme_names_six_files_to_dive_into():
