@@ -135,13 +135,3 @@ def test_recipe_is_refused_with_the_upstream_file_and_what_to_install(alter, her
         UpstreamChanged, match="the words of the key `report_to` are no longer in `INTEGRATION_TO_CALLBACK`"
     ):
         load_recipe("r.yaml")
-
-
-def test_word_of_an_enumeration_imported_under_another_name_is_read():
-    """torchrun writes `from torch.numa.binding import AffinityMode as _AffinityMode`."""
-    assert source.resolve("torch.distributed.run", "_AffinityMode") == ("torch.numa.binding", "AffinityMode")
-    assert "node" in source.read_listed_words("torch.distributed.run", "_AffinityMode")
-
-
-def test_help_of_a_builder_of_data_sets_is_read():
-    assert keys.get_help(keys.SOURCE, "keep_linebreaks") == "Whether to keep line breaks."

@@ -1,4 +1,4 @@
-"""What is read from the installed sources equals the live classes, and every default passes its own type."""
+"""The fields read from the installed sources equal those of the live classes; every default passes its own type."""
 
 import ast
 import dataclasses
@@ -12,9 +12,10 @@ from datasets.packaged_modules.json.json import JsonConfig
 from peft import LoraConfig
 from trl import SFTConfig
 
+from trl_sft.errors import MissingPackage
 from trl_sft.recipe import sections
 from trl_sft.recipe.upstream import fields as upstream_fields
-from trl_sft.recipe.upstream import packages, types
+from trl_sft.recipe.upstream import keys, packages, types
 
 CLASSES = [
     (sections.OWNERS["train"][1], SFTConfig),
@@ -26,12 +27,12 @@ CLASSES = [
 
 @pytest.mark.parametrize(("name", "live"), CLASSES)
 def test_names_and_defaults_are_those_of_the_live_class(name, live):
-    found = upstream_fields.read_fields(name)
+    fields = upstream_fields.read_fields(name)
     shared = {field.name for field in dataclasses.fields(BuilderConfig)} if issubclass(live, BuilderConfig) else set()
     expected = {field.name: field for field in dataclasses.fields(live)}
-    expected = {n: f for n, f in expected.items() if n not in shared or n in found}
-    assert found.keys() == expected.keys()
-    for field in found.values():
+    expected = {n: f for n, f in expected.items() if n not in shared or n in fields}
+    assert fields.keys() == expected.keys()
+    for field in fields.values():
         try:
             default = ast.literal_eval(field.default)
         except (ValueError, SyntaxError):
@@ -41,9 +42,9 @@ def test_names_and_defaults_are_those_of_the_live_class(name, live):
 
 
 def test_arguments_are_those_of_the_live_function():
-    found = upstream_fields.read_arguments(sections.LOAD_DATASET[1])
-    named = [p.name for p in inspect.signature(load_dataset).parameters.values() if p.kind is not p.VAR_KEYWORD]
-    assert list(found) == named
+    arguments = upstream_fields.read_arguments(sections.LOAD_DATASET[1])
+    live = [p.name for p in inspect.signature(load_dataset).parameters.values() if p.kind is not p.VAR_KEYWORD]
+    assert list(arguments) == live
 
 
 def test_options_are_those_of_the_live_parser():
@@ -51,18 +52,18 @@ def test_options_are_those_of_the_live_parser():
 
     live = {action.dest: action for action in get_args_parser()._actions if action.option_strings}
     del live["help"]
-    found = upstream_fields.read_fields(sections.OWNERS["launch"][1])
-    assert set(found) == set(live)
+    options = upstream_fields.read_fields(sections.OWNERS["launch"][1])
+    assert set(options) == set(live)
     for name, action in live.items():
         switch = action.nargs == 0
-        assert types.accepts(found[name], True) is switch, name
+        assert types.accepts(options[name], True) is switch, name
         if action.default is not None and not switch:
-            assert types.accepts(found[name], action.default), name
+            assert types.accepts(options[name], action.default), name
         word = action.choices[0] if action.choices else "spawn"
-        assert types.accepts(found[name], word) is (action.type is str), name
-        assert types.list_choices(found[name]) == tuple(action.choices or ()), name
-        assert not (action.choices and types.accepts(found[name], 3)), name
-        assert not types.accepts(found[name], {"a": 1}), name
+        assert types.accepts(options[name], word) is (action.type is str), name
+        assert types.list_choices(options[name]) == tuple(action.choices or ()), name
+        assert not (action.choices and types.accepts(options[name], 3)), name
+        assert not types.accepts(options[name], {"a": 1}), name
 
 
 @pytest.mark.parametrize(("name", "live"), CLASSES[:2])
@@ -72,7 +73,7 @@ def test_every_default_that_yaml_can_write_is_accepted(name, live):
     for field in dataclasses.fields(live):
         value = getattr(field.default, "value", field.default)  # enums are written as their values
         if isinstance(value, str | int | float | bool | None):
-            # upstream declares `lora_bias: bool = None` and the like in places; those are its own slips
+            # upstream declares `lora_bias: bool = None` and the like in places: its own slips
             assert types.accepts(fields[field.name], value) or value is None, field.name
             checked += 1
     assert checked > 30
@@ -119,7 +120,9 @@ def test_types_of_lora_config_are_checked_as_declared(key, right, wrong):
 
 
 def test_package_that_is_not_installed_is_named():
-    from trl_sft.errors import MissingPackage
-
     with pytest.raises(MissingPackage, match="no_such_package"):
         packages.get_version("no_such_package")
+
+
+def test_help_of_a_builder_of_data_sets_is_read():
+    assert keys.get_help(keys.SOURCE, "keep_linebreaks") == "Whether to keep line breaks."

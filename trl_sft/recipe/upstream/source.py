@@ -164,7 +164,7 @@ def read_listed_words(module: str, path: str) -> tuple[str, ...]:
     node = find_statement(module, name) if module else None
     match node:
         case ast.ClassDef(body=body) if attribute or is_enumeration(module, name):
-            assignments = [item for item in body if isinstance(item, ast.Assign)]
+            assignments = [item for item in _walk_statements(body) if isinstance(item, ast.Assign)]
             if attribute:
                 assignments = [item for item in assignments if _assigns(item, attribute)]
             return _read_all((item.value for item in assignments), module, None)
@@ -236,6 +236,14 @@ def look_up_name(module: str, constant: str, word: str) -> str:
         if isinstance(target, ast.Name) and word in read_words(keys, module):
             return target.id
     return ""
+
+
+def _walk_statements(body: Iterable[ast.stmt]) -> Iterator[ast.stmt]:
+    """Yield the statements of a class, those inside `if` too, in their order."""
+    for item in body:
+        yield item
+        if isinstance(item, ast.If):
+            yield from _walk_statements((*item.body, *item.orelse))
 
 
 def _find_assigned_values(function: ast.AST | None, name: str) -> Iterator[ast.expr]:
