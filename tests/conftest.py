@@ -39,16 +39,16 @@ def here(tmp_path, monkeypatch):
 @pytest.fixture
 def micro_batches(monkeypatch):
     """The micro batches of a run that follows: (optimizer step from 0, rows) each."""
-    from trl_sft.training import trainer as trainer_module
+    from trl_sft.training import stages as stages_module
 
     seen = []
 
-    class Counting(trainer_module.SFTTrainer):
+    class Counting(stages_module.SFTTrainer):
         def training_step(self, model, inputs, *args, **kwargs):
             seen.append((self.state.global_step, len(inputs["input_ids"])))
             return super().training_step(model, inputs, *args, **kwargs)
 
-    monkeypatch.setattr(trainer_module, "SFTTrainer", Counting)
+    monkeypatch.setattr(stages_module, "SFTTrainer", Counting)
     return seen
 
 

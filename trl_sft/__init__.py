@@ -53,9 +53,9 @@ def train(run: Run) -> Result:
     `trl_sft.errors.UserError` before training and `trl_sft.errors.RunStopped` when it ends early.
     """
     from trl_sft import console
-    from trl_sft.training import manifest
+    from trl_sft.recipe import resolved
 
-    claim = manifest.claimed(run)  # before the imports, which take seconds
+    claim = resolved.claim_folder(run)  # before the imports, which take seconds
     # Large tensors on a CPU in pages of 2 MB: without them a step waits for the kernel to clear its 4 KB pages one by
     # one (benchmarks/step.py). torch asks the kernel where this is set before its first tensor; Linux alone has it.
     os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")

@@ -80,8 +80,10 @@ def test_resumed_run_keeps_the_bases_answers_and_does_not_ask_again(held, go, mo
     first = samples(held / "out")
     assert all("after" not in row for row in first)
     asked = []
-    real = before_after.answers
-    monkeypatch.setattr(before_after, "answers", lambda *words: (asked.append(words[3]), real(*words))[1])
+    real = before_after.answer_prompts
+    monkeypatch.setattr(
+        before_after, "answer_prompts", lambda *args, label: (asked.append(label), real(*args, label=label))[1]
+    )
     assert go(RECIPE)[0] == 0
     assert asked == ["after"]
     assert [row["before"] for row in samples(held / "out")] == [row["before"] for row in first]

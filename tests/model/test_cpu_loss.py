@@ -13,7 +13,7 @@ from trl_sft import load_recipe
 from trl_sft.model import cpu_loss, packed_attention, patches
 from trl_sft.recipe import paths
 from trl_sft.training import stages
-from trl_sft.training.trainer import build_trainer
+from trl_sft.training.stages import build_trainer
 
 pytestmark = pytest.mark.filterwarnings(
     "ignore:`is_gradient_checkpointing` is deprecated:FutureWarning"  # transformers 5.23 in its own Trainer

@@ -219,16 +219,16 @@ def test_token_or_key_stands_in_no_byte_of_the_run_folder_and_on_no_screen(stopp
 
 
 def test_token_works_while_it_is_hidden(here, go, monkeypatch):
-    from trl_sft.training import trainer as trainer_module
+    from trl_sft.training import stages as stages_module
 
     seen = {}
-    real = trainer_module.SFTTrainer.train
+    real = stages_module.SFTTrainer.train
 
     def train(self, **words):
         seen["token"] = str(self.args.hub_token.encode(), "ascii"), pickle.loads(pickle.dumps(self.args.hub_token))
         return real(self, **words)
 
-    monkeypatch.setattr(trainer_module.SFTTrainer, "train", train)
+    monkeypatch.setattr(stages_module.SFTTrainer, "train", train)
     assert go(RECIPE, "train.hub_token=hf_hubtoken11")[0] == 0
     assert seen["token"] == ("hf_hubtoken11", "(left out)")
 

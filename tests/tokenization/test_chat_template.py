@@ -12,7 +12,7 @@ from trl_sft.errors import UserError
 from trl_sft.recipe import paths
 from trl_sft.tokenization import chat_template
 from trl_sft.training import stages
-from trl_sft.training.trainer import build_trainer
+from trl_sft.training.stages import build_trainer
 
 TURNS = [("user", "one"), ("assistant", "hello"), ("user", "two"), ("assistant", "good night")]
 CHAT = [{"role": role, "content": words} for role, words in TURNS]

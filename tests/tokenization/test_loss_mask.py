@@ -6,7 +6,7 @@ from conftest import jsonl
 from trl_sft import load_recipe
 from trl_sft.tokenization import cache, loss_mask
 from trl_sft.training import stages
-from trl_sft.training.trainer import build_trainer
+from trl_sft.training.stages import build_trainer
 
 TURNS = [("user", "hi"), ("assistant", "hello"), ("user", "bye"), ("assistant", "good night")]
 MESSAGES = [{"role": role, "content": words} for role, words in TURNS]

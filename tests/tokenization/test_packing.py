@@ -9,7 +9,7 @@ from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
 from trl_sft import load_recipe
 from trl_sft.recipe import paths
 from trl_sft.training import stages
-from trl_sft.training.trainer import build_trainer
+from trl_sft.training.stages import build_trainer
 
 TEXT = (
     "model: {name_or_path: trl_sft:tiny}\ndata: {train: r.jsonl, eval: held.jsonl}\n"

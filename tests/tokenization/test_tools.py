@@ -12,7 +12,7 @@ from trl_sft import load_recipe
 from trl_sft.data import messages
 from trl_sft.recipe import paths
 from trl_sft.training import stages
-from trl_sft.training.trainer import build_trainer
+from trl_sft.training.stages import build_trainer
 
 WEATHER = {
     "type": "function",

@@ -10,7 +10,7 @@ from trl import SFTTrainer
 
 from trl_sft import load_recipe, train
 from trl_sft.errors import MissingPackage
-from trl_sft.training import trainer as trainer_module
+from trl_sft.training import stages as stages_module
 
 EVAL = ("data.eval_fraction=0.25",)
 
@@ -32,7 +32,7 @@ def carry_out(here, monkeypatch):
             self.checkpointed.append(model.is_gradient_checkpointing)
             return super().training_step(model, *args, **kwargs)
 
-    monkeypatch.setattr(trainer_module, "SFTTrainer", Seen)
+    monkeypatch.setattr(stages_module, "SFTTrainer", Seen)
     (here / "recipe.yaml").write_text(RECIPE)
     number = iter(range(99))
 

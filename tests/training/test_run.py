@@ -156,26 +156,26 @@ def test_loss_that_is_not_finite_ends_the_run_with_3(go, here):
 
 
 def test_memory_that_is_out_returns_4(go, monkeypatch):
-    from trl_sft.training import trainer as trainer_module
+    from trl_sft.training import stages as stages_module
 
-    class Full(trainer_module.SFTTrainer):
+    class Full(stages_module.SFTTrainer):
         def training_step(self, *args, **kwargs):
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB")
 
-    monkeypatch.setattr(trainer_module, "SFTTrainer", Full)
+    monkeypatch.setattr(stages_module, "SFTTrainer", Full)
     code, _, err = go(RECIPE)
     assert code == 4
     assert "train.per_device_train_batch_size: 1 (now 2), train.gradient_accumulation_steps: 2 (now 1)" in err
 
 
 def test_fault_of_ours_is_a_traceback_and_leaves_the_record(go, here, monkeypatch):
-    from trl_sft.training import trainer as trainer_module
+    from trl_sft.training import stages as stages_module
 
-    class Broken(trainer_module.SFTTrainer):
+    class Broken(stages_module.SFTTrainer):
         def training_step(self, *args, **kwargs):
             raise ZeroDivisionError("ours")
 
-    monkeypatch.setattr(trainer_module, "SFTTrainer", Broken)
+    monkeypatch.setattr(stages_module, "SFTTrainer", Broken)
     with pytest.raises(ZeroDivisionError):
         go(RECIPE)
     assert json.loads((here / "out" / "run.json").read_text())["outcome"] == "ZeroDivisionError: ours"
@@ -600,14 +600,14 @@ def test_columns_that_are_not_used_are_named(go, here):
 
 
 def test_weights_that_are_not_finite_are_not_saved(go, here, monkeypatch):
-    from trl_sft.training import trainer as trainer_module
+    from trl_sft.training import stages as stages_module
 
-    class Broken(trainer_module.SFTTrainer):
+    class Broken(stages_module.SFTTrainer):
         def train(self, *args, **kwargs):
             super().train(*args, **kwargs)
             next(self.model.parameters()).data.fill_(float("nan"))
 
-    monkeypatch.setattr(trainer_module, "SFTTrainer", Broken)
+    monkeypatch.setattr(stages_module, "SFTTrainer", Broken)
     code, _, err = go(RECIPE)
     assert code == 3
     assert "weights not finite" in err

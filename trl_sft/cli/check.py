@@ -28,9 +28,9 @@ from trl_sft.recipe.checked import Run
 from trl_sft.recipe.processes import TargetMachine
 from trl_sft.tokenization import chat_template
 from trl_sft.tokenization.tokenizer import ChatTokenizer
-from trl_sft.training import dry_run, manifest, stages
-from trl_sft.training.inputs import RunSettings, TrainingInputs
+from trl_sft.training import dry_run, stages
 from trl_sft.training.memory import fit
+from trl_sft.training.stages import RunSettings, TrainingInputs
 from trl_sft.training.summary import print_lines, print_notes
 
 # rows as any tokenizer might want them: for a look at the columns where none is there
@@ -78,7 +78,7 @@ def check(run: Run, for_: TargetMachine, seconds: float) -> Report:
     with report.stage("machine"):
         device.check_machine(run)
     with report.stage("folder"):
-        manifest.claimed(run)
+        resolved.claim_folder(run)
     settings = _settle(run, report, for_)
     model, chat = _load_tokenizer(run, report)
     if model is None or chat is None or settings is None:

@@ -15,8 +15,8 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from trl_sft import __version__
-from trl_sft.errors import REDACTED, URL_PASSWORD
+from trl_sft import __version__, run_folder
+from trl_sft.errors import REDACTED, URL_PASSWORD, Fault, RecipeError
 from trl_sft.recipe.checked import Run, Setting, Source
 from trl_sft.recipe.yaml_reader import Key, format_value
 
@@ -127,6 +127,19 @@ def _source_values(source: Source) -> dict[str, Any]:
     if source.function and not source.function.as_module:
         values["format"] = f"{source.function.file}:{source.function.name}"
     return values | {name: value for name, value in source.load_kwargs.items() if name not in SECRET_KEYS}
+
+
+def claim_folder(run: Run) -> run_folder.Claim:
+    """Decide what the run may do with its folder, by what the folder holds; nothing is written.
+
+    Raises:
+        RecipeError: The folder holds something else, or a run that may not be replaced or resumed.
+
+    """
+    claim = run_folder.claim(run.output_dir, compute_fingerprint(run), lambda: hash_files(run), run.options)
+    if claim.problem:
+        raise RecipeError(Fault(run.recipe.where(claim.key), claim.problem, claim.fix))
+    return claim
 
 
 def compute_fingerprint(run: Run) -> str:

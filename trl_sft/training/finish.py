@@ -20,8 +20,8 @@ from trl_sft.model import load
 from trl_sft.recipe import paths
 from trl_sft.recipe.checked import Run
 from trl_sft.training import manifest, summary
-from trl_sft.training.inputs import TrainingInputs
 from trl_sft.training.record import RunRecord
+from trl_sft.training.stages import TrainingInputs
 
 
 class Result(NamedTuple):
@@ -33,34 +33,34 @@ class Result(NamedTuple):
 
 
 def save(
-    run: Run, inputs: TrainingInputs, trainer: SFTTrainer, record: RunRecord, prompts: before_after.Asked
+    run: Run, inputs: TrainingInputs, trainer: SFTTrainer, record: RunRecord, prompts: before_after.PromptSet
 ) -> Result:
     """Evaluate the model as it is, save it, show the last screen. Raises RunStopped where weights are not finite."""
     if not all(torch.isfinite(p).all() for p in trainer.model.parameters() if p.requires_grad):
         message = f"the training failed: weights not finite after step {trainer.state.global_step}; nothing is saved"
         raise RunStopped(message, errors.EXIT_TRAINING_FAILED)
     metrics = _evaluate(trainer, prompts)
-    outcome = before_after.after(run, trainer, prompts, metrics)
-    if outcome:
-        metrics = metrics | {f"eval_{name}": outcome.summary["after"][name] for name in METRICS if prompts.prompts}
+    comparison = before_after.compare(run, trainer, prompts, metrics)
+    if comparison:
+        metrics = metrics | {f"eval_{name}": comparison.summary["after"][name] for name in METRICS if prompts.prompts}
     files_before = {path.name for path in run.output_dir.iterdir()}
     trainer.save_model()
     # an adapter's folder has none of its own, and the base's may stop on another token than the tuned model
     trainer.model.generation_config.save_pretrained(run.output_dir)
     files = sorted({path.name for path in run.output_dir.iterdir()} - files_before)
-    adapter = paths.is_adapter(run.output_dir)
-    apart = adapter and load.differs_from_base(run, inputs.model, trainer.model)
-    card = manifest.card(run, inputs.model.name, adapter, metrics, apart)
+    is_adapter = paths.is_adapter(run.output_dir)
+    differs = is_adapter and load.differs_from_base(run, inputs.model, trainer.model)
+    card = manifest.write_model_card(run, inputs.model.name, metrics, is_adapter=is_adapter, differs_from_base=differs)
     run_folder.write_text(run.output_dir / run_folder.CARD, card)
     steps = trainer.state.global_step
     record.close({"outcome": run_folder.DONE, "steps": steps, "metrics": metrics, "files": files})
-    code = manifest.usage(summary.relative(run.output_dir), apart)
+    code = manifest.write_usage(summary.relative(run.output_dir), differs_from_base=differs)
     screen = summary.LastScreen(
         seconds=record.seconds(),
-        first_metrics=before_after.at(trainer.state.log_history, 0, prompts.weights),
+        first_metrics=before_after.read_metrics(trainer.state.log_history, 0, prompts.loss_tokens),
         metrics=metrics,
         trained=list(record.verification.last_screen()) if record.verification else [],
-        answers=list(before_after.lines(outcome)) if outcome else [],
+        answers=list(before_after.last_screen(comparison)) if comparison else [],
         command=summary.ask_command(code, prompts.example),
     )
     for line in summary.after(run, trainer.state, screen):
@@ -68,12 +68,12 @@ def save(
     return Result(run.output_dir, steps, metrics)
 
 
-def _evaluate(trainer: SFTTrainer, prompts: before_after.Asked) -> dict[str, float]:
+def _evaluate(trainer: SFTTrainer, prompts: before_after.PromptSet) -> dict[str, float]:
     """Return the metrics of the model as it will be saved; evaluate only where the last step did not."""
     if trainer.eval_dataset is None:
         return {}
-    logged = before_after.at(trainer.state.log_history, trainer.state.global_step, prompts.weights)
+    logged = before_after.read_metrics(trainer.state.log_history, trainer.state.global_step, prompts.loss_tokens)
     if logged and not trainer.args.load_best_model_at_end:
         return logged
     trainer.evaluate()  # which logs it
-    return before_after.at(trainer.state.log_history, trainer.state.global_step, prompts.weights)
+    return before_after.read_metrics(trainer.state.log_history, trainer.state.global_step, prompts.loss_tokens)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
 import torch
@@ -22,7 +22,8 @@ from trl_sft.model import cpu_loss, meta_model, packed_attention, patches
 from trl_sft.model.load import unwrap_adapter
 from trl_sft.recipe.checked import Run
 from trl_sft.recipe.yaml_reader import Key
-from trl_sft.training.inputs import TrainingInputs
+from trl_sft.training import dry_run
+from trl_sft.training.stages import TrainingInputs
 
 ONE_PROCESS, DDP, FSDP, ZERO = "one process", "DDP", "FSDP", "ZeRO-"
 OUR_LOSS, TRL_LOSS = cpu_loss.__name__, "trl"
@@ -118,25 +119,6 @@ def expected_engine(args: SFTConfig) -> str:
     if _is_on("ACCELERATE_USE_DEEPSPEED"):
         return f"{ZERO}{os.environ.get('ACCELERATE_DEEPSPEED_ZERO_STAGE', '2')}"
     return DDP if _expected_processes(args) > 1 else ONE_PROCESS
-
-
-def adapted_modules(model: PreTrainedModel) -> list[str]:
-    """Return the names of the modules that the adapter has a part in."""
-    wrappers = ("ModulesToSaveWrapper", "TrainableTokensWrapper")
-    return [
-        name
-        for name, module in model.named_modules()
-        if (hasattr(module, "lora_A") and hasattr(module, "active_adapters")) or type(module).__name__ in wrappers
-    ]
-
-
-def lora_names_without_module(run: Run, modules: Sequence[str]) -> list[str]:
-    """Return the names in `lora:` that no module of the adapter has: peft skips them without a word."""
-    names: list[str] = []
-    for key in ("target_modules", "modules_to_save"):
-        value = (run.lora or {}).get(key)
-        names += value if isinstance(value, list) else []
-    return [name for name in names if not any(f".{module}".endswith(f".{name}") for module in modules)]
 
 
 def changed_arguments(run: Run, args: SFTConfig) -> list[str]:
@@ -270,7 +252,7 @@ def _read_adapter(run: Run, inputs: TrainingInputs, model: PreTrainedModel) -> I
     yield Reading("adapter_layers", len(status), (), ("lora",))
     yield Reading("adapter_layers_off", layers_off, ([],), ("lora",))
     if run.lora is not None:
-        missing = lora_names_without_module(run, adapted_modules(model))
+        missing = dry_run.list_unknown_lora_names(run, dry_run.list_adapted_modules(model))
         yield Reading("lora_names_without_module", missing, ([],), ("lora", "target_modules"))
 
 

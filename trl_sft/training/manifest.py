@@ -1,7 +1,7 @@
-"""What a run leaves in writing: run.json and the model card; whether its folder may be used.
+"""The contents of what a run leaves in writing: run.json and the model card.
 
-In: the run, what the machine made us set, live arguments. Out: texts and mappings for `run_folder`.
-Secrets stand in none of them. Not here: `resolved.yaml` (see `recipe.resolved`).
+In: the run, the settings that this package chose, live arguments. Out: texts and mappings, without secrets; `record`
+and `finish` write them. Deliberately absent: resolved.yaml (`recipe.resolved`).
 """
 
 from __future__ import annotations
@@ -10,62 +10,57 @@ import dataclasses
 import enum
 import math
 import subprocess
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from trl_sft import __version__, run_folder
-from trl_sft.errors import Fault, RecipeError
+from trl_sft.model import device
 from trl_sft.recipe import resolved
 from trl_sft.recipe.checked import Run, Setting
 from trl_sft.recipe.upstream import packages
 from trl_sft.recipe.yaml_reader import Key, format_value
 
 _PACKAGES = ("trl", "transformers", "datasets", "peft", "accelerate", "torch", "tokenizers")
-_HELD_OUT = ("eval_loss", "eval_mean_token_accuracy", "eval_entropy")
+_METRICS_OF_CARD = ("eval_loss", "eval_mean_token_accuracy", "eval_entropy")
 # keys of SFTConfig that the run sets from other sections of the recipe
-_OURS = ("output_dir", "model_init_kwargs", "completion_only_loss", "assistant_only_loss")
+_FROM_OTHER_SECTIONS = ("output_dir", "model_init_kwargs", "completion_only_loss", "assistant_only_loss")
 
 
-def claimed(run: Run) -> run_folder.Claim:
-    """Decide whether the run begins, goes on or is refused, by what its folder holds. Raises RecipeError."""
-    claim = run_folder.claim(
-        run.output_dir, resolved.compute_fingerprint(run), lambda: resolved.hash_files(run), run.options
-    )
-    if claim.problem:
-        raise RecipeError(Fault(run.recipe.where(claim.key), claim.problem, claim.fix))
-    return claim
+def describe_start(run: Run, chosen: Mapping[Key, Setting], args: Any) -> dict[str, Any]:
+    """Return run.json as it stands when training starts.
 
-
-def beginning(run: Run, settings: dict[Key, Setting], args: Any) -> dict[str, Any]:
-    """Return run.json as it stands when training starts; `args` are the live SFTConfig."""
-    from trl_sft.model import device
-
-    ours = {*run.train, *(key[-1] for key in settings), *_OURS}
-    rest = [field.name for field in dataclasses.fields(args) if field.name not in ours]
+    Args:
+        run: the checked recipe.
+        chosen: values that this package set.
+        args: the live SFTConfig.
+    """
+    written = {*run.train, *(key[-1] for key in chosen), *_FROM_OTHER_SECTIONS}
+    defaults = [field.name for field in dataclasses.fields(args) if field.name not in written]
+    names = _PACKAGES if run.quantization is None else (*_PACKAGES, "bitsandbytes")
     return {
         "trl_sft": __version__,
-        "versions": {package: packages.get_version(package) for package in _packages(run)},
+        "versions": {name: packages.get_version(name) for name in names},
         "fingerprint": resolved.compute_fingerprint(run),
-        "git_commit": _commit(run.recipe.path.parent),
+        "git_commit": _find_commit(run.recipe.path.parent),
         "data": resolved.hash_files(run),
         "hardware": device.describe_hardware(),
         "seed": args.seed,
-        "defaults": {name: _plain(getattr(args, name)) for name in rest if not name.endswith("token")},
+        "defaults": {name: _as_json(getattr(args, name)) for name in defaults if not name.endswith("token")},
         "outcome": run_folder.RUNNING,
     }
 
 
-def _packages(run: Run) -> tuple[str, ...]:
-    return _PACKAGES if run.quantization is None else (*_PACKAGES, "bitsandbytes")
+def write_usage(folder: str, *, differs_from_base: bool) -> list[str]:
+    """Return the lines of Python that make `ask`, a text-generation pipeline, from the folder of a finished run.
 
-
-def usage(folder: str, apart: bool) -> list[str]:
-    """Return the lines of Python that make `ask` from a folder of a finished run.
-
-    `apart`: an adapter whose tokens or end token differ from its base's. transformers loads an adapter with
-    the base's, so peft has to grow the embedding, and generation has to be told where to stop.
+    Args:
+        folder: the run folder, as the reader's Python finds it.
+        differs_from_base: whether it holds an adapter whose tokens or end token are not its base's. transformers
+            loads an adapter with the base's tokens, so peft has to grow the embedding and generation has to be told
+            where to stop.
     """
-    if not apart:
+    if not differs_from_base:
         return ["from transformers import pipeline", f'ask = pipeline("text-generation", {format_value(folder)})']
     return [
         "from peft import AutoPeftModelForCausalLM",
@@ -77,64 +72,53 @@ def usage(folder: str, apart: bool) -> list[str]:
     ]
 
 
-def card(run: Run, base: str, adapter: bool, metrics: dict[str, float], apart: bool) -> str:
-    """Return the model card; `base` is the model's folder or hub id. TRL's names neither a local base nor results.
+def write_model_card(
+    run: Run, base: str, metrics: Mapping[str, float], *, is_adapter: bool, differs_from_base: bool
+) -> str:
+    """Return the model card; TRL's own names neither a local base nor results.
 
-    `apart` as in `usage`.
+    Args:
+        run: the checked recipe.
+        base: the base model's folder or hub id.
+        metrics: of the last evaluation, as the Trainer names them.
+        is_adapter: whether the folder holds an adapter.
+        differs_from_base: as in `write_usage`.
     """
-    header = {"library_name": "peft" if adapter else "transformers", "pipeline_tag": "text-generation"}
-    if not Path(base).is_absolute():
-        header["base_model"] = base
-    held = [f"| {name.removeprefix('eval_')} | {value:.4g} |" for name, value in metrics.items() if name in _HELD_OUT]
-    results = ["| on held-out rows | value |", "|---|---|", *held] if held else ["No rows were held out."]
+    is_local = Path(base).is_absolute()
+    name = Path(base).name if is_local else base
+    header = {"library_name": "peft" if is_adapter else "transformers", "pipeline_tag": "text-generation"}
+    header |= {} if is_local else {"base_model": base}
+    values = [f"| {key.removeprefix('eval_')} | {metrics[key]:.4g} |" for key in metrics if key in _METRICS_OF_CARD]
+    results = ["| metric on held-out rows | value |", "|---|---|", *values] if values else ["No rows were held out."]
+    recipe = resolved.remove_secrets(run, run.recipe.text).rstrip()
+    overrides = resolved.remove_secrets(run, " ".join(run.recipe.arguments[1:]))
     versions = ", ".join(f"{package} {packages.get_version(package)}" for package in _PACKAGES)
-    name = Path(base).name if Path(base).is_absolute() else base
-    return "\n".join(
-        [
-            *(
-                "---",
-                *(f"{name}: {format_value(value)}" for name, value in header.items()),
-                "tags: [trl, sft, trl_sft]",
-                "---",
-            ),
-            *("", f"# {run.output_dir.name}", ""),
-            f"`{name}`, {'with LoRA' if adapter else 'all weights'} fine-tuned by trl_sft {__version__}.",
-            *("", "## Results", "", *results),
-            *("", "## Use", "", "```python", *usage(run.output_dir.name, apart), "```", ""),
-            *(
-                "`" + run.output_dir.name + "` is this folder.",
-                "",
-                "## Recipe",
-                "",
-                "```yaml",
-                resolved.remove_secrets(run, run.recipe.text).rstrip(),
-                "```",
-            ),
-            *(
-                ["", f"Overrides: `{resolved.remove_secrets(run, ' '.join(given))}`"]
-                if (given := run.recipe.arguments[1:])
-                else []
-            ),
-            *("", f"Versions: {versions}.", ""),
-        ]
-    )
+    lines = ["---", *(f"{key}: {format_value(value)}" for key, value in header.items()), "tags: [trl, sft, trl_sft]"]
+    lines += ["---", "", f"# {run.output_dir.name}", ""]
+    lines += [f"`{name}`, {'with LoRA' if is_adapter else 'all weights'} fine-tuned by trl_sft {__version__}."]
+    lines += ["", "## Results", "", *results, "", "## Use", ""]
+    lines += ["```python", *write_usage(run.output_dir.name, differs_from_base=differs_from_base), "```", ""]
+    lines += [f"`{run.output_dir.name}` is this folder.", "", "## Recipe", "", "```yaml", recipe, "```"]
+    lines += ["", f"Overrides: `{overrides}`"] if overrides else []
+    return "\n".join([*lines, "", f"Versions: {versions}.", ""])
 
 
-def _commit(folder: Path) -> str | None:
+def _find_commit(folder: Path) -> str | None:
     """Return the commit of the recipe's repository, with + where files differ from it; None outside one."""
     try:
         command = ["git", "-C", str(folder), "describe", "--always", "--abbrev=40", "--dirty=+", "--exclude=*"]
-        done = subprocess.run(command, capture_output=True, text=True, timeout=10, check=False)
+        process = subprocess.run(command, capture_output=True, text=True, timeout=10, check=False)
     except (OSError, subprocess.TimeoutExpired):
         return None
-    return done.stdout.strip() or None
+    return process.stdout.strip() or None
 
 
-def _plain(value: Any) -> Any:
+def _as_json(value: Any) -> Any:
+    """Return a value that JSON can hold: enumerations by value, what is not finite and objects as text."""
     if isinstance(value, enum.Enum):
         return value.value
     if isinstance(value, list):
-        return [_plain(item) for item in value]
+        return [_as_json(item) for item in value]
     if isinstance(value, float) and not math.isfinite(value):
         return str(value)
     return value if isinstance(value, str | int | float | bool | dict | None) else str(value)

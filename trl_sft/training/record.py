@@ -19,7 +19,7 @@ from trl_sft.recipe import resolved
 from trl_sft.recipe.checked import Run
 from trl_sft.tokenization import stream
 from trl_sft.training import manifest
-from trl_sft.training.inputs import TrainingInputs
+from trl_sft.training.stages import TrainingInputs
 from trl_sft.training.verify import Verification
 
 
@@ -50,7 +50,7 @@ class RunRecord:
             run_folder.remove_earlier_files(folder)
         assert self.trainer is not None
         measured = {"measured": self.verification.measured} if self.verification else {}
-        self._entries = manifest.beginning(run, inputs.settings.chosen, self.trainer.args) | measured
+        self._entries = manifest.describe_start(run, inputs.settings.chosen, self.trainer.args) | measured
         self._write({})
         run_folder.write_text(folder / run_folder.RECIPE, resolved.remove_secrets(run, run.recipe.text))
         run_folder.write_text(folder / run_folder.RESOLVED, resolved.format_recipe(run, inputs.settings.chosen))

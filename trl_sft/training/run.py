@@ -20,7 +20,7 @@ from trl_sft.tokenization import encode
 from trl_sft.training import callbacks, failures, finish, stages, summary
 from trl_sft.training.finish import Result
 from trl_sft.training.record import RunRecord
-from trl_sft.training.trainer import build_trainer, replace_callbacks
+from trl_sft.training.stages import build_trainer, replace_callbacks
 from trl_sft.training.verify import Verification
 
 
@@ -47,20 +47,20 @@ def run(checked: Run, claim: run_folder.Claim) -> Result:
             trainer = record.trainer = build_trainer(checked, inputs)
             verification = record.verification = Verification(checked, inputs, trainer)
             encode_prompt = functools.partial(encode.prompt, inputs.datasets.encoder)
-            prompts = before_after.prompts(checked, inputs.rows, encode_prompt, inputs.datasets.ledger)
+            prompts = before_after.select_prompts(checked, inputs.rows, encode_prompt, inputs.datasets.ledger)
 
             def begin(args: SFTConfig, state: TrainerState, model: PreTrainedModel) -> list[tuple[str, str]]:
                 """Begin the run folder when nothing is left to refuse; return the table before step 1."""
                 record.begin(inputs)
                 rows = None if inputs.rows.streaming else len(trainer.train_dataset)
-                answers = before_after.before(checked, trainer, prompts)
+                answers = before_after.ask_base(checked, trainer, prompts)
                 lines = summary.before(args, state, model, rows) + verification.first_screen()
                 return lines + ([("answers", answers)] if answers else [])
 
             progress = callbacks.Progress(checked.output_dir, begin)
             guard = callbacks.Guard(checked.options.get("max_hours"), failures.resume_command(checked))
             replace_callbacks(trainer, [verification, progress, guard])
-            with guard.listening(), contextlib.closing(progress):
+            with guard.handle_signals(), contextlib.closing(progress):
                 with contextlib.suppress(callbacks.AlreadyTrained):
                     trainer.train(resume_from_checkpoint=str(claim.checkpoint) if claim.checkpoint else None)
                 return finish.save(checked, inputs, trainer, record, prompts)

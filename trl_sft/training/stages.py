@@ -1,27 +1,60 @@
-"""Every step of a run before the weights load, once, in order; each is a function with plain arguments.
+"""Every step of a run before training, once, in order; each is a function with plain arguments.
 
-    settle_settings -> find_model -> load_tokenizer -> load_rows -> tokenize -> dry_run.check
+    settle_settings -> find_model -> load_tokenizer -> load_rows -> tokenize -> dry_run.check -> build_trainer
 
-`prepare` calls them one after another. `training.run`, `check`, `preview`, `prepare` and the probe call these and
-nothing else. What cannot be honoured raises a `UserError` here, before the weights load.
+`prepare` calls all but the last one after another. `training.run`, `check`, `preview`, `prepare` and the probe call
+these and nothing else. What cannot be honoured raises a `UserError` before the weights load.
 """
 
 from __future__ import annotations
 
-from trl import SFTConfig
+from dataclasses import dataclass
+
+from transformers import BitsAndBytesConfig, PrinterCallback, ProgressCallback, TrainerCallback, set_seed
+from trl import SFTConfig, SFTTrainer
 
 from trl_sft.data import rows as data_rows
 from trl_sft.data.rows import CHAT, RunRows
 from trl_sft.evaluation import before_after
-from trl_sft.model import device, load, trust
+from trl_sft.model import cpu_loss, device, load, packed_attention, patches, trust
 from trl_sft.model.load import ModelSource
 from trl_sft.recipe import processes as recipe_processes
 from trl_sft.recipe.checked import Run, Setting
+from trl_sft.recipe.yaml_reader import Key
 from trl_sft.tokenization import build, tokenizer
 from trl_sft.tokenization.build import TokenizedRows
 from trl_sft.tokenization.tokenizer import ChatTokenizer
 from trl_sft.training import dry_run, refusals, summary
-from trl_sft.training.inputs import RunSettings, TrainingInputs
+
+
+@dataclass(frozen=True)
+class RunSettings:
+    """The live settings of a run."""
+
+    args: SFTConfig
+    quantization: BitsAndBytesConfig | None
+    chosen: dict[Key, Setting]  # values that the recipe leaves open and this package sets, each with the reason
+
+
+@dataclass(frozen=True)
+class TrainingInputs:
+    """All that SFTTrainer needs but the weights."""
+
+    settings: RunSettings
+    model: ModelSource
+    chat: ChatTokenizer
+    rows: RunRows
+    datasets: TokenizedRows
+
+    @property
+    def args(self) -> SFTConfig:
+        """The live settings of SFTTrainer."""
+        return self.settings.args
+
+    @property
+    def quantization(self) -> BitsAndBytesConfig | None:
+        """How bitsandbytes quantizes the weights; None = it does not."""
+        return self.settings.quantization
 
 
 def prepare(run: Run) -> TrainingInputs:
@@ -132,7 +165,9 @@ def load_rows(run: Run, chat: ChatTokenizer, settings: RunSettings, *, head: int
 
     """
     rows = data_rows.load(run, chat.target, head)
-    chosen = tokenizer.settings(run, chat, rows.row_type == CHAT) | before_after.settings(run, bool(rows.eval))
+    chosen = tokenizer.settings(run, chat, rows.row_type == CHAT) | before_after.choose_settings(
+        run, has_eval_rows=bool(rows.eval)
+    )
     for key, setting in chosen.items():
         setattr(settings.args, str(key[-1]), setting.value)
     settings.chosen.update(chosen)
@@ -159,3 +194,41 @@ def tokenize(
 
     """
     return build.make(run, chat, rows, settings.args, thorough=thorough)
+
+
+def build_trainer(run: Run, inputs: TrainingInputs) -> SFTTrainer:
+    """Load the weights and return the trainer that trains them.
+
+    Without Triton the loss and, for packed rows, the attention are this package's (`model.cpu_loss`,
+    `model.packed_attention`): the same values as TRL's, faster.
+    """
+    args, chat = inputs.args, inputs.chat
+    set_seed(args.seed)  # for the adapter's first weights; TRL 1.16 does so itself, 1.8 does not
+    arguments = load.build_trainer_arguments(
+        run, inputs.model, quantization=inputs.quantization, new_tokens=chat.new, vocab_size=chat.rows
+    )
+    if not isinstance(arguments["model"], str):
+        args.model_init_kwargs = None  # they were used; TRL would warn that it ignores them
+    trainer = SFTTrainer(
+        args=args,
+        processing_class=chat.tokenizer,
+        train_dataset=inputs.datasets.train,
+        eval_dataset=inputs.datasets.eval,
+        **arguments,
+    )
+    patches.repair(trainer.model)
+    cpu_loss.install(trainer.model, run.options.get("logits_gib", cpu_loss.LOGITS_GIB))
+    if trainer.padding_free and "attn_implementation" not in run.model and args.device.type in ("cpu", "mps"):
+        packed_attention.install(trainer.model)
+    if chat.stop and inputs.rows.row_type == CHAT:
+        load.add_stop_token(trainer.model, chat.tokenizer.convert_tokens_to_ids(chat.stop))
+    trust.hide_tokens(trainer.args)
+    return trainer
+
+
+def replace_callbacks(trainer: SFTTrainer, callbacks: list[TrainerCallback]) -> None:
+    """Put our callbacks in the place of upstream's progress bar and printer; they are called in this order."""
+    for upstream in (PrinterCallback, ProgressCallback):
+        trainer.remove_callback(upstream)
+    for callback in callbacks:
+        trainer.add_callback(callback)

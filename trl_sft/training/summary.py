@@ -1,6 +1,6 @@
-"""The two screens of a run: the table before step 1, and the last one.
+"""The two screens of a run: the table before step 1, and the last screen.
 
-In: live objects of the Trainer, so that the table says what will run and not what was asked. Out: lines.
+In: live objects of the Trainer, so that the table shows what runs and not what the recipe asks for. Out: lines.
 """
 
 from __future__ import annotations
@@ -56,11 +56,15 @@ def print_lines(lines: Sequence[tuple[str, str]]) -> None:
 def before(args: SFTConfig, state: TrainerState, model: PreTrainedModel, rows: int | None) -> list[tuple[str, str]]:
     """Return the table before step 1.
 
-    `rows` are those of the live dataset, packs where packing is on; None = a stream.
+    Args:
+        args: the live settings.
+        state: the Trainer's state, with the number of steps.
+        model: the live model.
+        rows: of the live dataset; packs where packing is on; None = a stream.
     """
     trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
-    counted = getattr(model, "get_nb_trainable_parameters", None)  # peft's knows that 4-bit weights lie two in a byte
-    everything = counted()[1] if counted else sum(p.numel() for p in model.parameters())
+    peft_count = getattr(model, "get_nb_trainable_parameters", None)  # it knows that 4-bit weights lie two in a byte
+    parameters = peft_count()[1] if peft_count else sum(p.numel() for p in model.parameters())
     batch = args.per_device_train_batch_size * args.gradient_accumulation_steps * args.world_size
     kind = "packs" if args.packing else "rows"
     epochs = f", which is {state.max_steps / math.ceil(rows / batch):.3g} epochs" if rows else ""
@@ -70,39 +74,37 @@ def before(args: SFTConfig, state: TrainerState, model: PreTrainedModel, rows: i
         ("steps", f"{state.max_steps:,}{epochs}"),
         ("batch", f"{batch} {kind} a step ({args.per_device_train_batch_size} at a time{accumulation})"),
         ("warm-up", f"{f'{warmup} steps' if warmup else 'none'}, then {args.lr_scheduler_type.value}"),
-        ("trainable", f"{trainable:,} of {everything:,} parameters ({trainable / everything:.1%})"),
-        *_quantized(model),
-        *_paths(model),
+        ("trainable", f"{trainable:,} of {parameters:,} parameters ({trainable / parameters:.1%})"),
+        *_quantization_lines(model),
+        *_compute_lines(model),
         ("checkpoints", _disk(args, state, model, trainable)),
     ]
 
 
-def _paths(model: PreTrainedModel) -> list[tuple[str, str]]:
+def _compute_lines(model: PreTrainedModel) -> list[tuple[str, str]]:
     """Return how the loss and the attention of the live model are computed."""
     base = unwrap_adapter(model)
-    way = patches.get_attention_name(base.config.get_text_config())
-    lines = [
-        ("attention", "sdpa, one call for each document of a pack" if way == packed_attention.DOCUMENTS else str(way))
-    ]
+    attention = str(patches.get_attention_name(base.config.get_text_config()))
+    if attention == packed_attention.DOCUMENTS:
+        attention = "sdpa, one call for each document of a pack"
+    lines = [("attention", attention)]
     if hasattr(base, "logits_gib"):
-        lines.append(("loss", f"on labelled positions alone, at most {base.logits_gib:g} GiB of logits"))
+        lines.append(("loss", f"on positions with a label only, at most {base.logits_gib:g} GiB of logits"))
     elif mismatch := cpu_loss.describe_mismatch(model.device):
         lines.append(("loss", mismatch))
     return lines
 
 
-def _quantized(model: PreTrainedModel) -> list[tuple[str, str]]:
-    """Return a line with how many linear layers are quantized, counted in the model itself; none where none is."""
-    kinds = {"Linear8bitLt": "in 8 bits", "Linear4bit": "in 4 bits"}
+def _quantization_lines(model: PreTrainedModel) -> list[tuple[str, str]]:
+    """Return a line with how many linear layers are quantized, counted in the live model; no line where none is."""
+    bits = {"Linear8bitLt": "in 8 bits", "Linear4bit": "in 4 bits"}
     # peft's layers have the same names; bitsandbytes' own lie inside them
     layers = [type(m).__name__ for m in model.modules() if type(m).__module__.startswith("bitsandbytes.")]
-    counts = {words: layers.count(name) for name, words in kinds.items() if name in layers}
+    counts = [f"{layers.count(name)} linear layers {text}" for name, text in bits.items() if name in layers]
     if not counts:
         return []
     plain = [m for m in model.modules() if type(m) is torch.nn.Linear and not m.weight.requires_grad]
-    return [
-        ("quantized", ", ".join(f"{n} linear layers {words}" for words, n in counts.items()) + f"; {len(plain)} not")
-    ]
+    return [("quantized", f"{', '.join(counts)}; {len(plain)} not")]
 
 
 def _disk(args: SFTConfig, state: TrainerState, model: PreTrainedModel, trainable: int) -> str:

@@ -21,8 +21,8 @@ from trl_sft.errors import Fault, NotAsAsked, RecipeError
 from trl_sft.model.load import unwrap_adapter
 from trl_sft.recipe.checked import Run
 from trl_sft.training import live
-from trl_sft.training.inputs import TrainingInputs
 from trl_sft.training.live import Reading
+from trl_sft.training.stages import TrainingInputs
 
 _MAX_NAMES = 3  # of a list of names in a message
 _FIX = "Set the key to what the live trainer has, or remove it. If upstream promises it, report it to upstream."

@@ -20,7 +20,7 @@ from trl_sft.recipe import paths
 from trl_sft.training import finish, stages
 from trl_sft.training.memory import estimate, fit
 from trl_sft.training.memory.fake_model import Batch
-from trl_sft.training.trainer import build_trainer
+from trl_sft.training.stages import build_trainer
 
 GIB = 2**30
 FULL, LORA = "", "lora: {r: 8, target_modules: all-linear}\n"

@@ -25,9 +25,9 @@ from trl_sft.errors import first_line
 from trl_sft.model import patches
 from trl_sft.model.load import unwrap_adapter
 from trl_sft.recipe.checked import Run
-from trl_sft.training.inputs import TrainingInputs
 from trl_sft.training.memory import fake_model
 from trl_sft.training.memory.fake_model import Batch
+from trl_sft.training.stages import TrainingInputs
 
 _FEW = 2  # layers, or so many rounds of a pattern of layers
 

@@ -37,8 +37,8 @@ from trl.trainer import utils
 from trl_sft.model import cpu_loss, packed_attention, patches
 from trl_sft.model import load as models
 from trl_sft.recipe.checked import Run
-from trl_sft.training.inputs import TrainingInputs
 from trl_sft.training.memory import cuda_kernels
+from trl_sft.training.stages import TrainingInputs
 
 _WAY = "shadow"  # the name of our attention in transformers' registry
 _OUTPUTS = ("log_probs", "entropy", "is_top1")  # what SFTTrainer asks of its head

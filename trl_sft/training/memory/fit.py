@@ -23,10 +23,10 @@ from trl_sft.console import format_bytes
 from trl_sft.errors import Fault, LaunchError, first_line
 from trl_sft.model import device
 from trl_sft.recipe.checked import Run
-from trl_sft.training.inputs import TrainingInputs
 from trl_sft.training.memory import estimate as memory_estimate
 from trl_sft.training.memory.estimate import Estimate
 from trl_sft.training.memory.fake_model import Batch
+from trl_sft.training.stages import TrainingInputs
 
 _CHUNK = 0.1  # of what is there, that an allocator may lose between tensors before a run is said to fit
 _GROUPS = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory.current", "/sys/fs/cgroup/memory.stat")

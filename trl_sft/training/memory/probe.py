@@ -24,9 +24,8 @@ from trl_sft.console import format_bytes
 from trl_sft.errors import RunStopped
 from trl_sft.recipe.checked import Run
 from trl_sft.training import failures
-from trl_sft.training.inputs import TrainingInputs
 from trl_sft.training.memory import fit
-from trl_sft.training.trainer import build_trainer, replace_callbacks
+from trl_sft.training.stages import TrainingInputs, build_trainer, replace_callbacks
 
 _STEPS = 2  # the second meets the optimizer's state
 _WORDS = 8  # tokens of a row that only warms up

@@ -1,0 +1,85 @@
+"""Answers of a live model to prompts: batched, greedy unless the recipe says otherwise.
+
+In: a live model, its tokenizer, token ids of prompts. Out: texts. Deliberately absent: which prompts, and what the
+answers are worth (`before_after`, `metrics`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from tqdm.auto import tqdm
+from transformers import GenerationConfig
+from trl import SFTTrainer
+
+from trl_sft.console import shows_progress
+
+_MAX_NEW_TOKENS = 256  # of an answer, unless the longest reference is shorter or the recipe says otherwise
+_MARGIN = 8  # tokens that an answer may have more than the longest reference, so that not stopping shows
+
+
+def answer_prompts(
+    trainer: SFTTrainer, prompt_ids: Sequence[list[int]], config: GenerationConfig, *, label: str
+) -> list[str]:
+    """Return the live model's answers, in the order of the prompts.
+
+    Args:
+        trainer: holds the model, its tokenizer and the batch size of an evaluation.
+        prompt_ids: token ids, one list a prompt.
+        config: how to decode.
+        label: what the progress bar says of the model.
+    """
+    if not prompt_ids:
+        return []
+    model, tokenizer = trainer.model, trainer.processing_class
+    size = trainer.args.per_device_eval_batch_size
+    # the longest first: what does not fit into memory fails at once, and a batch pads little
+    order = sorted(range(len(prompt_ids)), key=lambda index: -len(prompt_ids[index]))
+    answers = [""] * len(prompt_ids)
+    was_training = model.training
+    model.eval()
+    bar = tqdm(total=len(order), desc=f"answers {label}", unit="prompt", disable=not shows_progress(), leave=False)
+    try:
+        with torch.no_grad(), trainer.autocast_smart_context_manager():
+            for start in range(0, len(order), size):
+                batch = order[start : start + size]
+                input_ids, mask = _pad_left([prompt_ids[i] for i in batch], tokenizer.pad_token_id, trainer.args.device)
+                output = model.generate(input_ids=input_ids, attention_mask=mask, generation_config=config)
+                for index, tokens in zip(batch, output[:, input_ids.shape[1] :], strict=True):
+                    answers[index] = tokenizer.decode(tokens, skip_special_tokens=True)
+                bar.update(len(batch))
+    finally:
+        bar.close()
+        model.train(was_training)
+    return answers
+
+
+def build_generation_config(
+    trainer: SFTTrainer, references: Sequence[str], generation: Mapping[str, Any]
+) -> GenerationConfig:
+    """Return greedy search that stops where the model's own configuration stops.
+
+    Args:
+        trainer: holds the model and its tokenizer.
+        references: the expected answers; the longest limits the length of an answer.
+        generation: `evaluate.generation` of the recipe; its keys win.
+    """
+    own, tokenizer = trainer.model.generation_config, trainer.processing_class
+    longest = max(len(tokenizer(reference)["input_ids"]) for reference in references)
+    defaults = {
+        "do_sample": False,
+        "max_new_tokens": min(longest + _MARGIN, _MAX_NEW_TOKENS),
+        "eos_token_id": own.eos_token_id,
+        "pad_token_id": tokenizer.pad_token_id,
+    }
+    return GenerationConfig(**defaults | dict(generation))
+
+
+def _pad_left(rows: Sequence[list[int]], pad_token_id: int, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return input_ids and attention_mask, each (rows, tokens), padded on the left as generation needs it."""
+    longest = max(map(len, rows))
+    input_ids = [[pad_token_id] * (longest - len(row)) + row for row in rows]
+    mask = [[0] * (longest - len(row)) + [1] * len(row) for row in rows]
+    return torch.tensor(input_ids, device=device), torch.tensor(mask, device=device)
