@@ -16,7 +16,7 @@ import shlex
 import shutil
 import sys
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TextIO
 
@@ -62,6 +62,12 @@ _UPSTREAM = ("transformers", "trl", "datasets", "peft", "accelerate", "huggingfa
 def say(text: str = "") -> None:
     """Print one line of result."""
     print(text, flush=True)
+
+
+def print_lines(lines: Iterable[tuple[str, str]]) -> None:
+    """Print names and values, a line each, as results arrive."""
+    for name, value in lines:
+        say(f"{name:<9} {value}")
 
 
 def print_table(rows: Sequence[tuple[str, str]]) -> None:

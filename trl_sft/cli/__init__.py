@@ -97,13 +97,12 @@ def _check(argv: list[str]) -> int:
         return errors.EXIT_DONE
     with console.quiet():
         from trl_sft.cli import check
-        from trl_sft.training import summary
         from trl_sft.training.memory import probe
 
         report = check.check(run, machine, seconds)
         code = check.show(report, run, machine)
         if options.probe and report.inputs and report.memory and not report.here:
-            summary.print_lines(probe.measure(run, report.inputs, report.memory))
+            console.print_lines(probe.measure(run, report.inputs, report.memory))
         return code
 
 

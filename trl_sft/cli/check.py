@@ -16,7 +16,7 @@ from typing import Any
 
 from trl_sft import errors
 from trl_sft.cli import gains
-from trl_sft.console import format_duration, get_python_command, print_faults, say
+from trl_sft.console import format_duration, get_python_command, print_faults, print_lines, say
 from trl_sft.data import rows as data_rows
 from trl_sft.data.formats import TokenizerFeatures
 from trl_sft.errors import Fault, LaunchError, MissingPackage, Unreached, UserError
@@ -31,7 +31,6 @@ from trl_sft.tokenization.tokenizer import ChatTokenizer
 from trl_sft.training import dry_run, stages
 from trl_sft.training.memory import fit
 from trl_sft.training.stages import RunSettings, TrainingInputs
-from trl_sft.training.summary import print_lines, print_notes
 
 # rows as any tokenizer might want them: for a look at the columns where none is there
 _ANY = TokenizerFeatures(chat_template.NAMES, "")
@@ -73,7 +72,8 @@ class Report:
 def check(run: Run, for_: TargetMachine, seconds: float) -> Report:
     """Go through all stages; say what is found on the way. `seconds`: what reading the recipe took."""
     report = Report(seconds={"recipe": seconds})
-    print_notes(run.notes)
+    for note in run.notes:
+        say(note)
     trust.announce(run)
     with report.stage("machine"):
         device.check_machine(run)

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from transformers import BitsAndBytesConfig, PrinterCallback, ProgressCallback, TrainerCallback, set_seed
 from trl import SFTConfig, SFTTrainer
 
+from trl_sft import console
 from trl_sft.data import rows as data_rows
 from trl_sft.data.rows import CHAT, RunRows
 from trl_sft.evaluation import before_after
@@ -24,7 +25,7 @@ from trl_sft.recipe.yaml_reader import Key
 from trl_sft.tokenization import build, tokenizer
 from trl_sft.tokenization.build import TokenizedRows
 from trl_sft.tokenization.tokenizer import ChatTokenizer
-from trl_sft.training import dry_run, refusals, summary
+from trl_sft.training import dry_run, refusals
 
 
 @dataclass(frozen=True)
@@ -64,21 +65,22 @@ def prepare(run: Run) -> TrainingInputs:
         UserError: a fault of the recipe, the rows, the tokenizer or the machine.
 
     """
-    summary.print_notes(run.notes)
+    for note in run.notes:
+        console.say(note)
     trust.announce(run)
     device.check_machine(run)
     settings = settle_settings(run)
     check_packages(run, settings)
-    summary.print_lines([("machine", describe_machine(run, settings))])
+    console.print_lines([("machine", describe_machine(run, settings))])
     model = find_model(run)
     check_model(run, model)
-    summary.print_lines([("model", model.title)])
+    console.print_lines([("model", model.title)])
     chat = load_tokenizer(run, model)
-    summary.print_lines([("tokens", line) for line in chat.said])
+    console.print_lines([("tokens", line) for line in chat.said])
     rows = load_rows(run, chat, settings)
-    summary.print_lines([("rows", line) for line in rows.notes])
+    console.print_lines([("rows", line) for line in rows.notes])
     datasets = tokenize(run, chat, rows, settings)
-    summary.print_lines([*datasets.said, *recipe_processes.describe_settings(settings.chosen)])
+    console.print_lines([*datasets.said, *recipe_processes.describe_settings(settings.chosen)])
     dry_run.check(run, model, chat, settings.args, datasets)
     return TrainingInputs(settings, model, chat, rows, datasets)
 

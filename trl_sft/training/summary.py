@@ -19,7 +19,7 @@ from transformers import PreTrainedModel, TrainerState
 from trl import SFTConfig
 
 from trl_sft import run_folder
-from trl_sft.console import format_bytes, format_duration, get_python_command, say
+from trl_sft.console import format_bytes, format_duration, get_python_command
 from trl_sft.model import cpu_loss, packed_attention, patches
 from trl_sft.model.load import unwrap_adapter
 from trl_sft.recipe import paths
@@ -39,18 +39,6 @@ class LastScreen:
     trained: list[str]  # what the training loop did
     answers: list[str]  # before and after, side by side
     command: str  # what to type next
-
-
-def print_notes(notes: Sequence[str]) -> None:
-    """Print what was translated or has no effect in the recipe, a line each."""
-    for note in notes:
-        say(note)
-
-
-def print_lines(lines: Sequence[tuple[str, str]]) -> None:
-    """Print names and values, a line each."""
-    for name, value in lines:
-        say(f"{name:<9} {value}")
 
 
 def before(args: SFTConfig, state: TrainerState, model: PreTrainedModel, rows: int | None) -> list[tuple[str, str]]:
