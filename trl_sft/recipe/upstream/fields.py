@@ -77,7 +77,7 @@ def read_fields(owner: str) -> dict[str, Field]:
         declared |= read_fields(base)
     for item in node.body:
         if isinstance(item, ast.AnnAssign) and isinstance(item.target, ast.Name):
-            declared[item.target.id] = _read_field(item, item.target.id, module)
+            declared[item.target.id] = _read_field(item, item.target.id, owner)
     return declared
 
 
@@ -96,7 +96,7 @@ def read_arguments(owner: str) -> dict[str, Field]:
     for argument, default in zip(positional + arguments.kwonlyargs, defaults, strict=True):
         if argument.arg != "self":
             kind = argument.annotation or _infer_type(owner, argument.arg, default)
-            declared[argument.arg] = Field(argument.arg, kind, _unparse(default), module)
+            declared[argument.arg] = Field(argument.arg, kind, _unparse_default(default, module), module)
     return declared
 
 
@@ -112,7 +112,7 @@ def read_popped_keywords(owner: str) -> dict[str, Field]:
         default = call.args[1] if len(call.args) > 1 else None
         if words and not words[0].startswith("_"):
             kind = _infer_type(owner, words[0], default)
-            popped[words[0]] = Field(words[0], kind, _unparse(default), module)
+            popped[words[0]] = Field(words[0], kind, _unparse_default(default, module), module)
     return popped
 
 
@@ -167,7 +167,7 @@ def _read_options(function: ast.FunctionDef, module: str) -> dict[str, Field]:
         options[name] = Field(
             name,
             ast.parse(declared_type, mode="eval").body,
-            _unparse(keywords.get("default")),
+            _unparse_default(keywords.get("default"), module),
             module,
             keywords.get("choices"),
             " ".join(source.read_words(keywords.get("help"), module)),
@@ -184,8 +184,9 @@ def _find_bases(owner: str) -> list[str]:
     return [f"{origin}:{base}" for origin, base in resolved if source.find_statement(origin, base)]
 
 
-def _read_field(item: ast.AnnAssign, name: str, module: str) -> Field:
+def _read_field(item: ast.AnnAssign, name: str, owner: str) -> Field:
     """Read a line of a dataclass, `name: type = field(default=..., metadata={...})`."""
+    module, _, class_name = owner.partition(":")
     default = item.value
     metadata: dict[str, ast.expr] = {}
     if isinstance(default, ast.Call):
@@ -198,12 +199,19 @@ def _read_field(item: ast.AnnAssign, name: str, module: str) -> Field:
     text = metadata.get("help")
     help_text = text.value if isinstance(text, ast.Constant) and isinstance(text.value, str) else ""
     choices = metadata.get("choices")
-    # argparse writes a per cent sign twice
-    return Field(name, item.annotation, _unparse(default), module, choices, help_text.replace("%%", "%"))
+    help_text = help_text.replace("%%", "%")  # as argparse needs it
+    return Field(name, item.annotation, _unparse_default(default, module, class_name), module, choices, help_text)
 
 
-def _unparse(default: ast.expr | None) -> str:
-    """Return a default as the source writes it; "" for none."""
+def _unparse_default(default: ast.expr | None, module: str, class_name: str = "") -> str:
+    """Return a default as the source writes it, the name of a text as that text; "" for none.
+
+    Of several assignments to the name the last one counts: transformers assigns `default_optim` anew for torch 2.8.
+    """
+    if isinstance(default, ast.Name):
+        path = f"{class_name}.{default.id}" if class_name else default.id
+        if texts := source.read_listed_words(module, path):
+            return repr(texts[-1])
     return ast.unparse(default) if default else ""
 
 

@@ -139,11 +139,10 @@ def _is_callable(field: Field) -> bool:
 
 def _get_scheduler_fields(siblings: Mapping[str, Any]) -> NestedFields | None:
     """Return the arguments of the scheduler that `lr_scheduler_type` names, without those that the Trainer passes."""
-    type_field = keys.get_fields("train")["lr_scheduler_type"]
-    kind = str(siblings.get("lr_scheduler_type") or ast.literal_eval(type_field.default))
+    kind = _choose("lr_scheduler_type", siblings)
     function = source.look_up_name(_SCHEDULERS, "TYPE_TO_SCHEDULER_FUNCTION", kind)
     if not function:
-        if kind in types.list_choices(type_field):
+        if kind in types.list_choices(keys.get_fields("train")["lr_scheduler_type"]):
             raise packages.changed_source(_SCHEDULERS, f"`TYPE_TO_SCHEDULER_FUNCTION` has no function for {kind}")
         return None  # no scheduler of that name: its own fault
     owner, label = f"{_SCHEDULERS}:{function}", f"transformers.{function}, lr_scheduler_type: {kind}"
@@ -210,7 +209,7 @@ def _get_watermarking_fields(_: Mapping[str, Any]) -> NestedFields:
 
 def _get_optimizer_fields(siblings: Mapping[str, Any]) -> NestedFields | None:
     """Return what the optimizer takes of `optim_args`; None where it passes on everything."""
-    optim = str(siblings.get("optim") or _read_default_optimizer())
+    optim = _choose("optim", siblings)
     handler = source.look_up_name(_OPTIMIZERS, "_OPTIMIZER_HANDLERS", optim)
     if not handler:
         if optim in types.list_choices(keys.get_fields("train")["optim"]):
@@ -222,13 +221,15 @@ def _get_optimizer_fields(siblings: Mapping[str, Any]) -> NestedFields | None:
     return NestedFields(f"optim: {optim}", {name: Field(name, None, "") for name in names})
 
 
-def _read_default_optimizer() -> str:
-    """Return the optimizer that the Trainer takes where the recipe names none: the last one that it assigns."""
-    place = "transformers.training_args"
-    names = source.read_listed_words(place, "TrainingArguments.default_optim")
-    if not names:
-        raise packages.changed_source(place, "`TrainingArguments.default_optim` names no optimizer")
-    return names[-1]
+def _choose(name: str, siblings: Mapping[str, Any]) -> str:
+    """Return the value of a key of `train:`, of a recipe that leaves it out the default."""
+    if value := siblings.get(name):
+        return str(value)
+    field = keys.get_fields("train")[name]
+    try:
+        return str(ast.literal_eval(field.default))
+    except ValueError:
+        raise packages.changed_source(field.module, f"the default of `{name}` is no longer a text") from None
 
 
 def _read_optimizer_arguments(handler: str) -> list[str] | None:
