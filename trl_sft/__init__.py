@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from trl_sft.cli.preview import Preview
+    from trl_sft.cli.preview.rows import Preview
     from trl_sft.recipe.checked import Run
     from trl_sft.training.finish import Result
 
@@ -41,9 +41,9 @@ def show(run: Run, num_rows: int = 3) -> Preview:
     from trl_sft import console
 
     with console.quiet():
-        from trl_sft.cli import preview
+        from trl_sft.cli.preview import rows
 
-        return preview.make(run, num_rows)
+        return rows.build_preview(run, num_rows)
 
 
 def train(run: Run) -> Result:

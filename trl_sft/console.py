@@ -18,9 +18,12 @@ import sys
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import TextIO
+from typing import TYPE_CHECKING, TextIO
 
 from trl_sft.errors import Fault
+
+if TYPE_CHECKING:
+    from rich.text import Text
 
 # Upstream's messages that tell the user nothing to act on, with the versions that print them. Anything
 # else passes, once each, on one line.
@@ -106,19 +109,27 @@ def escape_control_characters(text: str) -> str:
 
 
 def print_faults(problems: Sequence[Fault]) -> None:
-    """Print faults to standard error, all at once; in colour where it is a terminal."""
+    """Print faults to standard error, all at once; in colour on a terminal."""
     heading = "1 problem to fix" if len(problems) == 1 else f"{len(problems)} problems to fix"
     text = "\n\n".join([f"trl_sft: {heading}", *map(str, problems)])
-    if not shows_colour(sys.stderr):
-        print(text, file=sys.stderr, flush=True)
-        return
-    from rich.console import Console
-    from rich.text import Text
+    if shows_colour(sys.stderr):
+        from rich.text import Text
 
-    coloured = Text(text)
-    coloured.highlight_regex(r"(?m)^\S.*", "bold")  # the heading, and the place of each fault
-    coloured.highlight_regex(r"(?m)^ +-> .*", "green")
-    Console(stderr=True).print(coloured, soft_wrap=True)
+        coloured = Text(text)
+        coloured.highlight_regex(r"(?m)^\S.*", "bold")  # the heading, and the place of each fault
+        coloured.highlight_regex(r"(?m)^ +-> .*", "green")
+        text = render_colours(coloured)
+    print(text, file=sys.stderr, flush=True)
+
+
+def render_colours(text: Text) -> str:
+    """Return a text with its styles as control sequences; lines are not wrapped."""
+    from rich.console import Console
+
+    console = Console(force_terminal=True, color_system="standard", force_jupyter=False)
+    with console.capture() as output:
+        console.print(text, soft_wrap=True, end="")
+    return output.get()
 
 
 def shows_progress() -> bool:

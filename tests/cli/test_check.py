@@ -16,7 +16,7 @@ from trl_sft.training.stages import build_trainer
 
 
 def faults(err):
-    """Return the places of what there is to mend."""
+    """Return the places of the faults on a screen."""
     return re.findall(r"^(\S.*)\n    \S.*\n    -> ", err, re.MULTILINE)
 
 
@@ -26,7 +26,7 @@ def test_stages_are_told_with_their_times(go):
     stages = "recipe machine folder settings model tokenizer rows tokens trainer memory".split()
     found = re.search(r"^checked +(.*)$", out, re.MULTILINE)[1]
     assert re.findall(r"(\w+) [\d.]+ m?s", found) == stages
-    assert "Nothing to mend. Next: " in out
+    assert "No problems found in recipe.yaml.\nNext: " in out
 
 
 def test_faults_of_several_stages_are_found_at_once(here, go):
@@ -51,7 +51,7 @@ def test_columns_are_looked_at_without_a_tokenizer(here, go):
     assert code == 0, err
     assert "not checked: model: offline: org/model" in out
     assert "not checked: tokens: needs the tokenizer" in out
-    assert "Nothing to mend in what was checked" in out
+    assert "No problems found in the checked stages of recipe.yaml.\n" in out
     assert "40 rows to train; format question_answer" in out
     code, out, err = go(text, "data.train.format=alpaca", "data.train.path=rows.jsonl", command=["check"])
     assert code == 2, out
@@ -80,7 +80,7 @@ def test_what_this_machine_lacks_is_a_fault_here_and_none_elsewhere(name, go):
     for machine in ("any", "8x80GiB"):
         code, out, err = go(RECIPE, LACKS[name], "--on", machine, command=["check"])
         assert (code, err) == (0, "")
-        assert "This machine, or this version, cannot run it, which is no fault of the recipe" in out
+        assert "These are not problems of the recipe. This machine or this version of trl_sft cannot run it:" in out
         assert faults(out)
     assert go(RECIPE, LACKS[name])[0] == 2
 
@@ -103,7 +103,7 @@ def test_fast_reads_the_recipe_alone(here, go):
     """The model is not there, and nobody asks for it."""
     code, out, _ = go(RECIPE.replace("trl_sft:tiny", "org/model"), "--fast", command=["check"])
     assert code == 0
-    assert "Nothing to mend in what the recipe says" in out
+    assert "No problems found in recipe.yaml (" in out
     code, _, err = go(RECIPE, "train.pakking=true", "--fast", command=["check"])
     assert code == 2
     assert "packing" in err
@@ -164,26 +164,26 @@ def test_rehearsal_with_new_tokens_and_lora_is_made_as_the_run_is(here):
         stages.prepare(run)
 
 
-def test_check_says_what_packing_and_grouping_would_gain_as_counted_on_the_rows(here, go):
+def test_check_advises_packing_and_grouping_with_shares_counted_on_the_rows(here, go):
     """The share of grouping is what upstream's sampler really leaves; packs are really that few."""
     rows = [{"question": "q", "answer": "yes " * (1 + n * n % 97)} for n in range(300)]
     jsonl(here / "rows.jsonl", rows)
     words = ("train.per_device_train_batch_size=8", "train.max_length=256", "train.shuffle_dataset=true")
     code, out, _ = go(RECIPE, *words, command=["check"])
     assert code == 0
-    packs = re.search(r"train.packing: true, the same tokens in (\d+)% of the positions", out)
-    grouped = re.search(r"group_by_length, padding (\d+)% in place of (\d+)%", out)
+    packs = re.search(r"train.packing: true trains the same tokens in (\d+)% of the positions", out)
+    grouped = re.search(r"group_by_length reduces padding from (\d+)% to (\d+)%", out)
     run = load_recipe("recipe.yaml", [*words, "train.train_sampling_strategy=group_by_length"])
     ready = stages.prepare(run)
     trainer = build_trainer(run, ready)
     places = tokens = 0
     for batch in trainer.get_train_dataloader():
         places, tokens = places + batch["attention_mask"].numel(), tokens + int(batch["attention_mask"].sum())
-    assert abs(1 - tokens / places - int(grouped[1]) / 100) < 0.03
+    assert abs(1 - tokens / places - int(grouped[2]) / 100) < 0.03
     room = 256 * len(stages.prepare(load_recipe("recipe.yaml", [*words, "train.packing=true"])).datasets.train)
-    assert abs(tokens / room - (1 - int(grouped[2]) / 100) / (int(packs[1]) / 100)) < 0.03
-    assert "gain" not in go(RECIPE, *words, "train.packing=true", command=["check"])[1]
-    assert "gain" not in go(RECIPE, *words, "train.per_device_train_batch_size=1", command=["check"])[1]
+    assert abs(tokens / room - (1 - int(grouped[1]) / 100) / (int(packs[1]) / 100)) < 0.03
+    assert "advice" not in go(RECIPE, *words, "train.packing=true", command=["check"])[1]
+    assert "advice" not in go(RECIPE, *words, "train.per_device_train_batch_size=1", command=["check"])[1]
 
 
 def test_batch_of_all_processes_is_divided_among_the_cards_of_the_machine_asked_for(go):

@@ -8,7 +8,7 @@ from conftest import RECIPE, jsonl
 
 import trl_sft
 from trl_sft import load_recipe
-from trl_sft.cli import preview
+from trl_sft.cli.preview import rows as preview_rows
 
 
 @pytest.fixture
@@ -47,14 +47,14 @@ def test_cut_end_is_marked_and_what_is_left_out_named(shown):
     rows = [{"question": "q", "answer": "yes " * 50}, {"question": "q " * 90, "answer": "a"}]
     code, out, _ = shown(rows, "train.max_length=40")
     assert code == 0
-    assert re.search(r"✂ \d+ more tokens are cut off", out)
+    assert re.search(r"✂ \d+ tokens are truncated", out)
     assert "left out: r.jsonl row 2: no trained token within max_length 40" in out
 
 
 def test_packed_layout_of_the_first_batch_is_shown(shown):
     code, out, _ = shown(CHAT, "train.packing=true", "train.max_length=64")
     assert code == 0
-    assert re.search(r"pack      1 of the first batch: \d+ \+ \d+.* tokens, \d+ empty", out)
+    assert re.search(r"pack      1 of the first batch: \d+ \+ \d+.* tokens, \d+ of padding", out)
 
 
 def test_page_of_html_escapes_what_stands_in_rows(shown, here):
@@ -66,7 +66,7 @@ def test_page_of_html_escapes_what_stands_in_rows(shown, here):
     assert "&lt;script&gt;alert(1)&lt;/script&gt; &amp;" in page
     assert "<b>x" not in page
     assert "class='trained special'>&lt;|im_end|&gt;</span>" in page
-    assert "page.html: open it in a browser" in out
+    assert "wrote page.html. Next: open it in a browser." in out
 
 
 def test_what_would_steer_the_terminal_is_shown_as_text(shown):
@@ -79,10 +79,10 @@ def test_what_would_steer_the_terminal_is_shown_as_text(shown):
 def test_colours_are_for_terminals(here):
     jsonl(here / "r.jsonl", CHAT)
     (here / "recipe.yaml").write_text(RECIPE.replace("rows.jsonl", "r.jsonl"))
-    made = trl_sft.show(load_recipe("recipe.yaml"), 1)
-    assert "\x1b[32manswer 0\x1b[0m\x1b[32m\x1b[7m<|im_end|>\x1b[0m" in "\n".join(made.lines(colour=True))
-    assert "<pre>" in made._repr_html_()
-    assert isinstance(made, preview.Preview)
+    preview = trl_sft.show(load_recipe("recipe.yaml"), 1)
+    assert "\x1b[32manswer 0\x1b[0m\x1b[7;32m<|im_end|>\x1b[0m" in "\n".join(preview.lines(colour=True))
+    assert "<pre>" in preview._repr_html_()
+    assert isinstance(preview, preview_rows.Preview)
 
 
 def test_only_the_first_rows_are_read(here, monkeypatch):
@@ -92,8 +92,8 @@ def test_only_the_first_rows_are_read(here, monkeypatch):
             file.write(json.dumps({"question": f"q{n}" + "x" * 100, "answer": "a"}) + "\n")
         file.write("{broken\n")
     (here / "recipe.yaml").write_text(RECIPE.replace("rows.jsonl", "r.jsonl"))
-    made = preview.make(load_recipe("recipe.yaml"), 2)
-    assert [row.name for row in made.rows] == ["r.jsonl row 1", "r.jsonl row 2"]
+    preview = preview_rows.build_preview(load_recipe("recipe.yaml"), 2)
+    assert [row.name for row in preview.rows] == ["r.jsonl row 1", "r.jsonl row 2"]
 
 
 def test_refusals_of_a_preview_are_those_of_a_run(shown):
@@ -106,7 +106,7 @@ def test_prepare_makes_the_tokens_that_the_run_reads(go):
     code, out, _ = go(RECIPE, command=["prepare"])
     assert code == 0
     assert "made now" in out
-    assert "Prepared. Next: " in out
+    assert "The tokens are in the cache.\nNext: " in out
     code, out, _ = go(RECIPE)
     assert code == 0
     assert "cache     train: read from" in out

@@ -11,12 +11,11 @@ import contextlib
 import os
 import signal
 import sys
-import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from trl_sft import console, errors
-from trl_sft.cli import arguments, explain, import_settings, init, prepare, schema, train
+from trl_sft.cli import check, explain, import_settings, init, prepare, preview, schema, train
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -67,75 +66,12 @@ def _refuse_misspelt_command(word: str) -> None:
         raise errors.RecipeError(errors.Fault(word, problem, f"Did you mean `{command}`?"))
 
 
-def _check(argv: list[str]) -> int:
-    parser = arguments.create_parser(
-        "check RECIPE [section.key=value ...] [--on MACHINE] [--fast] [--probe]",
-        "Find every problem that needs no weights: recipe, folder, template, rows, settings. Estimate the memory.",
-        example="check recipe.yaml --on 8x80GiB",
-    )
-    parser.add_argument(
-        "--on",
-        metavar="MACHINE",
-        default="here",
-        help="the machine that will train: here (the default), any, or cards with their memory (8x80GiB)",
-    )
-    parser.add_argument("--fast", action="store_true", help="check the recipe alone; load no tokenizer and no rows")
-    parser.add_argument(
-        "--probe", action="store_true", help="then train two steps on the largest batch; measure memory"
-    )
-    began = time.perf_counter()
-    run, options = arguments.parse_recipe(parser, argv)
-    from trl_sft.recipe import processes
-
-    machine = processes.parse_machine(options.on)
-    seconds = time.perf_counter() - began
-    if options.fast:
-        for note in run.notes:
-            console.say(note)
-        console.say(f"No problems found in the recipe ({seconds:.2f} s); tokenizer and rows were not loaded.")
-        console.say(f"Next: {arguments.format_next_command(run, 'check')}")
-        return errors.EXIT_DONE
-    with console.quiet():
-        from trl_sft.cli import check
-        from trl_sft.training.memory import probe
-
-        report = check.check(run, machine, seconds)
-        code = check.show(report, run, machine)
-        if options.probe and report.inputs and report.memory and not report.here:
-            console.print_lines(probe.measure(run, report.inputs, report.memory))
-        return code
-
-
-def _preview(argv: list[str]) -> int:
-    parser = arguments.create_parser(
-        "preview RECIPE [section.key=value ...] [--rows N] [--html FILE]",
-        "Show the first rows of each source as the model sees them: tokens with loss in colour, cut ends marked.",
-        example="preview recipe.yaml --rows 5",
-    )
-    parser.add_argument("--rows", metavar="N", type=int, default=3, help="rows of each source; 3 by default")
-    parser.add_argument("--html", metavar="FILE", type=Path, help="write an HTML page instead")
-    run, options = arguments.parse_recipe(parser, argv)
-    if options.rows < 1:
-        raise errors.RecipeError(errors.Fault("--rows", f"{options.rows} is below 1", "Ask for at least 1 row."))
-    with console.quiet():
-        from trl_sft.cli import preview
-
-        shown = preview.make(run, options.rows)
-    if options.html is None:
-        for line in shown.lines(sys.stdout.isatty() and "NO_COLOR" not in os.environ):
-            console.say(line)
-        return errors.EXIT_DONE
-    arguments.write_output("--html", options.html, shown.page(run.recipe.path.name))
-    console.say(f"wrote {options.html}. Next: open it in a browser.")
-    return errors.EXIT_DONE
-
-
 COMMANDS: dict[str, Callable[[list[str]], int]] = {
-    "check": _check,
+    "check": check.main,
     "explain": explain.main,
     "import": import_settings.main,
     "init": init.main,
     "prepare": prepare.main,
-    "preview": _preview,
+    "preview": preview.main,
     "schema": schema.main,
 }

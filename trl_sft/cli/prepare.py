@@ -23,5 +23,6 @@ def main(argv: Sequence[str]) -> int:
         from trl_sft.training import stages
 
         stages.prepare(run)
-    console.say(f"The tokens are in the cache. Next: {arguments.format_next_command(run)}")
+    console.say("The tokens are in the cache.")
+    console.say(f"Next: {arguments.format_next_command(run)}")
     return errors.EXIT_DONE

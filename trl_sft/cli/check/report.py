@@ -1,0 +1,176 @@
+"""Checks everything of a run that needs no weights, stage by stage, so that all problems are found at once.
+
+Inputs: a checked recipe (`Run`), and the machine that the run is for. Outputs: a `Report`: problems of the recipe,
+problems of this machine, and stages that could not be checked, because an earlier one failed or a hub is out of reach.
+Not here: any check of its own; the stages are those of `training.stages`, in that order.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+from trl_sft import errors
+from trl_sft.cli import arguments
+from trl_sft.cli.check import packing_advice
+from trl_sft.console import format_duration, print_faults, print_lines, say
+from trl_sft.data import rows as data_rows
+from trl_sft.data.formats import TokenizerFeatures
+from trl_sft.errors import Fault, LaunchError, MissingPackage, Unreached, UserError
+from trl_sft.model import device, trust
+from trl_sft.model.load import ModelSource
+from trl_sft.recipe import processes as recipe_processes
+from trl_sft.recipe import resolved
+from trl_sft.recipe.checked import Run
+from trl_sft.recipe.processes import TargetMachine
+from trl_sft.tokenization import chat_template
+from trl_sft.tokenization.tokenizer import ChatTokenizer
+from trl_sft.training import dry_run, stages
+from trl_sft.training.memory import fit
+from trl_sft.training.stages import RunSettings, TrainingInputs
+
+# Rows are formatted for a chat template with every feature: their columns are checked where there is no tokenizer.
+_ALL_FEATURES = TokenizerFeatures(chat_template.NAMES, "")
+
+
+@dataclass
+class Report:
+    """The result of a check."""
+
+    faults: list[Fault] = field(default_factory=list)  # of the recipe, of the files that it names, of their rows
+    machine_faults: list[Fault] = field(default_factory=list)  # what this machine or this version cannot run
+    unchecked: list[str] = field(default_factory=list)  # stages that could not be checked, with the reason
+    seconds: dict[str, float] = field(default_factory=dict)  # stage -> its time
+    inputs: TrainingInputs | None = None  # all that training needs beside the weights; None where a stage failed
+    memory: fit.Checked | None = None
+
+    @contextlib.contextmanager
+    def stage(self, name: str) -> Iterator[None]:
+        """Time a stage, and collect its faults."""
+        start = time.perf_counter()
+        try:
+            yield
+        except Unreached as error:
+            self.unchecked += [f"{name}: offline: {fault.problem}" for fault in error.faults]
+        except (LaunchError, MissingPackage) as error:
+            self.machine_faults += error.faults
+        except UserError as error:
+            self.faults += [fault for fault in error.faults if fault not in self.faults]
+        self.seconds[name] = time.perf_counter() - start
+
+    def can_check(self, name: str, inputs: dict[str, Any]) -> bool:
+        """Tell whether all inputs of a stage are there (not None); note the stage as unchecked otherwise."""
+        missing = [label for label, value in inputs.items() if value is None]
+        if missing:
+            self.unchecked.append(f"{name}: needs {' and '.join(missing)}")
+        return not missing
+
+
+def check(run: Run, machine: TargetMachine, seconds: float) -> Report:
+    """Go through all stages and print the results of each.
+
+    Args:
+        run: The checked recipe.
+        machine: The machine that the run is for.
+        seconds: The time that reading the recipe took.
+
+    """
+    report = Report(seconds={"recipe": seconds})
+    for note in run.notes:
+        say(note)
+    trust.announce(run)
+    with report.stage("machine"):
+        device.check_machine(run)
+    with report.stage("folder"):
+        resolved.claim_folder(run)
+    settings = _settle(run, report, machine)
+    model, chat = _load_tokenizer(run, report)
+    if model is None or chat is None or settings is None:
+        with report.stage("rows"):
+            print_lines([("rows", line) for line in data_rows.load(run, _ALL_FEATURES).notes])
+        report.can_check("tokens", {"settings": settings, "the tokenizer": chat})
+        return report
+    rows, datasets = None, None
+    with report.stage("rows"):
+        rows = stages.load_rows(run, chat, settings)
+        print_lines([("rows", line) for line in rows.notes])
+    if report.can_check("tokens", {"the rows": rows}):
+        with report.stage("tokens"):
+            datasets = stages.tokenize(run, chat, rows, settings, thorough=True)
+            print_lines(datasets.said)
+            attention = str(run.model.get("attn_implementation", ""))
+            advice = packing_advice.advise(datasets.train, datasets.ledger["train"], settings.args, attention)
+            print_lines(list(advice))
+    with report.stage("trainer"):
+        settings.args.dataset_kwargs = {"skip_prepare_dataset": True}
+        if reason := dry_run.check(run, model, chat, settings.args, datasets):
+            report.unchecked.append(f"trainer: {reason}")
+    if rows is not None and datasets is not None:
+        report.inputs = TrainingInputs(settings, model, chat, rows, datasets)
+        with report.stage("memory"):
+            card = int(machine.gpu_gib * 2**30) if machine.gpu_gib else None
+            report.memory = fit.check(run, report.inputs, datasets.train, card)
+            print_lines(report.memory.lines)
+    return report
+
+
+def _settle(run: Run, report: Report, machine: TargetMachine) -> RunSettings | None:
+    """Return upstream's settings; what only this machine refuses is a fault of the machine, not of the recipe."""
+    processes = 1 if machine.is_this_machine else machine.num_gpus
+    with report.stage("settings"):
+        settings = None
+        try:
+            settings = stages.settle_settings(run, processes=processes)
+            stages.check_packages(run, settings)
+        except UserError as error:
+            stages.settle_settings(run, elsewhere=True, processes=processes)  # a fault here too is the recipe's: raised
+            report.machine_faults += error.faults
+        if settings is None or not machine.is_this_machine:
+            settings = stages.settle_settings(run, elsewhere=True, processes=processes)
+        description = f"{machine.num_gpus} x {machine.gpu_gib:g} GiB" if machine.gpu_gib else "any"
+        if machine.is_this_machine:
+            description = stages.describe_machine(run, settings)
+        print_lines([("machine", description), *recipe_processes.describe_settings(settings.chosen)])
+        return settings
+    return None
+
+
+def _load_tokenizer(run: Run, report: Report) -> tuple[ModelSource | None, ChatTokenizer | None]:
+    """Return the model without weights, and its tokenizer."""
+    model, chat = None, None
+    with report.stage("model"):
+        model = stages.find_model(run)
+        print_lines([("model", model.title)])
+        stages.check_model(run, model)
+    if report.can_check("tokenizer", {"the model": model}):
+        with report.stage("tokenizer"):
+            chat = stages.load_tokenizer(run, model)
+            print_lines([("tokens", line) for line in chat.said])
+    return model, chat
+
+
+def show(report: Report, run: Run, machine: TargetMachine) -> int:
+    """Print the result of a check.
+
+    Returns:
+        The exit code: 2 for faults of the recipe, and for those of this machine where the run is for this machine.
+
+    """
+    times = ", ".join(f"{name} {format_duration(seconds)}" for name, seconds in report.seconds.items())
+    print_lines([("checked", times)])
+    for line in report.unchecked:
+        say(f"not checked: {line}")
+    faults = [*report.faults, *(report.machine_faults if machine.is_this_machine else [])]
+    if report.machine_faults and not machine.is_this_machine:
+        say("\nThese are not problems of the recipe. This machine or this version of trl_sft cannot run it:")
+        say("\n".join(str(fault) for fault in report.machine_faults))
+    if faults:
+        print_faults(faults)
+        return errors.EXIT_USER_ERROR
+    checked = "the checked stages of " if report.unchecked else ""
+    say(f"No problems found in {checked}{run.recipe.path.name}.")
+    say(f"Next: {arguments.format_next_command(run)}")
+    return errors.EXIT_DONE

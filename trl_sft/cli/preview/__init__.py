@@ -1,0 +1,39 @@
+"""`preview`: shows rows as the model sees them.
+
+Inputs: a recipe, overrides, and how many rows of each source. Outputs: the rows on the terminal or as an HTML page, and
+the exit code. Not here: how the rows are rendered (`rows`).
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from trl_sft import console, errors
+from trl_sft.cli import arguments
+
+
+def main(argv: Sequence[str]) -> int:
+    """Show the first rows of each source; return the exit code."""
+    parser = arguments.create_parser(
+        "preview RECIPE [section.key=value ...] [--rows N] [--html FILE]",
+        "Show the first rows of each source as the model sees them: tokens with loss in colour, truncated ends marked.",
+        example="preview recipe.yaml --rows 5",
+    )
+    parser.add_argument("--rows", metavar="N", type=int, default=3, help="rows of each source; 3 by default")
+    parser.add_argument("--html", metavar="FILE", type=Path, help="write an HTML page instead")
+    run, options = arguments.parse_recipe(parser, argv)
+    if options.rows < 1:
+        raise errors.RecipeError(errors.Fault("--rows", f"{options.rows} is below 1", "Ask for at least 1 row."))
+    with console.quiet():
+        from trl_sft.cli.preview import rows
+
+        preview = rows.build_preview(run, options.rows)
+    if options.html is None:
+        for line in preview.lines(colour=console.shows_colour(sys.stdout)):
+            console.say(line)
+        return errors.EXIT_DONE
+    arguments.write_output("--html", options.html, preview.page(run.recipe.path.name))
+    console.say(f"wrote {options.html}. Next: open it in a browser.")
+    return errors.EXIT_DONE

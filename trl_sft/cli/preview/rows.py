@@ -1,0 +1,215 @@
+"""The first rows of a run as the model sees them: tokens with loss marked, special tokens visible, truncated ends.
+
+Inputs: a checked recipe (`Run`); of each source only the first rows are read, whatever its size, and no weights.
+Outputs: a `Preview`, for a terminal, as an HTML page, or for a notebook. What stands in rows is escaped: HTML in pages,
+control characters on a terminal. Not here: how rows become tokens (`tokenization`).
+"""
+
+from __future__ import annotations
+
+import html
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
+
+import numpy as np
+from datasets import Dataset
+from rich.text import Text
+from transformers import PreTrainedTokenizerBase
+from trl import SFTConfig
+
+from trl_sft import console
+from trl_sft.data.rows import RunRows
+from trl_sft.recipe.checked import Run
+from trl_sft.tokenization import build, cache, ledger, special_tokens
+from trl_sft.tokenization.encode import IGNORED
+from trl_sft.training import stages
+
+_MIN_ROWS_READ = 200  # of each source; more where more are shown
+_STYLE = """\
+<style>
+.trl_sft pre {white-space: pre-wrap; overflow-wrap: anywhere; border: 1px solid #8884; padding: .6em}
+.trl_sft .trained {background: #2a91; background: color-mix(in srgb, #2a9d3a 30%, transparent)}
+.trl_sft .special {border: 1px solid #8888; border-radius: 3px; padding: 0 .15em; font-size: 90%}
+.trl_sft .cut {color: #c22}
+.trl_sft .pack {display: flex; height: 1.2em; max-width: 60em; border: 1px solid #8888; margin: .2em 0}
+.trl_sft .pack span {border-right: 1px solid #8888; background: #2a66c944; font-size: 75%; overflow: hidden}
+</style>
+"""
+
+
+class Segment(NamedTuple):
+    """Neighbouring tokens of a row that are alike: with or without loss, special or not."""
+
+    text: str
+    has_loss: bool
+    is_special: bool
+
+
+class PreviewRow(NamedTuple):
+    """One row."""
+
+    name: str
+    segments: list[Segment]
+    num_tokens: int  # before truncation
+    num_loss_tokens: int
+    num_truncated: int
+
+    @property
+    def title(self) -> str:
+        """The name of the row and its counts."""
+        return f"{self.name}: {self.num_tokens:,} tokens, {self.num_loss_tokens:,} with loss"
+
+    @property
+    def truncation(self) -> str:
+        """What stands where a row is truncated; "" for a whole row."""
+        return f" ✂ {self.num_truncated:,} tokens are truncated" if self.num_truncated else ""
+
+
+class Preview(NamedTuple):
+    """The first rows of a run as the model sees them."""
+
+    summary: list[tuple[str, str]]  # format and wording of each source, counts of the rows that were read
+    rows: list[PreviewRow]
+    rejected: list[str]  # rows that are not trained on, with the reason
+    batch: list[list[int]]  # the first batch: token counts of the documents of each pack, or of each row
+    batch_width: int  # positions of a pack; without packing the tokens of the longest row
+
+    def lines(self, *, colour: bool) -> Iterator[str]:
+        """Yield the lines of a terminal; without `colour` tokens with loss stand between ⟦ and ⟧."""
+        for row in self.rows:
+            yield f"── {row.title}"
+            yield console.render_colours(_style_row(row)) if colour else _bracket_row(row)
+            yield ""
+        yield from (f"left out: {line}" for line in self.rejected)
+        yield from (f"{name:<9} {value}" for name, value in self.summary)
+        kind = "pack" if any(len(lengths) > 1 for lengths in self.batch) else "row"
+        for number, lengths in enumerate(self.batch, 1):
+            padding = self.batch_width - sum(lengths)
+            documents = " + ".join(f"{n:,}" for n in lengths)
+            yield f"{kind:<9} {number} of the first batch: {documents} tokens, {padding:,} of padding"
+        mark = "green" if colour else "between ⟦ and ⟧"
+        yield f"Tokens with loss are {mark}. The counts cover the rows that were read; run `prepare` to count all rows."
+
+    def _repr_html_(self) -> str:
+        """Return what a notebook shows."""
+        out = [_STYLE, "<div class='trl_sft'>"]
+        for row in self.rows:
+            out.append(f"<p>{html.escape(row.title)}</p><pre>")
+            out += [_mark_up(segment) for segment in row.segments]
+            out.append(f"<span class='cut'>{row.truncation}</span></pre>" if row.truncation else "</pre>")
+        out += [f"<p>left out: {html.escape(line)}</p>" for line in self.rejected]
+        out.append("<table>")
+        out += [f"<tr><td>{html.escape(name)}</td><td>{html.escape(value)}</td></tr>" for name, value in self.summary]
+        out.append("</table><p>The first batch, documents by their tokens:</p>")
+        for lengths in self.batch:
+            spans = "".join(f"<span style='width: {n / self.batch_width:.2%}'>{n}</span>" for n in lengths)
+            out.append(f"<div class='pack'>{spans}</div>")
+        return "\n".join([*out, "</div>"])
+
+    def page(self, title: str) -> str:
+        """Return a page of HTML that needs no other file."""
+        head = f"<!doctype html><meta charset='utf-8'><title>{html.escape(title)}</title>"
+        body = f"<h1>{html.escape(title)}</h1>{self._repr_html_()}"
+        return f"{head}<body style='font: 15px sans-serif; margin: 2em'>{body}"
+
+
+def build_preview(run: Run, num_rows: int = 3) -> Preview:
+    """Return the first rows of each source as the model sees them.
+
+    Args:
+        run: The checked recipe.
+        num_rows: Rows of each source to show; at least 200 of each are read and counted.
+
+    Raises:
+        UserError: What would stop the run before its weights load.
+
+    """
+    settings, chat, rows = stages.read_rows(run, head=max(_MIN_ROWS_READ, num_rows))
+    args = settings.args
+    encoder = build.encoder(run, chat, rows, args)
+    work = cache.Work(rows.train.rows, rows.train.order, rows.train.row_name, "Tokenizing", thorough=True)
+    tokens = cache.in_memory(work, encoder)
+    packs = cache.packed(tokens, args.max_length, args.packing_strategy, None) if args.packing else None
+    counts = ledger.count(rows.train, tokens, packs, args.per_device_train_batch_size, args.max_length)
+    summary = [("rows", note) for note in rows.notes]
+    if len(tokens.rows):
+        summary += ledger.lines(run, rows, {"train": counts, "eval": {}}, args, whole=False)
+    rejected = [
+        f"{rows.train.row_name(row['number'])}: {row['reason']}: {row['begins']!r}"
+        for row in tokens.rejected[:num_rows]
+    ]
+    preview_rows = list(_select_rows(rows, tokens, chat.tokenizer, num_rows))
+    batch, batch_width = _measure_first_batch(tokens.rows, packs, args)
+    return Preview(summary, preview_rows, rejected, batch, batch_width)
+
+
+def _select_rows(
+    rows: RunRows, tokens: cache.Tokens, tokenizer: PreTrainedTokenizerBase, num_rows: int
+) -> Iterator[PreviewRow]:
+    """Yield the first rows of each source."""
+    special_ids = {*tokenizer.convert_tokens_to_ids(list(special_tokens.strings(tokenizer)))}
+    numbers = np.asarray(tokens.rows.data["number"].to_numpy())
+    source_indices = rows.train.source_indices[numbers]
+    for source in range(len(rows.train.sources)):
+        for index in np.flatnonzero(source_indices == source)[:num_rows].tolist():
+            row = tokens.rows[index]
+            yield PreviewRow(
+                name=rows.train.row_name(int(numbers[index])),
+                segments=list(_split_into_segments(tokenizer, row["input_ids"], row["labels"], special_ids)),
+                num_tokens=row["total"],
+                num_loss_tokens=row["trained"],
+                num_truncated=row["total"] - len(row["input_ids"]),
+            )
+
+
+def _split_into_segments(
+    tokenizer: PreTrainedTokenizerBase, ids: Sequence[int], labels: Sequence[int], special_ids: set[int]
+) -> Iterator[Segment]:
+    """Yield neighbouring tokens that are alike; each special token is a segment of its own."""
+    kinds = [(label != IGNORED, token in special_ids) for token, label in zip(ids, labels, strict=True)]
+    start = 0
+    for end in range(1, len(ids) + 1):
+        start_is_special = kinds[start][1]
+        if end == len(ids) or kinds[end] != kinds[start] or start_is_special:
+            has_loss, is_special = kinds[start]
+            yield Segment(_decode(tokenizer, list(ids[start:end])), has_loss, is_special)
+            start = end
+
+
+def _decode(tokenizer: PreTrainedTokenizerBase, ids: list[int]) -> str:
+    """Return tokens as text, with the space that some tokenizers drop at the beginning of a text."""
+    text = str(tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False))
+    starts_with_space = str(tokenizer.convert_ids_to_tokens(ids[0])).startswith("▁")
+    return f" {text}" if starts_with_space and not text.startswith(" ") else text
+
+
+def _measure_first_batch(rows: Dataset, packs: Dataset | None, args: SFTConfig) -> tuple[list[list[int]], int]:
+    """Return the token counts of the documents in each row of the first batch, and the positions of a row."""
+    size = args.per_device_train_batch_size
+    if packs is not None:
+        first = packs[:size]
+        return first.get("seq_lengths") or [[len(ids)] for ids in first["input_ids"]], args.max_length
+    lengths = [len(ids) for ids in rows[:size]["input_ids"]]
+    return [[length] for length in lengths], max(lengths, default=0)
+
+
+def _style_row(row: PreviewRow) -> Text:
+    """Return a row with colours: green for loss, reversed for special tokens, red for truncation."""
+    text = Text()
+    for segment in row.segments:
+        styles = ["green"] * segment.has_loss + ["reverse"] * segment.is_special
+        text.append(console.escape_control_characters(segment.text), " ".join(styles))
+    return text.append(row.truncation, "red")
+
+
+def _bracket_row(row: PreviewRow) -> str:
+    """Return a row as plain text, tokens with loss between ⟦ and ⟧."""
+    texts = [(console.escape_control_characters(segment.text), segment.has_loss) for segment in row.segments]
+    return "".join(f"⟦{text}⟧" if has_loss else text for text, has_loss in texts) + row.truncation
+
+
+def _mark_up(segment: Segment) -> str:
+    """Return a segment as HTML."""
+    classes = " ".join(["trained"] * segment.has_loss + ["special"] * segment.is_special)
+    text = html.escape(segment.text)
+    return f"<span class='{classes}'>{text}</span>" if classes else text
