@@ -142,7 +142,7 @@ def test_tests_mirror_the_packages():
 
 
 def test_formats_of_the_recipe_are_those_that_rows_are_read_in():
-    assert tuple(formats.LAYOUTS) == sections.FORMATS
+    assert tuple(formats.FORMATS) == sections.FORMATS
 
 
 @pytest.mark.parametrize("path", MODULES, ids=module_name)

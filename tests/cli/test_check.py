@@ -58,7 +58,7 @@ def test_columns_are_looked_at_without_a_tokenizer(here, go):
     jsonl(here / "rows.jsonl", [{"foo": 1}])
     code, out, err = go(text, command=["check"])
     assert code == 2
-    assert "of no known format" in err
+    assert "which fit no format" in err
     assert "not checked: model: offline" in out
     assert go(text)[0] == 2, "training needs it"
 

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 import trl_sft
-from trl_sft.data import conversion
+from trl_sft.data import pipeline
 from trl_sft.data.code_digest import digest_code
 from trl_sft.tokenization import cache
 
@@ -27,9 +27,9 @@ def test_key_of_prepared_tokens_changes_with_each_module(file, tmp_path):
 @pytest.mark.parametrize("file", DATA, ids=lambda path: path.stem)
 def test_key_of_formatted_rows_changes_with_each_module(file, tmp_path):
     copy = shutil.copytree(PACKAGE / "data", tmp_path / "data")
-    assert digest_code(copy) == conversion.CODE
+    assert digest_code(copy) == pipeline.CODE
     (copy / file.name).write_text("changed = True\n", encoding="utf-8")
-    assert digest_code(copy) != conversion.CODE
+    assert digest_code(copy) != pipeline.CODE
 
 
 def test_a_module_that_is_added_or_renamed_changes_the_digest(tmp_path):
@@ -45,9 +45,10 @@ def test_fingerprint_of_formatted_rows_holds_the_digest(here, monkeypatch):
     from datasets import Dataset
 
     from trl_sft.data.formats import TokenizerFeatures
+    from trl_sft.data.source_format import SourceFormat
 
-    how = conversion.SourceFormat("text", "plain", TokenizerFeatures((), ""), "rows", None)
+    source_format = SourceFormat("rows", "text", "plain", TokenizerFeatures((), ""))
     rows = Dataset.from_dict({"text": ["a"]})
-    before = conversion.fingerprint(rows, how)
-    monkeypatch.setattr(conversion, "CODE", "another")
-    assert conversion.fingerprint(rows, how) != before
+    before = pipeline.fingerprint(rows, source_format)
+    monkeypatch.setattr(pipeline, "CODE", "another")
+    assert pipeline.fingerprint(rows, source_format) != before

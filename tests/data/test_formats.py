@@ -1,15 +1,25 @@
-"""Every layout in every wording that fits it: the exact prompt and completion, or why not."""
+"""Every format in every wording that fits it: the exact prompt and completion, or the reason why not."""
+
+import json
 
 import pytest
 from conftest import jsonl
+from datasets import Dataset, Features, Json, List, Value
 
-from trl_sft.data import formats, wordings
+from trl_sft.data import formats, pipeline, user_function, wordings
 from trl_sft.data import messages as data_messages
-from trl_sft.data.formats import LAYOUTS, TokenizerFeatures
-from trl_sft.data.wordings import CHATS, TURNS
+from trl_sft.data.formats import FORMATS, TokenizerFeatures
+from trl_sft.data.source_format import SourceFormat
+from trl_sft.data.wordings import MULTI_TURN, SINGLE_TURN
 from trl_sft.recipe import sections
 
-TARGET = TokenizerFeatures(("messages", "system"), "</s>")
+FEATURES = TokenizerFeatures(("messages", "system"), "</s>")
+
+
+def format_row(row, format_name, wording, task=""):
+    return formats.format_row(row, format_name, wording, features=FEATURES, task=task)
+
+
 VICUNA = (
     "A chat between a curious user and an artificial intelligence assistant. "
     "The assistant gives helpful, detailed, and polite answers to the user's questions. "
@@ -29,8 +39,8 @@ ROWS = {
     "chain_of_thought": {"problem": "q", "reasoning": "so", "answer": "a"},
     "text": {"text": "a"},
 }
-# what a single question is in each wording
-ASKED = {
+# wording -> prompt and completion of a single question
+QUESTION = {
     "plain": ("{}", "{}"),
     "alpaca": (f"{BELOW}. {RIGHT}{{}}\n\n### Response:", "{}"),
     "chinese": (CHINESE + "{}\n\n### 回复:", "{}"),
@@ -40,7 +50,7 @@ ASKED = {
     "conversation": ("### Human: {}\n### Assistant:", " {}"),
 }
 SINGLE = {"messages": "q", "sharegpt": "q", "prompt_completion": "q", "question_answer": "q"}
-# (layout, wording) -> prompt and completion, where it is more than ASKED says
+# (format, wording) -> prompt and completion, where QUESTION is not enough
 WITH_INPUT = (
     f"{BELOW}, paired with an input that provides further context. {RIGHT}add\n\n### Input:\n1 2\n\n### Response:"
 )
@@ -49,46 +59,50 @@ CHINESE_INPUT = (
     "\n\n### 指令:\nadd\n\n### 输入:\n1 2\n\n### 回复:"
 )
 EXPECTED = {
-    **{(layout, w): (p.format(q), c.format("a")) for layout, q in SINGLE.items() for w, (p, c) in ASKED.items()},
-    **{("alpaca", w): (p.format("add\n\n1 2"), c.format("a")) for w, (p, c) in ASKED.items()},
+    **{
+        (format_name, w): (p.format(q), c.format("a"))
+        for format_name, q in SINGLE.items()
+        for w, (p, c) in QUESTION.items()
+    },
+    **{("alpaca", w): (p.format("add\n\n1 2"), c.format("a")) for w, (p, c) in QUESTION.items()},
     ("alpaca", "alpaca"): (WITH_INPUT, "a"),
     ("alpaca", "chinese"): (CHINESE_INPUT, "a"),
     ("alpaca", "basic"): ("### Instruction:\nadd\n\n### Input:\n1 2\n\n### Response:\n", "a"),
     ("conversation", "vicuna"): (VICUNA + "USER: h ASSISTANT: r</s>USER: q ASSISTANT:", " a"),
     ("conversation", "conversation"): ("### Human: h\n### Assistant: r\n### Human: q\n### Assistant:", " a"),
-    **{("task", w): (p.format("Summarize the text.\n\nlong"), c.format("a")) for w, (p, c) in ASKED.items()},
+    **{("task", w): (p.format("Summarize the text.\n\nlong"), c.format("a")) for w, (p, c) in QUESTION.items()},
     ("task", "task"): ("### Text:\nlong\n\n### Summary:\n", "a"),
     ("task", "alpaca"): (WITH_INPUT.replace("add", "Summarize the text.").replace("1 2", "long"), "a"),
     ("task", "chinese"): (CHINESE_INPUT.replace("add", "Summarize the text.").replace("1 2", "long"), "a"),
     ("task", "basic"): ("### Instruction:\nSummarize the text.\n\n### Input:\nlong\n\n### Response:\n", "a"),
-    **{("chain_of_thought", w): (p.format("q"), c.format("so\n\na")) for w, (p, c) in ASKED.items()},
+    **{("chain_of_thought", w): (p.format("q"), c.format("so\n\na")) for w, (p, c) in QUESTION.items()},
     ("chain_of_thought", "chain_of_thought"): ("### Problem:\nq\n\n### Reasoning:\n", "so\n\n### Answer:\na"),
 }
 REFUSED = {
-    **{("conversation", w): "takes one question and one answer" for w in TURNS},
-    **{(layout, "task"): "no task" for layout in (*SINGLE, "alpaca", "chain_of_thought")},
-    **{(layout, "chain_of_thought"): "no reasoning" for layout in (*SINGLE, "alpaca", "task")},
+    **{("conversation", w): "takes one question and one answer" for w in SINGLE_TURN},
+    **{(format_name, "task"): "no task" for format_name in (*SINGLE, "alpaca", "chain_of_thought")},
+    **{(format_name, "chain_of_thought"): "no reasoning" for format_name in (*SINGLE, "alpaca", "task")},
 }
 
 
-@pytest.mark.parametrize("wording", [*TURNS, *CHATS])
-@pytest.mark.parametrize("layout", [layout for layout in LAYOUTS if layout != "text"])
-def test_every_layout_in_every_wording_gives_exactly_this(layout, wording):
-    assert ((layout, wording) in EXPECTED) != ((layout, wording) in REFUSED), "the table is whole"
-    if (layout, wording) in REFUSED:
-        with pytest.raises(data_messages.FormatError, match=REFUSED[layout, wording]):
-            formats.form(ROWS[layout], layout, wording, TARGET)
+@pytest.mark.parametrize("wording", [*SINGLE_TURN, *MULTI_TURN])
+@pytest.mark.parametrize("format_name", [name for name in FORMATS if name != "text"])
+def test_every_format_in_every_wording_gives_exactly_this(format_name, wording):
+    assert ((format_name, wording) in EXPECTED) != ((format_name, wording) in REFUSED), "the table is whole"
+    if (format_name, wording) in REFUSED:
+        with pytest.raises(data_messages.FormatError, match=REFUSED[format_name, wording]):
+            format_row(ROWS[format_name], format_name, wording)
         return
-    made = formats.form(ROWS[layout], layout, wording, TARGET).columns
-    assert (made["prompt"], made["completion"]) == EXPECTED[layout, wording]
+    formatted = format_row(ROWS[format_name], format_name, wording).columns
+    assert (formatted["prompt"], formatted["completion"]) == EXPECTED[format_name, wording]
 
 
 def test_text_stays_as_it_is():
-    assert formats.form(ROWS["text"], "text", "as it is", TARGET).columns == {"text": "a"}
+    assert format_row(ROWS["text"], "text", "as it is").columns == {"text": "a"}
 
 
 IN_CHAT = {
-    **{layout: [("user", "q"), ("assistant", "a")] for layout in SINGLE},
+    **{format_name: [("user", "q"), ("assistant", "a")] for format_name in SINGLE},
     "alpaca": [("user", "add\n\n1 2"), ("assistant", "a")],
     "conversation": [("user", "h"), ("assistant", "r"), ("user", "q"), ("assistant", "a")],
     "task": [("user", "Summarize the text.\n\nlong"), ("assistant", "a")],
@@ -96,23 +110,23 @@ IN_CHAT = {
 }
 
 
-@pytest.mark.parametrize("layout", IN_CHAT)
-def test_every_layout_as_a_chat_gives_exactly_these_turns(layout):
-    made = formats.form(ROWS[layout], layout, "chat", TARGET).columns
-    messages = [(turn["role"], turn["content"]) for turn in made["prompt"] + made["completion"]]
-    assert messages == IN_CHAT[layout]
-    assert len(made["completion"]) == 1
+@pytest.mark.parametrize("format_name", IN_CHAT)
+def test_every_format_as_a_chat_gives_exactly_these_turns(format_name):
+    formatted = format_row(ROWS[format_name], format_name, "chat").columns
+    messages = [(turn["role"], turn["content"]) for turn in formatted["prompt"] + formatted["completion"]]
+    assert messages == IN_CHAT[format_name]
+    assert len(formatted["completion"]) == 1
 
 
-@pytest.mark.parametrize("layout", ROWS)
-def test_layout_is_recognised_by_its_columns(layout):
-    assert formats.recognise(ROWS[layout]) == [layout]
+@pytest.mark.parametrize("format_name", ROWS)
+def test_format_is_recognised_by_its_columns(format_name):
+    assert formats.recognise(ROWS[format_name]) == [format_name]
 
 
-def test_surface_lists_the_wordings_that_there_are():
+def test_sections_list_every_wording():
     listed = sections.OWN_KEYS["data.*"]["wording"]
-    assert all(f"'{name}'" in listed for name in ("chat", *TURNS, *CHATS))
-    assert listed.count("'") == 2 * len(("chat", *TURNS, *CHATS))
+    assert all(f"'{name}'" in listed for name in ("chat", *SINGLE_TURN, *MULTI_TURN))
+    assert listed.count("'") == 2 * len(("chat", *SINGLE_TURN, *MULTI_TURN))
 
 
 TASKS = {
@@ -128,19 +142,19 @@ TASKS = {
 @pytest.mark.parametrize("task", TASKS)
 def test_task_chooses_the_wording_from_column_or_source(task):
     row = {"task": task, "input": "x", "output": "y"}
-    assert formats.form(row, "task", "task", TARGET).columns == {"prompt": TASKS[task], "completion": "y"}
+    assert format_row(row, "task", "task").columns == {"prompt": TASKS[task], "completion": "y"}
     without = {"input": "x", "output": "y"}
-    made = formats.form(without, "task", "task", TARGET._replace(task=task)).columns
-    assert made == {"prompt": TASKS[task], "completion": "y"}
-    asked = {"question": "x", "answer": "y"}
-    made = formats.form(asked, "question_answer", "task", TARGET._replace(task=task)).columns
-    assert made["prompt"] == TASKS[task]
+    formatted = format_row(without, "task", "task", task=task).columns
+    assert formatted == {"prompt": TASKS[task], "completion": "y"}
+    question = {"question": "x", "answer": "y"}
+    formatted = format_row(question, "question_answer", "task", task=task).columns
+    assert formatted["prompt"] == TASKS[task]
 
 
 def test_task_without_input_has_no_empty_heading():
-    made = formats.form({"task": "Write a haiku.", "input": "", "output": "y"}, "task", "task", TARGET)
-    assert made.columns["prompt"] == "### Task:\nWrite a haiku.\n\n### Output:\n"
-    chat = formats.form({"task": "Write a haiku.", "input": "", "output": "y"}, "task", "chat", TARGET)
+    formatted = format_row({"task": "Write a haiku.", "input": "", "output": "y"}, "task", "task")
+    assert formatted.columns["prompt"] == "### Task:\nWrite a haiku.\n\n### Output:\n"
+    chat = format_row({"task": "Write a haiku.", "input": "", "output": "y"}, "task", "chat")
     assert chat.columns["prompt"][0]["content"] == "Write a haiku."
 
 
@@ -154,42 +168,41 @@ def test_task_without_input_has_no_empty_heading():
     ],
 )
 def test_history_may_be_pairs_or_turns(history):
-    made = formats.form({"history": history, "human": "q", "assistant": "a"}, "conversation", "chat", TARGET)
-    assert [turn["content"] for turn in made.columns["prompt"]] == ["h", "r", "q"]
+    formatted = format_row({"history": history, "human": "q", "assistant": "a"}, "conversation", "chat")
+    assert [turn["content"] for turn in formatted.columns["prompt"]] == ["h", "r", "q"]
 
 
 def test_history_as_one_text_stands_before_the_question():
     row = {"history": "H: hi\nA: hello\n", "human": "q", "assistant": "a"}
-    made = formats.form(row, "conversation", "conversation", TARGET).columns
-    assert made["prompt"] == "H: hi\nA: hello\n### Human: q\n### Assistant:"
+    formatted = format_row(row, "conversation", "conversation").columns
+    assert formatted["prompt"] == "H: hi\nA: hello\n### Human: q\n### Assistant:"
 
 
 def test_alpaca_rows_may_bring_a_system_prompt_and_a_history():
     """As LLaMA-Factory's data has them."""
     row = ROWS["alpaca"] | {"system": "be kind", "history": [["h", "r"]]}
-    made = formats.form(row, "alpaca", "chat", TARGET).columns
-    assert [turn["role"] for turn in made["prompt"]] == ["system", "user", "assistant", "user"]
+    formatted = format_row(row, "alpaca", "chat").columns
+    assert [turn["role"] for turn in formatted["prompt"]] == ["system", "user", "assistant", "user"]
     empty = ROWS["alpaca"] | {"system": "", "history": []}
-    assert formats.form(empty, "alpaca", "alpaca", TARGET) == formats.form(ROWS["alpaca"], "alpaca", "alpaca", TARGET)
+    assert format_row(empty, "alpaca", "alpaca") == format_row(ROWS["alpaca"], "alpaca", "alpaca")
 
 
 def test_system_prompt_takes_the_place_of_vicunas_own():
     messages = [{"role": "system", "content": "be kind"}, *ROWS["messages"]["messages"]]
-    made = formats.form({"messages": messages}, "messages", "vicuna", TARGET).columns
-    assert made["prompt"] == "be kind USER: q ASSISTANT:"
+    formatted = format_row({"messages": messages}, "messages", "vicuna").columns
+    assert formatted["prompt"] == "be kind USER: q ASSISTANT:"
     with pytest.raises(data_messages.FormatError, match="takes one question and one answer, not system"):
-        formats.form({"messages": messages}, "messages", "alpaca", TARGET)
+        format_row({"messages": messages}, "messages", "alpaca")
 
 
 def test_content_in_parts_of_text_is_one_text():
     parts = [{"type": "text", "text": "q"}, {"type": "text", "text": "!"}]
-    made = formats.form(
+    formatted = format_row(
         {"messages": [{"role": "user", "content": parts}, {"role": "assistant", "content": "a"}]},
         "messages",
         "chat",
-        TARGET,
     )
-    assert made.columns["prompt"] == [{"role": "user", "content": "q!"}]
+    assert formatted.columns["prompt"] == [{"role": "user", "content": "q!"}]
 
 
 @pytest.mark.parametrize(("written", "meant"), list(data_messages.ROLES.items()))
@@ -265,7 +278,7 @@ def test_own_function_may_return_a_text(german):
     assert "format text, wording as it is" in out
 
 
-def test_own_function_that_changed_is_not_answered_from_the_cache(german, here):
+def test_own_function_that_changed_does_not_read_the_cache_of_the_old_one(german, here):
     def tokens(*words):
         code, out, err = german(", format: 'rows.py:text'", "run.overwrite=true", *words)
         assert code == 0, err
@@ -273,25 +286,23 @@ def test_own_function_that_changed_is_not_answered_from_the_cache(german, here):
 
     before = tokens()
     (here / "rows.py").write_text(FUNCTIONS.replace('" " + row', '" and so on and on " + row'))
-    from trl_sft.data import conversion
-
-    conversion.function.cache_clear()  # a new process would have none
+    user_function.import_function.cache_clear()  # a new process would have none
     assert tokens() != before
 
 
 @pytest.mark.parametrize(
-    ("name", "said"),
+    ("name", "message"),
     [
         ("rows.py:broken", "g.jsonl row 1\n    broken raised KeyError: 'answer'"),
         ("rows.py:number", "number returned int"),
-        ("rows.py:nothing", "nothing is int, no function"),
+        ("rows.py:nothing", "nothing is int, not a function"),
         ("rows.py:gone", "cannot be imported: AttributeError"),
     ],
 )
-def test_own_function_that_fails_is_told_with_its_row(name, said, german):
+def test_own_function_that_fails_is_refused_with_its_row(name, message, german):
     code, _, err = german(f", format: '{name}'")
     assert code == 2
-    assert said in err
+    assert message in err
 
 
 def test_changed_function_is_not_resumed_silently(german, here):
@@ -302,13 +313,13 @@ def test_changed_function_is_not_resumed_silently(german, here):
     assert "run.allow: [changed_data]" in err
 
 
-def test_task_label_of_a_source_is_said(german):
+def test_task_label_of_a_source_is_shown(german):
     code, out, _ = german(", rename: {frage: question, antwort: answer}, task: math")
     assert code == 0
     assert "task math" in out
 
 
-def test_base_model_takes_the_layouts_own_wording_and_vicuna_when_asked(here, go):
+def test_base_model_takes_the_formats_own_wording_and_vicuna_when_asked(here, go):
     import models
 
     models.base(here / "base")
@@ -316,20 +327,20 @@ def test_base_model_takes_the_layouts_own_wording_and_vicuna_when_asked(here, go
     text = "model: {name_or_path: ./base}\ndata: {train: m.jsonl}\ntrain: {output_dir: out, max_steps: 1}\n"
     code, _, err = go(text)
     assert code == 2
-    assert "tokenizer.chat_template: chatml, or wording: vicuna or conversation" in err
+    assert "Set `tokenizer.chat_template: chatml`, set `wording` to vicuna or conversation" in err
     assert go(text, "data.train={path: m.jsonl, wording: vicuna}")[0] == 0
     assert wordings.known_task("") == ""
 
 
 def test_task_of_the_source_holds_for_all_its_rows():
-    made = formats.form(ROWS["task"], "task", "task", TARGET._replace(task="translation"))
-    assert made.columns["prompt"] == "### Text:\nlong\n\n### Translation:\n"
+    formatted = format_row(ROWS["task"], "task", "task", task="translation")
+    assert formatted.columns["prompt"] == "### Text:\nlong\n\n### Translation:\n"
 
 
 @pytest.mark.parametrize("task", ["sumary", "translaton", "classificaton"])
 def test_misspelt_task_is_refused_and_not_trained_as_an_instruction(task):
-    with pytest.raises(data_messages.FormatError, match="is no known task"):
-        formats.form(ROWS["task"] | {"task": task}, "task", "chat", TARGET)
+    with pytest.raises(data_messages.FormatError, match="is not a known task"):
+        format_row(ROWS["task"] | {"task": task}, "task", "chat")
 
 
 def test_formatting_is_cached_across_processes_and_not_when_an_imported_file_changes(here):
@@ -364,7 +375,7 @@ def test_formatting_is_cached_across_processes_and_not_when_an_imported_file_cha
 
 
 @pytest.mark.parametrize("body", ["raise SystemExit(0)", "import nosuchmodule", "1 / 0"])
-def test_own_file_that_ends_or_fails_on_import_is_told(body, german, here):
+def test_own_file_that_exits_or_fails_on_import_is_refused(body, german, here):
     (here / "ends.py").write_text(f"{body}\ndef f(row): return 'a'\n")
     code, _, err = german(", format: 'ends.py:f'")
     assert code == 2
@@ -390,19 +401,20 @@ def test_keys_of_turns_that_nothing_reads_are_named_wherever_they_stand(here, go
     assert "not used: messages.mood" in out
 
 
-def test_null_that_json_writes_is_trained_and_one_that_arrow_makes_is_not(here):
-    import json
+def format_messages(messages, column_types):
+    """Return the content of the last message, formatted from a column `messages`."""
+    source_format = SourceFormat("r", "messages", "chat", FEATURES)
+    batch = {"messages": [messages]}
+    formatted = pipeline.format_batch(batch, [0], source_format=source_format, column_types=column_types)
+    return formatted["completion"][0][0]["content"]
 
-    from datasets import Dataset
 
-    from trl_sft.data import conversion
-
+def test_null_of_json_is_trained_and_null_that_arrow_adds_to_a_struct_is_not():
     call = {"function": {"name": "f", "arguments": {"x": None, "y": 1}}}
-    turns_ = [{"role": "user", "content": "q"}, {"role": "assistant", "content": "", "tool_calls": [call]}]
-    how = conversion.SourceFormat("messages", "chat", TARGET, "r", None)
-    written = Dataset.from_dict({"messages": [json.dumps(turns_)]})
-    made = conversion.convert({"messages": [json.dumps(turns_)]}, [0], how, written.features)
-    assert '"x": null' in made["completion"][0][0]["content"]
-    padded = Dataset.from_list([{"messages": turns_}])
-    made = conversion.convert({"messages": padded["messages"]}, [0], how, padded.features)
-    assert '"x"' not in made["completion"][0][0]["content"]
+    messages = [{"role": "user", "content": "q"}, {"role": "assistant", "content": "", "tool_calls": [call]}]
+    text = Features({"messages": Value("string")})
+    assert '"x": null' in format_messages(json.dumps(messages), text)
+    turn = {"role": Value("string"), "content": Value("string"), "tool_calls": Json()}
+    assert '"x": null' in format_messages(messages, Features({"messages": List(turn)}))
+    rows = Dataset.from_list([{"messages": messages}])
+    assert '"x"' not in format_messages(rows[0]["messages"], rows.features)

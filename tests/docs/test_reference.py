@@ -178,15 +178,17 @@ def test_the_site_builds_with_strict_links(tmp_path):
 def test_every_format_is_documented_with_columns_and_rows_that_it_reads():
     text = page("formats.md")
     for name in sections.FORMATS:
-        layout = formats.LAYOUTS[name]
-        columns = [", ".join(f"`{column}`" for column in part) for part in (layout.columns, layout.optional)]
+        row_format = formats.FORMATS[name]
+        columns = [
+            ", ".join(f"`{column}`" for column in part) for part in (row_format.columns, row_format.optional_columns)
+        ]
         assert f"| `{name}` | {columns[0]} | {columns[1]} |".replace("|  |", "| |") in text
         part = text.partition(f"\n## {name}\n")[2].partition("\n## ")[0]
         rows = re.findall(r"```json\n(.*?)```", part, re.DOTALL)
         assert rows, name
         for row in map(json.loads, rows):
             assert formats.recognise(row) == [name]
-            assert layout.read(row)
+            assert row_format.read(row)
 
 
 def test_every_wording_is_documented():

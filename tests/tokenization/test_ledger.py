@@ -47,42 +47,47 @@ def test_run_leaves_its_ledger_and_what_was_left_out(here, go):
     jsonl(here / "held.jsonl", [{"question": "what is 3 PLUS 3", "answer": "6!"}, {"question": "x", "answer": "y"}])
     code, out, _ = go(RECIPE.replace("rows.jsonl", "rows.jsonl, eval: held.jsonl"))
     assert code == 0
-    assert "rows      39 to train; left out: 1 stands in the held-out rows" in out
+    assert "rows      39 to train; left out: 1 also in the evaluation set" in out
     of = json.loads((here / "out" / "ledger.json").read_text())
-    assert of["train"]["rows"]["rejected"] == {"stands in the held-out rows": 1}
+    assert of["train"]["rows"]["rejected"] == {"also in the evaluation set": 1}
     assert of["eval"]["eval"]["rows"]["kept"] == 2
     left = [json.loads(line) for line in (here / "out" / "rejects.jsonl").read_text().splitlines()]
-    assert left == [{"part": "train", "source": "rows.jsonl", "row": 4, "reason": "stands in the held-out rows"}]
-    assert "1 row to train stands in the held-out rows too: dropped; first rows.jsonl row 4" in out
+    assert left == [{"part": "train", "source": "rows.jsonl", "row": 4, "reason": "also in the evaluation set"}]
+    assert "1 row to train is also in the evaluation set and is removed; the first is rows.jsonl row 4" in out
 
 
-def test_what_is_dropped_from_training_is_not_said_of_the_held_out_rows(here):
+def test_rows_removed_from_training_are_not_counted_in_the_evaluation_set(here):
     jsonl(here / "r.jsonl", [*QUESTIONS, *QUESTIONS[:20]])
     ready = prepare(here, "{train: r.jsonl, eval_fraction: 0.2}")
-    assert ready.datasets.ledger["train"]["rows"]["rejected"]["stands in the held-out rows"] > 0
+    assert ready.datasets.ledger["train"]["rows"]["rejected"]["also in the evaluation set"] > 0
     assert ready.datasets.ledger["eval"]["eval"]["rows"]["rejected"] == {}
     assert {row["part"] for row in ready.datasets.rejects} == {"train"}
     balanced(ready.datasets.ledger["train"])
 
 
-def test_equal_rows_are_found_whatever_their_case_spacing_and_punctuation(here):
+def key(*texts):
+    columns = ["text"] if len(texts) == 1 else ["prompt", "completion"]
+    return mix.batch_keys({column: [text] for column, text in zip(columns, texts, strict=True)})[0]
+
+
+def test_equal_rows_are_recognised_whatever_their_case_spacing_and_punctuation(here):
     for one, other in (("A b.", "a  B"), ("你好，世界", "你好世界！"), ("x\ny", "x y")):
-        assert mix._key(one) == mix._key(other)
+        assert key(one) == key(other)
     for one, other in (("2+2", "22"), ("a", "b"), ("!", "?"), ("4*1", "4/1"), ("1.5", "15"), ("x = -1", "x = 1")):
-        assert mix._key(one) != mix._key(other)
-    assert mix._key("1 + 1", "2") != mix._key("1 + ", "12"), "prompt and completion stay apart"
+        assert key(one) != key(other)
+    assert key("1 + 1", "2") != key("1 + ", "12"), "prompt and completion stay apart"
     calls = [
         [{"role": "assistant", "content": "", "tool_calls": [{"function": {"arguments": {"x": c}}}]}] for c in "ab"
     ]
     assert (
-        mix.row_keys({"prompt": ["p", "p"], "completion": calls})[0]
-        != mix.row_keys({"prompt": ["p"], "completion": calls[1:]})[0]
+        mix.batch_keys({"prompt": ["p", "p"], "completion": calls})[0]
+        != mix.batch_keys({"prompt": ["p"], "completion": calls[1:]})[0]
     )
     numbered(here, "a.jsonl", 10)
     numbered(here, "b.jsonl", 4, begin=8)
     assert len(prepare(here, "{train: a.jsonl, eval: b.jsonl}").rows.train.order) == 8
     assert len(prepare(here, "{train: a.jsonl, eval: b.jsonl, drop_leaked: false}").rows.train.order) == 10
-    with pytest.raises(UserError, match="all stand in the held-out rows"):
+    with pytest.raises(UserError, match="all are also in the evaluation set"):
         prepare(here, "{train: b.jsonl, eval: b.jsonl}")
 
 
@@ -194,7 +199,7 @@ def test_held_out_rows_are_never_repeated_into_training(here):
 
 def test_held_out_rows_are_the_same_everywhere_for_a_seed(here):
     """Numbers, not a draw: another machine, process or version has to give these."""
-    held = mix.sampled(20, 5, 42)
+    held = mix.sample_numbers(20, 5, 42)
     assert held.tolist() == [7, 9, 12, 14, 15]
     ready = prepare(here, "{train: rows.jsonl, eval_fraction: 0.25}", "train.seed=7")
     assert (
@@ -206,7 +211,7 @@ def test_held_out_rows_are_the_same_everywhere_for_a_seed(here):
 def test_max_rows_draws_with_the_seed_and_keeps_the_files_row_numbers(here, capsys):
     numbered(here, "a.jsonl", 100)
     ready = prepare(here, "{train: {path: a.jsonl, max_rows: 7}}")
-    assert "7 of its 100 rows, drawn with the seed" in capsys.readouterr().out
+    assert "7 of its 100 rows, sampled with the seed" in capsys.readouterr().out
     asked = [row["content"] for form in ready.rows.train.rows for row in form["prompt"]]
     assert len(asked) == 7
     for number, question in enumerate(asked):
@@ -261,7 +266,7 @@ def test_special_string_in_a_row_is_refused_or_plain_text(here):
     with pytest.raises(UserError) as refused:
         prepare(here, "{train: r.jsonl}")
     assert refused.value.faults[0].where == "r.jsonl row 2"
-    assert "<|im_end|> stands in the text" in refused.value.faults[0].problem
+    assert "the text holds <|im_end|>" in refused.value.faults[0].problem
     ready = prepare(here, "{train: r.jsonl, special_tokens_in_text: text}")
     end = ready.chat.tokenizer.convert_tokens_to_ids("<|im_end|>")
     assert [row["input_ids"].count(end) for row in ready.datasets.train] == [2, 2]

@@ -101,7 +101,7 @@ def test_rows_of_a_stream_that_are_held_out_are_dropped_and_counted(rows, here):
     decode = ready.chat.tokenizer.decode
     first = decode(next(iter(ready.datasets.train))["input_ids"])
     assert "What is 30?" in first
-    assert ready.datasets.seen["r.jsonl"]["rejected: stands in the held-out rows"] == 30
+    assert ready.datasets.seen["r.jsonl"]["rejected: also in the evaluation set"] == 30
     again = prepared(here, TEXT, "data.eval=held.jsonl", "data.drop_leaked=false")
     assert "What is 0?" in decode(next(iter(again.datasets.train))["input_ids"])
 

@@ -111,7 +111,7 @@ def test_template_without_tools_keeps_them_as_text_and_says_so_once(here, capsys
     _, texts, trained = prepared(here, [{"messages": CHAT, "tools": [WEATHER]}] * 2, "vicuna")
     said = [line for line in capsys.readouterr().out.splitlines() if "kept as text" in line]
     assert len(said) == 1
-    assert "does not render answers of tools and tool calls and tools" in said[0]
+    assert "does not render tool answers and tool calls and tools" in said[0]
     assert json.dumps(WEATHER) in texts[0]
     assert f"ASSISTANT: {AS_TEXT}</s>USER: <tool_response>\ndry\n</tool_response> ASSISTANT: No.</s>" in texts[0]
     assert AS_TEXT in trained[0]
@@ -119,22 +119,22 @@ def test_template_without_tools_keeps_them_as_text_and_says_so_once(here, capsys
 
 def test_answers_of_several_tools_become_one_turn():
     chat = messages.Chat([ASKED, CALLED, TOLD, TOLD | {"content": "wet"}, ANSWERED], [], 1)
-    made = messages.render(chat, {"system"})
-    assert [message["role"] for message in made.messages] == ["user", "assistant", "user", "assistant"]
+    adapted = messages.adapt_to_template(chat, {"system"})
+    assert [message["role"] for message in adapted.messages] == ["user", "assistant", "user", "assistant"]
     words = "<tool_response>\ndry\n</tool_response>\n<tool_response>\nwet\n</tool_response>"
-    assert made.messages[2]["content"] == words
-    assert chat.messages[2]["content"] == "dry", "what was given stays as it was"
+    assert adapted.messages[2]["content"] == words
+    assert chat.messages[2]["content"] == "dry", "the chat itself is unchanged"
 
 
 def test_completion_of_several_messages_stays_the_completion():
     chat = messages.Chat([ASKED, CALLED, TOLD, TOLD, ANSWERED], [WEATHER], 4)
-    made = messages.render(chat, {"system"})
-    assert [message["role"] for message in made.messages] == ["system", "user", "assistant", "user", "assistant"]
-    assert made.learned == 3
-    without = messages.render(chat, set())
+    adapted = messages.adapt_to_template(chat, {"system"})
+    assert [message["role"] for message in adapted.messages] == ["system", "user", "assistant", "user", "assistant"]
+    assert adapted.completion_length == 3
+    without = messages.adapt_to_template(chat, set())
     assert without.messages[0]["content"].startswith("You may call these functions:")
     assert without.messages[0]["content"].endswith("Rain?")
-    assert without.learned == 3
+    assert without.completion_length == 3
 
 
 THOUGHT = {"role": "assistant", "content": "4", "reasoning_content": "two and two"}
@@ -151,7 +151,7 @@ def test_thought_is_rendered_where_the_template_does(key, here):
 def test_thought_stands_before_the_answer_where_the_template_has_no_place(here, capsys):
     _, _, trained = prepared(here, [{"messages": [ASKED, THOUGHT]}] * 2, "chatml")
     assert trained[0] == "<think>\ntwo and two\n</think>\n\n4<|im_end|>"
-    assert "the chat template does not render thoughts: kept as text" in capsys.readouterr().out
+    assert "the chat template does not render reasoning: kept as text" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(

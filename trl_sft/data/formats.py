@@ -1,8 +1,8 @@
-"""Pure functions from a row to one of TRL's forms, and the dict of layouts.
+"""The formats of rows: what their columns mean, as pure functions from a row to one of TRL's dataset types.
 
-In: a row as a dict. Out: `{"prompt": ..., "completion": ...}` (two texts, or two lists of messages, with
-`tools` as JSON beside them) or `{"text": ...}`. A layout says what the columns mean, `wordings` how that
-becomes text, `turns` what a chat is. Deliberately absent: files, tokenizers, the loss.
+Inputs: a row as a dict. Outputs: `{"prompt": ..., "completion": ...}` (two texts, or two lists of messages with
+`tools` as JSON beside them) or `{"text": ...}`. A format says what the columns mean, `wordings` how a row becomes
+text, `messages` what a chat is. Deliberately not here: files, tokenizers, the loss.
 """
 
 from __future__ import annotations
@@ -13,181 +13,216 @@ from typing import Any, NamedTuple
 
 from trl_sft.data import messages as data_messages
 from trl_sft.data import wordings
-from trl_sft.data.messages import Chat, FormatError, Row, text
-from trl_sft.data.wordings import Turn
+from trl_sft.data.messages import Chat, FormatError, Message, Row, read_text
+from trl_sft.data.wordings import SingleTurn
 
-_THOUGHT = "reasoning_content"
+# TRL's dataset types, as messages call them: conversational prompt-completion, standard prompt-completion, language
+# modeling. All rows of a run have one.
+CHAT, PAIRS, TEXT = "a chat", "prompts with completions", "plain text"
+TASK = "task"  # a column that may stand beside any format: the label of a row, which the evaluation groups by
+_REASONING = "reasoning_content"
 
 
 class TokenizerFeatures(NamedTuple):
-    """What the rows are formatted for."""
+    """What formatting has to know about the tokenizer."""
 
     template_features: tuple[
         str, ...
-    ]  # what the chat template renders, see `turns.render`; empty = there is no template
-    eos_token: str  # the tokenizer's end token, which some wordings put after earlier answers
-    task: str = ""  # of every row of the source, where the rows have no column for it
-    special_tokens: tuple[str, ...] = ()  # strings that are one special token each
-    escape_special_tokens: bool = (
-        False  # whether these are plain text where a row holds them; else such a row is refused
-    )
+    ]  # what the chat template renders (`messages.adapt_to_template`); () = no template
+    eos_token: str  # end-of-sequence token, which some wordings put after earlier answers
+    special_tokens: tuple[str, ...] = ()  # texts that are one special token each, the longest first
+    escape_special_tokens: bool = False  # whether they are plain text where a row holds one; False = refuse the row
 
 
-class Layout(NamedTuple):
+class RowFormat(NamedTuple):
     """What the columns of a row mean."""
 
-    columns: tuple[str, ...]  # have to be there
-    optional: tuple[str, ...]  # are used where they are
-    wording: str  # where the tokenizer has no chat template; "" = only chat, or a wording of several turns
-    read: Callable[[Row], Any]  # a Turn, a Chat, or a text
+    columns: tuple[str, ...]  # required
+    optional_columns: tuple[str, ...]
+    wording: str  # where the tokenizer has no chat template; "" = the rows are chats, which need one
+    read: Callable[[Row], SingleTurn | Chat | str]
 
 
-class Formed(NamedTuple):
-    """A row in TRL's form."""
+class FormattedRow(NamedTuple):
+    """A row in one of TRL's dataset types."""
 
     columns: dict[str, Any]
-    as_text: frozenset[str] = frozenset()  # what became text because the template does not render it
-
-
-def _chat(row: Row, column: str) -> Chat:
-    messages = data_messages.read(row, column)
-    if row.get("system") and messages[0]["role"] != "system":  # a column of its own, as in LLaMA-Factory's data
-        messages.insert(0, {"role": "system", "content": text(row, "system")})
-    data_messages.check(messages, column)
-    return Chat(messages, data_messages.tools(row))
-
-
-def _pair(row: Row) -> Any:
-    if not isinstance(row.get("prompt"), list):
-        return Turn(text(row, "prompt"), "", text(row, "completion"))
-    prompt, completion = data_messages.read(row, "prompt"), data_messages.read(row, "completion")
-    if completion[0]["role"] != "assistant":
-        raise FormatError(
-            f"completion begins with {completion[0]['role']}", "the assistant's turn: it is what is learned"
-        )
-    data_messages.check(prompt + completion, "prompt with completion")
-    return Chat(prompt + completion, data_messages.tools(row), len(completion))
-
-
-def _alpaca(row: Row) -> Any:
-    given = text(row, "input") if row.get("input") else ""
-    turn = Turn(text(row, "instruction"), given, text(row, "output"))
-    if not row.get("system") and not row.get("history"):
-        return turn
-    # https://github.com/hiyouga/LLaMA-Factory/blob/main/data/README.md, "Alpaca Format"
-    return _after(row, "history", turn)
-
-
-def _conversation(row: Row) -> Any:
-    turn = Turn(text(row, "human"), "", text(row, "assistant"))
-    if isinstance(row.get("history"), str):
-        return turn._replace(history=row["history"].strip())
-    return _after(row, "history", turn)
-
-
-def _after(row: Row, column: str, turn: Turn) -> Chat:
-    """Return a turn after what was said before it: pairs [human, assistant], or turns."""
-    said = row.get(column) or []
-    if not isinstance(said, list):
-        raise FormatError(f"{column} is {type(said).__name__}", "a list of [human, assistant], or of {role, content}")
-    messages = [{"role": "system", "content": text(row, "system")}] if row.get("system") else []
-    for item in said:
-        named = item if isinstance(item, Mapping) and {"human", "assistant"} <= set(item) else {}
-        if isinstance(item, list) and len(item) == 2:
-            named = dict(zip(("human", "assistant"), item, strict=True))
-        if named:
-            messages += [
-                {"role": data_messages.ROLES[name], "content": text(named, name)} for name in ("human", "assistant")
-            ]
-        elif isinstance(item, list):
-            raise FormatError(f"{column} has a list of {len(item)} where two are due", "[human, assistant]")
-        else:
-            messages += data_messages.read({column: [item]}, column)
-    messages += wordings.messages_of(turn)
-    data_messages.check(messages, f"{column} with this turn")
-    return Chat(messages, [])
-
-
-def _task(row: Row) -> Turn:
-    given = text(row, "input") if row.get("input") else ""
-    return Turn("", given, text(row, "output"), task=text(row, "task") if "task" in row else "")
-
-
-def _thinking(row: Row) -> Turn:
-    if not text(row, "reasoning").strip():
-        raise FormatError("reasoning is empty", "text there, or format: question_answer with the columns renamed")
-    return Turn(text(row, "problem"), "", text(row, "answer"), thought=row["reasoning"])
-
-
-LABEL = "task"  # a column that may stand beside any layout: what a row is about, told apart in the evaluation
-
-LAYOUTS: dict[str, Layout] = {
-    "messages": Layout(("messages",), ("tools", "system"), "", lambda row: _chat(row, "messages")),
-    "sharegpt": Layout(("conversations",), ("tools", "system"), "", lambda row: _chat(row, "conversations")),
-    "prompt_completion": Layout(("prompt", "completion"), ("tools",), "plain", _pair),
-    "alpaca": Layout(("instruction", "output"), ("input", "system", "history"), "alpaca", _alpaca),
-    "question_answer": Layout(
-        ("question", "answer"), (), "question_answer", lambda row: Turn(text(row, "question"), "", text(row, "answer"))
-    ),
-    "conversation": Layout(("human", "assistant"), ("history", "system"), "conversation", _conversation),
-    "task": Layout(("task", "input", "output"), (), "task", _task),
-    "chain_of_thought": Layout(("problem", "reasoning", "answer"), (), "chain_of_thought", _thinking),
-    "text": Layout(("text",), (), "plain", lambda row: text(row, "text")),
-}
+    as_text: frozenset[str] = frozenset()  # what became text because the chat template does not render it
 
 
 def recognise(columns: Collection[str]) -> list[str]:
-    """Return the layouts whose columns are all there."""
-    return [name for name, layout in LAYOUTS.items() if set(layout.columns) <= set(columns)]
+    """Return the formats whose required columns are all there."""
+    return [name for name, row_format in FORMATS.items() if set(row_format.columns) <= set(columns)]
 
 
-def form(row: Row, layout: str, wording: str | Mapping[str, str], target: TokenizerFeatures) -> Formed:
-    """Return a row in TRL's form: prompt and completion (texts or messages), or text.
+def format_row(
+    row: Row,
+    format_name: str,
+    wording: str | Mapping[str, str],
+    *,
+    features: TokenizerFeatures,
+    task: str = "",
+) -> FormattedRow:
+    """Return a row in one of TRL's dataset types.
 
-    `wording` is a key of `wordings.TURNS` or `wordings.CHATS`, `chat`, or the recipe's own {prompt,
-    completion}. Raises FormatError.
+    Args:
+        row: the columns of the row.
+        format_name: a key of `FORMATS`; "" with a wording of the recipe's own.
+        wording: a key of `wordings.SINGLE_TURN` or `wordings.MULTI_TURN`, `chat`, or the recipe's own {prompt,
+            completion} or {text}.
+        features: what the tokenizer can do.
+        task: the task of the source, which takes the place of the row's own; "" = the row names it, or none.
+
+    Raises:
+        FormatError: the row does not hold what its format or its wording needs.
+
     """
     if isinstance(wording, Mapping):
-        values = {name: text(row, name) for part in wording.values() for name in wordings.fields(part)}
-        formed = wordings.own(values, wording)
-        _some(formed.get("completion", formed.get("text", "")), "the completion")
-        return Formed(formed)
-    read = LAYOUTS[layout].read(row)
-    if isinstance(read, str):
-        _some(read, LAYOUTS[layout].columns[-1])
-        return Formed({"text": read})
-    if isinstance(read, Turn):
-        if "task" in (layout, wording):
-            read = read._replace(task=target.task or read.task)
-            wordings.check_task(read.task)
-        _some(read.response, LAYOUTS[layout].columns[-1])
-        _some(read.question + read.task, LAYOUTS[layout].columns[0], "it asks nothing")
-        if wording != "chat":
-            return Formed(wordings.pair(read, wording, target.eos_token)._asdict())
-        messages = wordings.messages_of(read)
-        if read.thought and {_THOUGHT, "thinking"} & set(target.template_features):
-            messages[-1] |= {"content": read.response, _THOUGHT: read.thought}
-        read = Chat(messages, [])
-    return _formed(read, wording, target)
+        values = {name: read_text(row, name) for part in wording.values() for name in wordings.template_columns(part)}
+        columns = wordings.fill_templates(values, wording)
+        _refuse_empty(columns.get("completion", columns.get("text", "")), "the completion")
+        return FormattedRow(columns)
+    row_format = FORMATS[format_name]
+    content = row_format.read(row)
+    if isinstance(content, Chat):
+        return _format_chat(content, wording, features)
+    if isinstance(content, str):
+        _refuse_empty(content, row_format.columns[-1])
+        return FormattedRow({"text": content})
+    if "task" in (format_name, wording):
+        content = content._replace(task=task or content.task)
+        wordings.check_task(content.task)
+    _refuse_empty(content.response, row_format.columns[-1])
+    _refuse_empty(content.question + content.task, row_format.columns[0], "there is nothing to answer")
+    if wording != "chat":
+        return FormattedRow(wordings.word(content, wording, features.eos_token)._asdict())
+    messages = wordings.to_messages(content)
+    if content.reasoning and {_REASONING, "thinking"} & set(features.template_features):
+        messages[-1] |= {"content": content.response, _REASONING: content.reasoning}
+    return _format_chat(Chat(messages, []), wording, features)
 
 
-def _formed(chat: Chat, wording: str, target: TokenizerFeatures) -> Formed:
-    """Return a chat in TRL's form."""
+def _format_chat(chat: Chat, wording: str, features: TokenizerFeatures) -> FormattedRow:
+    """Return a chat as prompt and completion: as messages, or worded as plain text. Raises FormatError."""
     if wording != "chat":
         if data_messages.UNTRAINED in chat.messages[-1]:
-            raise FormatError(
-                "the last answer is not to be trained, and it is all that this wording trains", "wording: chat"
-            )
-        shown = data_messages.render(chat, {"system"})
-        return Formed(wordings.pair(shown.messages, wording, target.eos_token)._asdict(), shown.as_text)
-    shown = data_messages.render(chat, target.template_features)
-    split = len(shown.messages) - shown.learned
-    columns = {"prompt": shown.messages[:split], "completion": shown.messages[split:]}
-    tools = json.dumps(shown.tools, ensure_ascii=False) if shown.tools else None
-    untrained = [n for n, turn in enumerate(shown.messages) if turn.pop(data_messages.UNTRAINED, False)]
-    return Formed(columns | {"tools": tools, data_messages.UNTRAINED: untrained or None}, shown.as_text)
+            problem = f"the last answer carries no loss, but wording {wording} trains only that answer"
+            raise FormatError(problem, "Set `wording: chat`, or remove the row.")
+        chat = data_messages.adapt_to_template(chat, {"system"})
+        return FormattedRow(wordings.word(chat.messages, wording, features.eos_token)._asdict(), chat.as_text)
+    chat = data_messages.adapt_to_template(chat, features.template_features)
+    untrained = [n for n, message in enumerate(chat.messages) if message.pop(data_messages.UNTRAINED, False)]
+    prompt_length = len(chat.messages) - chat.completion_length
+    columns = {
+        "prompt": chat.messages[:prompt_length],
+        "completion": chat.messages[prompt_length:],
+        "tools": json.dumps(chat.tools, ensure_ascii=False) if chat.tools else None,
+        data_messages.UNTRAINED: untrained or None,
+    }
+    return FormattedRow(columns, chat.as_text)
 
 
-def _some(words: str, column: str, why: str = "there is nothing to learn") -> None:
-    if not words.strip():
-        raise FormatError(f"{column} is empty: {why}", "text there")
+def _refuse_empty(content: str, column: str, reason: str = "there is nothing to learn") -> None:
+    """Refuse a text of whitespace alone. Raises FormatError."""
+    if not content.strip():
+        raise FormatError(f"{column} is empty: {reason}", "Write text there, or remove the row.")
+
+
+def _read_chat(row: Row, column: str) -> Chat:
+    """Read a row of messages. Raises FormatError."""
+    messages = data_messages.read_messages(row, column)
+    if row.get("system") and messages[0]["role"] != "system":  # a column of its own, as in LLaMA-Factory's data
+        messages.insert(0, {"role": "system", "content": read_text(row, "system")})
+    data_messages.check_messages(messages, column)
+    return Chat(messages, data_messages.read_tools(row))
+
+
+def _read_prompt_completion(row: Row) -> SingleTurn | Chat:
+    """Read a row that says itself what the completion is: texts, or messages. Raises FormatError."""
+    if not isinstance(row.get("prompt"), list):
+        return SingleTurn(read_text(row, "prompt"), "", read_text(row, "completion"))
+    prompt = data_messages.read_messages(row, "prompt")
+    completion = data_messages.read_messages(row, "completion")
+    if completion[0]["role"] != "assistant":
+        fix = "Begin the completion with an assistant turn, which carries the loss."
+        raise FormatError(f"completion begins with {completion[0]['role']}", fix)
+    data_messages.check_messages(prompt + completion, "prompt with completion")
+    return Chat(prompt + completion, data_messages.read_tools(row), len(completion))
+
+
+def _read_alpaca(row: Row) -> SingleTurn | Chat:
+    """Read a row of Alpaca, or of LLaMA-Factory's extension of it. Raises FormatError."""
+    context = read_text(row, "input") if row.get("input") else ""
+    turn = SingleTurn(read_text(row, "instruction"), context, read_text(row, "output"))
+    if not row.get("system") and not row.get("history"):
+        return turn
+    # https://github.com/hiyouga/LLaMA-Factory/blob/main/data/README.md, "Alpaca Format"
+    return _add_history(row, turn)
+
+
+def _read_question_answer(row: Row) -> SingleTurn:
+    """Read a row of one question and one answer. Raises FormatError."""
+    return SingleTurn(read_text(row, "question"), "", read_text(row, "answer"))
+
+
+def _read_conversation(row: Row) -> SingleTurn | Chat:
+    """Read the last turn of a conversation with its history. Raises FormatError."""
+    turn = SingleTurn(read_text(row, "human"), "", read_text(row, "assistant"))
+    if isinstance(row.get("history"), str):
+        return turn._replace(history=row["history"].strip())
+    return _add_history(row, turn)
+
+
+def _read_task(row: Row) -> SingleTurn:
+    """Read a row with a task; the source may name the task in place of the row. Raises FormatError."""
+    context = read_text(row, "input") if row.get("input") else ""
+    return SingleTurn("", context, read_text(row, "output"), task=read_text(row, "task") if "task" in row else "")
+
+
+def _read_chain_of_thought(row: Row) -> SingleTurn:
+    """Read a row with reasoning before the answer. Raises FormatError."""
+    if not read_text(row, "reasoning").strip():
+        fix = "Write text there, or rename the columns and set `format: question_answer`."
+        raise FormatError("reasoning is empty", fix)
+    return SingleTurn(read_text(row, "problem"), "", read_text(row, "answer"), reasoning=row["reasoning"])
+
+
+def _add_history(row: Row, turn: SingleTurn) -> Chat:
+    """Return a chat of a row's `system`, its `history` and a last turn. Raises FormatError."""
+    history = row.get("history") or []
+    if not isinstance(history, list):
+        fix = "Write a list of [human, assistant], or of {role, content}."
+        raise FormatError(f"history is {type(history).__name__}", fix)
+    messages = [{"role": "system", "content": read_text(row, "system")}] if row.get("system") else []
+    for item in history:
+        messages += _read_history_item(item)
+    messages += wordings.to_messages(turn)
+    data_messages.check_messages(messages, "history with this turn")
+    return Chat(messages, [])
+
+
+def _read_history_item(item: Any) -> list[Message]:
+    """Return one item of a history as messages: [human, assistant], the same by name, or a turn. Raises FormatError."""
+    if isinstance(item, list):
+        if len(item) != 2:
+            raise FormatError(f"history has a list of {len(item)} texts", "Write [human, assistant], two texts.")
+        item = {"human": item[0], "assistant": item[1]}
+    if isinstance(item, Mapping) and {"human", "assistant"} <= set(item):
+        return [
+            {"role": "user", "content": read_text(item, "human")},
+            {"role": "assistant", "content": read_text(item, "assistant")},
+        ]
+    return data_messages.read_messages({"history": [item]}, "history")
+
+
+FORMATS: dict[str, RowFormat] = {
+    "messages": RowFormat(("messages",), ("tools", "system"), "", lambda row: _read_chat(row, "messages")),
+    "sharegpt": RowFormat(("conversations",), ("tools", "system"), "", lambda row: _read_chat(row, "conversations")),
+    "prompt_completion": RowFormat(("prompt", "completion"), ("tools",), "plain", _read_prompt_completion),
+    "alpaca": RowFormat(("instruction", "output"), ("input", "system", "history"), "alpaca", _read_alpaca),
+    "question_answer": RowFormat(("question", "answer"), (), "question_answer", _read_question_answer),
+    "conversation": RowFormat(("human", "assistant"), ("history", "system"), "conversation", _read_conversation),
+    "task": RowFormat(("task", "input", "output"), (), "task", _read_task),
+    "chain_of_thought": RowFormat(("problem", "reasoning", "answer"), (), "chain_of_thought", _read_chain_of_thought),
+    "text": RowFormat(("text",), (), "plain", lambda row: read_text(row, "text")),
+}

@@ -1,8 +1,9 @@
-"""Pure functions over the turns of a chat: read from a row, checked, brought to what a template renders.
+"""The messages of a chat, as pure functions: read from a row, checked, and brought to what a chat template renders.
 
-In: the turns as OpenAI or ShareGPT write them. Out: messages as transformers' `apply_chat_template`
-takes them: {role, content}, an assistant's with `tool_calls` (arguments as a mapping) and
-`reasoning_content`. Deliberately absent: templates; `chat` finds out what one renders.
+Inputs: the turns of a row as OpenAI or ShareGPT write them. Outputs: messages as transformers'
+`apply_chat_template` takes them: {role, content}, and for an assistant also `tool_calls` (arguments as a mapping)
+and `reasoning_content`. Deliberately not here: chat templates; `tokenization.chat_template` finds out what one
+renders.
 """
 
 from __future__ import annotations
@@ -13,7 +14,8 @@ import re
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
-# stands before a special string of a row that is to be plain text; a noncharacter of Unicode, in no text
+# Stands before a special token in a row's text that is trained as plain text; a noncharacter of Unicode, which no
+# text holds.
 MARK = "\ufdd0"
 
 Row = Mapping[str, Any]
@@ -25,276 +27,311 @@ ROLES = {
     **{"system": "system", "developer": "system", "user": "user", "assistant": "assistant", "tool": "tool"},
     **{"human": "user", "gpt": "assistant", "function_call": "assistant", "observation": "tool", "function": "tool"},
 }
-# Keys of a turn that say whether it is trained: OpenAI's weight (0 or 1), and train (true or false)
-UNTRAINED = "untrained"
-_CARRYING = ("weight", "train")
-_THINKING = ("reasoning_content", "thinking", "reasoning")
-_KEPT = ("name", "tool_call_id")
-_KEYS = {
-    *_CARRYING,
-    *("role", "content", "from", "value", "tool_calls", "function_call"),
-    *_THINKING,
-    *_KEPT,
-    "human",
-    "assistant",
+UNTRAINED = "untrained"  # key of a message that carries no loss, whatever `data.loss_on` says
+# Keys of a turn that say whether it carries loss: OpenAI's weight (0 or 1), and train (true or false)
+_LOSS_KEYS = ("weight", "train")
+_REASONING_KEYS = ("reasoning_content", "thinking", "reasoning")
+_COPIED_KEYS = ("name", "tool_call_id")  # go to the chat template as they are
+_KNOWN_KEYS = {
+    *("role", "content", "from", "value", "tool_calls", "function_call", "human", "assistant"),
+    *_LOSS_KEYS,
+    *_REASONING_KEYS,
+    *_COPIED_KEYS,
 }
-MEDIA = ("image", "images", "audio", "audios", "video", "videos")
+MEDIA = ("image", "images", "audio", "audios", "video", "videos")  # columns that this version does not train on
 
 
 class FormatError(ValueError):
-    """A row cannot be formatted: what stood there, and what to write."""
+    """A row, or a wording of the recipe, that cannot be formatted; the caller knows its place."""
 
     def __init__(self, problem: str, fix: str) -> None:
-        """Keep both parts for the fault that the caller builds."""
+        """Store both parts of the fault that the caller raises.
+
+        Args:
+            problem: what is wrong, with the value as it stands.
+            fix: what to do, as an instruction.
+
+        """
         self.problem, self.fix = problem, fix
         super().__init__(problem)
 
 
 class Chat(NamedTuple):
-    """A conversation whose last `learned` messages are the completion."""
+    """A conversation whose last messages are the completion."""
 
     messages: list[Message]
     tools: list[dict[str, Any]]  # JSON schemas of functions; empty = none
-    learned: int = 1
+    completion_length: int = 1  # the number of messages of the completion
+    as_text: frozenset[str] = frozenset()  # what became text because the chat template does not render it
 
 
-class Rendered(NamedTuple):
-    """A conversation as a template can render it."""
-
-    messages: list[Message]
-    tools: list[dict[str, Any]]
-    learned: int  # so many last messages are the completion
-    as_text: frozenset[str]  # what became text because the template does not render it
-
-
-def text(row: Row, column: str) -> str:
-    """Return a column's text. Raises FormatError where it is none."""
+def read_text(row: Row, column: str) -> str:
+    """Return the text of a column. Raises FormatError where the value is no text."""
     value = row.get(column)
     if isinstance(value, str):
         return value
-    shown = "nothing (null)" if value is None else f"{str(value)[:40]!r} ({type(value).__name__})"
-    raise FormatError(f"{column} is {shown}", "text there, or take the row out")
+    shown = "empty (null)" if value is None else f"{str(value)[:40]!r} ({type(value).__name__}), not text"
+    raise FormatError(f"{column} is {shown}", "Write text there, or remove the row.")
 
 
-def read(row: Row, column: str) -> list[Message]:
+def read_messages(row: Row, column: str) -> list[Message]:
     """Return the turns of a column as messages; a turn is {role, content} or {from, value}. Raises FormatError."""
     turns = row.get(column)
-    if isinstance(turns, str) and turns.lstrip().startswith("["):  # as a CSV holds it
-        turns = _parsed(turns, column)
+    if isinstance(turns, str) and turns.lstrip().startswith("["):  # a CSV file holds the list as JSON
+        turns = _parse_json(turns, column)
     if not isinstance(turns, list) or not turns:
-        raise FormatError(f"{column} is {'empty' if turns == [] else 'no list'}", "a list of {role, content}")
+        problem = f"{column} is {'empty' if turns == [] else 'not a list'}"
+        raise FormatError(problem, "Write a list of {role, content}.")
     messages = []
     for number, turn in enumerate(turns, 1):
         try:
-            messages.append(_message(turn, column))
-        except FormatError as bad:
-            raise FormatError(f"{bad.problem} (turn {number})", bad.fix) from None
+            messages.append(_read_message(turn, column))
+        except FormatError as error:
+            raise FormatError(f"{error.problem} (turn {number})", error.fix) from None
     return messages
 
 
-def tools(row: Row, column: str = "tools") -> list[dict[str, Any]]:
-    """Return the functions that a row offers, each as {type: function, function: schema}; from a list or JSON."""
-    value = _parsed(row.get(column) or [], column)
-    listed = [_parsed(item, column) for item in (value if isinstance(value, list) else [value])]
-    if not all(isinstance(item, dict) for item in listed):
-        raise FormatError(f"{column} holds {str(value)[:40]!r}", "a list of JSON schemas of functions")
-    return [item if "function" in item else {"type": "function", "function": item} for item in listed]
+def read_tools(row: Row) -> list[dict[str, Any]]:
+    """Return the functions in the column `tools`, a list or its JSON, each as {type: function, function: schema}.
+
+    Raises FormatError.
+    """
+    value = _parse_json(row.get("tools") or [], "tools")
+    items = value if isinstance(value, list) else [value]
+    tools = []
+    for item in items:
+        tool = _parse_json(item, "tools")
+        if not isinstance(tool, dict):
+            raise FormatError(f"tools holds {str(value)[:40]!r}", "Write a list of JSON schemas of functions.")
+        tools.append(tool if "function" in tool else {"type": "function", "function": tool})
+    return tools
 
 
-def unused(row: Row) -> set[str]:
+def unused_keys(row: Row) -> set[str]:
     """Return the keys of a row's turns that nothing here reads, as column.key."""
-    lists = {column: value for column, value in row.items() if column != "tools" and isinstance(value, list)}
-    turns = ((column, turn) for column, value in lists.items() for turn in value if isinstance(turn, Mapping))
-    return {f"{column}.{key}" for column, turn in turns for key in turn if key not in _KEYS and turn[key] is not None}
+    unused = set()
+    for column, turns in row.items():
+        if column == "tools" or not isinstance(turns, list):
+            continue
+        for turn in turns:
+            if isinstance(turn, Mapping):
+                unused |= {f"{column}.{key}" for key in turn if key not in _KNOWN_KEYS and turn[key] is not None}
+    return unused
 
 
-def strings(value: Any) -> Iterator[str]:
+def iterate_texts(value: Any) -> Iterator[str]:
     """Yield every text in a row, keys aside."""
     if isinstance(value, str):
         yield value
     elif isinstance(value, Mapping | list):
-        for part in value.values() if isinstance(value, Mapping) else value:
-            yield from strings(part)
+        for item in value.values() if isinstance(value, Mapping) else value:
+            yield from iterate_texts(item)
 
 
 @functools.cache
-def special_pattern(strings: tuple[str, ...]) -> re.Pattern[str]:
-    """Return what finds any of the strings, the longest where several begin alike; they stand longest first."""
-    return re.compile("|".join(map(re.escape, strings)) or r"(?!)")  # of none, what is never found
+def special_pattern(special_tokens: tuple[str, ...]) -> re.Pattern[str]:
+    """Return the pattern that matches any of the special tokens.
+
+    The tokens come longest first, so that of two with the same beginning the longer one is matched.
+    """
+    return re.compile("|".join(map(re.escape, special_tokens)) or r"(?!)")  # without tokens nothing matches
 
 
-def escaped(value: Any, specials: re.Pattern[str]) -> Any:
-    """Return a row with `MARK` before every special string in its texts: they are plain text then."""
+def escape(value: Any, pattern: re.Pattern[str]) -> Any:
+    """Return a row with `MARK` before every special token in its texts, so that it is tokenized as plain text."""
     if isinstance(value, str):
-        return specials.sub(f"{MARK}\\g<0>", value)
+        return pattern.sub(f"{MARK}\\g<0>", value)
     if isinstance(value, Mapping):
-        return {name: escaped(part, specials) for name, part in value.items()}
-    return [escaped(part, specials) for part in value] if isinstance(value, list) else value
+        return {key: escape(item, pattern) for key, item in value.items()}
+    return [escape(item, pattern) for item in value] if isinstance(value, list) else value
 
 
-def unescaped(value: Any) -> Any:
+def unescape(value: Any) -> Any:
     """Return texts, or messages, without `MARK`."""
     if isinstance(value, str):
         return value.replace(MARK, "")
     if isinstance(value, Mapping):
-        return {name: unescaped(part) for name, part in value.items()}
-    return [unescaped(part) for part in value] if isinstance(value, list) else value
+        return {key: unescape(item) for key, item in value.items()}
+    return [unescape(item) for item in value] if isinstance(value, list) else value
 
 
-def check(messages: Sequence[Message], column: str) -> None:
-    """Refuse a conversation that trains nothing or confuses a template. Raises FormatError."""
+def check_messages(messages: Sequence[Message], column: str) -> None:
+    """Refuse a conversation that trains nothing or that a chat template would misread. Raises FormatError."""
     roles = [message["role"] for message in messages]
-    if roles.count("system") > 1:
-        raise FormatError(f"{column} has {roles.count('system')} system prompts", "one, at the beginning: join them")
+    systems = roles.count("system")
+    if systems > 1:
+        raise FormatError(f"{column} has {systems} system prompts", "Join them into one at the beginning.")
     if "system" in roles[1:]:
-        raise FormatError(f"{column} has its system prompt as turn {roles.index('system') + 1}", "it at the beginning")
-    talk = roles[1:] if roles[0] == "system" else roles
-    if "assistant" not in talk:
-        raise FormatError(f"{column} has no assistant's turn", "one, as the last: it is what is learned")
-    if talk[0] != "user":
-        raise FormatError(f"{column} begins with {talk[0]}", "a user's turn before it: it answers something")
+        problem = f"{column} has its system prompt as turn {roles.index('system') + 1}"
+        raise FormatError(problem, "Move it to the beginning.")
+    dialogue = roles[systems:]
+    if "assistant" not in dialogue:
+        raise FormatError(f"{column} has no assistant turn", "End it with an assistant turn, which carries the loss.")
+    if dialogue[0] != "user":
+        raise FormatError(f"{column} begins with {dialogue[0]}", "Put the user turn that it answers before it.")
     if roles[-1] != "assistant":
-        raise FormatError(f"{column} ends with {roles[-1]}", "the assistant's turn last: it is what is learned")
+        raise FormatError(f"{column} ends with {roles[-1]}", "End it with an assistant turn, which carries the loss.")
     for number, message in enumerate(messages, 1):
-        said = message["content"].strip() or message.get("tool_calls") or message.get("reasoning_content")
-        if message["role"] in ("user", "assistant") and not said:
-            raise FormatError(f"{column} has an empty turn of the {message['role']} (turn {number})", "text there")
-        if message["role"] == "tool" and roles[number - 2] not in ("assistant", "tool"):
-            raise FormatError(
-                f"{column} has a tool's answer after {roles[number - 2]} (turn {number})", "the call before it"
-            )
+        role = message["role"]
+        filled = message["content"].strip() or message.get("tool_calls") or message.get("reasoning_content")
+        if role in ("user", "assistant") and not filled:
+            raise FormatError(f"{column} has an empty {role} turn (turn {number})", "Write text there.")
+        if role == "tool" and roles[number - 2] not in ("assistant", "tool"):
+            problem = f"{column} has the answer of a tool after a {roles[number - 2]} turn (turn {number})"
+            raise FormatError(problem, "Put the assistant turn that calls the tool before it.")
 
 
-def render(chat: Chat, renders: Collection[str]) -> Rendered:
-    """Return a conversation with what a template does not render (calls, tools, thoughts) as text.
+def adapt_to_template(chat: Chat, template_features: Collection[str]) -> Chat:
+    """Return a chat in which everything that a chat template does not render stands as text.
 
-    `renders` holds what it does, by the keys and roles of `apply_chat_template`: system, tools,
-    tool_calls, tool, reasoning_content, thinking. The text of a call is Hermes' and Qwen's form,
+    The text of a tool call is the form of Hermes and Qwen,
     https://github.com/NousResearch/Hermes-Function-Calling (MIT).
+
+    Args:
+        chat: the chat as a row holds it.
+        template_features: what the template renders, by the keys and roles of `apply_chat_template`: system,
+            tools, tool_calls, tool, reasoning_content, thinking.
+
+    Returns:
+        The chat with new messages; `as_text` names what became text.
+
     """
     as_text: set[str] = set()
-    out: list[Message] = []
-    given = 0  # messages before the completion
-    answers = 0  # of tools, so far joined into one user's turn
+    messages: list[Message] = []
+    prompt_length = 0  # messages before the completion
     for number, turn in enumerate(chat.messages):
-        given = len(out) if number == len(chat.messages) - chat.learned else given
+        if number == len(chat.messages) - chat.completion_length:
+            prompt_length = len(messages)
         message = dict(turn)
-        answers = answers + 1 if message["role"] == "tool" else 0
-        if message["role"] == "tool" and "tool" not in renders:
-            as_text.add("answers of tools")
-            words = f"<tool_response>\n{message['content']}\n</tool_response>"
-            if answers > 1:
-                out[-1]["content"] += f"\n{words}"
+        if message["role"] == "tool" and "tool" not in template_features:
+            as_text.add("tool answers")
+            content = f"<tool_response>\n{message['content']}\n</tool_response>"
+            if number > 0 and chat.messages[number - 1]["role"] == "tool":  # several answers are one user turn
+                messages[-1]["content"] += f"\n{content}"
                 continue
-            message = {"role": "user", "content": words}
-        _think(message, renders, as_text)
-        calls = message.get("tool_calls")
-        if calls and "tool_calls" not in renders:
+            message = {"role": "user", "content": content}
+        _place_reasoning(message, template_features, as_text)
+        if message.get("tool_calls") and "tool_calls" not in template_features:
             as_text.add("tool calls")
-            written = [f"<tool_call>\n{_json(call['function'])}\n</tool_call>" for call in message.pop("tool_calls")]
-            message["content"] = "\n".join([message["content"]] * bool(message["content"]) + written)
-        out.append(message)
-    learned = len(out) - given
-    if not chat.tools or "tools" in renders:
-        return Rendered(out, chat.tools, learned, frozenset(as_text))
-    as_text.add("tools")
-    listed = "\n".join(_json(tool) for tool in chat.tools)
-    _before(out, f"You may call these functions:\n<tools>\n{listed}\n</tools>", "system" in renders)
-    return Rendered(out, [], learned, frozenset(as_text))
+            calls = [f"<tool_call>\n{_to_json(call['function'])}\n</tool_call>" for call in message.pop("tool_calls")]
+            message["content"] = "\n".join([message["content"], *calls] if message["content"] else calls)
+        messages.append(message)
+    completion_length = len(messages) - prompt_length
+    tools = chat.tools
+    if tools and "tools" not in template_features:
+        as_text.add("tools")
+        schemas = "\n".join(_to_json(tool) for tool in tools)
+        content = f"You may call these functions:\n<tools>\n{schemas}\n</tools>"
+        _add_to_system_prompt(messages, content, has_system_role="system" in template_features)
+        tools = []
+    return Chat(messages, tools, completion_length, frozenset(as_text))
 
 
-def _message(turn: Any, column: str) -> Message:
+def _read_message(turn: Any, column: str) -> Message:
+    """Return one turn as a message. Raises FormatError."""
     name = (turn.get("role") or turn.get("from")) if isinstance(turn, Mapping) else turn
     if not isinstance(name, str) or name not in ROLES:
-        raise FormatError(f"{column} has the role {name!r}", f"one of {', '.join(ROLES)}")
+        raise FormatError(f"{column} has the role {name!r}", f"Choose one of {', '.join(ROLES)}.")
+    role = ROLES[name]
     content = turn["content"] if turn.get("content") is not None else turn.get("value")
     if name == "function_call":
         turn, content = {**turn, "tool_calls": content}, ""
-    calls = _calls(turn.get("tool_calls") or turn.get("function_call") or [], column)
-    message: Message = {"role": ROLES[name], "content": "" if calls and content is None else _content(content, column)}
-    if calls and ROLES[name] != "assistant":
-        raise FormatError(f"{column} has a call by {name}", "calls in the assistant's turns")
+    calls = _read_tool_calls(turn.get("tool_calls") or turn.get("function_call") or [], column)
+    message: Message = {"role": role, "content": "" if calls and content is None else _read_content(content, column)}
+    if calls and role != "assistant":
+        raise FormatError(f"{column} has a tool call in a {name} turn", "Put tool calls in assistant turns.")
     if calls:
         message["tool_calls"] = calls
-    thought = next((turn[key] for key in _THINKING if turn.get(key)), None)
-    if thought is not None:
-        message["reasoning_content"] = text({column: thought}, column)
-    if not _is_trained(turn, ROLES[name], column):
+    reasoning = next((turn[key] for key in _REASONING_KEYS if turn.get(key)), None)
+    if reasoning is not None:
+        message["reasoning_content"] = read_text({column: reasoning}, column)
+    if not _carries_loss(turn, role, column):
         message[UNTRAINED] = True
-    return message | {key: turn[key] for key in _KEPT if turn.get(key) is not None}
+    return message | {key: turn[key] for key in _COPIED_KEYS if turn.get(key) is not None}
 
 
-def _is_trained(turn: Mapping[str, Any], role: str, column: str) -> bool:
-    """Tell whether a turn may be learned, from its own `train` or `weight`."""
-    given = [(key, turn[key]) for key in _CARRYING if turn.get(key) is not None]
-    for key, value in given:
+def _carries_loss(turn: Mapping[str, Any], role: str, column: str) -> bool:
+    """Tell whether a turn may carry loss, from its own `train` or `weight`. Raises FormatError."""
+    weights = {key: turn[key] for key in _LOSS_KEYS if turn.get(key) is not None}
+    for key, value in weights.items():
         if value not in (0, 1):
-            raise FormatError(f"{column} has a turn with {key}: {value!r}", "0 or 1 (false or true): no part of a loss")
+            problem = f"{column} has a turn with {key}: {value!r}"
+            raise FormatError(problem, "Write 0 or 1 (false or true): a turn carries all of its loss or none.")
         if value and role != "assistant":
-            raise FormatError(f"{column} has a turn of {role} with {key}: {value!r}", "it on assistant's turns alone")
-    if len({bool(value) for _, value in given}) > 1:
-        raise FormatError(f"{column} has a turn with {' and '.join(f'{k}: {v!r}' for k, v in given)}", "one of the two")
-    return all(value for _, value in given)
+            problem = f"{column} has a {role} turn with {key}: {value!r}"
+            raise FormatError(problem, f"Set `{key}` on assistant turns only.")
+    if len({bool(value) for value in weights.values()}) > 1:
+        shown = " and ".join(f"{key}: {value!r}" for key, value in weights.items())
+        raise FormatError(f"{column} has a turn with {shown}", "Remove one of the two.")
+    return all(weights.values())
 
 
-def _content(value: Any, column: str) -> str:
-    """Return the text of a turn; several parts of text are one. Raises FormatError for pictures and sound."""
+def _read_content(value: Any, column: str) -> str:
+    """Return the text of a turn; several parts of text become one. Raises FormatError for images and audio."""
     if not isinstance(value, list):
-        return text({f"a turn of {column}": value}, f"a turn of {column}")
+        return read_text({f"a turn of {column}": value}, f"a turn of {column}")
     for part in value:
         kind = part.get("type") if isinstance(part, Mapping) else type(part).__name__
         if kind != "text":
-            raise FormatError(f"{column} has a part of type {kind}", "rows of text alone: this version trains no other")
-    return "".join(text(part, "text") for part in value)
+            fix = "Remove the row, or keep only its text: this version trains on text alone."
+            raise FormatError(f"{column} has a part of type {kind}", fix)
+    return "".join(read_text(part, "text") for part in value)
 
 
-def _calls(value: Any, column: str) -> list[dict[str, Any]]:
-    """Return calls as {type, function: {name, arguments}}, arguments as a mapping, from any way to write them."""
-    value = _parsed(value, column)
-    found = []
+def _read_tool_calls(value: Any, column: str) -> list[dict[str, Any]]:
+    """Return tool calls as {type, function: {name, arguments}}, arguments as a mapping. Raises FormatError."""
+    value = _parse_json(value, column)
+    calls = []
     for item in value if isinstance(value, list) else [value]:
-        call = _parsed(item, column)
+        call = _parse_json(item, column)
         function = call.get("function") or call if isinstance(call, Mapping) else {}
         if not isinstance(function, Mapping) or not isinstance(function.get("name"), str):
-            raise FormatError(f"{column} has a call {str(item)[:40]!r}", "{name: ..., arguments: {...}}")
-        given = function.get("arguments")
-        arguments = _parsed(given, column) if isinstance(given, str) and given.strip() else given or {}
+            problem = f"{column} has a tool call {str(item)[:40]!r}"
+            raise FormatError(problem, "Write it as {name: ..., arguments: {...}}.")
+        arguments = function.get("arguments") or {}
+        if isinstance(arguments, str) and arguments.strip():
+            arguments = _parse_json(arguments, column)
         if not isinstance(arguments, Mapping):
-            raise FormatError(f"{column} has a call with arguments {str(given)[:40]!r}", "a mapping, or its JSON")
-        named = {"id": call["id"]} if isinstance(call.get("id"), str) else {}
-        found.append({"type": "function", **named, "function": {"name": function["name"], "arguments": arguments}})
-    return found
+            problem = f"{column} has a tool call with arguments {str(function['arguments'])[:40]!r}"
+            raise FormatError(problem, "Write the arguments as a mapping, or as its JSON.")
+        identifier = {"id": call["id"]} if isinstance(call.get("id"), str) else {}
+        entry = {"type": "function", **identifier, "function": {"name": function["name"], "arguments": arguments}}
+        calls.append(entry)
+    return calls
 
 
-def _think(message: Message, renders: Collection[str], as_text: set[str]) -> None:
-    """Put a turn's thought under the key that the template reads, or before the answer."""
-    thought = message.pop("reasoning_content", None)
-    if thought is None:
+def _place_reasoning(message: Message, template_features: Collection[str], as_text: set[str]) -> None:
+    """Put the reasoning of a message under the key that the template reads, or before the answer."""
+    reasoning = message.pop("reasoning_content", None)
+    if reasoning is None:
         return
-    key = next((key for key in ("reasoning_content", "thinking") if key in renders), "")
-    if key:
-        message[key] = thought
+    for key in ("reasoning_content", "thinking"):
+        if key in template_features:
+            message[key] = reasoning
+            return
+    as_text.add("reasoning")
+    message["content"] = f"<think>\n{reasoning}\n</think>\n\n{message['content']}"
+
+
+def _add_to_system_prompt(messages: list[Message], content: str, *, has_system_role: bool) -> None:
+    """Add a text to the system prompt, or to the first turn where the template renders no system prompt."""
+    first = messages[0]
+    if first["role"] == "system":
+        first["content"] = f"{first['content']}\n\n{content}"
+    elif has_system_role:
+        messages.insert(0, {"role": "system", "content": content})
     else:
-        as_text.add("thoughts")
-        message["content"] = f"<think>\n{thought}\n</think>\n\n{message['content']}"
+        first["content"] = f"{content}\n\n{first['content']}"
 
 
-def _before(messages: list[Message], words: str, system: bool) -> None:
-    """Put words into the system prompt, or before the first turn where a template has none."""
-    if messages[0]["role"] == "system" or not system:
-        joined = [messages[0]["content"], words] if messages[0]["role"] == "system" else [words, messages[0]["content"]]
-        messages[0]["content"] = "\n\n".join(joined)
-    else:
-        messages.insert(0, {"role": "system", "content": words})
-
-
-def _parsed(value: Any, column: str) -> Any:
+def _parse_json(value: Any, column: str) -> Any:
+    """Return the value of a text of JSON, and any other value as it is. Raises FormatError."""
     if not isinstance(value, str):
         return value
     try:
         return json.loads(value)
     except ValueError:
-        raise FormatError(f"{column} has {value[:40]!r} where JSON is due", "JSON there") from None
+        raise FormatError(f"{column} has {value[:40]!r}, which is not JSON", "Write JSON there.") from None
 
 
-_json: Callable[[Any], str] = json.JSONEncoder(ensure_ascii=False).encode
+_to_json: Callable[[Any], str] = json.JSONEncoder(ensure_ascii=False).encode

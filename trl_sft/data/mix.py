@@ -1,8 +1,8 @@
-"""Which rows an epoch trains, and in which order: held out, dropped, weighed.
+"""Which rows an epoch trains, and in which order: sampled, weighted, and compared with the evaluation set.
 
-In: formatted rows and the run's seed. Out: row numbers, the same on every process and machine: numpy's
-generators give the same draws everywhere (https://numpy.org/doc/stable/reference/random/compatibility.html).
-Deliberately absent: the rows' texts, but for the key by which equal ones are found.
+Inputs: formatted rows and the run's seed. Outputs: row numbers, the same on every process and machine: numpy's
+generators give the same samples everywhere (https://numpy.org/doc/stable/reference/random/compatibility.html).
+Deliberately not here: the rows' texts, except for the key by which equal rows are recognised.
 """
 
 from __future__ import annotations
@@ -21,83 +21,117 @@ from datasets.fingerprint import Hasher
 
 from trl_sft.data.code_digest import get_fingerprint
 from trl_sft.data.messages import Message
+from trl_sft.recipe.checked import Run
 
-_SIGNS = re.compile(r"[-*/%.,:](?=\d)")
-_PRIVATE = 0xE000  # letters of nobody, where these signs are out of reach of what is taken away
-# categories of punctuation, spaces and what is not seen
-_UNSEEN = {*("Pc", "Pd", "Pe", "Pf", "Pi", "Po", "Ps"), *("Zs", "Zl", "Zp", "Cc", "Cf")}
-_PLANES = 0x20000  # where Unicode has punctuation and spaces
+_SIGN_BEFORE_DIGIT = re.compile(r"[-*/%.,:](?=\d)")
+_PRIVATE_USE = 0xE000  # Unicode's private use area, where a sign is no punctuation and so is not removed
+# Unicode's categories of punctuation, spaces and invisible characters
+_IGNORED_CATEGORIES = {*("Pc", "Pd", "Pe", "Pf", "Pi", "Po", "Ps"), *("Zs", "Zl", "Zp", "Cc", "Cf")}
+_CODE_POINTS = 0x20000  # the code points below it hold all of Unicode's punctuation and spaces
+_COMPARED_COLUMNS = ("prompt", "completion", "text")
 
 
-def sampled(size: int, number: int, seed: int) -> np.ndarray:
-    """Return `number` of `size` row numbers, drawn with the seed, in order."""
+def run_seed(run: Run) -> int:
+    """Return the one seed of a run: SFTConfig's."""
+    return int(run.train.get("seed", 42))
+
+
+def sample_numbers(size: int, number: int, seed: int) -> np.ndarray:
+    """Return `number` of the row numbers below `size`, sampled with the seed, ascending: int64 (number,)."""
     return np.sort(np.random.default_rng(seed).permutation(size)[:number])
 
 
-def shares(sizes: Sequence[int], weights: Sequence[float]) -> list[int]:
-    """Return how many rows of an epoch each source gives: all rows together, shared by weight."""
+def share_epoch(sizes: Sequence[int], weights: Sequence[float]) -> list[int]:
+    """Return how many rows each source contributes to an epoch: all rows together, shared by weight."""
     return [round(sum(sizes) * weight / sum(weights)) for weight in weights]
 
 
-def order(pools: Sequence[np.ndarray], weights: Sequence[float] | None, seed: int) -> np.ndarray:
+def order_epoch(pools: Sequence[np.ndarray], weights: Sequence[float] | None, seed: int) -> np.ndarray:
     """Return the row numbers of an epoch.
 
-    Without weights every row once, source after source. With weights each source gives its share, in whole
-    passes and a drawn remainder, so that shares are exact and no source ends early; all of them shuffled,
-    so that a pack holds rows of several.
+    Each source contributes exactly its share: full passes plus a random sample for the remainder, so that no source
+    ends early.
+
+    Args:
+        pools: the row numbers of each source.
+        weights: the weight of each source, which also shuffles all rows together, so that a pack holds rows of
+            several sources; None = every row once, one source after another.
+        seed: of the sample and of the shuffle.
+
+    Returns:
+        int64 (rows,): the row numbers in the order of training.
+
     """
     if weights is None:
         return np.concatenate(pools).astype(np.int64)
-    draw = np.random.default_rng(seed)
-    taken = []
-    for pool, count in zip(pools, shares([len(pool) for pool in pools], weights), strict=True):
-        passes, rest = divmod(count, len(pool))
-        taken += [pool] * passes + [np.sort(draw.permutation(pool)[:rest])]
-    return draw.permutation(np.concatenate(taken)).astype(np.int64)
+    generator = np.random.default_rng(seed)
+    chosen: list[np.ndarray] = []
+    for pool, count in zip(pools, share_epoch([len(pool) for pool in pools], weights), strict=True):
+        passes, remainder = divmod(count, len(pool))
+        chosen += [pool] * passes
+        chosen.append(np.sort(generator.permutation(pool)[:remainder]))
+    return generator.permutation(np.concatenate(chosen)).astype(np.int64)
 
 
-def keys(forms: Dataset) -> np.ndarray:
-    """Return a number for each row that two rows share whose texts are equal but for case, spacing, punctuation."""
-    texts = [name for name in ("prompt", "completion", "text") if name in forms.column_names]
-    found = forms.select_columns(texts).map(
-        _keys,
+def dataset_keys(rows: Dataset) -> np.ndarray:
+    """Return a key of each row, equal for rows whose texts differ only in case, spacing and punctuation.
+
+    Args:
+        rows: formatted rows.
+
+    Returns:
+        int64 (rows,).
+
+    """
+    columns = [name for name in _COMPARED_COLUMNS if name in rows.column_names]
+    keys = rows.select_columns(columns).map(
+        _map_keys,
         batched=True,
-        remove_columns=texts,
+        remove_columns=columns,
         features=Features({"key": Value("int64")}),
-        new_fingerprint=Hasher.hash([get_fingerprint(forms), "key 2"]),
+        new_fingerprint=Hasher.hash([get_fingerprint(rows), "key 2"]),
         desc="Comparing rows",
     )
-    return np.asarray(found.data["key"].to_numpy())
+    return np.asarray(keys.data["key"].to_numpy())
 
 
-def _keys(batch: Mapping[str, Sequence[Any]]) -> dict[str, list[int]]:
-    return {"key": row_keys(batch)}
+def batch_keys(batch: Mapping[str, Sequence[Any]]) -> list[int]:
+    """Return the keys of a batch of formatted rows, as `dataset_keys` does of all."""
+    columns = [batch[name] for name in _COMPARED_COLUMNS if name in batch]
+    keys = []
+    for row in zip(*columns, strict=True):
+        texts = [text for content in row for text in _compared_texts(content)]
+        keys.append(_hash_texts(texts))
+    return keys
 
 
-def row_keys(batch: Mapping[str, Sequence[Any]]) -> list[int]:
-    """Return the key of each row of a batch of formatted rows."""
-    rows = zip(*(batch[name] for name in ("prompt", "completion", "text") if name in batch), strict=True)
-    return [_key(*(part for side in row for part in _texts(side))) for row in rows]
+def _map_keys(batch: Mapping[str, Sequence[Any]]) -> dict[str, list[int]]:
+    """Return the keys of a batch as the column that `datasets.map` expects."""
+    return {"key": batch_keys(batch)}
 
 
-def _texts(side: str | Sequence[Message]) -> list[str]:
-    """Return the texts of a prompt or completion, each apart: what is said, thought, called."""
-    if isinstance(side, str):
-        return [side]
-    more = [
-        json.dumps([turn[k] for k in sorted(turn) if k not in ("role", "content")], sort_keys=True) for turn in side
-    ]
-    return [text for turn, rest in zip(side, more, strict=True) for text in (turn["content"], rest)]
+def _compared_texts(content: str | Sequence[Message]) -> list[str]:
+    """Return the texts of a prompt or a completion: of each message its content, and the rest of it as JSON."""
+    if isinstance(content, str):
+        return [content]
+    texts = []
+    for message in content:
+        rest = [message[key] for key in sorted(message) if key not in ("role", "content")]
+        texts += [message["content"], json.dumps(rest, sort_keys=True)]
+    return texts
 
 
-def _key(*texts: str) -> int:
-    """Return the number of a row; signs before a digit count: -1 is not 1, and 4/2 not 4*2."""
-    marked = (_SIGNS.sub(lambda sign: chr(_PRIVATE + ord(sign[0])), text.casefold()) for text in texts)
-    bare = "\0".join(text.translate(_spacing()) or text for text in marked)
-    return int.from_bytes(hashlib.blake2b(bare.encode(), digest_size=8).digest(), "little", signed=True)
+def _hash_texts(texts: Sequence[str]) -> int:
+    """Return the key of a row; a sign before a digit counts: -1 is not 1, and 4/2 is not 4*2."""
+    compared = []
+    for text in texts:
+        protected = _SIGN_BEFORE_DIGIT.sub(lambda sign: chr(_PRIVATE_USE + ord(sign[0])), text.casefold())
+        compared.append(protected.translate(_ignored_characters()) or protected)
+    digest = hashlib.blake2b("\0".join(compared).encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "little", signed=True)
 
 
 @functools.cache
-def _spacing() -> dict[int, None]:
-    """Return punctuation, spaces and what is not seen: two rows that differ in these alone are one row."""
-    return {c: None for c in range(_PLANES) if unicodedata.category(chr(c)) in _UNSEEN}
+def _ignored_characters() -> dict[int, None]:
+    """Return punctuation, spaces and invisible characters, as `str.translate` removes them."""
+    return {code: None for code in range(_CODE_POINTS) if unicodedata.category(chr(code)) in _IGNORED_CATEGORIES}

@@ -1,143 +1,288 @@
-"""Reads one source of rows and formats it: which layout, which wording, what is said of it.
+"""One source of rows, from its files to one of TRL's dataset types: read, sampled, formatted, described.
 
-In: a `Source` and what the tokenizer renders. Out: a `Split` of its rows. Every fault names file and row. Deliberately
-absent: what becomes of several sources (`data`).
+Inputs: a `Source` of the recipe and what the tokenizer can do. Outputs: a `Split` of its rows; every fault names file
+and row. Rows are formatted in batches by `datasets.map`, which caches them. Deliberately not here: what happens to
+several sources together (`rows`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import pyarrow.compute as pc
+from datasets import Dataset, Features, Json, List, Value
+from datasets.fingerprint import Hasher
+
 from trl_sft.console import format_rows
-from trl_sft.data import conversion, formats, load, messages, mix, wordings
-from trl_sft.data.formats import TokenizerFeatures
-from trl_sft.data.split import FormattedSource, Split, split_of_source
-from trl_sft.errors import DataError, Fault, RecipeError, first_line
+from trl_sft.data import formats, load, messages, mix, user_function
+from trl_sft.data.code_digest import digest_code, get_fingerprint
+from trl_sft.data.formats import CHAT, PAIRS, TEXT, TokenizerFeatures
+from trl_sft.data.source_format import SourceFormat, choose_format, describe_format, recognise_format
+from trl_sft.data.split import FormattedSource, Split, split_source
+from trl_sft.errors import DataError, Fault
 from trl_sft.recipe.checked import Run, Source
 from trl_sft.recipe.yaml_reader import Recipe
 
-_AS_IT_IS = "as it is"
+# Columns that a batch gets beside TRL's, for what is reported of all rows together; they are removed afterwards.
+_AS_TEXT = "_as_text"  # what became text because the chat template does not render it, joined by ", "
+_UNUSED = "_unused"  # keys of turns, and columns of the user's function, that nothing reads, joined by ", "
+_EARLIER_ANSWERS = "_earlier_answers"  # how many assistant turns the prompt holds
+_ESCAPED = "_escaped"  # whether a text holds a special token that is plain text
+_REPORT_COLUMNS = {
+    _AS_TEXT: Value("string"),
+    _UNUSED: Value("string"),
+    _EARLIER_ANSWERS: Value("int32"),
+    _ESCAPED: Value("bool"),
+}
+# Rows that other code formatted must not come from the cache of `datasets`.
+CODE = digest_code(Path(__file__).parent)
 
 
-def look(recipe: Recipe, source: Source) -> tuple[str, list[str], int]:
-    """Return layout, columns and number of rows of one source, unformatted. Raises DataError."""
-    rows = load.load(recipe, source, "train")
-    return load.recognised(recipe, source, rows.column_names), rows.column_names, len(rows)
+def inspect_source(recipe: Recipe, source: Source) -> tuple[str, list[str], int]:
+    """Return format, columns and number of rows of a source, without formatting it. Raises DataError."""
+    rows = load.load_source(recipe, source)
+    return recognise_format(recipe, source, rows.column_names), rows.column_names, len(rows)
 
 
-def formatted(
-    run: Run, source: Source, target: TokenizerFeatures, said: list[str], which: tuple[str, int | None]
-) -> Split:
-    """Return one source's rows as prompt and completion, or as text.
+def format_source(run: Run, source: Source, features: TokenizerFeatures, max_rows: int | None = None) -> Split:
+    """Read and format the rows of one source.
 
-    `which`: to train or to evaluate, and how many rows from the beginning (None = all).
+    Args:
+        run: the checked recipe.
+        source: the entry of `data.train` or `data.eval`.
+        features: what the tokenizer can do.
+        max_rows: the number of rows to read from the beginning; None = all rows, or a sample where the source says
+            `max_rows`.
+
+    Raises:
+        DataError: the source cannot be read, or rows cannot be formatted.
+        RecipeError: the keys of the source contradict each other.
+
     """
-    recipe, name, (part, head) = run.recipe, source.name, which
-    rows = load.load(recipe, source, part, head)
+    rows = load.load_source(run.recipe, source, max_rows)
     if len(rows) == 0:
-        raise DataError(Fault(recipe.where(source.key), f"{name} has no rows", "a source with rows"))
-    if left := load.passed_over(source):
-        shown = ", ".join(left[:3]) + (f" and {len(left) - 3} more" if len(left) > 3 else "")
-        every = f"{source.location.name}/*{Path(left[0]).suffix}"
-        said.append(f"{name}: NOT READ: {shown}; a folder's files go by names as in train.jsonl, {every} reads all")
-    numbers = None
-    if head is None and source.max_rows is not None and source.max_rows > len(rows):
-        said.append(f"{name}: has {format_rows(len(rows))}, fewer than max_rows: {source.max_rows:,}")
-    elif head is None and source.max_rows is not None and source.max_rows < len(rows):
-        said.append(f"{name}: {source.max_rows:,} of its {len(rows):,} rows, drawn with the seed (max_rows)")
-        numbers = mix.sampled(len(rows), source.max_rows, seed(run))
-        rows = rows.select(numbers)
-    first = dict(rows[0])
-    if source.function:
-        first = _called(recipe, source, first, 0 if numbers is None else int(numbers[0]))
-        layout = load.recognised(recipe, source, list(first), f"what {source.format} returned for row 1")
-    else:
-        own = isinstance(source.wording, dict)
-        layout = source.format or ("" if own else load.recognised(recipe, source, rows.column_names))
-    used = load.used_columns(recipe, source, rows, layout)
-    wording = _wording(recipe, source, layout, target, first)
-    how = conversion.SourceFormat(layout, wording, target, name, source.function)
-    forms = rows.map(
-        conversion.convert,
-        batched=True,
-        with_indices=True,
-        remove_columns=rows.column_names,
-        features=conversion.features() if wording == "chat" else None,
-        fn_kwargs={"how": how, "types": rows.features, "numbers": numbers},
-        num_proc=run.train.get("dataset_num_proc"),
-        new_fingerprint=conversion.fingerprint(rows, how),
-        desc=f"Formatting {name}",
+        raise DataError(
+            Fault(run.recipe.where(source.key), f"{source.name} has no rows", "Name a source that has rows.")
+        )
+    notes = _note_unread_files(source)
+    row_numbers = None
+    if max_rows is None and source.max_rows is not None:
+        row_numbers = _sample(run, source, len(rows), notes)
+        rows = rows if row_numbers is None else rows.select(row_numbers)
+    first_row_number = 0 if row_numbers is None else int(row_numbers[0])
+    try:
+        source_format, unused = choose_format(
+            run.recipe, source, features, rows=rows, first_row_number=first_row_number
+        )
+        formatted = rows.map(
+            format_batch,
+            batched=True,
+            with_indices=True,
+            remove_columns=rows.column_names,
+            features=_chat_features() if source_format.wording == "chat" else None,
+            fn_kwargs={"source_format": source_format, "column_types": rows.features, "row_numbers": row_numbers},
+            num_proc=run.train.get("dataset_num_proc"),
+            new_fingerprint=fingerprint(rows, source_format),
+            desc=f"Formatting {source.name}",
+        )
+    except UnicodeDecodeError as error:  # the JSON reader of `datasets` lets bytes through that are not UTF-8
+        raise load.explain_unreadable(run.recipe, source, error) from None
+    count = (
+        f"{format_rows(len(rows))} to {source.key[1]}" if max_rows is None else f"its first {format_rows(len(rows))}"
     )
-    about = conversion.take_notes(forms)
-    unused = sorted({column for column in rows.column_names if column not in used} | about.unused)
-    told = _told(layout, wording, bool(target.template_features), unused)
-    label = f"; task {source.task}" if source.task else ""
-    if label and "task" not in (layout, wording):
-        label += " (a label: neither this format nor this wording uses it)"
-    count = f"{format_rows(len(rows))} to {part}" if head is None else f"its first {format_rows(len(rows))}"
-    said.append(f"{name}: {count}; {source.format + ' -> ' if source.function else ''}{told}{label}")
-    if about.as_text:
-        shown = "the chat template does not render" if wording == "chat" else f"wording {wording} has no place for"
-        said.append(f"{name}: {shown} {' and '.join(sorted(about.as_text))}: kept as text")
-    described = FormattedSource(name, layout, about.several, about.escaped, how, source.weight)
-    return split_of_source(about.rows, described, numbers)
+    unused |= _distinct_names(formatted, _UNUSED)
+    notes.append(f"{source.name}: {count}; {describe_format(source, source_format, sorted(unused))}")
+    if as_text := sorted(_distinct_names(formatted, _AS_TEXT)):
+        reader = "the chat template" if source_format.wording == "chat" else f"wording {source_format.wording}"
+        notes.append(f"{source.name}: {reader} does not render {' and '.join(as_text)}: kept as text")
+    formatted_source = FormattedSource(
+        source=source,
+        source_format=source_format,
+        row_type=_row_type(formatted, source_format),
+        multi_turn=(pc.max(formatted.data[_EARLIER_ANSWERS]).as_py() or 0) > 0,
+        has_escaped_tokens=bool(pc.any(formatted.data[_ESCAPED]).as_py()),
+        notes=tuple(notes),
+    )
+    return split_source(formatted.remove_columns(list(_REPORT_COLUMNS)), formatted_source, row_numbers)
 
 
-def _called(recipe: Recipe, source: Source, row: dict[str, Any], number: int) -> dict[str, Any]:
-    """Return what the user's function makes of a row, as columns. Raises RecipeError, DataError."""
-    assert source.function is not None
-    where = recipe.where((*source.key, "format"))
-    try:
-        conversion.function(source.function)
-    except (Exception, SystemExit) as error:
-        found = f"{source.format}: cannot be imported: {type(error).__name__}: {first_line(error)}"
-        raise RecipeError(Fault(where, found, "FILE.py:FUNCTION or MODULE:FUNCTION, a function of a row")) from None
-    try:
-        return conversion.columns(source.function, row)
-    except messages.FormatError as error:
-        raise DataError(Fault(f"{source.name} row {number + 1}", error.problem, error.fix)) from None
+def format_batch(
+    batch: Mapping[str, list[Any]],
+    indices: list[int],
+    *,
+    source_format: SourceFormat,
+    column_types: Features,
+    row_numbers: Sequence[int] | None = None,
+) -> dict[str, list[Any]]:
+    """Format a batch of rows, as `datasets.map` calls it.
+
+    Args:
+        batch: column -> values, (rows,) each.
+        indices: the numbers of the rows in the dataset that is mapped.
+        source_format: how the rows are formatted.
+        column_types: the types of the columns of the dataset.
+        row_numbers: the numbers of the dataset's rows in their source; None = the same numbers.
+
+    Returns:
+        The columns of TRL's dataset type and `task`, with columns for the report, whose names begin with _.
+
+    Raises:
+        DataError: some rows cannot be formatted; the first `load.MAX_SHOWN` of them are named.
+
+    """
+    columns = {}
+    for column, values in batch.items():
+        column_type = column_types[column]
+        if not isinstance(column_type, Value | Json):  # structs may lie inside
+            columns[column] = [_without_struct_nulls(value, column_type) for value in values]
+        else:
+            columns[column] = values
+    formatted: list[dict[str, Any]] = []
+    faults: list[Fault] = []
+    for position, index in enumerate(indices):
+        row = {column: values[position] for column, values in columns.items()}
+        try:
+            formatted.append(_format_one(row, source_format))
+        except messages.FormatError as error:
+            number = index if row_numbers is None else int(row_numbers[index])
+            faults.append(Fault(f"{source_format.source_name} row {number + 1}", error.problem, error.fix))
+    if len(faults) > load.MAX_SHOWN:
+        more = len(faults) - load.MAX_SHOWN
+        problem = f"{more} more faulty rows among rows {indices[0] + 1} to {indices[-1] + 1}"
+        faults = [*faults[: load.MAX_SHOWN], Fault(source_format.source_name, problem, "Correct them in the same way.")]
+    if faults:
+        raise DataError(faults)
+    return {column: [row[column] for row in formatted] for column in formatted[0]}
 
 
-def _wording(recipe: Recipe, source: Source, layout: str, target: TokenizerFeatures, row: dict[str, Any]) -> Any:
-    """Return how rows of this layout become text; refuse a wording that the layout cannot take."""
-    where = recipe.where((*source.key, "wording"))
-    if isinstance(source.wording, dict):
-        if source.format:
-            found = f"format: {source.format} beside a wording of the recipe's own, which names its columns itself"
-            raise RecipeError(Fault(where, found, "one of the two"))
-        return source.wording
-    if layout == "text":
-        if source.wording:
-            found = f"wording: {source.wording}, but rows of format text are text already"
-            raise RecipeError(Fault(where, found, "no wording"))
-        return _AS_IT_IS
-    if source.wording == "task" and layout != "task" and not source.task:
-        write = f"task: beside it: {', '.join(wordings.TASKS)}, or an instruction in words"
-        raise RecipeError(Fault(where, "wording: task, but neither the rows nor the source name a task", write))
-    turned = not formats.LAYOUTS[layout].wording or isinstance(row.get("prompt"), list)
-    if turned and source.wording and source.wording not in ("chat", *wordings.CHATS):
-        # rows of one question and one answer each fit; the first that does not is told by its number
-        turned = False
-    wording = source.wording or ("chat" if target.template_features or turned else formats.LAYOUTS[layout].wording)
-    if wording == "chat" and not target.template_features:
-        model = recipe.values["model"]["name_or_path"]
-        found = f"{source.name}: rows of a chat, but the tokenizer of {model} has no template"
-        write = f"tokenizer.chat_template: chatml, or wording: {' or '.join(wordings.CHATS)}, or an -Instruct model"
-        raise DataError(Fault(recipe.where(source.key), found, write))
-    return wording
+def fingerprint(rows: Dataset, source_format: SourceFormat) -> str:
+    """Return the name under which `datasets` caches the formatted rows.
+
+    The user's function counts with every module that was imported with it, and the code of this package: the hash
+    that `datasets` would compute knows neither.
+    """
+    modules = user_function.digest_modules(source_format.function) if source_format.function else []
+    return str(Hasher.hash([get_fingerprint(rows), CODE, source_format, modules]))
 
 
-def _told(layout: str, wording: Any, has_template: bool, unused: Sequence[str]) -> str:
-    """Say format and wording of a source, and which columns and keys of turns are not used."""
-    shown = "the recipe's own" if isinstance(wording, dict) else wording
-    apart = " (this model has a chat template, which it leaves unused)" if has_template and wording != "chat" else ""
-    spare = f"; not used: {', '.join(unused)}" if unused else ""
-    last = "; of several answers the last is learned" if isinstance(wording, str) and wording in wordings.CHATS else ""
-    return f"format {layout or 'its own'}, wording {shown}{apart}{last}{spare}"
+def _note_unread_files(source: Source) -> list[str]:
+    """Return a note on the files of a folder that `datasets` does not read; empty = it reads all of them."""
+    files = load.unread_files(source)
+    if not files:
+        return []
+    shown = ", ".join(files[:3]) + (f" and {len(files) - 3} more" if len(files) > 3 else "")
+    pattern = f"{source.location.name}/*{Path(files[0]).suffix}"
+    names = "a folder's files go by names as in train.jsonl"
+    return [f"{source.name}: NOT READ: {shown}; {names}; write {pattern} to read all of them"]
 
 
-def seed(run: Run) -> int:
-    """Return the one seed of a run: SFTConfig's."""
-    return int(run.train.get("seed", 42))
+def _sample(run: Run, source: Source, size: int, notes: list[str]) -> np.ndarray | None:
+    """Return the numbers of `max_rows` rows of a source, sampled with the seed; None = it has no more than that."""
+    assert source.max_rows is not None
+    if source.max_rows < size:
+        notes.append(f"{source.name}: {source.max_rows:,} of its {size:,} rows, sampled with the seed (max_rows)")
+        return mix.sample_numbers(size, source.max_rows, mix.run_seed(run))
+    if source.max_rows > size:
+        notes.append(f"{source.name}: has {format_rows(size)}, fewer than max_rows: {source.max_rows:,}")
+    return None
+
+
+def _row_type(formatted: Dataset, source_format: SourceFormat) -> str:
+    """Return TRL's dataset type of formatted rows."""
+    if source_format.wording == "chat":
+        return CHAT
+    return TEXT if "text" in formatted.column_names else PAIRS
+
+
+def _chat_features() -> Features:
+    """Return the column types of rows that are chats.
+
+    Messages are stored as JSON: a struct of Arrow has the keys of all rows, null where a row lacks one, and a chat
+    template would render the nulls.
+    """
+    return Features(
+        {
+            "prompt": List(Json()),
+            "completion": List(Json()),
+            "tools": Value("string"),
+            formats.TASK: Value("string"),
+            messages.UNTRAINED: List(Value("int32")),
+        }
+        | _REPORT_COLUMNS
+    )
+
+
+def _format_one(row: dict[str, Any], source_format: SourceFormat) -> dict[str, Any]:
+    """Return one row in TRL's dataset type, with its task and the columns for the report. Raises FormatError."""
+    if source_format.function:
+        row = user_function.call_function(source_format.function, row)
+    has_special_token = _has_special_token(row, source_format)
+    if has_special_token:
+        row = messages.escape(row, messages.special_pattern(source_format.features.special_tokens))
+    formatted = formats.format_row(
+        row,
+        source_format.format,
+        source_format.wording,
+        features=source_format.features,
+        task=source_format.task,
+    )
+    row_format = formats.FORMATS.get(source_format.format)
+    columns_read = {*row_format.columns, *row_format.optional_columns} if row_format else set(row)
+    unused = messages.unused_keys({column: row[column] for column in columns_read & set(row)})
+    if source_format.function:
+        unused |= set(row) - columns_read - {formats.TASK}
+    prompt = formatted.columns.get("prompt")
+    earlier_messages = prompt if isinstance(prompt, list) else []
+    task = source_format.task or row.get(formats.TASK)
+    return formatted.columns | {
+        formats.TASK: task if isinstance(task, str) and task else None,
+        _AS_TEXT: ", ".join(sorted(formatted.as_text)),
+        _UNUSED: ", ".join(sorted(unused)),
+        _EARLIER_ANSWERS: sum(message["role"] == "assistant" for message in earlier_messages),
+        _ESCAPED: has_special_token,
+    }
+
+
+def _has_special_token(row: Mapping[str, Any], source_format: SourceFormat) -> bool:
+    """Tell whether a text of a row holds a special token; raise FormatError where the recipe refuses that.
+
+    Texts that are trained as they stand are not searched: their author may have written the template's tokens.
+    """
+    as_written = source_format.format == "text" or (
+        source_format.format == "prompt_completion" and source_format.wording == "plain"
+    )
+    if as_written or not source_format.features.special_tokens:
+        return False
+    pattern = messages.special_pattern(source_format.features.special_tokens)
+    for text in messages.iterate_texts(row):
+        if match := pattern.search(text):
+            if source_format.features.escape_special_tokens:
+                return True
+            fix = "Set `data.special_tokens_in_text: text` to train it as plain text, or remove it from the row."
+            raise messages.FormatError(f"the text holds {match[0]}, a special token of this tokenizer", fix)
+    return False
+
+
+def _without_struct_nulls(value: Any, column_type: Any) -> Any:
+    """Return a value without the nulls that Arrow puts into structs; a null that a row's JSON holds stays.
+
+    `trl.trainer.utils.remove_none_values` (TRL 1.16) does not know the column types, so it removes both.
+    """
+    if isinstance(column_type, dict) and isinstance(value, Mapping):
+        return {
+            key: _without_struct_nulls(value[key], column_type[key])
+            for key in column_type
+            if value.get(key) is not None
+        }
+    item_type = column_type[0] if isinstance(column_type, list) else getattr(column_type, "feature", None)
+    if item_type is not None and isinstance(value, list):
+        return [_without_struct_nulls(item, item_type) for item in value]
+    return value
+
+
+def _distinct_names(rows: Dataset, column: str) -> set[str]:
+    """Return the distinct names in a column of names joined by ", "."""
+    return {name for names in rows.unique(column) for name in names.split(", ") if name}

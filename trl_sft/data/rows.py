@@ -1,7 +1,7 @@
-"""Loads the sources of a run, formats their rows, holds some out and mixes the rest with the run's seed.
+"""The rows of a run: its sources formatted, split into training and evaluation sets, and mixed with the run's seed.
 
-In: a `Run` and what its tokenizer renders. Out: `RunRows`, formatted rows with the order in which they are
-trained. Every fault names file and row. Deliberately absent: tokens (`tokens`, `prepared`).
+Inputs: a `Run` and what its tokenizer can do. Outputs: `RunRows`, formatted rows with the order in which they are
+trained; every fault names file and row. Deliberately not here: tokens (`trl_sft.tokenization`).
 """
 
 from __future__ import annotations
@@ -15,18 +15,18 @@ import numpy as np
 from datasets import Dataset, concatenate_datasets
 
 from trl_sft.console import format_rows
-from trl_sft.data import mix, text_files
+from trl_sft.data import mix
 from trl_sft.data.formats import TokenizerFeatures
-from trl_sft.data.pipeline import formatted, seed
+from trl_sft.data.loss_on import choose_loss_on
+from trl_sft.data.pipeline import format_source
 from trl_sft.data.split import FormattedSource, Split, join_splits
-from trl_sft.errors import DataError, Fault, RecipeError, UserError, first_line
-from trl_sft.recipe.checked import Run, Source
+from trl_sft.errors import DataError, Fault, RecipeError, UserError
+from trl_sft.recipe.checked import Run
 
-CHAT, PAIRS, TEXT = "a chat", "prompts with completions", "plain text"  # the form of all rows of a run
-STREAM_HEAD = 200  # rows of a stream that are read, formatted and checked before training
-LEAKED = "stands in the held-out rows"
-UNTRAINED = "no trained token"
-MAX_UNTRAINED = 0.05  # of the rows, unless data.max_untrained says otherwise
+STREAM_HEAD = 200  # rows of each stream that are read, formatted and checked before training
+LEAKED = "also in the evaluation set"  # why a training row is removed
+UNTRAINED = "no trained token"  # why a row is rejected
+MAX_UNTRAINED = 0.05  # largest share of rows without a trained token, unless data.max_untrained says otherwise
 
 
 class RunRows(NamedTuple):
@@ -34,148 +34,145 @@ class RunRows(NamedTuple):
 
     train: Split
     eval: dict[str, Split]  # by the name under which each is evaluated; `eval` where there is one
-    row_type: str  # CHAT, PAIRS or TEXT
-    loss_on: str  # as `data.loss_on` says it
-    notes: tuple[str, ...] = ()  # a line a source: rows, layout, wording
+    row_type: str  # TRL's dataset type of all rows: CHAT, PAIRS or TEXT
+    loss_on: str  # which part carries loss: completion, assistant, last_turn or all
+    notes: tuple[str, ...] = ()  # lines for the screen: rows, format and wording of each source
     streaming: bool = False  # the rows to train are read while training goes on; `train` holds the first of them
 
     @property
     def eval_rows(self) -> Dataset | None:
-        """All held-out rows, formatted."""
+        """All rows of the evaluation sets, formatted; None = there are none."""
         splits = [split.rows.select(split.order) for split in self.eval.values()]
         return concatenate_datasets(splits) if splits else None
 
     @property
     def has_escaped_tokens(self) -> bool:
-        """Whether some row holds special strings that are plain text."""
-        return any(part.has_escaped_tokens for split in (self.train, *self.eval.values()) for part in split.sources)
+        """Whether some text holds a special token that is plain text."""
+        return any(source.has_escaped_tokens for split in (self.train, *self.eval.values()) for source in split.sources)
 
 
-def load(run: Run, target: TokenizerFeatures, head: int | None = None) -> RunRows:
-    """Load, format, split and mix the rows of a run. Raises DataError, RecipeError.
+def load(run: Run, features: TokenizerFeatures, head: int | None = None) -> RunRows:
+    """Load, format, split and mix the rows of a run.
 
-    `head`: only so many rows of each source to train, from its beginning, and none held out; None = all.
+    Args:
+        run: the checked recipe.
+        features: what the tokenizer can do.
+        head: the number of rows of each training source to read, from its beginning, without an evaluation set;
+            None = all rows.
+
+    Raises:
+        DataError: sources cannot be read or formatted, or too few rows are left; of all sources at once.
+        RecipeError: keys of the recipe contradict each other or the rows.
+
     """
-    said: list[str] = []
-    parts: dict[str, list[Split]] = {"train": [], "eval": []}
-    streamed = any(source.load_kwargs.get("streaming") for source in run.sources["train"])
-    refused: list[UserError] = []
-    for part, source in ((part, source) for part, those in run.sources.items() for source in those):
-        if head is not None and part == "eval":
-            continue
-        beginning = STREAM_HEAD if streamed and part == "train" else head
+    streaming = any(source.load_kwargs.get("streaming") for source in run.sources["train"])
+    train_splits, eval_splits = _format_sources(run, features, STREAM_HEAD if streaming else head, head is None)
+    sources = [source for split in (*train_splits, *eval_splits) for source in split.sources]
+    row_type = _common_row_type(run, sources)
+    notes = [note for source in sources for note in source.notes]
+    train = join_splits(train_splits)
+    loss_on = choose_loss_on(run, row_type, train.sources, streaming=streaming)
+    names = _evaluation_names([split.sources[0] for split in eval_splits])
+    evaluation = dict(zip(names, eval_splits, strict=True))
+    if head is None and not streaming:
+        if fraction := run.data.get("eval_fraction"):
+            train, evaluation["eval"] = _hold_out(run, train, fraction)
+            held_out, remaining = len(evaluation["eval"].order), len(train.order)
+            notes.append(f"{held_out:,} of them held out (eval_fraction {fraction}), {remaining:,} left to train")
+        train = _remove_leaked(run, train, evaluation, notes)
+        train = _mix(run, train)
+    return RunRows(train, evaluation, row_type, loss_on, tuple(notes), streaming and head is None)
+
+
+def _format_sources(
+    run: Run, features: TokenizerFeatures, train_head: int | None, with_evaluation: bool
+) -> tuple[list[Split], list[Split]]:
+    """Return the rows of each source, to train and to evaluate. Raises UserError with the faults of all sources."""
+    train: list[Split] = []
+    evaluation: list[Split] = []
+    errors: list[UserError] = []
+    sources = [(source, train_head, train) for source in run.sources["train"]]
+    if with_evaluation:
+        sources += [(source, None, evaluation) for source in run.sources["eval"]]
+    for source, head, splits in sources:
         try:
-            parts[part].append(formatted(run, source, target._replace(task=source.task), said, (part, beginning)))
-        except UnicodeDecodeError as error:  # datasets' JSON builder lets such bytes through
-            bad = [fault for file in source.location.files for fault in text_files.faults(file)]
-            fault = Fault(source.name, f"not UTF-8: {first_line(error)}", "the file saved as UTF-8, or `encoding:`")
-            refused.append(DataError(bad or fault))
+            splits.append(format_source(run, source, features, head))
         except UserError as error:
-            refused.append(error)
-    if refused:  # every source is looked at
-        raise type(refused[0])([fault for error in refused for fault in error.faults])
-    form = _one_form(run, parts["train"] + parts["eval"])
-    train = join_splits(parts["train"])
-    loss_on = _loss_on(run, form, train.sources, streamed)
-    if head is not None:
-        return RunRows(train, {}, form, loss_on, tuple(said))
-    held = dict(zip(_names(run.sources["eval"]), parts["eval"], strict=True))
-    if streamed:
-        return RunRows(train, held, form, loss_on, tuple(said), streaming=True)
-    stay = train.order
-    if fraction := run.data.get("eval_fraction"):
-        number = round(len(stay) * fraction)
-        if number in (0, len(stay)):
-            found = f"{fraction} of {len(stay)} rows leaves one split empty"
-            where = run.recipe.where(("data", "eval_fraction"))
-            raise RecipeError(Fault(where, found, "a fraction that gives both rows"))
-        drawn = mix.sampled(len(stay), number, seed(run))
-        stay = np.setdiff1d(stay, drawn, assume_unique=True)
-        held = {"eval": train._replace(order=drawn, removed_rows={})}
-        said.append(f"{number:,} of them held out (eval_fraction {fraction}), {len(stay):,} left to train")
-    leaked = _leaked(run, train.rows, held, stay)
-    if len(leaked):
-        train.removed_rows[LEAKED] = leaked
-        stay = np.setdiff1d(stay, leaked, assume_unique=True)
-        first = train.row_name(int(leaked[0]))
-        stands = "stands" if len(leaked) == 1 else "stand"
-        said.append(f"{format_rows(len(leaked))} to train {stands} in the held-out rows too: dropped; first {first}")
-    return RunRows(_mixed(run, train, stay), held, form, loss_on, tuple(said))
+            errors.append(error)
+    if errors:
+        raise type(errors[0])([fault for error in errors for fault in error.faults])
+    return train, evaluation
 
 
-def _names(held: Sequence[Source]) -> list[str]:
-    """Return the names under which sources are evaluated: their tasks or files; `eval` where there is one alone."""
-    if len(held) == 1:
+def _common_row_type(run: Run, sources: Sequence[FormattedSource]) -> str:
+    """Return the dataset type of all sources. Raises DataError where they differ: one loss does not fit them."""
+    row_types = {source.row_type for source in sources}
+    if len(row_types) > 1:
+        problem = "; ".join(f"{source.name} is {source.row_type}" for source in sources)
+        fix = (
+            "Give all sources one type: chats (`wording: chat`), prompts with completions (any other wording), "
+            "or plain text."
+        )
+        raise DataError(Fault(run.recipe.where(("data",)), problem, fix))
+    return row_types.pop()
+
+
+def _evaluation_names(sources: Sequence[FormattedSource]) -> list[str]:
+    """Return the names under which sources are evaluated: their tasks or files; `eval` for a single source."""
+    if len(sources) == 1:
         return ["eval"]
-    bare = [re.sub(r"\W+", "_", source.task or Path(source.name).name.partition(".")[0]).strip("_") for source in held]
-    return [name if bare.count(name) == 1 else f"{name}_{n}" for n, name in enumerate(bare, 1)]
+    names = []
+    for source in sources:
+        title = source.source.task or Path(source.name).name.partition(".")[0]
+        names.append(re.sub(r"\W+", "_", title).strip("_"))
+    return [name if names.count(name) == 1 else f"{name}_{number}" for number, name in enumerate(names, 1)]
 
 
-def _leaked(run: Run, train: Dataset, held: dict[str, Split], stay: np.ndarray) -> np.ndarray:
-    """Return the rows to train that are held out too, but for case, spacing and punctuation."""
-    if not held or run.data.get("drop_leaked") is False:
-        return np.zeros(0, dtype=np.int64)
-    known = np.concatenate([mix.keys(split.rows)[split.order] for split in held.values()])
-    return stay[np.isin(mix.keys(train)[stay], known)]
+def _hold_out(run: Run, train: Split, fraction: float) -> tuple[Split, Split]:
+    """Return the rows that are left to train, and a random sample to evaluate. Raises RecipeError."""
+    total = len(train.order)
+    number = round(total * fraction)
+    if number in (0, total):
+        problem = f"{fraction} of {total} rows leaves one split empty"
+        where = run.recipe.where(("data", "eval_fraction"))
+        raise RecipeError(Fault(where, problem, "Choose a fraction that leaves rows to train and to evaluate."))
+    held_out = mix.sample_numbers(total, number, mix.run_seed(run))
+    remaining = np.setdiff1d(train.order, held_out, assume_unique=True)
+    return train._replace(order=remaining), train._replace(order=held_out)
 
 
-def _mixed(run: Run, train: Split, stay: np.ndarray) -> Split:
-    """Return the rows in the order of an epoch. Raises DataError where a source has none left."""
-    of = train.source_indices[stay]
-    pools = [stay[of == number] for number in range(len(train.sources))]
-    weights = [part.weight for part in train.sources if part.weight is not None]
-    for part, pool, source in zip(train.sources, pools, run.sources["train"], strict=True):
+def _remove_leaked(run: Run, train: Split, evaluation: dict[str, Split], notes: list[str]) -> Split:
+    """Remove the training rows that also occur in the evaluation set, ignoring case, spacing and punctuation."""
+    if not evaluation or run.data.get("drop_leaked") is False:
+        return train
+    evaluation_keys = np.concatenate([mix.dataset_keys(split.rows)[split.order] for split in evaluation.values()])
+    train_keys = mix.dataset_keys(train.rows)[train.order]
+    leaked = train.order[np.isin(train_keys, evaluation_keys)]
+    if not len(leaked):
+        return train
+    verb = "is" if len(leaked) == 1 else "are"
+    first = train.row_name(int(leaked[0]))
+    notes.append(f"{format_rows(len(leaked))} to train {verb} {LEAKED} and {verb} removed; the first is {first}")
+    remaining = np.setdiff1d(train.order, leaked, assume_unique=True)
+    return train._replace(order=remaining, removed_rows={LEAKED: leaked})
+
+
+def _mix(run: Run, train: Split) -> Split:
+    """Return the rows in the order of an epoch. Raises DataError, RecipeError where a source contributes no row."""
+    indices = train.source_indices[train.order]
+    pools = [train.order[indices == index] for index in range(len(train.sources))]
+    for source, pool in zip(train.sources, pools, strict=True):
         if not len(pool):
-            told = (
-                f"{part.name} has no row left to train: all stand in the held-out rows (duplicates, or one file twice)"
-            )
-            raise DataError(Fault(run.recipe.where(source.key), told, "other rows, or data.drop_leaked: false"))
-    if weights and 0 in (given := mix.shares([len(pool) for pool in pools], weights)):
-        part, source = list(zip(train.sources, run.sources["train"], strict=True))[given.index(0)]
-        told = f"weight {part.weight:g} gives {part.name} no row of an epoch of {len(stay):,}"
-        raise RecipeError(Fault(run.recipe.where((*source.key, "weight")), told, "a larger weight, or without it"))
-    return train._replace(order=mix.order(pools, weights or None, seed(run)))
-
-
-def _one_form(run: Run, parts: list[Split]) -> str:
-    """Return the form of all sources; refuse different ones: they are not trained by one rule."""
-    forms = {_form(part.rows) for part in parts}
-    if len(forms) > 1:
-        found = "; ".join(f"{part.sources[0].name} is {_form(part.rows)}" for part in parts)
-        write = "one kind for all: chats (wording: chat), prompts with completions (any other wording), or text"
-        raise DataError(Fault(run.recipe.where(("data",)), found, write))
-    return forms.pop()
-
-
-def _form(rows: Dataset) -> str:
-    if "text" in rows.column_names:
-        return TEXT
-    return CHAT if isinstance(rows[0]["completion"], list) else PAIRS
-
-
-def _loss_on(run: Run, form: str, parts: Sequence[FormattedSource], streamed: bool) -> str:
-    """Return where the loss falls: as the recipe says, else on the response.
-
-    Rows that say themselves what the completion is make earlier answers part of the prompt; in a chat of
-    several turns every answer is a response; so it is in a stream, whose later rows may have several turns.
-    Raises RecipeError.
-    """
-    asked = run.data.get("loss_on")
-    where = run.recipe.where(("data", "loss_on"))
-    if form == TEXT:
-        if asked not in (None, "all"):
-            raise RecipeError(Fault(where, f"loss_on: {asked}, but rows of text have no response", "loss_on: all"))
-        return "all"
-    if form == PAIRS and asked in ("assistant", "last_turn"):
-        write = "completion or all; or wording: chat, with tokenizer.chat_template where the model has none"
-        raise RecipeError(Fault(where, f"loss_on: {asked}, but the rows become plain text", write))
-    several = streamed or any(part.multi_turn for part in parts)
-    if form == PAIRS or not several or asked == "all":
-        return str(asked or "completion")
-    given = {part.format == "prompt_completion" for part in parts}
-    if asked is None and len(given) > 1:
-        found = "some sources say what their completion is, others are chats of several turns"
-        raise RecipeError(Fault(where, found, "loss_on: assistant, last_turn or all"))
-    if asked == "completion":
-        return "completion" if given == {True} else "last_turn"
-    return str(asked or ("completion" if given == {True} else "assistant"))
+            where = run.recipe.where(source.source.key)
+            problem = f"{source.name} has no row left to train: all are {LEAKED} (duplicates, or the same file twice)"
+            raise DataError(Fault(where, problem, "Choose other rows, or set `data.drop_leaked: false`."))
+    weights = [source.weight for source in train.sources if source.weight is not None]
+    if weights:
+        counts = mix.share_epoch([len(pool) for pool in pools], weights)
+        for source, count in zip(train.sources, counts, strict=True):
+            if count == 0:
+                where = run.recipe.where((*source.source.key, "weight"))
+                total = len(train.order)
+                problem = f"weight {source.weight:g} gives {source.name} no row of an epoch of {total:,}"
+                raise RecipeError(Fault(where, problem, "Set a larger weight, or remove the source."))
+    return train._replace(order=mix.order_epoch(pools, weights or None, mix.run_seed(run)))

@@ -13,18 +13,29 @@ from typing import NamedTuple
 import numpy as np
 from datasets import Dataset, concatenate_datasets
 
-from trl_sft.data.conversion import SourceFormat
+from trl_sft.data.source_format import SourceFormat
+from trl_sft.recipe.checked import Source
 
 
 class FormattedSource(NamedTuple):
     """What is known of one source, its rows aside."""
 
-    name: str
-    format: str
-    multi_turn: bool  # whether some chat holds an earlier answer
-    has_escaped_tokens: bool  # whether some row holds special tokens that are plain text
+    source: Source
     source_format: SourceFormat
-    weight: float | None = None  # the share of an epoch that the recipe asks for, before scaling; None = all rows
+    row_type: str  # TRL's dataset type: CHAT, PAIRS or TEXT
+    multi_turn: bool  # whether some prompt holds an earlier answer
+    has_escaped_tokens: bool  # whether some text holds a special token that is plain text
+    notes: tuple[str, ...] = ()  # lines for the screen
+
+    @property
+    def name(self) -> str:
+        """The name of the source in messages."""
+        return self.source.name
+
+    @property
+    def weight(self) -> float | None:
+        """The share of an epoch that the recipe asks for, before scaling; None = all rows."""
+        return self.source.weight
 
 
 class Split(NamedTuple):
@@ -52,8 +63,15 @@ class Split(NamedTuple):
         return f"{self.sources[self.source_indices[number]].name} row {self.row_numbers[number] + 1}"
 
 
-def split_of_source(rows: Dataset, source: FormattedSource, row_numbers: np.ndarray | None = None) -> Split:
-    """Return a split of one source; `row_numbers` are those of its rows in the source (None = it has all of them)."""
+def split_source(rows: Dataset, source: FormattedSource, row_numbers: np.ndarray | None = None) -> Split:
+    """Return the rows of one source as a split.
+
+    Args:
+        rows: the formatted rows.
+        source: what is known of the source.
+        row_numbers: (rows,) the number of each row in the source, from 0; None = it is all rows of the source.
+
+    """
     every = np.arange(len(rows), dtype=np.int64)
     numbers = every if row_numbers is None else row_numbers
     return Split(rows, (source,), np.zeros(len(rows), dtype=np.int64), numbers, every, {})

@@ -1,15 +1,15 @@
-"""How a row becomes plain text: the wordings, as functions from a turn or a chat to prompt and completion.
+"""The wordings: how a row becomes plain text, as pure functions to prompt and completion.
 
-In: a `Turn`, or messages, and the tokenizer's end token. Out: two texts; TRL appends the end token to
-the completion. Where a wording is a known format it stands as its authors wrote it, source and licence
-beside it. Deliberately absent: the wording `chat`, which is the tokenizer's template.
+Inputs: a `SingleTurn`, or messages, and the tokenizer's end-of-sequence token. Outputs: two texts; TRL appends the
+end-of-sequence token to the completion. A wording that is a known format stands as its authors wrote it, with its
+source and licence. Deliberately not here: the wording `chat`, which is the tokenizer's chat template.
 """
 
 from __future__ import annotations
 
 import string
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from trl_sft.data.messages import FormatError, Message
 from trl_sft.suggestions import STRICT, nearest_name
@@ -51,15 +51,15 @@ _ANY_TASK = "### Task:\n{task}\n\n### Input:\n{input}\n\n### Output:\n"
 _ANY_TASK_ALONE = "### Task:\n{task}\n\n### Output:\n"
 
 
-class Turn(NamedTuple):
-    """One instruction, what it works on (may be empty), and the response."""
+class SingleTurn(NamedTuple):
+    """An instruction, the input that it works on (may be empty), and the response."""
 
     instruction: str
     input: str
     response: str
-    task: str = ""  # a key of TASKS, or any other words
-    thought: str = ""  # reasoning that leads to the response
-    history: str = ""  # what was said before, as one text
+    task: str = ""  # a key of TASKS, or an instruction in other words; "" = none
+    reasoning: str = ""  # leads to the response; "" = none
+    history: str = ""  # the earlier turns, as one text; "" = none
 
     @property
     def question(self) -> str:
@@ -67,20 +67,19 @@ class Turn(NamedTuple):
         return "\n\n".join(filter(None, (self.instruction, self.input)))
 
     @property
-    def told(self) -> Turn:
-        """The turn with its task as the beginning of the instruction, for wordings that have no place for one."""
-        known = known_task(self.task)
-        words = TASKS[known][1] if known else self.task
-        return self._replace(instruction="\n\n".join(filter(None, (words, self.instruction))), task="")
-
-    @property
     def answer(self) -> str:
-        """The thought and the response as one text."""
-        return "\n\n".join(filter(None, (self.thought, self.response)))
+        """The reasoning and the response as one text."""
+        return "\n\n".join(filter(None, (self.reasoning, self.response)))
+
+    def with_task_as_instruction(self) -> SingleTurn:
+        """Return the turn with its task as the beginning of the instruction, for wordings without a place for it."""
+        name = known_task(self.task)
+        task = TASKS[name][1] if name else self.task
+        return self._replace(instruction="\n\n".join(filter(None, (task, self.instruction))), task="")
 
 
-class Pair(NamedTuple):
-    """What is given and what is learned, as texts."""
+class PromptCompletion(NamedTuple):
+    """The text before the response, and the response, which carries the loss."""
 
     prompt: str
     completion: str
@@ -93,113 +92,154 @@ def known_task(name: str) -> str:
 
 
 def check_task(name: str) -> None:
-    """Refuse a word that is nearly the name of a task: as an instruction it would be trained. Raises FormatError."""
-    key = name.strip().lower().replace("-", "_")
-    near = nearest_name(key, TASKS, cutoff=STRICT) if " " not in key and not known_task(name) else ""
-    if near:
-        raise FormatError(f"task {name!r} is no known task", f"{near}, or an instruction of several words")
+    """Refuse a misspelt name of a task, which would be trained as an instruction. Raises FormatError."""
+    if known_task(name) or " " in name.strip():
+        return
+    nearest = nearest_name(name.strip().lower().replace("-", "_"), TASKS, cutoff=STRICT)
+    if nearest:
+        fix = f"Did you mean `{nearest}`? An instruction needs several words."
+        raise FormatError(f"task {name!r} is not a known task", fix)
 
 
-def _task(turn: Turn) -> Pair:
-    """Word a turn by its task; a task of no known name is itself the instruction."""
+def _word_task(turn: SingleTurn) -> PromptCompletion:
+    """Word a turn by its task; a task without a known name is itself the instruction."""
     if not turn.task:
-        raise FormatError("the row has no task", f"a column task, or task: in the source ({', '.join(TASKS)}, or any)")
-    known = known_task(turn.task)
-    prompt = TASKS[known][0] if known else _ANY_TASK if turn.question else _ANY_TASK_ALONE
-    return Pair(prompt.format(task=turn.task, input=turn.question), turn.answer)
+        fix = f"Add a column `task`, or set `task` in the source: {', '.join(TASKS)}, or an instruction."
+        raise FormatError("the row has no task", fix)
+    template = _ANY_TASK if turn.question else _ANY_TASK_ALONE
+    if name := known_task(turn.task):
+        template = TASKS[name][0]
+    return PromptCompletion(template.format(task=turn.task, input=turn.question), turn.answer)
 
 
-def _thinking(turn: Turn) -> Pair:
-    if not turn.thought:
-        raise FormatError("the row has no reasoning", "format: chain_of_thought, or another wording")
+def _word_chain_of_thought(turn: SingleTurn) -> PromptCompletion:
+    """Word a turn as problem, reasoning and answer."""
+    if not turn.reasoning:
+        raise FormatError("the row has no reasoning", "Set `format: chain_of_thought`, or choose another wording.")
     prompt = f"### Problem:\n{turn.question}\n\n### Reasoning:\n"
-    return Pair(prompt, f"{turn.thought}\n\n### Answer:\n{turn.response}")
+    return PromptCompletion(prompt, f"{turn.reasoning}\n\n### Answer:\n{turn.response}")
 
 
-def _with_input(plain: str, with_input: str) -> Callable[[Turn], Pair]:
-    return lambda turn: Pair((with_input if turn.input else plain).format(**turn._asdict()), turn.answer)
+def _fill(without_input: str, with_input: str) -> Callable[[SingleTurn], PromptCompletion]:
+    """Return the wording that fills one of two templates, by whether a turn has an input."""
+
+    def word(turn: SingleTurn) -> PromptCompletion:
+        template = with_input if turn.input else without_input
+        return PromptCompletion(template.format(instruction=turn.instruction, input=turn.input), turn.answer)
+
+    return word
 
 
 # wordings of one question and one answer
-TURNS: dict[str, Callable[[Turn], Pair]] = {
-    "plain": lambda turn: Pair(turn.question, turn.answer),
-    "alpaca": _with_input(_ALPACA, _ALPACA_INPUT),
-    "chinese": _with_input(_CHINESE, _CHINESE_INPUT),
-    "basic": _with_input(_BASIC, _BASIC_INPUT),
-    "question_answer": lambda turn: Pair(f"### Question: {turn.question}\n### Answer:", f" {turn.answer}"),
-    "task": _task,
-    "chain_of_thought": _thinking,
+SINGLE_TURN: dict[str, Callable[[SingleTurn], PromptCompletion]] = {
+    "plain": lambda turn: PromptCompletion(turn.question, turn.answer),
+    "alpaca": _fill(_ALPACA, _ALPACA_INPUT),
+    "chinese": _fill(_CHINESE, _CHINESE_INPUT),
+    "basic": _fill(_BASIC, _BASIC_INPUT),
+    "question_answer": lambda turn: PromptCompletion(f"### Question: {turn.question}\n### Answer:", f" {turn.answer}"),
+    "task": _word_task,
+    "chain_of_thought": _word_chain_of_thought,
 }
 
 
-def _vicuna(messages: Sequence[Message], _history: str, eos: str) -> Pair:
-    system = messages[0]["role"] == "system"
-    words = f"{messages[0]['content'] if system else _VICUNA} "
-    for message in messages[system:-1]:
-        asks = message["role"] == "user"
-        words += f"USER: {message['content']} " if asks else f"ASSISTANT: {message['content']}{eos}"
-    return Pair(f"{words}ASSISTANT:", f" {messages[-1]['content']}")
+def _word_vicuna(messages: Sequence[Message], _history: str, eos_token: str) -> PromptCompletion:
+    """Word a chat as Vicuna 1.1: an end-of-sequence token after each earlier answer."""
+    has_system = messages[0]["role"] == "system"
+    prompt = f"{messages[0]['content'] if has_system else _VICUNA} "
+    for message in messages[has_system:-1]:
+        if message["role"] == "user":
+            prompt += f"USER: {message['content']} "
+        else:
+            prompt += f"ASSISTANT: {message['content']}{eos_token}"
+    return PromptCompletion(f"{prompt}ASSISTANT:", f" {messages[-1]['content']}")
 
 
-def _conversation(messages: Sequence[Message], history: str, _eos: str) -> Pair:
+def _word_conversation(messages: Sequence[Message], history: str, _eos_token: str) -> PromptCompletion:
+    """Word a chat as lines of System, Human and Assistant, after the history as one text."""
     names = {"system": "System", "user": "Human", "assistant": "Assistant"}
     lines = [history] if history else []
     lines += [f"### {names[message['role']]}: {message['content']}" for message in messages[:-1]]
-    return Pair("\n".join([*lines, "### Assistant:"]), f" {messages[-1]['content']}")
+    return PromptCompletion("\n".join([*lines, "### Assistant:"]), f" {messages[-1]['content']}")
 
 
-# wordings of several turns: the messages, what was said before as one text, the end token
-CHATS: dict[str, Callable[[Sequence[Message], str, str], Pair]] = {"vicuna": _vicuna, "conversation": _conversation}
+# wordings of several turns: functions of the messages, the history as one text, and the end-of-sequence token
+MULTI_TURN: dict[str, Callable[[Sequence[Message], str, str], PromptCompletion]] = {
+    "vicuna": _word_vicuna,
+    "conversation": _word_conversation,
+}
 
 
-def pair(read: Turn | Sequence[Message], wording: str, eos: str) -> Pair:
-    """Return prompt and completion of a turn, or of messages without calls. Raises FormatError."""
-    history = read.history if isinstance(read, Turn) else ""
-    if wording in CHATS:
-        return CHATS[wording](messages_of(read, keep_history=wording == "conversation"), history, eos)
-    _no_history(history)
-    turn = read if isinstance(read, Turn) else _turn(read, wording)
-    return TURNS[wording](turn if wording == "task" else turn.told)
+def word(row: SingleTurn | Sequence[Message], wording: str, eos_token: str) -> PromptCompletion:
+    """Return a row in a wording.
+
+    Args:
+        row: a single turn, or the messages of a chat without tool calls.
+        wording: a key of `SINGLE_TURN` or `MULTI_TURN`.
+        eos_token: the tokenizer's end-of-sequence token.
+
+    Raises:
+        FormatError: the wording has no place for what the row holds.
+
+    """
+    history = row.history if isinstance(row, SingleTurn) else ""
+    if wording in MULTI_TURN:
+        messages = to_messages(row, allow_history=wording == "conversation")
+        return MULTI_TURN[wording](messages, history, eos_token)
+    _refuse_history(history)
+    turn = row if isinstance(row, SingleTurn) else _to_single_turn(row, wording)
+    return SINGLE_TURN[wording](turn if wording == "task" else turn.with_task_as_instruction())
 
 
-def messages_of(read: Turn | Sequence[Message], keep_history: bool = False) -> list[Message]:
-    """Return a turn as a user's and an assistant's message. Raises FormatError."""
-    if not isinstance(read, Turn):
-        return list(read)
-    if not keep_history:
-        _no_history(read.history)
-    return [{"role": "user", "content": read.told.question}, {"role": "assistant", "content": read.answer}]
+def to_messages(row: SingleTurn | Sequence[Message], *, allow_history: bool = False) -> list[Message]:
+    """Return a single turn as a user's and an assistant's message, and messages as they are. Raises FormatError.
+
+    Args:
+        row: a single turn, or messages.
+        allow_history: whether the turn may have a history as one text, which becomes no message.
+
+    """
+    if not isinstance(row, SingleTurn):
+        return list(row)
+    if not allow_history:
+        _refuse_history(row.history)
+    question = row.with_task_as_instruction().question
+    return [{"role": "user", "content": question}, {"role": "assistant", "content": row.answer}]
 
 
-def _no_history(history: str) -> None:
+def _refuse_history(history: str) -> None:
+    """Refuse a history that is one text. Raises FormatError."""
     if history:
-        raise FormatError(
-            "the history is one text, whose turns cannot be told apart", "a list, or wording: conversation"
-        )
+        fix = "Write the history as a list, or set `wording: conversation`."
+        raise FormatError("the history is one text, so its turns are unknown", fix)
 
 
-def _turn(messages: Sequence[Message], wording: str) -> Turn:
-    """Return a chat of one question and one answer as a turn."""
-    if [message["role"] for message in messages] != ["user", "assistant"]:
-        found = f"wording {wording} takes one question and one answer, not {', '.join(m['role'] for m in messages)}"
-        raise FormatError(found, f"wording: {', '.join(CHATS)} or chat")
-    return Turn(messages[0]["content"], "", messages[1]["content"])
+def _to_single_turn(messages: Sequence[Message], wording: str) -> SingleTurn:
+    """Return a chat of one question and one answer as a single turn. Raises FormatError."""
+    roles = [message["role"] for message in messages]
+    if roles != ["user", "assistant"]:
+        problem = f"wording {wording} takes one question and one answer, not {', '.join(roles)}"
+        raise FormatError(problem, f"Set `wording` to {', '.join(MULTI_TURN)} or chat.")
+    return SingleTurn(messages[0]["content"], "", messages[1]["content"])
 
 
-def fields(template: str) -> list[str]:
-    """Return the columns that a wording of the recipe's own names in braces. Raises FormatError."""
+def template_columns(template: str) -> list[str]:
+    """Return the columns in braces of a wording that the recipe itself writes. Raises FormatError."""
     try:
-        parsed = [(p[1] or "", p[2], p[3]) for p in string.Formatter().parse(template) if p[1] is not None]
+        fields = list(string.Formatter().parse(template))
     except ValueError as error:
-        raise FormatError(
-            f"{template!r}: {error}", "columns in braces, as in {question}; a brace itself as {{"
-        ) from None
-    if any(not column.isidentifier() or spec or conversion for column, spec, conversion in parsed):
-        write = "columns in braces, as in {question}; one whose name is no word: rename it"
-        raise FormatError(f"{template!r}: braces hold more than a column", write)
-    return [column for column, _, _ in parsed]
+        fix = "Write columns in braces, as in {question}, and a literal brace as {{."
+        raise FormatError(f"{template!r}: {error}", fix) from None
+    columns = []
+    for _, column, spec, conversion in fields:
+        if column is None:  # the text after the last brace
+            continue
+        if not column.isidentifier() or spec or conversion:
+            fix = "Write one column per pair of braces, as in {question}; rename a column that is not one word."
+            raise FormatError(f"{template!r}: braces hold more than a column", fix)
+        columns.append(column)
+    return columns
 
 
-def own(values: Mapping[str, str], templates: Mapping[str, str]) -> dict[str, Any]:
-    """Return the recipe's own {prompt, completion} or {text} with a row's columns filled in."""
-    return {part: template.format(**values) for part, template in templates.items()}
+def fill_templates(row: Mapping[str, str], templates: Mapping[str, str]) -> dict[str, str]:
+    """Return the recipe's own {prompt, completion} or {text}, filled with a row's columns."""
+    return {name: template.format(**row) for name, template in templates.items()}

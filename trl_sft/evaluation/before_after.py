@@ -20,8 +20,9 @@ from trl import SFTTrainer
 
 from trl_sft import run_folder
 from trl_sft.console import format_columns
-from trl_sft.data.messages import unescaped
-from trl_sft.data.rows import TEXT, RunRows
+from trl_sft.data.formats import TEXT
+from trl_sft.data.messages import unescape
+from trl_sft.data.rows import RunRows
 from trl_sft.evaluation.generate import answer_prompts, build_generation_config
 from trl_sft.evaluation.metrics import METRICS
 from trl_sft.recipe.checked import Run, Setting
@@ -216,7 +217,7 @@ def _percentages(scores: Mapping[str, Any], name: str) -> str:
 
 
 def _read_prompt(index: int, row: Mapping[str, Any]) -> Prompt:
-    content, completion = unescaped(row["prompt"]), unescaped(row["completion"])
+    content, completion = unescape(row["prompt"]), unescape(row["completion"])
     reference = completion if isinstance(completion, str) else completion[-1]["content"]
     return Prompt(index, row.get("task") or "", content, reference)
 

@@ -31,7 +31,7 @@ from trl_sft import run_folder
 from trl_sft.console import shows_progress
 from trl_sft.data import code_digest
 from trl_sft.data.code_digest import digest_code, get_fingerprint, set_fingerprint
-from trl_sft.data.rows import CHAT
+from trl_sft.data.formats import CHAT
 from trl_sft.tokenization import chat_template, encode, render
 from trl_sft.tokenization.encode import EncodedBatch, Encoder
 

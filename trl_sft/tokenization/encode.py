@@ -15,8 +15,8 @@ import numpy as np
 from tokenizers import AddedToken, Tokenizer
 from transformers import PreTrainedTokenizerBase
 
+from trl_sft.data.formats import CHAT
 from trl_sft.data.messages import MARK
-from trl_sft.data.rows import CHAT
 from trl_sft.errors import DataError, Fault, TemplateError
 from trl_sft.tokenization import loss_mask, marking
 from trl_sft.tokenization.loss_mask import Span

@@ -16,7 +16,7 @@ from datasets import Dataset
 from trl import SFTConfig, pack_dataset
 
 from trl_sft.console import format_rows
-from trl_sft.data.formats import LABEL
+from trl_sft.data.formats import TASK
 from trl_sft.data.rows import MAX_UNTRAINED, UNTRAINED, RunRows
 from trl_sft.data.split import Split
 from trl_sft.errors import DataError, Fault
@@ -179,9 +179,9 @@ def _rejected(split: Split, made: Tokens) -> list[tuple[dict[str, int], int]]:
 
 def _tasks(split: Split, counts: Counts) -> dict[str, Any]:
     """Return the same counts by the rows' label, where they have one."""
-    if LABEL not in split.rows.column_names:
+    if TASK not in split.rows.column_names:
         return {}
-    labels = np.array([label or "" for label in split.rows.data[LABEL].to_pylist()], dtype=object)[counts.number]
+    labels = np.array([label or "" for label in split.rows.data[TASK].to_pylist()], dtype=object)[counts.number]
     return {name: _entry(counts, labels == name) for name in sorted(set(labels.tolist()) - {""})}
 
 

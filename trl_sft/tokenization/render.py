@@ -13,8 +13,8 @@ from typing import Any
 from transformers.utils.chat_template_utils import render_jinja_template
 from trl.chat_template_utils import has_generation_markers
 
+from trl_sft.data.formats import PAIRS, TEXT
 from trl_sft.data.messages import Message
-from trl_sft.data.rows import PAIRS, TEXT
 from trl_sft.errors import Fault, TemplateError, first_line
 from trl_sft.tokenization import chat_template, loss_mask
 from trl_sft.tokenization.encode import Encoder, Plan, Row

@@ -17,8 +17,7 @@ import pyarrow as pa
 from datasets import Dataset, Features, IterableDataset, List, Value, concatenate_datasets, interleave_datasets
 from trl import SFTConfig, pack_dataset
 
-from trl_sft.data import conversion, load, mix
-from trl_sft.data.pipeline import seed
+from trl_sft.data import load, mix, pipeline
 from trl_sft.data.rows import LEAKED, MAX_UNTRAINED, UNTRAINED, RunRows
 from trl_sft.data.split import FormattedSource
 from trl_sft.errors import DataError, Fault
@@ -43,13 +42,17 @@ def made(run: Run, rows: RunRows, encoder: Encoder, args: SFTConfig) -> tuple[It
     """
     seen: Seen = {}
     parts = zip(run.sources["train"], rows.train.sources, strict=True)
-    held = [mix.keys(split.rows) for split in rows.eval.values()] if run.data.get("drop_leaked") is not False else []
+    held = (
+        [mix.dataset_keys(split.rows) for split in rows.eval.values()]
+        if run.data.get("drop_leaked") is not False
+        else []
+    )
     known = {int(key) for keys in held for key in keys}
     streams = [_stream(run, (source, part), encoder, seen, known) for source, part in parts]
     weights = [part.weight for part in rows.train.sources if part.weight is not None]
     if weights and len(streams) > 1:
         shares = [weight / sum(weights) for weight in weights]
-        whole = interleave_datasets(streams, shares, seed=seed(run), stopping_strategy="all_exhausted")
+        whole = interleave_datasets(streams, shares, seed=mix.run_seed(run), stopping_strategy="all_exhausted")
     else:
         whole = concatenate_datasets(streams) if len(streams) > 1 else streams[0]
     if args.packing:
@@ -79,7 +82,7 @@ def _stream(
     def rows() -> Iterator[dict[str, Any]]:
         counts = seen.setdefault(part.name, Counter())
         for start, read in _forms(run, source, part):
-            keys = mix.row_keys(read) if known else []
+            keys = mix.batch_keys(read) if known else []
             leaked = {n for n, key in enumerate(keys) if key in known}
             counts.update({"rows": len(leaked), f"rejected: {LEAKED}": len(leaked)} if leaked else {})
             kept = [n for n in range(len(next(iter(read.values())))) if n not in leaked]
@@ -105,7 +108,12 @@ def _forms(run: Run, source: Source, part: FormattedSource) -> Iterator[tuple[in
         rows = Dataset(table if left is None else table.slice(0, left))
         if not len(rows):
             return
-        batch = conversion.convert(rows[:], list(range(start, start + len(rows))), part.source_format, rows.features)
+        batch = pipeline.format_batch(
+            rows[:],
+            list(range(start, start + len(rows))),
+            source_format=part.source_format,
+            column_types=rows.features,
+        )
         if "tools" in batch:
             batch["tools"] = [json.loads(value) if value else None for value in batch["tools"]]
         yield start, batch
@@ -115,7 +123,7 @@ def _forms(run: Run, source: Source, part: FormattedSource) -> Iterator[tuple[in
 
 def _tables(run: Run, source: Source) -> Iterator[pa.Table]:
     """Yield the rows of a source as datasets reads them. Foreign errors become DataError here."""
-    tables = load.stream(run.recipe, source, "train").with_format("arrow").iter(_BATCH)
+    tables = load.stream_source(run.recipe, source).with_format("arrow").iter(_BATCH)
     while True:
         try:
             yield next(tables)
@@ -124,7 +132,7 @@ def _tables(run: Run, source: Source) -> Iterator[pa.Table]:
         except DataError:
             raise
         except Exception as error:
-            raise load.unreadable(run.recipe, source, error) from None
+            raise load.explain_unreadable(run.recipe, source, error) from None
 
 
 def _check(run: Run, name: str, counts: Counter[str]) -> None:

@@ -15,7 +15,8 @@ from trl import SFTConfig, SFTTrainer
 
 from trl_sft import console
 from trl_sft.data import rows as data_rows
-from trl_sft.data.rows import CHAT, RunRows
+from trl_sft.data.formats import CHAT
+from trl_sft.data.rows import RunRows
 from trl_sft.evaluation import before_after
 from trl_sft.model import cpu_loss, device, load, packed_attention, patches, trust
 from trl_sft.model.load import ModelSource

@@ -67,7 +67,7 @@ def write(model: str, path: str, output: Path) -> int:
     draft = _draft(output, model, path)
     with console.quiet():
         run = build.build_run(draft)
-        layout, columns, rows = pipeline.look(draft, run.sources["train"][0])
+        layout, columns, rows = pipeline.inspect_source(draft, run.sources["train"][0])
     values["how"] = _how(run.model_location, layout)
     values["format"] = f", format: {layout}"
     # at least one row has to be held out
@@ -100,6 +100,6 @@ def _how(base: Location, layout: str) -> str:
         return ""
     named = [folder / "chat_template.jinja", folder / "tokenizer_config.json"] if folder else []
     has = not folder or named[0].is_file() or (named[1].is_file() and "chat_template" in named[1].read_text("utf-8"))
-    chat = not formats.LAYOUTS[layout].wording
+    chat = not formats.FORMATS[layout].wording
     line = "tokenizer: {chat_template: chatml}  # this model's tokenizer has none\n" if chat and not has else ""
     return line + _LORA

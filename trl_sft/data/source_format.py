@@ -1,0 +1,210 @@
+"""Decides how the rows of one source are formatted: which format their columns have, and which wording they get.
+
+Inputs: a `Source` of the recipe, its rows as they were read, and what the tokenizer can do. Outputs: a
+`SourceFormat`, or a fault at the source's place in the recipe. Deliberately not here: formatting (`pipeline`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+from datasets import Dataset
+
+from trl_sft.data import formats, messages, user_function, wordings
+from trl_sft.data.formats import TokenizerFeatures
+from trl_sft.errors import DataError, Fault, RecipeError, first_line
+from trl_sft.recipe.checked import Source
+from trl_sft.recipe.paths import FunctionLocation
+from trl_sft.recipe.yaml_reader import Recipe
+from trl_sft.suggestions import LOOSE, nearest_name
+
+_NO_WORDING = "as it is"  # what the wording of rows of text is called
+
+
+class SourceFormat(NamedTuple):
+    """How the rows of one source are formatted; a part of the name under which they are cached."""
+
+    source_name: str  # for messages
+    format: str  # a key of `formats.FORMATS`; "" = none, with a wording of the recipe's own
+    wording: str | dict[str, str]
+    features: TokenizerFeatures
+    task: str = ""  # of all rows of the source; "" = the rows name theirs, or none
+    function: FunctionLocation | None = None  # the user's formatting function
+
+
+def choose_format(
+    recipe: Recipe, source: Source, features: TokenizerFeatures, *, rows: Dataset, first_row_number: int
+) -> tuple[SourceFormat, set[str]]:
+    """Choose format and wording of a source by the recipe, the columns and the first row.
+
+    Args:
+        recipe: the recipe, for the place of a fault.
+        source: the entry of `data.train` or `data.eval`.
+        features: what the tokenizer can do.
+        rows: the rows of the source, at least one.
+        first_row_number: the number of the first of them in its source, from 0.
+
+    Returns:
+        The format, and the columns that formatting does not read.
+
+    Raises:
+        DataError: the columns fit no format or several, or one is missing.
+        RecipeError: format, wording and task of the source contradict each other.
+
+    """
+    first_row = dict(rows[0])
+    if source.function:
+        first_row = _call_for_first_row(recipe, source, first_row, first_row_number)
+        title = f"the result of {source.format} for row {first_row_number + 1}"
+        format_name = recognise_format(recipe, source, list(first_row), title)
+    elif source.format or isinstance(source.wording, dict):
+        format_name = source.format
+    else:
+        format_name = recognise_format(recipe, source, rows.column_names)
+    columns_read = _columns_read(recipe, source, rows.column_names, format_name)
+    wording = _choose_wording(recipe, source, features, format_name=format_name, first_row=first_row)
+    source_format = SourceFormat(source.name, format_name, wording, features, source.task, source.function)
+    return source_format, set(rows.column_names) - columns_read
+
+
+def recognise_format(recipe: Recipe, source: Source, columns: Sequence[str], title: str = "") -> str:
+    """Return the one format that columns fit.
+
+    Args:
+        recipe: the recipe, for the place of a fault.
+        source: the entry of `data.train` or `data.eval`.
+        columns: the names of the columns.
+        title: what has the columns, for messages; "" = the source.
+
+    Raises:
+        DataError: the columns fit no format, or several.
+
+    """
+    fitting = formats.recognise(columns)
+    if len(fitting) == 1:
+        return fitting[0]
+    problem = f"{title or source.name} has the columns {', '.join(columns)}"
+    if fitting:
+        problem = f"{problem}, which fit several formats: {' and '.join(fitting)}"
+        raise DataError(Fault(recipe.where(source.key), problem, f"Set `format` to {' or '.join(fitting)}."))
+    known = "; ".join(f"{name} ({', '.join(entry.columns)})" for name, entry in formats.FORMATS.items())
+    fix = (
+        f"Rename columns with `rename: {{yours: ours}}` so that they fit a format: {known}. "
+        "Or write a wording of your own: `wording: {prompt: '...{column}...', completion: '{column}'}`."
+    )
+    raise DataError(Fault(recipe.where(source.key), f"{problem}, which fit no format", fix))
+
+
+def describe_format(source: Source, source_format: SourceFormat, unused: Sequence[str]) -> str:
+    """Return format and wording of a source in words, with the columns and keys that nothing reads."""
+    wording = source_format.wording
+    if isinstance(wording, dict):
+        text = f"format {source_format.format or 'its own'}, wording the recipe's own"
+    else:
+        text = f"format {source_format.format}, wording {wording}"
+    if source_format.features.template_features and wording != "chat":
+        text += " (the model's chat template is not used)"
+    if isinstance(wording, str) and wording in wordings.MULTI_TURN:
+        text += "; of several answers only the last one is trained"
+    if unused:
+        text += f"; not used: {', '.join(unused)}"
+    if source.function:
+        text = f"{source.format} -> {text}"
+    if source.task:
+        text += f"; task {source.task}"
+        if "task" not in (source_format.format, wording):
+            text += " (a label: neither this format nor this wording uses it)"
+    return text
+
+
+def _call_for_first_row(recipe: Recipe, source: Source, row: dict[str, Any], number: int) -> dict[str, Any]:
+    """Return the columns that the user's function makes of the first row. Raises RecipeError, DataError."""
+    assert source.function is not None
+    try:
+        user_function.import_function(source.function)
+    except (Exception, SystemExit) as error:
+        problem = f"{source.format} cannot be imported: {type(error).__name__}: {first_line(error)}"
+        fix = "Write FILE.py:FUNCTION or MODULE:FUNCTION, the name of a function that takes a row."
+        raise RecipeError(Fault(recipe.where((*source.key, "format")), problem, fix)) from None
+    try:
+        return user_function.call_function(source.function, row)
+    except messages.FormatError as error:
+        raise DataError(Fault(f"{source.name} row {number + 1}", error.problem, error.fix)) from None
+
+
+def _columns_read(recipe: Recipe, source: Source, columns: Sequence[str], format_name: str) -> set[str]:
+    """Return the columns that formatting reads. Raises DataError where one is missing, RecipeError."""
+    where = recipe.where(source.key)
+    for column in columns:
+        if column in messages.MEDIA:
+            problem = f"{source.name} has a column {column}, but this version trains on text alone"
+            raise DataError(Fault(where, problem, "Remove the column, or train with TRL itself."))
+    if source.function:
+        return set(columns)
+    if isinstance(source.wording, dict):
+        required, optional = _wording_columns(recipe, source, source.wording), set()
+    else:
+        row_format = formats.FORMATS[format_name]
+        required = set(row_format.columns) - ({formats.TASK} if source.task else set())
+        optional = set(row_format.optional_columns)
+    faults = []
+    for column in sorted(required - set(columns)):
+        nearest = nearest_name(column, columns, cutoff=LOOSE)
+        if isinstance(source.wording, dict):
+            fix = f"Did you mean `{nearest}`?" if nearest else "Name a column that the source has."
+        else:
+            fix = f"Set `rename: {{{nearest or 'yours'}: {column}}}`, or give the column that name in the file."
+        problem = f"{source.name} has no column {column}; its columns are {', '.join(columns)}"
+        faults.append(Fault(where, problem, fix))
+    if faults:
+        raise DataError(faults)
+    return required | optional | {formats.TASK}
+
+
+def _wording_columns(recipe: Recipe, source: Source, wording: dict[str, str]) -> set[str]:
+    """Return the columns that a wording of the recipe's own names. Raises RecipeError."""
+    where = recipe.where((*source.key, "wording"))
+    try:
+        columns = {column for template in wording.values() for column in wordings.template_columns(template)}
+    except messages.FormatError as error:
+        raise RecipeError(Fault(where, error.problem, error.fix)) from None
+    if set(wording) not in ({"prompt", "completion"}, {"text"}):
+        raise RecipeError(Fault(where, f"a wording with {', '.join(wording)}", "Write prompt and completion, or text."))
+    if not columns:
+        problem = "a wording without a column, which makes every row the same"
+        raise RecipeError(Fault(where, problem, "Write columns in braces, as in {question}."))
+    return columns
+
+
+def _choose_wording(
+    recipe: Recipe, source: Source, features: TokenizerFeatures, *, format_name: str, first_row: dict[str, Any]
+) -> str | dict[str, str]:
+    """Return the wording of a source; refuse one that its format cannot take. Raises RecipeError, DataError."""
+    where = recipe.where((*source.key, "wording"))
+    if isinstance(source.wording, dict):
+        if source.format:
+            problem = f"format: {source.format} beside a wording of the recipe's own, which names its columns itself"
+            raise RecipeError(Fault(where, problem, "Remove one of the two."))
+        return source.wording
+    if format_name == "text":
+        if source.wording:
+            problem = f"wording: {source.wording}, but rows of format text have no wording"
+            raise RecipeError(Fault(where, problem, "Remove `wording`."))
+        return _NO_WORDING
+    if source.wording == "task" and format_name != "task" and not source.task:
+        fix = f"Set `task` in the source to {', '.join(wordings.TASKS)}, or to an instruction."
+        raise RecipeError(Fault(where, "wording: task, but neither the rows nor the source name a task", fix))
+    default = formats.FORMATS[format_name].wording
+    if features.template_features or not default or isinstance(first_row.get("prompt"), list):
+        default = "chat"
+    wording = source.wording or default
+    if wording == "chat" and not features.template_features:
+        model = recipe.values["model"]["name_or_path"]
+        problem = f"{source.name} has chats, but the tokenizer of {model} has no chat template"
+        fix = (
+            f"Set `tokenizer.chat_template: chatml`, set `wording` to {' or '.join(wordings.MULTI_TURN)}, "
+            "or choose an -Instruct model."
+        )
+        raise DataError(Fault(recipe.where(source.key), problem, fix))
+    return wording
