@@ -25,7 +25,7 @@ import tempfile
 import time
 from pathlib import Path
 
-import others
+import other_trainers
 import prepare
 import step
 import yaml
@@ -71,7 +71,7 @@ def build(folder, rows):
 
 def for_axolotl(folder):
     """Write axolotl's configurations: of the work, and of three unpacked steps in the order of the rows."""
-    others.write(others.load(folder / "recipe.yaml", folder / "others"))
+    other_trainers.write(other_trainers.prepare(folder / "recipe.yaml", folder / "others"))
     config = yaml.safe_load((folder / "others" / "axolotl.yaml").read_text()) | {"dataset_prepared_path": None}
     (folder / "axolotl.yaml").write_text(yaml.safe_dump(config))
     few = {"max_steps": PROOF, "sample_packing": False, "curriculum_sampling": True}

@@ -1,4 +1,4 @@
-"""The benchmarks' own parts: other programs get the recipe's values, arithmetic is counted right."""
+"""Parts of the benchmarks: other trainers get the values of the recipe, and FLOPs are counted right."""
 
 import json
 import subprocess
@@ -45,49 +45,55 @@ run: {max_hours: 2}
 
 
 @pytest.fixture
-def others(monkeypatch):
+def other_trainers(monkeypatch):
+    """The benchmark's module."""
     monkeypatch.syspath_prepend(str(BENCHMARKS))
     monkeypatch.setattr(paths, "EMBEDDED", SHIPPED)
-    import others
+    import other_trainers
 
-    return others
-
-
-def written(others, here, text=RECIPE):
-    (here / "recipe.yaml").write_text(text, encoding="utf-8")
-    work = others.load(here / "recipe.yaml", here / "others")
-    return (
-        work,
-        others.write(work),
-        {
-            name: yaml.safe_load((here / f"others/{name}.yaml").read_text())
-            for name in ("axolotl", "llamafactory", "trl")
-        },
-    )
+    return other_trainers
 
 
-def test_every_program_gets_the_values_of_the_recipe(others, here):
-    _, _, configs = written(others, here)
+@pytest.fixture
+def write(other_trainers, here):
+    """Write a recipe for all trainers; return the prepared run, the translations, and the configurations."""
+
+    def call(text=RECIPE):
+        (here / "recipe.yaml").write_text(text, encoding="utf-8")
+        prepared = other_trainers.prepare(here / "recipe.yaml", here / "others")
+        translations = other_trainers.write(prepared)
+        configs = {name: yaml.safe_load((here / f"others/{name}.yaml").read_text()) for name in translations}
+        return prepared, translations, configs
+
+    return call
+
+
+def read_rows(path):
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def test_every_trainer_gets_the_values_of_the_recipe(write):
+    _, _, configs = write()
     axolotl, llamafactory, trl = configs.values()
-    same = {
-        "the model": ("base_model", "model_name_or_path", "model_name_or_path", str(SHIPPED / "tiny")),
+    settings = {
+        "model": ("base_model", "model_name_or_path", "model_name_or_path", str(SHIPPED / "tiny")),
         "steps": ("max_steps", "max_steps", "max_steps", 7),
         "rows": ("micro_batch_size", "per_device_train_batch_size", "per_device_train_batch_size", 3),
-        "accumulated": (*["gradient_accumulation_steps"] * 3, 5),
-        "rate": ("learning_rate", "learning_rate", "learning_rate", 3e-4),
+        "accumulation": (*["gradient_accumulation_steps"] * 3, 5),
+        "learning rate": ("learning_rate", "learning_rate", "learning_rate", 3e-4),
         "schedule": ("lr_scheduler", "lr_scheduler_type", "lr_scheduler_type", "cosine"),
         "warm-up": ("warmup_ratio", "warmup_steps", "warmup_steps", 0.25),
         "length": ("sequence_len", "cutoff_len", "max_length", 96),
-        "packed": ("sample_packing", "neat_packing", "packing", True),
+        "packing": ("sample_packing", "neat_packing", "packing", True),
         "seed": ("seed", "seed", "seed", 11),
-        "mixed": ("bf16", "bf16", "bf16", False),  # a default that follows from the machine
-        "clipped": ("max_grad_norm", "max_grad_norm", "max_grad_norm", 1.0),  # SFTConfig's default
+        "precision": ("bf16", "bf16", "bf16", False),  # a default that follows from the machine
+        "clipping": ("max_grad_norm", "max_grad_norm", "max_grad_norm", 1.0),  # SFTConfig's default
         "rank": ("lora_r", "lora_rank", "lora_r", 8),
         "alpha": ("lora_alpha", "lora_alpha", "lora_alpha", 24),
         "dropout": ("lora_dropout", "lora_dropout", "lora_dropout", 0.0),  # peft's default
     }
-    for what, (*names, value) in same.items():
-        assert [config[name] for config, name in zip(configs.values(), names, strict=True)] == [value] * 3, what
+    for title, (*names, value) in settings.items():
+        assert [config[name] for config, name in zip(configs.values(), names, strict=True)] == [value] * 3, title
     assert (axolotl["adapter"], axolotl["lora_target_linear"]) == ("qlora", True)
     assert axolotl["bnb_config_kwargs"]["bnb_4bit_quant_type"] == "nf4"
     assert axolotl["bnb_config_kwargs"]["bnb_4bit_use_double_quant"] is False  # axolotl's own default is true
@@ -97,77 +103,76 @@ def test_every_program_gets_the_values_of_the_recipe(others, here):
     assert [trl[name] for name in ("load_in_4bit", "bnb_4bit_quant_type")] == [True, "nf4"]
 
 
-def test_every_key_is_carried_or_named(others, here, capsys):
-    _, all_written, _ = written(others, here)
-    given = yaml.safe_load(RECIPE)
-    wanted = {f"{section}.{name}" for section, values in given.items() for name in values}
-    wanted |= {f"data.train.{name}" for name in given["data"]["train"]} | {"train.warmup_steps"}
-    wanted -= {"train.warmup_ratio"}  # its old name
-    for program, one in all_written.items():
-        assert wanted <= set(one.carried) | set(one.left), program
-        assert not set(one.carried) & set(one.left), program
-    left = {program: {key for key in one.left if key in wanted} for program, one in all_written.items()}
-    answers = {"evaluate.max_rows", "run.max_hours", "data.overlong"}
-    assert left["axolotl"] == answers | {"train.label_smoothing_factor"}
-    assert left["llamafactory"] == answers | {"lora.init_lora_weights"}
-    assert left["trl"] == answers | {"lora.init_lora_weights"}
-    others.main(here / "recipe.yaml", here / "others")
+def test_every_key_is_carried_or_missing(other_trainers, write, here, capsys):
+    _, translations, _ = write()
+    recipe = yaml.safe_load(RECIPE)
+    keys = {f"{section}.{name}" for section, values in recipe.items() for name in values}
+    keys |= {f"data.train.{name}" for name in recipe["data"]["train"]} | {"train.warmup_steps"}
+    keys -= {"train.warmup_ratio"}  # its old name
+    for trainer, translation in translations.items():
+        assert keys <= set(translation.carried) | set(translation.missing), trainer
+        assert not set(translation.carried) & set(translation.missing), trainer
+    missing = {trainer: set(translation.missing) & keys for trainer, translation in translations.items()}
+    everywhere = {"evaluate.max_rows", "run.max_hours", "data.overlong"}
+    assert missing["axolotl"] == everywhere | {"train.label_smoothing_factor"}
+    assert missing["llamafactory"] == everywhere | {"lora.init_lora_weights"}
+    assert missing["trl"] == everywhere | {"lora.init_lora_weights"}
+    other_trainers.main(here / "recipe.yaml", here / "others")
     out = capsys.readouterr().out
     assert "no equivalent: train.label_smoothing_factor (0.1)" in out
     assert out.count("no equivalent: run.max_hours (2)") == 3
 
 
-def test_a_key_that_no_table_knows_is_named_not_dropped(others, here):
-    more = "tokenizer: {padding_side: left}\nlaunch: {nproc_per_node: 1}\n"
-    _, all_written, _ = written(others, here, RECIPE + more)
-    for program, one in all_written.items():
-        assert {"tokenizer.padding_side", "launch.nproc_per_node"} <= set(one.left), program
+def test_key_that_no_table_has_is_missing_and_not_dropped(write):
+    _, translations, _ = write(RECIPE + "tokenizer: {padding_side: left}\nlaunch: {nproc_per_node: 1}\n")
+    for trainer, translation in translations.items():
+        assert {"tokenizer.padding_side", "launch.nproc_per_node"} <= set(translation.missing), trainer
 
 
-def test_a_batch_of_all_processes_is_written_as_accumulation(others, here):
+def test_global_batch_is_written_as_accumulation(write):
     text = RECIPE.replace("  gradient_accumulation_steps: 5\n", "").replace("max_hours: 2", "global_batch_size: 12")
-    _, all_written, configs = written(others, here, text)
+    _, translations, configs = write(text)
     assert [config["gradient_accumulation_steps"] for config in configs.values()] == [4, 4, 4]
-    assert all("run.global_batch_size" in one.carried for one in all_written.values())
+    assert all("run.global_batch_size" in translation.carried for translation in translations.values())
 
 
-def test_names_for_trl_and_transformers_exist(others, here):
-    _, _, configs = written(others, here)
-    trl = {field.name for kind in (SFTConfig, ModelConfig, ScriptArguments) for field in fields(kind)}
+def test_names_for_trl_and_transformers_exist(write):
+    _, _, configs = write()
+    trl = {field.name for owner in (SFTConfig, ModelConfig, ScriptArguments) for field in fields(owner)}
     assert set(configs["trl"]) <= trl
-    own = {  # of LLaMA-Factory 0.9.5's ModelArguments, DataArguments, FinetuningArguments
+    llamafactory = {  # of its ModelArguments, DataArguments and FinetuningArguments in 0.9.5
         *("stage", "dataset", "finetuning_type", "dataset_dir", "quantization_method", "model_name_or_path"),
         *("flash_attn", "lora_rank", "lora_alpha", "lora_dropout", "lora_target", "quantization_bit"),
         *("quantization_type", "double_quantization", "packing", "neat_packing", "cutoff_len"),
         *("disable_gradient_checkpointing",),
     }
-    assert set(configs["llamafactory"]) <= own | {field.name for field in fields(TrainingArguments)}
+    assert set(configs["llamafactory"]) <= llamafactory | {field.name for field in fields(TrainingArguments)}
 
 
-def test_rows_for_others_are_those_that_a_run_trains(others, here):
-    work, _, configs = written(others, here)
-    shared = [json.loads(line) for line in (here / "others" / "rows.jsonl").read_text().splitlines()]
-    held = [json.loads(line) for line in (here / "others" / "held_out.jsonl").read_text().splitlines()]
-    theirs = [json.loads(line) for line in (here / "others" / "trl" / "train.jsonl").read_text().splitlines()]
-    assert (len(shared), len(held)) == (24, 6)
-    questions = [row["messages"][0]["content"] for row in shared]
-    assert questions == [work.rows.train.rows[int(n)]["prompt"][0]["content"] for n in work.rows.train.order]
-    assert not set(questions) & {row["messages"][0]["content"] for row in held}
-    assert all([turn["train"] for turn in row["messages"]] == [False, True] for row in shared)
-    assert [row["prompt"][0]["content"] for row in theirs] == questions
+def test_rows_of_other_trainers_are_those_that_a_run_trains(write, here):
+    prepared, _, configs = write()
+    train_rows = read_rows(here / "others" / "rows.jsonl")
+    eval_rows = read_rows(here / "others" / "held_out.jsonl")
+    trl_rows = read_rows(here / "others" / "trl" / "train.jsonl")
+    assert (len(train_rows), len(eval_rows)) == (24, 6)
+    questions = [row["messages"][0]["content"] for row in train_rows]
+    split = prepared.rows.train
+    assert questions == [split.rows[int(number)]["prompt"][0]["content"] for number in split.order]
+    assert not set(questions) & {row["messages"][0]["content"] for row in eval_rows}
+    assert all([turn["train"] for turn in row["messages"]] == [False, True] for row in train_rows)
+    assert [row["prompt"][0]["content"] for row in trl_rows] == questions
     assert configs["axolotl"]["datasets"][0]["message_field_training"] == "train"
     info = json.loads((here / "others" / "dataset_info.json").read_text())
     assert set(info) == {"rows", "held_out"}
 
 
-def test_rows_with_calls_are_refused_not_written_without_them(others, here):
+def test_rows_with_calls_are_refused_not_written_without_them(write, here):
     call = {"type": "function", "function": {"name": "add", "arguments": {"a": 1}}}
     turns = [{"role": "user", "content": "1"}, {"role": "assistant", "content": "", "tool_calls": [call]}]
     turns += [{"role": "tool", "content": "2"}, {"role": "assistant", "content": "2"}]
     jsonl(here / "rows.jsonl", [{"messages": turns, "tools": json.dumps([{"name": "add"}])}] * 4)
-    text = "model: {name_or_path: trl_sft:tiny}\ndata: {train: rows.jsonl}\ntokenizer: {chat_template: qwen3}\n"
-    with pytest.raises(SystemExit, match="not written"):
-        written(others, here, text)
+    with pytest.raises(SystemExit, match="cannot be written"):
+        write("model: {name_or_path: trl_sft:tiny}\ndata: {train: rows.jsonl}\ntokenizer: {chat_template: qwen3}\n")
 
 
 @pytest.fixture
@@ -219,6 +224,6 @@ def test_without_a_card_the_gpu_benchmark_says_so():
 
 
 def test_document_names_every_benchmark():
-    text = (BENCHMARKS.parent / "docs" / "benchmarks.md").read_text(encoding="utf-8")
+    text = (BENCHMARKS.parent / "docs" / "development" / "benchmarks.md").read_text(encoding="utf-8")
     listed = {path.name for path in BENCHMARKS.glob("*.py")}
     assert {name for name in listed if f"`benchmarks/{name}" not in text} == set()

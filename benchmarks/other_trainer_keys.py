@@ -1,12 +1,13 @@
-"""What keys of a recipe are called in axolotl, LLaMA-Factory and plain `trl sft`: tables for `other_rules`.
+"""Names of a recipe's keys in axolotl, LLaMA-Factory and plain `trl sft`: tables for `other_trainer_rules`.
 
-Names were checked against axolotl 0.19.0 (its schema and `load_cfg`), LLaMA-Factory 0.9.5 (its parsers of arguments
-and of data) under transformers 5.6.0, and TRL 1.16.0 (its parser); and three steps of each, unpacked and in the order
-of the rows, gave the losses of a run of ours, but for the newline that LLaMA-Factory and TRL train after ChatML's end.
+The names were checked against axolotl 0.19.0 (its schema and `load_cfg`), LLaMA-Factory 0.9.5 (its parsers of arguments
+and of data) under transformers 5.6.0, and TRL 1.16.0 (its parser). Three unpacked steps of each trainer, with the rows
+in the order of the file, gave the losses of a run of trl_sft, except for the newline after ChatML's end-of-turn token,
+which LLaMA-Factory and TRL train.
 """
 
-PROGRAMS = ("axolotl", "llamafactory", "trl")
-# Written even where the recipe is silent.
+TRAINERS = ("axolotl", "llamafactory", "trl")
+# keys that are written even where the recipe does not set them, because the trainers' defaults differ
 ALWAYS = (
     *("model.name_or_path", "model.dtype", "data.loss_on", "data.overlong"),
     *("train.per_device_train_batch_size", "train.gradient_accumulation_steps", "train.learning_rate"),
@@ -16,8 +17,9 @@ ALWAYS = (
     *("train.logging_steps", "train.save_strategy", "train.eval_strategy", "train.report_to", "train.output_dir"),
 )
 LORA = ("lora.r", "lora.lora_alpha", "lora.lora_dropout", "lora.target_modules")
-BITS = ("quantization.bnb_4bit_quant_type", "quantization.bnb_4bit_use_double_quant")
-# Names that axolotl shares with SFTConfig, and those that differ.
+QUANT_TYPE, DOUBLE_QUANT = "quantization.bnb_4bit_quant_type", "quantization.bnb_4bit_use_double_quant"
+FOUR_BIT = (QUANT_TYPE, DOUBLE_QUANT)
+# names that axolotl shares with SFTConfig
 AXOLOTL_SAME = (
     *("gradient_accumulation_steps", "learning_rate", "lr_scheduler_kwargs", "weight_decay", "max_grad_norm", "seed"),
     *("optim_args", "optim_target_modules", "adam_beta1", "adam_beta2", "adam_epsilon", "bf16", "fp16", "tf32"),
@@ -40,12 +42,15 @@ AXOLOTL_TRAIN = {name: name for name in AXOLOTL_SAME} | {
     "activation_checkpointing": "gradient_checkpointing",
     "activation_checkpointing_kwargs": "gradient_checkpointing_kwargs",
 }
-# LLaMA-Factory takes transformers' arguments by their names, but not TRL's, nor those newer than transformers 5.6.
+# LLaMA-Factory takes transformers' arguments under their names, but not TRL's, nor those newer than transformers 5.6
 LLAMAFACTORY_TRAIN = {"max_length": "cutoff_len", "dataset_num_proc": "preprocessing_num_workers"}
-NEWER = {"dataloader_multiprocessing_context", "dataloader_in_order", "activation_checkpointing_kwargs"}
+NEWER_THAN_LLAMAFACTORY = {
+    *("dataloader_multiprocessing_context", "dataloader_in_order", "activation_checkpointing_kwargs"),
+}
 LLAMAFACTORY_TEMPLATES = {"chatml", "alpaca", "vicuna", "llama3", "gemma", "gemma2", "gemma3", "qwen3", "deepseek3"}
 LLAMAFACTORY_ATTENTION = {"sdpa": "sdpa", "eager": "disabled", "flash_attention_2": "fa2", "flash_attention_3": "fa3"}
-RENAMED = {  # the other sections: axolotl's, LLaMA-Factory's, TRL's
+# keys of the other sections: their names in axolotl, LLaMA-Factory and TRL
+RENAMED = {
     "model.name_or_path": ("base_model", "model_name_or_path", "model_name_or_path"),
     "model.revision": ("revision_of_model", "model_revision", "model_revision"),
     "model.trust_remote_code": ("trust_remote_code", "trust_remote_code", "trust_remote_code"),
@@ -70,4 +75,9 @@ RENAMED = {  # the other sections: axolotl's, LLaMA-Factory's, TRL's
     "lora.alpha_pattern": ("lora_alpha_pattern", None, None),
     "lora.init_lora_weights": ("peft_init_lora_weights", None, None),
 }
-TRACKERS = {"wandb": "use_wandb", "tensorboard": "use_tensorboard", "mlflow": "use_mlflow", "trackio": "use_trackio"}
+AXOLOTL_TRACKERS = {
+    "wandb": "use_wandb",
+    "tensorboard": "use_tensorboard",
+    "mlflow": "use_mlflow",
+    "trackio": "use_trackio",
+}
