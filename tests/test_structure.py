@@ -160,6 +160,30 @@ def test_every_module_says_what_it_is_for(path):
     assert ast.get_docstring(ast.parse(path.read_text(encoding="utf-8")))
 
 
+STAGE_CALLS = {  # what only the stages of a run call: training, check, preview, prepare and the probe share them
+    "SFTConfig(": {"training.stages"},
+    "load.find_model(": {"training.stages"},
+    "tokenizer.load(": {"training.stages"},
+    "build.make(": {"training.stages"},
+    "data_rows.load(": {"training.stages", "cli.check.report"},  # check looks at columns where no tokenizer loads
+    "SFTTrainer(": {"training.stages", "training.dry_run"},
+}
+
+
+@pytest.mark.parametrize("call", STAGE_CALLS)
+def test_each_stage_of_a_run_is_called_in_one_place(call):
+    pattern = re.compile(r"(?<![\w.])" + re.escape(call))
+    callers = {module_name(path) for path in MODULES if pattern.search(path.read_text(encoding="utf-8"))}
+    assert callers == STAGE_CALLS[call], "a second place that calls a stage is a second run"
+
+
+def test_run_reads_downwards_in_sixty_lines():
+    tree = ast.parse((PACKAGE / "training" / "run.py").read_text(encoding="utf-8"))
+    functions = {node.name: node for node in tree.body if isinstance(node, ast.FunctionDef)}
+    assert set(functions) == {"run"}
+    assert functions["run"].end_lineno - functions["run"].lineno < 60
+
+
 def test_own_keys_are_frozen():
     """A new own key is a deliberate change: here, in the README, and with a reason why upstream can't own it."""
     assert {name: set(keys) for name, keys in sections.OWN_KEYS.items()} == {

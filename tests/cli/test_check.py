@@ -144,7 +144,7 @@ def test_rehearsal_leaves_no_trace_and_changes_no_number(here, go, monkeypatch):
 
     with_it = outcome("a")
     assert sorted(p.name for p in here.iterdir()) == ["a", "recipe.yaml", "rows.jsonl"]
-    monkeypatch.setattr(dry_run, "check", lambda *_: "")
+    monkeypatch.setattr(dry_run, "check", lambda *_, **__: "")
     assert outcome("b") == with_it
 
 
@@ -158,7 +158,7 @@ def test_rehearsal_with_new_tokens_and_lora_is_made_as_the_run_is(here):
     run = load_recipe("recipe.yaml")
     ready = stages.prepare(run)
     assert ready.chat.new
-    assert dry_run.check(run, ready.model, ready.chat, ready.args, ready.datasets) == ""
+    assert dry_run.check(run, ready.model, ready.chat, args=ready.args, datasets=ready.datasets) == ""
     run = load_recipe("recipe.yaml", ["lora={r: 2, modules_to_save: [lm_head]}"])
     with pytest.raises(UserError, match="alone, beside new tokens"):
         stages.prepare(run)
@@ -222,7 +222,7 @@ def test_rows_of_a_stream_are_not_counted_by_the_rehearsal(here, go, monkeypatch
         return json.loads((here / name / "ledger.json").read_text())["train"]
 
     with_it = counted("a")
-    monkeypatch.setattr(dry_run, "check", lambda *_: "")
+    monkeypatch.setattr(dry_run, "check", lambda *_, **__: "")
     assert counted("b") == with_it
 
 

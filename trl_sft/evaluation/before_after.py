@@ -69,7 +69,7 @@ def choose_settings(run: Run, *, has_eval_rows: bool) -> dict[Key, Setting]:
 
 
 def select_prompts(
-    run: Run, rows: RunRows, encode: Callable[[Any, Any], list[int]], ledger: Mapping[str, Any]
+    run: Run, rows: RunRows, *, encode: Callable[[Any, Any], list[int]], ledger: Mapping[str, Any]
 ) -> PromptSet:
     """Return held-out prompts, drawn with the run's seed; none for rows of text, or with `evaluate: false`.
 
@@ -112,14 +112,14 @@ def ask_base(run: Run, trainer: SFTTrainer, prompts: PromptSet) -> str:
         return "the base model's answers are gone and cannot be asked again: the last screen shows no comparison"
     if resumed:
         with trainer.model.disable_adapter():
-            answers = _ask(run, trainer, prompts, BEFORE)
+            answers = _ask(run, trainer, prompts, label=BEFORE)
     else:
-        answers = _ask(run, trainer, prompts, BEFORE)
+        answers = _ask(run, trainer, prompts, label=BEFORE)
     _write(path, [_sample(prompt) | {BEFORE: text} for prompt, text in zip(prompts.prompts, answers, strict=True)])
     return ""
 
 
-def compare(run: Run, trainer: SFTTrainer, prompts: PromptSet, metrics: Mapping[str, float]) -> Comparison | None:
+def compare(run: Run, trainer: SFTTrainer, prompts: PromptSet, *, metrics: Mapping[str, float]) -> Comparison | None:
     """Let the tuned model answer; write samples.jsonl and eval.json. None without held-out rows.
 
     Args:
@@ -133,7 +133,7 @@ def compare(run: Run, trainer: SFTTrainer, prompts: PromptSet, metrics: Mapping[
     path = run.output_dir / run_folder.SAMPLES
     earlier = {sample["row"]: sample for sample in _read(path)} if prompts.prompts else {}
     samples = []
-    for prompt, text in zip(prompts.prompts, _ask(run, trainer, prompts, AFTER), strict=True):
+    for prompt, text in zip(prompts.prompts, _ask(run, trainer, prompts, label=AFTER), strict=True):
         samples.append(_sample(prompt) | {BEFORE: earlier.get(prompt.row, {}).get(BEFORE), AFTER: text})
     first = read_metrics(trainer.state.log_history, 0, prompts.loss_tokens)
     summary = {
@@ -203,7 +203,7 @@ def last_screen(comparison: Comparison) -> Iterator[str]:
         yield from format_columns(table)
 
 
-def _ask(run: Run, trainer: SFTTrainer, prompts: PromptSet, label: str) -> list[str]:
+def _ask(run: Run, trainer: SFTTrainer, prompts: PromptSet, *, label: str) -> list[str]:
     if not prompts.prompts:
         return []
     references = [prompt.reference for prompt in prompts.prompts]

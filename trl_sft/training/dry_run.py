@@ -30,7 +30,7 @@ _ONE_ROW = Dataset.from_dict({"input_ids": [[0, 0]], "labels": [[0, 0]]})
 
 
 def check(
-    run: Run, model: load.ModelSource, chat: ChatTokenizer, args: SFTConfig, datasets: TokenizedRows | None
+    run: Run, model: load.ModelSource, chat: ChatTokenizer, *, args: SFTConfig, datasets: TokenizedRows | None
 ) -> str:
     """Build trainer, optimizer, schedule and first batch without weights.
 

@@ -33,14 +33,14 @@ class Result(NamedTuple):
 
 
 def save(
-    run: Run, inputs: TrainingInputs, trainer: SFTTrainer, record: RunRecord, prompts: before_after.PromptSet
+    run: Run, inputs: TrainingInputs, trainer: SFTTrainer, *, record: RunRecord, prompts: before_after.PromptSet
 ) -> Result:
     """Evaluate the model as it is, save it, show the last screen. Raises RunStopped where weights are not finite."""
     if not all(torch.isfinite(p).all() for p in trainer.model.parameters() if p.requires_grad):
         message = f"the training failed: weights not finite after step {trainer.state.global_step}; nothing is saved"
         raise RunStopped(message, errors.EXIT_TRAINING_FAILED)
     metrics = _evaluate(trainer, prompts)
-    comparison = before_after.compare(run, trainer, prompts, metrics)
+    comparison = before_after.compare(run, trainer, prompts, metrics=metrics)
     if comparison:
         metrics = metrics | {f"eval_{name}": comparison.summary["after"][name] for name in METRICS if prompts.prompts}
     files_before = {path.name for path in run.output_dir.iterdir()}

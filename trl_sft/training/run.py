@@ -47,14 +47,16 @@ def run(checked: Run, claim: run_folder.Claim) -> Result:
             trainer = record.trainer = build_trainer(checked, inputs)
             verification = record.verification = Verification(checked, inputs, trainer)
             encode_prompt = functools.partial(encode.prompt, inputs.datasets.encoder)
-            prompts = before_after.select_prompts(checked, inputs.rows, encode_prompt, inputs.datasets.ledger)
+            prompts = before_after.select_prompts(
+                checked, inputs.rows, encode=encode_prompt, ledger=inputs.datasets.ledger
+            )
 
             def begin(args: SFTConfig, state: TrainerState, model: PreTrainedModel) -> list[tuple[str, str]]:
                 """Begin the run folder when nothing is left to refuse; return the table before step 1."""
                 record.begin(inputs)
                 rows = None if inputs.rows.streaming else len(trainer.train_dataset)
                 answers = before_after.ask_base(checked, trainer, prompts)
-                lines = summary.before(args, state, model, rows) + verification.first_screen()
+                lines = summary.before(args, state, model, rows=rows) + verification.first_screen()
                 return lines + ([("answers", answers)] if answers else [])
 
             progress = callbacks.Progress(checked.output_dir, begin)
@@ -63,4 +65,4 @@ def run(checked: Run, claim: run_folder.Claim) -> Result:
             with guard.handle_signals(), contextlib.closing(progress):
                 with contextlib.suppress(callbacks.AlreadyTrained):
                     trainer.train(resume_from_checkpoint=str(claim.checkpoint) if claim.checkpoint else None)
-                return finish.save(checked, inputs, trainer, record, prompts)
+                return finish.save(checked, inputs, trainer, record=record, prompts=prompts)

@@ -80,9 +80,9 @@ def prepare(run: Run) -> TrainingInputs:
     console.print_lines([("tokens", line) for line in chat.said])
     rows = load_rows(run, chat, settings)
     console.print_lines([("rows", line) for line in rows.notes])
-    datasets = tokenize(run, chat, rows, settings)
+    datasets = tokenize(run, chat, rows, settings=settings)
     console.print_lines([*datasets.said, *recipe_processes.describe_settings(settings.chosen)])
-    dry_run.check(run, model, chat, settings.args, datasets)
+    dry_run.check(run, model, chat, args=settings.args, datasets=datasets)
     return TrainingInputs(settings, model, chat, rows, datasets)
 
 
@@ -184,7 +184,7 @@ def load_rows(run: Run, chat: ChatTokenizer, settings: RunSettings, *, head: int
 
 
 def tokenize(
-    run: Run, chat: ChatTokenizer, rows: RunRows, settings: RunSettings, *, thorough: bool = False
+    run: Run, chat: ChatTokenizer, rows: RunRows, *, settings: RunSettings, thorough: bool = False
 ) -> TokenizedRows:
     """Return the datasets that SFTTrainer gets, with their ledger. Raises DataError, TemplateError.
 

@@ -41,7 +41,7 @@ class LastScreen:
     command: str  # what to type next
 
 
-def before(args: SFTConfig, state: TrainerState, model: PreTrainedModel, rows: int | None) -> list[tuple[str, str]]:
+def before(args: SFTConfig, state: TrainerState, model: PreTrainedModel, *, rows: int | None) -> list[tuple[str, str]]:
     """Return the table before step 1.
 
     Args:
@@ -65,7 +65,7 @@ def before(args: SFTConfig, state: TrainerState, model: PreTrainedModel, rows: i
         ("trainable", f"{trainable:,} of {parameters:,} parameters ({trainable / parameters:.1%})"),
         *_quantization_lines(model),
         *_compute_lines(model),
-        ("checkpoints", _disk(args, state, model, trainable)),
+        ("checkpoints", _disk(args, state, model)),
     ]
 
 
@@ -95,11 +95,12 @@ def _quantization_lines(model: PreTrainedModel) -> list[tuple[str, str]]:
     return [("quantized", f"{', '.join(counts)}; {len(plain)} not")]
 
 
-def _disk(args: SFTConfig, state: TrainerState, model: PreTrainedModel, trainable: int) -> str:
+def _disk(args: SFTConfig, state: TrainerState, model: PreTrainedModel) -> str:
     """Return how many checkpoints, of what size, against what the disk has free."""
     number = fit.kept(args, state.max_steps, state.num_train_epochs)
     if not number:
         return "none before the end (save_strategy: no)"
+    trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
     frozen_too = all(p.requires_grad for p in model.parameters())
     weights = sum(p.numel() * p.element_size() for p in model.parameters() if p.requires_grad or frozen_too)
     size = weights + (0 if args.save_only_model else _ADAM_STATES * 4 * trainable)

@@ -99,14 +99,14 @@ def check(run: Run, machine: TargetMachine, seconds: float) -> Report:
         print_lines([("rows", line) for line in rows.notes])
     if report.can_check("tokens", {"the rows": rows}):
         with report.stage("tokens"):
-            datasets = stages.tokenize(run, chat, rows, settings, thorough=True)
+            datasets = stages.tokenize(run, chat, rows, settings=settings, thorough=True)
             print_lines(datasets.said)
             attention = str(run.model.get("attn_implementation", ""))
             advice = packing_advice.advise(datasets.train, datasets.ledger["train"], settings.args, attention)
             print_lines(list(advice))
     with report.stage("trainer"):
         settings.args.dataset_kwargs = {"skip_prepare_dataset": True}
-        if reason := dry_run.check(run, model, chat, settings.args, datasets):
+        if reason := dry_run.check(run, model, chat, args=settings.args, datasets=datasets):
             report.unchecked.append(f"trainer: {reason}")
     if rows is not None and datasets is not None:
         report.inputs = TrainingInputs(settings, model, chat, rows, datasets)
