@@ -264,8 +264,8 @@ def test_class_that_the_configuration_names_is_rehearsed_not_that_of_a_mapping(h
 
 
 FOUND_BY_A_USER = {  # override -> where it is told, what to write
-    "lora={target_modules: [q_proj, v_prj]}": ("lora.target_modules", "-> v_proj"),
-    "lora={modules_to_save: [lm_hed]}": ("lora.modules_to_save", "-> lm_head"),
+    "lora={target_modules: [q_proj, v_prj]}": ("lora.target_modules", "Did you mean `v_proj`?"),
+    "lora={modules_to_save: [lm_hed]}": ("lora.modules_to_save", "Did you mean `lm_head`?"),
     "evaluate={generation: {max_new_tokens: -1}}": ("evaluate.generation.max_new_tokens", "at least 1"),
     "evaluate={generation: {do_sample: true, temperature: -3}}": ("evaluate.generation.temperature", "at least"),
     "train.use_liger_kernel=true": ("train.use_liger_kernel", "pip install liger-kernel"),

@@ -52,7 +52,7 @@ def test_base_and_tuned_answer_the_same_prompts(how, held, go):
     assert any(row["before"] != row["after"] for row in kept)
     assert "Held-out prompts, exact match:" in out
     assert "of 10" in out
-    assert "wanted" in out
+    assert "expected" in out
 
 
 def test_answers_are_those_of_the_base_and_of_the_saved_model(held, go):
@@ -100,7 +100,7 @@ def test_base_answers_that_are_gone_are_asked_again_only_where_the_base_is_still
     if how:
         assert [row["before"] for row in samples(held / "out")] == [row["before"] for row in first]
     else:
-        assert "the base's answers of the first start are gone" in out
+        assert "the base model's answers are gone and cannot be asked again" in out
         assert "exact_match" not in found["before"]
 
 

@@ -223,7 +223,7 @@ def test_run_says_which_loss_and_attention_it_takes_and_a_recipe_overrides(here,
     assert code == 0
     assert "attention    sdpa, one call for each document of a pack" in out
     if patches.expects_fused_head():
-        assert "loss         on labelled positions alone, at most 0.5 GiB of logits" in out
+        assert "loss         on positions with a label only, at most 0.5 GiB of logits" in out
     saved = json.loads((here / "out" / "config.json").read_text())
     assert "documents" not in json.dumps(saved)
     code, out, _ = go(text, "train.packing=true", "model.attn_implementation=eager", "train.output_dir=other")

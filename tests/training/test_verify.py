@@ -350,7 +350,7 @@ def test_step_at_a_rate_of_zero_changes_nothing_and_is_no_failure(go):
 def test_names_without_a_module_are_refused_where_peft_passes_them_over(lora, name, go, here):
     code, _, err = go(RECIPE, f"lora={lora}")
     assert code == 2
-    assert f"{name}: no module of the model is called so" in err
+    assert f"{name}: the model has no module of this name" in err
     assert not (here / "out").exists()
 
 

@@ -17,7 +17,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, LlamaModel
 from trl_sft import cli, console, load_recipe
 from trl_sft.model import cpu_loss
 from trl_sft.recipe import paths
-from trl_sft.training import finish, stages
+from trl_sft.training import failures, stages
 from trl_sft.training.memory import estimate, fit
 from trl_sft.training.memory.fake_model import Batch
 from trl_sft.training.stages import build_trainer
@@ -396,11 +396,11 @@ def test_memory_that_is_out_says_the_batch_and_a_command_that_goes_on(error, her
 
 def test_advice_follows_what_is_left_to_write():
     args = SimpleNamespace(per_device_train_batch_size=6, gradient_accumulation_steps=2)
-    assert finish.lighter(args) == {"per_device_train_batch_size": 3, "gradient_accumulation_steps": 4}
+    assert failures.suggest_less_memory(args) == {"per_device_train_batch_size": 3, "gradient_accumulation_steps": 4}
     args.per_device_train_batch_size, args.gradient_checkpointing, args.max_length = 1, False, 1024
-    assert finish.lighter(args) == {"gradient_checkpointing": True}
+    assert failures.suggest_less_memory(args) == {"gradient_checkpointing": True}
     args.gradient_checkpointing = True
-    assert finish.lighter(args) == {"max_length": 512}
+    assert failures.suggest_less_memory(args) == {"max_length": 512}
 
 
 def test_memory_that_is_out_in_the_evaluation_says_so(here, go, monkeypatch):
