@@ -38,10 +38,8 @@ ALLOWED = {
         "_scaled_dot_product_flash_attention",
         "_scaled_dot_product_efficient_attention",
     },
-    "training/memory/estimate.py": {"_python_dispatch", "_pytree", "_cdata"},
-    "training/memory/fake_model.py": {
-        *("_subclasses", "_python_dispatch", "_disable_current_modes"),
-        *("_parameters", "_buffers"),
+    "training/memory/fake_tensors.py": {
+        *("_subclasses", "_python_dispatch", "_disable_current_modes", "_pytree", "_cdata"),
     },
 }
 

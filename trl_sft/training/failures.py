@@ -103,7 +103,7 @@ def _explain_memory(run: Run, record: RunRecord, at: str, *, has_checkpoint: boo
     """Yield where memory ran out, with which batch, and what to set."""
     if record.trainer is None:
         yield "out of memory while the weights were loaded"
-        yield f"What to try: {fit.advice(run)}"
+        yield f"What to try: {fit.suggest_smaller(run)}"
         return
     args = record.trainer.args
     yield f"out of memory {'' if record.in_training else 'in the evaluation '}{at}"
@@ -116,7 +116,7 @@ def _explain_memory(run: Run, record: RunRecord, at: str, *, has_checkpoint: boo
     if "global_batch_size" in run.options:  # the accumulation follows from it
         smaller.pop("gradient_accumulation_steps", None)
     settings = [f"train.{n}: {_yaml(value)} (now {_yaml(getattr(args, n))})" for n, value in smaller.items()]
-    yield f"What to try: {', '.join(settings)}; or {fit.advice(run)}"
+    yield f"What to try: {', '.join(settings)}; or {fit.suggest_smaller(run)}"
     if has_checkpoint and "per_device_train_batch_size" in smaller:  # the same steps, so the checkpoint fits
         allowed = ["changed_recipe", *run.options.get("allow", [])]
         words = [f"train.{name}={value}" for name, value in smaller.items()] + [f"run.allow=[{', '.join(allowed)}]"]

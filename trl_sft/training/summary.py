@@ -8,7 +8,6 @@ from __future__ import annotations
 import json
 import math
 import shlex
-import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,14 +18,14 @@ from transformers import PreTrainedModel, TrainerState
 from trl import SFTConfig
 
 from trl_sft import run_folder
-from trl_sft.console import format_bytes, format_duration, get_python_command
+from trl_sft.console import format_duration, get_python_command
 from trl_sft.model import cpu_loss, packed_attention, patches
 from trl_sft.model.load import unwrap_adapter
 from trl_sft.recipe import paths
 from trl_sft.recipe.checked import Run
 from trl_sft.training.memory import fit
 
-_ADAM_STATES = 2  # exp_avg and exp_avg_sq, float32 each
+_ADAM_BYTES = 2 * 4  # of each trained parameter: exp_avg and exp_avg_sq, float32 each
 
 
 @dataclass(frozen=True)
@@ -65,7 +64,7 @@ def before(args: SFTConfig, state: TrainerState, model: PreTrainedModel, *, rows
         ("trainable", f"{trainable:,} of {parameters:,} parameters ({trainable / parameters:.1%})"),
         *_quantization_lines(model),
         *_compute_lines(model),
-        ("checkpoints", _disk(args, state, model)),
+        ("checkpoints", _describe_checkpoints(args, state, model)),
     ]
 
 
@@ -95,22 +94,17 @@ def _quantization_lines(model: PreTrainedModel) -> list[tuple[str, str]]:
     return [("quantized", f"{', '.join(counts)}; {len(plain)} not")]
 
 
-def _disk(args: SFTConfig, state: TrainerState, model: PreTrainedModel) -> str:
-    """Return how many checkpoints, of what size, against what the disk has free."""
-    number = fit.kept(args, state.max_steps, state.num_train_epochs)
-    if not number:
-        return "none before the end (save_strategy: no)"
-    trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
-    frozen_too = all(p.requires_grad for p in model.parameters())
-    weights = sum(p.numel() * p.element_size() for p in model.parameters() if p.requires_grad or frozen_too)
-    size = weights + (0 if args.save_only_model else _ADAM_STATES * 4 * trainable)
-    free = shutil.disk_usage(
-        next(p for p in (Path(str(args.output_dir)), *Path(str(args.output_dir)).parents) if p.exists())
-    ).free
-    short = " - NOT ENOUGH: set train.save_total_limit" if number * size > free else ""
-    return (
-        f"at most {number} kept, about {format_bytes(size)} each (Adam), {format_bytes(free)} free on the disk{short}"
-    )
+def _describe_checkpoints(args: SFTConfig, state: TrainerState, model: PreTrainedModel) -> str:
+    """Return how many checkpoints there are, of what size with the state of Adam, against what the disk has free."""
+    parameters = list(model.parameters())
+    trained = [p for p in parameters if p.requires_grad]
+    saved_parameters = parameters if len(trained) == len(parameters) else trained  # all, or the adapter alone
+    weights = sum(p.numel() * p.element_size() for p in saved_parameters)
+    optimizer = _ADAM_BYTES * sum(p.numel() for p in trained)
+    saved = fit.compute_saved_bytes(args, weights=weights, optimizer=optimizer)
+    checkpoints = fit.count_checkpoints(args, max_steps=state.max_steps, epochs=state.num_train_epochs)
+    note = "" if args.save_only_model else " (with the state of Adam)"
+    return fit.describe_disk(args, Path(str(args.output_dir)), saved=saved, checkpoints=checkpoints, note=note)
 
 
 def after(run: Run, state: TrainerState, screen: LastScreen) -> list[str]:

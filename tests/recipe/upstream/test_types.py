@@ -52,7 +52,10 @@ def test_choices_that_no_type_shows_are_the_live_ones():
     assert set(types.list_choices(TRAIN["torch_compile_backend"])) == {m.value.lower() for m in DynamoBackend}
     assert set(types.list_choices(TRAIN["torch_compile_mode"])) == set(torch._inductor.list_mode_options())
     attention = types.list_choices(keys.get_fields("model")["attn_implementation"])
-    registered_by_us = {attention_by_document.DOCUMENTS, fake_model._WAY}  # by tests that ran before in this process
+    registered_by_us = {
+        attention_by_document.DOCUMENTS,
+        fake_model.ATTENTION,
+    }  # by tests that ran before in this process
     assert set(attention) == {*AttentionInterface._global_mapping, "eager"} - registered_by_us
     for name in types.list_choices(keys.get_fields("quantization")["bnb_4bit_compute_dtype"]):
         assert isinstance(getattr(torch, name), torch.dtype)

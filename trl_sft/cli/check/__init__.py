@@ -50,5 +50,5 @@ def main(argv: Sequence[str]) -> int:
         report = stage_report.check(run, machine, seconds)
         code = stage_report.show(report, run, machine)
         if options.probe and report.inputs and report.memory and not report.machine_faults:
-            console.print_lines(probe.measure(run, report.inputs, report.memory))
+            console.print_lines(probe.measure_steps(run, report.inputs, report.memory))
         return code

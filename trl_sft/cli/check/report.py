@@ -45,7 +45,7 @@ class Report:
     unchecked: list[str] = field(default_factory=list)  # stages that could not be checked, with the reason
     seconds: dict[str, float] = field(default_factory=dict)  # stage -> its time
     inputs: TrainingInputs | None = None  # all that training needs beside the weights; None where a stage failed
-    memory: fit.Checked | None = None
+    memory: fit.MemoryReport | None = None
 
     @contextlib.contextmanager
     def stage(self, name: str) -> Iterator[None]:
@@ -112,7 +112,7 @@ def check(run: Run, machine: TargetMachine, seconds: float) -> Report:
         report.inputs = TrainingInputs(settings, model, chat, rows, datasets)
         with report.stage("memory"):
             card = int(machine.gpu_gib * 2**30) if machine.gpu_gib else None
-            report.memory = fit.check(run, report.inputs, datasets.train, card)
+            report.memory = fit.check_memory(run, report.inputs, datasets.train, card_bytes=card)
             print_lines(report.memory.lines)
     return report
 

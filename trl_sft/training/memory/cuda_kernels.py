@@ -1,7 +1,8 @@
-"""What a CUDA device does otherwise than a CPU, on tensors without storage: the kernels of attention and of the head.
+"""The attention kernels of a CUDA device, on tensors without storage.
 
-In: tensors that claim to be on a CPU. Out: tensors of the shapes that the kernels of a GPU make and keep. Nothing
-is computed. Which kernel is taken: PyTorch's order of preference (`sdp_utils.cpp`), TRL's `_use_triton`.
+In: fake tensors, which claim to be on a CPU. Out: tensors of the shapes that the kernels of a GPU make and keep.
+Nothing is computed. Which kernel is taken follows PyTorch's order of preference (`sdp_utils.cpp`). Deliberately absent:
+the kernels of the loss (`model.patches.imitate_triton_head`).
 """
 
 from __future__ import annotations
@@ -21,19 +22,31 @@ def attend(
 ) -> tuple[torch.Tensor, None]:
     """Attend by the kernel that sdpa takes: flash for half precision without a mask, else the efficient one.
 
-    query: (batch, heads, tokens, width); key and value may have fewer heads. Out: (batch, tokens, heads, width).
+    torch 2.8 to 2.13 name both kernels among their private operators.
+
+    Args:
+        query: (batch, heads, tokens, width).
+        key: (batch, key heads, tokens, width): there may be fewer heads.
+        value: As `key`.
+        attention_mask: None, or (batch, 1, tokens, tokens).
+        **kwargs: What transformers hands on; dropout and scale count.
+
+    Returns:
+        The output (batch, tokens, heads, width), and None in place of attention weights.
     """
     dropout, scale = kwargs.get("dropout", 0.0), kwargs.get("scaling")
-    groups = query.shape[1] // key.shape[1]
     half = query.dtype in (torch.float16, torch.bfloat16)
     if attention_mask is None and half and query.shape[-1] <= 256:
-        out = torch.ops.aten._scaled_dot_product_flash_attention(query, key, value, dropout, True, scale=scale)[0]
-        return out.transpose(1, 2).contiguous(), None
+        flash = torch.ops.aten._scaled_dot_product_flash_attention
+        output = flash(query, key, value, dropout, True, scale=scale)[0]
+        return output.transpose(1, 2).contiguous(), None
+    groups = query.shape[1] // key.shape[1]
     if groups > 1:
-        key, value = (part.repeat_interleave(groups, dim=1) for part in (key, value))
+        key = key.repeat_interleave(groups, dim=1)
+        value = value.repeat_interleave(groups, dim=1)
     bias = None
-    if attention_mask is not None:  # sdpa makes numbers of it, in every layer anew
+    if attention_mask is not None:  # sdpa turns it into numbers, in every layer anew
         bias = torch.zeros_like(attention_mask, dtype=query.dtype).expand(-1, query.shape[1], -1, -1)
-    kernel = torch.ops.aten._scaled_dot_product_efficient_attention
-    out = kernel(query, key, value, bias, True, dropout, bias is None, scale=scale)[0]
-    return out.transpose(1, 2).contiguous(), None
+    efficient = torch.ops.aten._scaled_dot_product_efficient_attention
+    output = efficient(query, key, value, bias, True, dropout, bias is None, scale=scale)[0]
+    return output.transpose(1, 2).contiguous(), None

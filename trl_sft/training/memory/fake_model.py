@@ -1,26 +1,20 @@
-"""The model of a run on tensors without storage: shapes and types as they will be, no bytes behind them.
+"""The model of a run on fake tensors: shapes and types as they will be, no bytes behind them.
 
-In: what is known of a run before its weights. Out: inside `tensors()` a model that can be trained, whose
-operations are those of the real one: its dtype, adapter, quantized layers, attention, loss. PyTorch's fake
-tensors do the work. They claim to be on a CPU; where a CUDA device chooses another kernel, `kind` says so.
-Absent: anything that reads weights or a device.
+In: what a run has before its weights. Out: inside `fake_tensors()` a model that can be trained, whose operations are
+those of the real one: its dtype, adapter, quantized layers, attention, loss. Fake tensors claim to be on a CPU; where a
+CUDA device takes another kernel, `device_type` says so. Deliberately absent: anything that reads weights or a device.
 """
 
 from __future__ import annotations
 
-import contextlib
 import copy
-import importlib.util
 import itertools
-import types
-from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
 import transformers
 from peft import PeftConfig, get_peft_model
-from torch._subclasses.fake_tensor import FakeTensorMode
-from torch.utils._python_dispatch import _disable_current_modes
 from transformers import (
     AttentionInterface,
     AttentionMaskInterface,
@@ -34,14 +28,14 @@ from transformers.quantizers import AutoHfQuantizer
 from trl import SFTConfig
 from trl.trainer import utils
 
-from trl_sft.model import cpu_loss, packed_attention, patches
-from trl_sft.model import load as models
+from trl_sft.model import cpu_loss, load, packed_attention, patches
 from trl_sft.recipe.checked import Run
 from trl_sft.training.memory import cuda_kernels
+from trl_sft.training.memory.fake_tensors import real_tensors
 from trl_sft.training.stages import TrainingInputs
 
-_WAY = "shadow"  # the name of our attention in transformers' registry
-_OUTPUTS = ("log_probs", "entropy", "is_top1")  # what SFTTrainer asks of its head
+ATTENTION = "trl_sft_estimate"  # the name of the attention in transformers' registry
+_FUSED_OUTPUTS = ("log_probs", "entropy", "is_top1")  # what SFTTrainer asks of its fused head
 
 
 class Batch(NamedTuple):
@@ -50,206 +44,216 @@ class Batch(NamedTuple):
     rows: int
     tokens: int  # of each row, padding included
     labelled: int  # positions that carry loss, of all rows
-    flat: bool = False  # laid end to end as one row: packs, or rows without padding
-    padded: bool = False  # rows of several lengths, which a mask sets apart
-    documents: tuple[int, ...] = ()  # tokens of each, of a batch that is flat; none named = one in each row
+    flat: bool = False  # all documents in one row: packs, or rows without padding
+    padded: bool = False  # rows of several lengths, with a mask over the padding
+    documents: tuple[int, ...] = ()  # tokens of each document of a flat batch; () = one in each row
 
     def __str__(self) -> str:
-        """Say the shape as a user thinks of it."""
+        """Return the shape as a user thinks of it."""
         return f"{self.rows} x {self.tokens:,} tokens"
 
 
-@contextlib.contextmanager
-def tensors() -> Iterator[None]:
-    """Make every tensor that is made inside the block one without storage."""
-    with contextlib.ExitStack() as stack:
-        if importlib.util.find_spec("bitsandbytes") is not None:
-            stack.enter_context(_bitsandbytes())
-        stack.enter_context(FakeTensorMode(allow_non_fake_inputs=True))
-        yield
+@dataclass(frozen=True)
+class Borders:
+    """The borders of documents, whose values attention reads: a fake tensor has none."""
+
+    values: list[int]  # (documents + 1,)
+
+    def tolist(self) -> list[int]:
+        """Return the values, as a tensor does."""
+        return self.values
 
 
-@contextlib.contextmanager
-def _bitsandbytes() -> Iterator[None]:
-    """Let bitsandbytes make the tables that it reads, and keep nothing of the block, which a real run would meet."""
-    from bitsandbytes import functional
-    from bitsandbytes.optim import GlobalOptimManager
+def build_fake_model(
+    run: Run, inputs: TrainingInputs, batch: Batch, *, device_type: str, layers: int | None = None
+) -> PreTrainedModel:
+    """Build the model of a run as SFTTrainer would train it. Call it inside `fake_tensors()`.
 
-    def table(*args: Any, **kwargs: Any) -> torch.Tensor:
-        with _disable_current_modes():
-            made: torch.Tensor = theirs(*args, **kwargs)
-            return made
+    Args:
+        run: The checked recipe.
+        inputs: What the run has before its weights.
+        batch: The batch that the model will see; attention depends on it.
+        device_type: cpu or cuda.
+        layers: How many of its layers; None = all.
 
-    theirs, functional.create_dynamic_map = functional.create_dynamic_map, table
-    kept = functional.name2qmap, GlobalOptimManager.get_instance().__dict__
-    before = [{name: copy.copy(value) for name, value in values.items()} for values in kept]
-    try:
-        yield
-    finally:
-        functional.create_dynamic_map = theirs
-        for values, old in zip(kept, before, strict=True):
-            values.clear()
-            values.update(old)
-
-
-def model(run: Run, inputs: TrainingInputs, batch: Batch, kind: str, layers: int | None = None) -> PreTrainedModel:
-    """Return the model of a run as SFTTrainer would train it on a device of `kind` (cpu, cuda), inside `tensors()`.
-
-    `layers`: only so many of them. Raises whatever upstream raises for a model that it cannot make.
+    Raises:
+        Exception: Whatever upstream raises for a model that it cannot build.
     """
-    config = copy.deepcopy(inputs.model.config) if layers is None else cut(inputs.model.config, layers)
-    with _disable_current_modes(), torch.device("meta"):  # modules are made quicker there, and by any class of weights
-        base = _base(run, inputs, config)
+    config = copy.deepcopy(inputs.model.config)
+    if layers is not None:
+        shorten(config, layers)
+    with real_tensors(), torch.device("meta"):  # modules are built faster there, and by any class of weights
+        base = _build_base(run, inputs, config)
         if inputs.quantization is not None:
             quantizer = AutoHfQuantizer.from_config(inputs.quantization)
             quantizer.preprocess_model(model=base, dtype=base.dtype, device_map=None)
             quantizer.postprocess_model(base)
             base.requires_grad_(False)
-        made = _adapted(run, inputs, base)
-    _lend(made, base.dtype)
-    made.train()
+        model = _add_adapter(run, inputs, base)
+    _replace_meta_tensors(model, base.dtype)
+    model.train()
     if inputs.args.gradient_checkpointing:
-        _checkpointing(made, inputs.args)
-    if hasattr(utils, "add_fused_lm_head"):
-        utils.add_fused_lm_head(base, outputs=_OUTPUTS)
-        patches.repair(made)
-        if kind != "cuda":
-            cpu_loss.install(made, run.options.get("logits_gib", cpu_loss.LOGITS_GIB))
+        _enable_checkpointing(model, inputs.args)
+    if patches.has_fused_head():
+        utils.add_fused_lm_head(base, outputs=_FUSED_OUTPUTS)
+        patches.repair(model)
+        if device_type != "cuda":
+            cpu_loss.install(model, run.options.get("logits_gib", cpu_loss.LOGITS_GIB))
     if patches.get_attention_name(base.config.get_text_config()) == "sdpa":
-        _attend(base, batch, kind, str(run.model.get("attn_implementation") or "sdpa"))
-    return made
+        requested = str(run.model.get("attn_implementation") or "sdpa")
+        _set_attention(base, batch, device_type=device_type, requested=requested)
+    return model
 
 
-def cut(config: PretrainedConfig, layers: int) -> PretrainedConfig:
-    """Return a configuration with fewer layers, and so many entries in its lists of layers."""
-    config = copy.deepcopy(config)
+def shorten(config: PretrainedConfig, layers: int) -> None:
+    """Reduce a configuration to fewer layers, and its lists of one value a layer to as many values."""
     text = config.get_text_config()
-    for name in listed(text):
+    for name in list_values_by_layer(text):
         setattr(text, name, getattr(text, name)[:layers])
     text.num_hidden_layers = layers
-    return config
 
 
-def listed(text: PretrainedConfig) -> list[str]:
-    """Return which entries of a configuration have a value for each layer."""
+def list_values_by_layer(text: PretrainedConfig) -> list[str]:
+    """Return the names of a text configuration's lists that hold one value for each layer."""
     values = vars(text).items()
     return [name for name, value in values if isinstance(value, list) and len(value) == text.num_hidden_layers]
 
 
-def _base(run: Run, inputs: TrainingInputs, config: PretrainedConfig) -> PreTrainedModel:
-    """Return the bare model, with as many rows in its embedding as the template needs."""
-    asked = run.model.get("dtype", "float32")
-    dtype = (config.dtype or torch.float32) if asked == "auto" else getattr(torch, asked)
-    kind = getattr(transformers, config.architectures[0], None)
-    way = run.model.get("attn_implementation")
-    keywords = {"dtype": dtype} | ({"attn_implementation": way if way in ("eager", "sdpa") else "sdpa"} if way else {})
-    if kind is None:
+def _build_base(run: Run, inputs: TrainingInputs, config: PretrainedConfig) -> PreTrainedModel:
+    """Return the model without an adapter, with as many rows in its embedding as the tokenizer needs."""
+    dtype_name = run.model.get("dtype", "float32")
+    dtype = (config.dtype or torch.float32) if dtype_name == "auto" else getattr(torch, dtype_name)
+    keywords: dict[str, Any] = {"dtype": dtype}
+    requested = run.model.get("attn_implementation")
+    if requested:
+        keywords["attn_implementation"] = requested if requested in ("eager", "sdpa") else "sdpa"
+    model_class = getattr(transformers, config.architectures[0], None)
+    if model_class is None:
         keywords["trust_remote_code"] = bool(run.model.get("trust_remote_code"))
-        made = AutoModelForCausalLM.from_config(config, **keywords)
+        model = AutoModelForCausalLM.from_config(config, **keywords)
     else:
-        made = patches.build_from_config(kind, config, **keywords)
-    if inputs.chat.new and inputs.chat.rows > made.get_input_embeddings().weight.shape[0]:
-        made.resize_token_embeddings(inputs.chat.rows, mean_resizing=False)
-    return made
+        model = patches.build_from_config(model_class, config, **keywords)
+    chat = inputs.chat
+    if chat.new and chat.rows > model.get_input_embeddings().weight.shape[0]:
+        model.resize_token_embeddings(chat.rows, mean_resizing=False)
+    return model
 
 
-def _adapted(run: Run, inputs: TrainingInputs, base: PreTrainedModel) -> PreTrainedModel:
+def _add_adapter(run: Run, inputs: TrainingInputs, base: PreTrainedModel) -> PreTrainedModel:
     """Return the model with its adapter, of the types that TRL trains it in; `base` itself without one."""
-    config = models.make_lora_config(run)
+    config = load.make_lora_config(run)
     if inputs.model.adapter:
         config = PeftConfig.from_pretrained(inputs.model.adapter)
     if config is None:
         return base
     if inputs.chat.new and not inputs.model.adapter:
-        models.train_new_rows(run, base, config, list(inputs.chat.new))
+        load.train_new_rows(run, base, config, list(inputs.chat.new))
     config.inference_mode = False
-    made = get_peft_model(base, config)
+    model = get_peft_model(base, config)
     if inputs.quantization is not None:
-        for name, parameter in made.named_parameters():
+        for name, parameter in model.named_parameters():
             if parameter.requires_grad and "lora_magnitude_vector" not in name:
                 parameter.data = parameter.data.to(torch.bfloat16)
     if inputs.args.gradient_checkpointing:
-        made.enable_input_require_grads()
-    return made
+        model.enable_input_require_grads()
+    return model
 
 
-def _lend(made: PreTrainedModel, dtype: torch.dtype) -> None:
-    """Put tensors of our block in the place of those of the meta device; tied ones stay one."""
-    lent: dict[int, Any] = {}
-    for module in made.modules():
+def _replace_meta_tensors(model: PreTrainedModel, dtype: torch.dtype) -> None:
+    """Replace meta tensors with fake tensors, keeping tied weights tied."""
+    replaced: dict[int, tuple[Any, Any]] = {}  # id of a meta tensor -> (itself, which keeps the id taken; the fake one)
+    for module in model.modules():
         if type(module).__module__.startswith("bitsandbytes.") and hasattr(module, "weight"):
             _quantize(module, dtype)
-        for home in (module._parameters, module._buffers):
-            for name, old in home.items():
-                if old is None or not old.is_meta:
-                    continue
-                if id(old) not in lent:
-                    new = torch.empty_strided(old.shape, old.stride(), dtype=old.dtype, device="cpu")
-                    new = torch.nn.Parameter(new, old.requires_grad) if home is module._parameters else new
-                    lent[id(old)] = old, new  # both, so that no id comes twice
-                home[name] = lent[id(old)][1]
+        own_tensors = [
+            *module.named_parameters(recurse=False, remove_duplicate=False),
+            *module.named_buffers(recurse=False, remove_duplicate=False),
+        ]
+        for name, tensor in own_tensors:
+            if not tensor.is_meta:
+                continue
+            if id(tensor) not in replaced:
+                fake = torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype, device="cpu")
+                if isinstance(tensor, torch.nn.Parameter):
+                    fake = torch.nn.Parameter(fake, tensor.requires_grad)
+                replaced[id(tensor)] = tensor, fake
+            setattr(module, name, replaced[id(tensor)][1])
 
 
 def _quantize(layer: Any, dtype: torch.dtype) -> None:
-    """Give a layer of bitsandbytes weights of its kind, made from those of `dtype` by bitsandbytes' own functions."""
+    """Give a layer of bitsandbytes weights of its kind, made of weights of `dtype` by bitsandbytes' own functions."""
     from bitsandbytes import functional
 
-    old, plain = layer.weight, torch.empty(layer.out_features, layer.in_features, dtype=dtype)
+    meta, weight = layer.weight, torch.empty(layer.out_features, layer.in_features, dtype=dtype)
     if type(layer).__name__ == "Linear4bit":
-        how = {name: getattr(old, name) for name in ("blocksize", "compress_statistics", "quant_type", "quant_storage")}
-        data, layer.quant_state = functional.quantize_4bit(plain, **how)
-        told = how | {"quant_state": layer.quant_state, "bnb_quantized": True}
+        names = ("blocksize", "compress_statistics", "quant_type", "quant_storage")
+        options = {name: getattr(meta, name) for name in names}
+        data, layer.quant_state = functional.quantize_4bit(weight, **options)
+        attributes = options | {"quant_state": layer.quant_state, "bnb_quantized": True}
     else:
-        data, scale, _ = functional.int8_vectorwise_quant(plain.half())
-        told = {"CB": data, "SCB": scale, "has_fp16_weights": old.has_fp16_weights}
-    # their own classes of weights hold no such tensor; what is read of them is there
+        data, scale, _ = functional.int8_vectorwise_quant(weight.half())
+        attributes = {"CB": data, "SCB": scale, "has_fp16_weights": meta.has_fp16_weights}
+    # bitsandbytes' own classes of weights hold no fake tensor; a plain parameter has all that is read of them
     layer.weight = torch.nn.Parameter(data, requires_grad=False)
-    for name, value in told.items():
+    for name, value in attributes.items():
         setattr(layer.weight, name, value)
 
 
-def _checkpointing(made: PreTrainedModel, args: SFTConfig) -> None:
-    """Have layers run again in the backward pass, as the Trainer does."""
-    # transformers' own choice where none is given; given ones without it take PyTorch's, which is another
+def _enable_checkpointing(model: PreTrainedModel, args: SFTConfig) -> None:
+    """Have layers compute their activations again in the backward pass, as the Trainer does."""
+    # transformers' own choice where none is given; keywords without `use_reentrant` take PyTorch's, which differs
     keywords = dict(args.gradient_checkpointing_kwargs or {"use_reentrant": False})
-    more = {name: keywords.pop(name) for name in ("every_n_layers", "offload") if name in keywords}
-    keywords = {k: v for k, v in keywords.items() if k != "selective"} | {"preserve_rng_state": False}
-    if hasattr(made, "activation_checkpointing_enable"):
-        made.activation_checkpointing_enable(activation_checkpointing_kwargs=keywords, **more)
+    own = {name: keywords.pop(name) for name in ("every_n_layers", "offload") if name in keywords}
+    keywords.pop("selective", None)
+    keywords["preserve_rng_state"] = False
+    if hasattr(model, "activation_checkpointing_enable"):
+        model.activation_checkpointing_enable(activation_checkpointing_kwargs=keywords, **own)
     else:
-        made.gradient_checkpointing_enable(gradient_checkpointing_kwargs=keywords)
+        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs=keywords)
 
 
-def _attend(base: PreTrainedModel, batch: Batch, kind: str, given: str) -> None:
-    """Have the model attend as it will on its device: transformers' own choice asks for values, which there are not."""
-    bare = given not in ("sdpa", "eager")  # a kernel of its own for borders and padding needs no mask
-    documents = batch.flat and kind != "cuda" and given == "sdpa"
+def _set_attention(base: PreTrainedModel, batch: Batch, *, device_type: str, requested: str) -> None:
+    """Have the model attend as it will on its device: transformers' own choice reads values, which there are not.
 
-    def mask(*args: Any, **kwargs: Any) -> torch.Tensor | None:
-        if documents:
+    Args:
+        base: The model without adapter.
+        batch: The batch that it will see.
+        device_type: cpu or cuda.
+        requested: model.attn_implementation of the recipe.
+    """
+    has_own_kernel = requested not in ("sdpa", "eager")  # one that handles borders and padding needs no mask
+    by_document = batch.flat and device_type != "cuda" and requested == "sdpa"
+
+    def make_mask(*args: Any, **kwargs: Any) -> torch.Tensor | None:
+        if by_document:
             return packed_attention.make_mask(*args, **kwargs)
-        if bare:
+        if has_own_kernel:
             return None
-        found: torch.Tensor | None = sdpa_mask(
-            *args, **kwargs | {"allow_is_causal_skip": not (batch.flat or batch.padded)}
-        )
-        return found
+        kwargs["allow_is_causal_skip"] = not (batch.flat or batch.padded)
+        mask: torch.Tensor | None = sdpa_mask(*args, **kwargs)
+        return mask
 
-    attend = packed_attention.attend if documents else cuda_kernels.attend if kind == "cuda" else sdpa_attention_forward
-    AttentionInterface.register(_WAY, attend)
-    AttentionMaskInterface.register(_WAY, mask)
-    base.set_attn_implementation(_WAY)
+    attend: Any = sdpa_attention_forward
+    if by_document:
+        attend = packed_attention.attend
+    elif device_type == "cuda":
+        attend = cuda_kernels.attend
+    AttentionInterface.register(ATTENTION, attend)
+    AttentionMaskInterface.register(ATTENTION, make_mask)
+    base.set_attn_implementation(ATTENTION)
 
 
-def inputs(batch: Batch) -> dict[str, Any]:
-    """Return a batch as TRL's collator makes it: (1, all tokens) where it is flat, else (rows, tokens)."""
+def build_batch(batch: Batch) -> dict[str, Any]:
+    """Build a batch as TRL's collator does: (1, all tokens) where it is flat, else (rows, tokens)."""
     documents = batch.documents or (batch.tokens,) * batch.rows
     shape = (1, sum(documents)) if batch.flat else (batch.rows, batch.tokens)
-    made: dict[str, Any] = {name: torch.zeros(shape, dtype=torch.long) for name in ("input_ids", "labels")}
-    if not batch.flat:  # a mask that hides nothing is left out by transformers, which looks at its values
-        return made | ({"attention_mask": torch.ones(shape, dtype=torch.long)} if batch.padded else {})
-    made["position_ids"] = torch.zeros(shape, dtype=torch.long)
-    ends = [0, *itertools.accumulate(documents)]
-    borders = types.SimpleNamespace(tolist=lambda: ends)  # all that is asked of them
-    longest = dict.fromkeys(("max_length_q", "max_length_k"), max(documents))
-    return made | {"cu_seq_lens_q": borders, "cu_seq_lens_k": borders} | longest
+    tensors: dict[str, Any] = {name: torch.zeros(shape, dtype=torch.long) for name in ("input_ids", "labels")}
+    if not batch.flat:
+        if batch.padded:  # transformers drops a mask that hides nothing, for which it reads the values
+            tensors["attention_mask"] = torch.ones(shape, dtype=torch.long)
+        return tensors
+    borders = Borders([0, *itertools.accumulate(documents)])
+    tensors["position_ids"] = torch.zeros(shape, dtype=torch.long)
+    tensors["cu_seq_lens_q"] = tensors["cu_seq_lens_k"] = borders
+    tensors["max_length_q"] = tensors["max_length_k"] = max(documents)
+    return tensors

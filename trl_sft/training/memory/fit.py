@@ -1,7 +1,7 @@
-"""Whether a run fits: what a step and the checkpoints take, against what this machine has.
+"""Whether a run fits: what a step and the checkpoints take, against what this machine has free.
 
-In: a run that is ready but for its weights, its rows. Out: lines for the screen, or a refusal where nothing
-could make it fit. Bytes come from `tally`. Absent: any device but the one of this process.
+In: what a run has before its weights, and its rows. Out: lines for the screen, or a refusal where no batch is small
+enough to fit. Bytes of a step come from `estimate`. Deliberately absent: any device but the one of this process.
 """
 
 from __future__ import annotations
@@ -9,7 +9,6 @@ from __future__ import annotations
 import math
 import os
 import shutil
-from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -23,184 +22,235 @@ from trl_sft.console import format_bytes
 from trl_sft.errors import Fault, LaunchError, first_line
 from trl_sft.model import device
 from trl_sft.recipe.checked import Run
-from trl_sft.training.memory import estimate as memory_estimate
-from trl_sft.training.memory.estimate import Estimate
+from trl_sft.training.memory.estimate import Estimate, estimate_step
 from trl_sft.training.memory.fake_model import Batch
 from trl_sft.training.stages import TrainingInputs
 
-_CHUNK = 0.1  # of what is there, that an allocator may lose between tensors before a run is said to fit
-_GROUPS = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory.current", "/sys/fs/cgroup/memory.stat")
-Lines = list[tuple[str, str]]
+_MARGIN = 0.1  # share of the free memory that an allocator may lose between tensors
+# the limit, the use and the statistics of the container that this process runs in
+_CGROUP_FILES = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory.current", "/sys/fs/cgroup/memory.stat")
+_IGNORED = -100  # the label of a token that carries no loss
+_LIMITS = "The estimate excludes allocator and process overhead"
+Lines = list[tuple[str, str]]  # (name, text) each
 
 
-class Checked(NamedTuple):
-    """What was found of a run's memory."""
+class MemoryReport(NamedTuple):
+    """What is known of a run's memory before its weights load."""
 
     batch: Batch  # the largest
-    found: Estimate | None  # None: it cannot be foreseen
+    estimate: Estimate | None  # None: upstream cannot build this model without weights
     lines: Lines
 
 
-def check(run: Run, inputs: TrainingInputs, rows: Dataset | IterableDataset, card: int | None = None) -> Checked:
-    """Return what the run takes of memory and disk. Raises LaunchError where the machine cannot hold its weights.
+class SavedBytes(NamedTuple):
+    """Bytes of what a run writes to the disk."""
 
-    `card`: bytes of a card of another machine; None = this machine's device.
+    model: int  # the model, or the adapter, at the end
+    checkpoint: int  # each checkpoint
+
+
+def check_memory(
+    run: Run, inputs: TrainingInputs, rows: Dataset | IterableDataset, *, card_bytes: int | None = None
+) -> MemoryReport:
+    """Compare what the run takes of memory and disk with what is there.
+
+    Args:
+        run: The checked recipe.
+        inputs: What the run has before its weights.
+        rows: The tokenized rows to train.
+        card_bytes: Memory of a GPU of another machine; None = the device of this process.
+
+    Raises:
+        LaunchError: The machine cannot hold weights, gradients and optimizer state, whatever the batch.
     """
-    kind = "cuda" if card else inputs.args.device.type
-    batch = largest(rows, inputs.args)
+    device_type = "cuda" if card_bytes else inputs.args.device.type
+    batch = find_largest_batch(rows, inputs.args)
     try:
-        found = estimate(run, inputs, batch, kind)
-    except Exception as error:  # upstream's, for a model of its own kind; the run itself may do
-        why = f"cannot be foreseen: {type(error).__name__}: {first_line(error)}"
-        return Checked(batch, None, [("memory", why)])
-    here = card or available(kind)
-    if found.certain > here:
-        parts = f"weights, gradients and the optimizer's state alone take {format_bytes(found.certain)}"
-        told = Fault(
-            run.recipe.where(("model", "name_or_path")), f"{parts}; {kind} has {format_bytes(here)} free", advice(run)
-        )
-        raise LaunchError(told)
-    lines = said(found, here, str(batch))
+        estimate = estimate_step(run, inputs, batch, device_type)
+    except Exception as error:  # upstream's, for an unusual model; the run itself may work
+        problem = f"cannot be estimated: {type(error).__name__}: {first_line(error)}"
+        return MemoryReport(batch, None, [("memory", problem)])
+    free = card_bytes or get_free_bytes(device_type)
+    if estimate.minimum > free:
+        problem = f"weights, gradients and optimizer state alone take {format_bytes(estimate.minimum)}"
+        where = run.recipe.where(("model", "name_or_path"))
+        fix = f"Try {suggest_smaller(run)}."
+        raise LaunchError(Fault(where, f"{problem}; {device_type} has {format_bytes(free)} free", fix))
+    lines = describe_estimate(estimate, free, str(batch))
+    if device_type == "cuda":
+        lines.append(("memory", f"{_LIMITS}; GPU estimates are unverified."))
+    else:
+        lines.append(("memory", f"{_LIMITS}."))
     if not isinstance(rows, IterableDataset):
-        lines += disk(run, inputs, found, len(rows))
-    return Checked(batch, found, lines)
+        lines.append(("disk", _describe_disk_of(run, inputs, estimate, len(rows))))
+    return MemoryReport(batch, estimate, lines)
 
 
-def estimate(run: Run, inputs: TrainingInputs, batch: Batch, kind: str) -> Estimate:
-    """Return what a step of `batch` takes on a device of `kind` (cpu, cuda).
-
-    Raises what upstream raises for a model that it cannot make.
-    """
-    return memory_estimate.estimate(run, inputs, batch, kind)
-
-
-def said(found: Estimate, available: int, batch: str = "") -> Lines:
-    """Return an estimate in lines, against bytes that are available; a second one warns."""
-    state = f"weights {format_bytes(found.weights)}, gradients {format_bytes(found.gradients)}"
-    state += f", optimizer {format_bytes(found.optimizer)}"
-    if found.missing:
-        told = f"{state}; activations cannot be foreseen ({found.missing}); {format_bytes(available)} free"
-        return [("memory", told)]
-    largest = f" of {batch}" if batch else ""
-    work = f"activations {format_bytes(found.activations)}, logits {format_bytes(found.logits)}"
-    peak = f"about {format_bytes(found.peak)} at most in a step{largest}, of {format_bytes(available)} free"
-    lines = [("memory", f"{peak}: {state}, {work}")]
-    if found.peak > available * (1 - _CHUNK):
-        how = "more than there is" if found.peak > available else "little is left"
-        lines.append(("memory", f"NOT ENOUGH, by this estimate {how}: {_smaller(found)}"))
+def describe_estimate(estimate: Estimate, free: int, batch: str = "") -> Lines:
+    """Return an estimate in lines, against `free` bytes; a second line warns."""
+    state = f"weights {format_bytes(estimate.weights)}, gradients {format_bytes(estimate.gradients)}"
+    state += f", optimizer {format_bytes(estimate.optimizer)}"
+    if estimate.missing:
+        text = f"{state}; activations cannot be estimated ({estimate.missing}); {format_bytes(free)} free"
+        return [("memory", text)]
+    peak = f"about {format_bytes(estimate.peak)} at most in a step{f' of {batch}' if batch else ''}"
+    parts = f"{state}, activations {format_bytes(estimate.activations)}, logits {format_bytes(estimate.logits)}"
+    lines = [("memory", f"{peak}, of {format_bytes(free)} free: {parts}")]
+    fix = f"Try {_suggest_for_largest_part(estimate)}."
+    if estimate.peak > free:
+        lines.append(("memory", f"NOT ENOUGH: the step takes more than is free. {fix}"))
+    elif estimate.peak > free * (1 - _MARGIN):
+        lines.append(("memory", f"NOT ENOUGH, probably: less than {_MARGIN:.0%} stays free. {fix}"))
     return lines
 
 
-def advice(run: Run) -> str:
-    """Return what a recipe could write to hold less than weights, gradients and the optimizer's state."""
-    ways = []
+def suggest_smaller(run: Run) -> str:
+    """Return what a recipe could write to need less for weights, gradients and optimizer state."""
+    suggestions = []
     if run.lora is None:
-        ways.append("lora: {r: 16, target_modules: all-linear}")
+        suggestions.append("lora: {r: 16, target_modules: all-linear}")
     if run.quantization is None:
-        ways.append("quantization: {load_in_4bit: true}" + (" beside it" if run.lora is None else ""))
+        with_lora = " together with lora" if run.lora is None else ""
+        suggestions.append("quantization: {load_in_4bit: true}" + with_lora)
     if run.model.get("dtype", "float32") == "float32":
-        ways.append("model.dtype: bfloat16")
+        suggestions.append("model.dtype: bfloat16")
     if run.lora is None and "8bit" not in str(run.train.get("optim", "")):
-        ways.append("train.optim: adamw_8bit")
-    return ", ".join([*ways, "a smaller model, or a machine with more"])
+        suggestions.append("train.optim: adamw_8bit")
+    return ", ".join([*suggestions, "a smaller model, or a machine with more memory"])
 
 
-def largest(rows: Dataset | IterableDataset, args: SFTConfig) -> Batch:
+def _suggest_for_largest_part(estimate: Estimate) -> str:
+    """Return what usually helps, by the largest part that can shrink."""
+    suggestions = {
+        "gradient_checkpointing: true, or a smaller per_device_train_batch_size or max_length": estimate.activations,
+        "a smaller per_device_train_batch_size, or run.logits_gib": estimate.logits,
+        "lora, or train.optim: adamw_8bit": estimate.gradients + estimate.optimizer,
+    }
+    return max(suggestions, key=lambda suggestion: suggestions[suggestion])
+
+
+def find_largest_batch(rows: Dataset | IterableDataset, args: SFTConfig) -> Batch:
     """Return the shape of the largest batch that rows can make; of a stream, of rows as long as `max_length`."""
     size = args.per_device_train_batch_size
     flat = bool(args.padding_free or (args.packing and args.packing_strategy in ("bfd", "bfd_split")))
     if isinstance(rows, IterableDataset):
         tokens = args.max_length or 0
         return Batch(size, tokens, size * tokens, flat, padded=not flat)
-    first, lengths = longest(rows, size), _lengths(rows, "input_ids")
+    longest, lengths = find_longest_rows(rows, size), _count_values(rows, "input_ids")
     labels = rows.data.column("labels")
-    labelled = sum(sum(label != -100 for label in labels[int(row)].as_py()) for row in first)
-    several = args.pad_to_multiple_of or 1
-    tokens = math.ceil(int(lengths[first[0]]) / several) * several
+    labelled = sum(label != _IGNORED for row in longest for label in labels[int(row)].as_py())
+    multiple = args.pad_to_multiple_of or 1
+    tokens = math.ceil(int(lengths[longest[0]]) / multiple) * multiple
     padded = not flat and size > 1 and bool(lengths.min() < tokens)
     documents: list[int] = []
-    for row in first if flat else ():
+    for row in longest if flat else ():
         documents += rows.data.column("seq_lengths")[int(row)].as_py() if args.packing else [int(lengths[row])]
-    return Batch(len(first), tokens, labelled, flat, padded, tuple(documents))
+    return Batch(len(longest), tokens, labelled, flat, padded, tuple(documents))
 
 
-def longest(rows: Dataset, size: int) -> np.ndarray:
-    """Return the numbers of the longest rows in the table that lies under a dataset: (size,).
+def find_longest_rows(rows: Dataset, size: int) -> np.ndarray:
+    """Return the numbers of the longest rows in the table under a dataset: (size,).
 
-    Of packs of one length those come first that hold the fewest documents: attention costs their square.
+    Of packs of one length those with the fewest documents come first: attention costs the square of a document.
     """
-    keys = [-_lengths(rows, "input_ids")]
+    keys = [-_count_values(rows, "input_ids")]
     if "seq_lengths" in rows.data.column_names:
-        keys.insert(0, _lengths(rows, "seq_lengths"))
+        keys.insert(0, _count_values(rows, "seq_lengths"))
     return np.lexsort(keys)[:size]  # the last key counts first
 
 
-def _lengths(rows: Dataset, column: str) -> np.ndarray:
-    """Return how many values each list of a column has, in the table that lies under a dataset: (rows,)."""
+def _count_values(rows: Dataset, column: str) -> np.ndarray:
+    """Return how many values each list of a column has, in the table under a dataset: (rows,)."""
     return np.concatenate([pc.list_value_length(part).to_numpy() for part in rows.data.column(column).chunks])
 
 
-def available(kind: str | None = None) -> int:
+def get_free_bytes(device_type: str | None = None) -> int:
     """Return the bytes that are free on a device of this machine; None = the device that the Trainer takes."""
-    kind = kind or device.get_device_type()
-    if kind == "cuda":
+    device_type = device_type or device.get_device_type()
+    if device_type == "cuda":
         return int(torch.cuda.mem_get_info()[0])
-    free = [_meminfo("MemAvailable:")]
-    limit, used, stat = (Path(name) for name in _GROUPS)
-    if limit.is_file() and limit.read_text().strip().isdigit():  # a container's own limit; its file cache can go
-        cached = sum(
-            int(line.split()[1]) for line in stat.read_text().splitlines() if line.startswith("inactive_file ")
-        )
-        free.append(int(limit.read_text()) - int(used.read_text()) + cached)
-    return min(size for size in free if size is not None)
+    free = _read_meminfo("MemAvailable:")
+    limit, used, statistics = (Path(name) for name in _CGROUP_FILES)
+    if limit.is_file() and limit.read_text().strip().isdigit():
+        cached = 0  # the file cache of a container can go
+        for line in statistics.read_text().splitlines():
+            if line.startswith("inactive_file "):
+                cached += int(line.split()[1])
+        free = min(free, int(limit.read_text()) - int(used.read_text()) + cached)
+    return free
 
 
-def kept(args: SFTConfig, max_steps: int, epochs: float) -> int:
-    """Return how many checkpoints a run has on the disk at most."""
-    strategy = args.save_strategy.value
-    every = args.save_steps if args.save_steps >= 1 else math.ceil(max_steps * args.save_steps)
-    between = {"steps": every, "epoch": max_steps / max(epochs, 1)}.get(strategy, 0)
-    number = math.ceil(max_steps / between) if between else int(strategy != "no")
-    return min(number, args.save_total_limit or number)
-
-
-def saved(run: Run, inputs: TrainingInputs, found: Estimate) -> tuple[int, int]:
-    """Return the bytes of what a run saves: the model or adapter at the end, and a checkpoint."""
-    whole = run.lora is None and not inputs.model.adapter
-    weights = found.weights if whole else found.gradients  # an adapter is what is trained
-    return weights, weights + (0 if inputs.args.save_only_model else found.optimizer)
-
-
-def disk(run: Run, inputs: TrainingInputs, found: Estimate, rows: int) -> Lines:
-    """Return what checkpoints and the model at the end take, in lines, against what the disk has free."""
-    args = inputs.args
-    weights, each = saved(run, inputs, found)
-    batch = args.per_device_train_batch_size * args.gradient_accumulation_steps
-    steps = args.max_steps if args.max_steps > 0 else math.ceil(math.ceil(rows / batch) * args.num_train_epochs)
-    number = kept(args, steps, steps * batch / max(rows, 1))
-    free = shutil.disk_usage(next(p for p in (run.output_dir, *run.output_dir.parents) if p.exists())).free
-    at_once = number + (args.save_total_limit is not None and number > 0)  # a new one is whole before the oldest goes
-    short = " - NOT ENOUGH: set train.save_total_limit" if at_once * each + weights > free else ""
-    kinds = f"at most {number} checkpoint{'s' * (number != 1)} of {format_bytes(each)}" if number else "no checkpoints"
-    return [
-        ("disk", f"{kinds}, and what is saved at the end: {format_bytes(weights)}; {format_bytes(free)} free{short}")
-    ]
-
-
-def _smaller(found: Estimate) -> str:
-    """Return what usually helps, by the largest part that can shrink."""
-    parts: Sequence[tuple[int, str]] = (
-        (found.activations, "gradient_checkpointing: true, or a smaller per_device_train_batch_size or max_length"),
-        (found.logits, "a smaller per_device_train_batch_size, or run.logits_gib"),
-        (found.gradients + found.optimizer, "lora, or train.optim: adamw_8bit"),
-    )
-    return max(parts)[1]
-
-
-def _meminfo(name: str) -> int:
-    """Return a line of Linux's account of memory in bytes; elsewhere all memory that there is."""
+def _read_meminfo(name: str) -> int:
+    """Return a line of Linux's /proc/meminfo in bytes; on other systems all memory that there is."""
     file = Path("/proc/meminfo")
     if not file.is_file():
         return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     line = next(line for line in file.read_text().splitlines() if line.startswith(name))
     return int(line.split()[1]) * 1024
+
+
+def count_checkpoints(args: SFTConfig, *, max_steps: int, epochs: float) -> int:
+    """Return how many checkpoints a run has on the disk at most."""
+    strategy = args.save_strategy.value
+    steps_between: float = 0
+    if strategy == "steps":
+        steps_between = args.save_steps if args.save_steps >= 1 else math.ceil(max_steps * args.save_steps)
+    elif strategy == "epoch":
+        steps_between = max_steps / max(epochs, 1)
+    number = math.ceil(max_steps / steps_between) if steps_between else int(strategy != "no")
+    return min(number, args.save_total_limit or number)
+
+
+def compute_saved_bytes(args: SFTConfig, *, weights: int, optimizer: int) -> SavedBytes:
+    """Return the bytes of what a run saves.
+
+    Args:
+        args: The live settings.
+        weights: Bytes of the weights that are saved: of the whole model, or of what an adapter trains.
+        optimizer: Bytes of the optimizer's state.
+    """
+    return SavedBytes(weights, weights + (0 if args.save_only_model else optimizer))
+
+
+def get_saved_bytes(run: Run, inputs: TrainingInputs, estimate: Estimate) -> SavedBytes:
+    """Return the bytes of what a run saves, from the estimate of its step."""
+    whole_model = run.lora is None and not inputs.model.adapter
+    weights = estimate.weights if whole_model else estimate.gradients  # an adapter is what is trained
+    return compute_saved_bytes(inputs.args, weights=weights, optimizer=estimate.optimizer)
+
+
+def describe_disk(args: SFTConfig, folder: Path, *, saved: SavedBytes, checkpoints: int, note: str = "") -> str:
+    """Return what checkpoints and the model at the end take, against what the disk has free.
+
+    Args:
+        args: The live settings.
+        folder: The run folder, which need not exist.
+        saved: Bytes of the model and of each checkpoint.
+        checkpoints: How many there are at most.
+        note: What to add to the size of a checkpoint.
+    """
+    existing = next(path for path in (folder, *folder.parents) if path.exists())
+    free = shutil.disk_usage(existing).free
+    numbers = "no checkpoints"
+    if checkpoints:
+        plural = "" if checkpoints == 1 else "s"
+        numbers = f"at most {checkpoints} checkpoint{plural} of about {format_bytes(saved.checkpoint)}{note}"
+    text = f"{numbers}, and {format_bytes(saved.model)} at the end; {format_bytes(free)} free"
+    at_once = checkpoints
+    if checkpoints and args.save_total_limit is not None:
+        at_once += 1  # a new one is complete before the oldest is deleted
+    if at_once * saved.checkpoint + saved.model > free:
+        text += ". NOT ENOUGH: set train.save_total_limit"
+    return text
+
+
+def _describe_disk_of(run: Run, inputs: TrainingInputs, estimate: Estimate, rows: int) -> str:
+    """Return `describe_disk` for a run of so many rows, from the estimate of its step."""
+    args = inputs.args
+    batch = args.per_device_train_batch_size * args.gradient_accumulation_steps
+    steps = args.max_steps
+    if steps <= 0:
+        steps = math.ceil(math.ceil(rows / batch) * args.num_train_epochs)
+    checkpoints = count_checkpoints(args, max_steps=steps, epochs=steps * batch / max(rows, 1))
+    saved = get_saved_bytes(run, inputs, estimate)
+    return describe_disk(args, run.output_dir, saved=saved, checkpoints=checkpoints)
