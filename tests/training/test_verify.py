@@ -1,33 +1,37 @@
-"""Verification: each difference that is planted between the recipe and the live trainer stops the run by its name.
+"""Verification: a difference between the recipe and the live trainer stops the run and is named.
 
-What upstream accepts and ignores or changes without a word, as far as a recipe of ours reaches it, and the test that
-holds what becomes of it here (this file where none is named):
+What upstream accepts and then ignores or changes without a word, as far as a recipe reaches it, and the test that holds
+what becomes of it here (this file where none is named):
 
-| upstream, without a word | here | held by |
+| upstream, without a word | here | test |
 |---|---|---|
-| drops a misspelt key; takes a list for a number, 512.5 for a length, any packing strategy | refused | test_bad_input: misspelt_keys, wrong_types, bad_choices; test_owners |
-| reads 2e-5 as text, `no` as false, the last of two equal keys | read right, or refused | test_recipe: scalars; test_bad_input: duplicate_key |
-| keeps unknown words of GenerationConfig | refused | test_evaluate: wrong_evaluate_section |
-| no longer knows `warmup_ratio` and other old names | read as today's, told | test_effects: warmup_ratio; test_bad_input: old_name... |
-| keys of the other kind of quantization | refused | test_bad_input: quantization_keys_without_effect |
-| a recipe's quantization beside weights saved quantized; quantization or dtype of a model that is loaded already | refused; handed to the loading | test_quantization: saved_quantized, going_on; dtype_of_a_model |
-| 4-bit layers compute in the type of the weights | set, told | test_quantization: compute_dtype |
-| fp16 on a CPU; eval_steps without eval_strategy; load_best without checkpoints | refused | machine.check; test_bad_input: eval_without_rows; test_run: refuses_late_or_never |
-| rows cut, without a trained token, all gone | counted, named, refused | test_ledger; test_effects: max_length |
-| documents of `wrapped` packs see each other | refused until allowed | test_ledger: packing_that_leaks |
-| a template's markers that mark wrongly | compared, refused | test_tokens: markers_are_compared |
-| the prompt of plain text is trained too | loss on the response | test_tokens: loss_falls_on |
-| a mix ends with its first source, or repeats | exact shares, told | test_ledger: weights_are_exact_shares |
-| test rows drawn without a seed | drawn with the run's | test_ledger: held_out_rows_are_the_same |
-| new tokens: dummies, rows that no one trains | trained, counted | test_special_tokens |
-| NaN is logged as 0 | the run ends | test_run: loss_that_is_not_finite, weights_that_are_not_finite |
-| `lora.target_modules` and `modules_to_save` that no module has, beside some that are there | refused | names_without_a_module |
-| a checkpoint's optimizer keeps its rate and betas whatever the recipe says now | refused | resumed_with_another_rate |
-| FSDP or several processes that were asked and are not there | refused | lies: engine, processes |
-| `accelerator_config` replaces the accumulation that is written | refused | accumulation_that_another_key_replaces |
-| a number that upstream replaced in its arguments | refused | lies: changed arguments |
-| steps too small for the weights' type leave them as they were | the run fails, or tensors are named | steps_too_small |
-| an optimizer's state of a pickle, weights as pickles, code of a model, telemetry, trackers | refused, off | test_trust |
+| drops a misspelt key; takes a list for a number, 512.5 for a length, any packing strategy | refused | recipe/test_bad_input, upstream/test_fields |
+| reads 2e-5 as text, `no` as false, the last of two equal keys | read as a number and as text; the second key is refused | recipe/test_yaml_reader |
+| keeps unknown words of GenerationConfig | refused | evaluation/test_before_after: wrong_evaluate_section |
+| no longer knows `warmup_ratio` and other old names | read as today's name, with a note | recipe/test_renamed_keys; test_effects |
+| ignores keys of the other kind of quantization | refused | recipe/test_bad_input |
+| ignores quantization beside weights that were saved quantized, and the dtype of a loaded model | refused; handed to the loading | model/test_quantization; dtype_of_a_model |
+| computes 4-bit layers in the dtype of the weights | set, with a note | model/test_quantization |
+| fp16 on a CPU; eval_steps without eval_strategy; load_best without checkpoints | refused | recipe/test_bad_input; test_run |
+| cuts rows, drops rows without a token with loss | counted, named, refused over a share | tokenization/test_ledger; test_effects |
+| lets documents of `wrapped` packs see each other | refused until allowed | tokenization/test_ledger |
+| believes the generation markers of a template | compared, refused | tokenization/test_loss_mask |
+| trains the prompt of plain text too | loss on the response | tokenization/test_loss_mask |
+| ends a mix with its first source, or repeats rows | exact shares, shown | tokenization/test_ledger |
+| draws test rows without a seed | drawn with the run's seed | tokenization/test_ledger |
+| adds new tokens that nothing trains | trained, counted | tokenization/test_special_tokens |
+| logs NaN as 0 | the run ends | test_run |
+| skips `lora.target_modules` and `modules_to_save` that no module has | refused | names_without_a_module |
+| keeps the checkpoint's learning rate and betas, whatever the recipe says now | refused | resumed_with_another_learning_rate |
+| runs one process, or plain DDP, where FSDP or several processes were asked for | refused | processes, engine |
+| replaces the accumulation by `accelerator_config` | refused | accumulation_that_another_key_replaces |
+| replaces a number in its arguments | refused | changed arguments |
+| leaves weights as they were where updates are too small for their dtype | the run fails, or tensors are named | updates_too_small |
+| runs pickles and code of a model, telemetry, trackers | refused, off | model/test_trust |
+
+Not planted any more, since upstream copies them from its arguments and they cannot differ: the schedule's later rates,
+warm-up, LoRA's rank, scale and dropout, NEFTune's noise, the seed, activation checkpointing, trackers, the number of
+steps, the loader's batch size (the rows of each step are counted instead).
 """  # noqa: E501
 
 import json
@@ -47,8 +51,8 @@ CPU16 = ("train.bf16=true", "train.use_cpu=true")
 
 
 @pytest.fixture
-def lie(go, here, monkeypatch):
-    """Run the recipe with something planted when all is ready, or `late`, when it was found to be right."""
+def run_with(go, here, monkeypatch):
+    """Run the recipe with a difference planted before the first comparison, or `late`, after it."""
 
     def call(plant, *words, late=False, text=RECIPE):
         real = verify.Verification.on_train_begin
@@ -106,12 +110,12 @@ def another_quantization(live):
             module.weight.quant_state.quant_type = "fp4"
 
 
-def asleep(live):
+def set_eval_mode(live):
     live.model.eval()
     live.model.train = lambda mode=True: live.model
 
 
-def half_of_a_step(live):
+def drop_half_of_a_step(live):
     real = live.trainer.get_batch_samples
 
     def fewer(*args):
@@ -138,7 +142,7 @@ def set_to(path, value):
 
 
 # name: the plant, the overrides of the recipe, whether it comes after the first comparison, exit code, the message
-LIES = {
+DIFFERENCES = {
     "learning rate": (
         lambda live: setattr(live.trainer.lr_scheduler, "base_lrs", [3e-4, 3e-4]),
         *((), False, 1, "learning rate: the recipe asks for 2e-05, but the live trainer has 0.0003"),
@@ -203,7 +207,7 @@ LIES = {
         *((), False, 1, "loss: the recipe asks for trl_sft.model.cpu_loss, but the live trainer has trl"),
     ),
     "rows of a micro batch": (
-        half_of_a_step,
+        drop_half_of_a_step,
         *(
             (),
             True,
@@ -212,7 +216,7 @@ LIES = {
         ),
     ),
     "rows of a step": (
-        half_of_a_step,
+        drop_half_of_a_step,
         *(("train.gradient_accumulation_steps=2",), True, 2, "rows per step: the recipe asks for 4, but"),
     ),
     "processes": (
@@ -223,7 +227,7 @@ LIES = {
         lambda live: live.patch.setenv("ACCELERATE_USE_FSDP", "true"),
         *((), False, 1, "engine: the recipe asks for FSDP, but the live trainer has one process"),
     ),
-    "training mode": (asleep, (), True, 1, "modules in eval mode: LlamaForCausalLM, model, "),
+    "training mode": (set_eval_mode, (), True, 1, "modules in eval mode: LlamaForCausalLM, model, "),
     "autocast": (
         lambda live: setattr(live.model, "forward", live.model._original_forward),
         *(CPU16, True, 2, "autocast dtype: the recipe asks for bfloat16, but the live trainer has none"),
@@ -261,12 +265,12 @@ LIES = {
 }
 
 
-@pytest.mark.parametrize("name", LIES)
-def test_lie_among_the_live_objects_stops_the_run_by_its_name(name, lie, here):
-    plant, words, late, wanted, said = LIES[name]
-    code, _, told = lie(plant, *words, late=late)
-    assert said in told
-    assert code == wanted
+@pytest.mark.parametrize("name", DIFFERENCES)
+def test_planted_difference_stops_the_run_and_is_named(name, run_with, here):
+    plant, overrides, late, expected_code, message = DIFFERENCES[name]
+    code, _, output = run_with(plant, *overrides, late=late)
+    assert message in output
+    assert code == expected_code
     assert not (here / "out" / "model.safetensors").exists()
     if not late:
         assert not (here / "out" / "run.json").exists()
@@ -288,7 +292,7 @@ def test_lie_among_the_live_objects_stops_the_run_by_its_name(name, lie, here):
     ],
     ids=lambda words: " ".join(words) or "as it is",
 )
-def test_honest_run_agrees_in_every_reading_and_writes_down_what_ran(words, go, here):
+def test_run_without_a_difference_matches_in_every_property_and_records_it(words, go, here):
     code, out, err = go(RECIPE, *words)
     assert code == 0, err
     assert re.search(r"verified +\d+ properties of the live trainer match the recipe", out)
@@ -311,30 +315,30 @@ def test_rows_and_tokens_are_those_of_the_ledger_after_whole_epochs(packing, go,
     assert end["rows"] == 2 * rows
 
 
-def test_tensor_that_training_leaves_as_it_was_is_named_on_the_last_screen(lie, here):
+def test_tensor_that_training_does_not_change_is_named_on_the_last_screen(run_with, here):
     def no_gradient(live):
         layers(live)[1].mlp.up_proj.weight.register_hook(torch.zeros_like)
 
-    code, out, _ = lie(no_gradient, late=True)
+    code, out, _ = run_with(no_gradient, late=True)
     assert code == 0
     assert "19 of 20 trainable tensors changed\n  unchanged: model.layers.1.mlp.up_proj.weight" in out
 
 
-def test_steps_too_small_for_the_type_of_the_weights_are_told(go):
+def test_updates_too_small_for_the_dtype_are_shown(go):
     words = ("model.dtype=bfloat16", "train.learning_rate=1e-7")
     code, out, _ = go(RECIPE, *words)
     assert code == 0
     assert re.search(r"only [\d.]+% of the weights changed: .* Set model.dtype: float32", out)
 
 
-def test_run_that_changes_no_weight_ends_with_3(lie, here):
-    code, _, err = lie(lambda live: live.patch.setattr(live.trainer.optimizer, "step", lambda *_: None), late=True)
+def test_run_that_changes_no_weight_ends_with_3(run_with, here):
+    code, _, err = run_with(lambda live: live.patch.setattr(live.trainer.optimizer, "step", lambda *_: None), late=True)
     assert code == 3
     assert "no trainable weight changed in 2 steps; no model is saved" in err
     assert not (here / "out" / "model.safetensors").exists()
 
 
-def test_step_at_a_rate_of_zero_changes_nothing_and_is_no_failure(go):
+def test_step_at_a_learning_rate_of_zero_is_no_failure(go):
     code, out, _ = go(RECIPE, "train.warmup_steps=1", "train.max_steps=1")
     assert code == 0
     assert "0 of 20 trainable tensors changed" in out
@@ -354,7 +358,7 @@ def test_names_without_a_module_are_refused_where_peft_passes_them_over(lora, na
     assert not (here / "out").exists()
 
 
-def test_resumed_with_another_rate_is_refused_since_the_checkpoints_would_hold(go, here):
+def test_resumed_with_another_learning_rate_is_refused(go, here):
     saving = ("train.save_strategy=steps", "train.save_steps=1", "train.max_steps=3")
     assert go(RECIPE, *saving, "run.max_hours=1e-9", "train.learning_rate=1e-3")[0] == 75
     code, _, err = go(RECIPE, *saving, "run.allow=[changed_recipe]", "train.learning_rate=5e-4")
@@ -372,7 +376,7 @@ def test_accumulation_that_another_key_replaces_is_refused(go):
     assert "gradient_accumulation_steps: 1 became 3" in err
 
 
-def test_dtype_of_a_model_that_we_load_ourselves_is_the_recipes(go, here):
+def test_dtype_of_a_model_that_this_package_loads_is_the_recipes(go, here):
     words = ("tokenizer.extra_special_tokens=['<|new|>']", "model.dtype=bfloat16")
     code, _, err = go(RECIPE, *words)
     assert code == 0, err
