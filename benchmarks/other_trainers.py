@@ -87,10 +87,10 @@ class PreparedRun(NamedTuple):
 
 def prepare(path, folder, overrides=()):
     """Return a recipe with its tokenizer and rows; no weights are read."""
-    from trl_sft import console, load_recipe
+    from trl_sft import load_recipe, upstream_warnings
 
     run = load_recipe(path, overrides)
-    with console.quiet():
+    with upstream_warnings.quiet():
         from trl_sft.model import load as model_load
         from trl_sft.training import stages
 

@@ -18,7 +18,7 @@ AT_LEAST = 90  # modules: a search that finds fewer has stopped looking
 
 # Packages import only from lower layers; siblings of one layer never import each other.
 LAYERS = {
-    **dict.fromkeys(["errors", "console", "run_folder", "suggestions"], 1),
+    **dict.fromkeys(["errors", "console", "run_folder", "suggestions", "upstream_warnings"], 1),
     "recipe": 2,
     **dict.fromkeys(["data", "model", "importers"], 3),
     **dict.fromkeys(["tokenization", "evaluation"], 4),

@@ -38,9 +38,9 @@ def show(run: Run, num_rows: int = 3) -> Preview:
 
     Needs no weights. Raises `trl_sft.errors.UserError`.
     """
-    from trl_sft import console
+    from trl_sft import upstream_warnings
 
-    with console.quiet():
+    with upstream_warnings.quiet():
         from trl_sft.cli.preview import rows
 
         return rows.build_preview(run, num_rows)
@@ -52,14 +52,14 @@ def train(run: Run) -> Result:
     Returns the folder, the number of steps and the metrics of the held-out rows. Raises
     `trl_sft.errors.UserError` before training and `trl_sft.errors.RunStopped` when it ends early.
     """
-    from trl_sft import console
+    from trl_sft import upstream_warnings
     from trl_sft.recipe import resolved
 
     claim = resolved.claim_folder(run)  # before the imports, which take seconds
     # Large tensors on a CPU in pages of 2 MB: without them a step waits for the kernel to clear its 4 KB pages one by
     # one (benchmarks/step.py). torch asks the kernel where this is set before its first tensor; Linux alone has it.
     os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
-    with console.quiet():
+    with upstream_warnings.quiet():
         from trl_sft.training import run as training_run
 
         return training_run.run(run, claim)

@@ -1,22 +1,19 @@
-"""All output on a terminal: lines, tables, faults, numbers in words; and which warnings of upstream are shown.
+"""All output on a terminal: lines, tables, faults, numbers with their units.
 
-Inputs: texts and numbers. Outputs: standard output for results, standard error for progress, warnings and faults.
-`rich` does columns and colours; it is imported where they are needed, because it takes a tenth of a second. Not here:
-what a run prints, and progress bars (tqdm, as upstream's own are).
+Inputs: texts and numbers. Outputs: standard output for results, standard error for faults. `rich` does columns and
+colours; it is imported where they are needed, so that `--help` and `check --fast` stay light. Not here: what a run
+prints, progress bars (tqdm, as upstream's own are), and upstream's warnings (`upstream_warnings`).
 """
 
 from __future__ import annotations
 
-import contextlib
-import logging
 import math
 import os
 import re
 import shlex
 import shutil
 import sys
-import warnings
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, TextIO
 
@@ -25,41 +22,10 @@ from trl_sft.errors import Fault
 if TYPE_CHECKING:
     from rich.text import Text
 
-# Upstream's messages that tell the user nothing to act on, with the versions that print them. Anything
-# else passes, once each, on one line.
-_NOISE = re.compile(
-    "|".join(
-        (
-            # trl 1.16 sets the name that transformers 5.23 deprecates
-            r"`gradient_checkpointing` is deprecated",
-            # transformers 5.23 in its own Trainer
-            r"`is_gradient_checkpointing` is deprecated",
-            # datasets, before it raises: the fault that we show says file and line
-            r"Failed to (load JSON|read (schema|file)) from file",
-            # transformers 5.23 on resuming a model with tied weights, which hold one copy
-            r"missing keys in the checkpoint model loaded: \['lm_head.weight'\]",
-            # TRL tokenizes first and cuts at max_length after
-            r"Token indices sequence length is longer than the specified maximum",
-            # bitsandbytes 0.50 without the optional `kernels`
-            r"Failed to load CPU gemm_4bit_forward",
-            # bitsandbytes 0.50, at every 8-bit layer: how LLM.int8() works
-            r"MatMul8bitLt: inputs will be cast",
-            # transformers 5.x, where tokens are added: the line `tokens` says what grows and is trained
-            r"The new (embeddings|lm_head weights) will be initialized from",
-            # transformers 5.x: TRL aligns special tokens of model and tokenizer, as it should
-            r"The tokenizer has new PAD/BOS/EOS tokens",
-            # torch 2.13 on a machine without an accelerator
-            r"'pin_memory' argument is set as true but no accelerator is found",
-            # trl 1.x labels its own experimental parts
-            r"TRL.*experimental",
-        )
-    )
-)
 _INDENT = "  "
 # What steers a terminal, reorders its text or cannot be encoded: control characters but tab and newline, bidirectional
 # overrides, halves of surrogate pairs.
 _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
-_UPSTREAM = ("transformers", "trl", "datasets", "peft", "accelerate", "huggingface_hub", "bitsandbytes", "torch")
 
 
 def say(text: str = "") -> None:
@@ -145,60 +111,6 @@ def shows_colour(stream: TextIO) -> bool:
 def _is_terminal(stream: TextIO) -> bool:
     """Tell whether a stream is a terminal that understands control sequences."""
     return stream.isatty() and os.environ.get("TERM") != "dumb"
-
-
-class _Once(logging.Handler):
-    """Shows each warning of upstream once, on one line, unless it is known noise."""
-
-    def __init__(self) -> None:
-        super().__init__(logging.WARNING)
-        self._seen: set[str] = set()
-
-    def emit(self, record: logging.LogRecord) -> None:
-        """Print the record as a note."""
-        text = " ".join(record.getMessage().split()).removeprefix("[RANK 0] ")
-        if text in self._seen or _NOISE.search(text):
-            return
-        self._seen.add(text)
-        name = "Python" if record.name == "py.warnings" else record.name.partition(".")[0]
-        print(f"note from {name}: {text}", file=sys.stderr, flush=True)
-
-
-@contextlib.contextmanager
-def quiet() -> Iterator[None]:
-    """Show upstream's warnings inside the block once each, on one line, and none that is known noise.
-
-    Import upstream inside the block: the packages add handlers to their loggers while they are imported, and those
-    are not added here.
-    """
-    handler = _Once()
-    loggers = [logging.getLogger(name) for name in (*_UPSTREAM, "py.warnings")]
-    before = [(logger.handlers[:], logger.propagate, logger.level, logger.addHandler) for logger in loggers]
-    for logger in loggers:
-        logger.handlers, logger.propagate = [handler], False
-        logger.addHandler = _ignore_handler  # type: ignore[assignment, method-assign]
-        logger.setLevel(logging.WARNING)
-    with warnings.catch_warnings():
-        warnings.simplefilter("default")
-        for category in (DeprecationWarning, ResourceWarning):  # for upstream's developers
-            warnings.simplefilter("ignore", category)
-        warnings.showwarning = _log_warning
-        try:
-            yield
-        finally:
-            for logger, (handlers, propagate, level, add_handler) in zip(loggers, before, strict=True):
-                logger.handlers, logger.propagate = handlers, propagate
-                logger.addHandler = add_handler  # type: ignore[method-assign]
-                logger.setLevel(level)
-
-
-def _ignore_handler(_handler: logging.Handler) -> None:
-    """Stand in for `Logger.addHandler` inside `quiet`."""
-
-
-def _log_warning(message: Warning | str, *_: object, **__: object) -> None:
-    """Stand in for `warnings.showwarning` inside `quiet`."""
-    logging.getLogger("py.warnings").warning("%s", message)
 
 
 def get_python_command() -> str:

@@ -9,7 +9,7 @@ import sys
 import pytest
 from conftest import RECIPE, jsonl
 
-from trl_sft import __version__, cli, console, load_recipe
+from trl_sft import __version__, cli, console, load_recipe, upstream_warnings
 
 HEAVY = {"torch", "transformers", "trl", "datasets", "peft", "accelerate", "numpy", "pyarrow", "pandas"}
 
@@ -147,9 +147,9 @@ def test_handlers_of_upstream_are_back_after_the_quiet_block():
     """Inside the block a package cannot add a handler; after it everything is as before."""
     logger = logging.getLogger("transformers")
     before = (logger.handlers[:], logger.propagate, logger.level)
-    with console.quiet():
+    with upstream_warnings.quiet():
         logger.addHandler(logging.StreamHandler())
-        assert [type(handler).__name__ for handler in logger.handlers] == ["_Once"]
+        assert [type(handler).__name__ for handler in logger.handlers] == ["_OnceHandler"]
     assert (logger.handlers, logger.propagate, logger.level) == before
     handler = logging.NullHandler()
     logger.addHandler(handler)

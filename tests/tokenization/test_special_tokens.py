@@ -9,7 +9,7 @@ from conftest import jsonl
 from peft import PeftModel
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig, GenerationConfig
 
-from trl_sft import console, load_recipe, train
+from trl_sft import load_recipe, train, upstream_warnings
 from trl_sft.model import patches
 from trl_sft.tokenization import special_tokens
 
@@ -58,17 +58,17 @@ def test_added_tokens_are_trained_saved_and_stopped_on(how, tied, here, monkeypa
         assert set(new) <= set(changed)
         assert how == "full" or changed == new
 
-    with console.quiet():
+    with upstream_warnings.quiet():
         again = reloaded(how, here, len(tokenizer))
     prompt = [{"role": "user", "content": "What is 3 plus 3?"}]
     given = tokenizer.apply_chat_template(prompt, add_generation_prompt=True, return_tensors="pt", return_dict=True)
     live.eval()
-    with torch.no_grad(), console.quiet():
+    with torch.no_grad(), upstream_warnings.quiet():
         difference = (live(**given).logits - again.eval()(**given).logits).abs().max().item()
     assert difference == 0.0
     again.generation_config = GenerationConfig.from_pretrained(result.output_dir)
     assert new[1] in again.generation_config.eos_token_id
-    with console.quiet():
+    with upstream_warnings.quiet():
         assert answer(again, given, tokenizer).endswith("<|im_end|>")
 
 

@@ -19,7 +19,9 @@ def main(argv: Sequence[str]) -> int:
         example="prepare recipe.yaml",
     )
     run, _ = arguments.parse_recipe(parser, argv)
-    with console.quiet():
+    from trl_sft import upstream_warnings
+
+    with upstream_warnings.quiet():
         from trl_sft.training import stages
 
         stages.prepare(run)

@@ -14,7 +14,7 @@ from conftest import RECIPE, jsonl
 from safetensors.torch import load_file
 from transformers import AutoConfig, AutoModelForCausalLM, LlamaModel
 
-from trl_sft import cli, console, load_recipe
+from trl_sft import cli, load_recipe, upstream_warnings
 from trl_sft.model import patches
 from trl_sft.recipe import paths
 from trl_sft.training import failures, stages
@@ -51,7 +51,7 @@ SHAPES = {
 @pytest.fixture(autouse=True)
 def quietly():
     """As a command runs: upstream's warnings are told, and are no errors."""
-    with console.quiet():
+    with upstream_warnings.quiet():
         yield
 
 

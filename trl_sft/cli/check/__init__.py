@@ -43,7 +43,9 @@ def main(argv: Sequence[str]) -> int:
         console.say(f"No problems found in {name} ({seconds:.2f} s). The tokenizer and the rows were not loaded.")
         console.say(f"Next: {arguments.format_next_command(run, 'check')}")
         return errors.EXIT_DONE
-    with console.quiet():
+    from trl_sft import upstream_warnings
+
+    with upstream_warnings.quiet():
         from trl_sft.cli.check import report as stage_report
         from trl_sft.training.memory import probe
 

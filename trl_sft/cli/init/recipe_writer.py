@@ -10,7 +10,7 @@ import math
 import shlex
 from pathlib import Path
 
-from trl_sft import console, run_folder
+from trl_sft import console, run_folder, upstream_warnings
 from trl_sft.data import formats, pipeline
 from trl_sft.errors import EXIT_DONE, Fault, RecipeError
 from trl_sft.recipe import build, paths
@@ -65,7 +65,7 @@ def write(model: str, path: str, output: Path) -> int:
         "about": "",
     }
     draft = _draft(output, model, path)
-    with console.quiet():
+    with upstream_warnings.quiet():
         run = build.build_run(draft)
         layout, columns, rows = pipeline.inspect_source(draft, run.sources["train"][0])
     values["how"] = _how(run.model_location, layout)

@@ -26,7 +26,9 @@ def main(argv: Sequence[str]) -> int:
     run, options = arguments.parse_recipe(parser, argv)
     if options.rows < 1:
         raise errors.RecipeError(errors.Fault("--rows", f"{options.rows} is below 1", "Ask for at least 1 row."))
-    with console.quiet():
+    from trl_sft import upstream_warnings
+
+    with upstream_warnings.quiet():
         from trl_sft.cli.preview import rows
 
         preview = rows.build_preview(run, options.rows)
