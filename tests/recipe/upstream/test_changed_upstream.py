@@ -96,13 +96,21 @@ CHANGED_OWNERS = {
 
 @pytest.mark.parametrize("section", CHANGED_OWNERS)
 def test_owner_that_is_gone_stops_the_check(section, alter):
+    assert keys.get_fields(section)
     alter(*CHANGED_OWNERS[section])
     with pytest.raises(UpstreamChanged, match="is no longer in this file"):
         keys.get_fields(section)
 
 
+def test_owner_that_declares_no_key_stops_the_check(alter):
+    alter(GENERATION_CONFIG, "kwargs.pop(", "options.pop(")
+    with pytest.raises(UpstreamChanged, match=r"`GenerationConfig.__init__` no longer declares any key"):
+        keys.get_fields(keys.GENERATION)
+
+
 GROKADAMW, SGD = {"optim": "grokadamw"}, {"optim": "sgd"}
 CHANGED_CODE = [
+    ("optim_args", SGD, OPTIMIZERS, "key in ctx.optim_args", "key in context.optim_args.items()"),
     ("optim_args", GROKADAMW, OPTIMIZERS, 'ctx.optim_args.get("lamb"', 'ctx.optim_args.read("lamb"'),
     ("optim_args", SGD, OPTIMIZERS, "if key in ctx.optim_args:", "for key in ctx.optim_args:"),
     ("optim_args", SGD, OPTIMIZERS, "_OPTIMIZER_HANDLERS:", "_HANDLERS:"),

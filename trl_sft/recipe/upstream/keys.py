@@ -12,8 +12,8 @@ import functools
 
 from trl_sft.recipe import sections
 from trl_sft.recipe.upstream import fields as upstream_fields
+from trl_sft.recipe.upstream import packages, types
 from trl_sft.recipe.upstream import source as upstream_source
-from trl_sft.recipe.upstream import types
 from trl_sft.recipe.upstream.fields import Field, WordList
 
 GENERATION = "evaluate.generation"
@@ -105,15 +105,20 @@ def get_fields(section: str) -> dict[str, Field]:
         MissingPackage: the owner's package is not installed.
 
     """
-    if section == GENERATION:
-        return add_words(section, upstream_fields.read_popped_keywords(sections.GENERATION[1]))
     if section == SOURCE:
         return get_source_fields("")
-    owner = sections.OWNERS[section][1]
-    declared = upstream_fields.read_fields(owner) if owner else {}
+    if section == GENERATION:
+        owner = sections.GENERATION[1]
+        declared = upstream_fields.read_popped_keywords(owner)
+    else:
+        owner = sections.OWNERS[section][1]
+        declared = upstream_fields.read_fields(owner) if owner else {}
+    if owner and not declared:
+        module, _, path = owner.partition(":")
+        raise packages.changed_source(module, f"`{path}` no longer declares any key")
     if section == "lora":
         declared = {name: _accept_mapping(field, owner) for name, field in declared.items()}
-    own_types = sections.KEYWORDS.get(section, {}) | sections.OWN_KEYS[section]
+    own_types = sections.KEYWORDS.get(section, {}) | sections.OWN_KEYS.get(section, {})
     own_fields = {name: types.make_field(name, annotation) for name, annotation in own_types.items()}
     return add_words(section, declared | own_fields)
 

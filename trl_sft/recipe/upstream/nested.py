@@ -24,7 +24,6 @@ from trl_sft.recipe.upstream.keys import GENERATION
 
 _TRAINER, _SFT_TRAINER = "transformers.trainer", "trl.trainer.sft_trainer"
 _SCHEDULERS, _OPTIMIZERS = "transformers.optimization", "transformers.trainer_optimizer"
-_OPTIM_ARGS = "ctx.optim_args"  # what transformers' optimizer handlers call the mapping
 # the arguments of a scheduler that the Trainer passes
 _TRAINER_ARGUMENTS = ("optimizer", "num_warmup_steps", "num_training_steps")
 
@@ -140,11 +139,9 @@ def _is_callable(field: Field) -> bool:
 def _get_scheduler_fields(siblings: Mapping[str, Any]) -> NestedFields | None:
     """Return the arguments of the scheduler that `lr_scheduler_type` names, without those that the Trainer passes."""
     kind = _choose("lr_scheduler_type", siblings)
-    function = source.look_up_name(_SCHEDULERS, "TYPE_TO_SCHEDULER_FUNCTION", kind)
+    function = _look_up_function(_SCHEDULERS, "TYPE_TO_SCHEDULER_FUNCTION", "lr_scheduler_type", kind)
     if not function:
-        if kind in types.list_choices(keys.get_fields("train")["lr_scheduler_type"]):
-            raise packages.changed_source(_SCHEDULERS, f"`TYPE_TO_SCHEDULER_FUNCTION` has no function for {kind}")
-        return None  # no scheduler of that name: its own fault
+        return None
     owner, label = f"{_SCHEDULERS}:{function}", f"transformers.{function}, lr_scheduler_type: {kind}"
     class_name = _find_wrapped_class(function)
     if class_name:
@@ -210,19 +207,15 @@ def _get_watermarking_fields(_: Mapping[str, Any]) -> NestedFields:
 def _get_optimizer_fields(siblings: Mapping[str, Any]) -> NestedFields | None:
     """Return what the optimizer takes of `optim_args`; None where it passes on everything."""
     optim = _choose("optim", siblings)
-    handler = source.look_up_name(_OPTIMIZERS, "_OPTIMIZER_HANDLERS", optim)
-    if not handler:
-        if optim in types.list_choices(keys.get_fields("train")["optim"]):
-            raise packages.changed_source(_OPTIMIZERS, f"`_OPTIMIZER_HANDLERS` has no function for {optim}")
-        return None  # no optimizer of that name: its own fault
-    names = _read_optimizer_arguments(handler)
+    handler = _look_up_function(_OPTIMIZERS, "_OPTIMIZER_HANDLERS", "optim", optim)
+    names = _read_optimizer_arguments(handler) if handler else None
     if names is None:
         return None
     return NestedFields(f"optim: {optim}", {name: Field(name, None, "") for name in names})
 
 
 def _choose(name: str, siblings: Mapping[str, Any]) -> str:
-    """Return the value of a key of `train:`, of a recipe that leaves it out the default."""
+    """Return the value of a key of `train:`, and its default where the recipe leaves it out."""
     if value := siblings.get(name):
         return str(value)
     field = keys.get_fields("train")[name]
@@ -232,27 +225,43 @@ def _choose(name: str, siblings: Mapping[str, Any]) -> str:
         raise packages.changed_source(field.module, f"the default of `{name}` is no longer a text") from None
 
 
+def _look_up_function(module: str, constant: str, name: str, choice: str) -> str:
+    """Return the function to which a mapping of transformers leads the choice of a key of `train:`.
+
+    Returns:
+        The function; "" where the key has no such choice, which is a fault of its own.
+
+    Raises:
+        UpstreamChanged: the key has the choice and the mapping has not.
+    """
+    function = source.look_up_name(module, constant, choice)
+    if not function and choice in types.list_choices(keys.get_fields("train")[name]):
+        raise packages.changed_source(module, f"`{constant}` has no function for {choice}")
+    return function
+
+
 def _read_optimizer_arguments(handler: str) -> list[str] | None:
     """Return the keys that a function of transformers takes of `ctx.optim_args`; None where it passes on everything.
 
-    Raises UpstreamChanged where the function uses `ctx.optim_args` in a way that this reader does not know.
+    Raises UpstreamChanged where the function uses `optim_args` in a way that this reader does not know.
     """
     function = source.get_function(_OPTIMIZERS, handler)
     parents = {child: node for node in ast.walk(function) for child in ast.iter_child_nodes(node)}
     loops = [node for node in ast.walk(function) if isinstance(node, ast.For)]
-    iterables = {ast.unparse(loop.target): loop.iter for loop in loops}
     names: list[str] = []
     for node, parent in parents.items():
-        if not isinstance(node, ast.Attribute) or ast.unparse(node) != _OPTIM_ARGS:
+        if not isinstance(node, ast.Attribute) or node.attr != "optim_args":
             continue
         if isinstance(parent, ast.Assign | ast.Call | ast.keyword | ast.Dict):
             return None  # `kwargs = ctx.optim_args`, `optimizer(**ctx.optim_args)`
         if isinstance(parent, ast.If | ast.BoolOp | ast.UnaryOp):
             continue  # `if ctx.optim_args:`
         key = _find_key(parent, parents)
+        words = list(source.read_words(key, _OPTIMIZERS, function))
         if isinstance(key, ast.Name):  # `for key in ("momentum", "dampening"):`
-            key = iterables.get(key.id, key)
-        words = source.read_words(key, _OPTIMIZERS, function)
+            for loop in loops:
+                if ast.unparse(loop.target) == key.id:
+                    words += source.read_words(loop.iter, _OPTIMIZERS, function)
         if not words:
             raise packages.changed_source(
                 _OPTIMIZERS, f"`{handler}` uses `{ast.unparse(parent)}`, which trl_sft cannot read"
