@@ -66,7 +66,7 @@ def _section(section: str) -> Iterator[str]:
         yield from (_row(section, name, with_default=True) for name in upstream)
         yield ""
     if refused:
-        yield from ("Refused, because another key does it:", "", "| key | write instead |", "|---|---|")
+        yield from ("Refused in a recipe:", "", "| key | what to do |", "|---|---|")
         yield from (f"| `{name}` | {_cell(instead)} |" for name, instead in refused.items())
         yield ""
 
@@ -132,9 +132,9 @@ def _told(old: renamed_keys.RenamedKey) -> str:
         ]
     elif old.new:
         parts.append(f"read as `{old.new}`")
-    if old.done:
-        values = ", ".join(f"`{format_value(value)}`" for value in old.done)
-        parts.append(f"left out where it is {values}, which is what happens anyway")
+    if old.no_op:
+        values = ", ".join(f"`{format_value(value)}`" for value in old.no_op)
+        parts.append(f"ignored where it is {values}, which is what happens without it")
     if old.fix:
         parts.append(f"{'otherwise ' if parts else ''}refused: {old.fix}")
     return "; ".join(parts)

@@ -1,7 +1,8 @@
-"""Names, reads and writes, atomically, every file of a run folder; decides whose folder it is.
+"""The run folder: names and atomic writes of its files, and the decision whether a run may use a folder.
 
-In: a folder and what the run asks. Out: a `Claim` (fresh, go on, or refused). Deliberately absent:
-what the files mean (`record` writes them), torch.
+Inputs: a folder, and what the run asks for.
+Outputs: files; a `Claim`: start, continue from a checkpoint, or a problem.
+Not here: what the files mean (`training.manifest` writes them). Needs no torch.
 """
 
 from __future__ import annotations
@@ -18,102 +19,122 @@ LOCK = ".lock"
 RECIPE, RESOLVED, RUN, LOG, CARD = "recipe.yaml", "resolved.yaml", "run.json", "log.jsonl", "README.md"
 SAMPLES, EVAL = "samples.jsonl", "eval.json"
 LEDGER, REJECTS = "ledger.json", "rejects.jsonl"
-CHECKPOINT = "checkpoint-"
-_STATE = "trainer_state.json"
+CHECKPOINT = "checkpoint-"  # plus the number of the step
+RUNNING, DONE = "running", "done"  # `outcome` in run.json
+_TRAINER_STATE = "trainer_state.json"
+_TRAINING_ARGS = "training_args.bin"
 _WEIGHTS = ("model*.safetensors", "adapter_model.safetensors", "pytorch_model*.bin", "adapter_model.bin")
-RUNNING, DONE = "running", "done"
+_CHANGES = {  # word of `run.allow` -> what differs from the run in the folder
+    "changed_recipe": "of another recipe",
+    "changed_data": "of other rows in the same files",
+}
 
 
 class Claim(NamedTuple):
     """What a run may do with its folder."""
 
-    problem: str = ""  # why not; "" = it may
+    problem: str = ""  # why it may not use the folder; "" = it may
     fix: str = ""  # what to do instead
-    checkpoint: Path | None = None  # go on from here
-    replaces_earlier: bool = False  # an earlier run's files go when training starts
-    key: tuple[str, str] = ("train", "output_dir")  # of the recipe, where the refusal stands
+    checkpoint: Path | None = None  # continue from here
+    replaces_earlier: bool = False  # the files of an earlier run are removed when training starts
+    key: tuple[str, str] = ("train", "output_dir")  # the key of the recipe that the problem is about
 
 
 def default_folder(recipe: Path) -> Path:
-    """Return the folder of a recipe without `output_dir`; a resolved one of a run writes `<run>-again`."""
+    """Return the run folder of a recipe without `train.output_dir`: `runs/NAME`.
+
+    The resolved recipe of a run has `RUN-again` beside the run, so that running it replaces nothing.
+    """
     if recipe.name == RESOLVED and (recipe.parent / RUN).is_file():
         return recipe.parent.with_name(recipe.parent.name + "-again")
     return Path.cwd() / "runs" / recipe.stem
 
 
-def claim(folder: Path, fingerprint: str, data: Callable[[], dict[str, str]], options: dict[str, Any]) -> Claim:
-    """Decide what a run may do in `folder`; nothing is written or removed.
+def claim(folder: Path, *, fingerprint: str, hash_data: Callable[[], dict[str, str]], options: dict[str, Any]) -> Claim:
+    """Decide what a run may do with its folder. Nothing is written or removed.
 
-    `fingerprint` is the recipe's, `data()` the digests of its files (only computed where an unfinished run
-    is to go on), `options` the recipe's `run:` keys: resume (a path is absolute), overwrite, allow.
+    Args:
+        folder: The run folder, which need not exist.
+        fingerprint: The fingerprint of the recipe.
+        hash_data: Returns the hashes of the data files; only called where an unfinished run is to continue.
+        options: The keys of `run:`: `resume` (a path is absolute), `overwrite`, `allow`.
+
+    Returns:
+        The decision. It has a problem where something trained would be lost.
     """
-    blocked = _not_writable(folder)
+    blocked = _check_writable(folder)
     if blocked:
-        return Claim(*blocked)
+        return blocked
     earlier = read_json(folder / RUN)
-    if folder.is_dir() and any(p.name != LOCK for p in folder.iterdir()) and not earlier:
-        return Claim(f"{folder}: holds files that are no run of trl_sft", "a new or an empty folder")
+    if not earlier and folder.is_dir() and any(path.name != LOCK for path in folder.iterdir()):
+        return Claim(f"{folder} holds files that are not a run of trl_sft", "Name a new or an empty folder.")
     resume = str(options.get("resume", "auto"))
-    finished = earlier.get("outcome") == DONE
-    last = next(reversed(list_checkpoints(folder)), None)
+    is_finished = earlier.get("outcome") == DONE
     if resume not in ("auto", "never"):
-        return _from_checkpoint(
-            Path(resume), folder, finished, _changed(Path(resume).parent, fingerprint, data, options)
-        )
-    changed = _changed(folder, fingerprint, data, options) if last else None
-    if options.get("overwrite") and (finished or changed or resume == "never"):
+        checkpoint = Path(resume)
+        change = _find_change(checkpoint.parent, fingerprint=fingerprint, hash_data=hash_data, options=options)
+        return _claim_from_checkpoint(checkpoint, folder, is_finished=is_finished, change=change)
+    last = next(reversed(list_checkpoints(folder)), None)
+    change = _find_change(folder, fingerprint=fingerprint, hash_data=hash_data, options=options) if last else None
+    if options.get("overwrite") and (is_finished or change or resume == "never"):
         return Claim(replaces_earlier=True)
-    if finished:
-        return Claim(
-            f"{folder}: holds a finished run", "another train.output_dir, or run.overwrite: true to replace it"
-        )
+    if is_finished:
+        fix = "Name another `train.output_dir`, or set `run.overwrite: true` to replace the run."
+        return Claim(f"{folder} holds a finished run", fix)
     if last is None:  # nothing trained would be lost
         return Claim(replaces_earlier=bool(earlier))
     if resume == "never":
-        write = "auto to go on, or run.overwrite: true to start anew"
-        return Claim(f"never, but {folder.name} holds an unfinished run, at {last.name}", write, key=("run", "resume"))
-    if changed:
-        write = f"another train.output_dir; run.allow: [{changed}] to go on; or run.overwrite: true to start anew"
-        return Claim(f"{folder}: holds an unfinished run, at {last.name}, with {_CHANGES[changed]}", write)
-    return _resumable(last)
+        problem = f"`resume` is never, but {folder.name} holds an unfinished run, at {last.name}"
+        fix = "Set it to auto to continue, or set `run.overwrite: true` to start again."
+        return Claim(problem, fix, key=("run", "resume"))
+    if change:
+        fix = f"Name another `train.output_dir`, set `run.allow: [{change}]` to continue, or `run.overwrite: true`"
+        fix += " to start again."
+        return Claim(f"{folder} holds an unfinished run {_CHANGES[change]}, at {last.name}", fix)
+    return _claim_to_continue(last)
 
 
-_CHANGES = {"changed_recipe": "another recipe", "changed_data": "other rows in the same files"}
-
-
-def _changed(folder: Path, fingerprint: str, data: Callable[[], dict[str, str]], options: dict[str, Any]) -> str | None:
-    """Return what differs from the run in `folder` and is not allowed: a key of _CHANGES."""
+def _find_change(
+    folder: Path, *, fingerprint: str, hash_data: Callable[[], dict[str, str]], options: dict[str, Any]
+) -> str | None:
+    """Return what differs from the run in a folder and is not allowed: a word of `run.allow`; None = nothing."""
     earlier, allowed = read_json(folder / RUN), options.get("allow", [])
     if earlier.get("fingerprint") != fingerprint:
         return None if "changed_recipe" in allowed else "changed_recipe"
-    return None if "changed_data" in allowed or earlier.get("data") == data() else "changed_data"
+    return None if "changed_data" in allowed or earlier.get("data") == hash_data() else "changed_data"
 
 
-def _from_checkpoint(checkpoint: Path, folder: Path, finished: bool, changed: str | None) -> Claim:
+def _claim_from_checkpoint(checkpoint: Path, folder: Path, *, is_finished: bool, change: str | None) -> Claim:
     """Decide on `run.resume: PATH`."""
     key = ("run", "resume")
     if checkpoint not in list_checkpoints(checkpoint.parent):
-        write = "auto, never, or a checkpoint-N folder with its weights"
-        return Claim(f"{checkpoint}: no complete checkpoint", write, key=key)
-    if finished or (checkpoint.parent == folder and checkpoint != list_checkpoints(folder)[-1]):
-        return Claim(f"{folder}: holds steps after {checkpoint.name}", "another train.output_dir")
-    if changed:
-        return Claim(f"{checkpoint}: is of {_CHANGES[changed]}", f"run.allow: [{changed}]", key=key)
-    return _resumable(checkpoint)
+        fix = "Set it to auto, to never, or to a checkpoint-N folder that holds the weights."
+        return Claim(f"{checkpoint} is not a complete checkpoint", fix, key=key)
+    if is_finished or (checkpoint.parent == folder and checkpoint != list_checkpoints(folder)[-1]):
+        return Claim(f"{folder} holds steps after {checkpoint.name}", "Name another `train.output_dir`.")
+    if change:
+        return Claim(f"{checkpoint} is {_CHANGES[change]}", f"Set `run.allow: [{change}]` to continue.", key=key)
+    return _claim_to_continue(checkpoint)
 
 
-def _resumable(checkpoint: Path) -> Claim:
+def _claim_to_continue(checkpoint: Path) -> Claim:
+    """Decide on a checkpoint of the same run: without the state of the optimizer, training cannot continue."""
     if any(checkpoint.glob("optimizer*")):
         return Claim(checkpoint=checkpoint)
-    found = f"{checkpoint}: holds weights alone (save_only_model), so the optimizer would start anew"
-    return Claim(found, "model.name_or_path: that folder, and another train.output_dir")
+    problem = f"{checkpoint} holds weights only (save_only_model), so the optimizer would start again"
+    return Claim(problem, "Set `model.name_or_path` to that folder, and another `train.output_dir`.")
 
 
 def list_checkpoints(folder: Path) -> list[Path]:
-    """Return the complete checkpoints of a folder by step; one whose writing was cut off is left out."""
-    found = [path for path in folder.glob(CHECKPOINT + "*") if _is_checkpoint(path)]
-    whole = [p for p in found if read_json(p / _STATE) and any(any(p.glob(w)) for w in _WEIGHTS)]
-    return sorted(whole, key=lambda p: int(p.name.removeprefix(CHECKPOINT)))
+    """Return the complete checkpoints of a folder by step, without those whose writing was interrupted."""
+    complete = [
+        path
+        for path in folder.glob(CHECKPOINT + "*")
+        if _is_checkpoint(path)
+        and read_json(path / _TRAINER_STATE)
+        and any(any(path.glob(pattern)) for pattern in _WEIGHTS)
+    ]
+    return sorted(complete, key=lambda path: int(path.name.removeprefix(CHECKPOINT)))
 
 
 def _is_checkpoint(path: Path) -> bool:
@@ -122,16 +143,16 @@ def _is_checkpoint(path: Path) -> bool:
 
 @contextlib.contextmanager
 def lock(folder: Path) -> Iterator[bool]:
-    """Keep a folder for this process inside the block; false where another process holds it.
+    """Lock a folder for this process inside the block; yield False where another process has it locked.
 
-    The system lets go when the process ends, however it ends. Without fcntl (Windows) nothing is held.
+    The system unlocks it when the process ends, in whatever way. Without fcntl (on Windows) nothing is locked.
     """
     try:
         import fcntl
     except ImportError:
         yield True
         return
-    made = [path for path in (folder, *folder.parents) if not path.exists()]
+    new_folders = [path for path in (folder, *folder.parents) if not path.exists()]
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / LOCK).open("w") as file:
         try:
@@ -143,34 +164,23 @@ def lock(folder: Path) -> Iterator[bool]:
             yield True
         finally:
             (folder / LOCK).unlink(missing_ok=True)
-            for path in made:  # of a run that did not begin; a folder that holds anything stays
+            for path in new_folders:  # a run that did not start leaves no empty folder behind
                 with contextlib.suppress(OSError):
                     path.rmdir()
 
 
 def remove_earlier_files(folder: Path) -> None:
-    """Remove what an earlier run wrote, so that none of it passes for the new one's; other files stay."""
-    for path in [p for p in folder.iterdir() if _is_checkpoint(p)]:
+    """Remove what an earlier run wrote, so that none of it is mistaken for the new run's; other files stay."""
+    for path in [path for path in folder.iterdir() if _is_checkpoint(path)]:
         shutil.rmtree(path)
-    # the Trainer writes training_args.bin
-    for name in (
-        RECIPE,
-        RESOLVED,
-        LOG,
-        CARD,
-        SAMPLES,
-        EVAL,
-        LEDGER,
-        REJECTS,
-        "training_args.bin",
-        *read_json(folder / RUN).get("files", []),
-    ):
+    own = (RECIPE, RESOLVED, LOG, CARD, SAMPLES, EVAL, LEDGER, REJECTS, _TRAINING_ARGS)
+    for name in (*own, *read_json(folder / RUN).get("files", [])):
         (folder / name).unlink(missing_ok=True)
-    (folder / RUN).unlink(missing_ok=True)  # last, so that a torn removal can be taken up again
+    (folder / RUN).unlink(missing_ok=True)  # last, so that an interrupted removal can be repeated
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a text file whole or not at all."""
+    """Write a text file as a whole or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(f".{path.name}.part")
     try:
@@ -182,13 +192,13 @@ def write_text(path: Path, text: str) -> None:
 
 
 def append_json(path: Path, entry: dict[str, Any]) -> None:
-    """Add one line to a JSONL file."""
+    """Append one line to a JSONL file."""
     with path.open("a", encoding="utf-8") as file:
         file.write(json.dumps(entry, ensure_ascii=False) + "\n")
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """Return a JSON mapping; empty where the file is absent or cut off."""
+    """Return a JSON mapping; empty where the file is absent or incomplete."""
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):
@@ -196,12 +206,15 @@ def read_json(path: Path) -> dict[str, Any]:
     return value if isinstance(value, dict) else {}
 
 
-def _not_writable(folder: Path) -> tuple[str, str] | None:
+def _check_writable(folder: Path) -> Claim | None:
+    """Return the problem of a folder that cannot be written to; None = it can."""
     try:
-        parent = next(p for p in (folder, *folder.parents) if p.exists() or p.is_symlink())
+        parent = next(path for path in (folder, *folder.parents) if path.exists() or path.is_symlink())
         if not parent.is_dir():
-            return f"{parent} is {'a link to nothing' if parent.is_symlink() else 'a file'}", "a folder"
+            kind = "a link to a file that does not exist" if parent.is_symlink() else "a file"
+            return Claim(f"{parent} is {kind}", "Name a folder.")
         with tempfile.TemporaryFile(dir=parent):
             return None
     except OSError as error:
-        return f"{folder} cannot be written to: {error.strerror or error}", "a folder that you may write to"
+        problem = f"{folder} cannot be written to: {error.strerror or error}"
+        return Claim(problem, "Name a folder that you may write to.")

@@ -79,14 +79,14 @@ def test_section_lists_its_keys():
     [
         ("train.no_cuda", "read as  train.use_cpu"),
         ("train.adafactor", 'true as "adafactor"'),
-        ("train.overwrite_output_dir", "write    run.overwrite"),
-        ("train.use_mps_device", "is what is done anyway"),
+        ("train.overwrite_output_dir", "else     Set `run.overwrite"),
+        ("train.use_mps_device", "that is what happens without it"),
         ("group_by_length", "train_sampling_strategy"),
-        ("train.deepspeed", "refused in a recipe"),
-        ("lora.peft_type", "refused in a recipe"),
-        ("run.early_stopping", "not built in this version"),
+        ("train.deepspeed", "refused in a recipe: "),
+        ("lora.peft_type", "refused in a recipe: "),
+        ("run.early_stopping", "not supported by this version"),
         ("train.bf16", "sets it where the recipe is silent"),
-        ("data.train.0.weight", "share of the rows"),
+        ("data.train.0.weight", "share of this source in the rows"),
         ("data.eval.path", "A file, a glob"),
         ("lora.loftq_config.loftq_bits", "default  4"),
         ("train.lr_scheduler_kwargs.num_cycles", "lr_scheduler_type: cosine"),
@@ -152,7 +152,7 @@ def test_whole_run_marks_what_departs_from_the_owners_defaults(here):
     assert "* r: 4  # (lora={r: 4})" in lines
     assert any(line.startswith("? bf16:") for line in lines)
     assert "hf_secret" not in text
-    assert "read as use_cpu" in text
+    assert "read as `use_cpu: true`" in text
     assert "  resume: unset  # auto (unset) goes on" in text
     own = {name for section in ("data", "evaluate", "run") for name in sections.OWN_KEYS[section]} - {"train", "eval"}
     assert [name for name in own if not re.search(rf"^[ *?] {name}:", text, re.MULTILINE)] == []
@@ -166,7 +166,7 @@ def test_whole_run_marks_what_departs_from_the_owners_defaults(here):
 def test_whole_run_of_a_faulty_recipe_is_told_like_any(here, capsys):
     (here / "r.yaml").write_text(RECIPE + "  pakking: true\n")
     assert cli.main(["explain", "r.yaml"]) == 2
-    assert "-> packing" in capsys.readouterr().err
+    assert "-> Did you mean `packing`?" in capsys.readouterr().err
     with pytest.raises(RecipeError, match="no such file"):
         explanation.explain_key("train.packing", ["gone.yaml"])
 

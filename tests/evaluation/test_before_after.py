@@ -149,7 +149,7 @@ def test_how_answers_are_made_is_the_recipes(held):
         ("{max_rows: 0}", "evaluate: false"),
         ("{metrics: [bleu]}", "exact_match"),
         ("true", "keys under it"),
-        ("{prompts: [a]}", "not built in this version"),
+        ("{prompts: [a]}", "not supported by this version"),
     ],
 )
 def test_wrong_evaluate_section_is_told(section, said, held, go):

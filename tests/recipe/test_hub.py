@@ -91,16 +91,24 @@ def test_hub_id_is_trained_and_then_taken_from_the_cache_offline(hub):
     assert code == 0, told
     code, told = hub("org/tiny", "train.output_dir=again", endpoint="http://127.0.0.1:9")  # nobody listens there
     assert code == 0, told
-    assert "the hub cannot be reached; org/tiny is looked for in the cache" in told
+    assert "The hub cannot be reached. org/tiny is looked up in the cache." in told
 
 
 @pytest.mark.parametrize(
     ("name", "words", "said"),
     [
-        ("org/nothing", (), "org/nothing: no path here, and the hub knows no such id"),
-        ("org/gated", (), "org/gated: gated on the hub\n    -> a token that may read it: hf auth login"),
-        ("org/tiny", ("model.revision=v9",), "org/tiny: the hub knows no such revision"),
-        ("trl_sft:tiny", ("data.train=org/nothing",), "org/nothing: no path here, and the hub knows no such id"),
+        ("org/nothing", (), "org/nothing: there is no such path here, and no such id on the hub"),
+        (
+            "org/gated",
+            (),
+            "org/gated: access to this repository is restricted\n    -> Ask for access on its page on the hub, then run `hf auth login`",
+        ),
+        ("org/tiny", ("model.revision=v9",), "org/tiny: the hub has no such revision of it"),
+        (
+            "trl_sft:tiny",
+            ("data.train=org/nothing",),
+            "org/nothing: there is no such path here, and no such id on the hub",
+        ),
     ],
 )
 def test_refusal_of_the_hub_is_told_without_a_traceback(hub, name, words, said):
@@ -113,7 +121,7 @@ def test_refusal_of_the_hub_is_told_without_a_traceback(hub, name, words, said):
 def test_hub_that_cannot_be_reached_is_told_at_once(hub):
     code, told = hub("org/tiny", endpoint="http://127.0.0.1:9")
     assert code == 2
-    assert "org/tiny: no path here, not in the cache, and the hub cannot be reached" in told
+    assert "org/tiny: there is no such path here, it is not in the cache, and the hub cannot be reached" in told
     assert "Retrying" not in told
 
 

@@ -1,4 +1,4 @@
-"""Keys that another key makes idle are refused where the file says both, and told where one is an override."""
+"""Keys without effect because of another key: a fault where the file sets both, a note where one is an override."""
 
 import json
 
@@ -49,18 +49,18 @@ def text(train=None, generation=None, data=HELD):
 
 
 @pytest.mark.parametrize(("train", "name"), TRAIN, ids=lambda v: v if isinstance(v, str) else "")
-def test_idle_key_of_train_is_refused_and_told_where_an_override_made_it_idle(train, name, go):
+def test_key_of_train_without_effect_is_a_fault_but_a_note_if_an_override_is_the_cause(train, name, go):
     code, _, err = go(text(train), "--fast", command=["check"])
     assert code == 2
     assert f"recipe.yaml:3 train.{name}\n" in err
-    assert "changes nothing" in err
+    assert "has no effect" in err
     typed = f"train.{name}={json.dumps(train[name])}"
     assert go(text(train), typed, "--fast", command=["check"])[0] == 2  # it would be typed in vain
     others = [f"train.{k}={json.dumps(v)}" for k, v in train.items() if k != name]
     if others:
         code, out, err = go(text({name: train[name]}), *others, "--fast", command=["check"])
         assert code == 0, err
-        assert f"train.{name}: {name} changes nothing" in out
+        assert f"train.{name}: `{name}` has no effect" in out
     assert go(text({k: v for k, v in train.items() if k != name}), "--fast", command=["check"])[0] == 0
 
 
@@ -74,31 +74,31 @@ def test_idle_key_of_generation_is_refused_as_upstreams_own_strict_check_does(ge
 
 
 @pytest.mark.parametrize(("section", "name"), QUANTIZATION, ids=lambda v: v if isinstance(v, str) else "")
-def test_idle_key_of_quantization_is_refused_and_told_where_an_override_made_it_idle(section, name, go):
+def test_key_of_quantization_without_effect_is_a_fault_but_a_note_if_an_override_is_the_cause(section, name, go):
     lora = "lora: {r: 2}\nquantization: "
     code, _, err = go(text() + lora + json.dumps(section), "--fast", command=["check"])
     assert code == 2
-    assert f"{name} changes nothing" in err
+    assert f"`{name}` has no effect" in err
     (bits,) = (k for k in section if k != name)
     given = text() + lora + json.dumps({name: section[name], "load_in_4bit": True, "load_in_8bit": False})
     words = [f"quantization.load_in_{n}bit={json.dumps(bits == f'load_in_{n}bit')}" for n in (4, 8)]
     code, out, err = go(given, *words, "--fast", command=["check"])
     assert code == 0, err
-    assert f"{name} changes nothing" in out
+    assert f"`{name}` has no effect" in out
 
 
-@pytest.mark.parametrize("name", no_effect.EVALUATING)
+@pytest.mark.parametrize("name", no_effect.EVALUATION_KEYS)
 def test_key_of_evaluation_is_refused_where_no_rows_are_held_out(name, go):
     given = {name: True if name == "eval_packing" else 2}
     more = {"eval_strategy": "epoch"} if name == "eval_delay" else {}
     assert go(text(given | more), "--fast", command=["check"])[0] == 0
     code, _, err = go(text(given, data=""), "--fast", command=["check"])
     assert code == 2
-    assert f"{name} changes nothing: no rows are held out" in err
+    assert f"`{name}` has no effect without an evaluation set" in err
     if name != "eval_delay":  # which an eval_strategy goes with
         code, out, err = go(text(given), "data.eval_fraction=null", "--fast", command=["check"])
         assert code == 0, err
-        assert f"{name} changes nothing: no rows are held out" in out
+        assert f"`{name}` has no effect without an evaluation set" in out
 
 
 @pytest.mark.parametrize("name", no_effect._WITHOUT_ADAM)

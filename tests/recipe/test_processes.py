@@ -36,7 +36,7 @@ def test_global_batch_is_the_rows_of_an_optimizer_step(built, here, micro_batche
 def test_global_batch_is_said_with_its_parts(go):
     code, out, _ = go(RECIPE + "run: {global_batch_size: 4}\n", command=["check"])
     assert code == 0
-    assert "gradient_accumulation_steps: 2, for run.global_batch_size 4: 2 rows at a time x 1 process x 2" in out
+    assert "gradient_accumulation_steps: 2, for run.global_batch_size 4 = 2 per device x 1 process x 2" in out
 
 
 def test_global_batch_counts_all_processes(built):
@@ -46,24 +46,24 @@ def test_global_batch_counts_all_processes(built):
     silent = built("run: {global_batch_size: 32}\n", "train.per_device_train_batch_size=null")
     assert processes.compute_settings(silent)[key].value == 32 // SFTConfig(bf16=False).per_device_train_batch_size
     assert processes.compute_settings(built()) == {}
-    with pytest.raises(RecipeError, match=r"32 is no multiple of 6: 2 rows at a time x 3 processes.*\n.*30 or 36"):
+    with pytest.raises(RecipeError, match=r"32 is not a multiple of 6 = 2 per device x 3 processes\n.*Write 30 or 36"):
         processes.compute_settings(run, 3)
 
 
 @pytest.mark.parametrize(
     ("text", "where", "told"),
     [
-        ("run: {global_batch_size: 7}\n", "recipe.yaml:9 run.global_batch_size", "-> 6 or 8"),
-        ("run: {global_batch_size: 1}\n", "recipe.yaml:9 run.global_batch_size", "-> 2, or"),
+        ("run: {global_batch_size: 7}\n", "recipe.yaml:9 run.global_batch_size", "-> Write 6 or 8"),
+        ("run: {global_batch_size: 1}\n", "recipe.yaml:9 run.global_batch_size", "-> Write 2, or"),
         (
             "  gradient_accumulation_steps: 3\nrun: {global_batch_size: 4}\n",
             "recipe.yaml:9 train.gradient_accumulation_steps",
-            "-> one of the two keys alone",
+            "-> Remove one of the two keys.",
         ),
         (
             "  auto_find_batch_size: true\nrun: {global_batch_size: 4}\n",
             "recipe.yaml:9 train.auto_find_batch_size",
-            "-> one of the two",
+            "-> Remove one of the two.",
         ),
     ],
 )
@@ -128,7 +128,7 @@ def test_config_of_an_engine_may_be_a_mapping_or_a_file_that_is_there(built, her
     assert built("launch: {engine: fsdp, config: {reshard_after_forward: true}}\n").launch["config"] == {
         "reshard_after_forward": True
     }
-    with pytest.raises(RecipeError, match=r"recipe.yaml:9 launch.config\n.*no such file"):
+    with pytest.raises(RecipeError, match=r"recipe.yaml:9 launch.config\n.*there is no such file"):
         built("launch: {engine: zero2, config: gone.json}\n")
     jsonl(here / "ds.yaml", [{}])
     assert built("launch: {engine: ray, config: ds.yaml}\n").launch["config"].endswith("ds.yaml")

@@ -174,7 +174,7 @@ def _omit_idle_lines(outcomes: list[Outcome]) -> list[Outcome]:
     train = {_get_current_name(line.key): line.value for line in lines if line.key[0] == "train"}
     reasons: dict[str, str] = {}
     if not any(line.key in _EVALUATION_SETS for line in lines):
-        reasons = dict.fromkeys(no_effect.EVALUATING, "It has no effect without an evaluation set.")
+        reasons = dict.fromkeys(no_effect.EVALUATION_KEYS, "It has no effect without an evaluation set.")
     for rule in no_effect.TRAIN:
         with contextlib.suppress(TypeError):  # a value of another type, which the recipe's own check refuses
             if rule.when(train):

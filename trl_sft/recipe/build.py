@@ -1,7 +1,8 @@
-"""Turns a recipe into a run: every key known, typed and placed, or refused with all other faults.
+"""Turns a recipe into a run: every key is known, typed and placed, or refused together with all other faults.
 
-In: a `Recipe`. Out: a `Run`, whose dicts are keyword arguments of the owners. Deliberately absent:
-names and types of the owners' keys (`owners` reads them from the installed sources) and whatever
+Inputs: a `Recipe`, the file as written.
+Outputs: a `Run`, whose mappings are keyword arguments of the owners; or a `RecipeError` with every fault.
+Not here: the names and types of the owners' keys (`upstream` reads them from the installed sources), and whatever
 needs torch, a tokenizer or rows.
 """
 
@@ -14,113 +15,233 @@ from typing import Any
 
 from trl_sft import run_folder
 from trl_sft.errors import Fault, RecipeError
-from trl_sft.recipe import mapping, named, paths, renamed_keys, rules
-from trl_sft.recipe import sections as recipe_sections
+from trl_sft.recipe import key_check, paths, renamed_keys, rules, sections
 from trl_sft.recipe.checked import Run, Source
+from trl_sft.recipe.paths import FunctionLocation, Location, LocationProblem
 from trl_sft.recipe.upstream import keys, nested
 from trl_sft.recipe.yaml_reader import Key, Recipe, describe_value, format_value
+from trl_sft.suggestions import LOOSE, nearest_name
 
-_MAIN = {"model": "name_or_path", "data": "train"}  # section -> the key that its value is, where it is a word
+# section -> the key that a plain text in the place of the section stands for
+_MAIN_KEYS = {"model": "name_or_path", "data": "train"}
+_PARTS = ("train", "eval")  # of `data:`
 
 
 def build_run(recipe: Recipe) -> Run:
-    """Check a recipe against the installed owners. Raises RecipeError with all faults."""
+    """Check a recipe against the installed packages.
+
+    Args:
+        recipe: The recipe as written, with its overrides.
+
+    Returns:
+        The checked run. Nothing is loaded.
+
+    Raises:
+        RecipeError: With every fault of the recipe, in the order of its lines.
+
+    """
     faults: list[Fault] = []
     notes: list[str] = []
-    strange = [name for name in recipe.values if name not in recipe_sections.OWNERS]
-    faults += [mapping.unknown(recipe, (name,), recipe_sections.OWNERS, "") for name in strange]
-    sections: dict[str, dict[str, Any]] = {}
-    for name in recipe_sections.OWNERS:
-        value = recipe.values.get(name)
-        if name == "evaluate" and value is False:  # the one section that can be off
-            value = None
-        if value is not None and not isinstance(value, dict):
-            meant = {_MAIN[name]: value} if name in _MAIN and isinstance(value, str) else None
-            write = f"{name}: {format_value(meant)}" if meant else "keys under it, indented"
-            faults.append(Fault(recipe.where((name,)), f"the section is {describe_value(value)}", write))
-            value = meant  # what follows reads mappings
-            recipe = dataclasses.replace(recipe, values=recipe.values | {name: meant})
-        given = renamed_keys.translate(recipe, (name,), value if isinstance(value, dict) else {}, faults, notes)
-        if name == "evaluate" and isinstance(asked := given.get("generation"), dict):
-            given["generation"] = renamed_keys.translate(recipe, ("evaluate", "generation"), asked, faults, notes)
-        sections[name] = mapping.check(recipe, (name,), given, faults)
-    parts = {part: sections["data"].get(part) for part in ("train", "eval")}
-    sources = {part: _sources(recipe, part, value, faults, notes) for part, value in parts.items()}
-    base = named.base(recipe, sections["model"].pop("name_or_path", None), faults)
-    template = named.template(recipe, sections["tokenizer"].pop("chat_template", None), faults)
-    template_kwargs = sections["tokenizer"].pop("chat_template_kwargs", {})
-    adapter = base is not None and bool(base.files) and paths.is_adapter(base.files[0])
-    faults += rules.check(recipe, sections, sources, adapter, notes)
-    for name in nested.find_missing_arguments(sections["train"]):
-        found = f"lr_scheduler_type: {sections['train']['lr_scheduler_type']} needs {name}"
-        faults.append(
-            Fault(recipe.where(("train", "lr_scheduler_type")), found, f"lr_scheduler_kwargs: {{{name}: ...}}")
-        )
-    faults += rules.loss_on(recipe, sections["data"], sections["train"])
-    if faults or base is None:
-        raise RecipeError(sorted(faults, key=_line))
-    out = sections["train"].pop("output_dir", None)
-    folder = paths.make_absolute(out, Path.cwd()) if out else run_folder.default_folder(recipe.path)
-    if (resume := sections["run"].get("resume", "auto")) not in ("auto", "never"):
-        sections["run"]["resume"] = str(paths.make_absolute(resume, recipe.folder(("run", "resume"))))
-    sections["data"] = {name: value for name, value in sections["data"].items() if name not in sources}
-    absent: dict[str, Any] = {n: None for n in ("quantization", "lora") if recipe.values.get(n) is None}
-    absent |= {"evaluate": None} if recipe.values.get("evaluate") is False else {}
-    rest = sections | absent
-    rest["options"] = rest.pop("run")
+    recipe = _replace_texts(recipe, faults)
+    values = {name: _check_section(recipe, name, faults=faults, notes=notes) for name in sections.OWNERS}
+    sources = {part: _build_sources(recipe, part, values["data"].get(part), faults, notes) for part in _PARTS}
+    model = _resolve_model(recipe, values["model"].pop("name_or_path", None), faults)
+    chat_template = _resolve_chat_template(recipe, values["tokenizer"].pop("chat_template", None), faults)
+    chat_template_kwargs = values["tokenizer"].pop("chat_template_kwargs", {})
+    is_adapter = model is not None and bool(model.files) and paths.is_adapter(model.files[0])
+    faults += rules.check(recipe, values, sources, is_adapter=is_adapter, notes=notes)
+    faults += _find_missing_scheduler_arguments(recipe, values["train"])
+    faults += rules.move_loss_keys(recipe, values["data"], values["train"])
+    if faults or model is None:
+        raise RecipeError(sorted(faults, key=_line_number))
+    written = {name: recipe.values.get(name) for name in ("quantization", "lora", "evaluate")}
     return Run(
-        recipe, folder, base, template, sources, chat_template_kwargs=template_kwargs, notes=tuple(notes), **rest
+        recipe,
+        _output_dir(recipe, values["train"].pop("output_dir", None)),
+        model,
+        chat_template,
+        sources,
+        model=values["model"],
+        tokenizer=values["tokenizer"],
+        chat_template_kwargs=chat_template_kwargs,
+        quantization=values["quantization"] if written["quantization"] is not None else None,
+        lora=values["lora"] if written["lora"] is not None else None,
+        data={name: value for name, value in values["data"].items() if name not in _PARTS},
+        train=values["train"],
+        evaluate=values["evaluate"] if written["evaluate"] is not False else None,
+        launch=values["launch"],
+        options=_resolve_options(recipe, values["run"]),
+        notes=tuple(notes),
     )
 
 
-def _line(fault: Fault) -> int:
-    """Return the line of the recipe that a fault stands in; overrides and what is missing come last."""
+def _line_number(fault: Fault) -> int:
+    """Return the line of the recipe in which a fault is; overrides and missing keys come last."""
     number = fault.where.partition(" ")[0].rpartition(":")[2]
     return int(number) if number.isdigit() else sys.maxsize
 
 
-def _sources(recipe: Recipe, part: str, value: Any, faults: list[Fault], notes: list[str]) -> tuple[Source, ...]:
-    """Return `data.train` or `data.eval`, written as a path, a mapping or a list of either."""
+def _replace_texts(recipe: Recipe, faults: list[Fault]) -> Recipe:
+    """Return the recipe with a mapping, or nothing, in each section; append a fault for whatever else is there."""
+    values = dict(recipe.values)
+    faults += [key_check.unknown_section(recipe, name) for name in recipe.values if name not in sections.OWNERS]
+    for name in sections.OWNERS:
+        value = values.get(name)
+        is_off = name == "evaluate" and value is False  # the one section that can be switched off
+        if value is None or isinstance(value, dict) or is_off:
+            continue
+        problem = f"the section is {describe_value(value)}, not a mapping"
+        if name in _MAIN_KEYS and isinstance(value, str):
+            values[name] = {_MAIN_KEYS[name]: value}
+            faults.append(recipe.fault((name,), problem, f"Write `{name}: {format_value(values[name])}`."))
+        else:
+            values[name] = None
+            faults.append(recipe.fault((name,), problem, f"Write the keys of `{name}:` below it, indented."))
+    return dataclasses.replace(recipe, values=values)
+
+
+def _check_section(recipe: Recipe, name: str, *, faults: list[Fault], notes: list[str]) -> dict[str, Any]:
+    """Return the keys of a section, under their current names, that are known and well typed."""
+    values = renamed_keys.translate(recipe, (name,), recipe.values.get(name) or {}, faults=faults, notes=notes)
+    generation = values.get("generation")
+    if name == "evaluate" and isinstance(generation, dict):
+        key = ("evaluate", "generation")
+        values["generation"] = renamed_keys.translate(recipe, key, generation, faults=faults, notes=notes)
+    return key_check.check_section(recipe, name, values, faults)
+
+
+def _build_sources(recipe: Recipe, part: str, value: Any, faults: list[Fault], notes: list[str]) -> tuple[Source, ...]:
+    """Return the sources of `data.train` or `data.eval`, written as a path, a mapping or a list of either."""
     if value is None:
         return ()
-    found: list[Source] = []
-    for i, item in enumerate(value if isinstance(value, list) else [value]):
-        key: Key = ("data", part, i) if isinstance(value, list) else ("data", part)
-        path = item.get("path") if isinstance(item, dict) else item
-        if not isinstance(path, str):
-            faults.append(
-                Fault(recipe.where(key), f"a source that is {describe_value(item)}", "{path: FILE, FOLDER or HUB ID}")
-            )
-            continue
-        at: Key = (*key, "path") if isinstance(item, dict) else key
-        place = paths.resolve_location(path, recipe.folder(at), tuple(recipe_sections.BUILDERS))
-        if isinstance(place, paths.LocationProblem):
-            faults.append(Fault(recipe.where(at), f"{path}: {place.problem}", place.fix))
-            continue
-        file = place.files[0] if place.files and place.files[0].is_file() else None
-        builder = (
-            next(
-                (
-                    recipe_sections.BUILDERS[s.lower()]
-                    for s in reversed(file.suffixes)
-                    if s.lower() in recipe_sections.BUILDERS
-                ),
-                "",
-            )
-            if file
-            else ""
+    if isinstance(value, list):
+        entries: list[tuple[Key, Any]] = [(("data", part, number), entry) for number, entry in enumerate(value)]
+    else:
+        entries = [(("data", part), value)]
+    sources = [_build_source(recipe, key, entry, faults=faults, notes=notes) for key, entry in entries]
+    return tuple(source for source in sources if source is not None)
+
+
+def _build_source(recipe: Recipe, key: Key, entry: Any, *, faults: list[Fault], notes: list[str]) -> Source | None:
+    """Return one source; None where its path is missing or does not exist."""
+    values = entry if isinstance(entry, dict) else {"path": entry}
+    path = values.get("path")
+    if not isinstance(path, str):
+        problem = f"the source is {describe_value(entry)}, which has no path"
+        faults.append(recipe.fault(key, problem, "Write `{path: FILE}`: a file, a folder or a hub id."))
+        return None
+    path_key: Key = (*key, "path") if isinstance(entry, dict) else key
+    location = paths.resolve_location(path, recipe.folder(path_key), tuple(sections.BUILDERS))
+    if isinstance(location, LocationProblem):
+        faults.append(recipe.fault(path_key, f"{path}: {location.problem}", location.fix))
+        return None
+    file = location.files[0] if location.files and location.files[0].is_file() else None
+    builder = _find_builder(file) if file else ""
+    if file and not builder:
+        fix = f"Use a file that ends in one of {', '.join(sections.BUILDERS)}."
+        faults.append(recipe.fault(path_key, f"{path}: files of this type cannot be read", fix))
+    values = renamed_keys.translate(recipe, key, values, faults=faults, notes=notes)
+    values = key_check.check_source(recipe, key, values, builder=builder, faults=faults)
+    if file and ".tsv" in file.name.lower():
+        values.setdefault("sep", "\t")
+    own = {name: values.pop(name, None) for name in sections.OWN_KEYS[keys.SOURCE]}
+    return Source(
+        key=key,
+        location=location,
+        builder=builder,
+        format=own["format"] or "",
+        wording=own["wording"] or "",
+        load_kwargs=values,
+        rename=own["rename"] or {},
+        task=own["task"] or "",
+        weight=own["weight"],
+        max_rows=own["max_rows"],
+        function=_resolve_format_function(recipe, (*key, "format"), own["format"] or "", faults),
+    )
+
+
+def _find_builder(file: Path) -> str:
+    """Return the builder of `datasets` that reads a file, by its last known suffix; "" = none does."""
+    for suffix in reversed(file.suffixes):  # `rows.jsonl.gz`
+        if suffix.lower() in sections.BUILDERS:
+            return sections.BUILDERS[suffix.lower()]
+    return ""
+
+
+def _resolve_format_function(recipe: Recipe, key: Key, value: str, faults: list[Fault]) -> FunctionLocation | None:
+    """Return the user's function that `format` names; None where it names a row format, or is wrong."""
+    if value in sections.FORMATS or not value:
+        return None
+    if ":" in value:
+        location = paths.resolve_function(value, recipe.folder(key))
+        if isinstance(location, FunctionLocation):
+            return location
+        faults.append(recipe.fault(key, f"{value}: {location.problem}", location.fix))
+        return None
+    fix = f"Use one of {', '.join(sections.FORMATS)}, or your own function as FILE.py:FUNCTION."
+    if near := nearest_name(value, sections.FORMATS, cutoff=LOOSE):
+        fix = f"Did you mean `{near}`?"
+    faults.append(recipe.fault(key, f"there is no format `{value}`", fix))
+    return None
+
+
+def _resolve_model(recipe: Recipe, value: str | None, faults: list[Fault]) -> Location | None:
+    """Return the location of the model; a folder has to hold a model or an adapter."""
+    key: Key = ("model", "name_or_path")
+    if value is None:
+        if "name_or_path" not in (recipe.values.get("model") or {}):
+            fix = "Set `model.name_or_path` to a folder, a hub id or trl_sft:tiny."
+            faults.append(recipe.fault(key, "the recipe names no model", fix))
+        return None
+    location = paths.resolve_location(value, recipe.folder(key))
+    if isinstance(location, LocationProblem):
+        faults.append(recipe.fault(key, f"{value}: {location.problem}", location.fix))
+        return None
+    if not location.files:
+        return location
+    path = location.files[0]
+    if not (path / "config.json").is_file() and not paths.is_adapter(path):
+        problem = f"{value} is {'a folder without config.json' if path.is_dir() else 'a file'}"
+        faults.append(recipe.fault(key, problem, "Name a folder that `save_pretrained` wrote."))
+    if paths.is_adapter(path) and recipe.values.get("lora") is not None:
+        problem = f"{value} is already an adapter, and its training continues; `lora:` would add a second adapter"
+        faults.append(recipe.fault(("lora",), problem, "Remove `lora:`, or name the adapter's base model instead."))
+    return location
+
+
+def _resolve_chat_template(recipe: Recipe, value: str | None, faults: list[Fault]) -> Location | None:
+    """Return the location of the chat template; None = the tokenizer's own."""
+    if value is None:
+        return None
+    key: Key = ("tokenizer", "chat_template")
+    location = paths.resolve_template(value, recipe.folder(key))
+    if isinstance(location, LocationProblem):
+        faults.append(recipe.fault(key, f"{value}: {location.problem}", location.fix))
+        return None
+    return location
+
+
+def _find_missing_scheduler_arguments(recipe: Recipe, train: dict[str, Any]) -> list[Fault]:
+    """Return a fault for each argument without a default that the learning rate scheduler does not get."""
+    key = ("train", "lr_scheduler_type")
+    return [
+        recipe.fault(
+            key,
+            f"the scheduler {train['lr_scheduler_type']} needs the argument `{name}`",
+            f"Add `lr_scheduler_kwargs: {{{name}: VALUE}}`.",
         )
-        if file and not builder:
-            faults.append(
-                Fault(recipe.where(at), f"{path}: of no known kind", f"a file of {', '.join(recipe_sections.BUILDERS)}")
-            )
-        given = renamed_keys.translate(recipe, key, item if isinstance(item, dict) else {"path": path}, faults, notes)
-        right = mapping.check(recipe, key, given, faults, keys.get_source_fields(builder))
-        if file and ".tsv" in file.name.lower():
-            right.setdefault("sep", "\t")
-        ours = {name: right.pop(name, None) for name in recipe_sections.OWN_KEYS["data.*"]}
-        said: dict[str, Any] = {name: ours[name] or "" for name in ("format", "wording", "task")}
-        code = named.function(recipe, (*key, "format"), said["format"], faults)
-        said |= {"rename": ours["rename"] or {}, "weight": ours["weight"], "max_rows": ours["max_rows"]}
-        found.append(Source(key, place, builder, load_kwargs=right, function=code, **said))
-    return tuple(found)
+        for name in nested.find_missing_arguments(train)
+    ]
+
+
+def _output_dir(recipe: Recipe, value: str | None) -> Path:
+    """Return the run folder; a path in the recipe is relative to the current folder, as it is for TRL."""
+    return paths.make_absolute(value, Path.cwd()) if value else run_folder.default_folder(recipe.path)
+
+
+def _resolve_options(recipe: Recipe, options: dict[str, Any]) -> dict[str, Any]:
+    """Return the keys of `run:`, with the path of a checkpoint made absolute."""
+    resume = options.get("resume", "auto")
+    if resume in ("auto", "never"):
+        return options
+    return options | {"resume": str(paths.make_absolute(resume, recipe.folder(("run", "resume"))))}

@@ -1,7 +1,8 @@
-"""Which file, folder, embedded thing, hub id, chat template or function a value of a recipe names.
+"""Finds what a value of a recipe names: a file, a folder, an embedded model, a hub id, a chat template, a function.
 
-In: the value as written and the folder it is relative to. Out: a `Place`. Nothing is loaded and no
-hub is asked.
+Inputs: the value as written, and the folder that it is relative to.
+Outputs: a `Location` or a `FunctionLocation`; or a `LocationProblem` with the instruction that solves it.
+Not here: loading anything, and asking the hub.
 """
 
 from __future__ import annotations
@@ -19,121 +20,155 @@ from trl_sft.suggestions import LOOSE, nearest_name
 
 EMBEDDED = Path(__file__).parents[1] / "embedded"
 TEMPLATES = Path(__file__).parents[1] / "templates"
-PREFIX = "trl_sft:"
-ADAPTER_CONFIG = "adapter_config.json"  # the file by which peft and we recognise an adapter's folder
+PREFIX = "trl_sft:"  # of the names of embedded models and data
+ADAPTER_CONFIG = "adapter_config.json"  # the file by which peft and we recognise the folder of an adapter
 _HUB_ID = re.compile(r"^[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?$")
 _GLOB = re.compile(r"[*?\[]")
+_TEMPLATE_SUFFIXES = (".jinja", ".j2")
 
 
 class Location(NamedTuple):
-    """What a value names: files or a folder on this machine, or an id on a hub."""
+    """What a value names: files or a folder on this machine, or an id on the hub."""
 
-    files: tuple[Path, ...]  # empty: a hub id
+    files: tuple[Path, ...]  # empty = a hub id
     name: str  # the absolute path, or the hub id
 
 
 class LocationProblem(NamedTuple):
-    """A value that names nothing, and what to write instead."""
+    """Why a value names nothing, and the instruction that solves it."""
 
     problem: str
     fix: str
 
 
 class FunctionLocation(NamedTuple):
-    """A function of the user's."""
+    """A Python function of the user."""
 
     file: Path
     root: Path  # the folder that `module` is imported from
     module: str
     name: str
-    as_module: bool = False  # imported by name, as a part of a package is; else by its file
+    as_module: bool = False  # whether it is imported by the name of its module, as part of a package; else by its file
 
 
 @functools.cache
 def list_templates() -> dict[str, Path]:
-    """Return the chat templates that have a name: ours, and those that the installed TRL has for training.
+    """Return the chat templates that have a name: ours, and those of the installed TRL for training.
 
-    TRL's are found without importing it; the variant with {% generation %} markers is the one taken.
+    TRL's are found without importing it. Of its variants, the one with {% generation %} markers is taken.
     """
+    templates: dict[str, Path] = {}
     spec = importlib.util.find_spec("trl")
-    folder = (
-        Path(spec.submodule_search_locations[0], "chat_templates") if spec and spec.submodule_search_locations else None
-    )
-    theirs = sorted(folder.glob("*_training.jinja")) if folder else []
-    ours = sorted(TEMPLATES.glob("*.jinja"))
-    return {path.stem.removesuffix("_training"): path for path in theirs} | {path.stem: path for path in ours}
+    if spec and spec.submodule_search_locations:
+        folder = Path(spec.submodule_search_locations[0], "chat_templates")
+        for path in sorted(folder.glob("*_training.jinja")):
+            templates[path.stem.removesuffix("_training")] = path
+    for path in sorted(TEMPLATES.glob("*.jinja")):
+        templates[path.stem] = path
+    return templates
 
 
 def resolve_template(value: str, folder: Path) -> Location | LocationProblem:
-    """Return the chat template that `value` names: a file, a named one, or a tokenizer's (folder or hub id)."""
-    place = resolve_location(value, folder, (".jinja", ".j2"))
-    if isinstance(place, Location) and place.files:
-        path = place.files[0]
-        if path.is_dir() or path.suffix in (".jinja", ".j2"):
-            return place
-        return LocationProblem("a file that is no .jinja", "a .jinja file, a tokenizer's folder or id, or a name")
-    if value in list_templates():
-        return Location((list_templates()[value],), value)
-    if isinstance(place, LocationProblem) or "/" in value:
-        return place
-    names = nearest_name(value, list_templates(), cutoff=LOOSE) or ", ".join(list_templates())
-    return LocationProblem(
-        "no chat template of that name", f"{names}; a .jinja file; or a tokenizer as FOLDER or OWNER/NAME"
-    )
+    """Return the location of a chat template.
+
+    Args:
+        value: A .jinja file, the name of a template, or the folder or hub id of a tokenizer.
+        folder: The folder that a path is relative to.
+
+    Returns:
+        The location; a folder or a hub id is that of a tokenizer.
+
+    """
+    location = resolve_location(value, folder, _TEMPLATE_SUFFIXES)
+    if isinstance(location, Location) and location.files:
+        path = location.files[0]
+        if path.is_dir() or path.suffix in _TEMPLATE_SUFFIXES:
+            return location
+        fix = "Name a .jinja file, a template by its name, or a tokenizer by its folder or hub id."
+        return LocationProblem("this file is not a .jinja file", fix)
+    templates = list_templates()
+    if value in templates:
+        return Location((templates[value],), value)
+    if isinstance(location, LocationProblem) or "/" in value:
+        return location
+    near = nearest_name(value, templates, cutoff=LOOSE)
+    names = f"Did you mean `{near}`?" if near else f"Use one of {', '.join(templates)}."
+    fix = f"{names} A .jinja file, or a tokenizer as FOLDER or OWNER/NAME, is possible too."
+    return LocationProblem("there is no chat template of this name", fix)
 
 
 def resolve_function(value: str, folder: Path) -> FunctionLocation | LocationProblem:
-    """Return the function that FILE.py:NAME or PACKAGE.MODULE:NAME names; nothing is imported."""
-    where, _, name = value.rpartition(":")
-    if not name.isidentifier() or not where:
-        return LocationProblem("no FILE.py:FUNCTION or MODULE:FUNCTION", "both parts, as in rows.py:chat")
-    if where.endswith(".py"):
-        file = make_absolute(where, folder)
-        found = FunctionLocation(file.resolve(), file.resolve().parent, file.stem, name)
-        # as written: a link beside the recipe is the user's own
-        inside = os.path.isabs(where) or where.startswith("~") or Path(os.path.normpath(file)).is_relative_to(folder)  # noqa: PTH117
-        if file.is_file() and not inside:
-            return LocationProblem(
-                f"a file outside {folder}, whose code would run", f"it beside the recipe, or {file.resolve()}"
-            )
-        return found if file.is_file() else LocationProblem("no such file", _near(file))
-    parts = where.split(".")
+    """Return the location of the function that `FILE.py:NAME` or `PACKAGE.MODULE:NAME` names, without importing it."""
+    source, _, name = value.rpartition(":")
+    if not name.isidentifier() or not source:
+        return LocationProblem("this is not FILE.py:FUNCTION", "Write both parts, for example rows.py:chat.")
+    if source.endswith(".py"):
+        return _function_of_file(source, name, folder)
+    parts = source.split(".")
     for root in dict.fromkeys([folder, Path.cwd(), *map(Path, sys.path)]):
         for file in (root.joinpath(*parts).with_suffix(".py"), root.joinpath(*parts, "__init__.py")):
             if file.is_file():
-                package = len(parts) > 1 or file.name == "__init__.py"
-                return FunctionLocation(file.resolve(), root.resolve(), where, name, as_module=package)
-    return LocationProblem(
-        f"no module {where} beside the recipe, in the current folder or installed", "FILE.py:FUNCTION"
-    )
+                is_package = len(parts) > 1 or file.name == "__init__.py"
+                return FunctionLocation(file.resolve(), root.resolve(), source, name, as_module=is_package)
+    problem = f"there is no module {source} beside the recipe, in the current folder or among the installed packages"
+    return LocationProblem(problem, "Correct the name of the module, or write FILE.py:FUNCTION.")
+
+
+def _function_of_file(source: str, name: str, folder: Path) -> FunctionLocation | LocationProblem:
+    """Return the location of a function of a file; a relative path must not leave the folder of the recipe."""
+    file = make_absolute(source, folder)
+    if not file.is_file():
+        return LocationProblem("there is no such file", _suggest_path(file))
+    is_absolute = os.path.isabs(source) or source.startswith("~")  # noqa: PTH117 (as written)
+    # The path as written decides: a link beside the recipe is the user's own.
+    is_inside = Path(os.path.normpath(file)).is_relative_to(folder)
+    if not is_absolute and not is_inside:
+        fix = f"Move the file beside the recipe, or write {file.resolve()}."
+        return LocationProblem(f"this file, whose code would run, is outside {folder}", fix)
+    return FunctionLocation(file.resolve(), file.resolve().parent, file.stem, name)
 
 
 def resolve_location(value: str, folder: Path, suffixes: tuple[str, ...] = ()) -> Location | LocationProblem:
-    """Return what `value` names: an existing path is a path, ./ ../ ~ force one, else it is a hub id.
+    """Return what a value names.
 
-    `suffixes` are endings that make a value a path even where no such file stands.
+    A path that exists is a path. `./`, `../`, `~`, `/` and the suffixes make a value a path. Everything else is an id
+    on the hub.
+
+    Args:
+        value: A path, a pattern, an embedded name (`trl_sft:tiny`) or a hub id.
+        folder: The folder that a path is relative to.
+        suffixes: Endings that only a path has: `.jsonl`.
+
+    Returns:
+        The location, with absolute paths.
+
     """
     if value.startswith(PREFIX):
-        name = value.removeprefix(PREFIX)
-        known = sorted(path.name for path in EMBEDDED.iterdir() if path.is_dir() and path.name != "__pycache__")
-        if name in known:
-            return Location((EMBEDDED / name,), str(EMBEDDED / name))
-        return LocationProblem(f"the package embeds no {name!r}", " or ".join(PREFIX + word for word in known))
+        return _resolve_embedded(value)
     path = make_absolute(value, folder)
-    if value and os.path.exists(path):  # noqa: PTH110 (pathlib raises on a name too long)
+    if value and os.path.exists(path):  # noqa: PTH110 (pathlib raises on a name that is too long)
         return Location((path.resolve(),), str(path.resolve()))
     if _GLOB.search(value):
         names = glob.glob(str(path), recursive=True)  # noqa: PTH207 (pathlib takes no absolute pattern)
         files = tuple(sorted(Path(name).resolve() for name in names if Path(name).is_file()))
-        return (
-            Location(files, str(path))
-            if files
-            else LocationProblem("no file matches", f"a pattern that matches in {folder}")
-        )
-    forced = value.startswith(("./", "../", "~", "/")) or value.endswith(suffixes or ("/",))
-    if not forced and _HUB_ID.match(value):
+        if files:
+            return Location(files, str(path))
+        return LocationProblem("no file matches this pattern", f"Correct the pattern. It is relative to {folder}.")
+    is_path = value.startswith(("./", "../", "~", "/")) or value.endswith(suffixes or ("/",))
+    if not is_path and _HUB_ID.match(value):
         return Location((), value)
-    return LocationProblem("no such file or folder" + (f" in {folder}" if forced else ""), _near(path))
+    problem = f"there is no such file or folder in {folder}" if is_path else "there is no such file or folder"
+    return LocationProblem(problem, _suggest_path(path))
+
+
+def _resolve_embedded(value: str) -> Location | LocationProblem:
+    """Return the folder of an embedded model or data set, `trl_sft:NAME`."""
+    name = value.removeprefix(PREFIX)
+    names = sorted(path.name for path in EMBEDDED.iterdir() if path.is_dir() and path.name != "__pycache__")
+    if name in names:
+        return Location((EMBEDDED / name,), str(EMBEDDED / name))
+    known = " or ".join(PREFIX + other for other in names)
+    return LocationProblem(f"trl_sft has no embedded model or data set {name!r}", f"Use {known}.")
 
 
 def is_adapter(folder: Path) -> bool:
@@ -142,12 +177,15 @@ def is_adapter(folder: Path) -> bool:
 
 
 def make_absolute(value: str, folder: Path) -> Path:
-    """Return a path as written, relative to `folder`, with ~ for the home folder; it need not exist."""
+    """Return a path relative to `folder`, with ~ for the home folder; it need not exist."""
     return folder / os.path.expanduser(value)  # noqa: PTH111 (pathlib raises on an unknown user)
 
 
 def relative_to_file(file: Path, value: str) -> str:
-    """Return a path relative to the current folder as `file` would name it; what is no path here as it is."""
+    """Return a path relative to the current folder as a path relative to the folder of `file`.
+
+    A value that is not an existing relative path is returned unchanged.
+    """
     path = Path(value).expanduser()
     if not path.exists() or path.is_absolute():
         return value
@@ -157,10 +195,14 @@ def relative_to_file(file: Path, value: str) -> str:
         return str(path.absolute())
 
 
-def _near(path: Path) -> str:
-    names = sorted(p.name for p in path.parent.iterdir()) if path.parent.is_dir() else []
-    names = [name for name in names if not name.startswith(".")]
-    near = nearest_name(path.name, names, cutoff=LOOSE, limit=3) or ", ".join(names[:5])
+def _suggest_path(path: Path) -> str:
+    """Return the instruction for a path that does not exist."""
     if not path.parent.is_dir():
-        return f"a path that exists; {path.parent} does not"
-    return f"one that exists; nearest there: {near}" if near else f"one that exists; {path.parent} is empty"
+        return f"Correct the path: the folder {path.parent} does not exist."
+    names = sorted(file.name for file in path.parent.iterdir() if not file.name.startswith("."))
+    if not names:
+        return f"Correct the path: the folder {path.parent} is empty."
+    near = nearest_name(path.name, names, cutoff=LOOSE, limit=3)
+    if near:
+        return f"Did you mean {near}?"
+    return f"Correct the path. The folder has {', '.join(names[:5])}{', ...' if len(names) > 5 else ''}."

@@ -1,13 +1,16 @@
-"""How many processes train, what one process cannot do, and the batch that all of them make together.
+"""How many processes train: what one process cannot do, and the batch size of all processes together.
 
-In: a `Run`. Out: faults of the machine or of this version, apart from those of the recipe, and the settings
-that follow from `run.global_batch_size`. Needs no torch. Deliberately absent: starting a process.
+Inputs: a `Run`.
+Outputs: faults of the machine or of this version, apart from those of the recipe; the settings that follow from
+`run.global_batch_size`.
+Not here: starting a process. Needs no torch.
 """
 
 from __future__ import annotations
 
 import ast
 import re
+from collections.abc import Mapping
 from typing import NamedTuple
 
 from trl_sft.errors import Fault, RecipeError
@@ -16,84 +19,100 @@ from trl_sft.recipe.checked import Run, Setting
 from trl_sft.recipe.upstream import fields
 from trl_sft.recipe.yaml_reader import Key, describe_value
 
-_CARDS = re.compile(r"([1-9]\d*)x([1-9]\d*(?:\.\d+)?)GiB")
-_ALONE = {"nproc_per_node": (1, "1"), "nnodes": (1, "1", "1:1")}
-_OURS = ("engine", "config")
-_BATCH: Key = ("run", "global_batch_size")
-_STEPS: Key = ("train", "gradient_accumulation_steps")
+_GPUS = re.compile(r"([1-9]\d*)x([1-9]\d*(?:\.\d+)?)GiB")
+_SINGLE_PROCESS = {"nproc_per_node": (1, "1"), "nnodes": (1, "1", "1:1")}  # the values that mean one process
+_OWN_KEYS = tuple(sections.OWN_KEYS["launch"])
+_BATCH_SIZE: Key = ("run", "global_batch_size")
+_ACCUMULATION: Key = ("train", "gradient_accumulation_steps")
 
 
 class TargetMachine(NamedTuple):
-    """The machine that a run is for."""
+    """The machine that a run is checked for."""
 
     is_this_machine: bool
     num_gpus: int = 1
     gpu_gib: float | None = None  # memory of one GPU in GiB; None = as much as the run needs
 
 
-def parse_machine(words: str) -> TargetMachine:
-    """Return the machine that `--on` names: here, any, or 8x80GiB. Raises RecipeError."""
-    if words in ("here", "any"):
-        return TargetMachine(words == "here")
-    if found := _CARDS.fullmatch(words):
-        return TargetMachine(False, int(found[1]), float(found[2]))
-    raise RecipeError(Fault("--on", words, "here, any, or cards and their memory: 8x80GiB"))
+def parse_machine(text: str) -> TargetMachine:
+    """Return the machine that `--on` names: here, any, or 8x80GiB.
+
+    Raises:
+        RecipeError: The text is none of the three.
+
+    """
+    if text in ("here", "any"):
+        return TargetMachine(is_this_machine=text == "here")
+    if match := _GPUS.fullmatch(text):
+        return TargetMachine(is_this_machine=False, num_gpus=int(match[1]), gpu_gib=float(match[2]))
+    fix = "Write here, any, or the number and the memory of the GPUs: 8x80GiB."
+    raise RecipeError(Fault("--on", f"{text!r} is not a machine", fix))
 
 
 def check(run: Run) -> list[Fault]:
-    """Return what the recipe asks of processes that this version, which trains in one, cannot carry out.
+    """Return what the recipe demands of processes that this version, which trains in one, cannot do.
 
     The recipe itself is right: another machine or a later version may run it.
     """
     faults: list[Fault] = []
     for name, value in run.launch.items():
-        where = run.recipe.where(("launch", name))
+        key = ("launch", name)
+        written = f"`{name}` is {describe_value(value)}"
         if name == "engine" and value not in ("auto", "ddp"):
-            found = f"{describe_value(value)}; this version trains in one process, where {value} has nothing to divide"
-            faults.append(Fault(where, found, "engine: auto, or ddp; or launch=null after the recipe"))
-        elif name in _ALONE and value not in _ALONE[name]:
-            faults.append(Fault(where, f"{describe_value(value)}; this version trains in one process", f"{name}: 1"))
-        elif name not in _OURS and name not in _ALONE:
-            found = (
-                f"{describe_value(value)}, an option of torchrun; this version trains in one process and starts none"
-            )
-            faults.append(Fault(where, found, "leave it out"))
+            problem = f"{written}, but this version trains in one process, where there is nothing to divide"
+            fix = "Set `engine` to auto or ddp, or add launch=null after the recipe."
+            faults.append(run.recipe.fault(key, problem, fix))
+        elif name in _SINGLE_PROCESS and value not in _SINGLE_PROCESS[name]:
+            problem = f"{written}, but this version trains in one process"
+            faults.append(run.recipe.fault(key, problem, f"Set `{name}: 1`."))
+        elif name not in _OWN_KEYS and name not in _SINGLE_PROCESS:
+            problem = f"{written}, an option of torchrun, but this version starts no processes"
+            faults.append(run.recipe.fault(key, problem, "Remove it."))
     return faults
 
 
 def compute_settings(run: Run, processes: int = 1) -> dict[Key, Setting]:
-    """Return the accumulation that `run.global_batch_size` makes with so many processes. Raises RecipeError."""
-    wanted = run.options.get("global_batch_size")
-    if wanted is None:
+    """Return the gradient accumulation that `run.global_batch_size` demands.
+
+    Args:
+        run: The checked recipe.
+        processes: How many processes train.
+
+    Returns:
+        One setting; empty where the recipe has no `run.global_batch_size`, or already agrees with it.
+
+    Raises:
+        RecipeError: The batch size cannot be divided, or the recipe sets another accumulation.
+
+    """
+    batch_size = run.options.get("global_batch_size")
+    if batch_size is None:
         return {}
-    each = run.train.get("per_device_train_batch_size", default("per_device_train_batch_size"))
-    step = each * processes
-    parts = f"{each} rows at a time x {processes} process{'es' * (processes > 1)}"
-    if wanted % step:
-        found = f"{wanted} is no multiple of {step}: {parts} (train.per_device_train_batch_size)"
-        below, above = wanted // step * step, (wanted // step + 1) * step
+    per_device = run.train.get("per_device_train_batch_size", _default("per_device_train_batch_size"))
+    rows = per_device * processes
+    factors = f"{per_device} per device x {processes} process{'es' if processes > 1 else ''}"
+    if batch_size % rows:
+        problem = f"{batch_size} is not a multiple of {rows} = {factors}"
+        below, above = batch_size // rows * rows, (batch_size // rows + 1) * rows
         near = f"{below} or {above}" if below else str(above)
-        raise RecipeError(Fault(run.recipe.where(_BATCH), found, f"{near}, or a batch that divides it"))
-    steps = wanted // step
+        fix = f"Write {near}, or change `train.per_device_train_batch_size`."
+        raise RecipeError(run.recipe.fault(_BATCH_SIZE, problem, fix))
+    steps = batch_size // rows
     written = run.train.get("gradient_accumulation_steps")
     if written == steps:
         return {}
     if written is not None:
-        found = (
-            f"{describe_value(written)}, but {wanted} rows a step, {parts}, are {steps} steps (run.global_batch_size)"
-        )
-        raise RecipeError(Fault(run.recipe.where(_STEPS), found, "one of the two keys alone"))
-    return {
-        ("train", "gradient_accumulation_steps"): Setting(steps, f"run.global_batch_size {wanted}: {parts} x {steps}")
-    }
+        problem = f"the value is {written}, but `run.global_batch_size: {batch_size}` needs {steps} ({factors})"
+        raise RecipeError(run.recipe.fault(_ACCUMULATION, problem, "Remove one of the two keys."))
+    return {_ACCUMULATION: Setting(steps, f"run.global_batch_size {batch_size} = {factors} x {steps}")}
 
 
-def describe_settings(settings: dict[Key, Setting]) -> list[tuple[str, str]]:
-    """Return a line for the screen on the accumulation that we set."""
-    found = settings.get(_STEPS)
-    return [("batch", f"gradient_accumulation_steps: {found.value}, for {found.reason}")] if found else []
+def describe_settings(settings: Mapping[Key, Setting]) -> list[tuple[str, str]]:
+    """Return the line of the summary on the gradient accumulation that this package set, if it did."""
+    setting = settings.get(_ACCUMULATION)
+    return [("batch", f"gradient_accumulation_steps: {setting.value}, for {setting.reason}")] if setting else []
 
 
-def default(name: str) -> int:
-    """Return the installed SFTConfig's default of a whole number."""
+def _default(name: str) -> int:
+    """Return the default of a whole number in the installed SFTConfig."""
     return int(ast.literal_eval(fields.read_fields(sections.OWNERS["train"][1])[name].default))

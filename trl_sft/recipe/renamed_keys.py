@@ -1,8 +1,9 @@
-"""Names and values that upstream renamed or removed: read as today's, or refused with what to write.
+"""Names and values that upstream renamed or removed: read under their current names, or refused with what to write.
 
-In: a section or source as written. Out: the same under today's names, a line for each that changed, faults.
-The tables hold only names that the tested owners lack; where the installed one has a name, it is used as
-it is. `tests/old_names.yaml` has the release in which each changed.
+Inputs: a section or a source as written.
+Outputs: the same under current names, a note for each key that changed, faults.
+Not here: names that the installed owner still has, which are used as they are. The tables hold only names that the
+tested owners lack; `tests/recipe/renamed_keys.yaml` has the release in which each changed.
 """
 
 from __future__ import annotations
@@ -15,34 +16,47 @@ from trl_sft.errors import Fault
 from trl_sft.recipe.upstream import keys, types
 from trl_sft.recipe.yaml_reader import Key, Recipe, describe_value, format_value
 
+REMOVED = "upstream has removed this key"
+
 
 @dataclass(frozen=True)
 class RenamedKey:
-    """What became of a name. A value that is neither translated nor done anyway is refused."""
+    """What became of a key. A value that can neither be translated nor ignored is refused.
 
-    new: str = ""  # today's name; `accelerator_config.split_batches` stands under another key
-    values: Mapping[Any, Any] = field(default_factory=dict)  # what its values became, where they are others
-    done: tuple[Any, ...] = ()  # values that say what is done without them
-    fix: str = ""  # what to do instead, where nothing can be translated
-    below: float | None = None  # the old value has to lie in [0, below)
-    what: str = "upstream has it no more"
+    Attributes:
+        new: The current name; `accelerator_config.split_batches` is a key of a mapping; "" = there is none.
+        values: Old value -> current value; empty = values are unchanged.
+        no_op: Values that ask for what happens without the key: it is ignored.
+        fix: What to do where the value cannot be translated; "" = write the current key.
+        below: The old value has to be at least 0 and less than this; None = any value.
+        reason: Why the key is refused, as the end of a sentence.
 
-    def today(self, value: Any) -> Any:
-        """Return the value under today's name. Raises KeyError where it has none."""
+    """
+
+    new: str = ""
+    values: Mapping[Any, Any] = field(default_factory=dict)
+    no_op: tuple[Any, ...] = ()
+    fix: str = ""
+    below: float | None = None
+    reason: str = REMOVED
+
+    def translate_value(self, value: Any) -> Any:
+        """Return the value under the current name. Raises KeyError where there is none."""
         if not self.new:
             raise KeyError(value)
         return self.values[value] if self.values else value
 
 
-_ONE = "leave it out: this version trains in one process"
-_PYTHON = "leave it out: a recipe cannot hold Python; SFTTrainer takes it in a script"
-_APEX = "leave it out: apex is gone from transformers, fp16: true uses torch"
-_TRAINER = "an argument of SFTTrainer, no key of its settings"
-_ROWS = "leave it out: rows are made tokens in batches, and packed to max_length"
-_FILES = {
-    "resume_download": RenamedKey(done=(True, False, None)),
+_SINGLE_PROCESS = "Remove it: this version trains in one process."
+_PYTHON = "Remove it: a recipe cannot hold Python objects. Call SFTTrainer in a script of your own for this."
+_APEX = "Remove it: transformers no longer uses apex. `fp16: true` uses torch."
+_TRAINER = "it is an argument of SFTTrainer, not of its settings"
+_ROWS = "Remove it: rows are tokenized in batches, and packed up to `max_length`."
+_SHARED = {  # by models, tokenizers and data
+    "resume_download": RenamedKey(no_op=(True, False, None)),
     "use_auth_token": RenamedKey("token"),
 }
+_SECRETS = ("token", "hub_token")  # current names of keys whose values no message shows
 
 RENAMED_KEYS: dict[str, dict[str, RenamedKey]] = {
     "train": {
@@ -51,84 +65,88 @@ RENAMED_KEYS: dict[str, dict[str, RenamedKey]] = {
         "activation_checkpointing_kwargs": RenamedKey("gradient_checkpointing_kwargs"),
         "gradient_checkpointing": RenamedKey("activation_checkpointing"),
         "gradient_checkpointing_kwargs": RenamedKey("activation_checkpointing_kwargs"),
-        "adafactor": RenamedKey("optim", {True: "adafactor"}, done=(False,)),
-        "dispatch_batches": RenamedKey("accelerator_config.dispatch_batches", done=(None,)),
+        "adafactor": RenamedKey("optim", {True: "adafactor"}, no_op=(False,)),
+        "dispatch_batches": RenamedKey("accelerator_config.dispatch_batches", no_op=(None,)),
         "evaluation_strategy": RenamedKey("eval_strategy"),
-        "fp16_backend": RenamedKey(done=("auto", "amp", "cuda_amp"), fix=_APEX),
+        "fp16_backend": RenamedKey(no_op=("auto", "amp", "cuda_amp"), fix=_APEX),
         "fp16_opt_level": RenamedKey(fix=_APEX),
-        "fsdp_min_num_params": RenamedKey(done=(0,), fix=_ONE),
-        "fsdp_transformer_layer_cls_to_wrap": RenamedKey(done=(None,), fix=_ONE),
+        "fsdp_min_num_params": RenamedKey(no_op=(0,), fix=_SINGLE_PROCESS),
+        "fsdp_transformer_layer_cls_to_wrap": RenamedKey(no_op=(None,), fix=_SINGLE_PROCESS),
         "gradient_checkpointing_use_reentrant": RenamedKey("gradient_checkpointing_kwargs.use_reentrant"),
-        "group_by_length": RenamedKey("train_sampling_strategy", {True: "group_by_length"}, done=(False,)),
-        "half_precision_backend": RenamedKey(done=("auto", "amp", "cuda_amp"), fix=_APEX),
-        "include_inputs_for_metrics": RenamedKey("include_for_metrics", {True: ["inputs"]}, done=(False,)),
-        "include_tokens_per_second": RenamedKey(done=(False,), fix="include_num_input_tokens_seen: true"),
-        "jit_mode_eval": RenamedKey(done=(False,), fix="torch_compile: true"),
-        "logging_dir": RenamedKey(fix="the variable TENSORBOARD_LOGGING_DIR before the command"),
+        "group_by_length": RenamedKey("train_sampling_strategy", {True: "group_by_length"}, no_op=(False,)),
+        "half_precision_backend": RenamedKey(no_op=("auto", "amp", "cuda_amp"), fix=_APEX),
+        "include_inputs_for_metrics": RenamedKey("include_for_metrics", {True: ["inputs"]}, no_op=(False,)),
+        "include_tokens_per_second": RenamedKey(no_op=(False,), fix="Set `include_num_input_tokens_seen: true`."),
+        "jit_mode_eval": RenamedKey(no_op=(False,), fix="Set `torch_compile: true`."),
+        "logging_dir": RenamedKey(fix="Set the environment variable TENSORBOARD_LOGGING_DIR."),
         "max_seq_length": RenamedKey("max_length"),
-        "mp_parameters": RenamedKey(done=("",), fix=_ONE),
+        "mp_parameters": RenamedKey(no_op=("",), fix=_SINGLE_PROCESS),
         "no_cuda": RenamedKey("use_cpu"),
-        "overwrite_output_dir": RenamedKey(done=(False,), fix="run.overwrite: true, which replaces a finished run"),
-        "past_index": RenamedKey(done=(-1,), fix="leave it out: it was for models that hand on a memory"),
+        "overwrite_output_dir": RenamedKey(
+            no_op=(False,), fix="Set `run.overwrite: true`: it replaces a finished run."
+        ),
+        "past_index": RenamedKey(no_op=(-1,), fix="Remove it: upstream had it for models that pass a memory on."),
         "per_gpu_eval_batch_size": RenamedKey("per_device_eval_batch_size"),
         "per_gpu_train_batch_size": RenamedKey("per_device_train_batch_size"),
         "push_to_hub_model_id": RenamedKey("hub_model_id"),
-        "push_to_hub_organization": RenamedKey(done=(None,), fix="hub_model_id: ORGANIZATION/NAME"),
+        "push_to_hub_organization": RenamedKey(no_op=(None,), fix="Set `hub_model_id: ORGANIZATION/NAME`."),
         "push_to_hub_token": RenamedKey("hub_token"),
-        "ray_scope": RenamedKey(fix="leave it out: it was for searches of hyperparameters"),
-        "save_safetensors": RenamedKey(done=(True,), fix="leave it out: weights are written as safetensors"),
-        "split_batches": RenamedKey("accelerator_config.split_batches", done=(None,)),
+        "ray_scope": RenamedKey(fix="Remove it: upstream had it for hyperparameter searches."),
+        "save_safetensors": RenamedKey(no_op=(True,), fix="Remove it: weights are always saved as safetensors."),
+        "split_batches": RenamedKey("accelerator_config.split_batches", no_op=(None,)),
         "torchdynamo": RenamedKey("torch_compile_backend"),
-        "tp_size": RenamedKey(done=(0, 1), fix=_ONE),
-        "tpu_metrics_debug": RenamedKey("debug", {True: "tpu_metrics_debug"}, done=(False,)),
-        "tpu_num_cores": RenamedKey(done=(None,), fix=_ONE),
-        "use_ipex": RenamedKey(done=(False,), fix="leave it out: transformers knows it no more"),
-        "use_legacy_prediction_loop": RenamedKey(done=(False,), fix="leave it out: transformers has one loop"),
+        "tp_size": RenamedKey(no_op=(0, 1), fix=_SINGLE_PROCESS),
+        "tpu_metrics_debug": RenamedKey("debug", {True: "tpu_metrics_debug"}, no_op=(False,)),
+        "tpu_num_cores": RenamedKey(no_op=(None,), fix=_SINGLE_PROCESS),
+        "use_ipex": RenamedKey(no_op=(False,), fix="Remove it: transformers no longer has this feature."),
+        "use_legacy_prediction_loop": RenamedKey(no_op=(False,), fix="Remove it: transformers has only one loop."),
         "use_liger": RenamedKey("use_liger_kernel"),
-        "use_mps_device": RenamedKey(done=(True, False)),
+        "use_mps_device": RenamedKey(no_op=(True, False)),
         "warmup_ratio": RenamedKey("warmup_steps", below=1.0),
         # Arguments of SFTTrainer, now or once.
-        "callbacks": RenamedKey(fix=_PYTHON, what=_TRAINER),
+        "callbacks": RenamedKey(fix=_PYTHON, reason=_TRAINER),
         "chars_per_token": RenamedKey(fix=_ROWS),
-        "compute_metrics": RenamedKey(fix="evaluate.metrics", what=_TRAINER),
-        "data_collator": RenamedKey(fix=_PYTHON, what=_TRAINER),
+        "compute_metrics": RenamedKey(fix="Use `evaluate.metrics`.", reason=_TRAINER),
+        "data_collator": RenamedKey(fix=_PYTHON, reason=_TRAINER),
         "dataset_batch_size": RenamedKey(fix=_ROWS),
-        "eval_dataset": RenamedKey(fix="data.eval", what=_TRAINER),
-        "formatting_func": RenamedKey(fix="data.train: {path: ..., format: rows.py:FUNCTION}", what=_TRAINER),
-        "infinite": RenamedKey(done=(False,), fix="max_steps"),
-        "model_init": RenamedKey(fix="model.name_or_path"),
+        "eval_dataset": RenamedKey(fix="Use `data.eval`.", reason=_TRAINER),
+        "formatting_func": RenamedKey(fix="Use `data.train: {path: ..., format: rows.py:FUNCTION}`.", reason=_TRAINER),
+        "infinite": RenamedKey(no_op=(False,), fix="Use `max_steps`."),
+        "model_init": RenamedKey(fix="Use `model.name_or_path`."),
         "num_of_sequences": RenamedKey(fix=_ROWS),
-        "peft_config": RenamedKey(fix="the `lora:` section", what=_TRAINER),
-        "processing_class": RenamedKey(fix="the `tokenizer:` section", what=_TRAINER),
-        "tokenizer": RenamedKey(fix="the `tokenizer:` section"),
-        "train_dataset": RenamedKey(fix="data.train", what=_TRAINER),
+        "peft_config": RenamedKey(fix="Use the section `lora:`.", reason=_TRAINER),
+        "processing_class": RenamedKey(fix="Use the section `tokenizer:`.", reason=_TRAINER),
+        "tokenizer": RenamedKey(fix="Use the section `tokenizer:`."),
+        "train_dataset": RenamedKey(fix="Use `data.train`.", reason=_TRAINER),
     },
     "model": {
-        **_FILES,
-        **dict.fromkeys(("from_flax", "from_tf"), RenamedKey(done=(False,), fix="weights as safetensors, or of torch")),
-        "low_cpu_mem_usage": RenamedKey(done=(True,), fix="leave it out: weights are always loaded so"),
-        "mirror": RenamedKey(fix="the variable HF_ENDPOINT before the command"),
-        "offload_state_dict": RenamedKey(done=(True, False, None)),
+        **_SHARED,
+        **dict.fromkeys(
+            ("from_flax", "from_tf"), RenamedKey(no_op=(False,), fix="Use weights of PyTorch, or as safetensors.")
+        ),
+        "low_cpu_mem_usage": RenamedKey(no_op=(True,), fix="Remove it: weights are always loaded in this way."),
+        "mirror": RenamedKey(fix="Set the environment variable HF_ENDPOINT."),
+        "offload_state_dict": RenamedKey(no_op=(True, False, None)),
         "torch_dtype": RenamedKey("dtype"),
-        "use_flash_attention_2": RenamedKey("attn_implementation", {True: "flash_attention_2"}, done=(False,)),
+        "use_flash_attention_2": RenamedKey("attn_implementation", {True: "flash_attention_2"}, no_op=(False,)),
     },
-    "tokenizer": {**_FILES, "additional_special_tokens": RenamedKey("extra_special_tokens")},
+    "tokenizer": {**_SHARED, "additional_special_tokens": RenamedKey("extra_special_tokens")},
     keys.GENERATION: {
-        "forced_decoder_ids": RenamedKey(done=(None,), fix="leave it out: transformers has it no more"),
-        "generation_kwargs": RenamedKey(fix="leave it out, or its keys themselves"),
-        "return_legacy_cache": RenamedKey(done=(False,), fix="leave it out: transformers has one kind of cache"),
+        "forced_decoder_ids": RenamedKey(no_op=(None,), fix="Remove it: transformers no longer has it."),
+        "generation_kwargs": RenamedKey(fix="Write its keys directly under `generation`, or remove it."),
+        "return_legacy_cache": RenamedKey(no_op=(False,), fix="Remove it: transformers has only one kind of cache."),
     },
     keys.SOURCE: {
         "errors": RenamedKey("encoding_errors"),
-        "ignore_verifications": RenamedKey("verification_mode", {True: "no_checks"}, done=(False,)),
-        "trust_remote_code": RenamedKey(done=(False,), fix="leave it out: datasets runs no code of a data set"),
+        "ignore_verifications": RenamedKey("verification_mode", {True: "no_checks"}, no_op=(False,)),
+        "trust_remote_code": RenamedKey(no_op=(False,), fix="Remove it: datasets no longer runs code of a data set."),
         "use_auth_token": RenamedKey("token"),
     },
 }
-# key -> what became of its values
+# (section, key) -> what became of its values
 RENAMED_VALUES: dict[tuple[str, str], dict[str, RenamedKey]] = {
     ("train", "optim"): {
-        "adamw_apex_fused": RenamedKey(fix="adamw_torch_fused"),
+        "adamw_apex_fused": RenamedKey(fix="Use `adamw_torch_fused`."),
         "adamw_hf": RenamedKey("optim", {"adamw_hf": "adamw_torch"}),
     },
     ("train", "packing_strategy"): {"bfd-requeue": RenamedKey("packing_strategy", {"bfd-requeue": "bfd_split"})},
@@ -137,54 +155,78 @@ RENAMED_VALUES: dict[tuple[str, str], dict[str, RenamedKey]] = {
 
 def renamed_in(section: str) -> dict[str, RenamedKey]:
     """Return the old names of a section that the installed owner lacks."""
-    return {name: old for name, old in RENAMED_KEYS.get(section, {}).items() if name not in keys.get_fields(section)}
+    current = keys.get_fields(section)
+    return {name: rule for name, rule in RENAMED_KEYS.get(section, {}).items() if name not in current}
 
 
 def translate(
-    recipe: Recipe, key: Key, given: Mapping[Any, Any], faults: list[Fault], notes: list[str]
+    recipe: Recipe, key: Key, values: Mapping[Any, Any], *, faults: list[Fault], notes: list[str]
 ) -> dict[Any, Any]:
-    """Return a mapping of a recipe under today's names; a line in `notes` for each that changed."""
+    """Return a section or a source under current names.
+
+    Args:
+        recipe: The recipe; the places of translated keys are added to it.
+        key: Where the mapping is: `("train",)`, `("data", "train", 0)`.
+        values: The mapping as written.
+        faults: Collects what cannot be translated.
+        notes: Collects a line for each key that changed.
+
+    Returns:
+        A new mapping.
+
+    """
     section = keys.SOURCE if key[0] == "data" and len(key) > 1 else ".".join(map(str, key))
-    found = dict(given)
-    for name in [name for name in given if name in RENAMED_KEYS.get(section, {}) or (section, name) in RENAMED_VALUES]:
-        value = found[name]
-        old = _of_value(section, name, value) if (section, name) in RENAMED_VALUES else renamed_in(section).get(name)
-        if old is not None:
-            del found[name]
-            _translate((recipe, (*key, name)), old, value, found, (faults, notes))
-    return found
+    translated = dict(values)
+    for name, value in values.items():
+        rule = _find_rule(section, name, value)
+        if rule is not None:
+            _apply(rule, recipe, (*key, name), target=translated, faults=faults, notes=notes)
+    return translated
 
 
-def _of_value(section: str, name: str, value: Any) -> RenamedKey | None:
-    old = RENAMED_VALUES[section, name].get(value) if isinstance(value, str) else None
-    return None if old is None or types.accepts(keys.get_fields(section)[name], value) else old
+def _find_rule(section: str, name: Any, value: Any) -> RenamedKey | None:
+    """Return what became of a key or of its value; None where the installed owner takes it as it is."""
+    rules = RENAMED_VALUES.get((section, name))
+    if rules is None:
+        return renamed_in(section).get(name) if name in RENAMED_KEYS.get(section, {}) else None
+    rule = rules.get(value) if isinstance(value, str) else None
+    if rule is None or types.accepts(keys.get_fields(section)[name], value):
+        return None
+    return rule
 
 
-def _translate(
-    at: tuple[Recipe, Key], old: RenamedKey, value: Any, found: dict[Any, Any], told: tuple[list[Fault], list[str]]
+def _apply(
+    rule: RenamedKey, recipe: Recipe, key: Key, *, target: dict[Any, Any], faults: list[Fault], notes: list[str]
 ) -> None:
-    """Put an old name's value under today's; note it, or the fault."""
-    (recipe, key), (faults, notes) = at, told
-    where, name = recipe.where(key), str(key[-1])
-    if any(value == done and type(value) is type(done) for done in old.done):
-        notes.append(f"{where}: left out; {format_value(value)} is what is done anyway")
+    """Move the value of an old key in `target` to its current name; append a note or a fault."""
+    name, value = str(key[-1]), target.pop(key[-1])
+    if any(value == no_op and type(value) is type(no_op) for no_op in rule.no_op):
+        notes.append(f"{recipe.where(key)}: ignored, since {format_value(value)} is what happens without it.")
         return
-    head, _, inner = old.new.partition(".")
-    target = found.get(head, {}) if inner else found
     try:
-        today = old.today(value)
-    except (KeyError, TypeError):
-        write = old.fix or f"{old.new}, with a value of today's"
-        faults.append(Fault(where, f"{name}: {describe_value(value)}; {old.what}", write))
+        current = rule.translate_value(value)
+    except (KeyError, TypeError):  # TypeError: a list or a mapping is no key of a table
+        fix = rule.fix or f"Use `{rule.new}`, with one of its current values."
+        faults.append(recipe.fault(key, f"`{name}` is {describe_value(value)}, but {rule.reason}", fix))
         return
-    if old.below is not None and not (isinstance(value, int | float) and 0 <= value < old.below):
-        faults.append(Fault(where, describe_value(value), f"a number from 0 to below {old.below:g}, or {old.new}"))
-    elif not isinstance(target, dict) or (inner or head) in target:
-        faults.append(Fault(where, f"{name} is today's {old.new}, which stands there too", "one of the two"))
+    outer, _, inner = rule.new.partition(".")
+    mapping = target.get(outer, {}) if inner else target
+    if rule.below is not None and not (isinstance(value, int | float) and 0 <= value < rule.below):
+        fix = f"Write a number from 0 to less than {rule.below:g}, or use `{rule.new}`."
+        faults.append(recipe.fault(key, f"the value is {describe_value(value)}", fix))
+    elif not isinstance(mapping, dict) or (inner or outer) in mapping:
+        problem = f"`{name}` is the old name of `{rule.new}`, which the recipe sets too"
+        faults.append(recipe.fault(key, problem, "Remove one of the two."))
     else:
-        found[head] = target | {inner: today} if inner else today
-        recipe.places.setdefault((*key[:-1], head), recipe.places[key])
-        shown = "a secret" if head in ("token", "hub_token") else format_value(today)
-        if shown != format_value(today):
-            where = where.replace(str(value), "...")  # an override's place shows its value
-        notes.append(f"{where}: read as {old.new}: {shown} (its name today)")
+        target[outer] = mapping | {inner: current} if inner else current
+        recipe.places.setdefault((*key[:-1], outer), recipe.places[key])
+        notes.append(_describe_translation(rule.new, recipe.where(key), value, current))
+
+
+def _describe_translation(name: str, where: str, value: Any, current: Any) -> str:
+    """Return the note on a translated key; it shows no secret."""
+    shown = format_value(current)
+    if name in _SECRETS:
+        shown = "(a secret)"
+        where = where.replace(str(value), "...")  # the place of an override shows its value
+    return f"{where}: read as `{name}: {shown}`, its current name."

@@ -1,7 +1,8 @@
-"""What no key shows alone: missing parts, values out of range, keys that need or exclude each other.
+"""Checks what no key shows alone: missing parts, values out of range, keys that need or exclude each other.
 
-In: a recipe whose keys were found known and well typed. Out: faults. Only what upstream refuses late,
-after the weights, or not at all; the rest is left to upstream's own checks.
+Inputs: a recipe whose keys are known and well typed.
+Outputs: faults. Only of what upstream refuses late, after the weights are loaded, or not at all.
+Not here: keys without effect (`no_effect`), and everything that upstream's own checks refuse early.
 """
 
 from __future__ import annotations
@@ -13,204 +14,249 @@ from typing import Any
 
 from trl_sft.errors import Fault
 from trl_sft.recipe import no_effect, paths
+from trl_sft.recipe.checked import Source
 from trl_sft.recipe.yaml_reader import Key, Recipe, describe_value
 
-# Upstream takes smaller values and fails during training, or trains nothing and says nothing.
-AT_LEAST = {
+Sections = Mapping[str, dict[str, Any]]  # section -> its checked keys
+Sources = Mapping[str, tuple[Source, ...]]  # "train", "eval"
+
+# Keys of SFTConfig: upstream takes smaller values and fails during training, or trains nothing without an error.
+MINIMUMS = {
     **dict.fromkeys(["per_device_train_batch_size", "per_device_eval_batch_size", "gradient_accumulation_steps"], 1),
     **dict.fromkeys(["max_length", "save_total_limit"], 1),
     **dict.fromkeys(["seed", "data_seed", "warmup_steps", "weight_decay", "neftune_noise_alpha"], 0),
 }
-ABOVE_0 = ("num_train_epochs", "save_steps", "eval_steps", "logging_steps")
-# torch.distributed.run, determine_local_world_size and parse_min_max_nnodes: what else than a number it takes
-_PROCESSES = {
-    "nproc_per_node": (r"[1-9][0-9]*|auto|cpu|gpu|xpu", "a whole number, auto, cpu, gpu or xpu"),
-    "nnodes": (r"[1-9][0-9]*(:[1-9][0-9]*)?", "a whole number, or the least and the most as in 1:4"),
+POSITIVE = ("num_train_epochs", "save_steps", "eval_steps", "logging_steps")
+# torch.distributed.run, determine_local_world_size and parse_min_max_nnodes: what they take besides a number
+_PROCESS_PATTERNS = {
+    "nproc_per_node": (r"[1-9][0-9]*|auto|cpu|gpu|xpu", "Write a whole number, auto, cpu, gpu or xpu."),
+    "nnodes": (r"[1-9][0-9]*(:[1-9][0-9]*)?", "Write a whole number, or a minimum and a maximum: 1:4."),
 }
-# upstream finds these out while it generates, after the weights
-_GENERATION = {"max_new_tokens": 1, "min_new_tokens": 0, "num_beams": 1, "top_k": 0, "top_p": 0, "temperature": 1e-9}
-_NEEDS_EVAL = ("eval_on_start", "load_best_model_at_end")
+# keys of GenerationConfig: upstream refuses smaller values while it generates, after the weights are loaded
+_GENERATION_MINIMUMS = {
+    **{"max_new_tokens": 1, "min_new_tokens": 0, "num_beams": 1},
+    **{"top_k": 0, "top_p": 0, "temperature": 1e-9},
+}
+_NEEDS_EVALUATION = ("eval_on_start", "load_best_model_at_end")
+_SET_EVALUATION = "Set `data.eval`, or `data.eval_fraction: 0.05`."
+_REMOVE_ONE = "Remove one of the two."
 
 
-def check(
-    recipe: Recipe, sections: Mapping[str, Any], sources: Mapping[str, Any], adapter: bool, notes: list[str]
-) -> Iterator[Fault]:
-    """Yield every fault of the whole; `adapter`: the model is one, and training goes on with it."""
-    yield from _data(recipe, sections["data"], sources)
+def check(recipe: Recipe, values: Sections, sources: Sources, *, is_adapter: bool, notes: list[str]) -> Iterator[Fault]:
+    """Yield the faults of a recipe as a whole.
+
+    Args:
+        recipe: The recipe, for the places of the faults.
+        values: The checked keys of each section. The path in `launch.config` is made absolute.
+        sources: The sources of `data:`.
+        is_adapter: Whether `model.name_or_path` is an adapter, whose training continues.
+        notes: Collects lines on keys that an override leaves without effect.
+
+    Yields:
+        Faults in no particular order.
+
+    """
+    train = values["train"]
+    has_evaluation_set = values["data"].get("eval_fraction") is not None or values["data"].get("eval") is not None
+    yield from _check_data(recipe, values["data"], sources)
     if recipe.values.get("quantization") is not None:
-        yield from _quantization(recipe, sections["quantization"], adapter)
-    yield from _ranges(recipe, sections)
-    yield from _infinite(recipe, (), recipe.values)
-    yield from _launch(recipe, sections["launch"])
-    train = sections["train"]
-    if sections["run"].get("global_batch_size") is not None and train.get("auto_find_batch_size"):
-        found = "auto_find_batch_size changes the batch that run.global_batch_size fixes"
-        yield Fault(recipe.where(("train", "auto_find_batch_size")), found, "one of the two")
-    held_out = sections["data"].get("eval_fraction") is not None or sections["data"].get("eval") is not None
-    yield from no_effect.check(recipe, sections, held_out, notes)
-    if not held_out:
-        asking = [name for name in _NEEDS_EVAL if train.get(name)]
-        asking += ["eval_strategy"] if train.get("eval_strategy", "no") != "no" else []
-        for name in asking:
-            write = "data.eval, or data.eval_fraction: 0.05"
-            yield Fault(recipe.where(("train", name)), f"{name} without held-out rows", write)
+        yield from _check_quantization(recipe, values["quantization"], is_adapter)
+    yield from _check_ranges(recipe, values)
+    yield from _find_infinite(recipe, (), recipe.values)
+    yield from _check_launch(recipe, values["launch"])
+    if values["run"].get("global_batch_size") is not None and train.get("auto_find_batch_size"):
+        problem = "`auto_find_batch_size` would change the batch size that `run.global_batch_size` fixes"
+        yield recipe.fault(("train", "auto_find_batch_size"), problem, _REMOVE_ONE)
+    yield from no_effect.check(recipe, values, has_evaluation_set=has_evaluation_set, notes=notes)
+    if not has_evaluation_set:
+        yield from _check_needs_evaluation(recipe, train)
     if train.get("load_best_model_at_end") and train.get("save_strategy") == "no":
-        found = "load_best_model_at_end without checkpoints"
-        yield Fault(recipe.where(("train", "load_best_model_at_end")), found, "save_strategy: steps, or epoch")
+        problem = "`load_best_model_at_end` needs checkpoints, but `save_strategy` is no"
+        yield recipe.fault(("train", "load_best_model_at_end"), problem, "Set `save_strategy` to steps or epoch.")
     if train.get("packing") and train.get("max_length", 0) is None:
-        found = "packing without a length to fill"
-        yield Fault(recipe.where(("train", "max_length")), found, "a whole number of tokens")
+        problem = "packing needs a length to fill, but `max_length` is null"
+        yield recipe.fault(("train", "max_length"), problem, "Write a whole number of tokens.")
 
 
-def _data(recipe: Recipe, data: Mapping[str, Any], sources: Mapping[str, Any]) -> Iterator[Fault]:
+def _check_needs_evaluation(recipe: Recipe, train: Mapping[str, Any]) -> Iterator[Fault]:
+    """Yield faults of keys that need an evaluation set, where there is none."""
+    names = [name for name in _NEEDS_EVALUATION if train.get(name)]
+    if train.get("eval_strategy", "no") != "no":
+        names.append("eval_strategy")
+    for name in names:
+        problem = f"`{name}` needs an evaluation set, but the recipe has none"
+        yield recipe.fault(("train", name), problem, _SET_EVALUATION)
+
+
+def _check_data(recipe: Recipe, data: Mapping[str, Any], sources: Sources) -> Iterator[Fault]:
+    """Yield faults of the keys of `data:` and of the sources."""
     if not sources["train"] and not data.get("train"):
-        yield Fault(recipe.where(("data", "train")), "no rows are named", "a file, a folder or a hub id")
-    fraction, where = data.get("eval_fraction"), recipe.where(("data", "eval_fraction"))
+        fix = "Set `data.train` to a file, a folder or a hub id."
+        yield recipe.fault(("data", "train"), "the recipe names no training data", fix)
+    fraction = data.get("eval_fraction")
     if fraction is not None and not 0 < fraction < 1:
-        yield Fault(where, describe_value(fraction), "a number between 0 and 1")
-    yield from _mixing(recipe, sources)
+        yield _out_of_range(recipe, ("data", "eval_fraction"), fraction, "a number between 0 and 1")
+    yield from _check_sources(recipe, sources)
+    if any(_is_streamed(source) for source in sources["train"]):
+        yield from _check_streaming(recipe, sources)
     share = data.get("max_untrained")
     if share is not None and not 0 <= share <= 1:
-        yield Fault(recipe.where(("data", "max_untrained")), describe_value(share), "a share of the rows, from 0 to 1")
+        yield _out_of_range(recipe, ("data", "max_untrained"), share, "a share of the rows, from 0 to 1")
     if fraction is not None and data.get("eval") is not None:
-        yield Fault(where, "held-out rows both from eval_fraction and from data.eval", "one of the two")
+        problem = "both `data.eval_fraction` and `data.eval` define the evaluation set"
+        yield recipe.fault(("data", "eval_fraction"), problem, _REMOVE_ONE)
 
 
-def _mixing(recipe: Recipe, sources: Mapping[str, Any]) -> Iterator[Fault]:
-    """Yield what is wrong with weights and numbers of rows."""
-    streamed = [source for source in sources["train"] if source.load_kwargs.get("streaming")]
-    if streamed:
-        yield from _streaming(recipe, sources, len(streamed))
+def _out_of_range(recipe: Recipe, key: Key, value: object, expected: str) -> Fault:
+    return recipe.fault(key, f"the value is {describe_value(value)}", f"Write {expected}.")
+
+
+def _is_streamed(source: Source) -> bool:
+    return bool(source.load_kwargs.get("streaming"))
+
+
+def _check_sources(recipe: Recipe, sources: Sources) -> Iterator[Fault]:
+    """Yield faults of weights, numbers of rows, and streamed evaluation sets."""
     for source in sources["eval"]:
-        if source.load_kwargs.get("streaming"):
-            found = "streaming of held-out rows, which are read whole"
-            yield Fault(recipe.where((*source.key, "streaming")), found, "leave it out; max_rows takes fewer of them")
-    weighed = [source for source in sources["train"] if source.weight is not None]
+        if _is_streamed(source):
+            problem = "an evaluation set cannot be streamed, because it is read as a whole"
+            fix = "Remove `streaming`. `max_rows` reads fewer rows."
+            yield recipe.fault((*source.key, "streaming"), problem, fix)
     for source in (*sources["train"], *sources["eval"]):
         if source.max_rows is not None and source.max_rows < 1:
-            yield Fault(recipe.where((*source.key, "max_rows")), describe_value(source.max_rows), "at least 1")
+            yield _out_of_range(recipe, (*source.key, "max_rows"), source.max_rows, "a whole number of at least 1")
         if source.weight is not None and not 0 < source.weight < math.inf:
-            yield Fault(recipe.where((*source.key, "weight")), describe_value(source.weight), "more than 0")
+            yield _out_of_range(recipe, (*source.key, "weight"), source.weight, "a number above 0")
     for source in sources["eval"]:
         if source.weight is not None:
-            found = "weight of rows that are not trained"
-            yield Fault(recipe.where((*source.key, "weight")), found, "leave it out; max_rows takes fewer of them")
-    if weighed and len(weighed) < len(sources["train"]):
-        bare = next(source for source in sources["train"] if source.weight is None)
-        found = f"{bare.name} has no weight, other sources have one"
-        yield Fault(recipe.where(bare.key), found, "weight: for every source, or for none")
+            problem = "`weight` has no meaning in an evaluation set"
+            yield recipe.fault((*source.key, "weight"), problem, "Remove it. `max_rows` reads fewer rows.")
+    without_weight = [source for source in sources["train"] if source.weight is None]
+    if without_weight and len(without_weight) < len(sources["train"]):
+        problem = f"{without_weight[0].name} has no `weight`, but another source has one"
+        yield recipe.fault(without_weight[0].key, problem, "Set `weight` for every source, or for none.")
 
 
-def _streaming(recipe: Recipe, sources: Mapping[str, Any], number: int) -> Iterator[Fault]:
-    """Yield what a stream cannot do: it has no length, and is not known before it was read."""
-    first = next(source for source in sources["train"] if source.load_kwargs.get("streaming"))
-    where = recipe.where((*first.key, "streaming"))
+def _check_streaming(recipe: Recipe, sources: Sources) -> Iterator[Fault]:
+    """Yield what a stream cannot do: its length and its rows are unknown before it is read."""
+    streamed = [source for source in sources["train"] if _is_streamed(source)]
+    key: Key = (*streamed[0].key, "streaming")
     train, data = recipe.values.get("train") or {}, recipe.values["data"]
-    if number < len(sources["train"]):
-        yield Fault(where, "some sources are streamed, others are not", "streaming: true for all, or for none")
+    if len(streamed) < len(sources["train"]):
+        problem = "some sources are streamed, others are not"
+        yield recipe.fault(key, problem, "Set `streaming: true` for all sources, or for none.")
     steps = train.get("max_steps", -1)
     if isinstance(steps, int) and steps < 1:
-        yield Fault(where, "streaming without a number of steps: a stream has no length", "train.max_steps")
+        problem = "streaming needs a number of steps, because a stream has no known length"
+        yield recipe.fault(key, problem, "Set `train.max_steps`.")
     if data.get("eval_fraction") is not None:
-        found = "eval_fraction of a stream, whose length is not known"
-        yield Fault(recipe.where(("data", "eval_fraction")), found, "data.eval: a file, or another split")
+        problem = "no fraction of a stream can be taken, because its length is unknown"
+        fix = "Set `data.eval` to a file or another split instead."
+        yield recipe.fault(("data", "eval_fraction"), problem, fix)
     if train.get("shuffle_dataset"):
-        found = "shuffle_dataset: true, but a stream is read in its order"
-        yield Fault(recipe.where(("train", "shuffle_dataset")), found, "leave it out")
+        problem = "a stream is read in its own order, so `shuffle_dataset` has no effect"
+        yield recipe.fault(("train", "shuffle_dataset"), problem, "Remove it.")
 
 
-def _quantization(recipe: Recipe, section: Mapping[str, Any], adapter: bool) -> Iterator[Fault]:
-    """Yield what upstream says after the weights were loaded, or not at all."""
-    bits = [name for name in ("load_in_8bit", "load_in_4bit") if section.get(name)]
-    where = recipe.where(("quantization",))
-    if len(bits) != 1:
-        found = "both load_in_8bit and load_in_4bit" if bits else "a section that quantizes nothing"
-        yield Fault(where, found, "load_in_8bit: true, or load_in_4bit: true")
-    elif recipe.values.get("lora") is None and not adapter:
-        found = f"{bits[0]} without LoRA: quantized weights cannot be trained"
-        yield Fault(recipe.where(("quantization", bits[0])), found, "lora: {r: 16, target_modules: all-linear}")
-    kind4 = section.get("bnb_4bit_quant_type")
-    if kind4 is not None and kind4 not in ("fp4", "nf4"):
-        yield Fault(recipe.where(("quantization", "bnb_4bit_quant_type")), describe_value(kind4), "nf4 or fp4")
+def _check_quantization(recipe: Recipe, section: Mapping[str, Any], is_adapter: bool) -> Iterator[Fault]:
+    """Yield what upstream refuses after the weights are loaded, or not at all."""
+    methods = [name for name in ("load_in_8bit", "load_in_4bit") if section.get(name)]
+    if len(methods) != 1:
+        problem = "`load_in_8bit` and `load_in_4bit` are both true" if methods else "the section quantizes nothing"
+        fix = "Set one of `load_in_8bit` and `load_in_4bit` to true."
+        yield recipe.fault(("quantization",), problem, fix)
+    elif recipe.values.get("lora") is None and not is_adapter:
+        problem = "quantized weights cannot be trained without LoRA"
+        yield recipe.fault(("quantization", methods[0]), problem, "Add `lora: {r: 16, target_modules: all-linear}`.")
+    quant_type = section.get("bnb_4bit_quant_type")
+    if quant_type is not None and quant_type not in ("fp4", "nf4"):
+        yield _out_of_range(recipe, ("quantization", "bnb_4bit_quant_type"), quant_type, "nf4 or fp4")
 
 
-def _infinite(recipe: Recipe, key: Key, value: Any) -> Iterator[Fault]:
-    """Yield numbers that are none, wherever they stand."""
+def _find_infinite(recipe: Recipe, key: Key, value: Any) -> Iterator[Fault]:
+    """Yield a fault for each infinite number and NaN, at any depth."""
     if isinstance(value, float) and not math.isfinite(value):
-        yield Fault(recipe.where(key), describe_value(value), "a finite number")
-    for name, inside in (
-        value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
-    ):
-        yield from _infinite(recipe, (*key, name), inside)
+        yield _out_of_range(recipe, key, value, "a finite number")
+    elif isinstance(value, dict):
+        for name, inner in value.items():
+            yield from _find_infinite(recipe, (*key, name), inner)
+    elif isinstance(value, list):
+        for number, inner in enumerate(value):
+            yield from _find_infinite(recipe, (*key, number), inner)
 
 
-def _launch(recipe: Recipe, launch: dict[str, Any]) -> Iterator[Fault]:
-    """Yield what no machine can launch; make the path in `config` an absolute one."""
-    for name, (pattern, write) in _PROCESSES.items():
+def _check_launch(recipe: Recipe, launch: dict[str, Any]) -> Iterator[Fault]:
+    """Yield what no machine can launch; make the path in `launch.config` absolute."""
+    for name, (pattern, fix) in _PROCESS_PATTERNS.items():
         if name in launch and not re.fullmatch(pattern, str(launch[name])):
-            yield Fault(recipe.where(("launch", name)), describe_value(launch[name]), write)
+            yield recipe.fault(("launch", name), f"the value is {describe_value(launch[name])}", fix)
     key: Key = ("launch", "config")
     config = launch.get("config")
-    if config is not None and launch.get("engine", "auto") in ("auto", "ddp"):
-        found = f"config beside engine: {launch.get('engine', 'auto')}, which reads none"
-        yield Fault(recipe.where(key), found, "the engine that it is for: fsdp, zero1, zero2, zero3 or ray")
+    engine = launch.get("engine", "auto")
+    if config is not None and engine in ("auto", "ddp"):
+        problem = f"`engine: {engine}` reads no `config`"
+        fix = "Set `engine` to the one that the file is for: fsdp, zero1, zero2, zero3 or ray."
+        yield recipe.fault(key, problem, fix)
     if isinstance(config, str):
-        place = paths.resolve_location(config, recipe.folder(key), (".json", ".yaml", ".yml"))
-        if isinstance(place, paths.LocationProblem) or not place.files or not place.files[0].is_file():
-            write = place.fix if isinstance(place, paths.LocationProblem) else "a file, or its keys as a mapping"
-            yield Fault(recipe.where(key), f"{config}: no such file", write)
+        location = paths.resolve_location(config, recipe.folder(key), (".json", ".yaml", ".yml"))
+        if isinstance(location, paths.LocationProblem):
+            yield recipe.fault(key, f"{config}: there is no such file", location.fix)
+        elif not location.files or not location.files[0].is_file():
+            fix = "Name a file, or write its keys here as a mapping."
+            yield recipe.fault(key, f"{config}: there is no such file", fix)
         else:
-            launch["config"] = str(place.files[0])
+            launch["config"] = str(location.files[0])
 
 
-def _ranges(recipe: Recipe, sections: Mapping[str, Any]) -> Iterator[Fault]:
-    for name, value in sections["train"].items():
+def _check_ranges(recipe: Recipe, values: Sections) -> Iterator[Fault]:
+    """Yield numbers that are out of range."""
+    for name, value in values["train"].items():
         if not isinstance(value, int | float) or isinstance(value, bool) or not math.isfinite(value):
             continue
-        where = recipe.where(("train", name))
-        if not value >= AT_LEAST.get(name, value):
-            yield Fault(where, describe_value(value), f"at least {AT_LEAST[name]}")
-        if name in ABOVE_0 and not value > 0:
-            yield Fault(where, describe_value(value), "more than 0")
+        key: Key = ("train", name)
+        if name in MINIMUMS and value < MINIMUMS[name]:
+            yield _out_of_range(recipe, key, value, f"at least {MINIMUMS[name]}")
+        if name in POSITIVE and value <= 0:
+            yield _out_of_range(recipe, key, value, "a number above 0")
         if name == "max_steps" and value < 1 and value != -1:
-            yield Fault(where, describe_value(value), "at least 1, or -1 to go by num_train_epochs")
-    hours = sections["run"].get("max_hours")
-    if hours is not None and not 0 < hours < math.inf:
-        yield Fault(recipe.where(("run", "max_hours")), describe_value(hours), "more than 0")
-    gib = sections["run"].get("logits_gib")
-    if gib is not None and not 0 < gib < math.inf:
-        yield Fault(recipe.where(("run", "logits_gib")), describe_value(gib), "more than 0")
-    batch = sections["run"].get("global_batch_size")
-    if batch is not None and batch < 1:
-        yield Fault(recipe.where(("run", "global_batch_size")), describe_value(batch), "at least 1")
-    rows = sections["evaluate"].get("max_rows")
-    if rows is not None and rows < 1:
-        yield Fault(recipe.where(("evaluate", "max_rows")), describe_value(rows), "at least 1; or evaluate: false")
-    generation = sections["evaluate"].get("generation")
-    for name, least in _GENERATION.items():
+            yield _out_of_range(recipe, key, value, "at least 1, or -1 to train for `num_train_epochs`")
+    for name in ("max_hours", "logits_gib"):
+        number = values["run"].get(name)
+        if number is not None and not 0 < number < math.inf:
+            yield _out_of_range(recipe, ("run", name), number, "a number above 0")
+    batch_size = values["run"].get("global_batch_size")
+    if batch_size is not None and batch_size < 1:
+        yield _out_of_range(recipe, ("run", "global_batch_size"), batch_size, "at least 1")
+    max_rows = values["evaluate"].get("max_rows")
+    if max_rows is not None and max_rows < 1:
+        yield _out_of_range(recipe, ("evaluate", "max_rows"), max_rows, "at least 1, or `evaluate: false`")
+    generation = values["evaluate"].get("generation")
+    for name, minimum in _GENERATION_MINIMUMS.items():
         value = generation.get(name) if isinstance(generation, dict) else None
-        if isinstance(value, int | float) and not value >= least:
-            yield Fault(recipe.where(("evaluate", "generation", name)), describe_value(value), f"at least {least}")
-    r = sections["lora"].get("r")
-    if r is not None and r < 1:
-        yield Fault(recipe.where(("lora", "r")), describe_value(r), "at least 1")
+        if isinstance(value, int | float) and not value >= minimum:
+            yield _out_of_range(recipe, ("evaluate", "generation", name), value, f"at least {minimum}")
+    rank = values["lora"].get("r")
+    if rank is not None and rank < 1:
+        yield _out_of_range(recipe, ("lora", "r"), rank, "at least 1")
 
 
-def loss_on(recipe: Recipe, data: dict[str, Any], train: dict[str, Any]) -> Iterator[Fault]:
-    """Bring SFTConfig's two keys for the loss into `data.loss_on`; yield what contradicts."""
-    said = {("data", "loss_on"): data["loss_on"]} if "loss_on" in data else {}
-    for name, meanings in (
+def move_loss_keys(recipe: Recipe, data: dict[str, Any], train: dict[str, Any]) -> Iterator[Fault]:
+    """Move SFTConfig's two keys for the loss mask from `train` into `data["loss_on"]`; yield contradictions."""
+    meanings: dict[Key, str] = {}
+    if "loss_on" in data:
+        meanings["data", "loss_on"] = data["loss_on"]
+    for name, words in (
         ("completion_only_loss", {True: "completion", False: "all"}),
         ("assistant_only_loss", {True: "assistant"}),
     ):
         value = train.pop(name, None)
-        if value in meanings and isinstance(value, bool):
-            said["train", name] = meanings[value]
+        if value in words and isinstance(value, bool):
+            meanings["train", name] = words[value]
         elif value is False:
-            found = f"{name}: false does not say where the loss falls"
-            yield Fault(recipe.where(("train", name)), found, "data.loss_on: completion, last_turn or all")
-    if len(set(said.values())) > 1:
-        found = ", but ".join(f"{'.'.join(key)} means loss_on: {value}" for key, value in said.items())
-        yield Fault(recipe.where(list(said)[-1]), found, "data.loss_on alone")
-    for value in said.values():
-        data["loss_on"] = value
+            problem = f"`{name}: false` does not say which tokens carry loss"
+            yield recipe.fault(("train", name), problem, "Set `data.loss_on` to completion, last_turn or all.")
+    if len(set(meanings.values())) > 1:
+        problem = ", but ".join(f"`{'.'.join(map(str, key))}` means `{word}`" for key, word in meanings.items())
+        yield recipe.fault(list(meanings)[-1], problem, "Keep `data.loss_on` alone.")
+    for word in meanings.values():
+        data["loss_on"] = word

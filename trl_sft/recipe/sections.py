@@ -1,12 +1,13 @@
-"""The frozen surface of a recipe, as data: sections, own keys, what is refused and why.
+"""The sections of a recipe, as data: who owns their keys, our own keys, and keys that a recipe cannot set.
 
-Here stand only names that no installed owner declares. Everything else is read from the owners.
-`tests/test_structure.py` holds that own keys and owners' names are disjoint.
+Inputs and outputs: none; the other modules read these tables.
+Not here: names that an installed owner declares; `upstream` reads them. `tests/test_structure.py` checks that our own
+keys and the owners' keys are disjoint.
 """
 
 from __future__ import annotations
 
-# section -> (whom its keys belong to, the definition that `owners` reads; "" = the tuples below or ours)
+# section -> (owner of its keys, the definition that `upstream.fields` reads; "" = the tables below have its keys)
 OWNERS = {
     "model": ("AutoModelForCausalLM.from_pretrained", ""),
     "tokenizer": ("AutoTokenizer.from_pretrained", ""),
@@ -21,16 +22,16 @@ OWNERS = {
     "launch": ("torchrun", "torch.distributed.run:get_args_parser"),
     "run": ("trl_sft", ""),
 }
-# the mapping under evaluate.generation; GenerationConfig declares no fields, it takes them off its keywords
+# The mapping under `evaluate.generation`. GenerationConfig declares no fields: it reads its keyword arguments.
 GENERATION = ("transformers.GenerationConfig", "transformers.generation.configuration_utils:GenerationConfig.__init__")
-# ending of a file of rows -> the builder of datasets that reads it
+# suffix of a data file -> the builder of `datasets` that reads it
 BUILDERS = {
     **{".json": "json", ".jsonl": "json", ".csv": "csv", ".tsv": "csv"},
     **{".parquet": "parquet", ".arrow": "arrow", ".txt": "text"},
 }
 LOAD_DATASET = ("datasets.load_dataset", "datasets.load:load_dataset")
 
-# The row formats that `data.formats` reads; a test holds the two equal.
+# The row formats that `data.formats` reads; a test checks that the two are equal.
 FORMATS = (
     "messages",
     "sharegpt",
@@ -61,7 +62,7 @@ OWN_KEYS: dict[str, dict[str, str]] = {
     },
     "data.*": {
         "path": "str",
-        "format": "str",  # a layout, or a function of the user's; `schema` checks which
+        "format": "str",  # a row format, or a function of the user; `build` checks which
         "wording": "Literal['chat', 'plain', 'alpaca', 'chinese', 'vicuna', 'basic', 'question_answer', "
         "'conversation', 'task', 'chain_of_thought'] | dict[str, str]",
         "rename": "dict[str, str]",
@@ -73,7 +74,7 @@ OWN_KEYS: dict[str, dict[str, str]] = {
     "evaluate": {"metrics": "list[Literal['exact_match']]", "max_rows": "int", "generation": "dict[str, Any]"},
     "launch": {
         "engine": "Literal['auto', 'ddp', 'fsdp', 'zero1', 'zero2', 'zero3', 'ray']",
-        "config": "str | dict[str, Any]",  # for the engine, as its owner writes it
+        "config": "str | dict[str, Any]",  # in the form of the engine's own configuration
     },
     "run": {
         "resume": "str",
@@ -86,16 +87,16 @@ OWN_KEYS: dict[str, dict[str, str]] = {
     },
 }
 
-# Parts of the recipe's design that this version does not carry out: refused by name, never ignored.
+# Keys of the design that this version does not support: refused by name, never ignored.
 NOT_YET = {
     "evaluate": ("prompts",),
     "run": ("early_stopping",),
 }
 
-# `from_pretrained(**kwargs)` declares no names; these are the documented ones that YAML can write.
+# `from_pretrained(**kwargs)` declares no names. These are the documented ones that YAML can write.
 # https://huggingface.co/docs/transformers/main_classes/model#transformers.PreTrainedModel.from_pretrained
 # https://huggingface.co/docs/transformers/model_doc/auto#transformers.AutoTokenizer.from_pretrained
-_FILES = {
+_DOWNLOAD_KEYWORDS = {
     "cache_dir": "str",
     "force_download": "bool",
     "local_files_only": "bool",
@@ -104,7 +105,7 @@ _FILES = {
     "trust_remote_code": "bool",
 }
 KEYWORDS: dict[str, dict[str, str]] = {
-    "model": _FILES
+    "model": _DOWNLOAD_KEYWORDS
     | {
         "attn_implementation": "str",
         "code_revision": "str",
@@ -119,7 +120,7 @@ KEYWORDS: dict[str, dict[str, str]] = {
         "use_safetensors": "bool",
         "variant": "str",
     },
-    "tokenizer": _FILES
+    "tokenizer": _DOWNLOAD_KEYWORDS
     | {
         "subfolder": "str",
         "add_bos_token": "bool",
@@ -139,125 +140,129 @@ KEYWORDS: dict[str, dict[str, str]] = {
     },
 }
 
-# What our own keys are for, as `explain` and the JSON Schema show it.
+# What our own keys are for; `explain` and the JSON Schema show it.
 OWN_HELP: dict[str, dict[str, str]] = {
     "model": {
-        "name_or_path": "The model to tune: a folder, a hub id, or trl_sft:tiny. An adapter's folder goes on with it."
+        "name_or_path": "The model to fine-tune: a folder, a hub id, or trl_sft:tiny. An adapter's folder continues "
+        "its training."
     },
     "tokenizer": {
-        "chat_template": "A chat template for a model without one: chatml, vicuna, alpaca, chinese, one that TRL has "
-        "for training, a .jinja file, or another tokenizer (folder or id).",
-        "chat_template_kwargs": "Handed to the chat template, as enable_thinking is.",
+        "chat_template": "The chat template, for a model without one: chatml, vicuna, alpaca, chinese, a training "
+        "template of TRL, a .jinja file, or another tokenizer (folder or hub id).",
+        "chat_template_kwargs": "Variables for the chat template, for example enable_thinking.",
     },
     "data": {
-        "train": "What is trained: a path, {path: ...}, or a list of either.",
-        "eval": "What is held out: a path, {path: ...}, or a list; each of several is evaluated under its own name.",
-        "eval_fraction": "The share of the rows that is held out, between 0 and 1; the same rows for a train.seed.",
-        "loss_on": "Where the loss falls: the last answer (completion, last_turn), every assistant turn, or all "
-        "tokens. Unset: the response; in plain text without one, all.",
-        "overlong": "What becomes of rows longer than train.max_length. Unset: truncate.",
-        "special_tokens_in_text": "A special token inside a row's text: the row is refused (unset), or it is text.",
-        "drop_leaked": "Rows to train that are held out too are dropped. Unset: true.",
-        "max_untrained": "More than this share of rows without a trained token stops the run. Unset: 0.05.",
+        "train": "The training data: a path, {path: ...}, or a list of either.",
+        "eval": "The evaluation set: a path, {path: ...}, or a list. Each of several has metrics of its own.",
+        "eval_fraction": "The share of the rows for the evaluation set, between 0 and 1. train.seed decides which.",
+        "loss_on": "Which tokens carry loss: the last answer (completion, last_turn), every assistant turn "
+        "(assistant), or all. Unset: the answer; in plain text, all.",
+        "overlong": "What happens to rows longer than train.max_length. Unset: truncate.",
+        "special_tokens_in_text": "A special token in the text of a row: refuse the row (unset), or read it as text.",
+        "drop_leaked": "Remove training rows that also occur in the evaluation set. Unset: true.",
+        "max_untrained": "Stop the run if more than this share of the rows has no trained token. Unset: 0.05.",
     },
     "data.*": {
         "path": "A file, a glob, a folder, a hub id, or trl_sft:skills.",
-        "format": "The layout of a row; unset: recognised by its columns. Or FILE.py:FUNCTION of yours.",
-        "wording": "How a row becomes text. Unset: chat, where the tokenizer has a chat template.",
-        "rename": "Column of the file: the column that a format knows.",
-        "task": "The name of the task of all rows of this source.",
-        "weight": "This source's share of the rows of an epoch; for all sources, or for none.",
-        "max_rows": "So many rows of this source, drawn with train.seed.",
+        "format": "The row format, or your own function as FILE.py:FUNCTION. Unset: recognised by the columns.",
+        "wording": "How a row becomes text. Unset: chat, if the tokenizer has a chat template.",
+        "rename": "Column of the file: the column that the format expects.",
+        "task": "The task of all rows of this source.",
+        "weight": "The share of this source in the rows of an epoch; set it for all sources or for none.",
+        "max_rows": "How many rows of this source to sample, with train.seed.",
     },
     "evaluate": {
-        "metrics": "What is measured of the answers. Unset: exact_match.",
-        "max_rows": "So many held-out prompts are answered before and after. Unset: 100.",
-        "generation": "How answers are made; unset: greedily.",
+        "metrics": "How generated answers are scored. Unset: exact_match.",
+        "max_rows": "How many prompts of the evaluation set are answered before and after training. Unset: 100.",
+        "generation": "How answers are generated. Unset: greedily.",
     },
     "launch": {
         "engine": "How several processes share the training. Unset: auto.",
-        "config": "The engine's own settings, a file or a mapping, handed on as they are.",
+        "config": "The engine's own settings, as a file or a mapping; passed on unchanged.",
     },
     "run": {
-        "resume": "auto (unset) goes on from the last checkpoint of this run; never; or a checkpoint's folder.",
-        "overwrite": "A run that stands in train.output_dir is replaced. Unset: false.",
-        "allow": "Refusals that you accept, by the name that they give.",
-        "max_hours": "The run ends with a checkpoint after so many hours.",
-        "logits_gib": "Without Triton: the most memory for logits, in GiB. Unset: 0.5.",
-        "global_batch_size": "Rows of a step over all processes and accumulated batches.",
+        "resume": "auto (unset) continues from the last checkpoint of this run; never; or the folder of a checkpoint.",
+        "overwrite": "Replace a run that is in train.output_dir. Unset: false.",
+        "allow": "Refusals that you accept, by the names that the messages give.",
+        "max_hours": "Stop with a checkpoint after this many hours.",
+        "logits_gib": "The largest memory for logits in GiB, where there is no Triton. Unset: 0.5.",
+        "global_batch_size": "Rows per optimizer step, over all processes and accumulated batches.",
     },
 }
 
-# What a run sets itself where the recipe is silent: the closed list of departures that are keys (docs/explanation).
+# What a run sets itself where the recipe sets nothing: all departures from upstream's defaults that are keys.
 SETTLED: dict[tuple[str, str], str] = {
-    ("data", "loss_on"): "the response, where rows have one",
-    ("lora", "task_type"): "CAUSAL_LM: without it peft saves an adapter that AutoPeftModelForCausalLM cannot load",
+    ("data", "loss_on"): "the answer, where rows have one",
+    ("lora", "task_type"): "CAUSAL_LM; without it peft saves an adapter that AutoPeftModelForCausalLM cannot load",
     ("quantization", "bnb_4bit_compute_dtype"): "bfloat16, where the machine trains in it and weights have 4 bits",
-    ("model", "use_safetensors"): "true: a pickle may run code when it is read",
-    ("train", "bf16"): "false, where the machine has no bfloat16 or is a CPU",
-    ("train", "dataloader_pin_memory"): "false, where there is no accelerator to copy to",
-    ("train", "eos_token"): "the token with which the chat template ends a turn, where the tokenizer says another",
-    ("train", "eval_on_start"): "true, where rows are held out: no end can be read without a beginning",
-    ("train", "gradient_accumulation_steps"): "what run.global_batch_size comes to, where that is written",
+    ("model", "use_safetensors"): "true, because a pickle file can run code when it is read",
+    ("train", "bf16"): "false, on a CPU or a GPU without bfloat16",
+    ("train", "dataloader_pin_memory"): "false, where there is no GPU to copy to",
+    ("train", "eos_token"): "the end-of-turn token of the chat template, where the tokenizer has another end token",
+    (
+        "train",
+        "eval_on_start",
+    ): "true, where there is an evaluation set: the eval loss before training is what the last one is compared with",
+    ("train", "gradient_accumulation_steps"): "what run.global_batch_size demands, where that is set",
     ("train", "fp16"): "true, on a GPU without bfloat16",
 }
 
-# Owner's keys that another section carries, or that YAML cannot write.
+# Keys of an owner that a recipe cannot set, with what to do instead: another key sets them, or YAML cannot write them.
 REFUSED: dict[str, dict[str, str]] = {
     "model": {
-        "quantization_config": "the `quantization:` section",
-        "load_in_8bit": "quantization: {load_in_8bit: true}",
-        "load_in_4bit": "quantization: {load_in_4bit: true}",
+        "quantization_config": "Use the section `quantization:`.",
+        "load_in_8bit": "Use `quantization: {load_in_8bit: true}`.",
+        "load_in_4bit": "Use `quantization: {load_in_4bit: true}`.",
         # TRL reads the configuration without it, so weights of one folder would meet the shape of another
-        "subfolder": "that folder itself in model.name_or_path",
+        "subfolder": "Name that folder itself in `model.name_or_path`.",
     },
     "quantization": {
-        "quant_method": "load_in_8bit or load_in_4bit: this version quantizes with bitsandbytes alone",
+        "quant_method": "Use `load_in_8bit` or `load_in_4bit`: this version quantizes with bitsandbytes only.",
     },
     "lora": {
-        "peft_type": "nothing: the section is LoRA's",
-        "base_model_name_or_path": "model.name_or_path",
-        "inference_mode": "nothing: a run trains",
-        "auto_mapping": "nothing: peft fills it",
-        "peft_version": "nothing: peft fills it",
+        "peft_type": "Remove it: this section is always LoRA.",
+        "base_model_name_or_path": "Use `model.name_or_path`.",
+        "inference_mode": "Remove it: a run always trains.",
+        "auto_mapping": "Remove it: peft sets it.",
+        "peft_version": "Remove it: peft sets it.",
     },
     "data.*": {
-        "data_files": "path",
-        "features": "nothing: YAML cannot write datasets.Features",
-        "download_config": "nothing: YAML cannot write datasets.DownloadConfig",
-        "storage_options": "nothing: a local path or a hub id in path",
-        "save_infos": "nothing: it is for the authors of data sets",
+        "data_files": "Use `path`.",
+        "features": "Remove it: YAML cannot write datasets.Features.",
+        "download_config": "Remove it: YAML cannot write datasets.DownloadConfig.",
+        "storage_options": "Use `path` with a local path or a hub id.",
+        "save_infos": "Remove it: it is for authors of data sets.",
     },
     "launch": {
-        **dict.fromkeys(["module", "no_python", "run_path"], "nothing: what is launched is this recipe"),
+        **dict.fromkeys(["module", "no_python", "run_path"], "Remove it: what is launched is this recipe."),
     },
     "evaluate.generation": {
         **dict.fromkeys(
-            ("compile_config", "constraints", "continuous_batching_config"), "nothing: YAML cannot write its class"
+            ("compile_config", "constraints", "continuous_batching_config"), "Remove it: YAML cannot write its class."
         ),
         **dict.fromkeys(
             ("output_attentions", "output_hidden_states", "output_logits", "output_scores"),
-            "nothing: only the answers are kept",
+            "Remove it: only the answers are saved.",
         ),
-        "num_return_sequences": "nothing: each prompt is answered once",
-        "return_dict_in_generate": "nothing: only the answers are kept",
-        "transformers_version": "nothing: transformers fills it",
+        "num_return_sequences": "Remove it: each prompt is answered once.",
+        "return_dict_in_generate": "Remove it: only the answers are saved.",
+        "transformers_version": "Remove it: transformers sets it.",
     },
     "train": {
-        "model_init_kwargs": "the `model:` section",
-        "trust_remote_code": "model.trust_remote_code",
-        "chat_template_path": "tokenizer.chat_template",
-        "dataset_kwargs": "the `data:` section",
-        "deepspeed": "launch: {engine: zero2, config: FILE}",
-        "fsdp": "launch: {engine: fsdp}",
-        "fsdp_config": "launch: {engine: fsdp, config: FILE}",
-        "parallelism_config": "nothing: this version trains in one process",
-        "local_rank": "nothing: the launcher sets it",
-        "resume_from_checkpoint": "run.resume",
-        "dataset_text_field": "data.train: the column of `format: text` is `text`",
-        "do_train": "nothing: a run trains",
-        "do_eval": "data.eval or data.eval_fraction, and train.eval_strategy",
-        "do_predict": "data.eval or data.eval_fraction",
-        "pad_token": "tokenizer.pad_token",
+        "model_init_kwargs": "Use the section `model:`.",
+        "trust_remote_code": "Use `model.trust_remote_code`.",
+        "chat_template_path": "Use `tokenizer.chat_template`.",
+        "dataset_kwargs": "Use the section `data:`.",
+        "deepspeed": "Use `launch: {engine: zero2, config: FILE}`.",
+        "fsdp": "Use `launch: {engine: fsdp}`.",
+        "fsdp_config": "Use `launch: {engine: fsdp, config: FILE}`.",
+        "parallelism_config": "Remove it: this version trains in one process.",
+        "local_rank": "Remove it: the launcher sets it.",
+        "resume_from_checkpoint": "Use `run.resume`.",
+        "dataset_text_field": "Use `rename` of the source: the column of `format: text` is `text`.",
+        "do_train": "Remove it: a run always trains.",
+        "do_eval": "Set `data.eval` or `data.eval_fraction`, and `train.eval_strategy`.",
+        "do_predict": "Set `data.eval` or `data.eval_fraction`.",
+        "pad_token": "Use `tokenizer.pad_token`.",
     },
 }

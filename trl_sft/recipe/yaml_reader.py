@@ -1,8 +1,9 @@
 """Reads one recipe strictly: YAML 1.2 values, line numbers, overrides, all faults at once.
 
-In: a YAML file and `section.key=value` words. Out: a `Recipe`, plain values beside the place where
-each was written. Deliberately absent: any knowledge of sections and keys (`schema` has it), merge
-keys, tags, includes and `${ENV}`, so that the file alone is the run.
+Inputs: a YAML file, and overrides of the form `section.key=value`.
+Outputs: a `Recipe`: plain values, with the place where each is written.
+Not here: any knowledge of sections and keys (`build` has it); merge keys, tags, includes and `${ENV}`, so that the
+file alone is the run.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from trl_sft.errors import Fault, RecipeError
 Key = tuple[str | int, ...]  # ("data", "train", 0, "path")
 
 # https://yaml.org/spec/1.2.2/#103-core-schema. PyYAML reads YAML 1.1, where 2e-5 is text and `no` is false.
-_CORE = (
+_CORE_SCHEMA = (  # type, pattern, first characters
     ("null", r"~|null|Null|NULL|", ["~", "n", "N", ""]),
     ("bool", r"true|True|TRUE|false|False|FALSE", list("tTfF")),
     ("int", r"[-+]?[0-9]+|0o[0-7]+|0x[0-9a-fA-F]+", list("-+0123456789")),
@@ -33,10 +34,19 @@ _CORE = (
         list("-+.0123456789"),
     ),
 )
-_MOST_VALUES, _MOST_CHARACTERS = 100_000, 2**20  # of a recipe; aliases of aliases make millions of a few lines
-_MOST_DIGITS = 400  # what a float holds has 309; Python refuses to read some thousands
-_ENV = re.compile(r"\$\{[A-Z_][A-Z0-9_]*\}")
-_KINDS = {bool: "yes/no", int: "whole number", float: "number", str: "text", list: "list", dict: "mapping"}
+_MAX_VALUES = 100_000  # of a recipe; aliases of aliases make millions of values from a few lines
+_MAX_CHARACTERS = 2**20  # of a recipe
+_MAX_DIGITS = 400  # the largest float has 309; Python refuses to read several thousand
+_MAX_SHOWN = 80  # characters of a value in a message
+_ENVIRONMENT_VARIABLE = re.compile(r"\$\{[A-Z_][A-Z0-9_]*\}")
+_TYPE_NAMES = {
+    bool: "true or false",
+    int: "whole number",
+    float: "number",
+    str: "text",
+    list: "list",
+    dict: "mapping",
+}
 
 
 class _Loader(yaml.SafeLoader):
@@ -45,229 +55,286 @@ class _Loader(yaml.SafeLoader):
     yaml_implicit_resolvers: dict[str, Any] = {}  # noqa: RUF012 (PyYAML's own declaration)
 
 
-for _tag, _pattern, _first in _CORE:
+for _tag, _pattern, _first in _CORE_SCHEMA:
     _Loader.add_implicit_resolver(f"tag:yaml.org,2002:{_tag}", re.compile(f"^(?:{_pattern})$"), _first)
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """One recipe as written: values, and where each stands."""
+    """One recipe as written, with its overrides.
+
+    Attributes:
+        path: The file, absolute.
+        text: The text of the file, without overrides.
+        values: The plain values, with overrides.
+        places: Key -> `recipe.yaml:12`, or the override as typed, in parentheses.
+        overridden: Keys whose value is from the command line.
+        arguments: The path and the overrides as typed: the command line that runs it again.
+
+    """
 
     path: Path
     text: str
     values: dict[str, Any]
-    places: dict[Key, str]  # key -> `recipe.yaml:12`, or the override as typed
-    overridden: frozenset[Key]  # keys whose value came from the command line
-    arguments: tuple[str, ...]  # path and overrides as typed: the command line that runs it again
+    places: dict[Key, str]
+    overridden: frozenset[Key]
+    arguments: tuple[str, ...]
 
     def where(self, key: Key) -> str:
-        """Return `recipe.yaml:12 train.pakking`; a key that is absent takes its parent's place."""
+        """Return the place of a key, `recipe.yaml:12 train.pakking`; an absent key has the place of its parent."""
         known = next((key[:n] for n in range(len(key), -1, -1) if key[:n] in self.places), ())
-        return f"{self.places.get(known, self.path.name)} {_path(key)}".rstrip()
+        return f"{self.places.get(known, self.path.name)} {_dotted(key)}".rstrip()
+
+    def fault(self, key: Key, problem: str, fix: str) -> Fault:
+        """Return a fault at the place of a key."""
+        return Fault(self.where(key), problem, fix)
 
     def folder(self, key: Key) -> Path:
-        """Return the folder that a path under `key` is relative to: the recipe's, or the current one."""
-        typed = any(key[:n] in self.overridden for n in range(1, len(key) + 1))
-        return Path.cwd() if typed else self.path.parent
+        """Return the folder that a path under `key` is relative to: the recipe's; of an override, the current one."""
+        is_override = any(key[:n] in self.overridden for n in range(1, len(key) + 1))
+        return Path.cwd() if is_override else self.path.parent
 
 
-def _path(key: Key) -> str:
+def _dotted(key: Key) -> str:
     return ".".join(map(str, key))
 
 
 def describe_value(value: object) -> str:
-    """Return a value as a person would name it: `"fast" (text)`."""
+    """Return a value with its type, for a message: `"fast" (text)`."""
     if value is None:
-        return "nothing (null)"
-    text = f'"{value}"' if isinstance(value, str) else str(value)
-    return f"{text if len(text) <= 80 else text[:77] + '...'} ({_KINDS.get(type(value), type(value).__name__)})"
+        return "null"
+    text = f'"{value}"' if isinstance(value, str) else format_value(value)
+    if len(text) > _MAX_SHOWN:
+        text = text[: _MAX_SHOWN - 3] + "..."
+    return text if isinstance(value, bool) else f"{text} ({_TYPE_NAMES.get(type(value), type(value).__name__)})"
 
 
 def format_value(value: Any) -> str:
-    """Return a value on one line, so that a YAML 1.2 reader gets the same value back."""
+    """Return a value as YAML on one line; a YAML 1.2 reader reads the same value back."""
     if isinstance(value, dict):
-        return "{" + ", ".join(f"{format_value(k)}: {format_value(v)}" for k, v in value.items()) + "}"
+        return "{" + ", ".join(f"{format_value(key)}: {format_value(inner)}" for key, inner in value.items()) + "}"
     if isinstance(value, list):
-        return "[" + ", ".join(format_value(v) for v in value) + "]"
+        return "[" + ", ".join(format_value(item) for item in value) + "]"
     if isinstance(value, float) and not math.isfinite(value):
         return {math.inf: ".inf", -math.inf: "-.inf"}.get(value, ".nan")
-    return json.dumps(value, ensure_ascii=False)
+    return json.dumps(value, ensure_ascii=False, default=str)  # default: importers show values of other types
 
 
 def read_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
-    """Read a recipe and apply overrides as if typed in the file.
+    """Read a recipe, and apply overrides as if they were typed in the file.
 
-    Raises RecipeError with every fault of the text at once; a fault of syntax stands alone.
+    Args:
+        path: The YAML file.
+        overrides: Texts of the form `section.key=value`, the value as YAML.
+
+    Returns:
+        The recipe as written.
+
+    Raises:
+        RecipeError: With every fault of the text; a fault of the YAML syntax stands alone.
+
     """
     path = Path(path)
-    text = _text(path)
+    text = _read_text(path)
     faults: list[Fault] = []
     places: dict[Key, str] = {(): path.name}
-    values = _parse(text, (), _Sheet(lambda line: f"{path.name}:{line + 1}", places, faults))
+    values = _parse(text, (), _Record(lambda line: f"{path.name}:{line + 1}", places, faults))
     if values is None and not faults:
-        write = "sections; `python -m trl_sft init MODEL DATA -o ANOTHER.yaml` writes some"
-        faults.append(Fault(path.name, "the file is empty", write))
+        fix = "Write its sections. `python -m trl_sft init MODEL DATA -o ANOTHER.yaml` writes a first recipe."
+        faults.append(Fault(path.name, "the file is empty", fix))
     elif not isinstance(values, dict) and not faults:
-        faults.append(
-            Fault(f"{path.name}:1", f"the top is {describe_value(values)}", "sections at the top, as in `model:`")
-        )
+        problem = f"the recipe is {describe_value(values)}, not a mapping of sections"
+        faults.append(Fault(f"{path.name}:1", problem, "Start with a section, for example `model:`."))
     overridden: set[Key] = set()
     if isinstance(values, dict):
-        for word in overrides:
-            _override(values, word, _Sheet(functools.partial(_typed, word), places, faults), overridden)
+        for override in overrides:
+            record = _Record(functools.partial(_override_place, override), places, faults)
+            _apply_override(values, override, record, overridden)
     if faults:
         raise RecipeError(faults)
     return Recipe(path.resolve(), text, values, places, frozenset(overridden), (str(path), *overrides))
 
 
-def _typed(word: str, _line: int) -> str:
-    return f"({word})"
+def _override_place(override: str, _line: int) -> str:
+    return f"({override})"
 
 
-def _text(path: Path) -> str:
+def _read_text(path: Path) -> str:
+    """Return the text of a recipe file, which has to be of a bearable size."""
     try:
         text = path.read_text(encoding="utf-8")
     except FileNotFoundError:
-        near = ", ".join(sorted(p.name for p in path.parent.glob("*.yaml"))[:5]) or "none"
-        write = f"the path of a recipe (*.yaml in that folder: {near}), or a command of --help"
-        raise RecipeError(Fault(str(path), "no such file", write)) from None
+        names = ", ".join(sorted(file.name for file in path.parent.glob("*.yaml"))[:5]) or "none"
+        fix = f"Name a recipe (*.yaml in that folder: {names}), or a command that --help lists."
+        raise RecipeError(Fault(str(path), "there is no such file", fix)) from None
     except (OSError, UnicodeDecodeError) as error:
-        raise RecipeError(Fault(str(path), f"cannot be read: {error}", "the path of a text file in UTF-8")) from None
-    if len(text) > _MOST_CHARACTERS:
-        raise RecipeError(Fault(str(path), f"a file of {len(text):,} characters", "the path of a recipe"))
+        problem = f"the file cannot be read: {error}"
+        raise RecipeError(Fault(str(path), problem, "Name a text file in UTF-8.")) from None
+    if len(text) > _MAX_CHARACTERS:
+        problem = f"the file has {len(text):,} characters, too many for a recipe"
+        raise RecipeError(Fault(str(path), problem, "Name a recipe."))
     return text
 
 
-class _Sheet(NamedTuple):
-    """Where what is read is noted down."""
+class _Record(NamedTuple):
+    """What reading a text writes down."""
 
-    at: Callable[[int], str]  # line, from 0
+    place: Callable[[int], str]  # line, from 0 -> the place that messages name
     places: dict[Key, str]
     faults: list[Fault]
 
+    def add(self, place: str, problem: str, fix: str) -> None:
+        self.faults.append(Fault(place, problem, fix))
 
-def _parse(text: str, key: Key, sheet: _Sheet) -> Any:
-    """Return the plain values of a YAML text whose top stands at `key`."""
+
+def _parse(text: str, key: Key, record: _Record) -> Any:
+    """Return the plain values of a YAML text that belongs under `key`."""
+    syntax = "Write `key: value`, indented with spaces."
     try:
         for token in yaml.scan(text, Loader=_Loader):
             if isinstance(token, yaml.TagToken):
-                sheet.faults.append(
-                    Fault(sheet.at(token.start_mark.line), f"a tag, !{token.value[1]}", "the plain value")
-                )
+                problem = f"the tag !{token.value[1]} is not supported"
+                record.add(record.place(token.start_mark.line), problem, "Write the plain value.")
         node = yaml.compose(text, Loader=_Loader)
-        return None if node is None else _value(node, key, sheet, ())
+        return None if node is None else _to_value(node, key, record, ())
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         problem = getattr(error, "problem", None) or str(error).splitlines()[0]
-        # a letter that YAML does not take has a position, and no mark
+        # a character that YAML does not allow has a position, but no mark
         line = mark.line if mark else text.count("\n", 0, getattr(error, "position", 0))
-        sheet.faults.append(Fault(sheet.at(line), f"not YAML: {problem}", "`key: value`, indented with spaces"))
+        record.add(record.place(line), f"this is not valid YAML: {problem}", syntax)
     except RecursionError:
-        sheet.faults.append(Fault(sheet.at(0), "brackets within brackets, hundreds deep", "a recipe"))
+        record.add(record.place(0), "the values are nested hundreds of levels deep", "Write a flatter recipe.")
     except OverflowError as error:
-        sheet.faults.append(Fault(str(error), f"more than {_MOST_VALUES:,} values, by aliases of aliases", "a recipe"))
+        problem = f"aliases of aliases make more than {_MAX_VALUES:,} values"
+        record.add(str(error), problem, "Write the values without aliases.")
     return None
 
 
-def _value(node: yaml.Node, key: Key, sheet: _Sheet, above: tuple[int, ...]) -> Any:
-    """Return the plain value of a node; `above` holds the ids of the nodes around it."""
-    place = sheet.at(node.start_mark.line)
-    sheet.places.setdefault(key, place)
-    if len(sheet.places) > _MOST_VALUES:
-        raise OverflowError(f"{place} {_path(key[:2])}")
-    if id(node) in above:
-        sheet.faults.append(Fault(place, "an anchor that contains itself", "the value, written out"))
+def _to_value(node: yaml.Node, key: Key, record: _Record, parents: tuple[int, ...]) -> Any:
+    """Return the plain value of a node; `parents` holds the ids of the nodes around it."""
+    place = record.place(node.start_mark.line)
+    record.places.setdefault(key, place)
+    if len(record.places) > _MAX_VALUES:
+        raise OverflowError(f"{place} {_dotted(key[:2])}")
+    if id(node) in parents:
+        record.add(place, "the anchor contains itself", "Write the value out.")
         return None
-    above = (*above, id(node))
-    if isinstance(node, yaml.SequenceNode):
-        return [_value(item, (*key, i), sheet, above) for i, item in enumerate(node.value)]
+    parents = (*parents, id(node))
     if isinstance(node, yaml.ScalarNode):
-        return _scalar(node, place, sheet)
+        return _to_scalar(node, place, record)
+    if isinstance(node, yaml.SequenceNode):
+        return [_to_value(item, (*key, number), record, parents) for number, item in enumerate(node.value)]
     values: dict[Any, Any] = {}
-    for head, body in node.value:
-        place = sheet.at(head.start_mark.line)
-        if not isinstance(head, yaml.ScalarNode) or head.value == "<<":
-            found = "a merge key" if head.value == "<<" else "a key that is no word"
-            sheet.faults.append(Fault(place, found, "one key a line, written out"))
+    for name_node, value_node in node.value:
+        place = record.place(name_node.start_mark.line)
+        if not isinstance(name_node, yaml.ScalarNode):
+            record.add(place, "the key is not a plain word", "Write one key per line.")
             continue
-        word = _scalar(head, place, sheet)
-        word = word if type(word) is int else head.value
-        if word in values:
-            first = sheet.places[(*key, word)]
-            path = _path((*key, word))
-            sheet.faults.append(Fault(f"{place} {path}", f"written twice, first at {first}", "it once"))
-        sheet.places[(*key, word)] = place
-        values[word] = _value(body, (*key, word), sheet, above)
+        if name_node.value == "<<":
+            record.add(place, "the merge key `<<` is not supported", "Write the keys out.")
+            continue
+        number = _to_scalar(name_node, place, record)
+        name = number if type(number) is int else name_node.value
+        name_key = (*key, name)
+        if name in values:
+            problem = f"the key is written twice; the first is at {record.places[name_key]}"
+            record.add(f"{place} {_dotted(name_key)}", problem, "Remove one of the two.")
+        record.places[name_key] = place
+        values[name] = _to_value(value_node, name_key, record, parents)
     return values
 
 
-def _scalar(node: yaml.ScalarNode, place: str, sheet: _Sheet) -> Any:
+def _to_scalar(node: yaml.ScalarNode, place: str, record: _Record) -> Any:
+    """Return a scalar by the rules of YAML 1.2."""
     text: str = node.value
-    if _ENV.search(text):
-        write = "the value, or an override after the file"
-        sheet.faults.append(Fault(place, f"{text}: the environment is not read", write))
+    if _ENVIRONMENT_VARIABLE.search(text):
+        problem = f"{text}: a recipe does not read environment variables"
+        record.add(place, problem, "Write the value, or set it with an override after the file.")
     match node.tag.rsplit(":", 1)[-1] if node.style is None else "str":
         case "null":
             return None
         case "bool":
             return text.lower() == "true"
-        case "int" if len(text) < _MOST_DIGITS:
+        case "int" if len(text) < _MAX_DIGITS:
             return int(text, 0) if text[:2] in ("0o", "0x") else int(text)
         case "float":
             return float(text.lower().replace(".inf", "inf").replace(".nan", "nan"))
     return text
 
 
-def _override(values: dict[str, Any], word: str, sheet: _Sheet, overridden: set[Key]) -> None:
-    """Put one `section.key=value` into the values."""
-    place = sheet.at(0)
-    head, equals, text = word.partition("=")
-    key: Key = tuple(int(part) if part.isascii() and part.isdecimal() else part for part in head.split("."))
+def _apply_override(values: dict[str, Any], override: str, record: _Record, overridden: set[Key]) -> None:
+    """Put the value of one `section.key=value` into the values."""
+    place = record.place(0)
+    dotted, equals, text = override.partition("=")
+    key: Key = tuple(int(part) if part.isascii() and part.isdecimal() else part for part in dotted.split("."))
     if equals and not text.strip():
-        sheet.faults.append(Fault(place, "an empty value", f"{head}=null to take the key out, or a value"))
+        record.add(place, "the value is empty", f"Write a value, or `{dotted}=null` to remove the key.")
         return
     if not equals or "" in key:
-        sheet.faults.append(Fault(place, "not an override", "section.key=value, as in train.max_steps=10"))
+        record.add(place, "this is not an override", "Write section.key=value, for example train.max_steps=10.")
         return
-    undone = min((old for old in overridden if old[: len(key)] == key), key=str, default=None)
-    if undone is not None:
-        found = "given twice on the command line" if undone == key else f"takes back {_path(undone)}, given before it"
-        sheet.faults.append(Fault(place, found, "it once" if undone == key else "one of the two, or this one first"))
+    if _contradicts_earlier(key, place, record, overridden):
         return
+    parent = _find_parent(values, key, record, overridden)
+    if parent is None:
+        return
+    for old in [old for old in record.places if old[: len(key)] == key]:
+        del record.places[old]
+    parent[key[-1]] = _parse(text, key, record)
+    record.places[key] = place
+    overridden.add(key)
+
+
+def _contradicts_earlier(key: Key, place: str, record: _Record, overridden: set[Key]) -> bool:
+    """Tell, and record, whether an override replaces an earlier one, or the mapping that an earlier one is in."""
+    earlier = min((old for old in overridden if old[: len(key)] == key), key=str, default=None)
+    if earlier is None:
+        return False
+    if earlier == key:
+        record.add(place, "the command line sets this key twice", "Remove one of the two.")
+    else:
+        problem = f"this override removes {_dotted(earlier)}, which an earlier override sets"
+        record.add(place, problem, "Remove one of the two, or put this one first.")
+    return True
+
+
+def _find_parent(values: dict[str, Any], key: Key, record: _Record, overridden: set[Key]) -> Any:
+    """Return the mapping or list that holds a key, made where it is missing; None where it cannot exist."""
+    place = record.place(0)
     target: Any = values
     for n, part in enumerate(key[:-1], 1):
         if isinstance(target, dict) and target.get(part) is None:
             if key[:n] in overridden:
-                sheet.faults.append(
-                    Fault(place, f"inside {_path(key[:n])}, which is null just before", "one of the two")
-                )
-                return
+                problem = f"an earlier override sets {_dotted(key[:n])} to null"
+                record.add(place, problem, "Remove one of the two.")
+                return None
             target[part] = {}
-            sheet.places[key[:n]] = place
-        target = _step(target, part)
-    if not (isinstance(target, dict) or _step(target, key[-1]) is not None):
-        sheet.faults.append(Fault(place, f"the recipe has no place {head}", _children(values, key)))
-        return
-    for old in [old for old in sheet.places if old[: len(key)] == key]:
-        del sheet.places[old]
-    target[key[-1]] = _parse(text, key, sheet)
-    sheet.places[key] = place
-    overridden.add(key)
+            record.places[key[:n]] = place
+        target = _get_item(target, part)
+    if isinstance(target, dict) or _get_item(target, key[-1]) is not None:
+        return target
+    record.add(place, f"the recipe has no place {_dotted(key)}", _describe_possible_keys(values, key))
+    return None
 
 
-def _step(target: Any, part: str | int) -> Any:
+def _get_item(target: Any, part: str | int) -> Any:
+    """Return a value of a mapping or a list; None where there is none."""
     if isinstance(target, dict):
         return target.get(part)
     return target[part] if isinstance(target, list) and isinstance(part, int) and part < len(target) else None
 
 
-def _children(values: Any, key: Key) -> str:
+def _describe_possible_keys(values: Any, key: Key) -> str:
+    """Return the instruction for an override whose place does not exist."""
     for n, part in enumerate(key):
-        if not isinstance(_step(values, part), dict | list):
-            head = _path(key[: n + 1])
-            if n + 1 < len(key) and _step(values, part) is not None:
-                return f"{head} whole, which is {describe_value(_step(values, part))}: {head}={{...}}"
+        inner = _get_item(values, part)
+        if not isinstance(inner, dict | list):
+            path = _dotted(key[: n + 1])
+            if n + 1 < len(key) and inner is not None:
+                return f"Replace {path} as a whole: {path}={{...}}. It is {describe_value(inner)}."
             names: Iterable[Any] = values if isinstance(values, dict) else range(len(values))
-            return f"one of {', '.join(map(str, names))} after {_path(key[:n]) or 'nothing'}"
-        values = _step(values, part)
-    return "the keys that the recipe has"
+            listed = ", ".join(f"{_dotted((*key[:n], name))}" for name in names)
+            return f"Use one of {listed}." if listed else f"Write {_dotted(key[:n])} as a whole."
+        values = inner
+    return "Use a key that the recipe has."

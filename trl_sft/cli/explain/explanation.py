@@ -18,7 +18,6 @@ from trl_sft.errors import Fault, RecipeError
 from trl_sft.recipe import build, renamed_keys, resolved, sections
 from trl_sft.recipe import yaml_reader as reader
 from trl_sft.recipe.checked import Run
-from trl_sft.recipe.renamed_keys import RenamedKey
 from trl_sft.recipe.upstream import fields as upstream_fields
 from trl_sft.recipe.upstream import keys, nested, packages, types
 from trl_sft.recipe.upstream.fields import Field
@@ -173,13 +172,13 @@ def _explained(found: KeySource, run: Run | None) -> Iterator[str]:
     )
     yield f"{found.key}   ({owner}{version})"
     if name in sections.NOT_YET.get(section, ()):
-        yield "  not built in this version"
+        yield "  not supported by this version"
         return
     if field is None and name in renamed_keys.renamed_in(section):
         yield from _old(found)
         return
     if (write := sections.REFUSED.get(section, {}).get(name)) is not None:
-        yield f"  refused in a recipe; write {write}"
+        yield f"  refused in a recipe: {write}"
     if field is None:
         return
     yield from textwrap.wrap(types.describe(field), _WIDTH, initial_indent="  takes    ", subsequent_indent=" " * 11)
@@ -203,17 +202,17 @@ def _explained(found: KeySource, run: Run | None) -> Iterator[str]:
 def _old(found: KeySource) -> Iterator[str]:
     """Say what an old name became, and explain that."""
     old = renamed_keys.renamed_in(found.section)[found.name]
-    yield f"  {old.what}" if old.what != RenamedKey.what else f"  an old name; {old.what}"
+    yield "  an old name" if old.new else f"  an old name: {old.reason}"
     if old.new:
         yield f"  read as  {found.section}.{old.new}"
         listed = [f"{format_value(value)} as {format_value(today)}" for value, today in old.values.items()]
         if listed:
             yield f"  values   {', '.join(listed)}"
-    elif old.done:
-        values = ", ".join(format_value(value) for value in old.done)
-        yield f"  left out where it is {values}: that is what is done anyway"
+    elif old.no_op:
+        values = ", ".join(format_value(value) for value in old.no_op)
+        yield f"  ignored  where it is {values}: that is what happens without it"
     if old.fix:
-        yield f"  write    {old.fix}"
+        yield f"  else     {old.fix}" if old.new or old.no_op else f"  instead  {old.fix}"
     head = old.new.partition(".")[0]
     for one in _in(found.section, head) if head else ():
         yield ""

@@ -34,7 +34,7 @@ def build() -> Schema:
     )
     sections = {name: _section(name) for name in recipe_sections.OWNERS}
     sections["evaluate"] = {"anyOf": [sections["evaluate"], {"const": False}]}
-    planned = {name: _refused("not built in this version") for name in recipe_sections.NOT_YET.get("", ())}
+    planned = {name: _refused("not supported by this version.") for name in recipe_sections.NOT_YET.get("", ())}
     return {
         "$schema": DRAFT,
         "title": "A recipe of trl_sft",
@@ -60,9 +60,9 @@ def _section(name: str) -> Schema:
     conditions = [{"not": {"type": "object", "required": pair}} for pair in _pairs(name)]
     if name == "train":
         conditions += _schedulers()
-        for key, least in rules.AT_LEAST.items():
+        for key, least in rules.MINIMUMS.items():
             properties[key] |= {"minimum": least}
-        for key in rules.ABOVE_0:
+        for key in rules.POSITIVE:
             properties[key] |= {"exclusiveMinimum": 0}
     elif name == "data":
         source: Schema = {"anyOf": [{"type": "string"}, {"$ref": "#/$defs/source"}]}
@@ -91,8 +91,10 @@ def _properties(section: str, fields: dict[str, Field]) -> Schema:
             words = [word for word, old in olds.items() if old.new and not upstream_types.accepts(fields[name], word)]
             found[name] = {"description": found[name].pop("description", ""), "anyOf": [found[name], {"enum": words}]}
     found |= {name: _old(section, old, found) for name, old in renamed_keys.renamed_in(section).items()}
-    found |= {name: _refused(f"write {text}") for name, text in recipe_sections.REFUSED.get(section, {}).items()}
-    return found | {name: _refused("not built in this version") for name in recipe_sections.NOT_YET.get(section, ())}
+    found |= {name: _refused(text) for name, text in recipe_sections.REFUSED.get(section, {}).items()}
+    return found | {
+        name: _refused("not supported by this version.") for name in recipe_sections.NOT_YET.get(section, ())
+    }
 
 
 def _key(section: str, name: str, field: Field) -> Schema:
@@ -216,16 +218,16 @@ def _schedulers() -> Iterator[Schema]:
 def _old(section: str, old: RenamedKey, found: Schema) -> Schema:
     """Return the schema of an old name: the values that are read as today's."""
     head, _, inner = old.new.partition(".")
-    told = f"Old name of {old.new}." if old.new else f"Old: {old.fix or 'it says what is done anyway'}."
+    told = f"Old name of {old.new}." if old.new else f"Old: {old.fix or 'ignored.'}"
     here: Schema = {"deprecated": True, "description": told}
     if not old.new or old.values:
-        taken = [*old.values, *old.done]
+        taken = [*old.values, *old.no_op]
         never: Schema = {"not": {}}
         return here | ({"enum": taken} if taken else never)
     target = found[head] if not inner else _inside(section, head)["properties"][inner]  # type: ignore[index]
     limits = {"minimum": 0, "exclusiveMaximum": old.below} if old.below is not None else {}
     same = {key: value for key, value in target.items() if key not in ("description", "default")} | limits
-    return here | ({"anyOf": [same, {"enum": list(old.done)}]} if old.done else same)
+    return here | ({"anyOf": [same, {"enum": list(old.no_op)}]} if old.no_op else same)
 
 
 def _pairs(section: str) -> list[list[str]]:
@@ -234,4 +236,4 @@ def _pairs(section: str) -> list[list[str]]:
 
 
 def _refused(text: str) -> Schema:
-    return {"not": {}, "description": f"Refused: {text}."}
+    return {"not": {}, "description": f"Refused: {text}"}

@@ -1,0 +1,143 @@
+"""Checks the keys and the types of one mapping of a recipe.
+
+Inputs: a section or a source, and the fields that its owner declares.
+Outputs: the keys that are known and well typed; a fault for every other key, with the nearest name, the type or the
+choices. Mappings under a key (`lr_scheduler_kwargs`) are checked in the same way.
+Not here: ranges of values, and keys that depend on each other (`rules`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from trl_sft.errors import Fault
+from trl_sft.recipe import sections
+from trl_sft.recipe.upstream import keys, nested, types
+from trl_sft.recipe.upstream.fields import Field
+from trl_sft.recipe.upstream.nested import NestedFields
+from trl_sft.recipe.yaml_reader import Key, Recipe, describe_value
+
+_OWNERS = sections.OWNERS | {keys.GENERATION: sections.GENERATION, keys.SOURCE: sections.LOAD_DATASET}
+_MAX_LISTED = 20  # a message lists fewer names than this; of more, it says where they are listed
+
+
+def check_section(recipe: Recipe, name: str, values: Mapping[Any, Any], faults: list[Fault]) -> dict[str, Any]:
+    """Return the keys of a section that are known and well typed; append a fault for each of the others."""
+    fields = keys.get_fields(name) if values else {}
+    owner = NestedFields(_OWNERS[name][0], fields)
+    return _check_mapping(recipe, (name,), values, name=name, owner=owner, faults=faults)
+
+
+def check_source(
+    recipe: Recipe, key: Key, values: Mapping[Any, Any], *, builder: str, faults: list[Fault]
+) -> dict[str, Any]:
+    """Return the keys of one source that are known and well typed; append a fault for each of the others.
+
+    Args:
+        recipe: The recipe, for the places of the faults.
+        key: Where the source stands, `("data", "train", 0)`.
+        values: The keys of the source.
+        builder: The builder of `datasets`, whose arguments are keys too; "" = none.
+        faults: Collects what is wrong.
+
+    Returns:
+        A new mapping.
+
+    """
+    owner = NestedFields(_OWNERS[keys.SOURCE][0], keys.get_source_fields(builder))
+    return _check_mapping(recipe, key, values, name=keys.SOURCE, owner=owner, faults=faults)
+
+
+def unknown_section(recipe: Recipe, name: str) -> Fault:
+    """Return the fault of a section that does not exist."""
+    problem = f"a recipe has no section `{name}:`"
+    if near := types.suggest(str(name), sections.OWNERS):
+        return recipe.fault((name,), problem, _did_you_mean(near))
+    owners = [section for section in sections.OWNERS if name in keys.get_fields(section)]
+    if owners:
+        return recipe.fault((name,), problem, f"Move it to the section `{owners[0]}:`.")
+    return recipe.fault((name,), problem, f"Use one of {', '.join(sorted(sections.OWNERS))}.")
+
+
+def _check_mapping(
+    recipe: Recipe, key: Key, values: Mapping[Any, Any], *, name: str, owner: NestedFields, faults: list[Fault]
+) -> dict[str, Any]:
+    """Check one mapping; `name` is its key without numbers of list items: `data.*`, `train.lr_scheduler_kwargs`."""
+    checked: dict[str, Any] = {}
+    refused = sections.REFUSED.get(name, {})
+    for word, value in values.items():
+        here = (*key, word)
+        field = owner.fields.get(word)
+        if word in refused:
+            faults.append(recipe.fault(here, f"`{word}` cannot be set here", refused[word]))
+        elif word in sections.NOT_YET.get(name, ()):
+            faults.append(recipe.fault(here, f"`{word}` is not supported by this version", "Remove it."))
+        elif field is None:
+            faults.append(_unknown_key(recipe, here, name=name, owner=owner))
+        elif value is None and here in recipe.overridden and not types.accepts(field, None):
+            continue  # `key=null` on the command line removes the key
+        elif not types.accepts(field, value):
+            faults.append(_wrong_value(recipe, here, value, field))
+        elif _check_nested(recipe, here, values, name=name, faults=faults):
+            checked[word] = value
+    return checked
+
+
+def _unknown_key(recipe: Recipe, key: Key, *, name: str, owner: NestedFields) -> Fault:
+    """Return the fault of a key that its section does not have."""
+    word = str(key[-1])
+    section = str(key[0]) if name in (*sections.OWNERS, keys.SOURCE) else name
+    problem = f"`{section}:` ({owner.owner}) has no key `{word}`"
+    usable = [field for field in owner.fields if field not in sections.REFUSED.get(name, {})]
+    if near := types.suggest(word, usable):
+        return recipe.fault(key, problem, _did_you_mean(near))
+    if name in _OWNERS:
+        others = [other for other in sections.OWNERS if other != key[0] and word in keys.get_fields(other)]
+        if others:
+            return recipe.fault(key, problem, f"Move it to the section `{others[0]}:`.")
+    if not usable:
+        return recipe.fault(key, problem, "Remove it.")
+    if len(usable) < _MAX_LISTED:
+        return recipe.fault(key, problem, f"Use one of {', '.join(sorted(usable))}.")
+    if name in _OWNERS:
+        return recipe.fault(key, problem, f"Remove it. `python -m trl_sft explain {key[0]}` lists the keys.")
+    return recipe.fault(key, problem, f"Use a key of {owner.owner}.")
+
+
+def _did_you_mean(names: str) -> str:
+    """Return the instruction for names that `types.suggest` joined by " or "."""
+    return "Did you mean " + " or ".join(f"`{name}`" for name in names.split(" or ")) + "?"
+
+
+def _wrong_value(recipe: Recipe, key: Key, value: Any, field: Field) -> Fault:
+    """Return the fault of a value that its owner does not take, with the nearest word."""
+    near = types.suggest(value, types.list_choices(field)) if isinstance(value, str) else ""
+    fix = f"Write {types.describe(field)}."
+    return recipe.fault(key, f"the value is {describe_value(value)}", f"{_did_you_mean(near)} {fix}" if near else fix)
+
+
+def _check_nested(recipe: Recipe, key: Key, beside: Mapping[Any, Any], *, name: str, faults: list[Fault]) -> bool:
+    """Tell whether the value of a key, if it is a mapping, holds right keys; true where nobody declares its keys.
+
+    `beside` is the mapping that holds the key: its other keys may decide which keys are right.
+    """
+    word = str(key[-1])
+    value = beside[key[-1]]
+    if value is None:
+        return True
+    owner = nested.get_nested_fields(name, word, beside)
+    if not owner:
+        return True
+    values = nested.parse_text(word, value)
+    if not isinstance(values, dict):
+        if isinstance(value, str) and word in nested.TEXT_FORMS:
+            fix = f"Write {nested.TEXT_FORMS[word]}."
+            faults.append(recipe.fault(key, f"the value is {describe_value(value)}", fix))
+        return isinstance(value, str)
+    if not owner.fields and values:
+        faults.append(recipe.fault(key, f"{owner.owner} reads no key of this mapping", "Remove it."))
+        return False
+    before = len(faults)
+    _check_mapping(recipe, key, values, name=f"{name}.{word}", owner=owner, faults=faults)
+    return len(faults) == before
