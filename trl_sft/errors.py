@@ -1,17 +1,19 @@
-"""What can stop a run, as one small tree.
+"""The exceptions of the package, and the exit codes of its commands.
 
     UserError              exit code 2: the user can fix it; a message, no traceback
       RecipeError          a key, a value, a path or a pair of keys of the recipe
       DataError            a file or a row
       TemplateError        a tokenizer or a chat template
       MissingPackage       something to install
-      UpstreamChanged      an installed version that declares something in another way: another one is to be installed
+      UpstreamChanged      an installed version that declares something in another way: install another version
       LaunchError          the machine or the processes
-      Unreached            a hub that cannot be reached: nothing says that the recipe is wrong
-    NotAsAsked             exit code 1: what would run is not what was asked, and no key of the recipe mends it
-    RunStopped             the run began and ended early; carries its exit code
+      Unreached            the hub cannot be reached; the recipe may be right
+    NotAsAsked             exit code 1: what would run differs from the recipe, and no key of the recipe changes that
+    RunStopped             the run started and ended early; carries its exit code
 
-In: faults, each in three parts. Out: one message. Nothing is printed here.
+Inputs: faults, each with a place, a problem and a fix.
+Outputs: exceptions, whose text is the message.
+Not here: printing.
 """
 
 from __future__ import annotations
@@ -22,33 +24,32 @@ from typing import NamedTuple
 
 EXIT_DONE, EXIT_INTERNAL, EXIT_USER_ERROR, EXIT_TRAINING_FAILED, EXIT_OUT_OF_MEMORY = 0, 1, 2, 3, 4
 EXIT_TIME_LIMIT = 75  # EX_TEMPFAIL of sysexits.h: try again
-EXIT_SIGNAL = 128  # plus the signal's number, as shells report it
+EXIT_SIGNAL = 128  # plus the number of the signal, as shells report it
 
-
-# name and password of a URL, `https://name:password@host`, also as a path has it, with one stroke
+# name and password of a URL, `https://name:password@host`; a path has one of the two slashes
 URL_PASSWORD = re.compile(r"(?<=:/)(/?)[^/@\s:]+:[^/@\s]+(?=@)")
 REDACTED = "(left out)"
 
 
 class Fault(NamedTuple):
-    """One thing to mend."""
+    """One problem that the user can fix."""
 
     where: str  # `recipe.yaml:12 train.pakking`
-    problem: str  # what is wrong, with the value as it stands
-    fix: str  # what to do: an instruction, or the exact text to write
+    problem: str  # what is wrong, with the value
+    fix: str  # what to do, as an imperative sentence
 
     def __str__(self) -> str:
-        """Three lines: where, what stood there, what to write; without the password of a URL."""
+        """Return three lines: the place, the problem, the fix; without the password of a URL."""
         return URL_PASSWORD.sub(r"\1" + REDACTED, f"{self.where}\n    {self.problem}\n    -> {self.fix}")
 
 
 class UserError(Exception):
-    """The user can fix this: `faults` says where, what stood there and what to write."""
+    """The user can fix this; `faults` has each problem with its place and its fix."""
 
     exit_code = EXIT_USER_ERROR
 
     def __init__(self, faults: Fault | Sequence[Fault]) -> None:
-        """Take one fault or several; they are shown all at once."""
+        """Take one fault or several; all are shown together."""
         self.faults = [faults] if isinstance(faults, Fault) else list(faults)
         super().__init__("\n".join(str(fault) for fault in self.faults))
 
@@ -66,30 +67,30 @@ class TemplateError(UserError):
 
 
 class MissingPackage(UserError):
-    """Something that has to be installed first."""
+    """A package that has to be installed first."""
 
 
 class UpstreamChanged(UserError):
-    """An installed package no longer declares what is read of it; a tested version has to be installed."""
+    """An installed package no longer declares what this package reads of it; install a tested version."""
 
 
 class LaunchError(UserError):
-    """The machine or the processes cannot carry the run."""
+    """The machine or the processes cannot train the run."""
 
 
 class Unreached(UserError):
-    """A hub that cannot be reached, for what is not on this machine."""
+    """The hub cannot be reached, and what the recipe names is not on this machine."""
 
 
 class NotAsAsked(Exception):
-    """What would run is not what was asked, and no key of the recipe mends it: a fault of ours or of upstream's."""
+    """What would run differs from the recipe, and no key changes that: an error of this package or of upstream."""
 
 
 class RunStopped(Exception):
-    """The run began and ended early: non-finite loss, memory, the time limit, a signal."""
+    """The run started and ended early: a loss that is not finite, memory, the time limit, a signal."""
 
     def __init__(self, message: str, exit_code: int) -> None:
-        """`message` is for the user; `exit_code` is what the process returns."""
+        """Take the message for the user, and the exit code of the process."""
         self.exit_code = exit_code
         super().__init__(message)
 
@@ -97,12 +98,12 @@ class RunStopped(Exception):
 class Interrupted(KeyboardInterrupt):
     """Ctrl-C.
 
-    A bare KeyboardInterrupt that has passed an `exec` of source text, as importing torch does, makes
-    CPython end the process by SIGINT whatever exit code it returns; a subclass does not
-    (Python/pythonrun.c, `unhandled_keyboard_interrupt`; seen on 3.11).
+    CPython ends the process by SIGINT, whatever its exit code, where a KeyboardInterrupt has passed an `exec` of
+    source text, as importing torch does. It does not do so for a subclass (Python/pythonrun.c,
+    `unhandled_keyboard_interrupt`; observed on 3.11).
     """
 
 
 def first_line(error: BaseException) -> str:
-    """Return the first line of somebody else's error, to stand inside one of ours."""
+    """Return the first line of an upstream error, for use inside one of our messages."""
     return (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")

@@ -85,7 +85,7 @@ def claim(folder: Path, *, fingerprint: str, hash_data: Callable[[], dict[str, s
         return Claim(replaces_earlier=bool(earlier))
     if resume == "never":
         problem = f"`resume` is never, but {folder.name} holds an unfinished run, at {last.name}"
-        fix = "Set it to auto to continue, or set `run.overwrite: true` to start again."
+        fix = "Set `run.resume: auto` to continue, or `run.overwrite: true` to start again."
         return Claim(problem, fix, key=("run", "resume"))
     if change:
         fix = f"Name another `train.output_dir`, set `run.allow: [{change}]` to continue, or `run.overwrite: true`"
@@ -108,7 +108,7 @@ def _claim_from_checkpoint(checkpoint: Path, folder: Path, *, is_finished: bool,
     """Decide on `run.resume: PATH`."""
     key = ("run", "resume")
     if checkpoint not in list_checkpoints(checkpoint.parent):
-        fix = "Set it to auto, to never, or to a checkpoint-N folder that holds the weights."
+        fix = "Set `run.resume` to auto, to never, or to a checkpoint-N folder that holds the weights."
         return Claim(f"{checkpoint} is not a complete checkpoint", fix, key=key)
     if is_finished or (checkpoint.parent == folder and checkpoint != list_checkpoints(folder)[-1]):
         return Claim(f"{folder} holds steps after {checkpoint.name}", "Name another `train.output_dir`.")

@@ -90,8 +90,8 @@ def test_init_overwrites_nothing_and_leaves_nothing_when_it_fails(here, capsys):
     assert sorted(p.name for p in here.iterdir()) == ["recipe.yaml", "rows.jsonl"]
     err = capsys.readouterr().err
     assert "exists already; it stays as it is" in err
-    assert "DATA data.train\n    gone.jsonl: no such file or folder" in err
-    assert "MODEL model.name_or_path\n    ./gone: no such file or folder" in err
+    assert "DATA data.train\n    gone.jsonl: there is no such file or folder" in err
+    assert "MODEL model.name_or_path\n    ./gone: there is no such file or folder" in err
 
 
 def test_check_finds_faults_in_rows_and_writes_nothing(go, here):

@@ -101,7 +101,7 @@ def test_hub_id_is_trained_and_then_taken_from_the_cache_offline(hub):
         (
             "org/gated",
             (),
-            "org/gated: access to this repository is restricted\n    -> Ask for access on its page on the hub, then run `hf auth login`",
+            "org/gated: access to this repository is restricted\n    -> Ask for access on its page",
         ),
         ("org/tiny", ("model.revision=v9",), "org/tiny: the hub has no such revision of it"),
         (

@@ -129,11 +129,11 @@ def test_broken_line_of_a_stream_is_told_without_a_traceback(rows, here, go):
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (["train.max_steps=-1"], "streaming without a number of steps"),
-        (["data.eval_fraction=0.1"], "eval_fraction of a stream"),
-        (["data.eval={path: r.jsonl, streaming: true}"], "streaming of held-out rows"),
+        (["train.max_steps=-1"], "streaming needs a number of steps"),
+        (["data.eval_fraction=0.1"], "no fraction of a stream can be taken"),
+        (["data.eval={path: r.jsonl, streaming: true}"], "an evaluation set cannot be streamed"),
         (["data.train=[{path: r.jsonl, streaming: true}, r.jsonl]"], "some sources are streamed"),
-        (["train.shuffle_dataset=true"], "shuffle_dataset: true, but a stream"),
+        (["train.shuffle_dataset=true"], "a stream is read in its own order"),
     ],
 )
 def test_what_a_stream_cannot_do_is_refused(words, said, rows, here, go):

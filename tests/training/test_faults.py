@@ -81,7 +81,7 @@ FAULTS = {  # name -> (what stands there, what is put in its place, where it is 
     "an adapter on the head": ("r: 4", "target_modules: [lm_head]", "recipe.yaml:13", "lm_head"),
     "a schedule that is none": ("max_steps: 2", "lr_scheduler_type: cosin", "recipe.yaml:9", "cosine"),
     "an optimizer that is none": ("max_steps: 2", "optim: adam", "recipe.yaml:9", "adam"),
-    "idle keys": ("max_steps: 2", "num_train_epochs: 2\n  max_steps: 2", "recipe.yaml:9", "changes nothing"),
+    "idle keys": ("max_steps: 2", "num_train_epochs: 2\n  max_steps: 2", "recipe.yaml:9", "has no effect"),
     "8 bits without LoRA": ("lora:\n  r: 4", "quantization:\n  load_in_8bit: true", "recipe.yaml:13", "LoRA"),
     "8 and 4 bits": (
         *("evaluate:", "quantization: {load_in_8bit: true, load_in_4bit: true}\nevaluate:"),
@@ -89,14 +89,15 @@ FAULTS = {  # name -> (what stands there, what is put in its place, where it is 
     ),
     "best model without checkpoints": (
         *("max_steps: 2", "max_steps: 2\n  load_best_model_at_end: true\n  save_strategy: 'no'"),
-        *("recipe.yaml:10", "without checkpoints"),
+        *("recipe.yaml:10", "needs checkpoints"),
     ),
     "strategies that do not fit": (
         *("max_steps: 2", "load_best_model_at_end: true\n  save_strategy: steps\n  eval_strategy: epoch"),
         *("recipe.yaml", "strategy"),
     ),
     "evaluation without rows": (
-        *("eval_fraction: 0.2\ntrain:", "loss_on: all\ntrain:\n  eval_strategy: epoch", "recipe.yaml:8", "held-out"),
+        *("eval_fraction: 0.2\ntrain:", "loss_on: all\ntrain:\n  eval_strategy: epoch"),
+        *("recipe.yaml:8", "evaluation set"),
     ),
     "packing without a length": ("max_length: 128", "packing: true\n  max_length: null", "recipe.yaml:12", "length"),
     "packing that leaks": (

@@ -101,7 +101,10 @@ def _unknown_key(recipe: Recipe, key: Key, *, name: str, owner: NestedFields) ->
     if len(usable) < _MAX_LISTED:
         return recipe.fault(key, problem, f"Use one of {', '.join(sorted(usable))}.")
     if name in _OWNERS:
-        return recipe.fault(key, problem, f"Remove it. `python -m trl_sft explain {key[0]}` lists the keys.")
+        listing = keys.GENERATION if name == keys.GENERATION else key[0]
+        return recipe.fault(
+            key, problem, f"Correct or remove it. `python -m trl_sft explain {listing}` lists the keys."
+        )
     return recipe.fault(key, problem, f"Use a key of {owner.owner}.")
 
 
@@ -113,8 +116,13 @@ def _did_you_mean(names: str) -> str:
 def _wrong_value(recipe: Recipe, key: Key, value: Any, field: Field) -> Fault:
     """Return the fault of a value that its owner does not take, with the nearest word."""
     near = types.suggest(value, types.list_choices(field)) if isinstance(value, str) else ""
-    fix = f"Write {types.describe(field)}."
-    return recipe.fault(key, f"the value is {describe_value(value)}", f"{_did_you_mean(near)} {fix}" if near else fix)
+    expected = types.describe(field)
+    fix = f"Write {expected}."
+    if near:
+        fix = f"{_did_you_mean(near)} {fix}"
+    elif expected.isidentifier() and expected[0].isupper():  # a class of Python
+        fix = f"Remove it: YAML cannot write {expected}."
+    return recipe.fault(key, f"the value is {describe_value(value)}", fix)
 
 
 def _check_nested(recipe: Recipe, key: Key, beside: Mapping[Any, Any], *, name: str, faults: list[Fault]) -> bool:

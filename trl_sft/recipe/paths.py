@@ -204,5 +204,5 @@ def _suggest_path(path: Path) -> str:
         return f"Correct the path: the folder {path.parent} is empty."
     near = nearest_name(path.name, names, cutoff=LOOSE, limit=3)
     if near:
-        return f"Did you mean {near}?"
+        return "Did you mean " + " or ".join(f"`{name}`" for name in near.split(" or ")) + "?"
     return f"Correct the path. The folder has {', '.join(names[:5])}{', ...' if len(names) > 5 else ''}."

@@ -163,7 +163,7 @@ def _check_quantization(recipe: Recipe, section: Mapping[str, Any], is_adapter: 
     methods = [name for name in ("load_in_8bit", "load_in_4bit") if section.get(name)]
     if len(methods) != 1:
         problem = "`load_in_8bit` and `load_in_4bit` are both true" if methods else "the section quantizes nothing"
-        fix = "Set one of `load_in_8bit` and `load_in_4bit` to true."
+        fix = "Set exactly one of `load_in_8bit` and `load_in_4bit` to true."
         yield recipe.fault(("quantization",), problem, fix)
     elif recipe.values.get("lora") is None and not is_adapter:
         problem = "quantized weights cannot be trained without LoRA"
@@ -194,7 +194,7 @@ def _check_launch(recipe: Recipe, launch: dict[str, Any]) -> Iterator[Fault]:
     config = launch.get("config")
     engine = launch.get("engine", "auto")
     if config is not None and engine in ("auto", "ddp"):
-        problem = f"`engine: {engine}` reads no `config`"
+        problem = f"`config` has no effect with `engine: {engine}`"
         fix = "Set `engine` to the one that the file is for: fsdp, zero1, zero2, zero3 or ray."
         yield recipe.fault(key, problem, fix)
     if isinstance(config, str):
@@ -257,6 +257,6 @@ def move_loss_keys(recipe: Recipe, data: dict[str, Any], train: dict[str, Any]) 
             yield recipe.fault(("train", name), problem, "Set `data.loss_on` to completion, last_turn or all.")
     if len(set(meanings.values())) > 1:
         problem = ", but ".join(f"`{'.'.join(map(str, key))}` means `{word}`" for key, word in meanings.items())
-        yield recipe.fault(list(meanings)[-1], problem, "Keep `data.loss_on` alone.")
+        yield recipe.fault(list(meanings)[-1], problem, "Keep only `data.loss_on`.")
     for word in meanings.values():
         data["loss_on"] = word

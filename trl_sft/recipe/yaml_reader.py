@@ -218,7 +218,7 @@ def _to_value(node: yaml.Node, key: Key, record: _Record, parents: tuple[int, ..
     if len(record.places) > _MAX_VALUES:
         raise OverflowError(f"{place} {_dotted(key[:2])}")
     if id(node) in parents:
-        record.add(place, "the anchor contains itself", "Write the value out.")
+        record.add(place, "the anchor contains itself", "Write the value out, without the anchor.")
         return None
     parents = (*parents, id(node))
     if isinstance(node, yaml.ScalarNode):
@@ -334,7 +334,9 @@ def _describe_possible_keys(values: Any, key: Key) -> str:
             if n + 1 < len(key) and inner is not None:
                 return f"Replace {path} as a whole: {path}={{...}}. It is {describe_value(inner)}."
             names: Iterable[Any] = values if isinstance(values, dict) else range(len(values))
-            listed = ", ".join(f"{_dotted((*key[:n], name))}" for name in names)
-            return f"Use one of {listed}." if listed else f"Write {_dotted(key[:n])} as a whole."
+            places = [_dotted((*key[:n], name)) for name in names]
+            if not places:
+                return f"Write {_dotted(key[:n])} as a whole."
+            return f"Use {places[0]}." if len(places) == 1 else f"Use one of {', '.join(places)}."
         values = inner
     return "Use a key that the recipe has."
