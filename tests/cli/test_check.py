@@ -96,7 +96,7 @@ def test_fault_of_the_recipe_is_one_everywhere(go):
 def test_machine_that_is_none_is_told(words, go):
     code, _, err = go(RECIPE, "--on", words, command=["check"])
     assert code == 2
-    assert "here, any, or cards and their memory: 8x80GiB" in err
+    assert "Write here, any, or the number and the memory of the GPUs: 8x80GiB." in err
 
 
 def test_fast_reads_the_recipe_alone(here, go):

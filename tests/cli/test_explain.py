@@ -153,7 +153,7 @@ def test_whole_run_marks_what_departs_from_the_owners_defaults(here):
     assert any(line.startswith("? bf16:") for line in lines)
     assert "hf_secret" not in text
     assert "read as `use_cpu: true`" in text
-    assert "  resume: unset  # auto (unset) goes on" in text
+    assert "  resume: unset  # auto (unset) continues" in text
     own = {name for section in ("data", "evaluate", "run") for name in sections.OWN_KEYS[section]} - {"train", "eval"}
     assert [name for name in own if not re.search(rf"^[ *?] {name}:", text, re.MULTILINE)] == []
     off = explanation.explain_recipe(load_recipe("r.yaml", ["evaluate=false"]))

@@ -104,7 +104,8 @@ def compute_settings(run: Run, processes: int = 1) -> dict[Key, Setting]:
     if written is not None:
         problem = f"the value is {written}, but `run.global_batch_size: {batch_size}` needs {steps} ({factors})"
         raise RecipeError(run.recipe.fault(_ACCUMULATION, problem, "Remove one of the two keys."))
-    return {_ACCUMULATION: Setting(steps, f"run.global_batch_size {batch_size} = {factors} x {steps}")}
+    reason = f"run.global_batch_size {batch_size} = {factors} x {steps}"
+    return {("train", "gradient_accumulation_steps"): Setting(steps, reason)}
 
 
 def describe_settings(settings: Mapping[Key, Setting]) -> list[tuple[str, str]]:

@@ -136,7 +136,12 @@ def claim_folder(run: Run) -> run_folder.Claim:
         RecipeError: The folder holds something else, or a run that may not be replaced or resumed.
 
     """
-    claim = run_folder.claim(run.output_dir, compute_fingerprint(run), lambda: hash_files(run), run.options)
+    claim = run_folder.claim(
+        run.output_dir,
+        fingerprint=compute_fingerprint(run),
+        hash_data=lambda: hash_files(run),
+        options=run.options,
+    )
     if claim.problem:
         raise RecipeError(Fault(run.recipe.where(claim.key), claim.problem, claim.fix))
     return claim

@@ -110,7 +110,7 @@ WRONG = {
     "train: {gradient_checkpointing_kwargs: {use_reentrent: true}}": "Did you mean `use_reentrant`?",
     "train: {gradient_checkpointing_kwargs: {use_reentrant: 'no'}}": "true or false",
     "train: {accelerator_config: {split_batch: true}}": "Did you mean `split_batches`?",
-    "train: {accelerator_config: {gradient_accumulation_kwargs: {sync_each_batches: true}}}": "Did you mean `sync_each_batch`?",
+    "train: {accelerator_config: {gradient_accumulation_kwargs: {sync_each_batches: true}}}": "mean `sync_each_batch`?",
     "train: {optim: sgd, optim_args: 'momentun=0.9'}": "Did you mean `momentum`?",
     "train: {optim: sgd, optim_args: momentum}": "name=value",
     "train: {optim: adamw_torch, optim_args: 'rank=8'}": "reads no key of this mapping",
