@@ -25,12 +25,12 @@ TEXT = (
 needs_fused_head = pytest.mark.skipif(not patches.expects_fused_head(), reason="this TRL is older than its fused head")
 
 
-def carry_out(here, ours, *words, model="trl_sft:tiny", more=""):
+def train(here, faster, *words, model="trl_sft:tiny", more=""):
     """Train three steps with our loss and attention, or with TRL's; return log and gradients' sizes."""
     jsonl(here / "rows.jsonl", QUESTIONS)
     (here / "recipe.yaml").write_text(TEXT.format(model=model, more=more), encoding="utf-8")
     with pytest.MonkeyPatch.context() as patch:
-        if not ours:
+        if not faster:
             patch.setattr(cpu_loss, "install", lambda *_: False)
             patch.setattr(packed_attention, "install", lambda *_: False)
         run = load_recipe("recipe.yaml", words)
@@ -59,10 +59,10 @@ CASES = {
 @pytest.mark.filterwarnings("ignore:`label_smoothing_factor` is deprecated:FutureWarning")
 @pytest.mark.parametrize("case", CASES)
 def test_training_logs_what_trl_logs(case, here):
-    mine, trainer = carry_out(here, True, *CASES[case])
-    theirs, reference = carry_out(here, False, *CASES[case])
-    assert len(mine) == 3
-    for one, other in zip(mine, theirs, strict=True):
+    actual, trainer = train(here, True, *CASES[case])
+    expected, reference = train(here, False, *CASES[case])
+    assert len(actual) == 3
+    for one, other in zip(actual, expected, strict=True):
         assert one == pytest.approx(other, rel=1e-5, abs=1e-6)
     for one, other in zip(trainer.model.parameters(), reference.model.parameters(), strict=True):
         assert torch.allclose(one, other, rtol=1e-4, atol=2e-6)
@@ -121,11 +121,11 @@ def batch(packed, empty=False):
 KINDS = ["llama", "llama_tied", "gemma2", "granite", "cohere", "mistral"]
 
 
-def scored(model, given):
-    made = model(**given, fused_lm_head=True, use_cache=False)
-    weights = torch.linspace(0.5, 1.5, made.log_probs.numel()).view_as(made.log_probs)
-    (made.log_probs * weights).sum().backward()  # as DFT: every position has a weight of its own
-    return made, {name: p.grad.clone() for name, p in model.named_parameters()}
+def score(model, inputs):
+    output = model(**inputs, fused_lm_head=True, use_cache=False)
+    weights = torch.linspace(0.5, 1.5, output.log_probs.numel()).view_as(output.log_probs)
+    (output.log_probs * weights).sum().backward()  # as DFT: every position has a weight of its own
+    return output, {name: p.grad.clone() for name, p in model.named_parameters()}
 
 
 @needs_fused_head
@@ -133,20 +133,20 @@ def scored(model, given):
 @pytest.mark.parametrize("packed", [False, True])
 @pytest.mark.parametrize("kind", KINDS)
 def test_log_probabilities_and_gradients_are_trls(kind, packed, gib):
-    """Soft-capped, scaled, tied; logits kept for the backward pass, or made twice in small pieces."""
-    found = []
-    for ours in (False, True):
+    """Soft-capped, scaled, tied; logits stored for the backward pass, or computed twice in small pieces."""
+    results = []
+    for faster in (False, True):
         model = build(kind)
         utils.add_fused_lm_head(model, outputs=("log_probs", "entropy", "is_top1"))
-        if ours:
+        if faster:
             assert cpu_loss.install(model, gib)
             assert packed_attention.install(model) or kind == "gemma2"
-        found.append(scored(model, batch(packed)))
-    (theirs, reference), (mine, gradients) = found
+        results.append(score(model, batch(packed)))
+    (expected, reference), (actual, gradients) = results
     for name in ("log_probs", "entropy"):
-        assert torch.allclose(getattr(mine, name), getattr(theirs, name), rtol=1e-5, atol=1e-5), name
-    assert torch.equal(mine.is_top1.bool(), theirs.is_top1.bool())
-    assert torch.equal(mine.label_mask, theirs.label_mask)
+        assert torch.allclose(getattr(actual, name), getattr(expected, name), rtol=1e-5, atol=1e-5), name
+    assert torch.equal(actual.is_top1.bool(), expected.is_top1.bool())
+    assert torch.equal(actual.label_mask, expected.label_mask)
     for name, gradient in gradients.items():
         scale = reference[name].abs().max().clamp(min=1e-6)
         assert float((gradient - reference[name]).abs().max() / scale) < 1e-5, name
@@ -157,8 +157,8 @@ def test_batch_without_a_label_gives_a_loss_of_zero_with_a_gradient():
     model = build("llama")
     utils.add_fused_lm_head(model, outputs=("log_probs", "entropy", "is_top1"))
     assert cpu_loss.install(model, 1.0)
-    made, gradients = scored(model, batch(False, empty=True))
-    assert float(made.log_probs.detach().abs().sum()) == 0.0
+    output, gradients = score(model, batch(False, empty=True))
+    assert float(output.log_probs.detach().abs().sum()) == 0.0
     assert all(float(gradient.abs().sum()) == 0.0 for gradient in gradients.values())
 
 
@@ -168,7 +168,7 @@ def test_trls_functions_are_back_after_every_forward():
     model = build("llama")
     utils.add_fused_lm_head(model, outputs=("log_probs", "entropy", "is_top1"))
     assert cpu_loss.install(model, 1.0)
-    scored(model, batch(False))
+    score(model, batch(False))
     assert (utils._ChunkedLogProbFunction, utils._use_triton) == before
     with pytest.raises(ValueError, match="input_ids"):
         model(input_ids=None, labels=torch.ones(1, 2), fused_lm_head=True)
@@ -177,10 +177,10 @@ def test_trls_functions_are_back_after_every_forward():
 
 def test_borders_come_from_the_positions_where_nobody_hands_them_along():
     model = build("llama")
-    given = {name: batch(True)[name] for name in ("input_ids", "position_ids")}
-    alone = [model(ids[None], use_cache=False).logits[0] for ids in given["input_ids"][0].split([40, 23])]
+    inputs = {name: batch(True)[name] for name in ("input_ids", "position_ids")}
+    alone = [model(ids[None], use_cache=False).logits[0] for ids in inputs["input_ids"][0].split([40, 23])]
     assert packed_attention.install(model)
-    together = model(**given, use_cache=False).logits[0]
+    together = model(**inputs, use_cache=False).logits[0]
     assert float((together - torch.cat(alone)).detach().abs().max()) < 1e-5
     query = torch.zeros(1, 4, 63, 8)
     empty = packed_attention.make_mask(attention_mask=None, allow_is_causal_skip=False, device="cpu")
@@ -189,29 +189,29 @@ def test_borders_come_from_the_positions_where_nobody_hands_them_along():
 
 
 @pytest.mark.parametrize("kind", ["stablelm", "nemotron", "exaone4"])
-def test_model_that_hands_no_borders_along_is_left_alone_or_kept_apart(kind):
+def test_model_that_hands_no_borders_along_is_left_alone_or_separated(kind):
     model = build(kind)
-    given = {name: value for name, value in batch(True).items() if name != "labels"}
-    alone = [model(ids[None], use_cache=False).logits[0] for ids in given["input_ids"][0].split([40, 23])]
+    inputs = {name: value for name, value in batch(True).items() if name != "labels"}
+    alone = [model(ids[None], use_cache=False).logits[0] for ids in inputs["input_ids"][0].split([40, 23])]
     packed_attention.install(model)
-    together = model(**given, use_cache=False).logits[0]
+    together = model(**inputs, use_cache=False).logits[0]
     assert float((together - torch.cat(alone)).detach().abs().max()) < 1e-5
 
 
 @pytest.mark.parametrize("kind", ["llama", "mistral"])
 def test_attention_by_document_gives_the_logits_of_each_document_alone(kind):
     model = build(kind)
-    given = {name: value for name, value in batch(True).items() if name != "labels"}
-    alone = [model(ids[None], use_cache=False).logits[0] for ids in given["input_ids"][0].split([40, 23])]
+    inputs = {name: value for name, value in batch(True).items() if name != "labels"}
+    alone = [model(ids[None], use_cache=False).logits[0] for ids in inputs["input_ids"][0].split([40, 23])]
     assert packed_attention.install(model)
-    together = model(**given, use_cache=False).logits[0]
+    together = model(**inputs, use_cache=False).logits[0]
     assert float((together - torch.cat(alone)).detach().abs().max()) < 1e-5
 
 
 def test_generation_is_the_same_with_attention_by_document():
     model = build("llama").eval()
-    given = {name: value for name, value in batch(False).items() if name != "labels"}
-    flipped = {name: value.flip(1) for name, value in given.items()}  # padded on the left
+    inputs = {name: value for name, value in batch(False).items() if name != "labels"}
+    flipped = {name: value.flip(1) for name, value in inputs.items()}  # padded on the left
     before = model.generate(**flipped, max_new_tokens=8, do_sample=False)
     assert packed_attention.install(model)
     assert torch.equal(model.generate(**flipped, max_new_tokens=8, do_sample=False), before)
@@ -234,9 +234,9 @@ def test_run_says_which_loss_and_attention_it_takes_and_a_recipe_overrides(here,
 def test_new_tokens_with_a_tied_head_under_lora_train_with_this_loss(here):
     models.base(here / "base", tied=True)
     words = ["lora={r: 4}", "tokenizer.chat_template=chatml", f"model.name_or_path={here / 'base'}"]
-    mine, _ = carry_out(here, True, *words)
-    theirs, _ = carry_out(here, False, *words)
-    for one, other in zip(mine, theirs, strict=True):
+    actual, _ = train(here, True, *words)
+    expected, _ = train(here, False, *words)
+    for one, other in zip(actual, expected, strict=True):
         assert one == pytest.approx(other, rel=1e-5, abs=1e-6)
 
 

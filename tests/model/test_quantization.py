@@ -33,9 +33,9 @@ def equal(one, other):
     return all(torch.equal(one[name], other[name]) for name in one)
 
 
-@pytest.mark.parametrize(("how", "bits"), [(EIGHT, 8), (FOUR, 4)], ids=["8-bit", "4-bit"])
-def test_quantized_lora_trains_counted_and_goes_on_bit_equal(how, bits, go, here):
-    code, out, err = go(how + RECIPE, "train.max_steps=30", "train.save_steps=15")
+@pytest.mark.parametrize(("section", "bits"), [(EIGHT, 8), (FOUR, 4)], ids=["8-bit", "4-bit"])
+def test_quantized_lora_trains_counted_and_resumes_bit_equal(section, bits, go, here):
+    code, out, err = go(section + RECIPE, "train.max_steps=30", "train.save_steps=15")
     assert code == 0, err
     assert f"14 linear layers in {bits} bits; 1 not" in out
     assert "of 160,064 parameters" in out  # 4-bit weights lie two in a byte; parameters are counted all the same
@@ -51,8 +51,8 @@ def test_quantized_lora_trains_counted_and_goes_on_bit_equal(how, bits, go, here
 
 def test_four_bit_gradients_are_the_same_after_an_evaluation(go, here, monkeypatch):
     """bitsandbytes packs 4-bit weights for its CPU kernel at the first evaluation, which has no backward."""
-    for folder, asked in (("a", "true"), ("b", "false")):
-        assert go(FOUR + RECIPE, f"train.eval_on_start={asked}", f"train.output_dir={folder}")[0] == 0
+    for folder, evaluates in (("a", "true"), ("b", "false")):
+        assert go(FOUR + RECIPE, f"train.eval_on_start={evaluates}", f"train.output_dir={folder}")[0] == 0
     assert equal(adapter(here / "a"), adapter(here / "b"))
     if not torch.cpu._is_avx512_bf16_supported():
         pytest.skip("without AVX512-BF16 bitsandbytes packs nothing, so the repair has nothing to do")
@@ -84,7 +84,7 @@ def test_compute_dtype_reaches_the_layers_and_the_record(go, here, monkeypatch):
     assert 'bnb_4bit_compute_dtype: "bfloat16"  # trl_sft:' in resolved
 
 
-def test_missing_bitsandbytes_is_told_before_anything_loads(go, monkeypatch):
+def test_missing_bitsandbytes_is_reported_before_anything_loads(go, monkeypatch):
     monkeypatch.setattr(load.importlib.util, "find_spec", lambda name: None)
     monkeypatch.setattr(load, "find_model", None)
     code, _, err = go(EIGHT + RECIPE)
@@ -92,8 +92,8 @@ def test_missing_bitsandbytes_is_told_before_anything_loads(go, monkeypatch):
     assert "pip install 'trl-sft[quantization]'" in err
 
 
-@pytest.mark.parametrize("how", ["", EIGHT])
-def test_model_that_was_saved_quantized_otherwise_is_refused(how, go, here):
+@pytest.mark.parametrize("section", ["", EIGHT])
+def test_model_that_was_saved_quantized_otherwise_is_refused(section, go, here):
     import shutil
 
     from trl_sft.recipe import paths
@@ -104,12 +104,14 @@ def test_model_that_was_saved_quantized_otherwise_is_refused(how, go, here):
         json.dumps(config | {"quantization_config": {"quant_method": "gptq", "bits": 4}})
     )
     recipe = RECIPE.replace("trl_sft:tiny", "./m")
-    code, _, err = go(how + (recipe if how else recipe.replace("lora: {r: 8, target_modules: all-linear}\n", "")))
+    code, _, err = go(
+        section + (recipe if section else recipe.replace("lora: {r: 8, target_modules: all-linear}\n", ""))
+    )
     assert code == 2
     assert "was saved quantized by gptq" in err
 
 
-def test_going_on_with_an_adapter_on_quantized_weights(go, here):
+def test_training_continues_an_adapter_on_quantized_weights(go, here):
     assert go(EIGHT + RECIPE)[0] == 0
     text = (
         "model: {name_or_path: ./out}\n" + EIGHT + "data: {train: rows.jsonl}\ntrain: {output_dir: b, max_steps: 2}\n"

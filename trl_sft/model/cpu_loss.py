@@ -121,10 +121,10 @@ class LogProbs(torch.autograd.Function):
         with torch.autocast(device, enabled=False):  # which would round the sums
             for start in range(0, positions, chunk_rows):
                 rows = slice(start, start + chunk_rows)
-                logits = _project(hidden[rows], weight, bias, options, dtype)
+                logits = _project(hidden[rows], weight, bias, options=options, dtype=dtype)
                 max_logit = logits.amax(-1)
                 target_logit = logits.gather(1, targets[rows, None]).squeeze(1)
-                is_top[rows] = _find_top(logits, max_logit, target_logit, targets[rows])
+                is_top[rows] = _find_top(logits, targets[rows], max_logit=max_logit, target_logit=target_logit)
                 logits.sub_(max_logit[:, None])
                 exp_logits = torch.exp(logits, out=probs[rows]) if probs is not None else logits.exp()
                 sum_exp = exp_logits.sum(-1)
@@ -173,6 +173,7 @@ def _project(
     hidden: torch.Tensor,
     weight: torch.Tensor,
     bias: torch.Tensor | None,
+    *,
     options: LogitOptions,
     dtype: torch.dtype,
 ) -> torch.Tensor:
@@ -187,7 +188,7 @@ def _project(
 
 
 def _find_top(
-    logits: torch.Tensor, max_logit: torch.Tensor, target_logit: torch.Tensor, targets: torch.Tensor
+    logits: torch.Tensor, targets: torch.Tensor, *, max_logit: torch.Tensor, target_logit: torch.Tensor
 ) -> torch.Tensor:
     """Return where the target is the most likely token; the first of several equal ones counts: (positions,)."""
     is_top = target_logit >= max_logit
@@ -205,7 +206,7 @@ def _compute_grad_logits(ctx: Any, hidden: torch.Tensor, rows: slice, grad_log_p
     if ctx.probs is not None:
         probs = ctx.probs
     else:
-        logits = _project(hidden, weight, bias, options, ctx.dtype)
+        logits = _project(hidden, weight, bias, options=options, dtype=ctx.dtype)
         probs = logits.softmax(-1)
     # of log p_target: 1 at the target, less p everywhere
     grad_logits: torch.Tensor = probs.mul_(-grad_log_probs[:, None])

@@ -230,7 +230,7 @@ def build_trainer_arguments(
 
         return {"model": PeftModel.from_pretrained(model, source.adapter, is_trainable=True)}
     if peft_config is not None:
-        train_new_rows(run, model, peft_config, list(new_tokens))
+        train_new_rows(run, model, peft_config, new_tokens=list(new_tokens))
     return {"model": model, "peft_config": peft_config}
 
 
@@ -278,7 +278,7 @@ def add_embedding_rows(model: PreTrainedModel, vocab_size: int, new_tokens: Sequ
             weight[list(new_tokens)] = weight[:learned].float().mean(0).to(weight.dtype)
 
 
-def train_new_rows(run: Run, model: PreTrainedModel, config: Any, new_tokens: list[int]) -> None:
+def train_new_rows(run: Run, model: PreTrainedModel, config: Any, *, new_tokens: list[int]) -> None:
     """Have LoRA train the rows of new tokens wherever the recipe does not train all rows. Raises RecipeError."""
     if config.trainable_token_indices is not None:
         problem = "lora.trainable_token_indices, beside tokens of the chat template that have to be trained too"

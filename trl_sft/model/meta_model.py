@@ -34,7 +34,7 @@ def build_trainer_arguments(
         if new_tokens:
             load.add_embedding_rows(model, vocab_size, new_tokens)
     if new_tokens and peft_config is not None:
-        load.train_new_rows(run, model, peft_config, list(new_tokens))
+        load.train_new_rows(run, model, peft_config, new_tokens=list(new_tokens))
     model.hf_device_map = {"": "cpu", "lm_head": "meta"}
     return {"model": model, "peft_config": peft_config}
 

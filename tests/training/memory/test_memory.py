@@ -1,4 +1,4 @@
-"""What a step takes, foreseen on tensors without storage, against the live tensors of real runs; what is said of it."""
+"""The memory of a step, estimated on fake tensors, against the live tensors of real runs; and the lines about it."""
 
 import dataclasses
 import gc
@@ -29,7 +29,7 @@ FOUR = "quantization: {load_in_4bit: true, bnb_4bit_quant_type: nf4, bnb_4bit_us
 TEXT = """\
 model: {{name_or_path: ./m}}
 data: {{train: long.jsonl}}
-{how}train:
+{section}train:
   output_dir: out
   max_steps: 2
   per_device_train_batch_size: 4
@@ -50,7 +50,7 @@ SHAPES = {
 
 @pytest.fixture(autouse=True)
 def quietly():
-    """As a command runs: upstream's warnings are told, and are no errors."""
+    """As in a command: upstream's warnings are no errors."""
     with upstream_warnings.quiet():
         yield
 
@@ -68,8 +68,8 @@ def write(folder, kind):
     jsonl(folder / "long.jsonl", rows)
 
 
-def ready(folder, how, *words):
-    (folder / "recipe.yaml").write_text(TEXT.format(how=how))
+def prepare(folder, section, *words):
+    (folder / "recipe.yaml").write_text(TEXT.format(section=section))
     run = load_recipe("recipe.yaml", list(words))
     return run, stages.prepare(run)
 
@@ -78,22 +78,22 @@ def storages(tensors):
     return {t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in tensors}
 
 
-def of_model(model):
+def collect_storages(model):
     """Return the storages of weights, buffers, and what quantization keeps beside them."""
-    found = [*model.parameters(), *model.buffers()]
+    tensors = [*model.parameters(), *model.buffers()]
     for module in model.modules():
         state = getattr(getattr(module, "weight", None), "quant_state", None)
         if state is not None:
-            found += [state.absmax, state.code, state.offset, state.state2.absmax, state.state2.code]
+            tensors += [state.absmax, state.code, state.offset, state.state2.absmax, state.state2.code]
         if type(module).__name__ == "Linear8bitLt" and hasattr(module, "state"):
-            found += [
+            tensors += [
                 t for t in (module.state.CB, module.state.SCB, module.weight.CB, module.weight.SCB) if t is not None
             ]
-    return storages([t for t in found if t is not None])
+    return storages([t for t in tensors if t is not None])
 
 
 def shape(trainer, inputs):
-    """Return the shape of a batch that TRL's collator made."""
+    """Return the shape of a batch of TRL's collator."""
     rows, tokens = inputs["input_ids"].shape
     labelled = int((inputs["labels"][:, 1:] != -100).sum())
     mask = inputs.get("attention_mask")
@@ -102,26 +102,26 @@ def shape(trainer, inputs):
     return Batch(rows, tokens, labelled, trainer.padding_free, padded, documents)
 
 
-def really(run, made):
-    """Train two steps; return bytes of weights, gradients, optimizer, and what the largest batch kept for backward.
+def measure_run(run, inputs):
+    """Train two steps; return bytes of weights, gradients, optimizer, and of what the largest batch stores.
 
     That is what autograd saves, and what Python holds beside it: masks and positions of layers that run again,
     and what bitsandbytes keeps on its contexts, are unseen by autograd's hooks.
     """
-    trainer = build_trainer(run, made)
+    trainer = build_trainer(run, inputs)
     seen, known = {"saved": 0}, {}
     compute, create = trainer.compute_loss, trainer.create_optimizer
 
     def watched(model, inputs, *args, **kwargs):
-        kept = []
+        stored = []
         gc.freeze()  # what is there already is then no object of the collector's
-        with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t) or t, lambda t: t):
+        with torch.autograd.graph.saved_tensors_hooks(lambda t: stored.append(t) or t, lambda t: t):
             out = compute(model, inputs, *args, **kwargs)
-        known.update(of_model(trainer.model))
+        known.update(collect_storages(trainer.model))
         gc.collect()
-        kept += [t for t in gc.get_objects() if isinstance(t, torch.Tensor)]
+        stored += [t for t in gc.get_objects() if isinstance(t, torch.Tensor)]
         gc.unfreeze()
-        saved = sum(n for p, n in storages(kept).items() if p not in known)
+        saved = sum(n for p, n in storages(stored).items() if p not in known)
         if saved > seen["saved"]:
             seen.update(saved=saved, batch=shape(trainer, inputs))
         return out
@@ -138,27 +138,27 @@ def really(run, made):
 
     trainer.compute_loss, trainer.create_optimizer = watched, watching
     trainer.train()
-    seen["weights"] = sum(of_model(trainer.model).values())
+    seen["weights"] = sum(collect_storages(trainer.model).values())
     state = [v for values in trainer.optimizer.state.values() for v in values.values() if isinstance(v, torch.Tensor)]
     seen["optimizer"] = sum(storages(state).values())
     return seen
 
 
-def compared(folder, kind, how, *words):
+def compare_with_run(folder, kind, section, *words):
     """Hold an estimate against a run of its largest batch: 2% for what is certain, 15% for the rest."""
     write(folder, kind)
-    run, made = ready(folder, how, "run.logits_gib=3e-4", *words)  # so little that the loss keeps no logits
-    seen = really(run, made)
-    found = estimate.estimate_step(run, made, seen["batch"], "cpu")
+    run, inputs = prepare(folder, section, "run.logits_gib=3e-4", *words)  # so little that the loss keeps no logits
+    seen = measure_run(run, inputs)
+    step = estimate.estimate_step(run, inputs, seen["batch"], device_type="cpu")
     for part in ("weights", "gradients", "optimizer"):
-        near(getattr(found, part), seen[part], 0.02)
-    near(found.activations, seen["saved"], 0.15)
-    assert found.peak >= found.minimum
-    assert not found.missing
+        near(getattr(step, part), seen[part], 0.02)
+    near(step.activations, seen["saved"], 0.15)
+    assert step.peak >= step.minimum
+    assert not step.missing
 
 
-def near(found, real, share):
-    assert abs(found - real) <= share * real, f"{found:,} against {real:,}"
+def near(value, expected, share):
+    assert abs(value - expected) <= share * expected, f"{value:,} against {expected:,}"
 
 
 PLAIN, AGAIN = "train.gradient_checkpointing=false", "train.gradient_checkpointing=true"
@@ -174,7 +174,12 @@ FEW = [
 OPTIMIZERS = ["sgd", "adamw_torch", "paged_adamw_8bit", "paged_adamw_32bit", "lion_8bit", "adagrad", "rmsprop"]
 ALL = [
     *((kind, FULL, way, *packed) for kind in SHAPES for way in (PLAIN, AGAIN) for packed in ((), PACKED)),
-    *(("gpt_neox", how, way, *more) for how in (LORA, EIGHT, FOUR) for way in (PLAIN, AGAIN) for more in ((), BF16)),
+    *(
+        ("gpt_neox", section, way, *more)
+        for section in (LORA, EIGHT, FOUR)
+        for way in (PLAIN, AGAIN)
+        for more in ((), BF16)
+    ),
     *(("qwen2", FULL, AGAIN, f"train.optim={name}") for name in OPTIMIZERS),
     ("llama", FULL, PLAIN, *BF16, "model.dtype=bfloat16"),
     ("llama", FULL, AGAIN, *BF16),
@@ -183,22 +188,22 @@ ALL = [
 
 @pytest.mark.parametrize("cell", FEW, ids=" ".join)
 def test_estimate_is_that_of_the_live_tensors(cell, here):
-    compared(here, *cell)
+    compare_with_run(here, *cell)
 
 
 @pytest.mark.long
 @pytest.mark.parametrize("cell", ALL, ids=" ".join)
 def test_estimate_is_that_of_the_live_tensors_everywhere(cell, here):
-    compared(here, *cell)
+    compare_with_run(here, *cell)
 
 
 @pytest.mark.parametrize("words", [(PLAIN,), (AGAIN, "train.gradient_accumulation_steps=2")])
 def test_estimate_from_few_layers_is_that_of_all(words, here, monkeypatch):
     write(here, "qwen2")
-    run, made = ready(here, FULL, *words)
-    few = estimate.estimate_step(run, made, Batch(4, 96, 100), "cpu")
+    run, inputs = prepare(here, FULL, *words)
+    few = estimate.estimate_step(run, inputs, Batch(4, 96, 100), device_type="cpu")
     monkeypatch.setattr(estimate, "_FEW_ROUNDS", 99)
-    assert estimate.estimate_step(run, made, Batch(4, 96, 100), "cpu") == few
+    assert estimate.estimate_step(run, inputs, Batch(4, 96, 100), device_type="cpu") == few
 
 
 def test_pattern_of_layers_is_taken_whole():
@@ -211,18 +216,19 @@ def test_pattern_of_layers_is_taken_whole():
 def test_logits_that_the_loss_keeps_are_counted(here):
     write(here, "llama")
     batch = Batch(4, 96, 300)
-    without, kept = (
-        estimate.estimate_step(*ready(here, FULL, f"run.logits_gib={g}"), batch, "cpu") for g in ("3e-4", "1")
+    without, with_logits = (
+        estimate.estimate_step(*prepare(here, FULL, f"run.logits_gib={g}"), batch, device_type="cpu")
+        for g in ("3e-4", "1")
     )
-    assert kept.activations - without.activations == 300 * 512 * 4
+    assert with_logits.activations - without.activations == 300 * 512 * 4
 
 
-def test_gpu_is_foreseen_without_one(here):
+def test_gpu_is_estimated_without_one(here):
     """Attention without a mask keeps what grows with the tokens; a mask of padding grows with their square."""
     write(here, "llama")
-    run, made = ready(here, FULL, PLAIN, *BF16)
+    run, inputs = prepare(here, FULL, PLAIN, *BF16)
     sizes = {
-        (tokens, padded): estimate.estimate_step(run, made, Batch(2, tokens, 64, padded=padded), "cuda")
+        (tokens, padded): estimate.estimate_step(run, inputs, Batch(2, tokens, 64, padded=padded), device_type="cuda")
         for tokens in (1024, 2048)
         for padded in (False, True)
     }
@@ -238,29 +244,28 @@ def test_eight_billion_weights_are_counted_without_holding_them(here):
     write(here, "llama")
     text = {"hidden_size": 4096, "intermediate_size": 14336, "num_hidden_layers": 32, "num_attention_heads": 32}
     text |= {"num_key_value_heads": 8, "vocab_size": 128256, "architectures": ["LlamaForCausalLM"]}
-    run, made = ready(here, FOUR, *BF16, "model.dtype=bfloat16")
+    run, inputs = prepare(here, FOUR, *BF16, "model.dtype=bfloat16")
     config = AutoConfig.for_model("llama", **text)
-    found = estimate.estimate_step(
-        run, dataclasses.replace(made, model=made.model._replace(config=config)), Batch(1, 512, 512), "cuda"
-    )
+    inputs = dataclasses.replace(inputs, model=inputs.model._replace(config=config))
+    step = estimate.estimate_step(run, inputs, Batch(1, 512, 512), device_type="cuda")
     linear = 32 * (2 * 4096 * 4096 + 2 * 4096 * 1024 + 3 * 4096 * 14336)
     ends = 2 * 128256 * 4096 * 2
-    near(found.weights, linear * (0.5 + 1 / 64) + ends, 0.02)
-    assert found.weights < found.peak < 10 * GIB
+    near(step.weights, linear * (0.5 + 1 / 64) + ends, 0.02)
+    assert step.weights < step.peak < 10 * GIB
 
 
-def test_experts_that_cannot_be_foreseen_leave_what_is_certain(here, monkeypatch):
+def test_experts_that_cannot_be_estimated_leave_weights_gradients_and_optimizer(here, monkeypatch):
     write(here, "llama")
-    run, made = ready(here, FULL)
+    run, inputs = prepare(here, FULL)
 
-    def asks(*_):
+    def asks(*_, **__):
         raise RuntimeError("which expert?\nnobody knows")
 
     monkeypatch.setattr(estimate, "_measure_pass", asks)
-    found = estimate.estimate_step(run, made, Batch(1, 64, 64), "cpu")
-    assert found.missing == "RuntimeError: which expert?"
-    assert found.peak >= found.minimum > 0
-    assert "activations cannot be estimated (RuntimeError: which expert?)" in fit.describe_estimate(found, GIB)[0][1]
+    step = estimate.estimate_step(run, inputs, Batch(1, 64, 64), device_type="cpu")
+    assert step.missing == "RuntimeError: which expert?"
+    assert step.peak >= step.minimum > 0
+    assert "activations cannot be estimated (RuntimeError: which expert?)" in fit.describe_estimate(step, GIB)[0][1]
 
 
 def test_nothing_of_an_estimate_stays_behind(here, go):
@@ -277,19 +282,19 @@ def test_nothing_of_an_estimate_stays_behind(here, go):
 
 def test_largest_batch_is_that_of_the_longest_rows(here):
     write(here, "llama")
-    _, made = ready(here, FULL, "train.per_device_train_batch_size=2", "train.shuffle_dataset=true")
-    batch = fit.find_largest_batch(made.datasets.train, made.args)
-    rows = sorted(made.datasets.train, key=lambda row: -len(row["input_ids"]))[:2]
+    _, inputs = prepare(here, FULL, "train.per_device_train_batch_size=2", "train.shuffle_dataset=true")
+    batch = fit.find_largest_batch(inputs.datasets.train, inputs.args)
+    rows = sorted(inputs.datasets.train, key=lambda row: -len(row["input_ids"]))[:2]
     labelled = sum(label != -100 for row in rows for label in row["labels"])
     assert batch == Batch(2, len(rows[0]["input_ids"]), labelled, padded=True)
-    _, made = ready(here, FULL, *PACKED, "train.per_device_train_batch_size=2")
-    batch = fit.find_largest_batch(made.datasets.train, made.args)
+    _, inputs = prepare(here, FULL, *PACKED, "train.per_device_train_batch_size=2")
+    batch = fit.find_largest_batch(inputs.datasets.train, inputs.args)
     assert batch.flat
     assert batch.tokens <= 384
     assert max(batch.documents) <= batch.tokens
     assert sum(batch.documents) <= 2 * batch.tokens
-    made.args.pad_to_multiple_of = 1000
-    assert fit.find_largest_batch(made.datasets.train, made.args).tokens == 1000
+    inputs.args.pad_to_multiple_of = 1000
+    assert fit.find_largest_batch(inputs.datasets.train, inputs.args).tokens == 1000
 
 
 def test_free_memory_is_that_of_the_container(tmp_path, monkeypatch):
@@ -312,42 +317,42 @@ def test_check_shows_memory_and_disk_and_writes_nothing(here, go):
     assert not (here / "out").exists()
 
 
-def test_machine_that_cannot_hold_the_weights_is_refused_and_too_few_bytes_for_the_rest_are_said(go, monkeypatch):
+def test_machine_that_cannot_hold_the_weights_is_refused_and_too_few_bytes_for_the_rest_give_a_warning(go, monkeypatch):
     monkeypatch.setattr(fit, "get_free_bytes", lambda _: 1000)
     code, _, err = go(RECIPE, command=["check"])
     assert code == 2
     assert "weights, gradients and optimizer state alone take" in err
     assert "lora: {r: 16, target_modules: all-linear}" in err
-    found = fit.Estimate(100, 100, 200, 5000, 10, 5300)
-    assert len(fit.describe_estimate(found, 10_000)) == 1
-    assert "NOT ENOUGH" in fit.describe_estimate(found, 5000)[1][1]
-    assert "gradient_checkpointing" in fit.describe_estimate(found, 5500)[1][1]
+    step = fit.Estimate(100, 100, 200, 5000, 10, 5300)
+    assert len(fit.describe_estimate(step, 10_000)) == 1
+    assert "NOT ENOUGH" in fit.describe_estimate(step, 5000)[1][1]
+    assert "gradient_checkpointing" in fit.describe_estimate(step, 5500)[1][1]
 
 
 def test_disk_counts_checkpoints_as_they_are_written(here, go, monkeypatch):
     write(here, "llama")
     words = ("train.save_strategy=steps", "train.save_steps=1", "train.save_total_limit=1")
-    run, made = ready(here, FULL, *words)
-    found = estimate.estimate_step(run, made, Batch(1, 64, 64), "cpu")
+    run, inputs = prepare(here, FULL, *words)
+    step = estimate.estimate_step(run, inputs, Batch(1, 64, 64), device_type="cpu")
     assert go(None, *words)[0] == 0
     names = ("model.safetensors", "optimizer.pt")
-    saved = fit.get_saved_bytes(run, made, found)
+    saved = fit.get_saved_bytes(run, inputs, step)
     near(saved.model, (here / "out" / names[0]).stat().st_size, 0.02)
     near(saved.checkpoint, sum((here / "out" / "checkpoint-2" / name).stat().st_size for name in names), 0.02)
     monkeypatch.setattr(fit.shutil, "disk_usage", lambda _: SimpleNamespace(free=2 * saved.checkpoint))
-    text = fit.describe_disk(made.args, run.output_dir, saved=saved, checkpoints=1)
+    text = fit.describe_disk(inputs.args, run.output_dir, saved=saved, checkpoints=1)
     assert "at most 1 checkpoint of" in text
     assert "NOT ENOUGH" in text
 
 
 def test_probe_measures_two_steps_and_writes_nothing(here, go):
     write(here, "llama")
-    text = TEXT.format(how=FULL)
+    text = TEXT.format(section=FULL)
     code, out, err = go(text, PLAIN, "--probe", command=["check"])
     assert code == 0, err
-    told = re.search(r"^probe +([\d.]+) (\w+) at most in 2 steps of 4 x .*estimated: ([\d.]+) (\w+)", out, re.M)
+    match = re.search(r"^probe +([\d.]+) (\w+) at most in 2 steps of 4 x .*estimated: ([\d.]+) (\w+)", out, re.M)
     units = {"KiB": 2**10, "MiB": 2**20, "GiB": GIB}
-    measured, estimated = (float(told[i]) * units[told[i + 1]] for i in (1, 3))
+    measured, estimated = (float(match[i]) * units[match[i + 1]] for i in (1, 3))
     assert 0.2 < estimated / measured < 1.3  # what the allocator keeps counts on one side alone
     assert not (here / "out").exists()
 
@@ -357,7 +362,7 @@ def test_probe_that_memory_does_not_hold_returns_4(go, monkeypatch):
         raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes")
 
     monkeypatch.setattr(LlamaModel, "forward", full)
-    monkeypatch.setattr(fit, "estimate_step", lambda *_: fit.Estimate(1, 1, 1, 1, 1, 5))
+    monkeypatch.setattr(fit, "estimate_step", lambda *_, **__: fit.Estimate(1, 1, 1, 1, 1, 5))
     code, _, err = go(RECIPE, "--probe", command=["check"])
     assert code == 4
     assert "train.per_device_train_batch_size: 1, train.gradient_accumulation_steps: 2" in err
@@ -389,8 +394,8 @@ def test_memory_that_is_out_says_the_batch_and_a_command_that_goes_on(error, her
     assert "Traceback" not in err
     assert "out of memory at step 1; the last checkpoint is" in err
     assert re.search(r"The largest training batch so far: 2 x \d+ tokens", err)
-    asked = "train.per_device_train_batch_size: 1 (now 2), train.gradient_accumulation_steps: 2 (now 1)"
-    assert asked in err
+    settings = "train.per_device_train_batch_size: 1 (now 2), train.gradient_accumulation_steps: 2 (now 1)"
+    assert settings in err
     assert json.loads((here / "out" / "run.json").read_text())["outcome"].startswith("out of memory")
     command = shlex.split(err.split("To resume with them: ")[1].splitlines()[0])
     assert cli.main(command[command.index("trl_sft") + 1 :]) == 0

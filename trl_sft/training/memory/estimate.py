@@ -73,7 +73,7 @@ class CountedPass(NamedTuple):
     gradients: int
 
 
-def estimate_step(run: Run, inputs: TrainingInputs, batch: Batch, device_type: str) -> Estimate:
+def estimate_step(run: Run, inputs: TrainingInputs, batch: Batch, *, device_type: str) -> Estimate:
     """Estimate what a step of `batch` takes.
 
     Args:
@@ -89,9 +89,9 @@ def estimate_step(run: Run, inputs: TrainingInputs, batch: Batch, device_type: s
     gc.freeze()  # what lives already need not be searched each time
     try:
         with fake_tensors(), head:
-            update = _count_update(run, inputs, batch, device_type)
+            update = _count_update(run, inputs, batch, device_type=device_type)
             try:
-                passed = _count_pass(run, inputs, batch, device_type, update)
+                passed = _count_pass(run, inputs, batch, device_type=device_type, update=update)
             except Exception as error:  # whatever a model raises that reads values, as experts may
                 missing = f"{type(error).__name__}: {first_line(error)}"
                 return Estimate(update.weights, update.gradients, update.optimizer, 0, 0, update.peak, missing)
@@ -102,7 +102,7 @@ def estimate_step(run: Run, inputs: TrainingInputs, batch: Batch, device_type: s
     return Estimate(update.weights, update.gradients, update.optimizer, passed.activations, passed.logits, peak)
 
 
-def _count_update(run: Run, inputs: TrainingInputs, batch: Batch, device_type: str) -> Update:
+def _count_update(run: Run, inputs: TrainingInputs, batch: Batch, *, device_type: str) -> Update:
     """Update the whole model once, and count."""
     with LiveBytes(batch.labelled) as live:
         model = fake_model.build_fake_model(run, inputs, batch, device_type=device_type)
@@ -117,13 +117,13 @@ def _count_update(run: Run, inputs: TrainingInputs, batch: Batch, device_type: s
         return Update(weights, with_gradients - weights, live.now - with_gradients, live.peak)
 
 
-def _count_pass(run: Run, inputs: TrainingInputs, batch: Batch, device_type: str, update: Update) -> Pass:
+def _count_pass(run: Run, inputs: TrainingInputs, batch: Batch, *, device_type: str, update: Update) -> Pass:
     """Return the bytes of a pass of the whole model, extrapolated where its layers are alike."""
     config = inputs.model.config.get_text_config()
     few = _find_pattern(config) * _FEW_ROUNDS
     if config.num_hidden_layers > 3 * few:
-        small = _run_pass(run, inputs, batch, device_type, few)
-        large = _run_pass(run, inputs, batch, device_type, 2 * few)
+        small = _run_pass(run, inputs, batch, device_type=device_type, layers=few)
+        large = _run_pass(run, inputs, batch, device_type=device_type, layers=2 * few)
         steps: float = (config.num_hidden_layers - few) / few
 
         def extrapolate(first: int, second: int) -> int:
@@ -133,7 +133,7 @@ def _count_pass(run: Run, inputs: TrainingInputs, batch: Batch, device_type: str
         gradients = extrapolate(small.gradients, large.gradients)
         if (weights, gradients) == (update.weights, update.gradients):  # so the layers are alike
             return Pass(*map(extrapolate, small.passed, large.passed))
-    return _run_pass(run, inputs, batch, device_type, None).passed
+    return _run_pass(run, inputs, batch, device_type=device_type, layers=None).passed
 
 
 def _find_pattern(text: PretrainedConfig) -> int:
@@ -146,19 +146,19 @@ def _find_pattern(text: PretrainedConfig) -> int:
     return len(kinds)
 
 
-def _run_pass(run: Run, inputs: TrainingInputs, batch: Batch, device_type: str, layers: int | None) -> CountedPass:
+def _run_pass(run: Run, inputs: TrainingInputs, batch: Batch, *, device_type: str, layers: int | None) -> CountedPass:
     """Run a pass of a model of so many layers (None = all), and count it."""
     with LiveBytes(batch.labelled) as live:
         model = fake_model.build_fake_model(run, inputs, batch, device_type=device_type, layers=layers)
         gc.collect()
         weights = live.now
         for _ in range(2 if inputs.args.gradient_accumulation_steps > 1 else 1):  # the second meets gradients
-            passed = _measure_pass(model, inputs.args, batch, live, weights)
+            passed = _measure_pass(model, inputs.args, batch, live=live, weights=weights)
         gradients = count_bytes(p.grad for p in model.parameters() if p.grad is not None)
         return CountedPass(passed, weights, gradients)
 
 
-def _measure_pass(model: PreTrainedModel, args: SFTConfig, batch: Batch, live: LiveBytes, weights: int) -> Pass:
+def _measure_pass(model: PreTrainedModel, args: SFTConfig, batch: Batch, *, live: LiveBytes, weights: int) -> Pass:
     """Run one batch forward and backward, and read the counter on the way."""
     base = unwrap_adapter(model)
     tensors = fake_model.build_batch(batch)

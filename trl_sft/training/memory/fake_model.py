@@ -147,7 +147,7 @@ def _add_adapter(run: Run, inputs: TrainingInputs, base: PreTrainedModel) -> Pre
     if config is None:
         return base
     if inputs.chat.new and not inputs.model.adapter:
-        load.train_new_rows(run, base, config, list(inputs.chat.new))
+        load.train_new_rows(run, base, config, new_tokens=list(inputs.chat.new))
     config.inference_mode = False
     model = get_peft_model(base, config)
     if inputs.quantization is not None:

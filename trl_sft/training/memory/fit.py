@@ -66,7 +66,7 @@ def check_memory(
     device_type = "cuda" if card_bytes else inputs.args.device.type
     batch = find_largest_batch(rows, inputs.args)
     try:
-        estimate = estimate_step(run, inputs, batch, device_type)
+        estimate = estimate_step(run, inputs, batch, device_type=device_type)
     except Exception as error:  # upstream's, for an unusual model; the run itself may work
         problem = f"cannot be estimated: {type(error).__name__}: {first_line(error)}"
         return MemoryReport(batch, None, [("memory", problem)])
@@ -82,7 +82,7 @@ def check_memory(
     else:
         lines.append(("memory", f"{_LIMITS}."))
     if not isinstance(rows, IterableDataset):
-        lines.append(("disk", _describe_disk_of(run, inputs, estimate, len(rows))))
+        lines.append(("disk", _describe_disk_of(run, inputs, estimate, rows=len(rows))))
     return MemoryReport(batch, estimate, lines)
 
 
@@ -244,7 +244,7 @@ def describe_disk(args: SFTConfig, folder: Path, *, saved: SavedBytes, checkpoin
     return text
 
 
-def _describe_disk_of(run: Run, inputs: TrainingInputs, estimate: Estimate, rows: int) -> str:
+def _describe_disk_of(run: Run, inputs: TrainingInputs, estimate: Estimate, *, rows: int) -> str:
     """Return `describe_disk` for a run of so many rows, from the estimate of its step."""
     args = inputs.args
     batch = args.per_device_train_batch_size * args.gradient_accumulation_steps
