@@ -89,7 +89,7 @@ def test_init_overwrites_nothing_and_leaves_nothing_when_it_fails(here, capsys):
     assert cli.main(["init", "trl_sft:tiny", "rows.jsonl", "-o", "no/b.yaml"]) == 2
     assert sorted(p.name for p in here.iterdir()) == ["recipe.yaml", "rows.jsonl"]
     err = capsys.readouterr().err
-    assert "exists already; it stays as it is" in err
+    assert "this file exists already; it is left unchanged" in err
     assert "DATA data.train\n    gone.jsonl: there is no such file or folder" in err
     assert "MODEL model.name_or_path\n    ./gone: there is no such file or folder" in err
 

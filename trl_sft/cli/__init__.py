@@ -62,7 +62,7 @@ def _refuse_misspelt_command(word: str) -> None:
 
     command = nearest_name(word, COMMANDS, cutoff=STRICT) if word.isalpha() else ""
     if command and not Path(word).exists():
-        problem = "This is not a command, and no file has this name."
+        problem = f"{word} is not a command, and no file has this name"
         raise errors.RecipeError(errors.Fault(word, problem, f"Did you mean `{command}`?"))
 
 

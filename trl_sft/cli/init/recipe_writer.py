@@ -1,7 +1,7 @@
-"""Writes a first recipe for a model and a file of rows: columns recognised, every line commented.
+"""Writes a first recipe for a model and a file of rows: columns are recognised, every line has a comment.
 
-In: a model and a source as a recipe names them. Out: a YAML file that was checked before it was
-written. Nothing existing is overwritten.
+Inputs: a model and a source, as a recipe names them. Outputs: a YAML file that was checked before it is written. Not
+here: overwriting, a file that exists is refused.
 """
 
 from __future__ import annotations
@@ -17,89 +17,110 @@ from trl_sft.recipe import build, paths
 from trl_sft.recipe.paths import Location
 from trl_sft.recipe.yaml_reader import Key, Recipe, format_value
 
-SCHEMA = "trl_sft.schema.json"  # how README and recipes call what `schema -o` writes
-_TEXT = """\
-{schema}# Train:  python -m trl_sft {command}
+SCHEMA = "trl_sft.schema.json"  # the name that the documentation and the recipes use for the output of `schema -o`
+_TEMPLATE = """\
+{schema_line}# Train:  python -m trl_sft {command}
 # Check:  python -m trl_sft check {command}
 # Keys under `train:` are those of trl.SFTConfig, under `lora:` those of peft.LoraConfig.
 model:
   name_or_path: {model}
-{how}data:
-  train: {{path: {path}{format}}}  # {about}
-{eval}train:
+{model_lines}data:
+  train: {{path: {path}, format: {row_format}}}  # {rows}
+{eval_fraction}train:
   output_dir: {output_dir}
   num_train_epochs: 1
-  learning_rate: 2e-4  # LoRA's usual size; full fine-tuning wants about 2e-5
+  learning_rate: 2e-4  # usual for LoRA; full fine-tuning needs about 2e-5
   lr_scheduler_type: cosine
   warmup_steps: 0.03  # below 1: a share of all steps
   per_device_train_batch_size: 4
-  gradient_accumulation_steps: 4  # 16 rows a step in all
-  max_length: 1024  # tokens; longer rows are cut
+  gradient_accumulation_steps: 4  # an effective batch size of 16 rows
+  max_length: 1024  # tokens; longer rows are truncated
   logging_steps: 10
-{evaluate}  save_steps: 100
+{evaluation}  save_steps: 100
   save_total_limit: 2
 """
-_LORA = "lora: {r: 16, lora_alpha: 32, target_modules: all-linear}  # take this line out to train all weights\n"
-_EVALUATE = """\
+_TOKENIZER = "tokenizer: {chat_template: chatml}  # the tokenizer of this model has no chat template\n"
+_LORA = "lora: {r: 16, lora_alpha: 32, target_modules: all-linear}  # remove this line to train all weights\n"
+_EVALUATION = """\
   eval_strategy: steps
   eval_steps: 100
-  eval_on_start: true  # the value from before training, to compare with
+  eval_on_start: true  # the eval loss before training, for comparison
 """
 
 
 def write(model: str, path: str, output: Path) -> int:
-    """Write a recipe for `model` and the rows at `path`; return the exit code. Raises UserError."""
+    """Write a recipe, and say what to type next.
+
+    Args:
+        model: A folder, a hub id, or `trl_sft:tiny`.
+        path: A file of rows, a folder, or a hub id; like `model` relative to the current folder.
+        output: The recipe; nothing may stand there.
+
+    Returns:
+        The exit code.
+
+    Raises:
+        UserError: `output` exists, or the model or the rows cannot be read.
+
+    """
     if output.exists():
-        raise RecipeError(Fault(str(output), "exists already; it stays as it is", "-o ANOTHER.yaml"))
+        problem = "this file exists already; it is left unchanged"
+        raise RecipeError(Fault(str(output), problem, "Name another file: -o ANOTHER.yaml"))
     if not output.parent.is_dir():
-        raise RecipeError(Fault(str(output), f"the folder {output.parent} does not exist", "-o FILE in one that does"))
-    # As on the command line, both are relative to the current folder; the recipe stands in its own.
-    values = {
-        "model": format_value(paths.relative_to_file(output, model)),
-        "path": format_value(paths.relative_to_file(output, path)),
-        "output_dir": format_value(f"runs/{output.stem}"),
-        "command": shlex.quote(str(output)),
-        "schema": _schema(output.parent),
-        "how": "",
-        "format": "",
-        "about": "",
-    }
-    draft = _draft(output, model, path)
+        problem = f"the folder {output.parent} does not exist"
+        raise RecipeError(Fault(str(output), problem, "Create the folder, or name a file in another one."))
+    draft = _draft_recipe(output, model, path)
     with upstream_warnings.quiet():
         run = build.build_run(draft)
-        layout, columns, rows = pipeline.inspect_source(draft, run.sources["train"][0])
-    values["how"] = _how(run.model_location, layout)
-    values["format"] = f", format: {layout}"
+        row_format, columns, num_rows = pipeline.inspect_source(draft, run.sources["train"][0])
     # at least one row has to be held out
-    fraction = max(0.05, math.ceil(100 / rows) / 100) if rows > 1 else 0
-    values["eval"] = f"  eval_fraction: {fraction}  # held out, to tell whether it worked\n" if fraction else ""
-    values["about"] = f"{rows:,} rows with {', '.join(columns)}"
-    values["evaluate"] = _EVALUATE if fraction else ""
-    run_folder.write_text(output, _TEXT.format(**values))
-    console.say(f"wrote {output}: {rows:,} rows of format {layout}")
-    console.say(f"Next: {console.get_python_command()} -m trl_sft check {values['command']}")
+    fraction = max(0.05, math.ceil(100 / num_rows) / 100) if num_rows > 1 else 0
+    command = shlex.quote(str(output))
+    text = _TEMPLATE.format(
+        # paths of a recipe are relative to its own folder
+        model=format_value(paths.relative_to_file(output, model)),
+        path=format_value(paths.relative_to_file(output, path)),
+        output_dir=format_value(f"runs/{output.stem}"),
+        command=command,
+        schema_line=_format_schema_line(output.parent),
+        model_lines=_format_model_lines(run.model_location, row_format),
+        row_format=row_format,
+        rows=f"{num_rows:,} rows with {', '.join(columns)}",
+        eval_fraction=f"  eval_fraction: {fraction}  # this share of the rows is the evaluation set\n" if fraction else "",
+        evaluation=_EVALUATION if fraction else "",
+    )
+    run_folder.write_text(output, text)
+    console.say(f"wrote {output}: {num_rows:,} rows of format {row_format}")
+    console.say(f"Next: {console.get_python_command()} -m trl_sft check {command}")
     return EXIT_DONE
 
 
-def _schema(folder: Path) -> str:
-    """Return the line by which an editor finds the JSON Schema, where one lies beside the recipe."""
+def _format_schema_line(folder: Path) -> str:
+    """Return the line by which an editor finds the JSON Schema, where one lies beside the recipe; else ""."""
     return f"# yaml-language-server: $schema={SCHEMA}\n" if (folder / SCHEMA).is_file() else ""
 
 
-def _draft(output: Path, model: str, path: str) -> Recipe:
-    """Return the recipe that is looked at before anything is written."""
-    given: dict[Key, str] = {("model", "name_or_path"): "MODEL", ("data", "train"): "DATA"}
-    typed = {"model": {"name_or_path": model}, "data": {"train": path}}
-    return Recipe(output.absolute(), "", typed, {(): "init", **given}, frozenset(given), ())
+def _draft_recipe(output: Path, model: str, path: str) -> Recipe:
+    """Return a recipe of the model and the rows alone; they are checked before anything is written."""
+    places: dict[Key, str] = {("model", "name_or_path"): "MODEL", ("data", "train"): "DATA"}
+    values = {"model": {"name_or_path": model}, "data": {"train": path}}
+    return Recipe(output.absolute(), "", values, {(): "init", **places}, frozenset(places), ())
 
 
-def _how(base: Location, layout: str) -> str:
-    """Return the lines on template and LoRA; an adapter brings its own, a base model on this machine may have none."""
-    folder = base.files[0] if base.files else None
-    if folder and paths.is_adapter(folder):
+def _format_model_lines(model: Location, row_format: str) -> str:
+    """Return the lines on the chat template and on LoRA: none for an adapter, which has both of its own."""
+    folder = model.files[0] if model.files else None
+    if folder is None:  # on the hub
+        return _LORA
+    if paths.is_adapter(folder):
         return ""
-    named = [folder / "chat_template.jinja", folder / "tokenizer_config.json"] if folder else []
-    has = not folder or named[0].is_file() or (named[1].is_file() and "chat_template" in named[1].read_text("utf-8"))
-    chat = not formats.FORMATS[layout].wording
-    line = "tokenizer: {chat_template: chatml}  # this model's tokenizer has none\n" if chat and not has else ""
-    return line + _LORA
+    needs_template = not formats.FORMATS[row_format].wording and not _has_chat_template(folder)
+    return (_TOKENIZER if needs_template else "") + _LORA
+
+
+def _has_chat_template(folder: Path) -> bool:
+    """Tell whether the tokenizer in a folder has a chat template."""
+    config = folder / "tokenizer_config.json"
+    if (folder / "chat_template.jinja").is_file():
+        return True
+    return config.is_file() and "chat_template" in config.read_text("utf-8")
