@@ -86,7 +86,9 @@ def write(model: str, path: str, output: Path) -> int:
         model_lines=_format_model_lines(run.model_location, row_format),
         row_format=row_format,
         rows=f"{num_rows:,} rows with {', '.join(columns)}",
-        eval_fraction=f"  eval_fraction: {fraction}  # this share of the rows is the evaluation set\n" if fraction else "",
+        eval_fraction=f"  eval_fraction: {fraction}  # this share of the rows is the evaluation set\n"
+        if fraction
+        else "",
         evaluation=_EVALUATION if fraction else "",
     )
     run_folder.write_text(output, text)
