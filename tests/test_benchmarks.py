@@ -180,9 +180,9 @@ def options(monkeypatch):
     monkeypatch.syspath_prepend(str(BENCHMARKS))
     import gpu
 
-    found = gpu.settled(["--device", "cpu", "--tiny", "--peak", "1"])
-    found.until = 0
-    return found
+    options = gpu.parse_options(["--device", "cpu", "--tiny", "--peak", "1"])
+    options.until = 0
+    return options
 
 
 def test_arithmetic_of_a_step_is_what_pytorch_counts(options):
@@ -191,13 +191,13 @@ def test_arithmetic_of_a_step_is_what_pytorch_counts(options):
 
     shape = options.shape
     model = Qwen2ForCausalLM(Qwen2Config(**shape, attn_implementation="eager"))  # others are not counted on a CPU
-    _, apart = mfu.data(options)
+    _, documents = mfu.build_rows(options)
     with FlopCounterMode(display=False) as counter:
-        for ids in apart["input_ids"]:
+        for ids in documents["input_ids"]:
             model(torch.tensor([ids]), labels=torch.tensor([ids]), use_cache=False).loss.backward()
-    seen = sum(len(ids) ** 2 for ids in apart["input_ids"])
-    more = 6 * shape["num_hidden_layers"] * shape["hidden_size"] * seen
-    assert mfu.flops(options, frozen=False) * options.steps + more == pytest.approx(
+    token_pairs = sum(len(ids) ** 2 for ids in documents["input_ids"])
+    unmasked = 6 * shape["num_hidden_layers"] * shape["hidden_size"] * token_pairs
+    assert mfu.count_flops(options, frozen=False) * options.steps + unmasked == pytest.approx(
         counter.get_total_flops(), rel=0.001
     )
 
@@ -206,13 +206,13 @@ def test_side_whose_losses_differ_gets_no_ratio(options):
     import gpu
 
     one = {"side": ["sdpa", "trl"], "seconds": 4.0, "losses": [6.0, 5.0], "gib": None}
-    two = one | {"side": ["documents", "ours"], "seconds": 1.0}
-    off = one | {"side": ["sdpa", "ours"], "seconds": 1.0, "losses": [6.0, 5.1]}
-    cells = {(cell["attention"], cell["loss"]): cell for cell in gpu.cells(0, [one, two, off, two], options)}
-    assert cells["documents", "ours"]["ratio"] == 4.0
-    assert cells["documents", "ours"]["runs"] == 2
-    assert cells["documents", "ours"]["tokens_per_second"] == options.packs * options.length
-    assert cells["sdpa", "ours"]["ratio"] is None
+    two = one | {"side": ["documents", "trl_sft"], "seconds": 1.0}
+    off = one | {"side": ["sdpa", "trl_sft"], "seconds": 1.0, "losses": [6.0, 5.1]}
+    cells = {(cell["attention"], cell["loss"]): cell for cell in gpu.make_cells(0, [one, two, off, two], options)}
+    assert cells["documents", "trl_sft"]["ratio"] == 4.0
+    assert cells["documents", "trl_sft"]["runs"] == 2
+    assert cells["documents", "trl_sft"]["tokens_per_second"] == options.packs * options.length
+    assert cells["sdpa", "trl_sft"]["ratio"] is None
     assert cells["documents", "trl"]["skipped"] == "not reached"
 
 
