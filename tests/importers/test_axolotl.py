@@ -171,11 +171,11 @@ def test_settings_become_lines(import_recipe, settings, expected):
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"rl": "dpo"}, 'config.yaml:1 rl\n    "dpo"'),
+        ({"rl": "dpo"}, 'config.yaml:1 rl\n    the value is "dpo"'),
         ({"adapter": "ia3"}, "`lora` or `qlora`"),
         ({"datasets": None}, "the settings name no training rows"),
         ({"base_model": None}, "the settings name no model"),
-        ({"sequence_len": "long"}, 'sequence_len train.max_length\n    "long" (text)'),
+        ({"sequence_len": "long"}, 'sequence_len train.max_length\n    the value is "long" (text)'),
         ({"datasets": [{"type": "alpaca"}]}, "a data set has no path"),
     ],
 )

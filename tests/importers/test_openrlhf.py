@@ -181,13 +181,16 @@ def test_pretraining_on_several_sources_keeps_their_weights(import_recipe):
         ("--pretrain m --dataset X --output_key a --max_len many", "--max_len\n    invalid int value: 'many'"),
         ("--pretrain m --dataset X --output_key a --max_len", "--max_len\n    expected one argument"),
         ("--pretrain m --dataset X --output_key a --learning_rate -1 stray", '"stray" is not a flag'),
-        ("--pretrain m --dataset X --output_key a --zero_stage 4", "--zero_stage launch.engine\n    4 (whole number)"),
+        (
+            "--pretrain m --dataset X --output_key a --zero_stage 4",
+            "--zero_stage launch.engine\n    the value is 4 (whole number)",
+        ),
         ("--pretrain m --dataset X --output_key a --lr_warmup_ratio 2", "--lr_warmup_ratio"),
         ("--pretrain m --dataset X --output_key a --train_batch_size 0", "--train_batch_size run.global_batch_size"),
         ("--pretrain m --dataset X --output_key a --input_template '{} {}'", "has 2 places for a prompt"),
         (
             "--pretrain m --dataset ./gone.jsonl --output_key a",
-            "--dataset data.train.path\n    ./gone.jsonl: no such file",
+            "--dataset data.train.path\n    ./gone.jsonl: there is no such file",
         ),
     ],
 )

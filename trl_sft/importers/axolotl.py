@@ -46,7 +46,7 @@ def convert(settings: Settings) -> Iterator[Outcome]:
     table = _load_table()
     for name in ("rl", "reward_model", "process_reward_model"):
         if settings.get(name):
-            problem = f"{format_value(settings.get(name))}: trl_sft does supervised fine-tuning only"
+            problem = f"the value is {format_value(settings.get(name))}; trl_sft does supervised fine-tuning only"
             raise settings.make_error(name, problem, "Import a file for supervised fine-tuning.")
     if not settings.has("base_model"):
         raise settings.make_error("base_model", recipe_parts.NO_MODEL, "Set `base_model` to a folder or a hub id.")
@@ -92,7 +92,7 @@ def _convert_adapter(settings: Settings, table: Table) -> Iterator[Outcome]:
     if adapter is None:
         return
     if adapter not in ("lora", "qlora"):
-        problem = f"{format_value(adapter)}: trl_sft trains no such adapter"
+        problem = f"the value is {format_value(adapter)}; trl_sft trains no such adapter"
         raise settings.make_error("adapter", problem, "Write `lora` or `qlora`.")
     for line in table.make_lines(settings, "lora"):
         if line.value is not False and line.value != []:

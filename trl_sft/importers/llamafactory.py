@@ -91,7 +91,7 @@ def convert(settings: Settings) -> Iterator[Outcome]:
     table = _load_table()
     stage = settings.get("stage", "sft")
     if stage not in ("sft", "pt"):
-        problem = f"{format_value(stage)}: trl_sft does supervised fine-tuning only"
+        problem = f"the value is {format_value(stage)}; trl_sft does supervised fine-tuning only"
         raise settings.make_error("stage", problem, "Import a file whose stage is `sft` or `pt`.")
     if not settings.has("model_name_or_path"):
         fix = "Set `model_name_or_path` to a folder or a hub id."
@@ -136,7 +136,7 @@ def _convert_finetuning(settings: Settings, table: Table) -> Iterator[Outcome]:
         yield OmittedSetting("finetuning_type", "Without a section `lora:` a recipe trains all weights.")
         return
     if kind != "lora":
-        problem = f"{format_value(kind)}: trl_sft does not support it"
+        problem = f"the value is {format_value(kind)}; trl_sft does not support it"
         raise settings.make_error("finetuning_type", problem, "Write `lora` or `full`.")
     default_names = settings.list_present("finetuning_type")
     lines = [*table.make_lines(settings, "lora"), *_convert_lora_alpha_and_targets(settings, table)]

@@ -86,7 +86,8 @@ def _convert_lora(settings: Settings, table: Table) -> Iterator[Outcome]:
     """Yield the section `lora:`."""
     for name in ("use_peft", "load_in_4bit", "load_in_8bit"):
         if not isinstance(settings.get(name, False), bool):
-            raise settings.make_error(name, yaml_reader.describe_value(settings.get(name)), "Write `true` or `false`.")
+            problem = f"the value is {yaml_reader.describe_value(settings.get(name))}"
+            raise settings.make_error(name, problem, "Write `true` or `false`.")
     if not settings.get("use_peft"):
         return
     for name, entry in table.list_group("lora"):

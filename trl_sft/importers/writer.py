@@ -128,9 +128,8 @@ def convert_all(importer: Importer, settings: Settings) -> list[Outcome]:
         name = _find_wrong_type(importer, settings)
         if not name:
             raise
-        raise settings.make_error(
-            name, describe_value(settings.get(name)), "Write a value of the type that the tool takes."
-        ) from None
+        problem = f"the value is {describe_value(settings.get(name))}"
+        raise settings.make_error(name, problem, "Write a value of the type that the tool takes.") from None
     names_with_outcome: set[str] = set()
     for outcome in outcomes:
         names_with_outcome.update(outcome.names if isinstance(outcome, RecipeLine) else [outcome.name])
