@@ -1,5 +1,7 @@
-"""RunRows become prompt and completion, chat messages, or text.
+"""Rows become prompt and completion, chat messages, or text.
 
-In: the sources of a `Run`. Out: `rows.RunRows`, formatted rows with the order in which an epoch trains them.
-Deliberately absent: tokens (`trl_sft.tokenization`).
+Inputs: the sources of a `Run`. Outputs: `rows.RunRows`, formatted rows with the order in which an epoch trains them.
+A row goes one way: `rows` calls `pipeline` for each source, which reads it (`load`), decides how it is formatted
+(`source_format`) and formats it (`formats`, with `messages` and `wordings`); then `rows` splits and mixes the sources.
+Deliberately not here: tokens (`trl_sft.tokenization`).
 """

@@ -1,8 +1,8 @@
-"""What keys of caches are made of: a digest of the package's own code, and the fingerprints that datasets keeps.
+"""The parts of cache keys: a digest of the package's own code, and the fingerprints that `datasets` stores.
 
-In: folders of the package, or rows. Out: one sha256, or a fingerprint. Cached rows and tokens never outlive the code
-that made them. Whole folders are read in place of lists of files kept by hand: a module that is added counts without
-anybody having to remember it.
+Inputs: folders of the package, or a dataset. Outputs: a sha256, or a fingerprint. Cached rows and tokens never
+outlive the code that made them. Whole folders are digested, so that a new module counts without an entry in a list.
+Deliberately not here: the other parts of a key (`pipeline.fingerprint`, `tokenization.cache`).
 """
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ def digest_code(*folders: Path) -> str:
 
 
 def get_fingerprint(rows: Dataset) -> str:
-    """Return the key by which datasets caches what is computed of these rows.
+    """Return the key under which `datasets` caches what is computed from these rows.
 
-    datasets 4.8 to 5.2 keep it in `_fingerprint` and have no public way to read it.
+    datasets 4.8 to 5.2 store it in `_fingerprint` and have no public way to read it.
     """
     return str(rows._fingerprint)
 
@@ -34,6 +34,6 @@ def get_fingerprint(rows: Dataset) -> str:
 def set_fingerprint(rows: Dataset, key: str) -> None:
     """Give rows that were read from a file a fingerprint that is the same in every process.
 
-    datasets 4.8 to 5.2 choose a random one, so that nothing computed of the rows would be found again.
+    datasets 4.8 to 5.2 choose a random one, so that nothing computed from the rows would be read from the cache.
     """
     rows._fingerprint = key

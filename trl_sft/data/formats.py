@@ -26,9 +26,7 @@ _REASONING = "reasoning_content"
 class TokenizerFeatures(NamedTuple):
     """What formatting has to know about the tokenizer."""
 
-    template_features: tuple[
-        str, ...
-    ]  # what the chat template renders (`messages.adapt_to_template`); () = no template
+    template_features: tuple[str, ...]  # see `messages.adapt_to_template`; () = the tokenizer has no chat template
     eos_token: str  # end-of-sequence token, which some wordings put after earlier answers
     special_tokens: tuple[str, ...] = ()  # texts that are one special token each, the longest first
     escape_special_tokens: bool = False  # whether they are plain text where a row holds one; False = refuse the row

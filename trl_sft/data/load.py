@@ -177,17 +177,19 @@ def _find_invalid_json(file: Path) -> list[Fault]:
         fix = "Save the file as UTF-8, or set `encoding`."
         return [Fault(file.name, f"byte {error.start} is not UTF-8", fix)]
     if text.lstrip().startswith("["):
-        fault = _check_json(text, file.name, 0, "Correct the JSON there.")
+        fault = _check_json(text, file.name, lines_before=0, fix="Correct the JSON there.")
         return [fault] if fault else []
     faults = []
     for number, line in enumerate(text.splitlines()):
-        fault = _check_json(line, file.name, number, "Write one JSON object per line.") if line.strip() else None
+        if not line.strip():
+            continue
+        fault = _check_json(line, file.name, lines_before=number, fix="Write one JSON object per line.")
         if fault:
             faults.append(fault)
     return faults[:MAX_SHOWN]
 
 
-def _check_json(text: str, file_name: str, lines_before: int, fix: str) -> Fault | None:
+def _check_json(text: str, file_name: str, *, lines_before: int, fix: str) -> Fault | None:
     """Return what is wrong with a text of JSON that begins after so many lines of its file; None = nothing."""
     try:
         json.loads(text)

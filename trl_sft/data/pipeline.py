@@ -7,11 +7,10 @@ several sources together (`rows`).
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pyarrow.compute as pc
 from datasets import Dataset, Features, Json, List, Value
 from datasets.fingerprint import Hasher
@@ -37,6 +36,7 @@ _REPORT_COLUMNS = {
     _EARLIER_ANSWERS: Value("int32"),
     _ESCAPED: Value("bool"),
 }
+_PURPOSES = {"train": "train", "eval": "evaluate"}  # key below `data:` -> the verb in notes
 # Rows that other code formatted must not come from the cache of `datasets`.
 CODE = digest_code(Path(__file__).parent)
 
@@ -47,7 +47,7 @@ def inspect_source(recipe: Recipe, source: Source) -> tuple[str, list[str], int]
     return recognise_format(recipe, source, rows.column_names), rows.column_names, len(rows)
 
 
-def format_source(run: Run, source: Source, features: TokenizerFeatures, max_rows: int | None = None) -> Split:
+def format_source(run: Run, source: Source, features: TokenizerFeatures, *, max_rows: int | None = None) -> Split:
     """Read and format the rows of one source.
 
     Args:
@@ -63,18 +63,17 @@ def format_source(run: Run, source: Source, features: TokenizerFeatures, max_row
 
     """
     rows = load.load_source(run.recipe, source, max_rows)
-    if len(rows) == 0:
-        raise DataError(
-            Fault(run.recipe.where(source.key), f"{source.name} has no rows", "Name a source that has rows.")
-        )
-    notes = _note_unread_files(source)
+    total = len(rows)
+    if total == 0:
+        where = run.recipe.where(source.key)
+        raise DataError(Fault(where, f"{source.name} has no rows", "Name a source that has rows."))
     row_numbers = None
-    if max_rows is None and source.max_rows is not None:
-        row_numbers = _sample(run, source, len(rows), notes)
-        rows = rows if row_numbers is None else rows.select(row_numbers)
+    if max_rows is None and source.max_rows is not None and source.max_rows < total:
+        row_numbers = mix.sample_numbers(total, source.max_rows, mix.run_seed(run))
+        rows = rows.select(row_numbers)
     first_row_number = 0 if row_numbers is None else int(row_numbers[0])
     try:
-        source_format, unused = choose_format(
+        source_format, unused_columns = choose_format(
             run.recipe, source, features, rows=rows, first_row_number=first_row_number
         )
         formatted = rows.map(
@@ -90,21 +89,23 @@ def format_source(run: Run, source: Source, features: TokenizerFeatures, max_row
         )
     except UnicodeDecodeError as error:  # the JSON reader of `datasets` lets bytes through that are not UTF-8
         raise load.explain_unreadable(run.recipe, source, error) from None
-    count = (
-        f"{format_rows(len(rows))} to {source.key[1]}" if max_rows is None else f"its first {format_rows(len(rows))}"
-    )
-    unused |= _distinct_names(formatted, _UNUSED)
-    notes.append(f"{source.name}: {count}; {describe_format(source, source_format, sorted(unused))}")
-    if as_text := sorted(_distinct_names(formatted, _AS_TEXT)):
-        reader = "the chat template" if source_format.wording == "chat" else f"wording {source_format.wording}"
-        notes.append(f"{source.name}: {reader} does not render {' and '.join(as_text)}: kept as text")
+    unused = sorted(unused_columns | _distinct_names(formatted, _UNUSED))
+    count = f"{format_rows(len(rows))} to {_PURPOSES[str(source.key[1])]}"
+    if max_rows is not None:
+        count = f"its first {format_rows(total)}"
+    summary = f"{source.name}: {count}; {describe_format(source, source_format, unused)}"
     formatted_source = FormattedSource(
         source=source,
         source_format=source_format,
         row_type=_row_type(formatted, source_format),
         multi_turn=(pc.max(formatted.data[_EARLIER_ANSWERS]).as_py() or 0) > 0,
         has_escaped_tokens=bool(pc.any(formatted.data[_ESCAPED]).as_py()),
-        notes=tuple(notes),
+        notes=(
+            *_note_unread_files(source),
+            *(_note_sample(source, total) if max_rows is None else ()),
+            summary,
+            *_note_as_text(source_format, _distinct_names(formatted, _AS_TEXT)),
+        ),
     )
     return split_source(formatted.remove_columns(list(_REPORT_COLUMNS)), formatted_source, row_numbers)
 
@@ -168,26 +169,31 @@ def fingerprint(rows: Dataset, source_format: SourceFormat) -> str:
     return str(Hasher.hash([get_fingerprint(rows), CODE, source_format, modules]))
 
 
-def _note_unread_files(source: Source) -> list[str]:
-    """Return a note on the files of a folder that `datasets` does not read; empty = it reads all of them."""
-    files = load.unread_files(source)
-    if not files:
-        return []
-    shown = ", ".join(files[:3]) + (f" and {len(files) - 3} more" if len(files) > 3 else "")
-    pattern = f"{source.location.name}/*{Path(files[0]).suffix}"
-    names = "a folder's files go by names as in train.jsonl"
-    return [f"{source.name}: NOT READ: {shown}; {names}; write {pattern} to read all of them"]
+def _note_unread_files(source: Source) -> Iterator[str]:
+    """Yield a note on the files of a folder that `datasets` does not read."""
+    if files := load.unread_files(source):
+        more = f" and {len(files) - 3} more" if len(files) > 3 else ""
+        pattern = f"{source.location.name}/*{Path(files[0]).suffix}"
+        rule = "a folder's files go by names as in train.jsonl"
+        yield f"{source.name}: NOT READ: {', '.join(files[:3])}{more}; {rule}; write {pattern} to read all of them"
 
 
-def _sample(run: Run, source: Source, size: int, notes: list[str]) -> np.ndarray | None:
-    """Return the numbers of `max_rows` rows of a source, sampled with the seed; None = it has no more than that."""
-    assert source.max_rows is not None
-    if source.max_rows < size:
-        notes.append(f"{source.name}: {source.max_rows:,} of its {size:,} rows, sampled with the seed (max_rows)")
-        return mix.sample_numbers(size, source.max_rows, mix.run_seed(run))
-    if source.max_rows > size:
-        notes.append(f"{source.name}: has {format_rows(size)}, fewer than max_rows: {source.max_rows:,}")
-    return None
+def _note_sample(source: Source, total: int) -> Iterator[str]:
+    """Yield a note on what `max_rows` does to a source of so many rows."""
+    if source.max_rows is None or source.max_rows == total:
+        return
+    if source.max_rows < total:
+        yield f"{source.name}: {source.max_rows:,} of its {total:,} rows, sampled with the seed (max_rows)"
+    else:
+        yield f"{source.name}: has {format_rows(total)}, fewer than max_rows: {source.max_rows:,}"
+
+
+def _note_as_text(source_format: SourceFormat, parts: set[str]) -> Iterator[str]:
+    """Yield a note on the parts of chats that became text."""
+    if parts:
+        reader = "the chat template" if source_format.wording == "chat" else f"wording {source_format.wording}"
+        names = " and ".join(sorted(parts))
+        yield f"{source_format.source_name}: {reader} does not render {names}: kept as text"
 
 
 def _row_type(formatted: Dataset, source_format: SourceFormat) -> str:

@@ -7,7 +7,7 @@ trained; every fault names file and row. Deliberately not here: tokens (`trl_sft
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -66,7 +66,9 @@ def load(run: Run, features: TokenizerFeatures, head: int | None = None) -> RunR
 
     """
     streaming = any(source.load_kwargs.get("streaming") for source in run.sources["train"])
-    train_splits, eval_splits = _format_sources(run, features, STREAM_HEAD if streaming else head, head is None)
+    train_splits, eval_splits = _format_sources(
+        run, features, train_head=STREAM_HEAD if streaming else head, with_evaluation=head is None
+    )
     sources = [source for split in (*train_splits, *eval_splits) for source in split.sources]
     row_type = _common_row_type(run, sources)
     notes = [note for source in sources for note in source.notes]
@@ -79,13 +81,15 @@ def load(run: Run, features: TokenizerFeatures, head: int | None = None) -> RunR
             train, evaluation["eval"] = _hold_out(run, train, fraction)
             held_out, remaining = len(evaluation["eval"].order), len(train.order)
             notes.append(f"{held_out:,} of them held out (eval_fraction {fraction}), {remaining:,} left to train")
-        train = _remove_leaked(run, train, evaluation, notes)
+        if run.data.get("drop_leaked") is not False:
+            train = _remove_leaked(train, evaluation)
+            notes += _note_leaked(train)
         train = _mix(run, train)
     return RunRows(train, evaluation, row_type, loss_on, tuple(notes), streaming and head is None)
 
 
 def _format_sources(
-    run: Run, features: TokenizerFeatures, train_head: int | None, with_evaluation: bool
+    run: Run, features: TokenizerFeatures, *, train_head: int | None, with_evaluation: bool
 ) -> tuple[list[Split], list[Split]]:
     """Return the rows of each source, to train and to evaluate. Raises UserError with the faults of all sources."""
     train: list[Split] = []
@@ -96,7 +100,7 @@ def _format_sources(
         sources += [(source, None, evaluation) for source in run.sources["eval"]]
     for source, head, splits in sources:
         try:
-            splits.append(format_source(run, source, features, head))
+            splits.append(format_source(run, source, features, max_rows=head))
         except UserError as error:
             errors.append(error)
     if errors:
@@ -141,20 +145,23 @@ def _hold_out(run: Run, train: Split, fraction: float) -> tuple[Split, Split]:
     return train._replace(order=remaining), train._replace(order=held_out)
 
 
-def _remove_leaked(run: Run, train: Split, evaluation: dict[str, Split], notes: list[str]) -> Split:
+def _remove_leaked(train: Split, evaluation: dict[str, Split]) -> Split:
     """Remove the training rows that also occur in the evaluation set, ignoring case, spacing and punctuation."""
-    if not evaluation or run.data.get("drop_leaked") is False:
+    if not evaluation:
         return train
     evaluation_keys = np.concatenate([mix.dataset_keys(split.rows)[split.order] for split in evaluation.values()])
     train_keys = mix.dataset_keys(train.rows)[train.order]
     leaked = train.order[np.isin(train_keys, evaluation_keys)]
-    if not len(leaked):
-        return train
-    verb = "is" if len(leaked) == 1 else "are"
-    first = train.row_name(int(leaked[0]))
-    notes.append(f"{format_rows(len(leaked))} to train {verb} {LEAKED} and {verb} removed; the first is {first}")
     remaining = np.setdiff1d(train.order, leaked, assume_unique=True)
-    return train._replace(order=remaining, removed_rows={LEAKED: leaked})
+    return train._replace(order=remaining, removed_rows={LEAKED: leaked} if len(leaked) else {})
+
+
+def _note_leaked(train: Split) -> Iterator[str]:
+    """Yield a note on the rows that were removed from training."""
+    for reason, numbers in train.removed_rows.items():
+        verb = "is" if len(numbers) == 1 else "are"
+        first = train.row_name(int(numbers[0]))
+        yield f"{format_rows(len(numbers))} to train {verb} {reason} and {verb} removed; the first is {first}"
 
 
 def _mix(run: Run, train: Split) -> Split:

@@ -19,7 +19,7 @@ from trl_sft.recipe.paths import FunctionLocation
 from trl_sft.recipe.yaml_reader import Recipe
 from trl_sft.suggestions import LOOSE, nearest_name
 
-_NO_WORDING = "as it is"  # what the wording of rows of text is called
+_NO_WORDING = "as it is"  # the wording of rows of text, in notes
 
 
 class SourceFormat(NamedTuple):
@@ -55,20 +55,20 @@ def choose_format(
     """
     first_row = dict(rows[0])
     if source.function:
-        first_row = _call_for_first_row(recipe, source, first_row, first_row_number)
+        first_row = _call_for_first_row(recipe, source, first_row, number=first_row_number)
         title = f"the result of {source.format} for row {first_row_number + 1}"
-        format_name = recognise_format(recipe, source, list(first_row), title)
+        format_name = recognise_format(recipe, source, list(first_row), title=title)
     elif source.format or isinstance(source.wording, dict):
         format_name = source.format
     else:
         format_name = recognise_format(recipe, source, rows.column_names)
-    columns_read = _columns_read(recipe, source, rows.column_names, format_name)
+    columns_read = _columns_read(recipe, source, rows.column_names, format_name=format_name)
     wording = _choose_wording(recipe, source, features, format_name=format_name, first_row=first_row)
     source_format = SourceFormat(source.name, format_name, wording, features, source.task, source.function)
     return source_format, set(rows.column_names) - columns_read
 
 
-def recognise_format(recipe: Recipe, source: Source, columns: Sequence[str], title: str = "") -> str:
+def recognise_format(recipe: Recipe, source: Source, columns: Sequence[str], *, title: str = "") -> str:
     """Return the one format that columns fit.
 
     Args:
@@ -90,7 +90,7 @@ def recognise_format(recipe: Recipe, source: Source, columns: Sequence[str], tit
         raise DataError(Fault(recipe.where(source.key), problem, f"Set `format` to {' or '.join(fitting)}."))
     known = "; ".join(f"{name} ({', '.join(entry.columns)})" for name, entry in formats.FORMATS.items())
     fix = (
-        f"Rename columns with `rename: {{yours: ours}}` so that they fit a format: {known}. "
+        f"Rename columns with `rename: {{your_column: its_column}}` so that they fit a format: {known}. "
         "Or write a wording of your own: `wording: {prompt: '...{column}...', completion: '{column}'}`."
     )
     raise DataError(Fault(recipe.where(source.key), f"{problem}, which fit no format", fix))
@@ -118,7 +118,7 @@ def describe_format(source: Source, source_format: SourceFormat, unused: Sequenc
     return text
 
 
-def _call_for_first_row(recipe: Recipe, source: Source, row: dict[str, Any], number: int) -> dict[str, Any]:
+def _call_for_first_row(recipe: Recipe, source: Source, row: dict[str, Any], *, number: int) -> dict[str, Any]:
     """Return the columns that the user's function makes of the first row. Raises RecipeError, DataError."""
     assert source.function is not None
     try:
@@ -133,7 +133,7 @@ def _call_for_first_row(recipe: Recipe, source: Source, row: dict[str, Any], num
         raise DataError(Fault(f"{source.name} row {number + 1}", error.problem, error.fix)) from None
 
 
-def _columns_read(recipe: Recipe, source: Source, columns: Sequence[str], format_name: str) -> set[str]:
+def _columns_read(recipe: Recipe, source: Source, columns: Sequence[str], *, format_name: str) -> set[str]:
     """Return the columns that formatting reads. Raises DataError where one is missing, RecipeError."""
     where = recipe.where(source.key)
     for column in columns:
@@ -154,7 +154,7 @@ def _columns_read(recipe: Recipe, source: Source, columns: Sequence[str], format
         if isinstance(source.wording, dict):
             fix = f"Did you mean `{nearest}`?" if nearest else "Name a column that the source has."
         else:
-            fix = f"Set `rename: {{{nearest or 'yours'}: {column}}}`, or give the column that name in the file."
+            fix = f"Set `rename: {{{nearest or 'your_column'}: {column}}}`, or give the column that name in the file."
         problem = f"{source.name} has no column {column}; its columns are {', '.join(columns)}"
         faults.append(Fault(where, problem, fix))
     if faults:
