@@ -1,18 +1,19 @@
 """One source of rows, from its files to one of TRL's dataset types: read, sampled, formatted, described.
 
-Inputs: a `Source` of the recipe and what the tokenizer can do. Outputs: a `Split` of its rows; every fault names file
-and row. Rows are formatted in batches by `datasets.map`, which caches them. Deliberately not here: what happens to
-several sources together (`rows`).
+Inputs: a `Source` of the recipe and what the tokenizer can do. Outputs: a `Split`, the one container of formatted rows,
+which tokenization takes as it is; every fault names file and row. Rows are formatted in batches by `datasets.map`,
+which caches them. Deliberately not here: what happens to several sources together (`rows`).
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
+import numpy as np
 import pyarrow.compute as pc
-from datasets import Dataset, Features, Json, List, Value
+from datasets import Dataset, Features, Json, List, Value, concatenate_datasets
 from datasets.fingerprint import Hasher
 
 from trl_sft.console import format_rows
@@ -20,7 +21,6 @@ from trl_sft.data import formats, load, messages, mix, user_function
 from trl_sft.data.code_digest import digest_code, get_fingerprint
 from trl_sft.data.formats import CHAT, PAIRS, TEXT, TokenizerFeatures
 from trl_sft.data.source_format import SourceFormat, choose_format, describe_format, recognise_format
-from trl_sft.data.split import FormattedSource, Split, split_source
 from trl_sft.errors import DataError, Fault
 from trl_sft.recipe.checked import Run, Source
 from trl_sft.recipe.yaml_reader import Recipe
@@ -36,9 +36,67 @@ _REPORT_COLUMNS = {
     _EARLIER_ANSWERS: Value("int32"),
     _ESCAPED: Value("bool"),
 }
+# Messages are stored as JSON: a struct of Arrow has the keys of all rows, null where a row lacks one, and a chat
+# template would render the nulls.
+_CHAT_COLUMNS = Features(
+    {
+        "prompt": List(Json()),
+        "completion": List(Json()),
+        "tools": Value("string"),
+        formats.TASK: Value("string"),
+        messages.UNTRAINED: List(Value("int32")),
+    }
+    | _REPORT_COLUMNS
+)
 _PURPOSES = {"train": "train", "eval": "evaluate"}  # key below `data:` -> the verb in notes
 # Rows that other code formatted must not come from the cache of `datasets`.
 CODE = digest_code(Path(__file__).parent)
+
+
+class FormattedSource(NamedTuple):
+    """What is known of one source, its rows aside."""
+
+    source: Source
+    source_format: SourceFormat
+    row_type: str  # TRL's dataset type: CHAT, PAIRS or TEXT
+    multi_turn: bool  # whether some prompt holds an earlier answer
+    has_escaped_tokens: bool  # whether some text holds a special token that is plain text
+    notes: tuple[str, ...] = ()  # lines for the screen
+
+    @property
+    def name(self) -> str:
+        """The name of the source in messages."""
+        return self.source.name
+
+    @property
+    def weight(self) -> float | None:
+        """The share of an epoch that the recipe asks for, before scaling; None = all rows."""
+        return self.source.weight
+
+
+class Split(NamedTuple):
+    """Rows to train, or to evaluate under one name: formatted, one source after another.
+
+    Attributes:
+        rows: the formatted rows of all sources.
+        sources: what is known of each source.
+        source_indices: (rows,) which of the sources a row is from.
+        row_numbers: (rows,) the number of a row in its source, from 0.
+        order: which rows, in the order of training; a row may occur several times.
+        removed_rows: reason -> numbers of the rows that are removed for it.
+
+    """
+
+    rows: Dataset
+    sources: tuple[FormattedSource, ...]
+    source_indices: np.ndarray
+    row_numbers: np.ndarray
+    order: np.ndarray
+    removed_rows: dict[str, np.ndarray]
+
+    def row_name(self, number: int) -> str:
+        """Return the name of a row in messages: its source, and its number there from 1."""
+        return f"{self.sources[self.source_indices[number]].name} row {self.row_numbers[number] + 1}"
 
 
 def inspect_source(recipe: Recipe, source: Source) -> tuple[str, list[str], int]:
@@ -76,38 +134,39 @@ def format_source(run: Run, source: Source, features: TokenizerFeatures, *, max_
         source_format, unused_columns = choose_format(
             run.recipe, source, features, rows=rows, first_row_number=first_row_number
         )
-        formatted = rows.map(
-            format_batch,
-            batched=True,
-            with_indices=True,
-            remove_columns=rows.column_names,
-            features=_chat_features() if source_format.wording == "chat" else None,
-            fn_kwargs={"source_format": source_format, "column_types": rows.features, "row_numbers": row_numbers},
-            num_proc=run.train.get("dataset_num_proc"),
-            new_fingerprint=fingerprint(rows, source_format),
-            desc=f"Formatting {source.name}",
-        )
+        formatted = _map_rows(rows, source_format, row_numbers, num_proc=run.train.get("dataset_num_proc"))
     except UnicodeDecodeError as error:  # the JSON reader of `datasets` lets bytes through that are not UTF-8
         raise load.explain_unreadable(run.recipe, source, error) from None
-    unused = sorted(unused_columns | _distinct_names(formatted, _UNUSED))
-    count = f"{format_rows(len(rows))} to {_PURPOSES[str(source.key[1])]}"
-    if max_rows is not None:
-        count = f"its first {format_rows(total)}"
-    summary = f"{source.name}: {count}; {describe_format(source, source_format, unused)}"
     formatted_source = FormattedSource(
         source=source,
         source_format=source_format,
         row_type=_row_type(formatted, source_format),
         multi_turn=(pc.max(formatted.data[_EARLIER_ANSWERS]).as_py() or 0) > 0,
         has_escaped_tokens=bool(pc.any(formatted.data[_ESCAPED]).as_py()),
-        notes=(
-            *_note_unread_files(source),
-            *(_note_sample(source, total) if max_rows is None else ()),
-            summary,
-            *_note_as_text(source_format, _distinct_names(formatted, _AS_TEXT)),
-        ),
+        notes=tuple(_write_notes(source, source_format, formatted, unused=unused_columns, total=total, head=max_rows)),
     )
-    return split_source(formatted.remove_columns(list(_REPORT_COLUMNS)), formatted_source, row_numbers)
+    every = np.arange(len(rows), dtype=np.int64)
+    return Split(
+        rows=formatted.remove_columns(list(_REPORT_COLUMNS)),
+        sources=(formatted_source,),
+        source_indices=np.zeros_like(every),
+        row_numbers=every if row_numbers is None else row_numbers,
+        order=every,
+        removed_rows={},
+    )
+
+
+def join_splits(splits: Sequence[Split]) -> Split:
+    """Return one split of all rows, source after source."""
+    rows = concatenate_datasets([split.rows for split in splits])
+    return Split(
+        rows=rows,
+        sources=tuple(source for split in splits for source in split.sources),
+        source_indices=np.repeat(np.arange(len(splits)), [len(split.rows) for split in splits]),
+        row_numbers=np.concatenate([split.row_numbers for split in splits]),
+        order=np.arange(len(rows), dtype=np.int64),
+        removed_rows={},
+    )
 
 
 def format_batch(
@@ -169,31 +228,84 @@ def fingerprint(rows: Dataset, source_format: SourceFormat) -> str:
     return str(Hasher.hash([get_fingerprint(rows), CODE, source_format, modules]))
 
 
-def _note_unread_files(source: Source) -> Iterator[str]:
-    """Yield a note on the files of a folder that `datasets` does not read."""
+def _map_rows(
+    rows: Dataset, source_format: SourceFormat, row_numbers: np.ndarray | None, *, num_proc: int | None
+) -> Dataset:
+    """Return the rows formatted, with the columns for the report; read from the cache of `datasets` where it has them.
+
+    Args:
+        rows: the rows of a source, as they were read.
+        source_format: how they are formatted.
+        row_numbers: (rows,) their numbers in the source; None = they are all of it.
+        num_proc: the number of processes that format them; None = this one.
+
+    """
+    return rows.map(
+        format_batch,
+        batched=True,
+        with_indices=True,
+        remove_columns=rows.column_names,
+        features=_CHAT_COLUMNS if source_format.wording == "chat" else None,
+        fn_kwargs={"source_format": source_format, "column_types": rows.features, "row_numbers": row_numbers},
+        num_proc=num_proc,
+        new_fingerprint=fingerprint(rows, source_format),
+        desc=f"Formatting {source_format.source_name}",
+    )
+
+
+def _write_notes(
+    source: Source,
+    source_format: SourceFormat,
+    formatted: Dataset,
+    *,
+    unused: set[str],
+    total: int,
+    head: int | None,
+) -> Iterator[str]:
+    """Yield what the screen says of a source.
+
+    Args:
+        source: the entry of `data.train` or `data.eval`.
+        source_format: how its rows are formatted.
+        formatted: its rows with the columns for the report.
+        unused: the columns that formatting does not read.
+        total: the number of rows that were read.
+        head: the number of rows to read from the beginning; None = all.
+
+    """
     if files := load.unread_files(source):
-        more = f" and {len(files) - 3} more" if len(files) > 3 else ""
-        pattern = f"{source.location.name}/*{Path(files[0]).suffix}"
-        rule = "a folder's files go by names as in train.jsonl"
-        yield f"{source.name}: NOT READ: {', '.join(files[:3])}{more}; {rule}; write {pattern} to read all of them"
+        yield _note_unread_files(source, files)
+    if head is None and source.max_rows not in (None, total):
+        yield _note_sample(source, total)
+    count = f"{format_rows(len(formatted))} to {_PURPOSES[str(source.key[1])]}"
+    if head is not None:
+        count = f"its first {format_rows(total)}"
+    unused = unused | _distinct_names(formatted, _UNUSED)
+    yield f"{source.name}: {count}; {describe_format(source, source_format, sorted(unused))}"
+    if as_text := sorted(_distinct_names(formatted, _AS_TEXT)):
+        yield _note_as_text(source_format, as_text)
 
 
-def _note_sample(source: Source, total: int) -> Iterator[str]:
-    """Yield a note on what `max_rows` does to a source of so many rows."""
-    if source.max_rows is None or source.max_rows == total:
-        return
+def _note_unread_files(source: Source, files: Sequence[str]) -> str:
+    """Return a note on the files of a folder that `datasets` does not read."""
+    more = f" and {len(files) - 3} more" if len(files) > 3 else ""
+    pattern = f"{source.location.name}/*{Path(files[0]).suffix}"
+    rule = "a folder's files go by names as in train.jsonl"
+    return f"{source.name}: NOT READ: {', '.join(files[:3])}{more}; {rule}; write {pattern} to read all of them"
+
+
+def _note_sample(source: Source, total: int) -> str:
+    """Return a note on what `max_rows` does to a source of so many rows."""
+    assert source.max_rows is not None
     if source.max_rows < total:
-        yield f"{source.name}: {source.max_rows:,} of its {total:,} rows, sampled with the seed (max_rows)"
-    else:
-        yield f"{source.name}: has {format_rows(total)}, fewer than max_rows: {source.max_rows:,}"
+        return f"{source.name}: {source.max_rows:,} of its {total:,} rows, sampled with the seed (max_rows)"
+    return f"{source.name}: has {format_rows(total)}, fewer than max_rows: {source.max_rows:,}"
 
 
-def _note_as_text(source_format: SourceFormat, parts: set[str]) -> Iterator[str]:
-    """Yield a note on the parts of chats that became text."""
-    if parts:
-        reader = "the chat template" if source_format.wording == "chat" else f"wording {source_format.wording}"
-        names = " and ".join(sorted(parts))
-        yield f"{source_format.source_name}: {reader} does not render {names}: kept as text"
+def _note_as_text(source_format: SourceFormat, parts: Sequence[str]) -> str:
+    """Return a note on the parts of chats that became text."""
+    reader = "the chat template" if source_format.wording == "chat" else f"wording {source_format.wording}"
+    return f"{source_format.source_name}: {reader} does not render {' and '.join(parts)}: kept as text"
 
 
 def _row_type(formatted: Dataset, source_format: SourceFormat) -> str:
@@ -201,24 +313,6 @@ def _row_type(formatted: Dataset, source_format: SourceFormat) -> str:
     if source_format.wording == "chat":
         return CHAT
     return TEXT if "text" in formatted.column_names else PAIRS
-
-
-def _chat_features() -> Features:
-    """Return the column types of rows that are chats.
-
-    Messages are stored as JSON: a struct of Arrow has the keys of all rows, null where a row lacks one, and a chat
-    template would render the nulls.
-    """
-    return Features(
-        {
-            "prompt": List(Json()),
-            "completion": List(Json()),
-            "tools": Value("string"),
-            formats.TASK: Value("string"),
-            messages.UNTRAINED: List(Value("int32")),
-        }
-        | _REPORT_COLUMNS
-    )
 
 
 def _format_one(row: dict[str, Any], source_format: SourceFormat) -> dict[str, Any]:

@@ -16,10 +16,8 @@ from datasets import Dataset, concatenate_datasets
 
 from trl_sft.console import format_rows
 from trl_sft.data import mix
-from trl_sft.data.formats import TokenizerFeatures
-from trl_sft.data.loss_on import choose_loss_on
-from trl_sft.data.pipeline import format_source
-from trl_sft.data.split import FormattedSource, Split, join_splits
+from trl_sft.data.formats import PAIRS, TEXT, TokenizerFeatures
+from trl_sft.data.pipeline import FormattedSource, Split, format_source, join_splits
 from trl_sft.errors import DataError, Fault, RecipeError, UserError
 from trl_sft.recipe.checked import Run
 
@@ -73,7 +71,7 @@ def load(run: Run, features: TokenizerFeatures, head: int | None = None) -> RunR
     row_type = _common_row_type(run, sources)
     notes = [note for source in sources for note in source.notes]
     train = join_splits(train_splits)
-    loss_on = choose_loss_on(run, row_type, train.sources, streaming=streaming)
+    loss_on = _choose_loss_on(run, row_type, train.sources, streaming=streaming)
     names = _evaluation_names([split.sources[0] for split in eval_splits])
     evaluation = dict(zip(names, eval_splits, strict=True))
     if head is None and not streaming:
@@ -121,6 +119,51 @@ def _common_row_type(run: Run, sources: Sequence[FormattedSource]) -> str:
     return row_types.pop()
 
 
+def _choose_loss_on(run: Run, row_type: str, sources: Sequence[FormattedSource], *, streaming: bool) -> str:
+    """Return which tokens carry loss: as the recipe says, else the response.
+
+    Rows of format prompt_completion say themselves what the completion is, so earlier answers are part of the
+    prompt. In a chat of several turns every answer is a response; so it is in a stream, whose later rows may have
+    several turns.
+
+    Args:
+        run: the checked recipe.
+        row_type: CHAT, PAIRS or TEXT.
+        sources: the sources to train.
+        streaming: whether they are read while training goes on.
+
+    Returns:
+        completion, assistant, last_turn or all.
+
+    Raises:
+        RecipeError: `data.loss_on` does not fit the rows, or the rows leave it open.
+
+    """
+    choice = run.data.get("loss_on")
+    where = run.recipe.where(("data", "loss_on"))
+    if row_type == TEXT:
+        if choice not in (None, "all"):
+            problem = f"loss_on: {choice}, but rows of text have no response"
+            raise RecipeError(Fault(where, problem, "Set `loss_on: all`, or remove it."))
+        return "all"
+    if row_type == PAIRS and choice in ("assistant", "last_turn"):
+        fix = (
+            "Set `loss_on` to completion or all. Or set `wording: chat`, with `tokenizer.chat_template` where the "
+            "model has none."
+        )
+        raise RecipeError(Fault(where, f"loss_on: {choice}, but the rows become plain text", fix))
+    multi_turn = streaming or any(source.multi_turn for source in sources)
+    if row_type == PAIRS or not multi_turn or choice == "all":
+        return str(choice or "completion")
+    has_completion = {source.source_format.format == "prompt_completion" for source in sources}
+    if choice is None and len(has_completion) > 1:
+        problem = "some sources say what their completion is, others are chats of several turns"
+        raise RecipeError(Fault(where, problem, "Set `loss_on` to assistant, last_turn or all."))
+    if choice == "completion":
+        return "completion" if has_completion == {True} else "last_turn"
+    return str(choice or ("completion" if has_completion == {True} else "assistant"))
+
+
 def _evaluation_names(sources: Sequence[FormattedSource]) -> list[str]:
     """Return the names under which sources are evaluated: their tasks or files; `eval` for a single source."""
     if len(sources) == 1:
@@ -137,7 +180,7 @@ def _hold_out(run: Run, train: Split, fraction: float) -> tuple[Split, Split]:
     total = len(train.order)
     number = round(total * fraction)
     if number in (0, total):
-        problem = f"{fraction} of {total} rows leaves one split empty"
+        problem = f"{fraction} of {total} rows leaves no row to train or none to evaluate"
         where = run.recipe.where(("data", "eval_fraction"))
         raise RecipeError(Fault(where, problem, "Choose a fraction that leaves rows to train and to evaluate."))
     held_out = mix.sample_numbers(total, number, mix.run_seed(run))

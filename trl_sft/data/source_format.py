@@ -85,15 +85,21 @@ def recognise_format(recipe: Recipe, source: Source, columns: Sequence[str], *, 
     if len(fitting) == 1:
         return fitting[0]
     problem = f"{title or source.name} has the columns {', '.join(columns)}"
+    raise DataError(_explain_unknown_format(recipe, source, fitting, problem=problem))
+
+
+def _explain_unknown_format(recipe: Recipe, source: Source, fitting: Sequence[str], *, problem: str) -> Fault:
+    """Return the fault of columns that fit no format, or several."""
+    where = recipe.where(source.key)
     if fitting:
         problem = f"{problem}, which fit several formats: {' and '.join(fitting)}"
-        raise DataError(Fault(recipe.where(source.key), problem, f"Set `format` to {' or '.join(fitting)}."))
+        return Fault(where, problem, f"Set `format` to {' or '.join(fitting)}.")
     known = "; ".join(f"{name} ({', '.join(entry.columns)})" for name, entry in formats.FORMATS.items())
     fix = (
         f"Rename columns with `rename: {{your_column: its_column}}` so that they fit a format: {known}. "
         "Or write a wording of your own: `wording: {prompt: '...{column}...', completion: '{column}'}`."
     )
-    raise DataError(Fault(recipe.where(source.key), f"{problem}, which fit no format", fix))
+    return Fault(where, f"{problem}, which fit no format", fix)
 
 
 def describe_format(source: Source, source_format: SourceFormat, unused: Sequence[str]) -> str:
@@ -135,11 +141,10 @@ def _call_for_first_row(recipe: Recipe, source: Source, row: dict[str, Any], *, 
 
 def _columns_read(recipe: Recipe, source: Source, columns: Sequence[str], *, format_name: str) -> set[str]:
     """Return the columns that formatting reads. Raises DataError where one is missing, RecipeError."""
-    where = recipe.where(source.key)
     for column in columns:
         if column in messages.MEDIA:
             problem = f"{source.name} has a column {column}, but this version trains on text alone"
-            raise DataError(Fault(where, problem, "Remove the column, or train with TRL itself."))
+            raise DataError(Fault(recipe.where(source.key), problem, "Remove the column, or train with TRL itself."))
     if source.function:
         return set(columns)
     if isinstance(source.wording, dict):
@@ -148,18 +153,20 @@ def _columns_read(recipe: Recipe, source: Source, columns: Sequence[str], *, for
         row_format = formats.FORMATS[format_name]
         required = set(row_format.columns) - ({formats.TASK} if source.task else set())
         optional = set(row_format.optional_columns)
-    faults = []
-    for column in sorted(required - set(columns)):
-        nearest = nearest_name(column, columns, cutoff=LOOSE)
-        if isinstance(source.wording, dict):
-            fix = f"Did you mean `{nearest}`?" if nearest else "Name a column that the source has."
-        else:
-            fix = f"Set `rename: {{{nearest or 'your_column'}: {column}}}`, or give the column that name in the file."
-        problem = f"{source.name} has no column {column}; its columns are {', '.join(columns)}"
-        faults.append(Fault(where, problem, fix))
-    if faults:
-        raise DataError(faults)
+    if missing := sorted(required - set(columns)):
+        raise DataError([_explain_missing_column(recipe, source, columns, missing=column) for column in missing])
     return required | optional | {formats.TASK}
+
+
+def _explain_missing_column(recipe: Recipe, source: Source, columns: Sequence[str], *, missing: str) -> Fault:
+    """Return the fault of a column that formatting needs and the source does not have."""
+    nearest = nearest_name(missing, columns, cutoff=LOOSE)
+    if isinstance(source.wording, dict):
+        fix = f"Did you mean `{nearest}`?" if nearest else "Name a column that the source has."
+    else:
+        fix = f"Set `rename: {{{nearest or 'your_column'}: {missing}}}`, or give the column that name in the file."
+    problem = f"{source.name} has no column {missing}; its columns are {', '.join(columns)}"
+    return Fault(recipe.where(source.key), problem, fix)
 
 
 def _wording_columns(recipe: Recipe, source: Source, wording: dict[str, str]) -> set[str]:
@@ -200,11 +207,16 @@ def _choose_wording(
         default = "chat"
     wording = source.wording or default
     if wording == "chat" and not features.template_features:
-        model = recipe.values["model"]["name_or_path"]
-        problem = f"{source.name} has chats, but the tokenizer of {model} has no chat template"
-        fix = (
-            f"Set `tokenizer.chat_template: chatml`, set `wording` to {' or '.join(wordings.MULTI_TURN)}, "
-            "or choose an -Instruct model."
-        )
-        raise DataError(Fault(recipe.where(source.key), problem, fix))
+        raise DataError(_explain_missing_template(recipe, source))
     return wording
+
+
+def _explain_missing_template(recipe: Recipe, source: Source) -> Fault:
+    """Return the fault of chats without a chat template to render them."""
+    model = recipe.values["model"]["name_or_path"]
+    problem = f"{source.name} has chats, but the tokenizer of {model} has no chat template"
+    fix = (
+        f"Set `tokenizer.chat_template: chatml`, set `wording` to {' or '.join(wordings.MULTI_TURN)}, "
+        "or choose an -Instruct model."
+    )
+    return Fault(recipe.where(source.key), problem, fix)
