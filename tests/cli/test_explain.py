@@ -13,7 +13,8 @@ from trl import SFTConfig
 
 import trl_sft
 from trl_sft import cli, load_recipe
-from trl_sft.cli.explain import explanation
+from trl_sft.cli.explain.key import explain_key
+from trl_sft.cli.explain.recipe import explain_recipe
 from trl_sft.errors import RecipeError
 from trl_sft.recipe import renamed_keys, sections
 from trl_sft.recipe.upstream import keys, packages
@@ -23,7 +24,7 @@ SECTIONS = (*sections.OWNERS, keys.GENERATION, keys.SOURCE)
 
 
 def said(*words):
-    return "\n".join(explanation.explain_key(*words))
+    return "\n".join(explain_key(*words))
 
 
 def test_key_is_told_with_owner_type_default_and_help():
@@ -44,7 +45,7 @@ def test_help_is_the_live_metadata_for_every_field_of_sft_config():
 def test_every_key_can_be_explained():
     for section in SECTIONS:
         for name in (*keys.get_fields(section), *renamed_keys.renamed_in(section)):
-            lines = explanation.explain_key(f"{section}.{name}")
+            lines = explain_key(f"{section}.{name}")
             assert lines, (section, name)
             assert max(len(line) for line in lines) <= 250, name
 
@@ -85,7 +86,7 @@ def test_section_lists_its_keys():
         ("train.deepspeed", "refused in a recipe: "),
         ("lora.peft_type", "refused in a recipe: "),
         ("run.early_stopping", "not supported by this version"),
-        ("train.bf16", "sets it where the recipe is silent"),
+        ("train.bf16", "sets this key where the recipe does not"),
         ("data.train.0.weight", "share of this source in the rows"),
         ("data.eval.path", "A file, a glob"),
         ("lora.loftq_config.loftq_bits", "default  4"),
@@ -100,20 +101,20 @@ def test_word_is_explained(word, text):
 
 
 @pytest.mark.parametrize(
-    ("word", "near"),
+    ("word", "fix"),
     [
-        ("pakking", "train.packing"),
-        ("train.learning_rat", "train.learning_rate"),
-        ("evaluate.generation.temprature", "evaluate.generation.temperature"),
-        ("trian", "train"),
-        ("xyzzy", "explain SECTION"),
-        ("train.packing.deep", "explain SECTION"),
-        ("..", "explain SECTION"),
+        ("pakking", "Did you mean `train.packing`?"),
+        ("train.learning_rat", "Did you mean `train.learning_rate`?"),
+        ("evaluate.generation.temprature", "Did you mean `evaluate.generation.temperature`?"),
+        ("trian", "Did you mean `train`?"),
+        ("xyzzy", "Run `explain SECTION` to list"),
+        ("train.packing.deep", "Run `explain SECTION` to list"),
+        ("..", "Run `explain SECTION` to list"),
     ],
 )
-def test_unknown_word_gets_the_nearest_and_exit_code_2(word, near, capsys):
+def test_unknown_word_gets_the_nearest_and_exit_code_2(word, fix, capsys):
     assert cli.main(["explain", word]) == 2
-    assert f"-> {near}" in capsys.readouterr().err
+    assert f"-> {fix}" in capsys.readouterr().err
 
 
 def test_no_word_makes_explain_fall_over():
@@ -122,19 +123,19 @@ def test_no_word_makes_explain_fall_over():
     for _ in range(300):
         word = ".".join(rng.choice(parts) for _ in range(rng.randint(1, 4)))
         with contextlib.suppress(RecipeError):
-            assert explanation.explain_key(word)
+            assert explain_key(word)
 
 
 def test_value_of_a_recipe_is_told_with_who_set_it(here):
     more = "  learning_rate: 1e-3\n  lr_scheduler_type: cosine\n  lr_scheduler_kwargs: {num_cycles: 0.7}\n"
     (here / "r.yaml").write_text(RECIPE + more + "run: {max_hours: 2}\n")
     for words, text in (
-        (("learning_rate", ["r.yaml"]), "here     0.001   r.yaml:9"),
-        (("learning_rate", ["r.yaml", "train.learning_rate=3"]), "here     3   (train.learning_rate=3)"),
-        (("train.lr_scheduler_kwargs.num_cycles", ["r.yaml"]), "here     0.7   r.yaml:11"),
-        (("run.max_hours", ["r.yaml"]), "here     2   r.yaml:12"),
-        (("train.output_dir", ["r.yaml"]), f'here     "{here / "out"}"   r.yaml:4'),
-        (("lora.r", ["r.yaml"]), "not in the recipe"),
+        (("learning_rate", ["r.yaml"]), "value    0.001   r.yaml:9"),
+        (("learning_rate", ["r.yaml", "train.learning_rate=3"]), "value    3   (train.learning_rate=3)"),
+        (("train.lr_scheduler_kwargs.num_cycles", ["r.yaml"]), "value    0.7   r.yaml:11"),
+        (("run.max_hours", ["r.yaml"]), "value    2   r.yaml:12"),
+        (("train.output_dir", ["r.yaml"]), f'value    "{here / "out"}"   r.yaml:4'),
+        (("lora.r", ["r.yaml"]), "not set in the recipe"),
         (("data.train.path", ["r.yaml"]), "A file"),
     ):
         assert text in said(*words), words
@@ -142,7 +143,7 @@ def test_value_of_a_recipe_is_told_with_who_set_it(here):
 
 def test_whole_run_marks_what_departs_from_the_owners_defaults(here):
     (here / "r.yaml").write_text(RECIPE + "  max_length: 1024\n  no_cuda: true\n  hub_token: hf_secret\n")
-    lines = explanation.explain_recipe(load_recipe("r.yaml", ["train.seed=7", "lora={r: 4}"]))
+    lines = explain_recipe(load_recipe("r.yaml", ["train.seed=7", "lora={r: 4}"]))
     text = "\n".join(lines)
     assert "* max_steps: 2  # r.yaml:5" in lines
     assert "* seed: 7  # (train.seed=7)" in lines
@@ -156,7 +157,7 @@ def test_whole_run_marks_what_departs_from_the_owners_defaults(here):
     assert "  resume: unset  # auto (unset) continues" in text
     own = {name for section in ("data", "evaluate", "run") for name in sections.OWN_KEYS[section]} - {"train", "eval"}
     assert [name for name in own if not re.search(rf"^[ *?] {name}:", text, re.MULTILINE)] == []
-    off = explanation.explain_recipe(load_recipe("r.yaml", ["evaluate=false"]))
+    off = explain_recipe(load_recipe("r.yaml", ["evaluate=false"]))
     assert "run:  # trl_sft" in off
     assert not any(line.startswith("evaluate:") for line in off)
     fields = [name for name in keys.get_fields("train") if name not in sections.REFUSED["train"]]
@@ -168,7 +169,7 @@ def test_whole_run_of_a_faulty_recipe_is_told_like_any(here, capsys):
     assert cli.main(["explain", "r.yaml"]) == 2
     assert "-> Did you mean `packing`?" in capsys.readouterr().err
     with pytest.raises(RecipeError, match="no such file"):
-        explanation.explain_key("train.packing", ["gone.yaml"])
+        explain_key("train.packing", ["gone.yaml"])
 
 
 def test_what_a_run_may_set_itself_is_what_the_code_sets():

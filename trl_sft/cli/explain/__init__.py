@@ -1,7 +1,7 @@
 """`explain`: explains one key, or shows every value of a run and who set it.
 
 Inputs: a key or a recipe, and overrides. Outputs: lines of text, and the exit code. Not here: the text
-(`explanation`).
+(`key`, `recipe`).
 """
 
 from __future__ import annotations
@@ -26,11 +26,11 @@ def main(argv: Sequence[str]) -> int:
     )
     options = parser.parse_intermixed_args(argv)
     from trl_sft import load_recipe
-    from trl_sft.cli.explain import explanation
+    from trl_sft.cli.explain import key, recipe
 
-    if explanation.is_recipe(options.subject):
-        lines = explanation.explain_recipe(load_recipe(options.subject, options.recipe))
+    if key.is_recipe(options.subject):
+        lines = recipe.explain_recipe(load_recipe(options.subject, options.recipe))
     else:
-        lines = explanation.explain_key(options.subject, options.recipe)
+        lines = key.explain_key(options.subject, options.recipe)
     console.say("\n".join(lines))
     return errors.EXIT_DONE
