@@ -4,6 +4,7 @@ A test that fails here after an upgrade names a function: read its docstring, ad
 """
 
 import ast
+import importlib
 import inspect
 from pathlib import Path
 
@@ -20,7 +21,7 @@ from trl.trainer import utils
 
 import trl_sft
 from trl_sft.data import code_digest
-from trl_sft.model import cpu_loss, patches
+from trl_sft.model import cpu_loss, packed_attention, patches
 from trl_sft.recipe import paths
 
 PACKAGE = Path(trl_sft.__file__).parent
@@ -149,8 +150,6 @@ def test_run_says_that_the_faster_loss_does_not_fit(go, monkeypatch):
 
 @needs_fused_head
 def test_head_with_triton_is_imitated_and_is_back_afterwards():
-    import importlib
-
     kernels = importlib.import_module(utils._ChunkedLogProbFunction.__module__)
     names = ("_forward_tile", "_backward_tile", "_addmm_fp32")
     before = utils._use_triton, [getattr(kernels, name) for name in names]
@@ -208,6 +207,54 @@ def test_compiled_model_is_unwrapped():
     module = torch.nn.Linear(1, 1)
     assert patches.unwrap_compiled(torch.compile(module, backend="eager")) is module
     assert patches.unwrap_compiled(module) is module
+
+
+PARAMETERS = {  # functions that upstream does not document, with the parameters that we rely on
+    "transformers.masking_utils.sdpa_mask": ("attention_mask", "allow_is_causal_skip", "use_vmap", "device"),
+    "transformers.integrations.sdpa_attention.sdpa_attention_forward": (
+        *("module", "query", "key", "value", "attention_mask"),
+        *("dropout", "scaling"),
+    ),
+    "transformers.PreTrainedModel.get_correct_attn_implementation": ("self", "requested_attention"),
+    "transformers.quantizers.quantizers_utils.should_convert_module": ("full_name", "patterns"),
+    "transformers.trainer_pt_utils.get_length_grouped_indices": ("lengths", "batch_size"),
+    "transformers.utils.chat_template_utils.render_jinja_template": ("conversations", "tools", "chat_template"),
+    "peft.utils.other.get_pattern_key": ("pattern_keys", "key_to_match"),
+    "trl.trainer.utils.create_model_from_path": ("model_id",),
+    "trl.chat_template_utils.has_generation_markers": ("chat_template",),
+}
+
+
+@pytest.mark.parametrize("path", PARAMETERS)
+def test_undocumented_function_takes_what_we_hand_to_it(path):
+    module, _, name = path.rpartition(".")
+    owner = PreTrainedModel if module.endswith("PreTrainedModel") else importlib.import_module(module)
+    assert set(PARAMETERS[path]) <= set(inspect.signature(getattr(owner, name)).parameters)
+
+
+def test_attention_gets_the_borders_of_documents_and_the_mask_says_that_rows_are_packed(monkeypatch):
+    """Without one of these names packed rows would attend over the whole batch: right, and several times as slow."""
+    seen = {}
+
+    def make_mask(*args, **kwargs):
+        seen["mask"] = set(kwargs)
+        return real_mask(*args, **kwargs)
+
+    def attend(*args, **kwargs):
+        seen["attention"] = set(kwargs)
+        return real_attention(*args, **kwargs)
+
+    real_mask, real_attention = packed_attention.make_mask, packed_attention.attend
+    monkeypatch.setattr(packed_attention, "make_mask", make_mask)
+    monkeypatch.setattr(packed_attention, "attend", attend)
+    model = tiny()
+    assert packed_attention.install(model)
+    positions = torch.tensor([[0, 1, 2, 0, 1]])
+    borders = torch.tensor([0, 3, 5], dtype=torch.int32)
+    ids = positions + 2
+    model(input_ids=ids, position_ids=positions, cu_seq_lens_q=borders, cu_seq_lens_k=borders, use_cache=False)
+    assert {"attention_mask", "allow_is_causal_skip"} <= seen["mask"]
+    assert {"cu_seq_lens_q", "position_ids", "dropout", "scaling"} <= seen["attention"]
 
 
 # bitsandbytes, peft
