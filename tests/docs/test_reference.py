@@ -243,10 +243,12 @@ def test_every_file_of_a_run_folder_is_documented_with_its_keys(go, here):
         values = json.loads((here / "out" / name).read_text(encoding="utf-8"))
         assert [key for key in values if f"`{key}`" not in part] == [], name
         if name == run_folder.LEDGER:
-            assert [key for key in values["train"] if f"`{key}`" not in part] == []
+            inner = [key for value in values["train"].values() if isinstance(value, dict) for key in value]
+            assert [key for key in (*values["train"], *inner) if f"`{key}`" not in part] == []
         if name == run_folder.RUN:
             rows = re.findall(r"^\| ([^|]*) \|", part, re.MULTILINE)
             assert {span for row in rows for span in re.findall(r"`(\w+)`", row)} == set(values)
+            assert [key for key in values["measured"] if f"`{key}`" not in part] == []
 
 
 def test_the_quickstart_ships_what_the_documents_name():
