@@ -1,4 +1,4 @@
-"""What a user can get wrong: exit code 2, a message that says what to write, nothing on disk changed."""
+"""Mistakes of users: exit code 2, a message with the fix, nothing on disk changed."""
 
 import json
 import os
@@ -130,33 +130,33 @@ RECIPES = {
 }
 
 
-def normal(text, here):
-    """Take out of a message what differs between machines and versions."""
+def normalize(text, here):
+    """Remove from a message what differs between machines and versions."""
     text = re.sub(r"note from .*\n", "", text)  # upstream's own warnings, which differ between its versions
     text = text.replace(str(here), "<here>").replace(str(paths.EMBEDDED), "<embedded>")
     return re.sub(r"one of adamw_torch, .*", "one of adamw_torch, ...", text)
 
 
 @pytest.mark.parametrize("name", RECIPES)
-def test_recipe_fault_is_told_with_what_to_write(name, go, here, matches):
+def test_mistake_in_a_recipe_is_reported_with_its_fix(name, go, here, matches):
     text, *words = RECIPES[name]
     before = sorted(here.iterdir())
     code, _, err = go(text, *words)
     assert code == 2
     assert "Traceback" not in err
-    matches(name, normal(err, here))
+    matches(name, normalize(err, here))
     assert [p for p in sorted(here.iterdir()) if p.name != "recipe.yaml"] == before
 
 
-def turns(*written):
-    """Return a row of messages from `role words`."""
-    pairs = [words.partition(" ")[::2] for words in written]
-    return {"messages": [{"role": role, "content": words} for role, words in pairs]}
+def turns(*texts):
+    """Return a row of messages from texts of the form `role content`."""
+    pairs = [text.partition(" ")[::2] for text in texts]
+    return {"messages": [{"role": role, "content": content} for role, content in pairs]}
 
 
-def said(speaker, words):
+def sharegpt_turn(speaker, text):
     """Return a turn of ShareGPT."""
-    return {"from": speaker, "value": words}
+    return {"from": speaker, "value": text}
 
 
 # name -> (file name, bytes or rows, source keywords)
@@ -186,9 +186,26 @@ ROWS = {
     "rows_calls_of_no_form": (
         "r.jsonl",
         [
-            {"conversations": [said("human", "a"), said("function_call", "weather()"), said("gpt", "b")]},
-            {"conversations": [said("human", "a"), said("function_call", '{"arguments": {}}'), said("gpt", "b")]},
-            {"conversations": [said("human", "a"), said("function_call", '{"name": "f", "arguments": "x"}')]},
+            {
+                "conversations": [
+                    sharegpt_turn("human", "a"),
+                    sharegpt_turn("function_call", "weather()"),
+                    sharegpt_turn("gpt", "b"),
+                ]
+            },
+            {
+                "conversations": [
+                    sharegpt_turn("human", "a"),
+                    sharegpt_turn("function_call", '{"arguments": {}}'),
+                    sharegpt_turn("gpt", "b"),
+                ]
+            },
+            {
+                "conversations": [
+                    sharegpt_turn("human", "a"),
+                    sharegpt_turn("function_call", '{"name": "f", "arguments": "x"}'),
+                ]
+            },
         ],
         "",
     ),
@@ -228,14 +245,14 @@ def test_row_fault_names_file_and_row(name, go, here, matches):
     code, _, err = go(f"{MODEL}data: {{train: {{path: {file}{keywords}}}}}\n")
     assert code == 2
     assert "Traceback" not in err
-    matches(name, normal(err, here))
+    matches(name, normalize(err, here))
     assert not (here / "runs").exists()
 
 
-def test_no_row_left_is_told_before_training(go, here, matches):
+def test_no_row_left_is_reported_before_training(go, here, matches):
     code, _, err = go(RECIPE, "train.max_length=3")
     assert code == 2
-    matches("no_rows_left", normal(err, here))
+    matches("no_rows_left", normalize(err, here))
     assert not (here / "out").exists()
 
 
@@ -243,10 +260,10 @@ def test_sources_of_different_forms_are_refused(go, here, matches):
     jsonl(here / "text.jsonl", [{"text": "once"}])
     code, _, err = go(MODEL + "data: {train: [rows.jsonl, text.jsonl]}\n")
     assert code == 2
-    matches("sources_of_different_forms", normal(err, here))
+    matches("sources_of_different_forms", normalize(err, here))
 
 
-def test_model_folder_without_tokenizer_is_told(go, here, matches):
+def test_model_folder_without_tokenizer_is_reported(go, here, matches):
     (here / "m").mkdir()
     (here / "m" / "config.json").write_text((paths.EMBEDDED / "tiny" / "config.json").read_text())
     code, _, err = go("model: {name_or_path: ./m}\n" + DATA)
@@ -256,7 +273,7 @@ def test_model_folder_without_tokenizer_is_told(go, here, matches):
 
 
 @pytest.mark.parametrize("config", ['{"model_type": "new"}', "{", '{"model_type": "llama"}'])
-def test_config_that_transformers_cannot_use_is_told(config, go, here):
+def test_config_that_transformers_cannot_use_is_reported(config, go, here):
     (here / "m").mkdir()
     (here / "m" / "config.json").write_text(config)
     code, _, err = go("model: {name_or_path: ./m}\n" + DATA)
@@ -265,12 +282,12 @@ def test_config_that_transformers_cannot_use_is_told(config, go, here):
     assert "Traceback" not in err
 
 
-def test_output_folder_that_is_no_run_is_left_alone(go, here, matches):
+def test_output_folder_that_is_not_a_run_is_unchanged(go, here, matches):
     (here / "out").mkdir()
     (here / "out" / "thesis.txt").write_text("years of work")
     code, _, err = go(RECIPE, "run={overwrite: true}")
     assert code == 2
-    matches("output_is_no_run", normal(err, here))
+    matches("output_is_no_run", normalize(err, here))
     assert (here / "out" / "thesis.txt").read_text() == "years of work"
 
 
@@ -278,7 +295,7 @@ def test_output_folder_below_a_file_is_refused(go, here, matches):
     (here / "file").write_text("")
     code, _, err = go(RECIPE, "train.output_dir=file/out")
     assert code == 2
-    matches("output_below_a_file", normal(err, here))
+    matches("output_below_a_file", normalize(err, here))
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
@@ -299,7 +316,7 @@ def test_read_only_filesystem_is_refused(go, monkeypatch):
     assert "cannot be written to: Read-only file system" in err
 
 
-def test_recipe_that_is_not_there_names_those_that_are(here, capsys, matches):
+def test_missing_recipe_names_the_recipes_of_the_folder(here, capsys, matches):
     from trl_sft import cli
 
     (here / "other.yaml").write_text("")
@@ -307,7 +324,7 @@ def test_recipe_that_is_not_there_names_those_that_are(here, capsys, matches):
     matches("recipe_not_there", capsys.readouterr().err)
 
 
-def test_recipe_that_is_no_text_is_told(here, capsys):
+def test_recipe_that_is_not_text_is_reported(here, capsys):
     from trl_sft import cli
 
     (here / "recipe.yaml").write_bytes(b"\xff\xfe\x00")
@@ -323,7 +340,7 @@ def test_several_processes_are_refused(go, monkeypatch):
     assert "started as 2 processes" in err
 
 
-def test_adapter_without_its_base_is_told(go, here):
+def test_adapter_without_its_base_model_is_reported(go, here):
     (here / "a").mkdir()
     (here / "a" / "adapter_config.json").write_text(json.dumps({"base_model_name_or_path": "/gone/base"}))
     code, _, err = go("model: {name_or_path: ./a}\n" + DATA)
@@ -336,4 +353,4 @@ def test_adapter_with_lora_is_refused(go, here, matches):
     (here / "a" / "adapter_config.json").write_text(json.dumps({"base_model_name_or_path": "trl_sft"}))
     code, _, err = go("model: {name_or_path: ./a}\nlora: {r: 4}\n" + DATA)
     assert code == 2
-    matches("adapter_with_lora", normal(err, here))
+    matches("adapter_with_lora", normalize(err, here))

@@ -1,7 +1,7 @@
-"""Recipes broken at random, through the command line: no traceback, no unknown key taken, exit 2, the key named.
+"""Recipes broken at random, on the command line: no traceback, no unknown key accepted, exit 2, the key named.
 
-The operators are the functions of OPERATORS. `make test` draws a few hundred, `make prove` ten thousand; the seed is
-printed and stands in the name of what fails.
+The operators are the functions of OPERATORS. `make test` tries a few hundred recipes, `make prove` ten thousand; the
+seed is printed, and is part of the message of a failure.
 """
 
 import json
@@ -63,115 +63,117 @@ KNOWN |= {*sections.OWNERS, *sections.OWN_KEYS["data.*"], *keys.get_source_field
 KNOWN |= {name for names in renamed_keys.RENAMED_KEYS.values() for name in names} | {"max_new_tokens"}
 
 
-def put(n, line):
+def replace_line(n, line):
+    """Return the recipe with another text for one line; None = without the line."""
     return "\n".join([*LINES[:n], *([line] if line is not None else []), *LINES[n + 1 :]]) + "\n"
 
 
-def drop(draw):
-    """A key that has to be there."""
-    n, key = draw.choice([(1, "name_or_path"), (7, "path")])
-    return put(n, None), key
+def drop(rng):
+    """Remove a required key."""
+    n, key = rng.choice([(1, "name_or_path"), (7, "path")])
+    return replace_line(n, None), key
 
 
-def double(draw):
-    n, _, key, _ = draw.choice(LEAVES)
-    return put(n, f"{LINES[n]}\n{LINES[n]}"), key
+def double(rng):
+    """Write a key twice."""
+    n, _, key, _ = rng.choice(LEAVES)
+    return replace_line(n, f"{LINES[n]}\n{LINES[n]}"), key
 
 
-def swap(draw):
-    """The values of two keys, of a number and of a word."""
-    n, indent, key, _ = draw.choice([leaf for leaf in NUMBERS if leaf[2] not in ("seed", "max_hours")])
-    return put(n, f"{indent}{key}: cosine"), key
+def swap(rng):
+    """Write a word where a number is due."""
+    n, indent, key, _ = rng.choice([leaf for leaf in NUMBERS if leaf[2] not in ("seed", "max_hours")])
+    return replace_line(n, f"{indent}{key}: cosine"), key
 
 
-def letters(draw):
-    """Two letters of a key transposed, one dropped, one doubled, or another in its place."""
+def letters(rng):
+    """Transpose two letters of a key, or remove, double or replace one."""
     while True:
-        n, indent, key, value = draw.choice([leaf for leaf in KEYS if len(leaf[2]) > 1])
-        i = draw.randrange(len(key) - 1)
-        wrong = draw.choice([
+        n, indent, key, value = rng.choice([leaf for leaf in KEYS if len(leaf[2]) > 1])
+        i = rng.randrange(len(key) - 1)
+        wrong = rng.choice([
             key[:i] + key[i + 1] + key[i] + key[i + 2 :],
             key[:i] + key[i + 1 :],
             key[:i] + key[i] + key[i:],
-            key[:i] + draw.choice("abcdefghijklmnopqrstuvwxyz_") + key[i + 1 :],
+            key[:i] + rng.choice("abcdefghijklmnopqrstuvwxyz_") + key[i + 1 :],
         ])  # fmt: skip
         if wrong not in KNOWN and not re.fullmatch(r"\d+|true|false|null|~", wrong):
-            return put(n, f"{indent}{wrong}:{value}"), wrong
+            return replace_line(n, f"{indent}{wrong}:{value}"), wrong
 
 
-def other_section(draw):
-    """A key under a section that does not own it."""
-    _n, _, key, value = draw.choice([leaf for leaf in LEAVES if leaf[1] == "  "])
+def other_section(rng):
+    """Write a key under a section that does not own it."""
+    _n, _, key, value = rng.choice([leaf for leaf in LEAVES if leaf[1] == "  "])
     owners = {s for s in sections.OWNERS if key in keys.get_fields(s)}
-    at = draw.choice([m for m, indent, section, _ in KEYS if not indent and section not in owners | {"data"}])
-    return put(at, f"{LINES[at]}\n  {key}:{value}"), key
+    at = rng.choice([m for m, indent, section, _ in KEYS if not indent and section not in owners | {"data"}])
+    return replace_line(at, f"{LINES[at]}\n  {key}:{value}"), key
 
 
-def wrong_type(draw):
-    n, indent, key, _ = draw.choice([leaf for leaf in LEAVES if leaf[2] not in ("target_modules", "path", "seed")])
-    return put(n, f"{indent}{key}: {draw.choice(['{a: 1}', '[[1], [2]]', '[{a: b}]'])}"), key
+def wrong_type(rng):
+    n, indent, key, _ = rng.choice([leaf for leaf in LEAVES if leaf[2] not in ("target_modules", "path", "seed")])
+    return replace_line(n, f"{indent}{key}: {rng.choice(['{a: 1}', '[[1], [2]]', '[{a: b}]'])}"), key
 
 
-def deeper(draw):
-    n, indent, key, value = draw.choice([leaf for leaf in LEAVES if leaf[2] not in ("path",)])
-    return put(n, f"{indent}{key}:\n{indent}  {key}:{value}"), key
+def deeper(rng):
+    n, indent, key, value = rng.choice([leaf for leaf in LEAVES if leaf[2] not in ("path",)])
+    return replace_line(n, f"{indent}{key}:\n{indent}  {key}:{value}"), key
 
 
-def tab(draw):
-    n, _indent, key, value = draw.choice([leaf for leaf in KEYS if leaf[1]])
-    return put(n, f"\t{key}:{value}"), key
+def tab(rng):
+    n, _indent, key, value = rng.choice([leaf for leaf in KEYS if leaf[1]])
+    return replace_line(n, f"\t{key}:{value}"), key
 
 
-def byte_order_mark(draw):
-    """In the middle of the file; at its beginning it is none of the text."""
-    n, indent, key, value = draw.choice(LEAVES)
-    return put(n, f"{indent}\ufeff{key}:{value}"), key
+def byte_order_mark(rng):
+    """Put a byte order mark into the middle of the file; at its start, it is not part of the text."""
+    n, indent, key, value = rng.choice(LEAVES)
+    return replace_line(n, f"{indent}\ufeff{key}:{value}"), key
 
 
-def anchor(draw):
-    """An alias of nothing, or an anchor that contains itself."""
-    n, indent, key, _ = draw.choice([leaf for leaf in LEAVES if leaf[2] != "path"])
-    return put(n, f"{indent}{key}: {draw.choice(['*nothing', '&a [*a]', '&a {b: *a}'])}"), key
+def anchor(rng):
+    """Write an alias of nothing, or an anchor that contains itself."""
+    n, indent, key, _ = rng.choice([leaf for leaf in LEAVES if leaf[2] != "path"])
+    return replace_line(n, f"{indent}{key}: {rng.choice(['*nothing', '&a [*a]', '&a {b: *a}'])}"), key
 
 
-def merge_key(draw):
-    n, indent, key, value = draw.choice(LEAVES)
-    return put(n, f"{indent}<<: {{{key}:{value}}}\n{LINES[n]}"), "<<"
+def merge_key(rng):
+    n, indent, key, value = rng.choice(LEAVES)
+    return replace_line(n, f"{indent}<<: {{{key}:{value}}}\n{LINES[n]}"), "<<"
 
 
-def python_object(draw):
-    n, indent, key, _ = draw.choice(LEAVES)
-    tag = draw.choice(["!!python/object/apply:os.system ['true']", "!!python/name:os.system", "!!binary aGk=", "!x 3"])
-    return put(n, f"{indent}{key}: {tag}"), key
+def python_object(rng):
+    n, indent, key, _ = rng.choice(LEAVES)
+    tag = rng.choice(["!!python/object/apply:os.system ['true']", "!!python/name:os.system", "!!binary aGk=", "!x 3"])
+    return replace_line(n, f"{indent}{key}: {tag}"), key
 
 
-def alias_bomb(draw):
-    n, indent, key, _ = draw.choice([leaf for leaf in LEAVES if leaf[1] == "  "])
+def alias_bomb(rng):
+    n, indent, key, _ = rng.choice([leaf for leaf in LEAVES if leaf[1] == "  "])
     bomb = "".join(f"{indent}  k{i}: &a{i} [{', '.join([f'*a{i - 1}' if i else 'x'] * 10)}]\n" for i in range(9))
-    return put(n, f"{indent}{key}:\n{bomb.rstrip()}"), key
+    return replace_line(n, f"{indent}{key}:\n{bomb.rstrip()}"), key
 
 
-def too_large(draw):
-    n, indent, key, _ = draw.choice(NUMBERS)
-    return put(n, f"{indent}{key}: {draw.choice(['1e400', '-1e999', '.inf', '.nan', '9' * 5000])}"), key
+def too_large(rng):
+    n, indent, key, _ = rng.choice(NUMBERS)
+    return replace_line(n, f"{indent}{key}: {rng.choice(['1e400', '-1e999', '.inf', '.nan', '9' * 5000])}"), key
 
 
-def below(draw):
-    """-0 or less, where something above is needed."""
+def below(rng):
+    """Write -0 or less where a number above 0 is needed."""
     above = ("max_steps", "max_length", "per_device_train_batch_size", "logging_steps", "r", "max_rows", "max_hours")
-    n, indent, key, _ = draw.choice([leaf for leaf in LEAVES if leaf[2] in above])
-    return put(n, f"{indent}{key}: {draw.choice(['-0', '0', '-5'])}"), key
+    n, indent, key, _ = rng.choice([leaf for leaf in LEAVES if leaf[2] in above])
+    return replace_line(n, f"{indent}{key}: {rng.choice(['-0', '0', '-5'])}"), key
 
 
-def long_scalar(draw):
-    n, indent, key, _ = draw.choice([leaf for leaf in NUMBERS if leaf[2] != "seed"])
-    size = draw.choice([10**4, 10**5, 10**7] if draw.random() < 0.05 else [10**4])
-    return put(n, f"{indent}{key}: {'x' * size}"), key
+def long_scalar(rng):
+    n, indent, key, _ = rng.choice([leaf for leaf in NUMBERS if leaf[2] != "seed"])
+    size = rng.choice([10**4, 10**5, 10**7] if rng.random() < 0.05 else [10**4])
+    return replace_line(n, f"{indent}{key}: {'x' * size}"), key
 
 
-def nul(draw):
-    n, indent, key, value = draw.choice(LEAVES)
-    return put(n, draw.choice([f"{indent}{key}\0:{value}", f"{indent}{key}:{value}\0"])), key
+def nul(rng):
+    n, indent, key, value = rng.choice(LEAVES)
+    return replace_line(n, rng.choice([f"{indent}{key}\0:{value}", f"{indent}{key}:{value}\0"])), key
 
 
 OPERATORS = [
@@ -180,13 +182,13 @@ OPERATORS = [
 ]
 
 
-def broken(number, seed, capsys):
-    """Try `number` broken recipes; return the counts."""
+def try_broken_recipes(number, seed, capsys):
+    """Check broken recipes on the command line; count whether the messages name the key."""
     counts = Counter()
     for n in range(number):
-        draw = random.Random(f"{seed}:{n}")
+        rng = random.Random(f"{seed}:{n}")
         operator = OPERATORS[n % len(OPERATORS)]
-        text, key = operator(draw)
+        text, key = operator(rng)
         Path("recipe.yaml").write_text(text, encoding="utf-8")
         at = f"seed {seed}:{n}, {operator.__name__}, {key}"
         began = time.perf_counter()
@@ -202,14 +204,14 @@ def broken(number, seed, capsys):
     return counts
 
 
-def test_base_is_taken(here, capsys):
+def test_unbroken_recipe_is_accepted(here, capsys):
     for text in (BASE, "\ufeff" + BASE):
         Path("recipe.yaml").write_text(text, encoding="utf-8")
         assert cli.main(["check", "recipe.yaml", "--fast"]) == 0, capsys.readouterr().err
 
 
 def test_broken_recipes_are_refused_by_name(here, capsys):
-    counts = broken(10 * len(OPERATORS), "few", capsys)
+    counts = try_broken_recipes(10 * len(OPERATORS), "few", capsys)
     assert counts["named"] >= 0.95 * sum(counts.values()), counts
 
 
@@ -217,7 +219,7 @@ def test_broken_recipes_are_refused_by_name(here, capsys):
 @pytest.mark.timeout(3600)
 def test_ten_thousand_broken_recipes_are_refused_by_name(here, capsys):
     seed = time.time_ns()
-    counts = broken(10_000, seed, capsys)
+    counts = try_broken_recipes(10_000, seed, capsys)
     with capsys.disabled():
         print(f"\n10,000 broken recipes, seed {seed}: {json.dumps(counts)}")
     assert counts["named"] >= 9_500, (seed, counts)

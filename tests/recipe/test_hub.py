@@ -16,7 +16,7 @@ RECIPE = "model: {name_or_path: %s}\ndata: {train: rows.jsonl}\ntrain: {output_d
 
 
 class Hub(http.server.BaseHTTPRequestHandler):
-    """Knows org/tiny (the embedded model), org/gated, and nothing else."""
+    """A server that has org/tiny (the embedded model) and org/gated, and nothing else."""
 
     def do_GET(self):
         self.answer(body=True)
@@ -30,8 +30,8 @@ class Hub(http.server.BaseHTTPRequestHandler):
             return self.refuse(404, "EntryNotFound")  # no folder of further chat templates
         if path.startswith("/api/models/org/tiny"):
             names = sorted(p.name for p in (paths.EMBEDDED / "tiny").iterdir())
-            found = {"id": "org/tiny", "sha": "a" * 40, "siblings": [{"rfilename": name} for name in names]}
-            return self.send(200, json.dumps(found).encode(), body) if "revision" not in path else self.refuse(404)
+            answer = {"id": "org/tiny", "sha": "a" * 40, "siblings": [{"rfilename": name} for name in names]}
+            return self.send(200, json.dumps(answer).encode(), body) if "revision" not in path else self.refuse(404)
         if path.startswith("/org/tiny/resolve/"):
             file = paths.EMBEDDED / "tiny" / path.rpartition("/")[2]
             return self.send(200, file.read_bytes(), body) if file.is_file() else self.refuse(404, "EntryNotFound")
@@ -86,16 +86,16 @@ def hub(here):
     thread.join()
 
 
-def test_hub_id_is_trained_and_then_taken_from_the_cache_offline(hub):
-    code, told = hub("org/tiny")
-    assert code == 0, told
-    code, told = hub("org/tiny", "train.output_dir=again", endpoint="http://127.0.0.1:9")  # nobody listens there
-    assert code == 0, told
-    assert "The hub cannot be reached. org/tiny is looked up in the cache." in told
+def test_model_of_the_hub_is_trained_and_then_read_from_the_cache_offline(hub):
+    code, output = hub("org/tiny")
+    assert code == 0, output
+    code, output = hub("org/tiny", "train.output_dir=again", endpoint="http://127.0.0.1:9")  # nobody listens there
+    assert code == 0, output
+    assert "The hub cannot be reached. org/tiny is looked up in the cache." in output
 
 
 @pytest.mark.parametrize(
-    ("name", "words", "said"),
+    ("name", "words", "expected"),
     [
         ("org/nothing", (), "org/nothing: there is no such path here, and no such id on the hub"),
         (
@@ -111,21 +111,21 @@ def test_hub_id_is_trained_and_then_taken_from_the_cache_offline(hub):
         ),
     ],
 )
-def test_refusal_of_the_hub_is_told_without_a_traceback(hub, name, words, said):
-    code, told = hub(name, *words)
+def test_error_of_the_hub_is_reported_without_a_traceback(hub, name, words, expected):
+    code, output = hub(name, *words)
     assert code == 2
-    assert said in told
-    assert "Traceback" not in told
+    assert expected in output
+    assert "Traceback" not in output
 
 
-def test_hub_that_cannot_be_reached_is_told_at_once(hub):
-    code, told = hub("org/tiny", endpoint="http://127.0.0.1:9")
+def test_unreachable_hub_is_reported_at_once(hub):
+    code, output = hub("org/tiny", endpoint="http://127.0.0.1:9")
     assert code == 2
-    assert "org/tiny: there is no such path here, it is not in the cache, and the hub cannot be reached" in told
-    assert "Retrying" not in told
+    assert "org/tiny: there is no such path here, it is not in the cache, and the hub cannot be reached" in output
+    assert "Retrying" not in output
 
 
-def test_push_that_cannot_be_is_refused_before_weights_and_at_its_key(go, monkeypatch):
+def test_impossible_push_is_refused_at_its_key_before_the_weights_load(go, monkeypatch):
     code, _, err = go(RECIPE % "trl_sft:tiny", "train.push_to_hub=true")
     assert code == 2
     assert "train.push_to_hub\n    a push to the hub, while HF_HUB_OFFLINE is set" in err

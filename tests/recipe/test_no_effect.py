@@ -80,23 +80,23 @@ def test_key_of_quantization_without_effect_is_a_fault_but_a_note_if_an_override
     assert code == 2
     assert f"`{name}` has no effect" in err
     (bits,) = (k for k in section if k != name)
-    given = text() + lora + json.dumps({name: section[name], "load_in_4bit": True, "load_in_8bit": False})
+    recipe = text() + lora + json.dumps({name: section[name], "load_in_4bit": True, "load_in_8bit": False})
     words = [f"quantization.load_in_{n}bit={json.dumps(bits == f'load_in_{n}bit')}" for n in (4, 8)]
-    code, out, err = go(given, *words, "--fast", command=["check"])
+    code, out, err = go(recipe, *words, "--fast", command=["check"])
     assert code == 0, err
     assert f"`{name}` has no effect" in out
 
 
 @pytest.mark.parametrize("name", no_effect.EVALUATION_KEYS)
 def test_key_of_evaluation_is_refused_where_no_rows_are_held_out(name, go):
-    given = {name: True if name == "eval_packing" else 2}
+    keys = {name: True if name == "eval_packing" else 2}
     more = {"eval_strategy": "epoch"} if name == "eval_delay" else {}
-    assert go(text(given | more), "--fast", command=["check"])[0] == 0
-    code, _, err = go(text(given, data=""), "--fast", command=["check"])
+    assert go(text(keys | more), "--fast", command=["check"])[0] == 0
+    code, _, err = go(text(keys, data=""), "--fast", command=["check"])
     assert code == 2
     assert f"`{name}` has no effect without an evaluation set" in err
     if name != "eval_delay":  # which an eval_strategy goes with
-        code, out, err = go(text(given), "data.eval_fraction=null", "--fast", command=["check"])
+        code, out, err = go(text(keys), "data.eval_fraction=null", "--fast", command=["check"])
         assert code == 0, err
         assert f"`{name}` has no effect without an evaluation set" in out
 
@@ -104,13 +104,13 @@ def test_key_of_evaluation_is_refused_where_no_rows_are_held_out(name, go):
 @pytest.mark.parametrize("name", no_effect._WITHOUT_ADAM)
 def test_optimizers_without_adams_betas_are_upstreams(name):
     """Upstream hands them the same whatever the betas are."""
-    made = [
+    optimizers = [
         Trainer.get_optimizer_cls_and_kwargs(
             TrainingArguments(output_dir="o", optim=name, use_cpu=True, adam_beta1=beta, adam_epsilon=beta)
         )[1]
         for beta in (0.9, 0.5)
     ]
-    assert made[0] == made[1]
+    assert optimizers[0] == optimizers[1]
 
 
 @pytest.mark.parametrize("name", no_effect._NO_WARMUP)
@@ -118,8 +118,8 @@ def test_schedules_without_warmup_are_upstreams(name):
     def rates(warmup):
         optimizer = torch.optim.SGD([torch.nn.Parameter(torch.ones(1))], lr=1.0)
         schedule = get_scheduler(name, optimizer, num_warmup_steps=warmup, num_training_steps=10)
-        given = [(1.0,)] * 3 if name != "constant" else [()] * 3
-        return [(optimizer.step(), schedule.step(*one), optimizer.param_groups[0]["lr"])[2] for one in given]
+        arguments = [(1.0,)] * 3 if name != "constant" else [()] * 3
+        return [(optimizer.step(), schedule.step(*one), optimizer.param_groups[0]["lr"])[2] for one in arguments]
 
     if name == "greedy":
         pytest.importorskip("transformers.optimization").__dict__.get("get_greedy_schedule") or pytest.skip("none here")

@@ -1,4 +1,4 @@
-"""The batch of all processes; what one process cannot do is told with file and line, apart from the recipe's faults."""
+"""The global batch size; what one process cannot do is reported with its line, apart from faults of the recipe."""
 
 import json
 
@@ -23,7 +23,7 @@ def built(here):
     return call
 
 
-def test_global_batch_is_the_rows_of_an_optimizer_step(built, here, micro_batches):
+def test_global_batch_size_is_the_rows_of_an_optimizer_step(built, here, micro_batches):
     result = train(built("run: {global_batch_size: 12}\n"))
     rows = [sum(n for step, n in micro_batches if step == number) for number in range(2)]
     assert rows == [12, 12]
@@ -33,25 +33,27 @@ def test_global_batch_is_the_rows_of_an_optimizer_step(built, here, micro_batche
     assert resolved["run"]["global_batch_size"] == 12
 
 
-def test_global_batch_is_said_with_its_parts(go):
+def test_global_batch_size_is_shown_with_its_factors(go):
     code, out, _ = go(RECIPE + "run: {global_batch_size: 4}\n", command=["check"])
     assert code == 0
     assert "gradient_accumulation_steps: 2, for run.global_batch_size 4 = 2 per device x 1 process x 2" in out
 
 
-def test_global_batch_counts_all_processes(built):
+def test_global_batch_size_counts_all_processes(built):
     key = ("train", "gradient_accumulation_steps")
     run = built("run: {global_batch_size: 32}\n")
     assert [processes.compute_settings(run, n)[key].value for n in (1, 2, 16)] == [16, 8, 1]
-    silent = built("run: {global_batch_size: 32}\n", "train.per_device_train_batch_size=null")
-    assert processes.compute_settings(silent)[key].value == 32 // SFTConfig(bf16=False).per_device_train_batch_size
+    default_size = built("run: {global_batch_size: 32}\n", "train.per_device_train_batch_size=null")
+    assert (
+        processes.compute_settings(default_size)[key].value == 32 // SFTConfig(bf16=False).per_device_train_batch_size
+    )
     assert processes.compute_settings(built()) == {}
     with pytest.raises(RecipeError, match=r"32 is not a multiple of 6 = 2 per device x 3 processes\n.*Write 30 or 36"):
         processes.compute_settings(run, 3)
 
 
 @pytest.mark.parametrize(
-    ("text", "where", "told"),
+    ("text", "where", "fix"),
     [
         ("run: {global_batch_size: 7}\n", "recipe.yaml:9 run.global_batch_size", "-> Write 6 or 8"),
         ("run: {global_batch_size: 1}\n", "recipe.yaml:9 run.global_batch_size", "-> Write 2, or"),
@@ -67,29 +69,29 @@ def test_global_batch_counts_all_processes(built):
         ),
     ],
 )
-def test_global_batch_that_cannot_be_is_refused_before_the_weights(go, here, text, where, told):
+def test_impossible_global_batch_size_is_refused_before_the_weights_load(go, here, text, where, fix):
     code, _, err = go(RECIPE + text)
     assert code == 2
     assert where in err
-    assert told in err
+    assert fix in err
     assert not (here / "out").exists()
 
 
-def test_accumulation_that_agrees_may_stand_beside_the_global_batch(built):
+def test_accumulation_that_agrees_with_the_global_batch_size_is_accepted(built):
     run = built("  gradient_accumulation_steps: 2\nrun: {global_batch_size: 4}\n")
     assert processes.compute_settings(run) == {}
     assert train(run).steps == 2
 
 
-def test_another_global_batch_is_another_recipe(built):
+def test_another_global_batch_size_changes_the_fingerprint(built):
     from trl_sft.recipe import resolved
 
-    prints = {resolved.compute_fingerprint(built(f"run: {{global_batch_size: {n}}}\n")) for n in (4, 8)}
-    assert len(prints) == 2
+    fingerprints = {resolved.compute_fingerprint(built(f"run: {{global_batch_size: {n}}}\n")) for n in (4, 8)}
+    assert len(fingerprints) == 2
     assert resolved.compute_fingerprint(built("launch: {engine: ddp}\n")) == resolved.compute_fingerprint(built())
 
 
-def test_what_one_process_cannot_do_is_no_fault_of_the_recipe(built, go, here):
+def test_demands_on_processes_are_faults_of_the_machine_not_of_the_recipe(built, go, here):
     text = "launch:\n  engine: zero2\n  config: ds.json\n  nproc_per_node: 8\n  nnodes: 1:4\n  rdzv_backend: c10d\n"
     (here / "ds.json").write_text(json.dumps({"zero_optimization": {"stage": 2}}))
     run = built(text)  # the recipe itself is right
@@ -110,7 +112,7 @@ def test_what_one_process_cannot_do_is_no_fault_of_the_recipe(built, go, here):
         train(run)
 
 
-def test_rows_of_a_recipe_for_several_processes_can_be_seen_here(go):
+def test_preview_accepts_a_recipe_for_several_processes(go):
     code, out, _ = go(RECIPE + "launch: {engine: zero3, nproc_per_node: 8}\n", command=["preview"])
     assert code == 0
     assert "plus" in out
@@ -124,7 +126,7 @@ def test_one_process_trains_under_auto_and_ddp(built, here, engine):
     assert resolved["launch"]["engine"] == engine
 
 
-def test_config_of_an_engine_may_be_a_mapping_or_a_file_that_is_there(built, here):
+def test_config_of_an_engine_is_a_mapping_or_an_existing_file(built, here):
     assert built("launch: {engine: fsdp, config: {reshard_after_forward: true}}\n").launch["config"] == {
         "reshard_after_forward": True
     }

@@ -1,4 +1,4 @@
-"""Old names are read as today's or refused by name: the whole of renamed_keys.yaml, on the tested and the floor set."""
+"""Old names are read under their current names or refused: renamed_keys.yaml, on the tested and the floor set."""
 
 import copy
 import subprocess
@@ -19,7 +19,7 @@ BASE = {"model": {"name_or_path": "trl_sft:tiny"}, "data": {"train": {"path": "r
 
 
 def with_old(entry):
-    """Return a recipe that holds an old name, and the mapping that it stands in once it was read."""
+    """Return a recipe with an old name."""
     recipe = copy.deepcopy(BASE)
     where = {"data.*": ("data", "train"), keys.GENERATION: ("evaluate", "generation")}
     target = recipe
@@ -42,7 +42,7 @@ def label(entry):
 
 
 @pytest.mark.parametrize("entry", LIST, ids=label)
-def test_old_name_is_read_as_todays_or_refused_with_what_to_write(entry, here):
+def test_old_name_is_read_under_its_current_name_or_refused_with_a_fix(entry, here):
     (here / "rows.txt").write_text("one\ntwo\n")
     (here / "r.yaml").write_text(with_old(entry))
     if "refused" in entry:
@@ -66,8 +66,8 @@ def test_list_is_long_and_the_table_holds_no_name_beside_it():
     both_ways = {
         ("train", name) for name in renamed_keys.RENAMED_KEYS["train"] if "checkpointing" in name and "use_" not in name
     }
-    tabled = {(section, name) for section, names in renamed_keys.RENAMED_KEYS.items() for name in names} - both_ways
-    assert tabled == listed - set(renamed_keys.RENAMED_VALUES)
+    in_tables = {(section, name) for section, names in renamed_keys.RENAMED_KEYS.items() for name in names} - both_ways
+    assert in_tables == listed - set(renamed_keys.RENAMED_VALUES)
     for (section, name), olds in renamed_keys.RENAMED_VALUES.items():
         assert set(olds) == {e["value"] for e in LIST if (e["section"], e["old"]) == (section, name)}
 
@@ -83,13 +83,13 @@ def test_old_names_lead_to_names_that_exist():
             assert old.new or old.fix or old.no_op, name
 
 
-def test_old_names_are_none_of_today():
+def test_old_names_are_not_own_keys():
     own = {name for names in sections.OWN_KEYS.values() for name in names}
     for names in renamed_keys.RENAMED_KEYS.values():
         assert not set(names) & own
 
 
-def test_old_name_beside_todays_is_refused(here):
+def test_old_name_beside_its_current_name_is_refused(here):
     (here / "r.yaml").write_text(
         format_value(BASE | {"train": {"group_by_length": True, "train_sampling_strategy": "random"}})
     )
@@ -108,7 +108,7 @@ def test_old_name_joins_the_mapping_that_it_moved_into(here):
     assert run.train["accelerator_config"] == {"even_batches": False, "split_batches": True}
 
 
-def test_old_value_out_of_reach_is_refused(here):
+def test_old_value_out_of_range_is_refused(here):
     for value in (3, -0.1, "much", True):
         (here / "r.yaml").write_text(format_value(BASE | {"train": {"warmup_ratio": value}}))
         with pytest.raises(RecipeError):

@@ -49,41 +49,41 @@ def read(here, text, *words):
     ],
 )
 def test_scalars_are_those_of_yaml_1_2(here, text, value):
-    found = read(here, f"a: {text}\n").values["a"]
-    assert found == value
-    assert type(found) is type(value)
+    parsed = read(here, f"a: {text}\n").values["a"]
+    assert parsed == value
+    assert type(parsed) is type(value)
 
 
 def test_nan_is_a_number(here):
     assert math.isnan(read(here, "a: .nan\n").values["a"])
 
 
-def test_anchors_are_values_written_once(here):
-    found = read(here, "a: &x {b: 1}\nc: *x\nd: [*x, *x]\n").values
-    assert found == {"a": {"b": 1}, "c": {"b": 1}, "d": [{"b": 1}, {"b": 1}]}
+def test_anchor_and_alias_have_the_same_value(here):
+    recipe = read(here, "a: &x {b: 1}\nc: *x\nd: [*x, *x]\n").values
+    assert recipe == {"a": {"b": 1}, "c": {"b": 1}, "d": [{"b": 1}, {"b": 1}]}
 
 
-def test_places_are_lines_and_words(here):
-    found = read(here, "a:\n  b: 1\n  c: [1,\n    2]\n", "a.b=2", "d.e=3")
-    assert found.values == {"a": {"b": 2, "c": [1, 2]}, "d": {"e": 3}}
-    assert found.where(("a", "c")) == "r.yaml:3 a.c"
-    assert found.where(("a", "c", 1)) == "r.yaml:4 a.c.1"
-    assert found.where(("a", "b")) == "(a.b=2) a.b"
-    assert found.where(("d", "e")) == "(d.e=3) d.e"
-    assert found.where(("a", "gone")) == "r.yaml:1 a.gone"
-    assert found.where(("gone",)) == "r.yaml gone"
+def test_place_of_a_key_is_its_line_or_its_override(here):
+    recipe = read(here, "a:\n  b: 1\n  c: [1,\n    2]\n", "a.b=2", "d.e=3")
+    assert recipe.values == {"a": {"b": 2, "c": [1, 2]}, "d": {"e": 3}}
+    assert recipe.where(("a", "c")) == "r.yaml:3 a.c"
+    assert recipe.where(("a", "c", 1)) == "r.yaml:4 a.c.1"
+    assert recipe.where(("a", "b")) == "(a.b=2) a.b"
+    assert recipe.where(("d", "e")) == "(d.e=3) d.e"
+    assert recipe.where(("a", "gone")) == "r.yaml:1 a.gone"
+    assert recipe.where(("gone",)) == "r.yaml gone"
 
 
-def test_overrides_are_as_if_typed_in_the_file(here):
+def test_overrides_act_as_if_typed_in_the_file(here):
     text = "data:\n  train:\n    - {path: a}\n    - {path: b}\nlora: {r: 8}\n"
-    found = read(here, text, "data.train.1.path=c", "lora={r: 16, bias: none}", "train.learning_rate=2e-5")
-    assert found.values["data"]["train"] == [{"path": "a"}, {"path": "c"}]
-    assert found.values["lora"] == {"r": 16, "bias": "none"}
-    assert found.values["train"] == {"learning_rate": 2e-5}
+    recipe = read(here, text, "data.train.1.path=c", "lora={r: 16, bias: none}", "train.learning_rate=2e-5")
+    assert recipe.values["data"]["train"] == [{"path": "a"}, {"path": "c"}]
+    assert recipe.values["lora"] == {"r": 16, "bias": "none"}
+    assert recipe.values["train"] == {"learning_rate": 2e-5}
     assert read(here, text, "lora=null").values["lora"] is None
 
 
-def test_override_null_takes_a_key_out_unless_null_is_a_value(here):
+def test_override_null_removes_a_key_unless_null_is_a_value_of_it(here):
     (here / "recipe.yaml").write_text(RECIPE)
     run = load_recipe("recipe.yaml", ["train.max_steps=null", "train.max_length=null"])
     assert "max_steps" not in run.train
@@ -92,7 +92,7 @@ def test_override_null_takes_a_key_out_unless_null_is_a_value(here):
     assert load_recipe("recipe.yaml").lora is None
 
 
-def test_what_is_read_is_relative_to_the_recipe_and_an_override_to_the_current_folder(here):
+def test_path_is_relative_to_the_recipe_and_in_an_override_to_the_current_folder(here):
     (here / "sub").mkdir()
     (here / "sub" / "recipe.yaml").write_text(RECIPE)
     (here / "sub" / "rows.jsonl").write_text((here / "rows.jsonl").read_text())
@@ -103,12 +103,12 @@ def test_what_is_read_is_relative_to_the_recipe_and_an_override_to_the_current_f
     assert run.sources["train"][0].location.files == (here / "rows.jsonl",)
 
 
-def test_no_output_dir_is_runs_and_the_recipes_name(here):
+def test_run_folder_without_output_dir_is_runs_and_the_name_of_the_recipe(here):
     (here / "mine.yaml").write_text("model: {name_or_path: trl_sft:tiny}\ndata: {train: rows.jsonl}\n")
     assert load_recipe("mine.yaml").output_dir == here / "runs" / "mine"
 
 
-def test_value_is_a_path_where_one_exists_else_a_hub_id(here, monkeypatch):
+def test_value_is_a_path_if_it_exists_else_a_hub_id(here, monkeypatch):
     (here / "org").mkdir()
     (here / "org" / "model").mkdir()
     monkeypatch.setenv("HOME", str(here))
@@ -125,7 +125,7 @@ def test_value_is_a_path_where_one_exists_else_a_hub_id(here, monkeypatch):
     assert isinstance(name(""), paths.LocationProblem)
 
 
-def test_flow_writes_what_the_reader_reads_back(here):
+def test_format_value_writes_what_the_reader_reads_back(here):
     values = [
         1e-5,
         3,
@@ -146,7 +146,7 @@ def test_flow_writes_what_the_reader_reads_back(here):
         assert read(here, f"a: {format_value(value)}\n").values["a"] == value
 
 
-def test_no_bytes_make_the_reader_fall_over(here):
+def test_mutated_recipe_raises_nothing_but_a_recipe_error(here):
     """A thousand mutations of a recipe give a recipe or a RecipeError, never another exception."""
     rng = random.Random(0)
     text = "model: {name_or_path: x}\ndata:\n  train: [{path: a.jsonl, split: 'train[:10]'}]\ntrain: {a: &b 1, c: *b}\n"

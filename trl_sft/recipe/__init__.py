@@ -1,5 +1,7 @@
 """A YAML recipe becomes a checked `Run`.
 
-In: a file and overrides. Out: `checked.Run`, keyword arguments for each owner (TRL, transformers, peft,
-datasets), or every fault at once. `build.build_run` is the entry. Deliberately absent: torch, tokenizers, rows.
+Inputs: a file and overrides.
+Outputs: `checked.Run`, with keyword arguments for each owner (TRL, transformers, peft, datasets); or every fault at
+once. `yaml_reader.read_recipe` and `build.build_run` are the entries.
+Not here: torch, tokenizers, rows.
 """

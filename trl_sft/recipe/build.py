@@ -179,8 +179,8 @@ def _resolve_format_function(recipe: Recipe, key: Key, value: str, faults: list[
         faults.append(recipe.fault(key, f"{value}: {location.problem}", location.fix))
         return None
     fix = f"Use one of {', '.join(sections.FORMATS)}, or your own function as FILE.py:FUNCTION."
-    if near := nearest_name(value, sections.FORMATS, cutoff=LOOSE):
-        fix = f"Did you mean `{near}`?"
+    if nearest := nearest_name(value, sections.FORMATS, cutoff=LOOSE):
+        fix = f"Did you mean `{nearest}`?"
     faults.append(recipe.fault(key, f"there is no format `{value}`", fix))
     return None
 
@@ -240,7 +240,7 @@ def _output_dir(recipe: Recipe, value: str | None) -> Path:
 
 
 def _resolve_options(recipe: Recipe, options: dict[str, Any]) -> dict[str, Any]:
-    """Return the keys of `run:`, with the path of a checkpoint made absolute."""
+    """Return the keys of `run:`, with an absolute path of a checkpoint."""
     resume = options.get("resume", "auto")
     if resume in ("auto", "never"):
         return options

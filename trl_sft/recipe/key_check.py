@@ -52,8 +52,8 @@ def check_source(
 def unknown_section(recipe: Recipe, name: str) -> Fault:
     """Return the fault of a section that does not exist."""
     problem = f"a recipe has no section `{name}:`"
-    if near := types.suggest(str(name), sections.OWNERS):
-        return recipe.fault((name,), problem, _did_you_mean(near))
+    if nearest := types.suggest(str(name), sections.OWNERS):
+        return recipe.fault((name,), problem, _did_you_mean(nearest))
     owners = [section for section in sections.OWNERS if name in keys.get_fields(section)]
     if owners:
         return recipe.fault((name,), problem, f"Move it to the section `{owners[0]}:`.")
@@ -90,8 +90,8 @@ def _unknown_key(recipe: Recipe, key: Key, *, name: str, owner: NestedFields) ->
     section = str(key[0]) if name in (*sections.OWNERS, keys.SOURCE) else name
     problem = f"`{section}:` ({owner.owner}) has no key `{word}`"
     usable = [field for field in owner.fields if field not in sections.REFUSED.get(name, {})]
-    if near := types.suggest(word, usable):
-        return recipe.fault(key, problem, _did_you_mean(near))
+    if nearest := types.suggest(word, usable):
+        return recipe.fault(key, problem, _did_you_mean(nearest))
     if name in _OWNERS:
         others = [other for other in sections.OWNERS if other != key[0] and word in keys.get_fields(other)]
         if others:
@@ -115,11 +115,11 @@ def _did_you_mean(names: str) -> str:
 
 def _wrong_value(recipe: Recipe, key: Key, value: Any, field: Field) -> Fault:
     """Return the fault of a value that its owner does not take, with the nearest word."""
-    near = types.suggest(value, types.list_choices(field)) if isinstance(value, str) else ""
+    nearest = types.suggest(value, types.list_choices(field)) if isinstance(value, str) else ""
     expected = types.describe(field)
     fix = f"Write {expected}."
-    if near:
-        fix = f"{_did_you_mean(near)} {fix}"
+    if nearest:
+        fix = f"{_did_you_mean(nearest)} {fix}"
     elif expected.isidentifier() and expected[0].isupper():  # a class of Python
         fix = f"Remove it: YAML cannot write {expected}."
     return recipe.fault(key, f"the value is {describe_value(value)}", fix)

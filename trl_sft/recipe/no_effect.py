@@ -134,10 +134,10 @@ def check(
     recipe: Recipe, values: Mapping[str, dict[str, Any]], *, has_evaluation_set: bool, notes: list[str]
 ) -> Iterator[Fault]:
     """Yield a fault for each key without effect; where an override is the cause, add a line to `notes` instead."""
-    found = [*_apply_rules(values)]
+    without_effect = [*_apply_rules(values)]
     if not has_evaluation_set:
-        found += _find_evaluation_keys(values["train"])
-    for key, causes, problem, fix in found:
+        without_effect += _find_evaluation_keys(values["train"])
+    for key, causes, problem, fix in without_effect:
         if key not in recipe.overridden and recipe.overridden.intersection(causes):
             notes.append(f"{recipe.where(key)}: {problem}.")
         else:

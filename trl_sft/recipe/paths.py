@@ -91,8 +91,8 @@ def resolve_template(value: str, folder: Path) -> Location | LocationProblem:
         return Location((templates[value],), value)
     if isinstance(location, LocationProblem) or "/" in value:
         return location
-    near = nearest_name(value, templates, cutoff=LOOSE)
-    names = f"Did you mean `{near}`?" if near else f"Use one of {', '.join(templates)}."
+    nearest = nearest_name(value, templates, cutoff=LOOSE)
+    names = f"Did you mean `{nearest}`?" if nearest else f"Use one of {', '.join(templates)}."
     fix = f"{names} A .jinja file, or a tokenizer as FOLDER or OWNER/NAME, is possible too."
     return LocationProblem("there is no chat template of this name", fix)
 
@@ -202,7 +202,7 @@ def _suggest_path(path: Path) -> str:
     names = sorted(file.name for file in path.parent.iterdir() if not file.name.startswith("."))
     if not names:
         return f"Correct the path: the folder {path.parent} is empty."
-    near = nearest_name(path.name, names, cutoff=LOOSE, limit=3)
-    if near:
-        return "Did you mean " + " or ".join(f"`{name}`" for name in near.split(" or ")) + "?"
+    nearest = nearest_name(path.name, names, cutoff=LOOSE, limit=3)
+    if nearest:
+        return "Did you mean " + " or ".join(f"`{name}`" for name in nearest.split(" or ")) + "?"
     return f"Correct the path. The folder has {', '.join(names[:5])}{', ...' if len(names) > 5 else ''}."

@@ -94,8 +94,8 @@ def compute_settings(run: Run, processes: int = 1) -> dict[Key, Setting]:
     if batch_size % rows:
         problem = f"{batch_size} is not a multiple of {rows} = {factors}"
         below, above = batch_size // rows * rows, (batch_size // rows + 1) * rows
-        near = f"{below} or {above}" if below else str(above)
-        fix = f"Write {near}, or change `train.per_device_train_batch_size`."
+        multiples = f"{below} or {above}" if below else str(above)
+        fix = f"Write {multiples}, or change `train.per_device_train_batch_size`."
         raise RecipeError(run.recipe.fault(_BATCH_SIZE, problem, fix))
     steps = batch_size // rows
     written = run.train.get("gradient_accumulation_steps")

@@ -1,6 +1,6 @@
 """The resolved recipe as data: every value with who set it, its fingerprint, its files' hashes, its secrets.
 
-Inputs: a checked `Run`, and the settings that the machine or the model made necessary.
+Inputs: a checked `Run`, and the settings that the machine or the model demands.
 Outputs: values, the text of `resolved.yaml`, hashes, and texts without secrets.
 Not here: what only a live trainer knows (`training.manifest` writes it to `run.json`). Needs no torch.
 """
@@ -48,18 +48,18 @@ def format_recipe(run: Run, settings: Mapping[Key, Setting]) -> str:
         YAML without secrets.
 
     """
-    out = [f"# As it ran, with who set each value. trl_sft {__version__}, from {run.recipe.path.name}."]
-    out += ["# Run as a recipe it writes a folder of its own, beside this one."]
+    lines = [f"# The recipe as it ran, with who set each value. trl_sft {__version__}, from {run.recipe.path.name}."]
+    lines += ["# Used as a recipe, it writes a run folder of its own beside this one."]
     section = ""
     for key, value, set_by in iterate_values(run, settings):
         if key[0] != section:
             section = str(key[0])
-            out += ["", f"{section}:"] if key[1:] else ["", f"{section}: {format_value(value)}  # {set_by}"]
+            lines += ["", f"{section}:"] if key[1:] else ["", f"{section}: {format_value(value)}  # {set_by}"]
         if key[1:] and key[1] in SECRET_KEYS and isinstance(value, str):
-            out.append(f"  # {key[1]}: a secret, left out  # {set_by}")
+            lines.append(f"  # {key[1]}: a secret, left out  # {set_by}")
         elif key[1:]:
-            out.append(f"  {key[1]}: {format_value(value)}  # {set_by}")
-    return remove_secrets(run, "\n".join(out) + "\n")  # `set_by` shows an override as typed
+            lines.append(f"  {key[1]}: {format_value(value)}  # {set_by}")
+    return remove_secrets(run, "\n".join(lines) + "\n")  # `set_by` shows an override as typed
 
 
 def iterate_values(run: Run, settings: Mapping[Key, Setting]) -> Iterator[ResolvedValue]:
@@ -150,7 +150,7 @@ def claim_folder(run: Run) -> run_folder.Claim:
 def compute_fingerprint(run: Run) -> str:
     """Return a hash of everything that changes the trained weights: model, rows and settings, but no secrets.
 
-    Two runs with equal fingerprints train the same. `evaluate:` and `launch:` do not enter.
+    Two runs with equal fingerprints train the same. `evaluate:` and `launch:` are not part of it.
     """
     values = [(line.key, line.value) for line in iterate_values(run, {}) if line.key[-1] not in SECRET_KEYS]
     values = [(key, value) for key, value in values if key[0] not in ("evaluate", "launch")]
@@ -158,10 +158,10 @@ def compute_fingerprint(run: Run) -> str:
 
 
 def hash_files(run: Run) -> dict[str, str]:
-    """Return the SHA-256 of every local file that makes the rows: data, format functions, chat template.
+    """Return the SHA-256 of every local file that the rows depend on: data, format functions, chat template.
 
     Returns:
-        Absolute path -> hexadecimal digest. A folder stands as the files in it.
+        Absolute path -> hexadecimal digest. A folder is listed as the files in it.
 
     """
     sources = [source for part in run.sources.values() for source in part]
@@ -177,7 +177,7 @@ def hash_files(run: Run) -> dict[str, str]:
 
 
 def _files_under(path: Path) -> list[Path]:
-    """Return the files of a folder at any depth, sorted; a file stands for itself."""
+    """Return the files of a folder at any depth, sorted; of a file, the file."""
     return sorted(file for file in path.rglob("*") if file.is_file()) if path.is_dir() else [path]
 
 

@@ -300,7 +300,7 @@ def _contradicts_earlier(key: Key, place: str, record: _Record, overridden: set[
 
 
 def _find_parent(values: dict[str, Any], key: Key, record: _Record, overridden: set[Key]) -> Any:
-    """Return the mapping or list that holds a key, made where it is missing; None where it cannot exist."""
+    """Return the mapping or list that contains a key, and create missing mappings; None where it cannot exist."""
     place = record.place(0)
     target: Any = values
     for n, part in enumerate(key[:-1], 1):
