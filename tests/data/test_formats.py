@@ -1,15 +1,10 @@
 """Every format in every wording that fits it: the exact prompt and completion, or the reason why not."""
 
-import json
-
 import pytest
-from conftest import jsonl
-from datasets import Dataset, Features, Json, List, Value
 
-from trl_sft.data import formats, pipeline, user_function, wordings
+from trl_sft.data import formats, wordings
 from trl_sft.data import messages as data_messages
 from trl_sft.data.formats import FORMATS, TokenizerFeatures
-from trl_sft.data.source_format import SourceFormat
 from trl_sft.data.wordings import MULTI_TURN, SINGLE_TURN
 from trl_sft.recipe import sections
 
@@ -205,131 +200,12 @@ def test_content_in_parts_of_text_is_one_text():
     assert formatted.columns["prompt"] == [{"role": "user", "content": "q!"}]
 
 
-@pytest.mark.parametrize(("written", "meant"), list(data_messages.ROLES.items()))
-def test_every_role_is_read_as_one_of_four(written, meant):
-    assert meant in {"system", "user", "assistant", "tool"}
-
-
-# through the command line ------------------------------------------------------------------------------------
-
-
-FUNCTIONS = """
-def chat(row):
-    return {"messages": [{"role": "user", "content": row["frage"]}, {"role": "assistant", "content": row["antwort"]}]}
-
-def text(row):
-    return row["frage"] + " " + row["antwort"]
-
-def broken(row):
-    return {"prompt": row["frage"], "completion": row["answer"]}
-
-def number(row):
-    return 7
-
-nothing = 3
-"""
-GERMAN = [{"frage": f"Was ist {n} plus {n}?", "antwort": str(n + n)} for n in range(8)]
-
-
-@pytest.fixture
-def german(here, go):
-    jsonl(here / "g.jsonl", GERMAN)
-    (here / "rows.py").write_text(FUNCTIONS)
-    (here / "pack").mkdir()
-    (here / "pack" / "__init__.py").write_text("")
-    (here / "pack" / "rows.py").write_text("from .more import chat\n")
-    (here / "pack" / "more.py").write_text(FUNCTIONS)
-
-    def call(keywords, *words):
-        source = f"{{path: g.jsonl{keywords}}}"
-        text = f"model: {{name_or_path: trl_sft:tiny}}\ndata: {{train: {source}}}\n"
-        return go(text + "train: {output_dir: out, max_steps: 1}\n", *words)
-
-    return call
-
-
-def test_columns_of_other_names_are_renamed(german):
-    code, out, _ = german(", rename: {frage: question, antwort: answer}")
-    assert code == 0
-    assert "format question_answer, wording chat" in out
-
-
-@pytest.mark.parametrize("name", ["rows.py:chat", "./rows.py:chat", "pack.rows:chat", "rows:chat"])
-def test_own_function_is_called_for_every_row(name, german, here):
-    code, out, err = german(f", format: '{name}'")
-    assert code == 0, err
-    assert f"{name} -> format messages, wording chat" in out
-
-
-def test_own_function_runs_again_from_the_resolved_recipe(german, here, monkeypatch):
-    from trl_sft import cli
-
-    assert german(", format: 'rows.py:chat'")[0] == 0
-    (here / "else").mkdir()
-    monkeypatch.chdir(here / "else")
-    assert cli.main([str(here / "out" / "resolved.yaml"), "train.output_dir=again"]) == 0
-    first, second = ((p / "model.safetensors").read_bytes() for p in (here / "out", here / "else" / "again"))
-    assert first == second
-
-
-def test_own_function_may_return_a_text(german):
-    code, out, _ = german(", format: 'rows.py:text'")
-    assert code == 0
-    assert "format text, wording as it is" in out
-
-
-def test_own_function_that_changed_does_not_read_the_cache_of_the_old_one(german, here):
-    def tokens(*words):
-        code, out, err = german(", format: 'rows.py:text'", "run.overwrite=true", *words)
-        assert code == 0, err
-        return next(line for line in out.splitlines() if line.strip().startswith("tokens"))
-
-    before = tokens()
-    (here / "rows.py").write_text(FUNCTIONS.replace('" " + row', '" and so on and on " + row'))
-    user_function.import_function.cache_clear()  # a new process would have none
-    assert tokens() != before
-
-
-@pytest.mark.parametrize(
-    ("name", "message"),
-    [
-        ("rows.py:broken", "g.jsonl row 1\n    broken raised KeyError: 'answer'"),
-        ("rows.py:number", "number returned int"),
-        ("rows.py:nothing", "nothing is int, not a function"),
-        ("rows.py:gone", "cannot be imported: AttributeError"),
-    ],
-)
-def test_own_function_that_fails_is_refused_with_its_row(name, message, german):
-    code, _, err = german(f", format: '{name}'")
-    assert code == 2
-    assert message in err
-
-
-def test_changed_function_is_not_resumed_silently(german, here):
-    assert german(", format: 'rows.py:chat'", "train.max_steps=4", "train.save_steps=2", "run.max_hours=1e-9")[0] == 75
-    (here / "rows.py").write_text(FUNCTIONS + "\n# changed\n")
-    code, _, err = german(", format: 'rows.py:chat'", "train.max_steps=4", "train.save_steps=2", "run.max_hours=1e-9")
-    assert code == 2
-    assert "run.allow: [changed_data]" in err
-
-
-def test_task_label_of_a_source_is_shown(german):
-    code, out, _ = german(", rename: {frage: question, antwort: answer}, task: math")
-    assert code == 0
-    assert "task math" in out
-
-
-def test_base_model_takes_the_formats_own_wording_and_vicuna_when_asked(here, go):
-    import models
-
-    models.base(here / "base")
-    jsonl(here / "m.jsonl", [ROWS["messages"]] * 4)
-    text = "model: {name_or_path: ./base}\ndata: {train: m.jsonl}\ntrain: {output_dir: out, max_steps: 1}\n"
-    code, _, err = go(text)
-    assert code == 2
-    assert "Set `tokenizer.chat_template: chatml`, set `wording` to vicuna or conversation" in err
-    assert go(text, "data.train={path: m.jsonl, wording: vicuna}")[0] == 0
-    assert wordings.known_task("") == ""
+@pytest.mark.parametrize(("name", "role"), list(data_messages.ROLES.items()))
+def test_every_name_of_a_role_is_read_as_one_of_four(name, role):
+    assert role in {"system", "user", "assistant", "tool"}
+    content = '{"name": "f"}' if name == "function_call" else "x"
+    for turn in ({"role": name, "content": content}, {"from": name, "value": content}):
+        assert data_messages.read_messages({"turns": [turn]}, "turns")[0]["role"] == role
 
 
 def test_task_of_the_source_holds_for_all_its_rows():
@@ -343,78 +219,5 @@ def test_misspelt_task_is_refused_and_not_trained_as_an_instruction(task):
         format_row(ROWS["task"] | {"task": task}, "task", "chat")
 
 
-def test_formatting_is_cached_across_processes_and_not_when_an_imported_file_changes(here):
-    """What datasets calls the formatted rows is the same in every process, whatever Python's hash seed."""
-    import os
-    import subprocess
-    import sys
-
-    (here / "rows.py").write_text("import words\ndef text(row):\n    return words.W + row['question']\n")
-    (here / "words.py").write_text("W = 'a'\n")
-    (here / "recipe.yaml").write_text(
-        "model: {name_or_path: trl_sft:tiny}\ndata: {train: {path: rows.jsonl, format: 'rows.py:text'}}\n"
-    )
-    code = (
-        "from trl_sft import load_recipe\nfrom trl_sft.training import stages as training\n"
-        "for words in ([], ['data.train=rows.jsonl']):\n"
-        "    print(training.prepare(load_recipe('recipe.yaml', words)).rows.train.rows._fingerprint)\n"
-    )
-
-    def names(seed):
-        env = os.environ | {"PYTHONHASHSEED": seed}
-        done = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True, check=True)
-        return [line for line in done.stdout.split("\n") if line and " " not in line]
-
-    first = names("1")
-    assert len(first) == 2
-    assert names("2") == first
-    (here / "words.py").write_text("W = 'b'\n")
-    changed = names("1")
-    assert changed[0] != first[0]
-    assert changed[1] == first[1]
-
-
-@pytest.mark.parametrize("body", ["raise SystemExit(0)", "import nosuchmodule", "1 / 0"])
-def test_own_file_that_exits_or_fails_on_import_is_refused(body, german, here):
-    (here / "ends.py").write_text(f"{body}\ndef f(row): return 'a'\n")
-    code, _, err = german(", format: 'ends.py:f'")
-    assert code == 2
-    assert "cannot be imported" in err
-
-
-def test_own_file_may_use_dataclasses_and_lie_under_a_dotted_name(german, here):
-    text = (
-        "from __future__ import annotations\nfrom dataclasses import dataclass\n"
-        "@dataclass\nclass Row:\n    words: str\ndef f(row): return Row(row['frage']).words\n"
-    )
-    (here / "my.rows.py").write_text(text)
-    assert german(", format: 'my.rows.py:f'")[0] == 0
-
-
-def test_keys_of_turns_that_nothing_reads_are_named_wherever_they_stand(here, go):
-    plain = ROWS["messages"]["messages"]
-    jsonl(
-        here / "m.jsonl", [{"messages": plain}, {"messages": plain}, {"messages": [plain[0] | {"mood": "x"}, plain[1]]}]
-    )
-    code, out, _ = go("model: {name_or_path: trl_sft:tiny}\ndata: {train: m.jsonl}\n", command=["check"])
-    assert code == 0
-    assert "not used: messages.mood" in out
-
-
-def format_messages(messages, column_types):
-    """Return the content of the last message, formatted from a column `messages`."""
-    source_format = SourceFormat("r", "messages", "chat", FEATURES)
-    batch = {"messages": [messages]}
-    formatted = pipeline.format_batch(batch, [0], source_format=source_format, column_types=column_types)
-    return formatted["completion"][0][0]["content"]
-
-
-def test_null_of_json_is_trained_and_null_that_arrow_adds_to_a_struct_is_not():
-    call = {"function": {"name": "f", "arguments": {"x": None, "y": 1}}}
-    messages = [{"role": "user", "content": "q"}, {"role": "assistant", "content": "", "tool_calls": [call]}]
-    text = Features({"messages": Value("string")})
-    assert '"x": null' in format_messages(json.dumps(messages), text)
-    turn = {"role": Value("string"), "content": Value("string"), "tool_calls": Json()}
-    assert '"x": null' in format_messages(messages, Features({"messages": List(turn)}))
-    rows = Dataset.from_list([{"messages": messages}])
-    assert '"x"' not in format_messages(rows[0]["messages"], rows.features)
+def test_no_task_is_no_known_task():
+    assert wordings.known_task("") == ""
