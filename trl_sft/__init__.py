@@ -1,9 +1,14 @@
-"""trl_sft: a YAML recipe becomes a run of TRL's SFTTrainer.
+"""trl_sft: a YAML recipe becomes one run of TRL's SFTTrainer.
 
-from trl_sft import load_recipe, train
+Inputs: a recipe, as a file. Outputs: a checked run, a preview of its rows, a trained model. Not here: any work; these
+functions import what does it when they are called.
 
-result = train(load_recipe("recipe.yaml", ["train.max_steps=10"]))
-result.metrics["eval_loss"]
+Example:
+    from trl_sft import load_recipe, train
+
+    result = train(load_recipe("recipe.yaml", ["train.max_steps=10"]))
+    result.metrics["eval_loss"]
+
 """
 
 from __future__ import annotations
@@ -23,10 +28,18 @@ __all__ = ["__version__", "load_recipe", "show", "train"]
 
 
 def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Run:
-    """Read and check a recipe; nothing is loaded and no torch is imported.
+    """Read and check a recipe; no weights are loaded and torch is not imported.
 
-    `overrides` are words as on the command line, `section.key=value`. Raises
-    `trl_sft.errors.RecipeError` with every fault at once.
+    Args:
+        path: The YAML file.
+        overrides: Values that replace those of the file, as on the command line: `train.max_steps=10`.
+
+    Returns:
+        The checked run, as data.
+
+    Raises:
+        trl_sft.errors.RecipeError: The recipe has faults; the error has all of them.
+
     """
     from trl_sft.recipe import build, yaml_reader
 
@@ -34,9 +47,18 @@ def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Run:
 
 
 def show(run: Run, num_rows: int = 3) -> Preview:
-    """Return the first rows of each source as the model sees them; a notebook shows them in colour.
+    """Return the first rows of each source as the model sees them; no weights are loaded.
 
-    Needs no weights. Raises `trl_sft.errors.UserError`.
+    Args:
+        run: What `load_recipe` returned.
+        num_rows: Rows of each source.
+
+    Returns:
+        A preview, which a notebook shows in colour.
+
+    Raises:
+        trl_sft.errors.UserError: What would stop the run before its weights load.
+
     """
     from trl_sft import upstream_warnings
 
@@ -47,17 +69,25 @@ def show(run: Run, num_rows: int = 3) -> Preview:
 
 
 def train(run: Run) -> Result:
-    """Carry out what `load_recipe` returned: load, format, train, evaluate, save.
+    """Train: load the model, tokenize the rows, train, evaluate, save.
 
-    Returns the folder, the number of steps and the metrics of the held-out rows. Raises
-    `trl_sft.errors.UserError` before training and `trl_sft.errors.RunStopped` when it ends early.
+    Args:
+        run: What `load_recipe` returned.
+
+    Returns:
+        The folder of the run, the number of steps, and the metrics of the evaluation set.
+
+    Raises:
+        trl_sft.errors.UserError: Something has to be fixed: before training, or in a streamed row.
+        trl_sft.errors.RunStopped: The run ended early.
+
     """
     from trl_sft import upstream_warnings
     from trl_sft.recipe import resolved
 
     claim = resolved.claim_folder(run)  # before the imports, which take seconds
-    # Large tensors on a CPU in pages of 2 MB: without them a step waits for the kernel to clear its 4 KB pages one by
-    # one (benchmarks/step.py). torch asks the kernel where this is set before its first tensor; Linux alone has it.
+    # Large tensors on a CPU lie in pages of 2 MB: otherwise a step waits while the kernel clears pages of 4 KB one
+    # by one (benchmarks/step.py). torch reads this variable before its first tensor; it has an effect on Linux only.
     os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
     with upstream_warnings.quiet():
         from trl_sft.training import run as training_run

@@ -20,16 +20,16 @@ def faults(err):
     return re.findall(r"^(\S.*)\n    \S.*\n    -> ", err, re.MULTILINE)
 
 
-def test_stages_are_told_with_their_times(go):
+def test_check_shows_each_stage_with_its_time(go):
     code, out, err = go(command=["check"])
     assert (code, err) == (0, "")
     stages = "recipe machine folder settings model tokenizer rows tokens trainer memory".split()
-    found = re.search(r"^checked +(.*)$", out, re.MULTILINE)[1]
-    assert re.findall(r"(\w+) [\d.]+ m?s", found) == stages
+    times = re.search(r"^checked +(.*)$", out, re.MULTILINE)[1]
+    assert re.findall(r"(\w+) [\d.]+ m?s", times) == stages
     assert "No problems found in recipe.yaml.\nNext: " in out
 
 
-def test_faults_of_several_stages_are_found_at_once(here, go):
+def test_faults_of_several_stages_are_shown_at_once(here, go):
     """Rows, template and trainer: no stage hides another that does not need it."""
     jsonl(here / "bad.jsonl", [{"question": "q"}, {"question": 3}])
     jsonl(here / "worse.jsonl", [{"text": None}])
@@ -44,7 +44,7 @@ def test_faults_of_several_stages_are_found_at_once(here, go):
     assert "Target modules {'no'} not found" in err
 
 
-def test_columns_are_looked_at_without_a_tokenizer(here, go):
+def test_columns_are_checked_without_a_tokenizer(here, go):
     """A hub id out of reach is not clean, and no fault; the rows are a fault all the same."""
     text = RECIPE.replace("trl_sft:tiny", "org/model")
     code, out, err = go(text, command=["check"])
@@ -73,7 +73,7 @@ LACKS = {  # what this machine lacks -> override
 
 
 @pytest.mark.parametrize("name", LACKS)
-def test_what_this_machine_lacks_is_a_fault_here_and_none_elsewhere(name, go):
+def test_what_this_machine_lacks_is_a_fault_here_and_not_for_another_machine(name, go):
     code, out, err = go(RECIPE, LACKS[name], command=["check"])
     assert code == 2
     assert faults(err)
@@ -85,7 +85,7 @@ def test_what_this_machine_lacks_is_a_fault_here_and_none_elsewhere(name, go):
     assert go(RECIPE, LACKS[name])[0] == 2
 
 
-def test_fault_of_the_recipe_is_one_everywhere(go):
+def test_fault_of_the_recipe_is_one_for_every_machine(go):
     for machine in ("here", "any", "2x24GiB"):
         code, _, err = go(RECIPE, "lora={target_modules: [no]}", "--on", machine, command=["check"])
         assert code == 2
@@ -93,7 +93,7 @@ def test_fault_of_the_recipe_is_one_everywhere(go):
 
 
 @pytest.mark.parametrize("words", ["8", "8x", "0x80GiB", "80GiB", "8x80GB", "there"])
-def test_machine_that_is_none_is_told(words, go):
+def test_unreadable_machine_is_refused(words, go):
     code, _, err = go(RECIPE, "--on", words, command=["check"])
     assert code == 2
     assert "Write here, any, or the number and the memory of the GPUs: 8x80GiB." in err
@@ -109,7 +109,7 @@ def test_fast_reads_the_recipe_alone(here, go):
     assert "packing" in err
 
 
-LATE = {  # what upstream refuses after the weights are loaded, or when training begins -> what is said
+LATE = {  # what upstream refuses after the weights are loaded, or when training begins -> part of the message
     "lora={target_modules: [no]}": "Target modules {'no'} not found",
     "lora={target_modules: [lm_head]}": "PEFT adapter to `lm_head`",
     "train.dataloader_num_workers=-1": "non-negative",
@@ -133,7 +133,7 @@ def test_what_upstream_refuses_late_is_refused_before_weights(words, go, monkeyp
         assert LATE[words] in err
 
 
-def test_rehearsal_leaves_no_trace_and_changes_no_number(here, go, monkeypatch):
+def test_dry_run_writes_nothing_and_changes_no_number(here, go, monkeypatch):
     """Weights, losses and folder are those of a run without it."""
 
     def outcome(name):
@@ -148,7 +148,7 @@ def test_rehearsal_leaves_no_trace_and_changes_no_number(here, go, monkeypatch):
     assert outcome("b") == with_it
 
 
-def test_rehearsal_with_new_tokens_and_lora_is_made_as_the_run_is(here):
+def test_dry_run_with_new_tokens_and_lora_builds_what_the_run_builds(here):
     models.base(here / "base")
     jsonl(here / "r.jsonl", [{"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]}])
     (here / "recipe.yaml").write_text(
@@ -186,7 +186,7 @@ def test_check_advises_packing_and_grouping_with_shares_counted_on_the_rows(here
     assert "advice" not in go(RECIPE, *words, "train.per_device_train_batch_size=1", command=["check"])[1]
 
 
-def test_batch_of_all_processes_is_divided_among_the_cards_of_the_machine_asked_for(go):
+def test_global_batch_size_is_divided_among_the_cards_of_the_target_machine(go):
     for machine, steps in (("here", 16), ("8x80GiB", 2)):
         words = ("run.global_batch_size=32", "--on", machine)
         code, out, err = go(RECIPE, *words, command=["check"])
@@ -195,7 +195,7 @@ def test_batch_of_all_processes_is_divided_among_the_cards_of_the_machine_asked_
     assert go(RECIPE, "run.global_batch_size=32", "--on", "7x80GiB", command=["check"])[0] == 2
 
 
-def test_token_of_an_override_stands_on_no_screen(go, here, capsys):
+def test_token_of_an_override_is_on_no_screen(go, here, capsys):
     secret = "hf_PLANTEDSECRET"
     for word in ("train.hub_token", "train.push_to_hub_token", "model.token"):
         for command in (["check"], ["check", "--fast"], ["prepare"], ["explain"]):
@@ -207,7 +207,7 @@ def test_token_of_an_override_stands_on_no_screen(go, here, capsys):
     assert secret not in "".join(capsys.readouterr())
 
 
-def test_fault_of_quantization_is_the_recipes_on_every_machine(go):
+def test_quantization_fault_is_of_the_recipe_for_every_machine(go):
     words = ("quantization={load_in_8bit: true, llm_int8_threshold: true}", "lora={r: 2}")
     for machine in ("here", "8x80GiB"):
         assert go(RECIPE, *words, "--on", machine, command=["check"])[0] == 2
@@ -215,7 +215,7 @@ def test_fault_of_quantization_is_the_recipes_on_every_machine(go):
     assert go(RECIPE, *whole, command=["check"])[0] == 0, "upstream takes 6.0 alone"
 
 
-def test_rows_of_a_stream_are_not_counted_by_the_rehearsal(here, go, monkeypatch):
+def test_rows_of_a_stream_are_not_counted_by_the_dry_run(here, go, monkeypatch):
     def counted(name):
         words = ("data.train={path: rows.jsonl, streaming: true}", f"train.output_dir={name}")
         assert go(RECIPE, *words)[0] == 0
@@ -227,14 +227,14 @@ def test_rows_of_a_stream_are_not_counted_by_the_rehearsal(here, go, monkeypatch
 
 
 @pytest.mark.parametrize("words", ["train.include_num_input_tokens_seen=true", "lora={r: 2, init_lora_weights: pissa}"])
-def test_what_upstream_takes_is_taken(words, go):
+def test_settings_that_upstream_accepts_are_accepted(words, go):
     assert go(RECIPE, words)[0] == 0
     code, out, _ = go(RECIPE, words, "train.output_dir=b", command=["check"])
     assert code == 0
     assert "not checked" not in out
 
 
-def test_attention_that_a_configuration_names_is_what_is_asked(here, go):
+def test_attention_of_the_model_configuration_is_used(here, go):
     import shutil
 
     shutil.copytree(paths.EMBEDDED / "tiny", here / "m")
@@ -245,7 +245,7 @@ def test_attention_that_a_configuration_names_is_what_is_asked(here, go):
     assert re.search(r"attention +eager", out)
 
 
-def test_class_that_the_configuration_names_is_rehearsed_not_that_of_a_mapping(here):
+def test_dry_run_builds_the_class_that_the_configuration_names(here):
     """Models that read pictures have no causal class of their own, and train on text."""
     from transformers import Qwen2_5_VLConfig
 
@@ -263,7 +263,7 @@ def test_class_that_the_configuration_names_is_rehearsed_not_that_of_a_mapping(h
     assert any("language_model" in name for name, _ in made.named_modules())
 
 
-FOUND_BY_A_USER = {  # override -> where it is told, what to write
+MISTAKES = {  # override -> place and fix of the fault
     "lora={target_modules: [q_proj, v_prj]}": ("lora.target_modules", "Did you mean `v_proj`?"),
     "lora={modules_to_save: [lm_hed]}": ("lora.modules_to_save", "Did you mean `lm_head`?"),
     "evaluate={generation: {max_new_tokens: -1}}": ("evaluate.generation.max_new_tokens", "at least 1"),
@@ -272,9 +272,9 @@ FOUND_BY_A_USER = {  # override -> where it is told, what to write
 }
 
 
-@pytest.mark.parametrize("words", FOUND_BY_A_USER)
-def test_what_a_new_user_got_wrong_is_told_by_check_at_its_place(words, go):
-    where, write = FOUND_BY_A_USER[words]
+@pytest.mark.parametrize("words", MISTAKES)
+def test_mistakes_of_a_new_user_are_shown_at_their_place(words, go):
+    where, write = MISTAKES[words]
     code, _, err = go(RECIPE, words, command=["check"])
     assert code == 2
     assert where in err
@@ -292,5 +292,5 @@ def test_metric_that_no_evaluation_logs_is_refused_before_weights(go):
 
 
 @pytest.mark.parametrize("words", ["H100", "8x80", "8x80GB"])
-def test_machine_that_is_none_is_told_by_fast_too(words, go):
+def test_unreadable_machine_is_refused_with_fast_too(words, go):
     assert go(RECIPE, "--fast", "--on", words, command=["check"])[0] == 2

@@ -15,14 +15,14 @@ HEAVY = {"torch", "transformers", "trl", "datasets", "peft", "accelerate", "nump
 
 
 @pytest.mark.parametrize("words", [["--help"], ["-h"], ["init", "--help"], ["check", "--help"], ["x.yaml", "--help"]])
-def test_help_is_everywhere(words, capsys):
+def test_help_of_each_command_exits_with_0(words, capsys):
     with pytest.raises(SystemExit) as ended:
         cli.main(words)
     assert ended.value.code == 0
     assert "python -m trl_sft" in capsys.readouterr().out
 
 
-def test_no_arguments_is_help(capsys):
+def test_no_arguments_show_the_help(capsys):
     assert cli.main([]) == 0
     assert "commands (a first word" in capsys.readouterr().out
 
@@ -33,14 +33,14 @@ def test_help_names_only_commands_that_exist(capsys):
     assert named == set(cli.COMMANDS)
 
 
-def test_version_is_the_packages(capsys):
+def test_version_is_that_of_the_package(capsys):
     with pytest.raises(SystemExit):
         cli.main(["--version"])
     assert capsys.readouterr().out == f"trl_sft {__version__}\n"
 
 
 @pytest.mark.parametrize("words", [["--verbose"], ["init"], ["init", "m"], ["check"], ["r.yaml", "--max_steps", "3"]])
-def test_words_that_are_no_command_exit_with_2(words, capsys):
+def test_wrong_arguments_exit_with_2(words, capsys):
     with pytest.raises(SystemExit) as ended:
         cli.main(words)
     assert ended.value.code == 2
@@ -70,7 +70,7 @@ def test_init_writes_a_recipe_that_runs_as_it_is(here, capsys, matches):
     assert cli.main(["recipe.yaml", "train.max_steps=1", "train.save_strategy=no"]) == 0
 
 
-def test_init_paths_hold_from_the_recipes_folder(here):
+def test_init_writes_paths_relative_to_the_recipe(here):
     (here / "recipes").mkdir()
     (here / "data").mkdir()
     jsonl(here / "data" / "a b.jsonl", [{"instruction": "a", "output": "b"}])
@@ -103,8 +103,8 @@ def test_check_finds_faults_in_rows_and_writes_nothing(go, here):
     assert not (here / "out").exists()
 
 
-def test_quiet_logs_show_no_upstream_noise(here):
-    """A whole run from the shell: no warning of upstream's, no bars where nobody watches."""
+def test_run_without_a_terminal_shows_no_noise_of_upstream(here):
+    """A whole run from the shell: no warning of upstream, no progress bar."""
     (here / "recipe.yaml").write_text(RECIPE)
     environment = {k: v for k, v in os.environ.items() if not k.startswith("TQDM")}
     done = subprocess.run(
@@ -117,7 +117,7 @@ def test_quiet_logs_show_no_upstream_noise(here):
 
 
 def test_warning_of_transformers_is_shown_once(here):
-    """Its logger takes a handler of its own while it is imported inside our silence."""
+    """transformers adds a handler to its logger while it is imported inside the quiet block."""
     (here / "recipe.yaml").write_text(RECIPE)
     code = (
         "import logging, trl_sft\n"
@@ -143,7 +143,7 @@ def test_warning_that_matters_reaches_the_user_once(go):
     assert err.count("note from trl: You are passing `padding_free=True` with the 'wrapped'") == 1
 
 
-def test_handlers_of_upstream_are_back_after_the_quiet_block():
+def test_upstreams_handlers_are_restored_after_the_quiet_block():
     """Inside the block a package cannot add a handler; after it everything is as before."""
     logger = logging.getLogger("transformers")
     before = (logger.handlers[:], logger.propagate, logger.level)

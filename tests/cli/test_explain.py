@@ -1,4 +1,4 @@
-"""`explain`: what a key is and takes, in its owner's words; who set each value of a recipe; nothing heavy imported."""
+"""`explain`: owner, type, default and help of a key; who set each value of a recipe; no heavy import."""
 
 import contextlib
 import random
@@ -23,12 +23,12 @@ from trl_sft.recipe.yaml_reader import format_value
 SECTIONS = (*sections.OWNERS, keys.GENERATION, keys.SOURCE)
 
 
-def said(*words):
+def explain(*words):
     return "\n".join(explain_key(*words))
 
 
-def test_key_is_told_with_owner_type_default_and_help():
-    text = said("train.packing_strategy")
+def test_key_is_shown_with_owner_type_default_and_help():
+    text = explain("train.packing_strategy")
     live = SFTConfig.__dataclass_fields__["packing_strategy"]
     assert text.startswith(f"train.packing_strategy   (trl.SFTConfig {packages.get_version('trl')})")
     assert all(word in text for word in live.metadata["choices"])
@@ -50,29 +50,29 @@ def test_every_key_can_be_explained():
             assert max(len(line) for line in lines) <= 250, name
 
 
-def test_every_own_key_has_a_help_of_ours_and_no_other_has():
+def test_own_keys_and_no_others_have_a_help_of_trl_sft():
     own = {section: set(names) for section, names in sections.OWN_KEYS.items() if names}
     assert {section: set(names) for section, names in sections.OWN_HELP.items()} == own
 
 
-def test_nearly_every_key_of_an_owner_has_its_help():
+def test_nearly_every_key_of_an_owner_has_help():
     silent = [(s, n) for s in SECTIONS for n in keys.get_fields(s) if not keys.get_help(s, n)]
     assert len(silent) < 25
     assert not [name for section, name in silent if section in ("train", "lora", "quantization")]
 
 
-def test_bare_word_of_one_section_is_that_key_and_of_several_a_list():
-    assert said("packing") == said("train.packing")
-    assert [line.split()[0] for line in said("token").splitlines()[1:]] == [
+def test_word_without_section_is_its_key_or_a_list_of_keys():
+    assert explain("packing") == explain("train.packing")
+    assert [line.split()[0] for line in explain("token").splitlines()[1:]] == [
         *("model.token", "tokenizer.token", "data.train.token")
     ]
-    assert "for files of csv" in said("delimiter")
+    assert "for files of csv" in explain("delimiter")
 
 
 def test_section_lists_its_keys():
-    assert "learning_rate" in said("train")
-    assert "model_init_kwargs" not in said("train")
-    assert "name_or_path" in said("model")
+    assert "learning_rate" in explain("train")
+    assert "model_init_kwargs" not in explain("train")
+    assert "name_or_path" in explain("model")
 
 
 @pytest.mark.parametrize(
@@ -96,8 +96,8 @@ def test_section_lists_its_keys():
         ("lora.runtime_config", "ephemeral_gpu_offload"),
     ],
 )
-def test_word_is_explained(word, text):
-    assert text in said(word)
+def test_explanation_contains_what_matters(word, text):
+    assert text in explain(word)
 
 
 @pytest.mark.parametrize(
@@ -112,12 +112,12 @@ def test_word_is_explained(word, text):
         ("..", "Run `explain SECTION` to list"),
     ],
 )
-def test_unknown_word_gets_the_nearest_and_exit_code_2(word, fix, capsys):
+def test_unknown_key_gets_a_suggestion_and_exit_code_2(word, fix, capsys):
     assert cli.main(["explain", word]) == 2
     assert f"-> {fix}" in capsys.readouterr().err
 
 
-def test_no_word_makes_explain_fall_over():
+def test_random_words_never_crash_explain():
     rng = random.Random(0)
     parts = ["", *"train data * 0 evaluate generation lora eva_config path é no_cuda run".split()]
     for _ in range(300):
@@ -126,7 +126,7 @@ def test_no_word_makes_explain_fall_over():
             assert explain_key(word)
 
 
-def test_value_of_a_recipe_is_told_with_who_set_it(here):
+def test_value_of_a_recipe_is_shown_with_who_set_it(here):
     more = "  learning_rate: 1e-3\n  lr_scheduler_type: cosine\n  lr_scheduler_kwargs: {num_cycles: 0.7}\n"
     (here / "r.yaml").write_text(RECIPE + more + "run: {max_hours: 2}\n")
     for words, text in (
@@ -138,10 +138,10 @@ def test_value_of_a_recipe_is_told_with_who_set_it(here):
         (("lora.r", ["r.yaml"]), "not set in the recipe"),
         (("data.train.path", ["r.yaml"]), "A file"),
     ):
-        assert text in said(*words), words
+        assert text in explain(*words), words
 
 
-def test_whole_run_marks_what_departs_from_the_owners_defaults(here):
+def test_whole_run_marks_values_that_differ_from_the_owners_defaults(here):
     (here / "r.yaml").write_text(RECIPE + "  max_length: 1024\n  no_cuda: true\n  hub_token: hf_secret\n")
     lines = explain_recipe(load_recipe("r.yaml", ["train.seed=7", "lora={r: 4}"]))
     text = "\n".join(lines)
@@ -164,7 +164,7 @@ def test_whole_run_marks_what_departs_from_the_owners_defaults(here):
     assert [name for name in fields if not re.search(rf"^[ *?] {name}:", text, re.MULTILINE)] == []
 
 
-def test_whole_run_of_a_faulty_recipe_is_told_like_any(here, capsys):
+def test_faulty_recipe_is_refused_as_by_any_command(here, capsys):
     (here / "r.yaml").write_text(RECIPE + "  pakking: true\n")
     assert cli.main(["explain", "r.yaml"]) == 2
     assert "-> Did you mean `packing`?" in capsys.readouterr().err
@@ -172,14 +172,14 @@ def test_whole_run_of_a_faulty_recipe_is_told_like_any(here, capsys):
         explain_key("train.packing", ["gone.yaml"])
 
 
-def test_what_a_run_may_set_itself_is_what_the_code_sets():
+def test_list_of_values_that_trl_sft_sets_is_that_of_the_code():
     written = "".join(
         path.read_text() for path in Path(trl_sft.__file__).parent.rglob("*.py") if path.stem != "sections"
     )
-    found = set(re.findall(r'\("(\w+)", "(\w+)"\): Setting\(', written))
-    found |= set(re.findall(r'\["(\w+)", "(\w+)"\] = Setting\(', written))
-    found |= set(re.findall(r'\("(\w+)", "(\w+)"\): Setting\(', re.sub(r"\s+", " ", written)))
-    assert found == set(sections.SETTLED)
+    settings = set(re.findall(r'\("(\w+)", "(\w+)"\): Setting\(', written))
+    settings |= set(re.findall(r'\["(\w+)", "(\w+)"\] = Setting\(', written))
+    settings |= set(re.findall(r'\("(\w+)", "(\w+)"\): Setting\(', re.sub(r"\s+", " ", written)))
+    assert settings == set(sections.SETTLED)
 
 
 @pytest.mark.parametrize("words", [["packing"], ["model.dtype"], ["train.lr_scheduler_kwargs"], ["r.yaml"]])

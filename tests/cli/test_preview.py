@@ -1,4 +1,4 @@
-"""Rows as the model sees them: in a terminal, in HTML, in a notebook; and tokens made ahead of time."""
+"""`preview`: rows as the model sees them, on a terminal, in HTML, in a notebook; `prepare`: tokens ahead of time."""
 
 import json
 import re
@@ -12,7 +12,7 @@ from trl_sft.cli.preview import rows as preview_rows
 
 
 @pytest.fixture
-def shown(here, go):
+def show(here, go):
     def call(rows, *words, keywords="", data=""):
         jsonl(here / "r.jsonl", rows)
         return go(
@@ -27,8 +27,8 @@ def shown(here, go):
 CHAT = [{"question": f"q{n}", "answer": f"answer {n}"} for n in range(9)]
 
 
-def test_trained_tokens_stand_apart_and_special_ones_are_visible(shown, here):
-    code, out, err = shown(CHAT)
+def test_tokens_with_loss_are_marked_and_special_tokens_are_visible(show, here):
+    code, out, err = show(CHAT)
     assert code == 0, err
     assert "── r.jsonl row 1: " in out
     assert "<|im_start|>user\nq0<|im_end|>\n<|im_start|>assistant\n⟦answer 0⟧⟦<|im_end|>⟧\n" in out
@@ -38,28 +38,28 @@ def test_trained_tokens_stand_apart_and_special_ones_are_visible(shown, here):
     assert not (here / "out").exists()
 
 
-def test_number_of_rows_is_asked_for(shown):
-    assert shown(CHAT, "--rows", "5")[1].count("── r.jsonl row") == 5
-    assert shown(CHAT, "--rows", "0")[0] == 2
+def test_rows_option_sets_the_number_of_rows(show):
+    assert show(CHAT, "--rows", "5")[1].count("── r.jsonl row") == 5
+    assert show(CHAT, "--rows", "0")[0] == 2
 
 
-def test_cut_end_is_marked_and_what_is_left_out_named(shown):
+def test_truncated_end_is_marked_and_rejected_row_is_named(show):
     rows = [{"question": "q", "answer": "yes " * 50}, {"question": "q " * 90, "answer": "a"}]
-    code, out, _ = shown(rows, "train.max_length=40")
+    code, out, _ = show(rows, "train.max_length=40")
     assert code == 0
     assert re.search(r"✂ \d+ tokens are truncated", out)
     assert "left out: r.jsonl row 2: no trained token within max_length 40" in out
 
 
-def test_packed_layout_of_the_first_batch_is_shown(shown):
-    code, out, _ = shown(CHAT, "train.packing=true", "train.max_length=64")
+def test_packed_layout_of_the_first_batch_is_shown(show):
+    code, out, _ = show(CHAT, "train.packing=true", "train.max_length=64")
     assert code == 0
     assert re.search(r"pack      1 of the first batch: \d+ \+ \d+.* tokens, \d+ of padding", out)
 
 
-def test_page_of_html_escapes_what_stands_in_rows(shown, here):
+def test_html_page_escapes_the_text_of_rows(show, here):
     rows = [{"question": "<script>alert(1)</script> & \"'", "answer": "<b>x</b>"}] * 3
-    code, out, _ = shown(rows, "--html", "page.html")
+    code, out, _ = show(rows, "--html", "page.html")
     assert code == 0
     page = (here / "page.html").read_text(encoding="utf-8")
     assert "<script>" not in page
@@ -69,14 +69,14 @@ def test_page_of_html_escapes_what_stands_in_rows(shown, here):
     assert "wrote page.html. Next: open it in a browser." in out
 
 
-def test_what_would_steer_the_terminal_is_shown_as_text(shown):
-    _, out, _ = shown([{"question": "q\x1b[31m", "answer": "a\x07"}] * 3)
+def test_control_characters_of_rows_are_shown_as_codes(show):
+    _, out, _ = show([{"question": "q\x1b[31m", "answer": "a\x07"}] * 3)
     assert "\x1b" not in out
     assert "\x07" not in out
     assert "q\\x1b[31m" in out
 
 
-def test_colours_are_for_terminals(here):
+def test_preview_has_colours_for_a_terminal_and_html_for_a_notebook(here):
     jsonl(here / "r.jsonl", CHAT)
     (here / "recipe.yaml").write_text(RECIPE.replace("rows.jsonl", "r.jsonl"))
     preview = trl_sft.show(load_recipe("recipe.yaml"), 1)
@@ -96,13 +96,13 @@ def test_only_the_first_rows_are_read(here, monkeypatch):
     assert [row.name for row in preview.rows] == ["r.jsonl row 1", "r.jsonl row 2"]
 
 
-def test_refusals_of_a_preview_are_those_of_a_run(shown):
-    code, _, err = shown([{"question": "q", "answer": "<|im_end|>"}] * 2)
+def test_preview_refuses_what_a_run_refuses(show):
+    code, _, err = show([{"question": "q", "answer": "<|im_end|>"}] * 2)
     assert code == 2
     assert "special_tokens_in_text" in err
 
 
-def test_prepare_makes_the_tokens_that_the_run_reads(go):
+def test_run_reads_the_tokens_that_prepare_made(go):
     code, out, _ = go(RECIPE, command=["prepare"])
     assert code == 0
     assert "made now" in out

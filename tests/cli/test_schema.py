@@ -27,7 +27,7 @@ SHIPPED = sorted((ROOT / "recipes").rglob("*.yaml"))
 SCHEMA = json_schema.build()
 VALIDATOR = Draft202012Validator(SCHEMA)
 
-# Refused recipes of test_bad_input that a schema lets pass, by what they need to be found out.
+# Refused recipes of test_bad_input that a schema accepts, by what is needed to refuse them.
 BEYOND = {
     "the file's text": ["duplicate_key", "duplicate_section", "environment", "tag"],
     "the disk or the hub": [
@@ -64,7 +64,7 @@ def loaded(values, here):
     return ""
 
 
-def test_schema_is_one_and_names_its_versions():
+def test_schema_is_valid_and_names_the_versions():
     Draft202012Validator.check_schema(SCHEMA)
     assert SCHEMA["$schema"].endswith("2020-12/schema")
     assert "trl " in SCHEMA["description"]
@@ -77,7 +77,7 @@ def test_recipe_of_the_repository_passes_and_names_the_schema(path):
     assert path.read_text(encoding="utf-8").startswith("# yaml-language-server: $schema=../trl_sft.schema.json\n")
 
 
-def test_every_key_stands_in_the_schema_with_its_help():
+def test_every_key_is_in_the_schema_with_its_help():
     for section in sections.OWNERS:
         part = SCHEMA["properties"][section]
         properties = part["anyOf"][0]["properties"] if section == "evaluate" else part["properties"]
@@ -192,11 +192,11 @@ def test_schema_and_recipe_agree_on_a_hundred_broken_recipes(here):
     rng, refused, beyond = random.Random(0), 0, []
     while refused < 100:
         values, place = broken(rng)
-        told = loaded(values, here)
-        refused += bool(told)
-        if bool(told) == accepted(values):
-            beyond.append((place, told))
-    assert [found for found in beyond if found[0][-1] not in NOT_OF_TYPE] == []
+        message = loaded(values, here)
+        refused += bool(message)
+        if bool(message) == accepted(values):
+            beyond.append((place, message))
+    assert [case for case in beyond if case[0][-1] not in NOT_OF_TYPE] == []
     assert len(beyond) <= 10
 
 
@@ -208,7 +208,7 @@ def test_whole_number_written_as_a_fraction_is_beyond_a_schema(here):
     assert "a whole number" in loaded(values, here)
 
 
-def test_command_writes_the_schema_and_says_how_an_editor_finds_it(here, capsys):
+def test_command_writes_the_schema_and_the_line_for_editors(here, capsys):
     assert cli.main(["schema", "-o", "s.json"]) == 0
     assert "# yaml-language-server: $schema=s.json" in capsys.readouterr().out
     assert json.loads((here / "s.json").read_text()) == SCHEMA
@@ -218,7 +218,7 @@ def test_command_writes_the_schema_and_says_how_an_editor_finds_it(here, capsys)
     assert "a file that can be written" in capsys.readouterr().err
 
 
-def test_schema_is_made_without_a_heavy_import(here):
+def test_schema_command_imports_nothing_heavy(here):
     code = (
         "import sys; from trl_sft.cli.schema import json_schema; json_schema.build();"
         "heavy = {'torch', 'transformers', 'trl', 'datasets', 'peft', 'accelerate'} & set(sys.modules);"
@@ -228,7 +228,7 @@ def test_schema_is_made_without_a_heavy_import(here):
     assert not done.stderr.strip()
 
 
-def test_init_names_the_schema_that_lies_beside_the_recipe(here):
+def test_init_names_the_schema_in_the_folder_of_the_recipe(here):
     jsonl(here / "rows.jsonl", QUESTIONS)
     line = "# yaml-language-server: $schema=trl_sft.schema.json"
     assert cli.main(["init", "trl_sft:tiny", "rows.jsonl", "-o", "a.yaml"]) == 0

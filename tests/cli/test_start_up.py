@@ -66,14 +66,14 @@ def test_help_and_reading_a_recipe_import_yaml_alone(here):
     assert tops(of(["check", "recipe.yaml", "--fast"])) <= LIGHT
 
 
-def test_fault_of_a_recipe_is_told_without_any_heavy_import(here):
+def test_fault_of_a_recipe_is_shown_without_heavy_imports(here):
     (here / "recipe.yaml").write_text(RECIPE + "trian: {}\n")
     code = COMMANDS.replace("assert not cli", "assert 2 == cli")
     for words in (["recipe.yaml"], ["check", "recipe.yaml"], ["preview", "recipe.yaml"]):
         assert tops(modules(code, str(paths.EMBEDDED), json.dumps([words]))) <= LIGHT
 
 
-def test_folder_of_a_finished_run_is_refused_without_any_heavy_import(here):
+def test_folder_of_a_finished_run_is_refused_without_heavy_imports(here):
     (here / "recipe.yaml").write_text(RECIPE)
     (here / "out").mkdir()
     (here / "out" / "run.json").write_text('{"outcome": "done"}')
@@ -83,16 +83,16 @@ def test_folder_of_a_finished_run_is_refused_without_any_heavy_import(here):
 
 @NEWEST
 def test_init_reads_rows_and_tokenizer_without_torch(here):
-    found = tops(of(["init", "trl_sft:tiny", "rows.jsonl", "-o", "new.yaml"]))
-    assert not found & {"torch", "trl", "peft", "accelerate", "bitsandbytes", "rich", "sympy"}
+    imported = tops(of(["init", "trl_sft:tiny", "rows.jsonl", "-o", "new.yaml"]))
+    assert not imported & {"torch", "trl", "peft", "accelerate", "bitsandbytes", "rich", "sympy"}
 
 
 @NEWEST
 def test_a_run_imports_what_upstream_imports_to_load_its_model_and_no_more(here):
     (here / "recipe.yaml").write_text(RECIPE)
     bare = modules(BARE, str(paths.EMBEDDED / "tiny"))
-    found = of(["check", "recipe.yaml"], ["prepare", "recipe.yaml"], ["preview", "recipe.yaml"], ["recipe.yaml"])
-    more = {name for name in found - bare if name.partition(".")[0] not in LIGHT}
+    imported = of(["check", "recipe.yaml"], ["prepare", "recipe.yaml"], ["preview", "recipe.yaml"], ["recipe.yaml"])
+    more = {name for name in imported - bare if name.partition(".")[0] not in LIGHT}
     assert {name for name in more if not any(f"{name}.".startswith(f"{one}.") for one in OF_TRAINING)} == set()
     assert len(more) <= 20, more
 
