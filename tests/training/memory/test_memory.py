@@ -313,7 +313,7 @@ def test_check_shows_memory_and_disk_and_writes_nothing(here, go):
     code, out, _ = go(RECIPE, command=["check"])
     assert code == 0
     assert re.search(r"^memory +about [\d.]+ MiB at most in a step of 2 x \d+ tokens, of .* free: weights", out, re.M)
-    assert re.search(r"^disk +no checkpoints, and .* at the end; .* free$", out, re.M)
+    assert re.search(r"^disk +no checkpoints, .* for the model at the end; .* free$", out, re.M)
     assert not (here / "out").exists()
 
 

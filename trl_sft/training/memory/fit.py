@@ -121,10 +121,11 @@ def suggest_smaller(run: Run) -> str:
 
 def _suggest_for_largest_part(estimate: Estimate) -> str:
     """Return what usually helps, by the largest part that can shrink."""
+    smaller_batch = "a smaller train.per_device_train_batch_size"
     suggestions = {
-        "gradient_checkpointing: true, or a smaller per_device_train_batch_size or max_length": estimate.activations,
-        "a smaller per_device_train_batch_size, or run.logits_gib": estimate.logits,
-        "lora, or train.optim: adamw_8bit": estimate.gradients + estimate.optimizer,
+        f"train.gradient_checkpointing: true, {smaller_batch} or a smaller train.max_length": estimate.activations,
+        f"{smaller_batch} or a smaller run.logits_gib": estimate.logits,
+        "lora: {r: 16} or train.optim: adamw_8bit": estimate.gradients + estimate.optimizer,
     }
     return max(suggestions, key=lambda suggestion: suggestions[suggestion])
 
@@ -232,10 +233,11 @@ def describe_disk(args: SFTConfig, folder: Path, *, saved: SavedBytes, checkpoin
     existing = next(path for path in (folder, *folder.parents) if path.exists())
     free = shutil.disk_usage(existing).free
     numbers = "no checkpoints"
-    if checkpoints:
-        plural = "" if checkpoints == 1 else "s"
-        numbers = f"at most {checkpoints} checkpoint{plural} of about {format_bytes(saved.checkpoint)}{note}"
-    text = f"{numbers}, and {format_bytes(saved.model)} at the end; {format_bytes(free)} free"
+    if checkpoints == 1:
+        numbers = f"at most 1 checkpoint of about {format_bytes(saved.checkpoint)}{note}"
+    elif checkpoints:
+        numbers = f"at most {checkpoints} checkpoints of about {format_bytes(saved.checkpoint)} each{note}"
+    text = f"{numbers}, {format_bytes(saved.model)} for the model at the end; {format_bytes(free)} free"
     at_once = checkpoints
     if checkpoints and args.save_total_limit is not None:
         at_once += 1  # a new one is complete before the oldest is deleted

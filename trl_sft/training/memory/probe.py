@@ -65,7 +65,7 @@ def measure_steps(run: Run, inputs: TrainingInputs, report: fit.MemoryReport) ->
     if report.estimate:
         text += f"; estimated: {format_bytes(report.estimate.peak)}"
         if not report.estimate.missing:
-            text += f", {report.estimate.peak / measured:.0%} of it"
+            text += f", {report.estimate.peak / measured:.0%} of the measured peak"
     return [("probe", text)]
 
 
