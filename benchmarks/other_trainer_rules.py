@@ -288,7 +288,8 @@ def translate_attention(prepared):
 
 def translate_special_tokens(prepared):
     """Every trainer reads special tokens in a text as tokens."""
-    return None if prepared.rows.escaped else {}
+    splits = (prepared.rows.train, *prepared.rows.eval.values())
+    return None if any(source.has_escaped_tokens for split in splits for source in split.sources) else {}
 
 
 def translate_global_batch(prepared):

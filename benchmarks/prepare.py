@@ -142,19 +142,26 @@ def prepare_with_trl_sft(kind, tokenizer, dataset, *, memory):
     """Return seconds, packs and the seconds of a cache hit of trl_sft."""
     import numpy as np
 
+    from trl_sft.data.formats import CHAT, PAIRS
+    from trl_sft.data.pipeline import Split
     from trl_sft.tokenization import cache as tokenization_cache
-    from trl_sft.tokenization import encode
+    from trl_sft.tokenization.encoder import EncodingSettings, build_encoder
 
-    form = encode.PAIRS if kind == "plain" else encode.CHAT
+    row_type = PAIRS if kind == "plain" else CHAT
+    every = np.arange(len(dataset))
+    split = Split(dataset, (), np.zeros_like(every), every, every, {}, "rows")  # the cache is empty, so any key will do
     memory.start()
     began = time.perf_counter()
-    plan = encode.Plan(form, KINDS[kind], "<|im_end|>", LENGTH)
-    encoder = encode.encoder(plan, tokenizer, {})
-    job = tokenization_cache.Work(dataset, np.arange(len(dataset)), str, "Tokenizing")
-    packs = tokenization_cache.packed(tokenization_cache.made(job, encoder, Path("bench")), LENGTH, "bfd", None)
+    encoder = build_encoder(EncodingSettings(row_type, KINDS[kind], "<|im_end|>", LENGTH), tokenizer, {})
+
+    def tokenize_and_pack():
+        encoded = tokenization_cache.read_or_encode(split, encoder, Path("bench"), title="Tokenizing")
+        return tokenization_cache.pack(encoded, LENGTH, "bfd", seed=None)
+
+    packs = tokenize_and_pack()
     seconds = time.perf_counter() - began
     hit_began = time.perf_counter()
-    tokenization_cache.packed(tokenization_cache.made(job, encoder, Path("bench")), LENGTH, "bfd", None)
+    tokenize_and_pack()
     return seconds, packs, {"hit": time.perf_counter() - hit_began}
 
 

@@ -164,7 +164,7 @@ STAGE_CALLS = {  # what only the stages of a run call: training, check, preview,
     "SFTConfig(": {"training.stages"},
     "load.find_model(": {"training.stages"},
     "tokenizer.load(": {"training.stages"},
-    "build.make(": {"training.stages"},
+    "build.tokenize(": {"training.stages"},
     "data_rows.load(": {"training.stages", "cli.check.report"},  # check looks at columns where no tokenizer loads
     "SFTTrainer(": {"training.stages", "training.dry_run"},
 }

@@ -48,7 +48,7 @@ def test_truncated_end_is_marked_and_rejected_row_is_named(show):
     code, out, _ = show(rows, "train.max_length=40")
     assert code == 0
     assert re.search(r"✂ \d+ tokens are truncated", out)
-    assert "left out: r.jsonl row 2: no trained token within max_length 40" in out
+    assert "left out: r.jsonl row 2: no loss tokens within max_length 40" in out
 
 
 def test_packed_layout_of_the_first_batch_is_shown(show):
@@ -105,7 +105,7 @@ def test_preview_refuses_what_a_run_refuses(show):
 def test_run_reads_the_tokens_that_prepare_made(go):
     code, out, _ = go(RECIPE, command=["prepare"])
     assert code == 0
-    assert "made now" in out
+    assert "tokenized now" in out
     assert "The tokens are in the cache.\nNext: " in out
     code, out, _ = go(RECIPE)
     assert code == 0

@@ -252,7 +252,7 @@ def test_what_a_template_renders_is_found_by_rendering():
     }
     for name, expected in wanted.items():
         tokenizer.chat_template = paths.list_templates()[name].read_text()
-        found = set(chat_template.renders("here", tokenizer, {}))
+        found = set(chat_template.find_features("here", tokenizer, {}))
         assert expected <= found
         assert found - expected <= {"thinking"}
 

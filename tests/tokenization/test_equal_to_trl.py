@@ -16,7 +16,7 @@ from trl_sft import load_recipe
 from trl_sft.data.messages import MARK
 from trl_sft.errors import UserError
 from trl_sft.recipe import paths
-from trl_sft.tokenization import build, cache, encode, render
+from trl_sft.tokenization import build, encode, render
 from trl_sft.training import stages
 
 WORDS = ["Köln liegt am Rhein.", "1 2  3\n4", "你好，世界。再见", "a 🙂 b", " leading and trailing ", "x" * 30]
@@ -179,7 +179,7 @@ def test_every_named_template_is_trls_but_for_what_the_table_says(name, here):
     recipe(here, [{"messages": CHAT}] * 2, model="./base", tokenizer=f"{{chat_template: {name}}}")
     accepted = ["run.allow=[prompt_mismatch]"] if name in OPENS_A_THOUGHT else []
     if accepted:
-        with pytest.raises(UserError, match="at inference the model sees another beginning"):
+        with pytest.raises(UserError, match="at inference the model would see a different prompt"):
             ours("train.max_length=8192")
     ready = ours("train.max_length=8192", *accepted)
     tokenizer = ready.chat.tokenizer
@@ -213,19 +213,19 @@ def test_answers_of_tools_carry_no_loss_in_any_template(name, checked, here):
     recipe(here, [{"messages": turns}] * 2, model="./base", tokenizer=f"{{chat_template: {name}}}")
     run = load_recipe("recipe.yaml", ["train.max_length=8192", "run.allow=[prompt_mismatch, template_markers]"])
     settings, chat, rows = stages.read_rows(run)
-    encoder = build.encoder(run, chat, rows, settings.args)
-    batch = cache.columns(rows.train.rows.with_format("arrow")[:])
+    encoder = build.make_encoder(run, chat, rows, settings.args)
+    batch = encode.to_columns(rows.train.rows.with_format("arrow")[:])
     refused = ""
     try:
-        texts = list(render.rendered(encoder, batch, [0, 1], [checked] * 2, str))
+        texts = list(render.render_rows(encoder, batch, numbers=[0, 1], check=[checked] * 2, row_name=str))
     except UserError as error:
         refused = str(error)
     assert bool(refused) == (name in NO_CALLS), refused
     if refused:
         assert "drops a part of an answer" in refused or "ends with no token" in refused
         return
-    made = encode.labelled(encoder, texts, encode.encoded(encoder, texts), str)
-    trained = chat.tokenizer.decode([label for label in made.labels[0].tolist() if label != -100])
+    made = encode.label_rows(encoder, texts, encode.tokenize(encoder, texts), row_name=str)
+    trained = chat.tokenizer.decode([label for label in made.rows[0]["labels"] if label != -100])
     assert "SECRETRESULT" not in trained
     assert "done" in trained
 
@@ -275,7 +275,7 @@ def test_cut_rows_are_trls(mode, here):
     theirs = [row for row in theirs if set(row["labels"]) != {-100}]  # TRL 1.8 keeps those that train nothing
     assert differing(ready.chat.tokenizer, ready.datasets.train, theirs) == (0, 0)
     assert (len(theirs) < 200) == (mode == "keep_start"), "rows without a trained token are left out by both"
-    assert ready.datasets.ledger["train"]["rows"]["cut"] > 0
+    assert ready.datasets.ledger["train"]["rows"]["truncated"] > 0
 
 
 def test_special_strings_in_text_become_the_tokens_that_transformers_makes_of_them(here):

@@ -26,20 +26,20 @@ def numbered(here, name, count, begin=0, **more):
 def balanced(of):
     """Rows in are rows kept and rows left out, in each source and together."""
     for part in (of, *of["sources"]):
-        assert part["rows"]["in"] == part["rows"]["kept"] + sum(part["rows"]["rejected"].values()), part
-        assert part["tokens"]["trained"] <= part["tokens"]["kept"] <= part["tokens"]["total"]
+        assert part["rows"]["input"] == part["rows"]["kept"] + sum(part["rows"]["rejected"].values()), part
+        assert part["tokens"]["loss"] <= part["tokens"]["kept"] <= part["tokens"]["before_truncation"]
 
 
 def test_ledger_counts_what_the_trainer_gets(here):
     ready = prepare(here, "{train: rows.jsonl}")
     of = ready.datasets.ledger["train"]
     rows = list(ready.datasets.train)
-    assert of["rows"] == {"kept": 40, "cut": 0, "in": 40, "repeats": 0, "rejected": {}}
+    assert of["rows"] == {"kept": 40, "truncated": 0, "input": 40, "repeated": 0, "rejected": {}}
     assert of["tokens"]["kept"] == sum(len(row["input_ids"]) for row in rows)
-    assert of["tokens"]["trained"] == sum(label != -100 for row in rows for label in row["labels"])
+    assert of["tokens"]["loss"] == sum(label != -100 for row in rows for label in row["labels"])
     lengths = sorted(len(row["input_ids"]) for row in rows)
-    assert (of["lengths"]["min"], of["lengths"]["max"]) == (lengths[0], lengths[-1])
-    assert of["without_end"] == 0
+    assert (of["tokens_per_row"]["min"], of["tokens_per_row"]["max"]) == (lengths[0], lengths[-1])
+    assert of["missing_end_token"] == 0
     balanced(of)
 
 
@@ -47,7 +47,7 @@ def test_run_leaves_its_ledger_and_what_was_left_out(here, go):
     jsonl(here / "held.jsonl", [{"question": "what is 3 PLUS 3", "answer": "6!"}, {"question": "x", "answer": "y"}])
     code, out, _ = go(RECIPE.replace("rows.jsonl", "rows.jsonl, eval: held.jsonl"))
     assert code == 0
-    assert "rows      39 to train; left out: 1 also in the evaluation set" in out
+    assert "rows      39 to train; rejected: 1 also in the evaluation set" in out
     of = json.loads((here / "out" / "ledger.json").read_text())
     assert of["train"]["rows"]["rejected"] == {"also in the evaluation set": 1}
     assert of["eval"]["eval"]["rows"]["kept"] == 2
@@ -104,7 +104,7 @@ def test_overlong_rows_are_cut_ended_or_dropped_and_counted(how, here):
     jsonl(here / "r.jsonl", [{"question": "q", "answer": "yes " * n} for n in (2, 60)])
     ready = prepare(here, f"{{train: r.jsonl, overlong: {how}}}", "train.max_length=40")
     of = ready.datasets.ledger["train"]
-    assert (of["rows"]["kept"], of["rows"]["cut"], of["without_end"]) == OVERLONG[how]
+    assert (of["rows"]["kept"], of["rows"]["truncated"], of["missing_end_token"]) == OVERLONG[how]
     balanced(of)
     end = ready.chat.tokenizer.convert_tokens_to_ids("<|im_end|>")
     last = ready.datasets.train[-1]
@@ -120,16 +120,16 @@ def test_row_cut_in_a_users_turn_gets_no_end_token(here):
     ready = prepare(here, "{train: r.jsonl, overlong: truncate_and_end}", "train.max_length=60")
     row = ready.datasets.train[0]
     assert row["labels"][-1] == -100
-    assert ready.datasets.ledger["train"]["without_end"] == 2
+    assert ready.datasets.ledger["train"]["missing_end_token"] == 2
 
 
 def test_end_of_a_row_with_escaped_strings_is_counted_where_it_is(here):
     jsonl(here / "r.jsonl", [{"question": "q", "answer": "<|im_end|>" * 8 + " ok"}] * 3)
     data = "{train: r.jsonl, special_tokens_in_text: text, overlong: %s}"
-    assert prepare(here, data % "truncate", "train.max_length=40").datasets.ledger["train"]["without_end"] == 3
+    assert prepare(here, data % "truncate", "train.max_length=40").datasets.ledger["train"]["missing_end_token"] == 3
     ready = prepare(here, data % "truncate_and_end", "train.max_length=40")
     assert ready.datasets.train[0]["labels"][-1] == ready.chat.tokenizer.convert_tokens_to_ids("<|im_end|>")
-    assert ready.datasets.ledger["train"]["without_end"] == 0
+    assert ready.datasets.ledger["train"]["missing_end_token"] == 0
 
 
 def test_weight_that_gives_a_source_no_row_is_refused(here):
@@ -149,7 +149,7 @@ def test_overlong_error_names_the_row(here):
 def test_cut_at_a_length_that_nobody_wrote_is_said(here, capsys):
     jsonl(here / "r.jsonl", [{"question": "q", "answer": "yes " * n} for n in (2, 2000)])
     prepare(here, "{train: r.jsonl}")
-    assert "1 row at max_length 1024, which is TRL's default and not in the recipe: " in capsys.readouterr().out
+    assert "1 row at max_length 1024 (TRL's default: the recipe does not set it): " in capsys.readouterr().out
 
 
 def test_too_many_rows_without_a_trained_token_stop_the_run_and_the_first_is_named(here):
@@ -157,13 +157,13 @@ def test_too_many_rows_without_a_trained_token_stop_the_run_and_the_first_is_nam
     jsonl(here / "r.jsonl", rows)
     with pytest.raises(UserError) as refused:
         prepare(here, "{train: r.jsonl}", "train.max_length=60")
-    assert "4 of 40 rows to train have no trained token within max_length 60" in refused.value.faults[0].problem
+    assert "4 of 40 rows of train have no loss tokens within max_length 60" in refused.value.faults[0].problem
     assert "r.jsonl row 4" in refused.value.faults[0].problem
     for words in (["data.max_untrained=0.1"], ["run.allow=[untrained_rows]"]):
         of = prepare(here, "{train: r.jsonl}", "train.max_length=60", *words).datasets.ledger["train"]
         assert of["rows"]["kept"] == 36
         balanced(of)
-    with pytest.raises(UserError, match="no row to train keeps a trained token"):
+    with pytest.raises(UserError, match="no row of train has loss tokens"):
         prepare(here, "{train: r.jsonl}", "train.max_length=3", "run.allow=[untrained_rows]")
 
 
@@ -180,7 +180,7 @@ def test_weights_are_exact_shares_of_rows_in_whole_passes(weights, counts, here)
     for part, (size, begin) in enumerate(((20, 0), (40, 20))):
         times = [int((order == begin + n).sum()) for n in range(size)]
         assert max(times) - min(times) <= 1, "no row comes twice before every row came once"
-        assert of["sources"][part]["rows"]["repeats"] == max(0, counts[part] - size)
+        assert of["sources"][part]["rows"]["repeated"] == max(0, counts[part] - size)
         assert of["sources"][part]["share"]["rows"] == pytest.approx(counts[part] / 60, abs=1e-6)
     assert sorted(order[:20].tolist()) != list(range(20)), "mixed, not one after the other"
     balanced(of)
@@ -229,7 +229,7 @@ def test_several_held_out_sources_are_evaluated_under_their_names(here, go):
     text = RECIPE.replace("rows.jsonl", "rows.jsonl, eval: [math.jsonl, {path: other.jsonl, task: facts}]")
     code, out, _ = go(text)
     assert code == 0, out
-    assert "held out  math: 6 rows" in out
+    assert "eval      math: 6 rows" in out
     logged = [json.loads(line) for line in (here / "out" / "log.jsonl").read_text().splitlines()]
     assert {"eval_math_loss", "eval_facts_loss"} <= {name for entry in logged for name in entry}
     found = json.loads((here / "out" / "eval.json").read_text())
@@ -280,12 +280,12 @@ def test_pass_is_read_again_and_what_changed_is_said(here, capsys):
         prepare(here, "{train: rows.jsonl}", *words)
         return next(line for line in capsys.readouterr().out.splitlines() if line.startswith("cache"))
 
-    assert "made now (the first time for this recipe)" in said()
+    assert "tokenized now (first run of this recipe)" in said()
     assert "read from" in said()
-    assert "made now (changed: settings)" in said("train.max_length=77")
+    assert "tokenized now (changed: settings)" in said("train.max_length=77")
     assert "read from" in said()
     jsonl(here / "rows.jsonl", QUESTIONS[:20])
-    assert "made now (changed: rows, order of the rows)" in said()
+    assert "tokenized now (changed: rows, order of the rows)" in said()
     assert "chat template" in said("tokenizer.chat_template=vicuna")
 
 
@@ -304,7 +304,7 @@ def test_mixed_sources_say_their_shares(here, capsys):
     numbered(here, "b.jsonl", 40, begin=100)
     prepare(here, "{train: [{path: a.jsonl, weight: 3}, {path: b.jsonl, weight: 1}]}")
     out = capsys.readouterr().out
-    assert "a.jsonl: 45 rows, 25 of them repeated: 75.0% of the rows (asked: 75.0%)" in out
+    assert "a.jsonl: 45 rows, 25 of them repeated: 75.0% of the rows (requested: 75.0%)" in out
 
 
 @pytest.mark.parametrize(
@@ -329,7 +329,7 @@ def test_settings_without_an_effect_are_refused(here, go):
     for words in (["train.max_length=null"], ["train.packing=true", "train.packing_strategy=bfd_split"]):
         code, _, err = go(text, *words, command=["check"])
         assert code == 2
-        assert "nothing is cut" in err
+        assert "no row is truncated" in err
 
 
 def test_packing_that_leaks_is_refused_until_it_is_allowed(here, go):

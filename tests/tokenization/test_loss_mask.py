@@ -4,7 +4,7 @@ import pytest
 from conftest import jsonl
 
 from trl_sft import load_recipe
-from trl_sft.tokenization import cache, loss_mask
+from trl_sft.tokenization import encode, loss_mask
 from trl_sft.training import stages
 from trl_sft.training.stages import build_trainer
 
@@ -178,18 +178,18 @@ def test_base_model_without_template_gets_the_layouts_own_wording(here, go):
     jsonl(here / "r.jsonl", [{"messages": MESSAGES}])
     code, _, err = go(text, "data.train=r.jsonl")
     assert code == 2
-    assert "the tokenizer of ./m has no template" in err
+    assert "the tokenizer of ./m has no chat template" in err
 
 
 def odd(monkeypatch, here, rows, number):
-    """Write rows of which one is found wrongly by the quick way; return the recipe."""
-    quick = loss_mask.quick
+    """Write rows of which the search places one wrongly; return the recipe."""
+    search = loss_mask.find_spans_by_search
 
-    def wrong(shape, text, turns):
-        spans = quick(shape, text, turns)
+    def wrong(template, text, turns):
+        spans = search(template, text, turns)
         return [(start + 1, end) for start, end in spans] if "ODD" in text else spans
 
-    monkeypatch.setattr(loss_mask, "quick", wrong)
+    monkeypatch.setattr(loss_mask, "find_spans_by_search", wrong)
     words = [f"word {n}" + " ODD" * (n == number) for n in range(rows)]
     jsonl(here / "r.jsonl", [{"messages": [*MESSAGES[:1], MESSAGES[1] | {"content": one}]} for one in words])
     (here / "recipe.yaml").write_text(
@@ -202,15 +202,15 @@ def trained(ready, number):
     return ready.chat.tokenizer.decode([label for label in ready.datasets.train[number]["labels"] if label != -100])
 
 
-def test_quick_way_that_errs_where_every_row_is_checked_is_left_for_the_exact_one(here, monkeypatch):
+def test_search_that_errs_where_every_row_is_checked_is_replaced_by_rendering(here, monkeypatch):
     ready = stages.prepare(odd(monkeypatch, here, 60, 3))
     assert [trained(ready, n) for n in (2, 3, 59)] == [f"word {w}<|im_end|>" for w in ("2", "3 ODD", "59")]
 
 
-def test_quick_way_that_errs_among_rows_of_which_a_part_is_checked_stops_the_run(here, monkeypatch):
+def test_search_that_errs_among_rows_of_which_a_part_is_checked_stops_the_run(here, monkeypatch):
     """Rows before it were believed unchecked: nobody knows what they train."""
-    monkeypatch.setattr(cache, "_CHECKED", 4)
-    monkeypatch.setattr(cache, "SAMPLE", 0.5)
+    monkeypatch.setattr(encode, "_CHECKED_ROWS", 4)
+    monkeypatch.setattr(encode, "CHECKED_SHARE", 0.5)
     wrong = [number for number in range(4, 34) if stopped(monkeypatch, here, number)]
     assert 5 < len(wrong) < 25, "those that are checked"
 
@@ -221,7 +221,7 @@ def stopped(monkeypatch, here, number):
         try:
             stages.prepare(run)
         except AssertionError as error:
-            return "two ways to find the mask differ" in str(error)
+            return "two ways to find the loss mask differ" in str(error)
     return False
 
 
@@ -248,4 +248,4 @@ def test_markers_are_compared_where_only_the_last_answer_is_learned_too(here, go
     for loss_on in ("assistant", "last_turn"):
         code, _, err = go(text, f"data.loss_on={loss_on}", command=["check"])
         assert code == 2
-        assert "generation markers and the rendering of the prompt disagree" in err
+        assert "generation markers and the answers that its rendering shows differ" in err

@@ -10,8 +10,10 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from trl_sft.data.formats import CHAT
 from trl_sft.recipe import paths
 from trl_sft.tokenization import chat_template, encode, render, special_tokens
+from trl_sft.tokenization.encoder import EncodingSettings, build_encoder
 
 # what users say and what is answered share no letter, and neither has one of what templates write around them
 USER, ANSWER = "qzjQZJ你好 \n\t\x00é!?", "xkvXKV再见 \n😀👩‍👩‍👧.,"
@@ -23,7 +25,7 @@ def tokenizer(name):
     made = models.tokenizer(paths.EMBEDDED / "tiny")
     made.bos_token = "<|endoftext|>"
     made.chat_template = paths.list_templates()[name].read_text()
-    special_tokens.install(made, special_tokens.written(chat_template.everything(made, {})))
+    special_tokens.install(made, special_tokens.find_special_strings(chat_template.render_trials(made, {})))
     return made
 
 
@@ -42,12 +44,12 @@ def chats(draw):
 def run(name, rows, loss_on="assistant", **how):
     """Return what the pass makes of chats, every row checked by the second way too."""
     made = tokenizer(name)
-    plan = encode.Plan(encode.CHAT, loss_on, made.eos_token, **{"max_length": None} | how)
-    encoder = encode.encoder(plan, made, {})
+    encoding_settings = EncodingSettings(CHAT, loss_on, made.eos_token, **{"max_length": None} | how)
+    encoder = build_encoder(encoding_settings, made, {})
     batch = {"prompt": [row[:-1] for row in rows], "completion": [row[-1:] for row in rows]}
     numbers = list(range(len(rows)))
-    texts = list(render.rendered(encoder, batch, numbers, [True] * len(rows), str))
-    return made, encoder, encode.labelled(encoder, texts, encode.encoded(encoder, texts), str)
+    texts = list(render.render_rows(encoder, batch, numbers=numbers, check=[True] * len(rows), row_name=str))
+    return made, encoder, encode.label_rows(encoder, texts, encode.tokenize(encoder, texts), row_name=str)
 
 
 def few(count):
@@ -61,13 +63,13 @@ def check_masks(name, rows, loss_on):
     if not rows:
         return
     made, encoder, out = run(name, rows, loss_on)
-    for number, ids, labels in zip(out.number, out.input_ids, out.labels, strict=True):
-        answers = [turn["content"] for turn in rows[number] if turn["role"] == "assistant"]
+    for row in out.rows:
+        answers = [turn["content"] for turn in rows[row["row"]] if turn["role"] == "assistant"]
         answers = answers[-1:] if loss_on == "last_turn" else answers
         runs, last = [], None
-        for i, label in enumerate(labels.tolist()):
+        for i, label in enumerate(row["labels"]):
             if label != -100:
-                assert label == ids[i]
+                assert label == row["input_ids"][i]
                 runs = [*runs, [label]] if last != i - 1 else [*runs[:-1], [*runs[-1], label]]
                 last = i
         texts = [made.decode(part, clean_up_tokenization_spaces=False) for part in runs]
@@ -75,22 +77,23 @@ def check_masks(name, rows, loss_on):
         for text, answer in zip(texts, answers, strict=True):
             assert answer.strip() in text
             assert not set(text.replace("<think>", "").replace("</think>", "")) & set("qzjQZJ你好\t\x00é!?"), text
-            assert text.endswith((encoder.shape.closing, encoder.shape.final)), "the end is trained"
-            assert encoder.shape.final
+            assert text.endswith((encoder.template.turn_end, encoder.template.last_turn_end)), "the end is trained"
+            assert encoder.template.last_turn_end
 
 
 def check_nothing_lost(rows, max_length, overlong, keep_end):
     _, _, out = run("chatml", rows, max_length=max_length, overlong=overlong, keep_end=keep_end)
-    assert sorted([*out.number, *(row["number"] for row in out.rejected)]) == list(range(len(rows)))
-    for ids, labels, total, target, trained, ended in zip(*out[:2], *out[3:7], strict=True):
-        assert len(ids) == len(labels) == min(total, max_length)
-        assert 0 < trained == sum(label != -100 for label in labels.tolist())
-        if total <= max_length:
-            assert (trained, ended) == (target, True)
-        if overlong == "truncate_and_end":  # but for rows that are cut in what a user says
-            assert ended or labels[-1] == -100
+    assert sorted([*out.rows["row"], *(reject["row"] for reject in out.rejected)]) == list(range(len(rows)))
+    for row in out.rows:
+        assert len(row["input_ids"]) == len(row["labels"]) == min(row["tokens_before_truncation"], max_length)
+        assert 0 < row["loss_tokens"] == sum(label != -100 for label in row["labels"])
+        if row["tokens_before_truncation"] <= max_length:
+            assert row["loss_tokens"] == row["loss_tokens_before_truncation"]
+            assert row["has_end_token"]
+        if overlong == "truncate_and_end":  # but for rows that are truncated in what a user says
+            assert row["has_end_token"] or row["labels"][-1] == -100
     if overlong == "drop":
-        assert max(out.total, default=0) <= max_length
+        assert max(out.rows["tokens_before_truncation"], default=0) <= max_length
 
 
 drawn_lengths = st.integers(8, 120)
@@ -145,5 +148,5 @@ def test_hard_text_is_trained_whole(name):
     user, answer = HARD[name]
     rows = [[{"role": "user", "content": user}, {"role": "assistant", "content": answer}]]
     made, _, out = run("chatml", rows)
-    labels = [label for label in out.labels[0].tolist() if label != -100]
+    labels = [label for label in out.rows[0]["labels"] if label != -100]
     assert made.decode(labels, clean_up_tokenization_spaces=False) == answer + "<|im_end|>"

@@ -204,9 +204,9 @@ def test_special_string_that_is_only_in_the_vocabulary_gets_its_own_id(here):
     from tokenizers import Tokenizer
 
     tokenizer._tokenizer = Tokenizer.from_str(json.dumps(form))
-    assert special_tokens.split(tokenizer, [word])
+    assert special_tokens.find_split_strings(tokenizer, [word])
     installed = special_tokens.install(tokenizer, [word])
-    assert installed.held == [word]
+    assert installed.existing == [word]
     assert tokenizer(word)["input_ids"] == [511]
 
 

@@ -46,9 +46,9 @@ def test_streamed_run_trains_and_counts_what_came_by(rows, here, go):
     assert "its first 200 rows" in out
     assert "steps        3\n" in out
     of = json.loads((here / "out" / "ledger.json").read_text())
-    assert of["train"]["streamed"]
+    assert of["train"]["streaming"]
     assert of["train"]["sources"][0]["name"] == "r.jsonl"
-    assert of["train"]["sources"][0]["kept"] >= 24
+    assert of["train"]["sources"][0]["rows"]["kept"] >= 24
     assert of["eval"]["eval"]["rows"]["kept"] == 4
 
 
@@ -101,7 +101,7 @@ def test_rows_of_a_stream_that_are_held_out_are_dropped_and_counted(rows, here):
     decode = ready.chat.tokenizer.decode
     first = decode(next(iter(ready.datasets.train))["input_ids"])
     assert "What is 30?" in first
-    assert ready.datasets.seen["r.jsonl"]["rejected: also in the evaluation set"] == 30
+    assert ready.datasets.stream_counts["r.jsonl"]["rejected: also in the evaluation set"] == 30
     again = prepared(here, TEXT, "data.eval=held.jsonl", "data.drop_leaked=false")
     assert "What is 0?" in decode(next(iter(again.datasets.train))["input_ids"])
 
@@ -111,7 +111,7 @@ def test_stream_of_which_too_much_trains_nothing_is_stopped(rows, here, go):
     jsonl(here / "r.jsonl", rows)
     code, _, err = go(TEXT, "train.max_steps=400", "train.per_device_train_batch_size=4", "train.max_length=128")
     assert code == 2
-    assert "have no trained token" in err
+    assert "have no loss tokens" in err
 
 
 def test_broken_line_of_a_stream_is_told_without_a_traceback(rows, here, go):

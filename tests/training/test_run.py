@@ -54,7 +54,7 @@ def test_run_folder_holds_the_model_and_its_record(words, go, here):
     assert record["data"] == {str(here / "rows.jsonl"): hashlib.sha256((here / "rows.jsonl").read_bytes()).hexdigest()}
     for line in (
         "rows      32 to train",
-        "held out  8 rows",
+        "eval      8 rows",
         "steps        2, which is 0.125 epochs",
         "Held-out rows: eval loss",
         "Next: ask the model",
@@ -328,7 +328,7 @@ def test_rows_are_read_however_they_are_kept(kind, streaming, go, here):
     code, out, err = go(RECIPE.replace("rows.jsonl", data), command=["check"])
     assert code == 0, err
     assert "rows      2 to train" in out
-    assert ("held out  1 row" in out) == (held is not None)
+    assert ("eval      1 row" in out) == (held is not None)
 
 
 def test_files_of_a_folder_that_are_in_no_split_are_told(go, here):

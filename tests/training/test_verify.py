@@ -310,7 +310,7 @@ def test_rows_and_tokens_are_those_of_the_ledger_after_whole_epochs(packing, go,
     assert code == 0, err
     end = json.loads((here / "out" / "run.json").read_text())["measured"]["after_training"]
     ledger = json.loads((here / "out" / "ledger.json").read_text())["train"]
-    assert end["loss_tokens"] == 2 * ledger["tokens"]["trained"]
+    assert end["loss_tokens"] == 2 * ledger["tokens"]["loss"]
     rows = 13 if packing == "false" else int(re.search(r"(\d+) packs of 64", out).group(1))
     assert end["rows"] == 2 * rows
 

@@ -29,11 +29,3 @@ def get_fingerprint(rows: Dataset) -> str:
     datasets 4.8 to 5.2 store it in `_fingerprint` and have no public way to read it.
     """
     return str(rows._fingerprint)
-
-
-def set_fingerprint(rows: Dataset, key: str) -> None:
-    """Give rows that were read from a file a fingerprint that is the same in every process.
-
-    datasets 4.8 to 5.2 choose a random one, so that nothing computed from the rows would be read from the cache.
-    """
-    rows._fingerprint = key

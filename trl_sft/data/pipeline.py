@@ -84,6 +84,7 @@ class Split(NamedTuple):
         row_numbers: (rows,) the number of a row in its source, from 0.
         order: which rows, in the order of training; a row may occur several times.
         removed_rows: reason -> numbers of the rows that are removed for it.
+        fingerprint: the key under which `datasets` caches what is computed from `rows`.
 
     """
 
@@ -93,6 +94,7 @@ class Split(NamedTuple):
     row_numbers: np.ndarray
     order: np.ndarray
     removed_rows: dict[str, np.ndarray]
+    fingerprint: str
 
     def row_name(self, number: int) -> str:
         """Return the name of a row in messages: its source, and its number there from 1."""
@@ -146,13 +148,15 @@ def format_source(run: Run, source: Source, features: TokenizerFeatures, *, max_
         notes=tuple(_write_notes(source, source_format, formatted, unused=unused_columns, total=total, head=max_rows)),
     )
     every = np.arange(len(rows), dtype=np.int64)
+    split_rows = formatted.remove_columns(list(_REPORT_COLUMNS))
     return Split(
-        rows=formatted.remove_columns(list(_REPORT_COLUMNS)),
+        rows=split_rows,
         sources=(formatted_source,),
         source_indices=np.zeros_like(every),
         row_numbers=every if row_numbers is None else row_numbers,
         order=every,
         removed_rows={},
+        fingerprint=get_fingerprint(split_rows),
     )
 
 
@@ -166,6 +170,7 @@ def join_splits(splits: Sequence[Split]) -> Split:
         row_numbers=np.concatenate([split.row_numbers for split in splits]),
         order=np.arange(len(rows), dtype=np.int64),
         removed_rows={},
+        fingerprint=get_fingerprint(rows),
     )
 
 

@@ -23,8 +23,6 @@ from trl_sft.recipe.checked import Run
 
 STREAM_HEAD = 200  # rows of each stream that are read, formatted and checked before training
 LEAKED = "also in the evaluation set"  # why a training row is removed
-UNTRAINED = "no trained token"  # why a row is rejected
-MAX_UNTRAINED = 0.05  # largest share of rows without a trained token, unless data.max_untrained says otherwise
 
 
 class RunRows(NamedTuple):
@@ -42,11 +40,6 @@ class RunRows(NamedTuple):
         """All rows of the evaluation sets, formatted; None = there are none."""
         splits = [split.rows.select(split.order) for split in self.eval.values()]
         return concatenate_datasets(splits) if splits else None
-
-    @property
-    def has_escaped_tokens(self) -> bool:
-        """Whether some text holds a special token that is plain text."""
-        return any(source.has_escaped_tokens for split in (self.train, *self.eval.values()) for source in split.sources)
 
 
 def load(run: Run, features: TokenizerFeatures, head: int | None = None) -> RunRows:

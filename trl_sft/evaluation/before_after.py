@@ -80,7 +80,7 @@ def select_prompts(
         ledger: the counts of rows and tokens, as in `ledger.json`.
     """
     eval_rows = rows.eval_rows
-    loss_tokens = {name: counts["tokens"]["trained"] for name, counts in ledger["eval"].items()}
+    loss_tokens = {name: counts["tokens"]["loss"] for name, counts in ledger["eval"].items()}
     first = rows.train.rows[int(rows.train.order[0])] if eval_rows is None else eval_rows[0]
     example = first["text"][:40] if rows.row_type == TEXT else _read_prompt(0, first).content
     if run.evaluate is None or eval_rows is None or rows.row_type == TEXT:

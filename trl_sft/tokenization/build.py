@@ -1,12 +1,13 @@
-"""The rows of a run as SFTTrainer gets them: tokens, cut or packed, with their ledger.
+"""The datasets that SFTTrainer gets: rows as tokens, truncated or packed, with their ledger.
 
-In: `RunRows`, the tokenizer, the live SFTConfig. Out: `Made`. Here stands what of SFTConfig the data path takes
-over: max_length, truncation_mode, packing, packing_strategy, eval_packing, shuffle_dataset. SFTTrainer is
-told to touch nothing (`skip_prepare_dataset`).
+Inputs: `RunRows`, the tokenizer, the live SFTConfig. Outputs: `TokenizedRows`. This is the one place that does what
+these keys of SFTConfig say: max_length, truncation_mode, packing, packing_strategy, eval_packing, shuffle_dataset.
+SFTTrainer is told to change nothing (`skip_prepare_dataset`). Not here: how a row becomes tokens (`encode`).
 """
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any, NamedTuple
 
 from datasets import Dataset, IterableDataset
@@ -15,128 +16,163 @@ from trl import SFTConfig
 from trl_sft.data.rows import RunRows
 from trl_sft.errors import Fault, RecipeError
 from trl_sft.recipe.checked import Run
-from trl_sft.tokenization import cache, ledger
-from trl_sft.tokenization import encode as tokenization_encode
-from trl_sft.tokenization import stream as tokenization_stream
+from trl_sft.tokenization import cache, ledger, stream
+from trl_sft.tokenization.encoder import Encoder, EncodingSettings, build_encoder
 from trl_sft.tokenization.tokenizer import ChatTokenizer
 
-# what SFTTrainer logs of an evaluation that says how good a model is (trl.trainer.sft_trainer, `log`)
-_LOGGED = ("loss", "mean_token_accuracy", "entropy")
-# strategies that cut nothing: what is too long goes on in the next pack
-_CONTINUED = ("bfd_split", "wrapped")
+# metrics of an evaluation, logged by SFTTrainer, that say how good a model is (trl.trainer.sft_trainer, `log`)
+_QUALITY_METRICS = ("loss", "mean_token_accuracy", "entropy")
+# packing strategies that truncate nothing: the rest of a long row goes into the next pack
+_WITHOUT_TRUNCATION = ("bfd_split", "wrapped")
 
 
 class TokenizedRows(NamedTuple):
-    """What SFTTrainer gets, and what became of the rows."""
+    """The datasets that SFTTrainer gets, and what happened to the rows.
 
-    train: Dataset | IterableDataset  # input_ids, labels: (tokens,) each; packed: seq_lengths too
+    Attributes:
+        train: `input_ids` and `labels`, (tokens,) each; packs have `seq_lengths` too.
+        eval: the evaluation set; several by name; None = there is none.
+        ledger: the object of `ledger.json`.
+        rejects: the lines of `rejects.jsonl`.
+        encoder: encodes the rows to train; `encode.encode_prompt` needs it.
+        notes: lines for the screen, name and value.
+        stream_counts: what was read of a stream so far; None = nothing is streamed.
+
+    """
+
+    train: Dataset | IterableDataset
     eval: Dataset | dict[str, Dataset] | None
     ledger: dict[str, Any]
     rejects: list[dict[str, Any]]
-    encoder: tokenization_encode.Encoder
-    said: tuple[tuple[str, str], ...]  # the ledger's lines
-    seen: tokenization_stream.Seen | None = None  # what came by so far, of rows that are streamed
+    encoder: Encoder
+    notes: tuple[tuple[str, str], ...]
+    stream_counts: stream.StreamCounts | None = None
 
 
-def make(run: Run, chat: ChatTokenizer, rows: RunRows, args: SFTConfig, thorough: bool = False) -> TokenizedRows:
-    """Make the tokens of all rows, or read them from the cache. Raises DataError, TemplateError, RecipeError.
+def tokenize(
+    run: Run, chat: ChatTokenizer, rows: RunRows, args: SFTConfig, *, check_all: bool = False
+) -> TokenizedRows:
+    """Return the tokens of all rows, from the cache where it has them.
 
-    `thorough`: every row's mask is checked by a second way, though the tokens may be in the cache.
+    Args:
+        run: the checked recipe.
+        chat: the tokenizer of the run.
+        rows: the formatted rows of the run.
+        args: the settings of the trainer.
+        check_all: whether the loss mask of every row is checked, also of rows in the cache.
+
+    Raises:
+        DataError: too many rows have no loss tokens, or a row is too long and `data.overlong` is error.
+        TemplateError: the template does not take a chat, or its loss cannot be placed.
+        RecipeError: settings contradict each other.
+
     """
-    encode = encoder(run, chat, rows, args)
-    made: dict[str, Dataset] = {}
-    counted: dict[str, Any] = {}
-    said: list[tuple[str, str]] = []
-    left: list[dict[str, Any]] = []
+    encoder = make_encoder(run, chat, rows, args)
+    datasets: dict[str, Dataset] = {}
+    counts: dict[str, Any] = {}
+    cache_notes: list[tuple[str, str]] = []
+    rejects: list[dict[str, Any]] = []
     for part, split in (("train", rows.train), *rows.eval.items()):
         packing = args.packing if part == "train" or args.eval_packing is None else args.eval_packing
-        of_side = encode._replace(plan=plan(run, chat, rows, args, packing))
-        work = cache.Work(split.rows, split.order, split.row_name, f"Tokenizing {part}", thorough)
+        part_encoder = dataclasses.replace(encoder, settings=_make_settings(run, chat, rows, args, packing=packing))
+        title = f"Tokenizing {part}"
         if rows.streaming and part == "train":
-            done = cache.in_memory(work, of_side)
+            encoded = cache.encode_in_memory(split, part_encoder, title=title, check_all=check_all)
         else:
-            done = cache.made(work, of_side, run.recipe.path)
-            said.append(("cache", f"{part}: {done.said}"))
-        ledger.check(run, split, done, part)
+            recipe = run.recipe.path
+            encoded = cache.read_or_encode(split, part_encoder, recipe, title=title, check_all=check_all)
+            cache_notes.append(("cache", f"{part}: {encoded.source}"))
+        ledger.check(run, split, encoded, part=part)
         seed = args.seed if args.shuffle_dataset else None
-        packs = cache.packed(done, args.max_length, args.packing_strategy, seed) if packing else None
-        batch = args.per_device_train_batch_size if part == "train" else args.per_device_eval_batch_size
-        counted[part] = ledger.count(split, done, packs, batch, args.max_length)
-        left += ledger.rejects(split, done, part)
-        plain = done.rows.select_columns(["input_ids", "labels"])
-        made[part] = packs if packs is not None else plain if seed is None else plain.shuffle(seed=seed)
-    _check_best(run, args, list(rows.eval))
-    train = made.pop("train")
-    whole = {"train": counted.pop("train"), "eval": counted}
-    held = made.get("eval") if set(made) == {"eval"} else made or None
+        packs = cache.pack(encoded, args.max_length, args.packing_strategy, seed=seed) if packing else None
+        batch_size = args.per_device_train_batch_size if part == "train" else args.per_device_eval_batch_size
+        counts[part] = ledger.count(split, encoded, packs, batch_size=batch_size, max_length=args.max_length)
+        rejects += ledger.list_rejected(split, encoded, part)
+        unpacked = encoded.rows.select_columns(["input_ids", "labels"])
+        unpacked = unpacked if seed is None else unpacked.shuffle(seed=seed)
+        datasets[part] = unpacked if packs is None else packs
+    _check_best_model(run, args, list(rows.eval))
+    train = datasets.pop("train")
+    evaluation = datasets.get("eval") if set(datasets) == {"eval"} else datasets or None
+    run_ledger = {"train": counts.pop("train"), "eval": counts}
+    notes = (*ledger.lines(run, rows, run_ledger, args, whole=not rows.streaming), *cache_notes)
+    stream_counts = None
     if rows.streaming:
-        told = ("stream", "read while training goes on; counted here are the first rows of each source")
-        stream, seen = tokenization_stream.made(run, rows, encode, args)
-        shown = (told, *ledger.lines(run, rows, whole, args, whole=False), *said)
-        return TokenizedRows(
-            stream, held, {"train": tokenization_stream.ledger(seen), "eval": counted}, left, encode, shown, seen
-        )
-    lines = (*ledger.lines(run, rows, whole, args), *said)
-    return TokenizedRows(train, held, whole, left, encode, lines)
+        notes = (("stream", "read during training; the counts are those of the first rows of each source"), *notes)
+        train, stream_counts = stream.build_stream(run, rows, encoder, args)
+        run_ledger["train"] = stream.count_stream(stream_counts)
+    return TokenizedRows(train, evaluation, run_ledger, rejects, encoder, notes, stream_counts)
 
 
-def encoder(run: Run, chat: ChatTokenizer, rows: RunRows, args: SFTConfig) -> tokenization_encode.Encoder:
-    """Return what encodes the rows to train. Raises RecipeError for settings that contradict each other."""
-    _check(run, args)
-    specials = (
-        chat.target.special_tokens
-        if rows.has_escaped_tokens or (rows.streaming and chat.target.escape_special_tokens)
-        else ()
-    )
-    return tokenization_encode.encoder(
-        plan(run, chat, rows, args, args.packing), chat.tokenizer, run.chat_template_kwargs, specials
+def make_encoder(run: Run, chat: ChatTokenizer, rows: RunRows, args: SFTConfig) -> Encoder:
+    """Return the encoder of the rows to train. Raises RecipeError for settings that contradict each other."""
+    _check_packing(run, args)
+    _check_truncation(run, args)
+    sources = [source for split in (rows.train, *rows.eval.values()) for source in split.sources]
+    may_have_escaped = any(source.has_escaped_tokens for source in sources)
+    may_have_escaped |= rows.streaming and chat.target.escape_special_tokens
+    return build_encoder(
+        _make_settings(run, chat, rows, args, packing=args.packing),
+        chat.tokenizer,
+        run.chat_template_kwargs,
+        escaped=chat.target.special_tokens if may_have_escaped else (),
     )
 
 
-def _check_best(run: Run, args: SFTConfig, names: list[str]) -> None:
-    """Refuse a best model by a loss that several held-out sources do not have. Raises RecipeError."""
-    metric = str(args.metric_for_best_model or "loss").removeprefix("eval_")
-    where = run.recipe.where(("train", "metric_for_best_model"))
-    if args.load_best_model_at_end and not metric.endswith(_LOGGED):
-        raise RecipeError(
-            Fault(where, f"{metric}, which no evaluation logs", " or ".join(f"eval_{n}" for n in _LOGGED))
-        )
-    if args.load_best_model_at_end and len(names) > 1 and not metric.startswith(tuple(f"{name}_" for name in names)):
-        found = f"{metric}, but each held-out source is evaluated under its own name"
-        raise RecipeError(Fault(where, found, " or ".join(f"eval_{name}_loss" for name in names)))
-
-
-def plan(run: Run, chat: ChatTokenizer, rows: RunRows, args: SFTConfig, packing: bool) -> tokenization_encode.Plan:
-    """Return what becomes of a row."""
+def _make_settings(run: Run, chat: ChatTokenizer, rows: RunRows, args: SFTConfig, *, packing: bool) -> EncodingSettings:
+    """Return how rows become tokens, packed or not."""
     allowed = run.options.get("allow", [])
-    return tokenization_encode.Plan(
-        form=rows.row_type,
+    return EncodingSettings(
+        row_type=rows.row_type,
         loss_on=rows.loss_on,
-        eos=str(chat.tokenizer.eos_token),
-        max_length=None if packing and args.packing_strategy in _CONTINUED else args.max_length,
+        eos_token=str(chat.tokenizer.eos_token),
+        max_length=None if packing and args.packing_strategy in _WITHOUT_TRUNCATION else args.max_length,
         overlong=run.data.get("overlong", "truncate"),
         keep_end=args.truncation_mode == "keep_end",
-        mismatch="prompt_mismatch" in allowed,
-        other_markers="template_markers" in allowed,
+        allow_prompt_mismatch="prompt_mismatch" in allowed,
+        allow_template_markers="template_markers" in allowed,
     )
 
 
-def _check(run: Run, args: SFTConfig) -> None:
-    """Refuse packing that lets one document see another, and what would have no effect. Raises RecipeError."""
-    where = run.recipe.where(("train", "packing_strategy"))
+def _check_best_model(run: Run, args: SFTConfig, names: list[str]) -> None:
+    """Refuse a metric for the best model that no evaluation logs. Raises RecipeError. `names`: the evaluation sets."""
+    if not args.load_best_model_at_end:
+        return
+    metric = str(args.metric_for_best_model or "loss").removeprefix("eval_")
+    where = run.recipe.where(("train", "metric_for_best_model"))
+    if not metric.endswith(_QUALITY_METRICS):
+        choices = ", ".join(f"eval_{name}" for name in _QUALITY_METRICS)
+        raise RecipeError(Fault(where, f"{metric}, which no evaluation logs", f"Set one of {choices}."))
+    if len(names) > 1 and not metric.startswith(tuple(f"{name}_" for name in names)):
+        problem = f"{metric}, but each evaluation set is logged under its own name"
+        choices = ", ".join(f"eval_{name}_loss" for name in names)
+        raise RecipeError(Fault(where, problem, f"Set one of {choices}."))
+
+
+def _check_packing(run: Run, args: SFTConfig) -> None:
+    """Refuse packing in which rows see each other, unless the recipe accepts it. Raises RecipeError."""
     if args.packing and args.packing_strategy == "wrapped" and "leaking_packing" not in run.options.get("allow", []):
-        found = "wrapped packs rows without a border: each token sees the rows before its own"
-        write = "bfd or bfd_split, which keep rows apart; or run.allow: [leaking_packing]"
-        raise RecipeError(Fault(where, found, write))
-    split = args.packing and args.packing_strategy in _CONTINUED and args.eval_packing is not False
-    for key, given in (
-        (("data", "overlong"), run.data.get("overlong")),
-        (("train", "truncation_mode"), run.train.get("truncation_mode")),
-    ):
-        if given and (args.max_length is None or split):
-            why = "max_length: null" if args.max_length is None else f"packing_strategy: {args.packing_strategy}"
-            found = f"{key[1]}: {given}, but nothing is cut with {why}"
-            raise RecipeError(Fault(run.recipe.where(key), found, "leave it out"))
+        problem = "packing_strategy: wrapped, in which each row of a pack attends to the rows before it"
+        fix = "Set bfd or bfd_split, which keep rows apart, or accept it with run.allow: [leaking_packing]."
+        raise RecipeError(Fault(run.recipe.where(("train", "packing_strategy")), problem, fix))
+
+
+def _check_truncation(run: Run, args: SFTConfig) -> None:
+    """Refuse settings of truncation that have no effect. Raises RecipeError."""
+    reason = ""
+    if args.max_length is None:
+        reason = "max_length: null"
+    elif args.packing and args.packing_strategy in _WITHOUT_TRUNCATION and args.eval_packing is not False:
+        reason = f"packing_strategy: {args.packing_strategy}"
+    values = {
+        ("data", "overlong"): run.data.get("overlong"),
+        ("train", "truncation_mode"): run.train.get("truncation_mode"),
+    }
+    for key, value in values.items():
+        if value and reason:
+            problem = f"{key[1]}: {value}, but no row is truncated with {reason}"
+            raise RecipeError(Fault(run.recipe.where(key), problem, f"Remove {key[1]}."))
     if args.packing and run.train.get("truncation_mode") == "keep_end":
-        found = "truncation_mode: keep_end, but TRL packs the beginning of a row"
-        raise RecipeError(Fault(run.recipe.where(("train", "truncation_mode")), found, "keep_start, or packing: false"))
+        problem = "truncation_mode: keep_end, but TRL packs the beginning of a row"
+        fix = "Set truncation_mode: keep_start, or set packing: false."
+        raise RecipeError(Fault(run.recipe.where(("train", "truncation_mode")), problem, fix))

@@ -1,7 +1,7 @@
-"""What a chat template does, found out by rendering with it.
+"""What a chat template does, found by rendering trial chats.
 
-In: a tokenizer with a template. Out: what it renders, where an assistant's turn ends, what it drops.
-Deliberately absent: which template a run uses (`chat`), and any list of known ones.
+Inputs: a tokenizer with a template. Outputs: what it renders, which token ends an assistant's turn, what it drops.
+Not here: which template a run uses (`tokenizer`), and any list of known templates.
 """
 
 from __future__ import annotations
@@ -14,8 +14,8 @@ from transformers import PreTrainedTokenizerBase
 
 from trl_sft.errors import Fault, TemplateError, first_line
 
-_ASKS, _ANSWERS = "trlsftasks", "trlsftanswers"  # words that no template writes
-_SMALL: list[dict[str, Any]] = [{"role": "user", "content": _ASKS}, {"role": "assistant", "content": _ANSWERS}]
+QUESTION, ANSWER = "trlsftasks", "trlsftanswers"  # words of trial chats, which no template writes itself
+_CHAT: list[dict[str, Any]] = [{"role": "user", "content": QUESTION}, {"role": "assistant", "content": ANSWER}]
 _CALL: dict[str, Any] = {
     "type": "function",
     "id": "trlsftid1",
@@ -25,98 +25,113 @@ _TOOL: dict[str, Any] = {
     "type": "function",
     "function": {"name": "trlsfttool", "description": "d", "parameters": {"type": "object"}},
 }
-_CALLED: list[dict[str, Any]] = [
-    {"role": "user", "content": _ASKS},
+_CHAT_WITH_CALL: list[dict[str, Any]] = [
+    {"role": "user", "content": QUESTION},
     {"role": "assistant", "content": "", "tool_calls": [_CALL]},
     {"role": "tool", "content": "trlsftresult", "name": "trlsftname", "tool_call_id": "trlsftid1"},
-    {"role": "assistant", "content": _ANSWERS},
+    {"role": "assistant", "content": ANSWER},
 ]
-# what a template may render -> messages, tools, and the words that show that it does
+# what a template may render -> messages, tools, and the words that show that it renders it
 _TRIALS: dict[str, tuple[list[dict[str, Any]], list[Any] | None, tuple[str, ...]]] = {
-    "system": ([{"role": "system", "content": "trlsftsystem"}, *_SMALL], None, ("trlsftsystem",)),
-    "tools": (_SMALL, [_TOOL], ("trlsfttool",)),
-    "tool_calls": (_CALLED, [_TOOL], ("trlsftname", "trlsftvalue")),
-    "tool": (_CALLED, [_TOOL], ("trlsftresult",)),
-    "reasoning_content": ([_SMALL[0], _SMALL[1] | {"reasoning_content": "trlsftthought"}], None, ("trlsftthought",)),
-    "thinking": ([_SMALL[0], _SMALL[1] | {"thinking": "trlsftthought"}], None, ("trlsftthought",)),
+    "system": ([{"role": "system", "content": "trlsftsystem"}, *_CHAT], None, ("trlsftsystem",)),
+    "tools": (_CHAT, [_TOOL], ("trlsfttool",)),
+    "tool_calls": (_CHAT_WITH_CALL, [_TOOL], ("trlsftname", "trlsftvalue")),
+    "tool": (_CHAT_WITH_CALL, [_TOOL], ("trlsftresult",)),
+    "reasoning_content": ([_CHAT[0], _CHAT[1] | {"reasoning_content": "trlsftthought"}], None, ("trlsftthought",)),
+    "thinking": ([_CHAT[0], _CHAT[1] | {"thinking": "trlsftthought"}], None, ("trlsftthought",)),
 }
 NAMES = ("messages", *_TRIALS)
 
 
-def text(tokenizer: PreTrainedTokenizerBase) -> str:
-    """Return the template that training uses; of several named ones the default."""
+def read_template(tokenizer: PreTrainedTokenizerBase) -> str:
+    """Return the template that training uses; of several named ones the default; "" = the tokenizer has none."""
     return str(tokenizer.get_chat_template()) if tokenizer.chat_template else ""
 
 
-def renders(where: str, tokenizer: PreTrainedTokenizerBase, keywords: dict[str, Any]) -> tuple[str, ...]:
-    """Return what the template renders, by trying; `messages` is always in it. Raises TemplateError.
+def find_features(where: str, tokenizer: PreTrainedTokenizerBase, kwargs: dict[str, Any]) -> tuple[str, ...]:
+    """Return what the template renders, found by trial.
 
-    `where` is the place in the recipe, `keywords` are what the template gets beside the messages.
+    Args:
+        where: the place in the recipe that sets the template, for messages.
+        tokenizer: has the template.
+        kwargs: what the template gets beside the messages.
+
+    Returns:
+        Those of `NAMES` that it renders; `messages` is always among them.
+
+    Raises:
+        TemplateError: it renders no chat of a user and an assistant.
+
     """
     try:
-        small = tokenizer.apply_chat_template(_SMALL, tokenize=False, **keywords)
+        rendered = tokenizer.apply_chat_template(_CHAT, tokenize=False, **kwargs)
     except jinja2.TemplateSyntaxError as error:
-        found = f"the chat template is no Jinja, line {error.lineno}: {error.message}"
-        raise TemplateError(Fault(where, found, "a template that transformers renders")) from None
+        problem = f"the chat template is not valid Jinja, line {error.lineno}: {error.message}"
+        raise TemplateError(Fault(where, problem, "Use a template that transformers can render.")) from None
     except Exception as error:
-        found = f"the chat template does not render: {first_line(error)}"
-        raise TemplateError(Fault(where, found, "one that renders a user and an assistant")) from None
-    if _ASKS not in small or _ANSWERS not in small:
-        read = sorted({a or b for a, b in re.findall(r"\bmessage(?:\[['\"](\w+)['\"]\]|\.(\w+))", text(tokenizer))})
-        who = " and ".join(name for name, words in (("user", _ASKS), ("assistant", _ANSWERS)) if words not in small)
-        found = f"the chat template leaves out what the {who} says; of a message it reads {', '.join(read) or 'no key'}"
-        raise TemplateError(Fault(where, found, "message['role'] and message['content']"))
+        problem = f"the chat template does not render: {first_line(error)}"
+        raise TemplateError(Fault(where, problem, "Use a template that renders a user and an assistant.")) from None
+    dropped = [role for role, word in (("user", QUESTION), ("assistant", ANSWER)) if word not in rendered]
+    if dropped:
+        accesses = re.findall(r"\bmessage(?:\[['\"](\w+)['\"]\]|\.(\w+))", read_template(tokenizer))
+        keys = ", ".join(sorted({subscript or attribute for subscript, attribute in accesses})) or "none"
+        problem = f"the chat template drops the content of {' and '.join(dropped)}; keys that it reads: {keys}"
+        raise TemplateError(Fault(where, problem, "Read message['role'] and message['content'] in the template."))
 
-    def shows(what: str) -> bool:
-        shown = _tried(tokenizer, what, keywords)
-        return all(word in shown for word in _TRIALS[what][2])
+    def shows(name: str) -> bool:
+        rendered = _render_trial(tokenizer, name, kwargs)
+        return all(word in rendered for word in _TRIALS[name][2])
 
-    return ("messages", *(what for what in _TRIALS if shows(what)))
+    return ("messages", *(name for name in _TRIALS if shows(name)))
 
 
-def stop(tokenizer: PreTrainedTokenizerBase, keywords: dict[str, Any]) -> str:
-    """Return the token that ends an assistant's turn; "" where a template writes none.
+def find_stop_token(tokenizer: PreTrainedTokenizerBase, kwargs: dict[str, Any]) -> str:
+    """Return the token that ends an assistant's turn; "" where the template writes none.
 
-    Of several special tokens after the answer it is the tokenizer's end token, else the first.
+    Of several special tokens after the answer it is the tokenizer's end-of-text token, else the first one.
     """
-    shown = tokenizer.apply_chat_template(_SMALL, tokenize=False, **keywords)
-    after = shown.rpartition(_ANSWERS)[2].lstrip()
-    tokens = {*map(str, tokenizer.added_tokens_decoder.values()), *tokenizer.all_special_tokens}
-    found: list[str] = []
-    while follows := max((token for token in tokens if after.startswith(token)), key=len, default=""):
-        found.append(follows)
-        after = after.removeprefix(follows)
-    return str(tokenizer.eos_token) if tokenizer.eos_token in found else found[0] if found else ""
+    rendered = tokenizer.apply_chat_template(_CHAT, tokenize=False, **kwargs)
+    rest = rendered.rpartition(ANSWER)[2].lstrip()
+    special = {*map(str, tokenizer.added_tokens_decoder.values()), *tokenizer.all_special_tokens}
+    tokens: list[str] = []
+    while token := max((token for token in special if rest.startswith(token)), key=len, default=""):
+        tokens.append(token)
+        rest = rest.removeprefix(token)
+    if tokenizer.eos_token in tokens:
+        return str(tokenizer.eos_token)
+    return tokens[0] if tokens else ""
 
 
-def changed_by_eos(tokenizer: PreTrainedTokenizerBase, token: str, keywords: dict[str, Any]) -> bool:
-    """Tell whether the template renders something else where `token` is the tokenizer's end token."""
-    before, own = everything(tokenizer, keywords), tokenizer.eos_token
+def depends_on_eos(tokenizer: PreTrainedTokenizerBase, token: str, kwargs: dict[str, Any]) -> bool:
+    """Tell whether the template renders something else where `token` is the tokenizer's end-of-text token."""
+    before, eos_token = render_trials(tokenizer, kwargs), tokenizer.eos_token
     tokenizer.eos_token = token
-    after = everything(tokenizer, keywords)
-    tokenizer.eos_token = own
+    after = render_trials(tokenizer, kwargs)
+    tokenizer.eos_token = eos_token
     return before != after
 
 
-def everything(tokenizer: PreTrainedTokenizerBase, keywords: dict[str, Any]) -> str:
-    """Return all that the template writes around turns, tools and thoughts of text; "" where it does not render."""
-    return "".join(_tried(tokenizer, what, keywords) for what in _TRIALS)
+def render_trials(tokenizer: PreTrainedTokenizerBase, kwargs: dict[str, Any]) -> str:
+    """Return all trial chats as the template renders them, so with all that it writes around turns; "" = none."""
+    return "".join(_render_trial(tokenizer, name, kwargs) for name in _TRIALS)
 
 
-def lost(turn: dict[str, Any], shown: str) -> str:
-    """Return the part of an answer that its rendering lacks, spaces aside; "" = none."""
-    made = [call["function"] for call in turn.get("tool_calls") or []]
-    # of arguments what every way to write them leaves as it is
-    given = [v for f in made for v in f["arguments"].values() if isinstance(v, str) and v.isascii() and v.isalnum()]
-    calls = [*(function["name"] for function in made), *given]
-    parts = [turn["content"], turn.get("reasoning_content") or turn.get("thinking") or "", *calls]
-    bare = "".join(shown.split())
-    return next((part for part in parts if "".join(part.split()) not in bare), "")
+def missing_part(turn: dict[str, Any], rendered: str) -> str:
+    """Return the first part of an answer that its rendering lacks, spaces aside; "" = it lacks none."""
+    functions = [call["function"] for call in turn.get("tool_calls") or []]
+    arguments = [value for function in functions for value in function["arguments"].values()]
+    # templates write arguments in several ways; these values look the same in all of them
+    simple = [value for value in arguments if isinstance(value, str) and value.isascii() and value.isalnum()]
+    thought = turn.get("reasoning_content") or turn.get("thinking") or ""
+    parts = [turn["content"], thought, *(function["name"] for function in functions), *simple]
+    without_spaces = "".join(rendered.split())
+    return next((part for part in parts if "".join(part.split()) not in without_spaces), "")
 
 
-def _tried(tokenizer: PreTrainedTokenizerBase, what: str, keywords: dict[str, Any]) -> str:
-    messages, tools, _ = _TRIALS[what]
+def _render_trial(tokenizer: PreTrainedTokenizerBase, name: str, kwargs: dict[str, Any]) -> str:
+    """Return one of the trial chats as text; "" where the template raises an error."""
+    messages, tools, _ = _TRIALS[name]
     try:
-        return str(tokenizer.apply_chat_template(messages, tools=tools, tokenize=False, **keywords))
-    except Exception:  # whatever a template raises for what it does not take
+        return str(tokenizer.apply_chat_template(messages, tools=tools, tokenize=False, **kwargs))
+    except Exception:  # a template raises what it likes for messages that it does not take
         return ""

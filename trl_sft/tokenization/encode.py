@@ -1,267 +1,374 @@
-"""Texts with spans become tokens and labels: tokenized with offsets, masked by characters, cut.
+"""Formatted rows become tokens and labels, in one pass.
 
-In: rows as texts (`rendered`). Out: `Made`, arrays of `input_ids` and `labels` with what was counted of each
-row, and the rows that were left out. Deliberately absent: files and caches (`prepared`), packing
-(`trl.pack_dataset`).
+Inputs: a split of formatted rows, an `Encoder`. Outputs: `EncodedRows`, batch by batch: `input_ids` and `labels`,
+truncated as the settings say, with counts of each row, and the rows that are rejected. A row is rendered (`render`),
+tokenized, labelled and truncated here; memory does not grow with the number of rows. Not here: files and caches
+(`cache`), packing (`trl.pack_dataset`).
 """
 
 from __future__ import annotations
 
-import itertools
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import json
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from itertools import chain
 from typing import Any, NamedTuple
 
 import numpy as np
-from tokenizers import AddedToken, Tokenizer
-from transformers import PreTrainedTokenizerBase
+import pyarrow as pa
+from datasets import Dataset
+from tqdm.auto import tqdm
 
+from trl_sft.console import shows_progress
 from trl_sft.data.formats import CHAT
 from trl_sft.data.messages import MARK
+from trl_sft.data.pipeline import Split
 from trl_sft.errors import DataError, Fault, TemplateError
-from trl_sft.tokenization import loss_mask, marking
+from trl_sft.tokenization import loss_mask
+from trl_sft.tokenization.encoder import Encoder, EncodingSettings
 from trl_sft.tokenization.loss_mask import Span
+from trl_sft.tokenization.render import RenderedRow, render_rows
 
 IGNORED = -100  # the label of a token without loss, torch.nn.CrossEntropyLoss's ignore_index
-_CHARACTERS = 2_000_000  # of text that are tokenized at once: what offsets take grows with it
+NO_LOSS_TOKENS = "no loss tokens"  # how the reason begins for which a row without any is rejected
+CHECKED_SHARE = 0.01  # of the rows after the first _CHECKED_ROWS whose loss mask is checked
+_CHECKED_ROWS = 1000  # the first rows, whose loss mask is checked in each
+_SEED = 0  # of the sample that is checked
+_BATCH_ROWS = 1000  # rows that are read at once
+_BATCH_CHARACTERS = 2_000_000  # of text that are tokenized at once: the memory that offsets take grows with it
+_REJECT_CHARACTERS = 80  # of a rejected row that rejects.jsonl shows
+
+SCHEMA = pa.schema(
+    {
+        "input_ids": pa.list_(pa.int32()),
+        "labels": pa.list_(pa.int32()),
+        "row": pa.int64(),  # the number of the formatted row
+        "tokens_before_truncation": pa.int32(),
+        "loss_tokens_before_truncation": pa.int32(),
+        "loss_tokens": pa.int32(),
+        "has_end_token": pa.bool_(),  # whether the end of the last answer is there
+    }
+)
 
 
-class Plan(NamedTuple):
-    """What becomes of rows."""
+class EncodedRows(NamedTuple):
+    """Rows as tokens: a batch of them, or all rows of a split.
 
-    form: str  # CHAT, PAIRS or TEXT
-    loss_on: str  # completion, assistant, last_turn, all
-    eos: str  # what ends a text
-    max_length: int | None  # in tokens; None = nothing is cut here
-    overlong: str = "truncate"  # truncate, drop, truncate_and_end, error
-    keep_end: bool = False  # which side of an overlong row stays
-    mismatch: bool = False  # run.allow: [prompt_mismatch]
-    other_markers: bool = False  # run.allow: [template_markers]
+    Attributes:
+        rows: the columns of `SCHEMA`; `input_ids` and `labels` are (tokens,) each.
+        rejected: the rows that are left out: row, reason, tokens, begins (their first characters).
+        key: their key in the cache; "" = they are not cached.
+        source: whether they were read from the cache, and why not; "" = they are not cached.
 
+    """
 
-class Encoder(NamedTuple):
-    """A tokenizer set up for one pass over the rows."""
-
-    plan: Plan
-    tokenizer: PreTrainedTokenizerBase
-    keywords: dict[str, Any]  # that the chat template gets
-    shape: loss_mask.Template | None  # None = no chats
-    backend: Tokenizer | None  # None = a slow tokenizer
-    as_text: dict[int, list[int]]  # id of an escaped special string -> the tokens of its characters
-    marks: marking.Marks | None  # what stands around an answer as tokens; None = masks need offsets
-    doubts: list[str]  # where the quick way to find a mask was wrong: it is not taken again
+    rows: Dataset
+    rejected: list[dict[str, Any]]
+    key: str = ""
+    source: str = ""
 
 
-class Row(NamedTuple):
-    """A row as text."""
+def encode_split(split: Split, encoder: Encoder, *, title: str, check_all: bool = False) -> Iterator[EncodedRows]:
+    """Yield the rows of a split as tokens, in the order of training; one batch is tokenized while the next is rendered.
 
-    number: int  # among the formatted rows
-    text: str
-    spans: list[Span] | None  # that carry loss; None = all of it
-    answers: list[bool] | None = None  # what stands around each answer is certain: which of them carry loss
+    Args:
+        split: formatted rows.
+        encoder: made of the settings of the run.
+        title: the words beside the progress bar.
+        check_all: whether the loss mask of every row is checked, in place of a sample.
 
+    Raises:
+        DataError: a row is too long and `overlong` is error.
+        TemplateError: the template does not take a chat, or its loss cannot be placed.
 
-class EncodedBatch(NamedTuple):
-    """A batch of rows as tokens: one entry for each row that is kept, and the rows that are left out."""
-
-    input_ids: list[np.ndarray]  # int32, each (tokens,)
-    labels: list[np.ndarray]  # int32, each (tokens,)
-    number: list[int]  # of the formatted row
-    total: list[int]  # tokens before a cut
-    target: list[int]  # tokens with loss before a cut
-    trained: list[int]  # tokens with loss
-    ended: list[bool]  # whether the last answer's end is there
-    rejected: list[dict[str, Any]]  # rows left out: number, reason, tokens, begins
-
-
-def encoder(
-    plan: Plan, tokenizer: PreTrainedTokenizerBase, keywords: dict[str, Any], escaped: Sequence[str] = ()
-) -> Encoder:
-    """Return what encodes rows; `escaped` are special strings that are plain text where a row holds them."""
-    shape = loss_mask.template(tokenizer, keywords, plan.mismatch) if plan.form == CHAT else None
-    backend = tokenizer.backend_tokenizer if tokenizer.is_fast else None
-    as_text: dict[int, list[int]] = {}
-    if backend is not None:
-        backend = Tokenizer.from_str(backend.to_str()) if escaped else backend
-        backend.no_truncation()
-        backend.no_padding()
-    if escaped and backend is not None:
-        as_text = _learn_escaped(backend, escaped)
-    marks = marking.marks(shape, backend) if shape is not None and backend is not None else None
-    return Encoder(plan, tokenizer, keywords, shape, backend, as_text, marks, [])
+    """
+    batches = _render_split(split, encoder, check_all)
+    with (
+        ThreadPoolExecutor(1) as pool,
+        tqdm(total=len(split.order), desc=title, unit=" rows", disable=not shows_progress(), leave=False) as bar,
+    ):
+        waiting: tuple[list[RenderedRow], Future[list[Any]]] | None = None
+        for batch in batches:
+            encodings = pool.submit(tokenize, encoder, batch)
+            if waiting is not None:
+                yield label_rows(encoder, waiting[0], waiting[1].result(), row_name=split.row_name)
+                bar.update(len(waiting[0]))
+            waiting = batch, encodings
+        if waiting is not None:
+            yield label_rows(encoder, waiting[0], waiting[1].result(), row_name=split.row_name)
+            bar.update(len(waiting[0]))
 
 
-def prompt(made: Encoder, given: Any, tools: Any = None) -> list[int]:
+def encode_prompt(encoder: Encoder, prompt: Any, tools: Any = None) -> list[int]:
     """Return the tokens of a prompt (a text, or messages) as generation gets them: (tokens,)."""
-    if made.shape is not None:
-        given = made.shape.render(given, tools, True)
-    row = Row(0, given, [])
-    encoding = encoded(made, [row])[0]
-    ids = np.array(encoding if isinstance(encoding, list) else encoding.ids, dtype=np.int32)
-    plain = _unescaped(made.as_text, ids, ids) if made.as_text else None
-    return list(map(int, ids if plain is None else plain[0]))
+    text = prompt if encoder.template is None else encoder.template.render(prompt, tools, True)
+    encoding = tokenize(encoder, [RenderedRow(0, text, [])])[0]
+    ids = np.array(_ids(encoding), dtype=np.int32)
+    return [int(token) for token in _unescape(encoder, ids, ids)[0]]
 
 
-def pieces(rows: Iterator[Row]) -> Iterator[list[Row]]:
-    """Yield rows in lists that are tokenized at once, by how much text they hold."""
-    held: list[Row] = []
+def split_into_batches(rows: Iterator[RenderedRow]) -> Iterator[list[RenderedRow]]:
+    """Yield rows in lists that are tokenized at once; the amount of text bounds them."""
+    batch: list[RenderedRow] = []
     size = 0
     for row in rows:
-        if held and size + len(row.text) > _CHARACTERS:
-            yield held
-            held, size = [], 0
-        held.append(row)
+        if batch and size + len(row.text) > _BATCH_CHARACTERS:
+            yield batch
+            batch, size = [], 0
+        batch.append(row)
         size += len(row.text)
-    if held:
-        yield held
+    if batch:
+        yield batch
 
 
-def encoded(made: Encoder, rows: Sequence[Row]) -> list[Any]:
-    """Return the tokens of texts, with offsets where a mask needs them. Other threads go on meanwhile."""
-    special = made.plan.form != CHAT  # a template writes its own first token
-    if made.backend is None:
-        return [list(made.tokenizer(row.text, add_special_tokens=special)["input_ids"]) for row in rows]
-    out: list[Any] = [None] * len(rows)
-    bare = [n for n, row in enumerate(rows) if row.spans is None or (made.marks and row.answers is not None)]
-    exact = sorted(set(range(len(rows))) - set(bare))
-    for numbers, encode in ((bare, made.backend.encode_batch_fast), (exact, made.backend.encode_batch)):
-        if numbers:
-            encodings = encode([rows[n].text for n in numbers], add_special_tokens=special)
-            for n, encoding in zip(numbers, encodings, strict=True):
-                out[n] = encoding
-    return out
+def tokenize(encoder: Encoder, rows: Sequence[RenderedRow]) -> list[Any]:
+    """Return the encoding of each text, with offsets where its loss mask needs them; other threads run meanwhile.
 
+    Returns:
+        For each row a `tokenizers.Encoding`, or the ids where the tokenizer is slow.
 
-def labelled(made: Encoder, rows: Sequence[Row], found: Sequence[Any], name: Callable[[int], str]) -> EncodedBatch:
-    """Return tokens with labels, cut; rows without a trained token, or too long, left out. Raises DataError."""
-    out = EncodedBatch([], [], [], [], [], [], [], [])
-    bos, eos = made.tokenizer.bos_token_id, made.tokenizer.convert_tokens_to_ids(made.plan.eos)
-    lists = [encoding if isinstance(encoding, list) else encoding.ids for encoding in found]
-    bounds = np.cumsum([0, *map(len, lists)]).tolist()
-    whole = np.fromiter(itertools.chain.from_iterable(lists), dtype=np.int32, count=bounds[-1])
-    marks = np.full(bounds[-1], IGNORED, dtype=np.int32)
-    known = marking.spans(made.marks, [row.answers for row in rows], whole, bounds)
-    for n, row in enumerate(rows):
-        ids, labels = whole[bounds[n] : bounds[n + 1]], marks[bounds[n] : bounds[n + 1]]
-        places = known[n]
-        if places is None:
-            places = _places(made, row, found[n], len(ids))
-        for start, end in places:
-            labels[start:end] = ids[start:end]
-        if bos is not None and len(ids) > 1 and ids[0] == bos == ids[1]:
-            told = f"begins with {made.tokenizer.bos_token} twice: the text has one, and the tokenizer adds one"
-            raise TemplateError(Fault(name(row.number), told, "rows without it, or tokenizer.add_bos_token: false"))
-        if made.plan.form != CHAT and len(ids) > 1 and ids[-1] == eos == ids[-2]:
-            told = f"ends with {made.plan.eos} twice: the text has one, and the tokenizer adds one"
-            raise TemplateError(Fault(name(row.number), told, "tokenizer.add_eos_token: false"))
-        target = sum(end - start for start, end in places)
-        if made.as_text and (kept := _unescaped(made.as_text, ids, labels)) is not None:
-            ids, labels = kept
-            target = int((labels != IGNORED).sum())
-            places = [(0, int(np.flatnonzero(labels != IGNORED)[-1]) + 1)] if target else []
-        limit = made.plan.max_length
-        if target and (limit is None or len(ids) <= limit):
-            _add(out, (ids, labels), (row.number, len(ids), target, target, True))
-        else:
-            _cut(made.plan, out, row, (ids, labels), (places[-1][1] if places else 0, eos, target), name)
-    return out
-
-
-def _add(out: EncodedBatch, tokens: tuple[np.ndarray, np.ndarray], counts: tuple[int, int, int, int, bool]) -> None:
-    out.input_ids.append(tokens[0])
-    out.labels.append(tokens[1])
-    out.number.append(counts[0])
-    out.total.append(counts[1])
-    out.target.append(counts[2])
-    out.trained.append(counts[3])
-    out.ended.append(counts[4])
-
-
-def _cut(
-    plan: Plan,
-    out: EncodedBatch,
-    row: Row,
-    tokens: tuple[np.ndarray, np.ndarray],
-    ends: tuple[int, int, int],
-    name: Callable[[int], str],
-) -> None:
-    """Cut a row that is too long as the plan says, or leave it out.
-
-    `ends`: where its last answer ends, the end token, how many of its tokens carry loss.
     """
-    (ids, labels), (last, eos, target) = tokens, ends
-    total, limit = len(ids), plan.max_length
-    ended, reason = True, ""
-    if limit is not None and total > limit:
-        if plan.overlong == "error":
-            found = f"{total:,} tokens, more than max_length {limit:,}"
-            raise DataError(Fault(name(row.number), found, "a larger train.max_length, or data.overlong: truncate"))
-        if plan.overlong == "drop":
-            reason = f"longer than max_length {limit}"
-        kept = slice(-limit, None) if plan.keep_end else slice(None, limit)
-        ids, labels = ids[kept], labels[kept]
-        ended = plan.keep_end or last <= limit
-        if plan.overlong == "truncate_and_end" and not ended and labels[-1] != IGNORED:  # cut within an answer
-            # OpenRLHF's: the last token that fits gives way to the end, which is learned
-            ids, labels = ids.copy(), labels.copy()
-            ids[-1] = labels[-1] = eos
-            ended = True
-    trained = int((labels != IGNORED).sum())
-    if not trained and not reason:
-        reason = f"no trained token within max_length {limit}" if target else "no trained token"
-    if reason:
-        begins = row.text[:80].replace(MARK, "")
-        out.rejected.append({"number": row.number, "reason": reason, "tokens": total, "begins": begins})
-    else:
-        _add(out, (ids, labels), (row.number, total, target, trained, ended))
+    add_special_tokens = encoder.settings.row_type != CHAT  # a template writes its own first token
+    if encoder.backend is None:
+        tokenizer = encoder.tokenizer
+        return [list(tokenizer(row.text, add_special_tokens=add_special_tokens)["input_ids"]) for row in rows]
+    without_offsets = [
+        number for number, row in enumerate(rows) if row.spans is None or (encoder.marks and row.answers is not None)
+    ]
+    with_offsets = sorted(set(range(len(rows))) - set(without_offsets))
+    encodings: list[Any] = [None] * len(rows)
+    for numbers, encode_batch in (
+        (without_offsets, encoder.backend.encode_batch_fast),
+        (with_offsets, encoder.backend.encode_batch),
+    ):
+        texts = [rows[number].text for number in numbers]
+        if texts:
+            encoded = encode_batch(texts, add_special_tokens=add_special_tokens)
+            for number, encoding in zip(numbers, encoded, strict=True):
+                encodings[number] = encoding
+    return encodings
 
 
-def _places(made: Encoder, row: Row, encoding: Any, size: int) -> list[Span]:
-    """Return the spans of a row in tokens."""
+def label_rows(
+    encoder: Encoder, rows: Sequence[RenderedRow], encodings: Sequence[Any], *, row_name: Callable[[int], str]
+) -> EncodedRows:
+    """Return rows as tokens with labels, truncated; rows without a loss token, or too long, are rejected.
+
+    Args:
+        encoder: says how rows are truncated.
+        rows: a batch of rows as texts.
+        encodings: the encoding of each, by `tokenize`.
+        row_name: the name of a row in messages, by its number.
+
+    Raises:
+        DataError: a row is too long and `overlong` is error.
+        TemplateError: the first or the last token of a text is doubled.
+
+    """
+    columns: dict[str, list[Any]] = {name: [] for name in SCHEMA.names}
+    rejected: list[dict[str, Any]] = []
+    all_ids, all_labels, bounds, spans_of_rows = _label_batch(encoder, rows, encodings)
+    settings = encoder.settings
+    eos_id = encoder.tokenizer.convert_tokens_to_ids(settings.eos_token)
+    for number, row in enumerate(rows):
+        here = slice(bounds[number], bounds[number + 1])
+        ids, labels = all_ids[here], all_labels[here]
+        _check_doubled_tokens(encoder, ids, eos_id, number=row.number, row_name=row_name)
+        spans = spans_of_rows[number]
+        loss_tokens, answer_end = sum(end - start for start, end in spans), spans[-1][1] if spans else 0
+        if encoder.escaped_tokens and np.isin(ids, list(encoder.escaped_tokens)).any():
+            ids, labels = _unescape(encoder, ids, labels)
+            with_loss = np.flatnonzero(labels != IGNORED)
+            loss_tokens, answer_end = len(with_loss), int(with_loss[-1]) + 1 if len(with_loss) else 0
+        length, loss_tokens_before, has_end, reason = len(ids), loss_tokens, True, ""
+        if settings.max_length is not None and length > settings.max_length:
+            if settings.overlong == "error":
+                problem = f"{length:,} tokens, more than max_length {settings.max_length:,}"
+                fix = "Set a larger train.max_length, or set data.overlong: truncate."
+                raise DataError(Fault(row_name(row.number), problem, fix))
+            reason = f"longer than max_length {settings.max_length}" if settings.overlong == "drop" else ""
+            ids, labels, has_end = _truncate(settings, ids, labels, answer_end=answer_end, eos_id=eos_id)
+            loss_tokens = int((labels != IGNORED).sum())
+        if not loss_tokens and not reason:
+            within = f" within max_length {settings.max_length}" if loss_tokens_before else ""
+            reason = f"{NO_LOSS_TOKENS}{within}"
+        if reason:
+            begins = row.text[:_REJECT_CHARACTERS].replace(MARK, "")
+            rejected.append({"row": row.number, "reason": reason, "tokens": length, "begins": begins})
+            continue
+        values = (ids, labels, row.number, length, loss_tokens_before, loss_tokens, has_end)
+        for column, value in zip(columns.values(), values, strict=True):
+            column.append(value)
+    return EncodedRows(_to_dataset(columns), rejected)
+
+
+def _render_split(split: Split, encoder: Encoder, check_all: bool) -> Iterator[list[RenderedRow]]:
+    """Yield the rows of a split as texts, in batches that are tokenized at once."""
+    share = 1 if check_all else CHECKED_SHARE
+    check = np.random.default_rng(_SEED).random(len(split.order)) < share
+    check[:_CHECKED_ROWS] = True
+    columns = [
+        name for name in ("prompt", "completion", "text", "tools", "untrained") if name in split.rows.column_names
+    ]
+    rows = split.rows.with_format("arrow").select_columns(columns)
+    for start in range(0, len(split.order), _BATCH_ROWS):
+        numbers = split.order[start : start + _BATCH_ROWS]
+        in_sequence = numbers[-1] - numbers[0] == len(numbers) - 1 and bool((np.diff(numbers) == 1).all())
+        table = rows[int(numbers[0]) : int(numbers[-1]) + 1] if in_sequence else rows[numbers]
+        yield from split_into_batches(
+            render_rows(
+                encoder,
+                to_columns(table),
+                numbers=numbers.tolist(),
+                check=check[start : start + _BATCH_ROWS].tolist(),
+                row_name=split.row_name,
+            )
+        )
+
+
+def to_columns(table: pa.Table) -> dict[str, list[Any]]:
+    """Return a batch of formatted rows as Python's values by column; messages and tools are JSON in Arrow."""
+    columns = {}
+    for name in table.column_names:
+        column = table[name].combine_chunks()
+        if name in ("prompt", "completion") and pa.types.is_list(column.type):
+            messages = json.loads("[" + ",".join(column.flatten().to_pylist()) + "]")
+            ends = np.cumsum(column.value_lengths().to_numpy(zero_copy_only=False)).tolist()
+            columns[name] = [messages[start:end] for start, end in zip([0, *ends[:-1]], ends, strict=True)]
+        elif name == "tools":
+            columns[name] = [json.loads(value) if value else None for value in column.to_pylist()]
+        else:
+            columns[name] = column.to_pylist()
+    return columns
+
+
+def _label_batch(
+    encoder: Encoder, rows: Sequence[RenderedRow], encodings: Sequence[Any]
+) -> tuple[np.ndarray, np.ndarray, list[int], list[list[Span]]]:
+    """Return ids and labels of all rows one after another, where each row begins, and the spans with loss of each."""
+    ids_of_rows = [_ids(encoding) for encoding in encodings]
+    bounds = np.cumsum([0, *map(len, ids_of_rows)]).tolist()
+    ids = np.fromiter(chain.from_iterable(ids_of_rows), dtype=np.int32, count=bounds[-1])
+    labels = np.full(bounds[-1], IGNORED, dtype=np.int32)
+    known: list[list[Span] | None] = [None] * len(rows)
+    if encoder.marks is not None:
+        known = loss_mask.find_token_spans(encoder.marks, ids, bounds, [row.answers for row in rows])
+    spans_of_rows = []
+    for number, row in enumerate(rows):
+        spans, begin = known[number], bounds[number]
+        if spans is None:
+            spans = _to_token_spans(encoder, row, encodings[number], bounds[number + 1] - begin)
+        for start, end in spans:
+            labels[begin + start : begin + end] = ids[begin + start : begin + end]
+        spans_of_rows.append(spans)
+    return ids, labels, bounds, spans_of_rows
+
+
+def _ids(encoding: Any) -> list[int]:
+    """Return the ids of an encoding by `tokenize`."""
+    ids: list[int] = encoding if isinstance(encoding, list) else encoding.ids
+    return ids
+
+
+def _check_doubled_tokens(
+    encoder: Encoder, ids: np.ndarray, eos_id: int, *, number: int, row_name: Callable[[int], str]
+) -> None:
+    """Refuse a text whose first or last token the tokenizer adds a second time. Raises TemplateError."""
+    if len(ids) < 2:
+        return
+    bos_id, is_chat = encoder.tokenizer.bos_token_id, encoder.settings.row_type == CHAT
+    if bos_id is not None and ids[0] == bos_id == ids[1]:
+        problem = f"begins with {encoder.tokenizer.bos_token} twice: the text has one, and the tokenizer adds one"
+        fix = "Remove it from the rows, or set tokenizer.add_bos_token: false."
+        raise TemplateError(Fault(row_name(number), problem, fix))
+    if not is_chat and ids[-1] == eos_id == ids[-2]:
+        problem = f"ends with {encoder.settings.eos_token} twice: the text has one, and the tokenizer adds one"
+        raise TemplateError(Fault(row_name(number), problem, "Set tokenizer.add_eos_token: false."))
+
+
+def _truncate(
+    settings: EncodingSettings, ids: np.ndarray, labels: np.ndarray, *, answer_end: int, eos_id: int
+) -> tuple[np.ndarray, np.ndarray, bool]:
+    """Return ids and labels of at most `max_length` tokens, and whether the end of the last answer is there.
+
+    `answer_end`: where the last answer with loss ends, before truncation.
+    """
+    assert settings.max_length is not None
+    if settings.keep_end:
+        return ids[-settings.max_length :], labels[-settings.max_length :], True
+    ids, labels = ids[: settings.max_length], labels[: settings.max_length]
+    if answer_end <= settings.max_length:
+        return ids, labels, True
+    if settings.overlong != "truncate_and_end" or labels[-1] == IGNORED:  # or the last token is in no answer
+        return ids, labels, False
+    # as OpenRLHF does: the end token replaces the last token that fits, and is learned
+    ids, labels = ids.copy(), labels.copy()
+    ids[-1] = labels[-1] = eos_id
+    return ids, labels, True
+
+
+def _to_token_spans(encoder: Encoder, row: RenderedRow, encoding: Any, num_tokens: int) -> list[Span]:
+    """Return the spans of a row in tokens, from its spans of characters."""
     if row.spans is None:
-        return [(0, size)]
-    if made.marks and row.answers is not None and made.backend is not None:  # it was tokenized without offsets
-        encoding = made.backend.encode(row.text, add_special_tokens=False)
-    return [_tokens(made, row.text, encoding, span, size) for span in row.spans]
+        return [(0, num_tokens)]
+    if isinstance(encoding, list):
+        return [_align_slow_tokens(encoder, row.text, encoding, span) for span in row.spans]
+    if encoder.marks and row.answers is not None and encoder.backend is not None:  # it was tokenized without offsets
+        encoding = encoder.backend.encode(row.text, add_special_tokens=False)
+    return [_align_tokens(row.text, encoding, span, num_tokens) for span in row.spans]
 
 
-def _tokens(made: Encoder, text: str, encoding: Any, span: Span, size: int) -> Span:
-    """Return the tokens that hold any character of a span, up to the last one where the span ends the text."""
+def _align_tokens(text: str, encoding: Any, span: Span, num_tokens: int) -> Span:
+    """Return the tokens that hold any character of a span, up to the last token where the span ends the text."""
     start, end = span
-    if isinstance(encoding, list):  # a slow tokenizer knows no offsets: as TRL, by the common beginning
-        special = made.plan.form != CHAT
-        ids = [made.tokenizer(text[:at], add_special_tokens=special)["input_ids"] for at in span]
-        first = loss_mask.alike(ids[0], encoding)
-        return first, size if end == len(text) else loss_mask.alike(ids[1], encoding)
-    first = next((t for at in range(start, len(text)) if (t := encoding.char_to_token(at)) is not None), size)
-    last = next((t for at in range(end, len(text)) if (t := encoding.char_to_token(at)) is not None), size)
-    if last < size and encoding.token_to_chars(last)[0] < end:
+    first = _token_at_or_after(encoding, start, len(text), num_tokens)
+    last = _token_at_or_after(encoding, end, len(text), num_tokens)
+    if last < num_tokens and encoding.token_to_chars(last)[0] < end:
         last += 1
     return first, last
 
 
-def _learn_escaped(backend: Tokenizer, specials: Sequence[str]) -> dict[int, list[int]]:
-    """Make each escaped special string one token of its own in `backend`; return the tokens that it stands for."""
-    newline = backend.encode("\n", add_special_tokens=False).ids
-    backend.encode_special_tokens = True
-    # after a newline, since some tokenizers put a space before what begins a text
-    plain = [backend.encode("\n" + string, add_special_tokens=False).ids for string in specials]
-    backend.encode_special_tokens = False
-    marked = [MARK + string for string in specials]
-    backend.add_special_tokens([AddedToken(string, special=True, normalized=False) for string in marked])
-    bare = [ids[len(newline) :] if ids[: len(newline)] == newline else ids for ids in plain]
-    return {number: ids for string, ids in zip(marked, bare, strict=True) if (number := backend.token_to_id(string))}
+def _token_at_or_after(encoding: Any, position: int, end: int, num_tokens: int) -> int:
+    """Return the token of the first character from `position` that is in a token; `num_tokens` = there is none."""
+    for character in range(position, end):
+        token = encoding.char_to_token(character)
+        if token is not None:
+            return int(token)
+    return num_tokens
 
 
-def _unescaped(
-    as_text: Mapping[int, list[int]], ids: np.ndarray, labels: np.ndarray
-) -> tuple[np.ndarray, np.ndarray] | None:
-    """Return tokens and labels with each escaped special string as the tokens of its characters; None = it has none."""
-    if not np.isin(ids, list(as_text)).any():
-        return None
-    out: list[int] = []
-    trained: list[int] = []
+def _align_slow_tokens(encoder: Encoder, text: str, ids: Sequence[int], span: Span) -> Span:
+    """Return the tokens of a span for a slow tokenizer, which has no offsets: by the common beginning, as TRL does."""
+    add_special_tokens = encoder.settings.row_type != CHAT
+    before, until = (
+        encoder.tokenizer(text[:position], add_special_tokens=add_special_tokens)["input_ids"] for position in span
+    )
+    first = loss_mask.common_prefix_length(before, ids)
+    return first, len(ids) if span[1] == len(text) else loss_mask.common_prefix_length(until, ids)
+
+
+def _unescape(encoder: Encoder, ids: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return ids and labels with each escaped special token as the tokens of its characters."""
+    plain_ids: list[int] = []
+    plain_labels: list[int] = []
     for token, label in zip(ids.tolist(), labels.tolist(), strict=True):
-        plain = as_text.get(token, [token])
-        out += plain
-        trained += plain if label != IGNORED else [IGNORED] * len(plain)
-    return np.array(out, dtype=np.int32), np.array(trained, dtype=np.int32)
+        characters = encoder.escaped_tokens.get(token, [token])
+        plain_ids += characters
+        plain_labels += characters if label != IGNORED else [IGNORED] * len(characters)
+    return np.array(plain_ids, dtype=np.int32), np.array(plain_labels, dtype=np.int32)
+
+
+def _to_dataset(columns: dict[str, list[Any]]) -> Dataset:
+    """Return the columns of a batch as a dataset in memory."""
+    arrays = [
+        _to_list_array(values) if pa.types.is_list(kind) else pa.array(values, kind)
+        for values, kind in zip(columns.values(), SCHEMA.types, strict=True)
+    ]
+    return Dataset(pa.table(arrays, schema=SCHEMA), fingerprint="batch")
+
+
+def _to_list_array(values: Sequence[np.ndarray]) -> pa.ListArray:
+    """Return arrays as one column of lists: (rows, tokens)."""
+    offsets = np.cumsum([0, *map(len, values)], dtype=np.int32)
+    flat = np.concatenate(values) if values else np.zeros(0, dtype=np.int32)
+    return pa.ListArray.from_arrays(pa.array(offsets), pa.array(flat))

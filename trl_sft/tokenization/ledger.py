@@ -1,7 +1,8 @@
-"""What became of every row and token: counted from the tokens themselves, per source and task.
+"""What happened to every row and token, counted from the tokens themselves, by source and task.
 
-In: rows with their order, and the tokens that a pass made of them. Out: `ledger.json`, `rejects.jsonl`, lines
-for the screen; or a refusal, where too little is left to train. Nothing is lost without standing here.
+Inputs: a split of formatted rows, and its tokens. Outputs: the objects of `ledger.json` and `rejects.jsonl`, and lines
+for the screen; or a refusal, where too few rows have loss tokens. Every row is counted here, whether it is trained or
+not. Not here: rows of a stream, which are counted as they are read (`stream`).
 """
 
 from __future__ import annotations
@@ -17,196 +18,254 @@ from trl import SFTConfig, pack_dataset
 
 from trl_sft.console import format_rows
 from trl_sft.data.formats import TASK
+from trl_sft.data.rows import RunRows
 from trl_sft.data.pipeline import Split
-from trl_sft.data.rows import MAX_UNTRAINED, UNTRAINED, RunRows
 from trl_sft.errors import DataError, Fault
 from trl_sft.recipe.checked import Run
-from trl_sft.tokenization.cache import Tokens
+from trl_sft.tokenization.encode import NO_LOSS_TOKENS, EncodedRows
 
+MAX_UNTRAINED = 0.05  # of the rows may have no loss tokens, unless data.max_untrained says otherwise
 _QUANTILES = {"min": 0.0, "median": 0.5, "p90": 0.9, "p99": 0.99, "max": 1.0}
-_PACKED_AT_ONCE = 1000  # rows, datasets' batch
+_PACKED_SAMPLE = 1000  # rows that are packed to estimate the padding of packs; `datasets` maps as many at once
 _LOSS_ON = {
-    "completion": "the completions",
-    "assistant": "every assistant turn",
-    "last_turn": "the last assistant turn",
-    "all": "all of them",
+    "completion": "on completions",
+    "assistant": "on every assistant turn",
+    "last_turn": "on the last assistant turn",
+    "all": "on all tokens",
 }
 
 
-class Counts(NamedTuple):
-    """One number of each kept row, in the order of training: (rows,) each."""
+class RowCounts(NamedTuple):
+    """Numbers of each kept row, in the order of training: (rows,) each."""
 
-    source: np.ndarray  # which part
-    number: np.ndarray  # of the formatted row
-    total: np.ndarray  # tokens before a cut
-    target: np.ndarray  # tokens with loss before a cut
-    trained: np.ndarray  # tokens with loss
-    kept: np.ndarray  # tokens
-    ended: np.ndarray  # whether the last answer's end is there
+    source: np.ndarray  # which of the split's sources
+    row: np.ndarray  # number of the formatted row
+    tokens: np.ndarray
+    tokens_before_truncation: np.ndarray
+    loss_tokens: np.ndarray
+    loss_tokens_before_truncation: np.ndarray
+    has_end_token: np.ndarray  # whether the end of the last answer is there
 
 
-def count(split: Split, made: Tokens, packs: Dataset | None, batch: int, max_length: int | None) -> dict[str, Any]:
-    """Return the ledger of one split. `packs` are None where rows are not packed, `batch` is of one device."""
-    counts = _counts(split, made)
-    everything = np.ones(len(counts.number), dtype=bool)
-    weights = [part.weight for part in split.sources]
-    planned = [w / sum(w or 0 for w in weights) if w else None for w in weights]
-    sources = []
-    rejected = _rejected(split, made)
-    parts = split.source_indices[split.order]
-    for number, part in enumerate(split.sources):
-        entry: dict[str, Any] = {"name": part.name} | _entry(counts, counts.source == number)
-        rows = split.order[parts == number]
-        entry["rows"] |= {"in": len(rows) + rejected[number][1], "repeats": len(rows) - len(np.unique(rows))}
-        entry["rows"]["rejected"] = rejected[number][0]
-        of = {"planned": planned[number], "rows": _share(entry["rows"]["kept"], len(counts.number))}
-        entry["share"] = of | {"tokens": _share(entry["tokens"]["kept"], int(counts.kept.sum()))}
-        sources.append(entry)
-    out = _entry(counts, everything)
-    out["rows"] |= {name: sum(s["rows"][name] for s in sources) for name in ("in", "repeats")}
-    out["rows"]["rejected"] = dict(sum((Counter(s["rows"]["rejected"]) for s in sources), Counter()))
-    out["lengths"] = {name: int(np.quantile(counts.total, q)) for name, q in _QUANTILES.items() if len(everything)}
-    out["padding"] = {"without_packing": _padding(counts.kept, batch), "packed": None, "packs": None}
+def count(
+    split: Split, encoded: EncodedRows, packs: Dataset | None, *, batch_size: int, max_length: int | None
+) -> dict[str, Any]:
+    """Return what happened to the rows of a split, as `ledger.json` has it.
+
+    Args:
+        split: the formatted rows.
+        encoded: their tokens.
+        packs: the packs of these rows; None = they are not packed.
+        batch_size: rows of a batch on one device.
+        max_length: tokens of a pack, and the most tokens of a row; None = no limit.
+
+    """
+    counts = _count_each_row(split, encoded)
+    rejected = _count_rejected(split, encoded)
+    sources = [_count_source(split, counts, rejected[number], number=number) for number in range(len(split.sources))]
+    total = _sum_counts(counts, np.ones(len(counts.row), dtype=bool))
+    total["rows"]["input"] = sum(source["rows"]["input"] for source in sources)
+    total["rows"]["repeated"] = sum(source["rows"]["repeated"] for source in sources)
+    total["rows"]["rejected"] = dict(sum(rejected, Counter()))
+    total["tokens_per_row"] = {}
+    if len(counts.row):
+        lengths = counts.tokens_before_truncation
+        total["tokens_per_row"] = {name: int(np.quantile(lengths, share)) for name, share in _QUANTILES.items()}
+    with_packing = None
     if packs is not None:
-        room = len(packs) * (max_length or 0)
-        out["padding"] |= {"packs": len(packs), "packed": _share(room - int(counts.kept.sum()), room)}
-    elif max_length is not None and len(counts.kept):
-        out["padding"]["packed"] = _if_packed(made, max_length)
-    return out | {"sources": sources, "tasks": _tasks(split, counts)}
+        positions = len(packs) * (max_length or 0)
+        with_packing = _share(positions - int(counts.tokens.sum()), positions)
+    elif max_length is not None and len(counts.row):
+        with_packing = _estimate_padding_of_packs(encoded, max_length)
+    without_packing = _count_padding(counts.tokens, batch_size)
+    total["padding"] = {"without_packing": without_packing, "with_packing": with_packing}
+    total["packs"] = None if packs is None else len(packs)
+    total["sources"] = sources
+    total["tasks"] = _count_tasks(split, counts)
+    return total
 
 
-def rejects(split: Split, made: Tokens, part: str) -> Iterator[dict[str, Any]]:
-    """Yield every row that was left out: part, source, row (from 1), reason, and how it begins."""
+def list_rejected(split: Split, encoded: EncodedRows, part: str) -> Iterator[dict[str, Any]]:
+    """Yield the lines of `rejects.jsonl`: part, source, row (from 1), reason; for long rows tokens and begins."""
     for reason, numbers in split.removed_rows.items():
         for number in numbers.tolist():
-            yield _named(split, part, number) | {"reason": reason}
-    for row in made.rejected:
-        yield _named(split, part, row["number"]) | {name: row[name] for name in ("reason", "tokens", "begins")}
+            yield _locate_row(split, part, number) | {"reason": reason}
+    for reject in encoded.rejected:
+        details = {name: reject[name] for name in ("reason", "tokens", "begins")}
+        yield _locate_row(split, part, reject["row"]) | details
 
 
-def check(run: Run, split: Split, made: Tokens, part: str) -> None:
-    """Refuse rows of which too many, or all, have no trained token. Raises DataError."""
-    bare = [row for row in made.rejected if row["reason"].startswith(UNTRAINED)]
+def check(run: Run, split: Split, encoded: EncodedRows, *, part: str) -> None:
+    """Refuse a split of which too many, or all, rows have no loss tokens. Raises DataError. `part`: its name."""
+    untrained = [reject for reject in encoded.rejected if reject["reason"].startswith(NO_LOSS_TOKENS)]
     limit = float(run.data.get("max_untrained", MAX_UNTRAINED))
-    cut = any("max_length" in row["reason"] for row in made.rejected)
-    where = run.recipe.where(("train", "max_length") if cut and "max_length" in run.train else ("data", part))
-    if not len(made.rows):
-        first = made.rejected[0]
-        found = f"no row to {part} keeps a trained token: {split.row_name(first['number'])}: {first['reason']}"
-        write = "a larger train.max_length, or shorter prompts" if cut else "rows with an answer that is trained"
-        raise DataError(Fault(where, found, write))
-    if len(bare) > limit * len(split.order) and "untrained_rows" not in run.options.get("allow", []):
-        found = (
-            f"{len(bare):,} of {len(split.order):,} rows to {part} have {bare[0]['reason']}, over {limit:.0%}; "
-            f"the first is {split.row_name(bare[0]['number'])}, "
-            f"{bare[0]['tokens']:,} tokens, {bare[0]['begins'][:40]!r}"
+    is_truncated = any("max_length" in reject["reason"] for reject in encoded.rejected)
+    key = ("train", "max_length") if is_truncated and "max_length" in run.train else ("data", part)
+    where = run.recipe.where(key)
+    if not len(encoded.rows):
+        first = encoded.rejected[0]
+        problem = f"no row of {part} has loss tokens; the first is {split.row_name(first['row'])}: {first['reason']}"
+        fix = "Set a larger train.max_length, or shorten the prompts." if is_truncated else "Add rows with an answer."
+        raise DataError(Fault(where, problem, fix))
+    if len(untrained) > limit * len(split.order) and "untrained_rows" not in run.options.get("allow", []):
+        first = untrained[0]
+        problem = (
+            f"{len(untrained):,} of {len(split.order):,} rows of {part} have {first['reason']}, more than {limit:.0%}; "
+            f"the first is {split.row_name(first['row'])}, {first['tokens']:,} tokens, {first['begins'][:40]!r}"
         )
-        write = "a larger train.max_length, " if cut else ""
-        raise DataError(Fault(where, found, f"{write}data.max_untrained, or run.allow: [untrained_rows]"))
+        longer = "Set a larger train.max_length. Or: " if is_truncated else ""
+        fix = f"{longer}Set data.max_untrained, or accept it with run.allow: [untrained_rows]."
+        raise DataError(Fault(where, problem, fix))
 
 
 def lines(
-    run: Run, rows: RunRows, ledger: Mapping[str, Any], args: SFTConfig, whole: bool = True
+    run: Run, rows: RunRows, ledger: Mapping[str, Any], args: SFTConfig, *, whole: bool = True
 ) -> Iterator[tuple[str, str]]:
-    """Yield what the screen shows of a ledger: name and value. Shares are said of `whole` sources alone."""
-    of = ledger["train"]
-    count, tokens = of["rows"], of["tokens"]
-    out = ", ".join(f"{number:,} {reason}" for reason, number in count["rejected"].items())
-    yield "rows", f"{count['kept']:,} to train" + (f"; left out: {out}" if out else "")
-    for name, held in ledger["eval"].items():
-        spare = ", ".join(f"{number:,} {reason}" for reason, number in held["rows"]["rejected"].items())
+    """Yield what the screen shows of a ledger: name and value.
+
+    Args:
+        run: the checked recipe.
+        rows: the formatted rows of the run.
+        ledger: has `train`, and `eval` with one ledger for each evaluation set.
+        args: the settings of the trainer.
+        whole: whether all rows were counted; only then are the shares of sources shown.
+
+    """
+    train = ledger["train"]
+    tokens = train["tokens"]
+    yield "rows", f"{train['rows']['kept']:,} to train{_describe_rejected(train)}"
+    for name, split in ledger["eval"].items():
         title = "" if name == "eval" else f"{name}: "
-        yield "held out", f"{title}{format_rows(held['rows']['kept'])}" + (f"; left out: {spare}" if spare else "")
-    yield "tokens", f"{tokens['kept']:,}, of which {tokens['trained']:,} carry loss ({_LOSS_ON[rows.loss_on]})"
-    if count["cut"]:
-        default = "" if "max_length" in run.train else ", which is TRL's default and not in the recipe"
-        ends = f"; {of['without_end']:,} answers lose their end" if of["without_end"] else ""
-        off, loss = tokens["total"] - tokens["kept"], tokens["target"] - tokens["trained"]
-        lost = f"{off:,} tokens cut off, {loss:,} of them with loss{ends}"
-        yield "cut", f"{format_rows(count['cut'])} at max_length {args.max_length}{default}: {lost}"
-    lengths = of["lengths"]
+        yield "eval", f"{title}{format_rows(split['rows']['kept'])}{_describe_rejected(split)}"
+    yield "tokens", f"{tokens['kept']:,}, {tokens['loss']:,} of them loss tokens ({_LOSS_ON[rows.loss_on]})"
+    if train["rows"]["truncated"]:
+        yield "truncated", _describe_truncation(run, train, args)
+    lengths = train["tokens_per_row"]
     yield "lengths", f"median {lengths['median']:,} tokens, 99% up to {lengths['p99']:,}, longest {lengths['max']:,}"
-    yield "padding", _padded(of["padding"], args)
-    if whole and len(of["sources"]) > 1:
-        for source in of["sources"]:
-            share = source["share"]
-            asked = f" (asked: {share['planned']:.1%})" if share["planned"] is not None else ""
-            more = f", {source['rows']['repeats']:,} of them repeated" if source["rows"]["repeats"] else ""
-            told = f"{format_rows(source['rows']['kept'])}{more}: {share['rows']:.1%} of the rows{asked}"
-            yield "share", f"{source['name']}: {told}, {share['tokens']:.1%} of the tokens"
+    yield "padding", _describe_padding(train, args)
+    if whole and len(train["sources"]) > 1:
+        for source in train["sources"]:
+            share, repeated = source["share"], source["rows"]["repeated"]
+            requested = f" (requested: {share['requested']:.1%})" if share["requested"] is not None else ""
+            repeats = f", {repeated:,} of them repeated" if repeated else ""
+            number = format_rows(source["rows"]["kept"])
+            shares = f"{share['rows']:.1%} of the rows{requested}, {share['tokens']:.1%} of the tokens"
+            yield "share", f"{source['name']}: {number}{repeats}: {shares}"
 
 
-def _padded(padding: Mapping[str, Any], args: SFTConfig) -> str:
-    without = f"{padding['without_packing']:.0%} of a batch of {args.per_device_train_batch_size}"
-    if padding["packed"] is None:
-        return without
-    if padding["packs"] is None:
-        return f"{without}; packs of {args.max_length} tokens (train.packing) would leave {padding['packed']:.1%} empty"
-    return f"{without} unpacked; {padding['packs']:,} packs of {args.max_length} leave {padding['packed']:.1%} empty"
+def _describe_rejected(counts: Mapping[str, Any]) -> str:
+    """Return how many rows are rejected for each reason, as the end of a sentence; "" = none."""
+    reasons = ", ".join(f"{number:,} {reason}" for reason, number in counts["rows"]["rejected"].items())
+    return f"; rejected: {reasons}" if reasons else ""
 
 
-def _counts(split: Split, made: Tokens) -> Counts:
-    table = made.rows.data
-    values = {name: table[name].to_numpy() for name in ("number", "total", "target", "trained", "ended")}
-    lengths = pc.list_value_length(table["input_ids"]).to_numpy()
-    return Counts(split.source_indices[values["number"]], kept=lengths, **values)
+def _describe_truncation(run: Run, counts: Mapping[str, Any], args: SFTConfig) -> str:
+    """Return how many rows and tokens are truncated, in words."""
+    tokens, without_end = counts["tokens"], counts["missing_end_token"]
+    default = "" if "max_length" in run.train else " (TRL's default: the recipe does not set it)"
+    removed = tokens["before_truncation"] - tokens["kept"]
+    loss = tokens["loss_before_truncation"] - tokens["loss"]
+    ends = f"; {without_end:,} answers without their end token" if without_end else ""
+    number = format_rows(counts["rows"]["truncated"])
+    return f"{number} at max_length {args.max_length}{default}: {removed:,} tokens, {loss:,} of them loss tokens{ends}"
 
 
-def _entry(counts: Counts, mask: np.ndarray) -> dict[str, Any]:
-    total, kept = counts.total[mask], counts.kept[mask]
-    tokens = {"total": total, "kept": kept, "target": counts.target[mask], "trained": counts.trained[mask]}
+def _describe_padding(counts: Mapping[str, Any], args: SFTConfig) -> str:
+    """Return the share of padding without and with packing, in words."""
+    without, packed = counts["padding"]["without_packing"], counts["padding"]["with_packing"]
+    batch = f"{without:.0%} of a batch of {args.per_device_train_batch_size}"
+    if packed is None:
+        return batch
+    if counts["packs"] is None:
+        return f"{batch}; {packed:.1%} with train.packing in packs of {args.max_length} tokens"
+    return f"{packed:.1%} in {counts['packs']:,} packs of {args.max_length} tokens; {batch} without packing"
+
+
+def _count_each_row(split: Split, encoded: EncodedRows) -> RowCounts:
+    """Return the numbers of each kept row."""
+    table = encoded.rows.data
+    columns = set(RowCounts._fields) - {"source", "tokens"}
+    values = {name: table[name].to_numpy() for name in columns}
+    tokens = pc.list_value_length(table["input_ids"]).to_numpy()
+    return RowCounts(source=split.source_indices[values["row"]], tokens=tokens, **values)
+
+
+def _sum_counts(counts: RowCounts, selected: np.ndarray) -> dict[str, Any]:
+    """Return the sums over the selected rows; `selected`: (rows,) of bool."""
+    tokens, before = counts.tokens[selected], counts.tokens_before_truncation[selected]
     return {
-        "rows": {"kept": int(mask.sum()), "cut": int((kept < total).sum())},
-        "tokens": {name: int(values.sum()) for name, values in tokens.items()},
-        "without_end": int((~counts.ended[mask]).sum()),
+        "rows": {"kept": int(selected.sum()), "truncated": int((tokens < before).sum())},
+        "tokens": {
+            "kept": int(tokens.sum()),
+            "loss": int(counts.loss_tokens[selected].sum()),
+            "before_truncation": int(before.sum()),
+            "loss_before_truncation": int(counts.loss_tokens_before_truncation[selected].sum()),
+        },
+        "missing_end_token": int((~counts.has_end_token[selected]).sum()),
     }
 
 
-def _rejected(split: Split, made: Tokens) -> list[tuple[dict[str, int], int]]:
-    """Return for each part how many rows were left out, by reason, and how many of them before the mixing."""
-    left = [(reason, numbers) for reason, numbers in split.removed_rows.items()]
-    late = [(row["reason"], np.array([row["number"]])) for row in made.rejected]
-    found = [Counter[str]() for _ in split.sources]
-    early = [0] * len(split.sources)
-    for reason, numbers in (*left, *late):
-        for part, number in enumerate(
-            np.bincount(split.source_indices[numbers], minlength=len(split.sources)).tolist()
-        ):
-            found[part] += Counter({reason: number})
-            early[part] += number if reason in split.removed_rows else 0
-    return [(dict(counts), number) for counts, number in zip(found, early, strict=True)]
+def _count_source(split: Split, counts: RowCounts, rejected: Counter[str], *, number: int) -> dict[str, Any]:
+    """Return what happened to the rows of one source of a split."""
+    source = split.sources[number]
+    entry = {"name": source.name} | _sum_counts(counts, counts.source == number)
+    epoch = split.order[split.source_indices[split.order] == number]
+    removed = sum(rejected[reason] for reason in split.removed_rows)  # before the epoch was mixed
+    entry["rows"]["input"] = len(epoch) + removed
+    entry["rows"]["repeated"] = len(epoch) - len(np.unique(epoch))
+    entry["rows"]["rejected"] = dict(rejected)
+    weights = sum(other.weight or 0 for other in split.sources)
+    entry["share"] = {
+        "requested": source.weight / weights if source.weight else None,
+        "rows": _share(entry["rows"]["kept"], len(counts.row)),
+        "tokens": _share(entry["tokens"]["kept"], int(counts.tokens.sum())),
+    }
+    return entry
 
 
-def _tasks(split: Split, counts: Counts) -> dict[str, Any]:
-    """Return the same counts by the rows' label, where they have one."""
+def _count_rejected(split: Split, encoded: EncodedRows) -> list[Counter[str]]:
+    """Return for each source how many rows are rejected, by reason: removed from the epoch, or by their tokens."""
+    rejected = [Counter[str]() for _ in split.sources]
+    for reason, numbers in split.removed_rows.items():
+        for number in split.source_indices[numbers].tolist():
+            rejected[number][reason] += 1
+    for reject in encoded.rejected:
+        rejected[split.source_indices[reject["row"]]][reject["reason"]] += 1
+    return rejected
+
+
+def _count_tasks(split: Split, counts: RowCounts) -> dict[str, Any]:
+    """Return the sums by the rows' label, where they have one."""
     if TASK not in split.rows.column_names:
         return {}
-    labels = np.array([label or "" for label in split.rows.data[TASK].to_pylist()], dtype=object)[counts.number]
-    return {name: _entry(counts, labels == name) for name in sorted(set(labels.tolist()) - {""})}
+    labels = np.array([label or "" for label in split.rows.data[TASK].to_pylist()], dtype=object)[counts.row]
+    return {name: _sum_counts(counts, labels == name) for name in sorted(set(labels.tolist()) - {""})}
 
 
-def _if_packed(made: Tokens, max_length: int) -> float:
-    """Return which share of packs the first rows would leave empty: as many as TRL packs at once."""
-    rows = made.rows.select(range(min(len(made.rows), _PACKED_AT_ONCE))).select_columns(["input_ids"])
+def _estimate_padding_of_packs(encoded: EncodedRows, max_length: int) -> float:
+    """Return the share of padding in packs of the first rows."""
+    rows = encoded.rows.select(range(min(len(encoded.rows), _PACKED_SAMPLE))).select_columns(["input_ids"])
     packs = pack_dataset(Dataset(rows.with_format("arrow")[:]), max_length, "bfd")
-    room = len(packs) * max_length
-    return _share(room - sum(map(sum, packs["seq_lengths"])), room)
+    positions = len(packs) * max_length
+    return _share(positions - sum(map(sum, packs["seq_lengths"])), positions)
 
 
-def _padding(lengths: np.ndarray, batch: int) -> float:
-    """Return the share of padding in batches of rows drawn by lot."""
+def _count_padding(lengths: np.ndarray, batch_size: int) -> float:
+    """Return the share of padding in batches of randomly ordered rows."""
     if not len(lengths):
         return 0.0
-    drawn = np.random.default_rng(0).permutation(lengths)
-    whole = np.pad(drawn, (0, -len(drawn) % batch)).reshape(-1, batch)
-    room = int((whole.max(axis=1) * (whole > 0).sum(axis=1)).sum())
-    return _share(room - int(lengths.sum()), room)
+    shuffled = np.random.default_rng(0).permutation(lengths)
+    batches = np.pad(shuffled, (0, -len(shuffled) % batch_size)).reshape(-1, batch_size)
+    positions = int((batches.max(axis=1) * (batches > 0).sum(axis=1)).sum())
+    return _share(positions - int(lengths.sum()), positions)
 
 
 def _share(part: int, whole: int) -> float:
+    """Return a part as a share of the whole, to six digits; 0 of nothing."""
     return round(part / whole, 6) if whole else 0.0
 
 
-def _named(split: Split, part: str, number: int) -> dict[str, Any]:
+def _locate_row(split: Split, part: str, number: int) -> dict[str, Any]:
+    """Return where a row stands: the part of the run, its source and its number there, from 1."""
     source = split.sources[split.source_indices[number]]
     return {"part": part, "source": source.name, "row": int(split.row_numbers[number]) + 1}

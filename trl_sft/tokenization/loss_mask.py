@@ -1,195 +1,391 @@
-"""Which characters of a rendered chat carry loss: from the end of the prompt of inference to the end of the turn.
+"""Where the answers are in a chat: the spans of characters, or of tokens, that carry loss.
 
-In: the turns of a chat and their whole rendering. Out: spans of characters, one for each assistant turn
-that is learned. They are found by rendering parts of the chat, so any template can be trained with, marked
-or not. Deliberately absent: tokens (`tokens`), and which turns are learned (`data.loss_on`).
+The span of an answer begins where the generation prompt ends, and ends after the token that ends the assistant's turn.
+
+Inputs: a chat template, the turns of a chat and their rendered text, or the tokens of many chats. Outputs: one span
+for each answer. Three functions find them:
+
+- `find_spans_by_rendering` renders the chat up to each answer. It is right for any template, and slow.
+- `find_spans_by_search` searches the text for what the template writes around answers. It gives up where the result
+  is not certain, and a sample of its results is compared with those by rendering.
+- `find_token_spans` searches the tokens in the same way, so that these chats need no offsets: without it tokenizing
+  takes 10 to 20% more processor time (measured, `docs/development/log.md`, 2026-11-25).
+
+`find_difference` compares spans with a template's own generation markers. Not here: how spans become labels
+(`encode`), and which answers carry loss (`render`).
 """
 
 from __future__ import annotations
 
+import dataclasses
+import re
+import sys
 from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
+import numpy as np
+from tokenizers import Tokenizer
 from transformers import PreTrainedTokenizerBase
 
 from trl_sft.data.messages import Message, special_pattern
 from trl_sft.tokenization import chat_template, special_tokens
+from trl_sft.tokenization.chat_template import ANSWER, QUESTION
 
-Span = tuple[int, int]  # of characters, the second excluded
-# messages, tools, whether the prompt of an answer follows -> text
+Span = tuple[int, int]  # start and end, the end excluded
+# messages, tools, whether the generation prompt follows -> text
 Render = Callable[[Sequence[Message], Sequence[Any] | None, bool], str]
 
-_PLAIN = 2  # keys of a turn that has role and content alone
-_ASKS, _ANSWERS = "trlsftasks", "trlsftanswers"  # words that no template writes
+_PLAIN_TURN = 2  # keys of a turn that has role and content alone
+_IN_MESSAGES = 20  # characters on each side of a place that a message shows
 
 
-class Unclear(ValueError):
-    """The loss of a row cannot be placed: what was found, what to write, and how the user can accept it."""
+class MaskError(ValueError):
+    """The loss of a chat cannot be placed."""
 
     def __init__(self, problem: str, fix: str, allow: str = "") -> None:
-        """Keep the parts for the fault that the caller builds."""
+        """Keep the parts for the fault that the caller builds.
+
+        Args:
+            problem: what is wrong.
+            fix: how to change the recipe or the rows, as an imperative without a full stop.
+            allow: the word of `run.allow` that accepts it; "" = nothing accepts it.
+
+        """
         self.problem, self.fix, self.allow = problem, fix, allow
         super().__init__(problem)
 
 
-class Template(NamedTuple):
-    """A chat template, as far as masks need to know it."""
+@dataclass(frozen=True)
+class ChatTemplate:
+    """A tokenizer's chat template, and what it writes around answers.
+
+    Attributes:
+        render: renders messages as text.
+        special_tokens: the strings that are one special token each, the longest first.
+        special_pattern: matches any of them.
+        allow_prompt_mismatch: whether a generation prompt that differs from the text before the answer is accepted.
+        generation_prompt: what stands before every answer; "" = a trial found no such string, and only
+            `find_spans_by_rendering` can be used.
+        turn_end: what ends an answer that another turn follows.
+        last_turn_end: what ends the last answer.
+
+    """
 
     render: Render
-    specials: tuple[str, ...]  # strings that are one special token each
-    mismatch: bool  # whether a prompt that inference renders otherwise is accepted
-    header: str = ""  # what stands before every answer; "" where that was not found to be one string
-    closing: str = ""  # what ends an answer that is followed by another turn
-    final: str = ""  # what ends the last answer
+    special_tokens: tuple[str, ...]
+    special_pattern: re.Pattern[str]
+    allow_prompt_mismatch: bool
+    generation_prompt: str = ""
+    turn_end: str = ""
+    last_turn_end: str = ""
 
 
-def template(tokenizer: PreTrainedTokenizerBase, keywords: dict[str, Any], mismatch: bool = False) -> Template:
-    """Return what a tokenizer's template writes around answers, found by trial; `keywords` are handed to it."""
+class TokenMarks(NamedTuple):
+    """What a chat template writes around answers, as tokens."""
 
-    def render(messages: Sequence[Message], tools: Sequence[Any] | None, prompt: bool) -> str:
+    generation_prompt: tuple[int, ...]
+    turn_end: tuple[int, ...]
+    last_turn_end: tuple[int, ...]
+
+
+def inspect_template(
+    tokenizer: PreTrainedTokenizerBase, kwargs: dict[str, Any], allow_prompt_mismatch: bool = False
+) -> ChatTemplate:
+    """Return a tokenizer's chat template with what it writes around answers, found by rendering a trial chat.
+
+    Args:
+        tokenizer: has a chat template.
+        kwargs: keyword arguments that the template gets beside the messages.
+        allow_prompt_mismatch: whether `run.allow` has `prompt_mismatch`.
+
+    """
+
+    def render(messages: Sequence[Message], tools: Sequence[Any] | None, add_generation_prompt: bool) -> str:
         return str(
             tokenizer.apply_chat_template(
-                list(messages), tools=tools, tokenize=False, add_generation_prompt=prompt, **keywords
+                list(messages), tools=tools, tokenize=False, add_generation_prompt=add_generation_prompt, **kwargs
             )
         )
 
-    shape = Template(render, special_tokens.strings(tokenizer), mismatch)
-    turns = [{"role": role, "content": words} for role, words in (("user", _ASKS), ("assistant", _ANSWERS))] * 2
+    tokens = special_tokens.list_strings(tokenizer)
+    template = ChatTemplate(render, tokens, special_pattern(tokens), allow_prompt_mismatch)
+    turns = [{"role": "user", "content": QUESTION}, {"role": "assistant", "content": ANSWER}] * 2
     try:
-        plain, asked = render(turns[:1], None, False), render(turns[:1], None, True)
+        question, prompt = render(turns[:1], None, False), render(turns[:1], None, True)
         text = render(turns, None, False)
-        (_, middle), (_, last) = exact(shape, text, turns, None, (1, 3))
-    except Exception:  # a template of a kind that the trial does not fit: every row is then rendered in parts
-        return shape
-    at = alike(plain, asked)
-    # a template that ends a text with a token of its own parts from the prompt within that token
-    at = min(
-        (b for t in shape.specials if (b := asked.rfind(t, 0, at + len(t))) >= 0 and b < at < b + len(t)), default=at
+        (_, first_end), (_, last_end) = find_spans_by_rendering(template, text, turns, answers=(1, 3))
+    except Exception:  # a template of a kind that the trial does not fit: each row is then rendered in parts
+        return template
+    start = _start_of_token(prompt, common_prefix_length(question, prompt), tokens)
+    turn_end = text[text.find(ANSWER) + len(ANSWER) : first_end]
+    last_turn_end = text[text.rfind(ANSWER) + len(ANSWER) : last_end]
+    if start == len(prompt) or not turn_end or not last_turn_end:
+        return template
+    return dataclasses.replace(
+        template, generation_prompt=prompt[start:], turn_end=turn_end, last_turn_end=last_turn_end
     )
-    if at == len(asked):
-        return shape
-    after = [text.find(_ANSWERS), text.rfind(_ANSWERS)]
-    closing, final = (text[at + len(_ANSWERS) : end] for at, end in zip(after, (middle, last), strict=True))
-    return shape._replace(header=asked[at:], closing=closing, final=final) if closing and final else shape
 
 
-def quick(shape: Template, text: str, turns: Sequence[Message]) -> list[Span] | None:
-    """Return the spans of all answers by what stands around them; None where that is not certain.
+def find_spans_by_search(template: ChatTemplate, text: str, turns: Sequence[Message]) -> list[Span] | None:
+    r"""Return the spans of all answers by what stands around them; None where they are not certain.
 
-    Certain means: plain turns, the header as often in the text as there are answers, and each answer, up to
-    what closes it, holds all that the turn says and no special token.
+    They are certain if all turns have role and content alone, the generation prompt occurs as often as there are
+    answers, and each answer, up to the end of its turn, holds all that the turn says and no special token.
+
+    Example:
+        `"<|im_start|>user\nhi<|im_end|>\n<|im_start|>assistant\nyes<|im_end|>\n"`, a chat in ChatML, has one
+        span, that of `"yes<|im_end|>"`.
+
     """
     answers = [turn for turn in turns if turn["role"] == "assistant"]
     # calls and answers of tools may end in other tokens than the trial found
-    if not shape.header or any(len(turn) > _PLAIN or turn["role"] == "tool" for turn in turns):
+    if not template.generation_prompt or any(len(turn) > _PLAIN_TURN or turn["role"] == "tool" for turn in turns):
         return None
-    if text.count(shape.header) != len(answers):
+    if text.count(template.generation_prompt) != len(answers):
         return None
-    special = special_pattern(shape.specials)
     spans = []
-    start = text.find(shape.header)
+    prompt_start = text.find(template.generation_prompt)
     for number, turn in enumerate(answers, 1):
-        start += len(shape.header)
-        following = text.find(shape.header, start) if number < len(answers) else len(text)
-        closing = shape.final if turn is turns[-1] else shape.closing
-        end = text.find(closing, start, following)
-        said = text[start - len(shape.header) : end]  # what the prompt ends with may be the answer's beginning
-        if end < 0 or turn["content"].strip() not in said:
+        start = prompt_start + len(template.generation_prompt)
+        next_prompt = text.find(template.generation_prompt, start) if number < len(answers) else len(text)
+        turn_end = template.last_turn_end if turn is turns[-1] else template.turn_end
+        end = text.find(turn_end, start, next_prompt)
+        # the generation prompt may end with the beginning of the answer: <think>
+        if end < 0 or turn["content"].strip() not in text[prompt_start:end]:
             return None
-        if special.search(text, start, end):
+        if template.special_pattern.search(text, start, end):
             return None
-        spans.append((start, end + len(closing)))
-        start = following
+        spans.append((start, end + len(turn_end)))
+        prompt_start = next_prompt
     return spans
 
 
-def exact(
-    shape: Template, text: str, turns: Sequence[Message], tools: Sequence[Any] | None, learned: Collection[int]
+def find_spans_by_rendering(
+    template: ChatTemplate,
+    text: str,
+    turns: Sequence[Message],
+    *,
+    answers: Collection[int],
+    tools: Sequence[Any] | None = None,
 ) -> list[Span]:
-    """Return the span of each turn of `learned` (numbers into `turns`) by rendering up to it. Raises Unclear."""
-    return [_span(shape, text, turns, tools, number) for number in sorted(learned)]
+    """Return the span of each answer by rendering the chat up to it.
 
+    Args:
+        template: renders the chat.
+        text: the rendering of the whole chat.
+        turns: its messages.
+        answers: which of the turns are wanted, from 0.
+        tools: the JSON schemas of functions that the chat offers.
 
-def differing(text: str, marked: Sequence[Span], spans: Sequence[Span], header: str, whole: bool) -> Span | None:
-    """Return the first place where a template's own markers and the spans disagree; None = nowhere.
+    Returns:
+        One span of characters for each of `answers`, in order.
 
-    Markers may begin with the header and may end with the spaces after the turn's end, as several of TRL's
-    do: the spans leave out both, since generation writes neither. `whole`: the spans are those of all answers;
-    else markers of others are left aside.
+    Raises:
+        MaskError: the template drops a part of an answer, ends it with no token, or renders another prompt for
+            generation than in the chat.
+
     """
-    if not whole:
-        marked = [m for m in marked if any(m[0] < until and start < m[1] for start, until in spans)]
+    return [_render_span(template, text, turns, number=number, tools=tools) for number in sorted(answers)]
+
+
+def find_token_marks(template: ChatTemplate, backend: Tokenizer) -> TokenMarks | None:
+    """Return what stands around answers as tokens; None where it does not begin with a special token.
+
+    Only then does it stand around answers alone: special tokens within rows are refused, or are plain text.
+    """
+    parts = (template.generation_prompt, template.turn_end, template.last_turn_end)
+    if not all(parts) or not all(part.startswith(template.special_tokens) for part in parts):
+        return None
+    return TokenMarks(*(tuple(backend.encode(part, add_special_tokens=False).ids) for part in parts))
+
+
+def find_token_spans(
+    marks: TokenMarks, input_ids: np.ndarray, row_starts: Sequence[int], with_loss: Sequence[Sequence[bool] | None]
+) -> list[list[Span] | None]:
+    """Return the spans of tokens of the answers that carry loss.
+
+    Args:
+        marks: what stands around answers.
+        input_ids: (tokens,) the tokens of all rows, one row after another.
+        row_starts: (rows + 1,) where each row begins in `input_ids`, and the end.
+        with_loss: for each row which of its answers carry loss; None = the row is not looked at.
+
+    Returns:
+        For each row its spans, counted from its first token; None where they are not certain.
+
+    """
+    starts = _find_sequence(input_ids, marks.generation_prompt) + len(marks.generation_prompt)
+    turn_ends = _find_sequence(input_ids, marks.turn_end)
+    last_turn_ends = _find_sequence(input_ids, marks.last_turn_end)
+    first_answers = np.searchsorted(starts, row_starts)
+    spans: list[list[Span] | None] = []
+    for row, answers in enumerate(with_loss):
+        row_start, row_end = row_starts[row], row_starts[row + 1]
+        answer_starts = starts[first_answers[row] : first_answers[row + 1]].tolist()
+        spans.append(None)
+        if answers is None or len(answer_starts) != len(answers):
+            continue
+        answer_ends = [_first_end(turn_ends, marks.turn_end, start) for start in answer_starts[:-1]]
+        answer_ends += [_first_end(last_turn_ends, marks.last_turn_end, start) for start in answer_starts[-1:]]
+        limits = [*answer_starts[1:], row_end + 1]
+        if all(end < limit for end, limit in zip(answer_ends, limits, strict=True)):
+            places = zip(answer_starts, answer_ends, answers, strict=True)
+            spans[row] = [(start - row_start, end - row_start) for start, end, has_loss in places if has_loss]
+    return spans
+
+
+def find_difference(
+    text: str, marked: Sequence[Span], spans: Sequence[Span], *, generation_prompt: str, all_answers: bool
+) -> Span | None:
+    """Return the first place where a template's own generation markers and the spans disagree; None = nowhere.
+
+    Markers may begin with the generation prompt and may end with the spaces after the end of a turn, as several of
+    TRL's do. The spans leave out both, since generation writes neither.
+
+    Args:
+        text: the rendered chat.
+        marked: what the template marks, as spans of characters.
+        spans: what carries loss.
+        generation_prompt: what the template writes before an answer.
+        all_answers: whether `spans` are those of all answers; False = markers of other answers are ignored.
+
+    """
+    if not all_answers:
+        marked = [mark for mark in marked if any(mark[0] < end and start < mark[1] for start, end in spans)]
     joined: list[Span] = []
     for start, end in marked:  # several of TRL's mark an answer and its end one after the other
-        joined = [*joined[:-1], (joined[-1][0], end)] if joined and joined[-1][1] == start else [*joined, (start, end)]
-    for (start, end), (ours, until) in zip(joined, spans, strict=False):
-        if start > ours or text[start:ours] not in header or end < until or text[until:end].strip():
-            return min(start, ours), max(end, until)
+        if joined and joined[-1][1] == start:
+            joined[-1] = (joined[-1][0], end)
+        else:
+            joined.append((start, end))
+    for (mark_start, mark_end), (start, end) in zip(joined, spans, strict=False):
+        begins_alike = mark_start <= start and text[mark_start:start] in generation_prompt
+        ends_alike = mark_end >= end and not text[end:mark_end].strip()
+        if not begins_alike or not ends_alike:
+            return min(mark_start, start), max(mark_end, end)
     rest = [*joined[len(spans) :], *spans[len(joined) :]]
     return rest[0] if rest else None
 
 
-def _span(shape: Template, text: str, turns: Sequence[Message], tools: Sequence[Any] | None, number: int) -> Span:
-    before = shape.render(turns[:number], tools, True)
-    start = len(before)
-    if lost := chat_template.lost(turns[number], text):
-        raise _dropped(lost, number < len(turns) - 1)
-    last = "data.loss_on: last_turn; " if number < len(turns) - 1 else ""
-    if not text.startswith(before):
-        start = alike(before, text)
-        if not shape.mismatch:
-            found = (
-                f"the prompt as inference renders it ends in {before[max(0, start - 20) :][:60]!r}, but the answer of "
-                f"turn {number + 1} follows on {text[max(0, start - 20) : start + 20]!r}: at inference the model sees "
-                "another beginning than it learns"
-            )
-            write = f"{last}tokenizer.chat_template_kwargs ({{enable_thinking: false}}, where the template reads it)"
-            raise Unclear(found, write, "prompt_mismatch")
-    end = _end(shape, text, turns, tools, number, start)
-    if chat_template.lost(turns[number], text[start:end]):
-        # what the prompt ends with may be the answer's beginning: <think>
-        header = len(shape.render(turns[:number], tools, False)) if text.startswith(before) else start
-        if lost := chat_template.lost(turns[number], text[min(header, start) : end]):
-            raise _dropped(lost, number < len(turns) - 1)
+def common_prefix_length(one: Sequence[Any], other: Sequence[Any]) -> int:
+    """Return how many characters, or tokens, two sequences have in common at their beginning."""
+    for length, (a, b) in enumerate(zip(one, other, strict=False)):
+        if a != b:
+            return length
+    return min(len(one), len(other))
+
+
+def _start_of_token(text: str, position: int, tokens: Sequence[str]) -> int:
+    """Return where the special token begins that a position lies within; the position itself where it lies in none.
+
+    A chat that ends in `<|end|>` and one that goes on with `<|assistant|>` have `<|` in common. What only the second
+    one has begins before these two characters: `_start_of_token("<|assistant|>", 2, ["<|assistant|>"])` is 0.
+    """
+    starts = [position]
+    for token in tokens:
+        start = text.rfind(token, 0, position + len(token))
+        if 0 <= start < position < start + len(token):
+            starts.append(start)
+    return min(starts)
+
+
+def _render_span(
+    template: ChatTemplate, text: str, turns: Sequence[Message], *, number: int, tools: Sequence[Any] | None
+) -> Span:
+    """Return the span of the answer that is turn `number`, by rendering the turns before it. Raises MaskError."""
+    is_last = number == len(turns) - 1
+    prompt = template.render(turns[:number], tools, True)
+    if part := chat_template.missing_part(turns[number], text):
+        raise _dropped_part(part, is_last)
+    start = len(prompt)
+    if not text.startswith(prompt):
+        start = common_prefix_length(prompt, text)
+        if not template.allow_prompt_mismatch:
+            raise _prompt_mismatch(prompt, text, start, number=number, is_last=is_last)
+    end = _find_end(template, text, turns, number=number, tools=tools, start=start)
+    if chat_template.missing_part(turns[number], text[start:end]):
+        # the generation prompt may end with the beginning of the answer: <think>
+        begin = len(template.render(turns[:number], tools, False)) if text.startswith(prompt) else start
+        if part := chat_template.missing_part(turns[number], text[min(begin, start) : end]):
+            raise _dropped_part(part, is_last)
     return start, end
 
 
-def _dropped(lost: str, followed: bool) -> Unclear:
-    last = "data.loss_on: last_turn; " if followed else ""
-    found = f"the chat template drops a part of an answer: {lost[:60]!r}"
-    return Unclear(found, f"{last}a template that renders it, or rows without it")
-
-
-def alike(one: Sequence[Any], other: Sequence[Any]) -> int:
-    """Return how many characters, or tokens, two texts begin with alike."""
-    return next((n for n, (a, b) in enumerate(zip(one, other, strict=False)) if a != b), min(len(one), len(other)))
-
-
-def _end(
-    shape: Template, text: str, turns: Sequence[Message], tools: Sequence[Any] | None, number: int, start: int
+def _find_end(
+    template: ChatTemplate,
+    text: str,
+    turns: Sequence[Message],
+    *,
+    number: int,
+    tools: Sequence[Any] | None,
+    start: int,
 ) -> int:
-    """Return where a turn ends: after its last special token. Raises Unclear where it ends in none."""
-    turn, until, same = turns[number], len(text), True
-    if number < len(turns) - 1:  # as far as the chat up to this turn is rendered like the whole
+    """Return where turn `number`, which begins at `start`, ends: after its last special token. Raises MaskError."""
+    content, limit, is_prefix = turns[number]["content"].strip(), len(text), True
+    is_last = number == len(turns) - 1
+    if not is_last:  # the turn ends where the chat up to this turn stops being rendered like the whole chat
         try:
-            part = shape.render(turns[: number + 1], tools, False)
+            beginning = template.render(turns[: number + 1], tools, False)
         except Exception:  # a template may refuse a chat that breaks off here
-            part = ""
-        until = max(start, alike(part, text))
-        same = text.startswith(part) and bool(part)
-    ends = [at + len(token) for token in shape.specials if (at := text.rfind(token, start, until)) >= 0]
-    if same and ends:
-        return max(ends)
-    # a turn that is the last one may be rendered otherwise: with an empty thought before it, another end after it
-    said = turn["content"].strip()
-    at = text.find(said, start)
-    follows = turns[number + 1]["content"].strip() if number < len(turns) - 1 else ""
-    spoken = at + len(said) if at >= 0 and follows in text[at + len(said) :] else until
-    if max(ends, default=0) > spoken:
-        return max(ends)
-    tail = spoken + len(text[spoken:]) - len(text[spoken:].lstrip())
-    closing = max((token for token in shape.specials if text.startswith(token, tail)), key=len, default="")
+            beginning = ""
+        limit = max(start, common_prefix_length(beginning, text))
+        is_prefix = bool(beginning) and text.startswith(beginning)
+    positions = [(text.rfind(token, start, limit), token) for token in template.special_tokens]
+    token_ends = [position + len(token) for position, token in positions if position >= 0]
+    if is_prefix and token_ends:
+        return max(token_ends)
+    # a turn may be rendered differently as the last one: with an empty thought before it, or another end after it
+    following = "" if is_last else turns[number + 1]["content"].strip()
+    position = text.find(content, start)
+    content_end = limit
+    if position >= 0 and following in text[position + len(content) :]:
+        content_end = position + len(content)
+    if max(token_ends, default=0) > content_end:
+        return max(token_ends)
+    rest = text[content_end:]
+    content_end += len(rest) - len(rest.lstrip())
+    closing = [token for token in template.special_tokens if text.startswith(token, content_end)]
     if not closing:
-        found = f"turn {number + 1} ends with no token that generation could stop on: {text[tail - 20 : tail + 20]!r}"
-        raise Unclear(found, "a template that writes {{ eos_token }} after every answer")
-    return tail + len(closing)
+        shown = text[max(0, content_end - _IN_MESSAGES) : content_end + _IN_MESSAGES]
+        problem = f"turn {number + 1} ends with no token that generation could stop on: {shown!r}"
+        raise MaskError(problem, "Use a template that writes {{ eos_token }} after every answer")
+    return content_end + max(map(len, closing))
+
+
+def _prompt_mismatch(prompt: str, text: str, position: int, *, number: int, is_last: bool) -> MaskError:
+    """Return the error for a generation prompt that differs from the chat at `position`."""
+    begin = max(0, position - _IN_MESSAGES)
+    problem = (
+        f"turn {number + 1}: the generation prompt ends in {prompt[begin : begin + 60]!r}, but in the chat the answer "
+        f"follows {text[begin : position + _IN_MESSAGES]!r}: at inference the model would see a different prompt than "
+        "in training"
+    )
+    fix = "Set tokenizer.chat_template_kwargs (for example {enable_thinking: false}, where the template reads it)"
+    return MaskError(problem, fix if is_last else f"Set data.loss_on: last_turn. Or: {fix}", "prompt_mismatch")
+
+
+def _dropped_part(part: str, is_last: bool) -> MaskError:
+    """Return the error for a part of an answer that the template does not render."""
+    fix = "Use a template that renders it, or remove it from the rows"
+    return MaskError(
+        f"the chat template drops a part of an answer: {part[:60]!r}",
+        fix if is_last else f"Set data.loss_on: last_turn. Or: {fix}",
+    )
+
+
+def _first_end(positions: np.ndarray, tokens: Sequence[int], start: int) -> int:
+    """Return where the first of `tokens` at or after `start` ends; `sys.maxsize` = nowhere. `positions` are theirs."""
+    index = np.searchsorted(positions, start)
+    return int(positions[index]) + len(tokens) if index < len(positions) else sys.maxsize
+
+
+def _find_sequence(input_ids: np.ndarray, tokens: Sequence[int]) -> np.ndarray:
+    """Return the positions at which a sequence of tokens begins: (occurrences,)."""
+    size = len(input_ids) - len(tokens) + 1
+    if size <= 0:
+        return np.zeros(0, dtype=np.int64)
+    same = input_ids[:size] == tokens[0]
+    for offset, token in enumerate(tokens[1:], 1):
+        same &= input_ids[offset : offset + size] == token
+    return np.flatnonzero(same)

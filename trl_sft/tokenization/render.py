@@ -1,14 +1,14 @@
 """Formatted rows become texts with the spans that carry loss.
 
-In: batches of rows in TRL's forms. Out: `Row`s. Every row is checked on the way: that the template takes it
-and drops no part of an answer; a part of them by a second way to find the mask, and by the template's own
-markers. Deliberately absent: tokens.
+Inputs: batches of formatted rows by column. Outputs: a `RenderedRow` for each. Every chat is checked on the way: that
+the template takes it and drops no part of an answer. For a part of the chats the spans are also compared with those by
+rendering, and with the template's own generation markers. Not here: tokens (`encode`).
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 from transformers.utils.chat_template_utils import render_jinja_template
 from trl.chat_template_utils import has_generation_markers
@@ -17,142 +17,221 @@ from trl_sft.data.formats import PAIRS, TEXT
 from trl_sft.data.messages import Message
 from trl_sft.errors import Fault, TemplateError, first_line
 from trl_sft.tokenization import chat_template, loss_mask
-from trl_sft.tokenization.encode import Encoder, Plan, Row
-from trl_sft.tokenization.loss_mask import Span, Unclear
+from trl_sft.tokenization.encoder import Encoder
+from trl_sft.tokenization.loss_mask import MaskError, Span
 
 
-def rendered(
-    made: Encoder,
+class RenderedRow(NamedTuple):
+    """A row as text.
+
+    Attributes:
+        number: which of the formatted rows it is.
+        text: what is tokenized.
+        spans: the characters that carry loss; None = all of them.
+        answers: which of the answers carry loss, where tokens alone show where answers are; None = use `spans`.
+
+    """
+
+    number: int
+    text: str
+    spans: list[Span] | None
+    answers: list[bool] | None = None
+
+
+def render_rows(
+    encoder: Encoder,
     batch: Mapping[str, Sequence[Any]],
+    *,
     numbers: Sequence[int],
     check: Sequence[bool],
-    name: Callable[[int], str],
-) -> Iterator[Row]:
-    """Yield rows as texts with their spans. Raises TemplateError where the template cannot carry one.
+    row_name: Callable[[int], str],
+) -> Iterator[RenderedRow]:
+    """Yield the rows of a batch as texts with the spans that carry loss.
 
-    `numbers` are the rows' own, `check` says which are compared with other ways to find the mask, `name`
-    names a row for messages.
+    Args:
+        encoder: has the chat template, and says which tokens carry loss.
+        batch: the formatted rows by column: text, or prompt and completion, with tools and untrained beside them.
+        numbers: the number of each row among the formatted rows.
+        check: for each row whether its spans are compared with those that other ways find.
+        row_name: the name of a row in messages, by its number.
+
+    Raises:
+        TemplateError: the template does not take a chat, or its loss cannot be placed.
+        AssertionError: the search for answers was wrong, after rows that were not checked.
+
     """
-    plan = made.plan
-    if plan.form == TEXT:
+    settings = encoder.settings
+    if settings.row_type == TEXT:
         for number, text in zip(numbers, batch["text"], strict=True):
-            yield Row(number, _ended(text, plan.eos), None)
-    elif plan.form == PAIRS:
+            yield RenderedRow(number, _end_text(text, settings.eos_token), None)
+    elif settings.row_type == PAIRS:
         for number, prompt, completion in zip(numbers, batch["prompt"], batch["completion"], strict=True):
-            text = prompt + _ended(completion, plan.eos)
-            yield Row(number, text, None if plan.loss_on == "all" else [(len(prompt), len(text))])
+            text = prompt + _end_text(completion, settings.eos_token)
+            spans = None if settings.loss_on == "all" else [(len(prompt), len(text))]
+            yield RenderedRow(number, text, spans)
     else:
-        chats = [[*p, *c] for p, c in zip(batch["prompt"], batch["completion"], strict=True)]
-        tools = batch.get("tools") or [None] * len(chats)
-        untrained = batch.get("untrained") or [None] * len(chats)
+        yield from _render_chats(encoder, batch, numbers=numbers, check=check, row_name=row_name)
+
+
+def _end_text(text: str, eos_token: str) -> str:
+    """Return a text with one end-of-text token, as TRL has it."""
+    return text if text.endswith(eos_token) else text + eos_token
+
+
+def _render_chats(
+    encoder: Encoder,
+    batch: Mapping[str, Sequence[Any]],
+    *,
+    numbers: Sequence[int],
+    check: Sequence[bool],
+    row_name: Callable[[int], str],
+) -> Iterator[RenderedRow]:
+    """Yield the chats of a batch as texts with the spans that carry loss. The arguments are those of `render_rows`."""
+    chats = [[*prompt, *completion] for prompt, completion in zip(batch["prompt"], batch["completion"], strict=True)]
+    tools = batch.get("tools") or [None] * len(chats)
+    untrained = batch.get("untrained") or [None] * len(chats)
+    try:
+        texts = _apply_template(encoder, chats, tools)
+    except Exception:
+        for number, turns, functions in zip(numbers, chats, tools, strict=True):
+            _check_template_takes(encoder, turns, functions, row_name(number))
+        raise
+    errors_before = len(encoder.search_errors)
+    for index, number in enumerate(numbers):
+        answers = _list_answers_with_loss(
+            encoder.settings.loss_on, chats[index], len(batch["prompt"][index]), untrained[index]
+        )
         try:
-            texts = _texts(made, chats, tools)
-        except Exception:
-            _refused(made, chats, tools, [name(number) for number in numbers])
-            raise
-        doubts = len(made.doubts)
-        for n, (number, turns, text) in enumerate(zip(numbers, chats, texts, strict=True)):
-            learned = _learned(plan, turns, len(batch["prompt"][n]), untrained[n])
-            try:
-                yield _row(made, Row(number, text, None), turns, tools[n], (learned, check[n]))
-            except Unclear as unclear:
-                allow = f"; or run.allow: [{unclear.allow}], if that is meant" if unclear.allow else ""
-                raise TemplateError(Fault(name(number), unclear.problem, unclear.fix + allow)) from None
-        if len(made.doubts) > doubts and not all(check):
-            raise AssertionError(f"two ways to find the mask differ, and one was taken unchecked: {made.doubts[-1]}")
+            yield _place_loss(
+                encoder,
+                RenderedRow(number, texts[index], None),
+                chats[index],
+                tools=tools[index],
+                answers=answers,
+                check=check[index],
+            )
+        except MaskError as error:
+            fix = f"{error.fix}. Or accept it with run.allow: [{error.allow}]." if error.allow else f"{error.fix}."
+            raise TemplateError(Fault(row_name(number), error.problem, fix)) from None
+    if len(encoder.search_errors) > errors_before and not all(check):
+        raise AssertionError(
+            f"two ways to find the loss mask differ, and earlier rows were not checked: {encoder.search_errors[-1]}"
+        )
 
 
-def _ended(text: str, eos: str) -> str:
-    return text if text.endswith(eos) else text + eos  # as TRL: one end token
-
-
-def _texts(made: Encoder, chats: Sequence[Sequence[Message]], tools: Sequence[Any]) -> list[str]:
-    """Return the renderings of chats; those without tools in one call."""
-    out = [""] * len(chats)
-    plain = [n for n in range(len(chats)) if not tools[n]]
+def _apply_template(
+    encoder: Encoder, chats: Sequence[Sequence[Message]], tools: Sequence[Sequence[Any] | None]
+) -> list[str]:
+    """Return chats as texts; those without tools are rendered in one call."""
+    assert encoder.template is not None
+    plain = [list(turns) for turns, functions in zip(chats, tools, strict=True) if not functions]
+    texts: Iterator[str] = iter(())
     if plain:
-        given = [list(chats[n]) for n in plain]
-        texts = made.tokenizer.apply_chat_template(given, tokenize=False, **made.keywords)
-        for n, text in zip(plain, texts, strict=True):
-            out[n] = text
-    assert made.shape is not None
-    for n in set(range(len(chats))) - set(plain):
-        out[n] = made.shape.render(chats[n], tools[n], False)
-    return out
+        texts = iter(encoder.tokenizer.apply_chat_template(plain, tokenize=False, **encoder.template_kwargs))
+    return [
+        encoder.template.render(turns, functions, False) if functions else next(texts)
+        for turns, functions in zip(chats, tools, strict=True)
+    ]
 
 
-def _refused(made: Encoder, chats: Sequence[Sequence[Message]], tools: Sequence[Any], names: Sequence[str]) -> None:
-    """Find the first chat that the template refuses. Raises TemplateError."""
-    for turns, given, where in zip(chats, tools, names, strict=True):
-        try:
-            _texts(made, [turns], [given])
-        except Exception as error:
-            roles = ", ".join(str(turn["role"]) for turn in turns)
-            found = f"the chat template refuses it: {first_line(error)}; its roles are {roles}"
-            raise TemplateError(Fault(where, found, "rows that this model's template takes")) from None
+def _check_template_takes(encoder: Encoder, turns: Sequence[Message], tools: Sequence[Any] | None, name: str) -> None:
+    """Refuse a chat that the template does not render. Raises TemplateError."""
+    try:
+        _apply_template(encoder, [turns], [tools])
+    except Exception as error:
+        roles = ", ".join(str(turn["role"]) for turn in turns)
+        problem = f"the chat template refuses this chat: {first_line(error)}; its roles are {roles}"
+        raise TemplateError(Fault(name, problem, "Change the row to what this model's template takes.")) from None
 
 
-def _learned(plan: Plan, turns: Sequence[Message], given: int, untrained: Sequence[int] | None) -> list[int]:
-    """Return the numbers of the turns that are learned; `given` is where the completion begins."""
-    answers = [n for n, turn in enumerate(turns) if turn["role"] == "assistant"]
-    if plan.loss_on == "completion":
-        answers = [n for n in answers if n >= given]
-    elif plan.loss_on == "last_turn":
+def _list_answers_with_loss(
+    loss_on: str, turns: Sequence[Message], completion: int, untrained: Sequence[int] | None
+) -> list[int]:
+    """Return the turns that carry loss. `completion`: the first turn of the completion; `untrained`: these never do."""
+    answers = [number for number, turn in enumerate(turns) if turn["role"] == "assistant"]
+    if loss_on == "completion":
+        answers = [number for number in answers if number >= completion]
+    elif loss_on == "last_turn":
         answers = answers[-1:]
-    return [n for n in answers if n not in (untrained or ())]
+    return [number for number in answers if number not in (untrained or ())]
 
 
-def _row(made: Encoder, row: Row, turns: Sequence[Message], tools: Any, how: tuple[Sequence[int], bool]) -> Row:
-    """Return a chat with the spans of the turns that are learned. Raises Unclear.
-
-    `how`: the numbers of these turns, and whether they are looked for by a second way too.
-    """
-    shape, text, (learned, check) = made.shape, row.text, how
-    assert shape is not None
-    answers = [n for n, turn in enumerate(turns) if turn["role"] == "assistant"]
-    if made.plan.loss_on == "all":
-        if lost := chat_template.lost(turns[answers[-1]], text):
-            raise Unclear(f"the chat template drops a part of an answer: {lost[:60]!r}", "a template that renders it")
-        if left := sorted({*answers} - {*learned}):
-            found = f"turn {left[0] + 1} is not to be trained, but loss_on: all trains everything"
-            raise Unclear(found, "data.loss_on: assistant, or rows without that")
+def _place_loss(
+    encoder: Encoder,
+    row: RenderedRow,
+    turns: Sequence[Message],
+    *,
+    tools: Sequence[Any] | None,
+    answers: Sequence[int],
+    check: bool,
+) -> RenderedRow:
+    """Return a chat with the spans of the turns that carry loss (`answers`). Raises MaskError."""
+    template, text = encoder.template, row.text
+    assert template is not None
+    all_answers = [number for number, turn in enumerate(turns) if turn["role"] == "assistant"]
+    if encoder.settings.loss_on == "all":
+        _check_loss_on_all(text, turns, all_answers, answers)
         return row
-    spans = None if made.doubts else loss_mask.quick(shape, text, turns)
+    spans = None if encoder.search_errors else loss_mask.find_spans_by_search(template, text, turns)
     if spans is not None:
-        spans = [span for n, span in zip(answers, spans, strict=True) if n in learned]
-        row = row._replace(spans=spans, answers=[n in learned for n in answers])
-    if spans is None or check:
-        parts = loss_mask.exact(shape, text, turns, tools, learned)
-        if spans is not None and spans != parts:
-            made.doubts.append(f"{row.spans} and {parts} in {text!r}")  # from here on each row is rendered in parts
-            row = row._replace(answers=None)
-        if check:
-            _agree(made, text, turns, tools, parts)
-        row = row._replace(spans=parts)
-    return row
+        spans = [span for number, span in zip(all_answers, spans, strict=True) if number in answers]
+        row = row._replace(spans=spans, answers=[number in answers for number in all_answers])
+        if not check:
+            return row
+    rendered = loss_mask.find_spans_by_rendering(template, text, turns, answers=answers, tools=tools)
+    if spans is not None and spans != rendered:
+        encoder.search_errors.append(f"{spans} and {rendered} in {text!r}")
+        row = row._replace(answers=None)
+    if check:
+        _compare_with_markers(encoder, text, turns, tools=tools, spans=rendered)
+    return row._replace(spans=rendered)
 
 
-def _agree(made: Encoder, text: str, turns: Sequence[Message], tools: Any, spans: Sequence[Span]) -> None:
-    """Compare spans with the template's own generation markers, where it has any. Raises Unclear."""
-    source = chat_template.text(made.tokenizer)
-    if made.plan.other_markers or not has_generation_markers(source):
+def _check_loss_on_all(text: str, turns: Sequence[Message], all_answers: Sequence[int], answers: Sequence[int]) -> None:
+    """Refuse a chat that `loss_on: all` would train otherwise than its turns say. Raises MaskError."""
+    if part := chat_template.missing_part(turns[all_answers[-1]], text):
+        problem = f"the chat template drops a part of an answer: {part[:60]!r}"
+        raise MaskError(problem, "Use a template that renders it, or remove it from the rows")
+    if excluded := sorted({*all_answers} - {*answers}):
+        problem = f"turn {excluded[0] + 1} is not to be trained, but loss_on: all trains everything"
+        raise MaskError(problem, "Set data.loss_on: assistant, or remove `train: false` and `weight: 0` from the rows")
+
+
+def _compare_with_markers(
+    encoder: Encoder,
+    text: str,
+    turns: Sequence[Message],
+    *,
+    tools: Sequence[Any] | None,
+    spans: Sequence[Span],
+) -> None:
+    """Refuse spans that differ from the template's own generation markers, where it has any. Raises MaskError."""
+    source = chat_template.read_template(encoder.tokenizer)
+    if encoder.settings.allow_template_markers or not has_generation_markers(source):
         return
+    assert encoder.template is not None
     _, marked = render_jinja_template(
         conversations=[list(turns)],
         tools=tools,
         chat_template=source,
         return_assistant_tokens_mask=True,
-        **{**made.tokenizer.special_tokens_map, **made.keywords},
+        **{**encoder.tokenizer.special_tokens_map, **encoder.template_kwargs},
     )
-    assert made.shape is not None
-    asked = made.shape.render(turns[:1], tools, True)
-    header = asked[loss_mask.alike(asked, made.shape.render(turns[:1], tools, False)) :]  # what generation begins after
-    whole = len(spans) == sum(turn["role"] == "assistant" for turn in turns)
-    if place := loss_mask.differing(text, marked[0], spans, header, whole):
-        found = (
-            "the chat template's generation markers and the rendering of the prompt disagree where an answer is: "
-            f"marked are {[text[a:b][:60] for a, b in marked[0]]}, found are {[text[a:b][:60] for a, b in spans]}, "
-            f"the first difference is in {text[slice(*place)][:80]!r}"
+    prompt = encoder.template.render(turns[:1], tools, True)
+    without = encoder.template.render(turns[:1], tools, False)
+    difference = loss_mask.find_difference(
+        text,
+        marked[0],
+        spans,
+        generation_prompt=prompt[loss_mask.common_prefix_length(prompt, without) :],
+        all_answers=len(spans) == sum(turn["role"] == "assistant" for turn in turns),
+    )
+    if difference:
+        start, end = difference
+        problem = (
+            "the template's generation markers and the answers that its rendering shows differ: the markers cover "
+            f"{[text[a:b][:60] for a, b in marked[0]]}, the answers are {[text[a:b][:60] for a, b in spans]}; they "
+            f"differ first at {text[start:end][:80]!r}"
         )
-        write = "markers around each whole answer with the token that ends it, or a template without markers"
-        raise Unclear(found, write, "template_markers")
+        fix = "Put the markers around each whole answer with the token that ends it, or remove them from the template"
+        raise MaskError(problem, fix, "template_markers")

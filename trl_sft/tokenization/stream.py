@@ -1,7 +1,8 @@
-"""Sources that are streamed: read, formatted and made tokens while training goes on, nothing kept.
+"""Streamed sources: read, formatted and tokenized while the run trains; no row is stored.
 
-In: a `Run` whose sources say `streaming: true`, and their first rows, already formatted and checked. Out: a
-`datasets.IterableDataset` of the same tokens that the pass on disk would make, and counts of what came by.
+Inputs: a `Run` whose sources have `streaming: true`, and their first rows, already formatted and checked. Outputs: a
+`datasets.IterableDataset` of the same tokens that `cache` would write, and counts of the rows that were read. Not here:
+how a row becomes tokens (`render`, `encode`).
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ from __future__ import annotations
 import json
 import threading
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -18,112 +19,139 @@ from datasets import Dataset, Features, IterableDataset, List, Value, concatenat
 from trl import SFTConfig, pack_dataset
 
 from trl_sft.data import load, mix, pipeline
+from trl_sft.data.rows import LEAKED, RunRows
 from trl_sft.data.pipeline import FormattedSource
-from trl_sft.data.rows import LEAKED, MAX_UNTRAINED, UNTRAINED, RunRows
 from trl_sft.errors import DataError, Fault
 from trl_sft.recipe.checked import Run, Source
-from trl_sft.tokenization import cache, encode, render
-from trl_sft.tokenization.encode import Encoder
+from trl_sft.tokenization import encode, ledger, render
+from trl_sft.tokenization.encode import EncodedRows
+from trl_sft.tokenization.encoder import Encoder
 
-_BATCH = 1000
+_BATCH_ROWS = 1000
 _FEATURES = Features({"input_ids": List(Value("int32")), "labels": List(Value("int32"))})
+_REJECTED = "rejected: "  # begins the count of each reason
 
-Seen = dict[str, Counter[str]]  # source -> what came by so far: rows, rejected, cut, tokens, trained
+# source -> what was read of it so far: rows, kept, truncated, tokens, loss_tokens, missing_end_token, and for each
+# reason "rejected: REASON"
+StreamCounts = dict[str, Counter[str]]
 
-# datasets draws from several streams in threads, and a template's markers are kept in the template that all share
+# datasets reads several streams in threads; transformers keeps the markers of a template in one object for all
 _RENDERING = threading.Lock()
 
 
-def made(run: Run, rows: RunRows, encoder: Encoder, args: SFTConfig) -> tuple[IterableDataset, Seen]:
+def build_stream(run: Run, rows: RunRows, encoder: Encoder, args: SFTConfig) -> tuple[IterableDataset, StreamCounts]:
     """Return the tokens of all sources as a stream, mixed by weight and packed as the recipe says.
 
-    With weights rows are drawn by them with the run's seed until every source came to its end once, so the
-    shares are approximate; without, one source follows the other.
+    With weights rows are drawn by them with the run's seed until every source has ended once, so the shares are
+    approximate. Without weights one source follows the other.
+
+    Returns:
+        The stream, which has no end, and the counts, which grow while it is read.
+
     """
-    seen: Seen = {}
-    parts = zip(run.sources["train"], rows.train.sources, strict=True)
-    held = (
-        [mix.dataset_keys(split.rows) for split in rows.eval.values()]
-        if run.data.get("drop_leaked") is not False
-        else []
-    )
-    known = {int(key) for keys in held for key in keys}
-    streams = [_stream(run, (source, part), encoder, seen, known) for source, part in parts]
-    weights = [part.weight for part in rows.train.sources if part.weight is not None]
+    counts: StreamCounts = {}
+    eval_keys: set[int] = set()
+    if run.data.get("drop_leaked") is not False:
+        eval_keys = {int(key) for split in rows.eval.values() for key in mix.dataset_keys(split.rows)}
+    sources = rows.train.sources
+    streams = [
+        _stream_source(run, source, formatted, encoder=encoder, counts=counts, eval_keys=eval_keys)
+        for source, formatted in zip(run.sources["train"], sources, strict=True)
+    ]
+    weights = [source.weight for source in sources if source.weight is not None]
     if weights and len(streams) > 1:
         shares = [weight / sum(weights) for weight in weights]
-        whole = interleave_datasets(streams, shares, seed=mix.run_seed(run), stopping_strategy="all_exhausted")
+        stream = interleave_datasets(streams, shares, seed=mix.run_seed(run), stopping_strategy="all_exhausted")
     else:
-        whole = concatenate_datasets(streams) if len(streams) > 1 else streams[0]
+        stream = concatenate_datasets(streams) if len(streams) > 1 else streams[0]
     if args.packing:
-        whole = pack_dataset(whole, args.max_length, args.packing_strategy)
-    return whole.repeat(None), seen  # without an end: a run that goes on passes over what it has seen, epochs too
+        stream = pack_dataset(stream, args.max_length, args.packing_strategy)
+    return stream.repeat(None), counts  # without an end: a resumed run skips what it has read, in later epochs too
 
 
-def ledger(seen: Mapping[str, Counter[str]]) -> dict[str, Any]:
-    """Return what came by, as `ledger.json` has it; rows that other processes read are not in it."""
-    counted = "rows as they were read, with those read ahead and those that a run which goes on passes over"
+def count_stream(counts: StreamCounts) -> dict[str, Any]:
+    """Return the counts of a stream as `ledger.json` has them; rows that other processes read are not among them."""
     return {
-        "streamed": True,
-        "counted": counted,
-        "sources": [{"name": name} | dict(counts) for name, counts in seen.items()],
+        "streaming": True,
+        "note": "rows as they were read, with rows read ahead and rows that a resumed run skips",
+        "sources": [
+            {
+                "name": name,
+                "rows": {
+                    "input": source["rows"],
+                    "kept": source["kept"],
+                    "truncated": source["truncated"],
+                    "rejected": {
+                        reason.removeprefix(_REJECTED): number
+                        for reason, number in source.items()
+                        if reason.startswith(_REJECTED)
+                    },
+                },
+                "tokens": {"kept": source["tokens"], "loss": source["loss_tokens"]},
+                "missing_end_token": source["missing_end_token"],
+            }
+            for name, source in counts.items()
+        ],
     }
 
 
-def _stream(
-    run: Run, of: tuple[Source, FormattedSource], encoder: Encoder, seen: Seen, known: set[int]
+def _stream_source(
+    run: Run,
+    source: Source,
+    formatted: FormattedSource,
+    *,
+    encoder: Encoder,
+    counts: StreamCounts,
+    eval_keys: Collection[int],
 ) -> IterableDataset:
-    """Return the tokens of one source; `known` are the keys of held-out rows, which are dropped."""
-    source, part = of
+    """Return the tokens of one source; rows whose key is among `eval_keys` are removed."""
 
-    def name(number: int) -> str:
-        return f"{part.name} row {number + 1}"
+    def row_name(number: int) -> str:
+        return f"{formatted.name} row {number + 1}"
 
-    def rows() -> Iterator[dict[str, Any]]:
-        counts = seen.setdefault(part.name, Counter())
-        for start, read in _forms(run, source, part):
-            keys = mix.batch_keys(read) if known else []
-            leaked = {n for n, key in enumerate(keys) if key in known}
-            counts.update({"rows": len(leaked), f"rejected: {LEAKED}": len(leaked)} if leaked else {})
-            kept = [n for n in range(len(next(iter(read.values())))) if n not in leaked]
-            batch = {column: [values[n] for n in kept] for column, values in read.items()}
-            numbers = [start + n for n in kept]
-            check = (np.random.default_rng(start).random(len(numbers)) < cache.SAMPLE).tolist()
+    def read_rows() -> Iterator[dict[str, Any]]:
+        source_counts = counts.setdefault(formatted.name, Counter())
+        for start, formatted_rows in _read_batches(run, source, formatted):
+            keys = mix.batch_keys(formatted_rows) if eval_keys else []
+            removed = {index for index, key in enumerate(keys) if key in eval_keys}
+            if removed:
+                source_counts.update({"rows": len(removed), f"{_REJECTED}{LEAKED}": len(removed)})
+            kept = [index for index in range(len(next(iter(formatted_rows.values())))) if index not in removed]
+            batch = {column: [values[index] for index in kept] for column, values in formatted_rows.items()}
+            numbers = [start + index for index in kept]
+            check = (np.random.default_rng(start).random(len(numbers)) < encode.CHECKED_SHARE).tolist()
             with _RENDERING:
-                texts = list(render.rendered(encoder, batch, numbers, check, name))
-            for piece in encode.pieces(iter(texts)):
-                out = encode.labelled(encoder, piece, encode.encoded(encoder, piece), name)
-                counts.update(_counted(out))
-                _check(run, part.name, counts)
-                for ids, labels in zip(out.input_ids, out.labels, strict=True):
-                    yield {"input_ids": ids.tolist(), "labels": labels.tolist()}
+                texts = list(render.render_rows(encoder, batch, numbers=numbers, check=check, row_name=row_name))
+            for texts_at_once in encode.split_into_batches(iter(texts)):
+                encodings = encode.tokenize(encoder, texts_at_once)
+                encoded = encode.label_rows(encoder, texts_at_once, encodings, row_name=row_name)
+                source_counts.update(_count_batch(encoded))
+                _check_counts(run, formatted.name, source_counts)
+                yield from encoded.rows.data.table.select(["input_ids", "labels"]).to_pylist()
 
-    return IterableDataset.from_generator(rows, features=_FEATURES)
+    return IterableDataset.from_generator(read_rows, features=_FEATURES)
 
 
-def _forms(run: Run, source: Source, part: FormattedSource) -> Iterator[tuple[int, dict[str, list[Any]]]]:
-    """Yield formatted rows by column, with the number of the first in the source."""
-    start, left = 0, source.max_rows
-    for table in _tables(run, source):
-        rows = Dataset(table if left is None else table.slice(0, left))
+def _read_batches(run: Run, source: Source, formatted: FormattedSource) -> Iterator[tuple[int, Mapping[str, Any]]]:
+    """Yield batches of formatted rows by column, each with the number of its first row in the source."""
+    start, limit = 0, source.max_rows
+    for table in _read_tables(run, source):
+        rows = Dataset(table if limit is None else table.slice(0, limit - start))
         if not len(rows):
             return
+        numbers = list(range(start, start + len(rows)))
         batch = pipeline.format_batch(
-            rows[:],
-            list(range(start, start + len(rows))),
-            source_format=part.source_format,
-            column_types=rows.features,
+            rows[:], numbers, source_format=formatted.source_format, column_types=rows.features
         )
         if "tools" in batch:
             batch["tools"] = [json.loads(value) if value else None for value in batch["tools"]]
         yield start, batch
         start += len(rows)
-        left = None if left is None else left - len(rows)
 
 
-def _tables(run: Run, source: Source) -> Iterator[pa.Table]:
-    """Yield the rows of a source as datasets reads them. Foreign errors become DataError here."""
-    tables = load.stream_source(run.recipe, source).with_format("arrow").iter(_BATCH)
+def _read_tables(run: Run, source: Source) -> Iterator[pa.Table]:
+    """Yield the rows of a source as datasets reads them. Other errors than ours become DataError here."""
+    tables = load.stream_source(run.recipe, source).with_format("arrow").iter(_BATCH_ROWS)
     while True:
         try:
             yield next(tables)
@@ -135,25 +163,30 @@ def _tables(run: Run, source: Source) -> Iterator[pa.Table]:
             raise load.explain_unreadable(run.recipe, source, error) from None
 
 
-def _check(run: Run, name: str, counts: Counter[str]) -> None:
-    """Refuse a stream of which too many rows have no trained token, once enough were read. Raises DataError."""
-    bare = sum(number for reason, number in counts.items() if reason.startswith(f"rejected: {UNTRAINED}"))
-    limit = float(run.data.get("max_untrained", MAX_UNTRAINED))
-    if counts["rows"] < _BATCH or bare <= limit * counts["rows"] or "untrained_rows" in run.options.get("allow", []):
-        return
-    found = f"{bare:,} of the {counts['rows']:,} rows of {name} that were read have no trained token"
-    write = "a larger train.max_length, data.max_untrained, or run.allow: [untrained_rows]"
-    raise DataError(Fault(run.recipe.where(("data", "train")), found, write))
-
-
-def _counted(out: encode.EncodedBatch) -> Counter[str]:
+def _count_batch(encoded: EncodedRows) -> Counter[str]:
+    """Return the counts of one batch."""
+    columns = {name: encoded.rows.data[name].to_numpy() for name in encode.SCHEMA.names if name not in _FEATURES}
+    lengths = [len(ids) for ids in encoded.rows.data["input_ids"].to_pylist()]
     counts = Counter(
-        rows=len(out.number) + len(out.rejected),
-        kept=len(out.number),
-        tokens=sum(map(len, out.input_ids)),
-        trained=sum(out.trained),
-        cut=sum(len(ids) < total for ids, total in zip(out.input_ids, out.total, strict=True)),
-        without_end=out.ended.count(False),
+        rows=len(encoded.rows) + len(encoded.rejected),
+        kept=len(encoded.rows),
+        tokens=sum(lengths),
+        loss_tokens=int(columns["loss_tokens"].sum()),
+        truncated=int((np.array(lengths, dtype=np.int64) < columns["tokens_before_truncation"]).sum()),
+        missing_end_token=int((~columns["has_end_token"]).sum()),
     )
-    counts.update(f"rejected: {row['reason']}" for row in out.rejected)
+    counts.update(f"{_REJECTED}{reject['reason']}" for reject in encoded.rejected)
     return counts
+
+
+def _check_counts(run: Run, name: str, counts: Counter[str]) -> None:
+    """Refuse a stream of which too many rows have no loss tokens, once enough rows were read. Raises DataError."""
+    prefix = f"{_REJECTED}{encode.NO_LOSS_TOKENS}"
+    untrained = sum(number for reason, number in counts.items() if reason.startswith(prefix))
+    limit = float(run.data.get("max_untrained", ledger.MAX_UNTRAINED))
+    is_allowed = "untrained_rows" in run.options.get("allow", [])
+    if counts["rows"] < _BATCH_ROWS or untrained <= limit * counts["rows"] or is_allowed:
+        return
+    problem = f"{untrained:,} of the first {counts['rows']:,} rows of {name} have no loss tokens"
+    fix = "Set a larger train.max_length or data.max_untrained, or accept it with run.allow: [untrained_rows]."
+    raise DataError(Fault(run.recipe.where(("data", "train")), problem, fix))

@@ -66,12 +66,12 @@ def load(run: Run, names: Sequence[str], num_embeddings: int) -> ChatTokenizer:
         found = f"{said[-1]}; but {names[0]} is an adapter, which learns no further tokens"
         raise TemplateError(Fault(_where(run), found, "its base model in model.name_or_path"))
     renders: tuple[str, ...] = ()
-    stop, text = "", chat_template.text(tokenizer)
+    stop, text = "", chat_template.read_template(tokenizer)
     _check_kwargs(run, text)
     if text:
-        renders = chat_template.renders(_where(run), tokenizer, run.chat_template_kwargs)
-        stop = chat_template.stop(tokenizer, run.chat_template_kwargs)
-        several = special_tokens.split(tokenizer, _written(run, tokenizer))
+        renders = chat_template.find_features(_where(run), tokenizer, run.chat_template_kwargs)
+        stop = chat_template.find_stop_token(tokenizer, run.chat_template_kwargs)
+        several = special_tokens.find_split_strings(tokenizer, _written(run, tokenizer))
         if several:
             shown = ", ".join(f"{string} ({length})" for string, length in several.items())
             said.append(f"the template writes special strings that are several tokens in this vocabulary: {shown}")
@@ -82,7 +82,7 @@ def load(run: Run, names: Sequence[str], num_embeddings: int) -> ChatTokenizer:
         raise TemplateError(Fault(run.recipe.where(("data", "special_tokens_in_text")), found, "refuse"))
     added = run.tokenizer.get("extra_special_tokens") or []  # who adds them means to write them
     meant = {*(added.values() if isinstance(added, dict) else added)}
-    specials = tuple(string for string in special_tokens.strings(tokenizer) if string not in meant)
+    specials = tuple(string for string in special_tokens.list_strings(tokenizer) if string not in meant)
     target = TokenizerFeatures(renders, eos, special_tokens=specials, escape_special_tokens=escape)
     return ChatTokenizer(tokenizer, target, stop, new, rows, tuple(said))
 
@@ -109,7 +109,7 @@ def settings(run: Run, chat: ChatTokenizer, chats: bool) -> dict[Key, Setting]:
             raise TemplateError(Fault(run.recipe.where(key), found, f"{chat.stop}, or leave it out: it is found"))
     if run.train.get("eos_token") or str(chat.tokenizer.eos_token) == chat.stop:
         return {}
-    if chat_template.changed_by_eos(chat.tokenizer, chat.stop, run.chat_template_kwargs):
+    if chat_template.depends_on_eos(chat.tokenizer, chat.stop, run.chat_template_kwargs):
         return {}  # the template writes the end token itself, after this one: it stays; generation stops on both
     why = f"the template ends a turn with it, the tokenizer says {chat.tokenizer.eos_token}: generation has to stop"
     return {("train", "eos_token"): Setting(chat.stop, why)}
@@ -136,7 +136,7 @@ def _loaded(run: Run, names: Sequence[str], given: dict[str, Any]) -> PreTrained
     return tokenizer
 
 
-def _install(run: Run, tokenizer: PreTrainedTokenizerBase) -> special_tokens.Installed:
+def _install(run: Run, tokenizer: PreTrainedTokenizerBase) -> special_tokens.InstalledTokens:
     """Give the tokenizer the recipe's template and its special tokens."""
     assert run.chat_template is not None
     if not tokenizer.is_fast:
@@ -167,19 +167,19 @@ def _install(run: Run, tokenizer: PreTrainedTokenizerBase) -> special_tokens.Ins
         )
         refused = None if run.chat_template.files else hub.translate_error(_where(run), run.chat_template.name, error)
         raise refused or TemplateError(Fault(_where(run), *told)) from None
-    text = chat_template.text(other)
+    text = chat_template.read_template(other)
     if not text:
         found = f"the tokenizer of {run.chat_template.name} has no chat template itself"
         raise TemplateError(Fault(_where(run), found, "another tokenizer, a .jinja file, or chatml"))
     tokenizer.chat_template = text
-    shown = chat_template.everything(tokenizer, run.chat_template_kwargs)
+    shown = chat_template.render_trials(tokenizer, run.chat_template_kwargs)
     theirs = [str(token.content) for token in other.added_tokens_decoder.values() if token.content in shown]
     return special_tokens.install(tokenizer, list(dict.fromkeys([*_written(run, tokenizer), *theirs])))
 
 
 def _written(run: Run, tokenizer: PreTrainedTokenizerBase) -> list[str]:
     """Return the special strings that the template writes around text; one for pictures is not needed."""
-    return special_tokens.written(chat_template.everything(tokenizer, run.chat_template_kwargs))
+    return special_tokens.find_special_strings(chat_template.render_trials(tokenizer, run.chat_template_kwargs))
 
 
 def _check_kwargs(run: Run, text: str) -> None:
@@ -197,8 +197,8 @@ def _where(run: Run) -> str:
     return run.recipe.where(("tokenizer", "chat_template") if run.chat_template else ("model", "name_or_path"))
 
 
-def _told(installed: special_tokens.Installed) -> str:
-    held = f", {', '.join(installed.held)} as the vocabulary has it" if installed.held else ""
+def _told(installed: special_tokens.InstalledTokens) -> str:
+    held = f", {', '.join(installed.existing)} as the vocabulary has it" if installed.existing else ""
     reserved = "".join(f", {new} in the place of {old}" for new, old in installed.reserved.items())
     return f"{held}{reserved}" + (f", {', '.join(installed.added)} added" if installed.added else "")
 

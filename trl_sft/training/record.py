@@ -79,9 +79,10 @@ class RunRecord:
 
     def _write(self, entries: dict[str, Any]) -> None:
         self._entries |= entries
-        if entries and self._inputs is not None and self._inputs.datasets.seen is not None:  # a stream: known by now
+        # of a stream they are known by now
+        if entries and self._inputs is not None and self._inputs.datasets.stream_counts is not None:
             datasets = self._inputs.datasets
-            datasets.ledger["train"] = stream.ledger(self._inputs.datasets.seen)
+            datasets.ledger["train"] = stream.count_stream(self._inputs.datasets.stream_counts)
             self._write_ledger()
         text = json.dumps(self._entries, indent=2, ensure_ascii=False) + "\n"
         run_folder.write_text(self._run.output_dir / run_folder.RUN, resolved.remove_secrets(self._run, text))

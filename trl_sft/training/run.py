@@ -46,7 +46,7 @@ def run(checked: Run, claim: run_folder.Claim) -> Result:
         with failures.explained(checked, record):
             trainer = record.trainer = build_trainer(checked, inputs)
             verification = record.verification = Verification(checked, inputs, trainer)
-            encode_prompt = functools.partial(encode.prompt, inputs.datasets.encoder)
+            encode_prompt = functools.partial(encode.encode_prompt, inputs.datasets.encoder)
             prompts = before_after.select_prompts(
                 checked, inputs.rows, encode=encode_prompt, ledger=inputs.datasets.ledger
             )

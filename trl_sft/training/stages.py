@@ -81,7 +81,7 @@ def prepare(run: Run) -> TrainingInputs:
     rows = load_rows(run, chat, settings)
     console.print_lines([("rows", line) for line in rows.notes])
     datasets = tokenize(run, chat, rows, settings=settings)
-    console.print_lines([*datasets.said, *recipe_processes.describe_settings(settings.chosen)])
+    console.print_lines([*datasets.notes, *recipe_processes.describe_settings(settings.chosen)])
     dry_run.check(run, model, chat, args=settings.args, datasets=datasets)
     return TrainingInputs(settings, model, chat, rows, datasets)
 
@@ -196,7 +196,7 @@ def tokenize(
         thorough: compare every row with the template, not the first 1,000 and 1% of the rest.
 
     """
-    return build.make(run, chat, rows, settings.args, thorough=thorough)
+    return build.tokenize(run, chat, rows, settings.args, check_all=thorough)
 
 
 def build_trainer(run: Run, inputs: TrainingInputs) -> SFTTrainer:

@@ -37,7 +37,7 @@ def advise(train: Any, ledger: Mapping[str, Any], args: SFTConfig, attention: st
     if not isinstance(train, Dataset) or args.packing:
         return
     batch_size, padding = args.per_device_train_batch_size, ledger["padding"]
-    unpacked, packed = padding["without_packing"], padding["packed"]
+    unpacked, packed = padding["without_packing"], padding["with_packing"]
     keeps_apart = args.device.type in ("cpu", "mps") or "flash" in attention
     if packed is not None and keeps_apart and unpacked - packed > _LEAST_GAIN:
         share = (1 - unpacked) / (1 - packed)

@@ -100,7 +100,7 @@ def check(run: Run, machine: TargetMachine, seconds: float) -> Report:
     if report.can_check("tokens", {"the rows": rows}):
         with report.stage("tokens"):
             datasets = stages.tokenize(run, chat, rows, settings=settings, thorough=True)
-            print_lines(datasets.said)
+            print_lines(datasets.notes)
             attention = str(run.model.get("attn_implementation", ""))
             advice = packing_advice.advise(datasets.train, datasets.ledger["train"], settings.args, attention)
             print_lines(list(advice))

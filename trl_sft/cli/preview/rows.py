@@ -21,7 +21,7 @@ from trl_sft import console
 from trl_sft.data.rows import RunRows
 from trl_sft.recipe.checked import Run
 from trl_sft.tokenization import build, cache, ledger, special_tokens
-from trl_sft.tokenization.encode import IGNORED
+from trl_sft.tokenization.encode import IGNORED, EncodedRows
 from trl_sft.training import stages
 
 _MIN_ROWS_READ = 200  # of each source; more where more are shown
@@ -126,17 +126,16 @@ def build_preview(run: Run, num_rows: int = 3) -> Preview:
     """
     settings, chat, rows = stages.read_rows(run, head=max(_MIN_ROWS_READ, num_rows))
     args = settings.args
-    encoder = build.encoder(run, chat, rows, args)
-    work = cache.Work(rows.train.rows, rows.train.order, rows.train.row_name, "Tokenizing", thorough=True)
-    tokens = cache.in_memory(work, encoder)
-    packs = cache.packed(tokens, args.max_length, args.packing_strategy, None) if args.packing else None
-    counts = ledger.count(rows.train, tokens, packs, args.per_device_train_batch_size, args.max_length)
+    encoder = build.make_encoder(run, chat, rows, args)
+    tokens = cache.encode_in_memory(rows.train, encoder, title="Tokenizing", check_all=True)
+    packs = cache.pack(tokens, args.max_length, args.packing_strategy, seed=None) if args.packing else None
+    batch_size = args.per_device_train_batch_size
+    counts = ledger.count(rows.train, tokens, packs, batch_size=batch_size, max_length=args.max_length)
     summary = [("rows", note) for note in rows.notes]
     if len(tokens.rows):
         summary += ledger.lines(run, rows, {"train": counts, "eval": {}}, args, whole=False)
     rejected = [
-        f"{rows.train.row_name(row['number'])}: {row['reason']}: {row['begins']!r}"
-        for row in tokens.rejected[:num_rows]
+        f"{rows.train.row_name(row['row'])}: {row['reason']}: {row['begins']!r}" for row in tokens.rejected[:num_rows]
     ]
     preview_rows = list(_select_rows(rows, tokens, chat.tokenizer, num_rows))
     batch, batch_width = _measure_first_batch(tokens.rows, packs, args)
@@ -144,11 +143,11 @@ def build_preview(run: Run, num_rows: int = 3) -> Preview:
 
 
 def _select_rows(
-    rows: RunRows, tokens: cache.Tokens, tokenizer: PreTrainedTokenizerBase, num_rows: int
+    rows: RunRows, tokens: EncodedRows, tokenizer: PreTrainedTokenizerBase, num_rows: int
 ) -> Iterator[PreviewRow]:
     """Yield the first rows of each source."""
-    special_ids = {*tokenizer.convert_tokens_to_ids(list(special_tokens.strings(tokenizer)))}
-    numbers = np.asarray(tokens.rows.data["number"].to_numpy())
+    special_ids = {*tokenizer.convert_tokens_to_ids(list(special_tokens.list_strings(tokenizer)))}
+    numbers = np.asarray(tokens.rows.data["row"].to_numpy())
     source_indices = rows.train.source_indices[numbers]
     for source in range(len(rows.train.sources)):
         for index in np.flatnonzero(source_indices == source)[:num_rows].tolist():
@@ -156,9 +155,9 @@ def _select_rows(
             yield PreviewRow(
                 name=rows.train.row_name(int(numbers[index])),
                 segments=list(_split_into_segments(tokenizer, row["input_ids"], row["labels"], special_ids)),
-                num_tokens=row["total"],
-                num_loss_tokens=row["trained"],
-                num_truncated=row["total"] - len(row["input_ids"]),
+                num_tokens=row["tokens_before_truncation"],
+                num_loss_tokens=row["loss_tokens"],
+                num_truncated=row["tokens_before_truncation"] - len(row["input_ids"]),
             )
 
 
