@@ -18,8 +18,8 @@ from trl import SFTConfig, pack_dataset
 
 from trl_sft.console import format_rows
 from trl_sft.data.formats import TASK
-from trl_sft.data.rows import RunRows
 from trl_sft.data.pipeline import Split
+from trl_sft.data.rows import RunRows
 from trl_sft.errors import DataError, Fault
 from trl_sft.recipe.checked import Run
 from trl_sft.tokenization.encode import NO_LOSS_TOKENS, EncodedRows

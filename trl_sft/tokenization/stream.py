@@ -19,8 +19,8 @@ from datasets import Dataset, Features, IterableDataset, List, Value, concatenat
 from trl import SFTConfig, pack_dataset
 
 from trl_sft.data import load, mix, pipeline
-from trl_sft.data.rows import LEAKED, RunRows
 from trl_sft.data.pipeline import FormattedSource
+from trl_sft.data.rows import LEAKED, RunRows
 from trl_sft.errors import DataError, Fault
 from trl_sft.recipe.checked import Run, Source
 from trl_sft.tokenization import encode, ledger, render
