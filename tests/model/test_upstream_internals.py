@@ -95,6 +95,14 @@ def test_scan_sees_private_names_in_every_form(text, expected, tmp_path):
     assert private_names(tmp_path / "module.py") == expected
 
 
+@pytest.mark.parametrize(
+    ("name", "home"), [("get_base_model", "model/load.py"), ('"adapter_config.json"', "recipe/paths.py")]
+)
+def test_name_of_peft_stands_in_one_module(name, home):
+    files = [path for path in PACKAGE.rglob("*.py") if name in path.read_text(encoding="utf-8")]
+    assert [path.relative_to(PACKAGE).as_posix() for path in files] == [home]
+
+
 # TRL's fused head
 
 needs_fused_head = pytest.mark.skipif(not patches.expects_fused_head(), reason="this TRL is older than its fused head")
