@@ -1,6 +1,6 @@
 """The command line: the first word names the command; what the user can fix becomes one message and an exit code.
 
-Inputs: the words after `python -m trl_sft`. Outputs: an exit code (`errors.EXIT_...`, or 128 and the number of a
+Inputs: the arguments after `python -m trl_sft`. Outputs: an exit code (`errors.EXIT_...`, or 128 and the number of a
 signal). Each command is a module, or a folder where it is more than its arguments, with `main(argv)`; heavy packages
 are imported once its arguments are parsed. Not here: what a command does.
 """
@@ -22,24 +22,24 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run one command.
 
     Args:
-        argv: The words after `python -m trl_sft`; those of the process where None.
+        argv: The arguments after `python -m trl_sft`; those of the process where None.
 
     Returns:
         The exit code.
 
     """
-    words = list(sys.argv[1:] if argv is None else argv)
+    arguments = list(sys.argv[1:] if argv is None else argv)
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")  # one of the documented departures from upstream's defaults
     # Upstream's progress bars: on a terminal only, and only for what takes longer than a second.
     os.environ.setdefault("TQDM_DELAY" if sys.stderr.isatty() else "TQDM_DISABLE", "1")
     with contextlib.suppress(ValueError):  # not the main thread
         signal.signal(signal.SIGINT, _interrupt)
     try:
-        if words and words[0] in COMMANDS:
-            return COMMANDS[words[0]](words[1:])
-        if words:
-            _refuse_misspelt_command(words[0])
-        return train.main(words)
+        if arguments and arguments[0] in COMMANDS:
+            return COMMANDS[arguments[0]](arguments[1:])
+        if arguments:
+            _refuse_misspelt_command(arguments[0])
+        return train.main(arguments)
     except errors.UserError as error:
         console.print_faults(error.faults)
         return error.exit_code

@@ -1,7 +1,7 @@
 """Arguments that several commands share.
 
-Inputs: the words after the name of a command. Outputs: a parser with the form of all commands, the checked recipe
-that the words name, and the command that continues with it. Not here: the arguments that only one command has.
+Inputs: what stands after the name of a command. Outputs: a parser with the form of all commands, the checked recipe
+that is named there, and the command that continues with it. Not here: the arguments that only one command has.
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ def create_parser(usage: str, description: str, *, example: str, epilog: str = "
     """Return a parser whose help shows how the command is written, what it does, and one example.
 
     Args:
-        usage: The words after `python -m trl_sft`.
+        usage: What stands after `python -m trl_sft`, with the arguments in capitals.
         description: What the command does.
-        example: The same words as `usage`, as a user would write them.
+        example: The same, as a user would write it.
         epilog: Further lines below the options.
 
     """
@@ -63,8 +63,8 @@ def format_next_command(run: Run, command: str = "") -> str:
     from trl_sft import console
     from trl_sft.recipe import resolved
 
-    words = shlex.join([*filter(None, [command]), *run.recipe.arguments])
-    return f"{console.get_python_command()} -m trl_sft {resolved.remove_secrets(run, words)}"
+    command_line = shlex.join([*filter(None, [command]), *run.recipe.arguments])
+    return f"{console.get_python_command()} -m trl_sft {resolved.remove_secrets(run, command_line)}"
 
 
 def write_output(option: str, path: Path, text: str) -> None:

@@ -207,8 +207,8 @@ def _explain_value(source: KeySource, run: Run) -> Iterator[str]:
         for part in path[depth:]:
             value = value.get(part) if isinstance(value, dict) else None
         if value is not None or depth == len(path):
-            shown = format_set_value(source.name, set_value._replace(value=value))
-            yield f"  value    {shown}   {set_value.set_by}"
+            text = format_set_value(source.name, set_value._replace(value=value))
+            yield f"  value    {text}   {set_value.set_by}"
             return
     yield "  value    not set in the recipe"
 
@@ -250,8 +250,10 @@ def _wrap_paragraphs(text: str) -> Iterator[str]:
     for block in re.split(r"\n\s*\n|\n(?=\s*- )", text):
         is_item = block.lstrip().startswith("- ")
         first, rest = ("    ", "      ") if is_item else ("  ", "  ")
-        words = " ".join(block.split())
-        yield from textwrap.wrap(words, _WIDTH, initial_indent=first, subsequent_indent=rest, break_long_words=False)
+        paragraph = " ".join(block.split())
+        yield from textwrap.wrap(
+            paragraph, _WIDTH, initial_indent=first, subsequent_indent=rest, break_long_words=False
+        )
 
 
 def _suggest_key(word: str) -> str:

@@ -90,9 +90,11 @@ def _build_properties(section: str, fields: dict[str, Field]) -> Schema:
     for (where, name), old_values in renamed_keys.RENAMED_VALUES.items():
         if where != section:
             continue
-        words = [word for word, old in old_values.items() if old.new and not upstream_types.accepts(fields[name], word)]
+        old_choices = [
+            word for word, old in old_values.items() if old.new and not upstream_types.accepts(fields[name], word)
+        ]
         description = properties[name].pop("description", "")
-        properties[name] = {"description": description, "anyOf": [properties[name], {"enum": words}]}
+        properties[name] = {"description": description, "anyOf": [properties[name], {"enum": old_choices}]}
     for name, old in renamed_keys.renamed_in(section).items():
         properties[name] = _build_old_name(section, old, properties)
     for name, fix in recipe_sections.REFUSED.get(section, {}).items():
@@ -173,15 +175,15 @@ def _combine(options: list[Schema], *, is_declared: bool) -> Schema:
 
 def _build_choices(choices: tuple[str, ...], listing: WordList) -> Iterator[Schema]:
     """Yield the schemas of a text that has to be one of some words."""
-    words = [choice for choice in choices if "[" not in choice]
-    alternatives = "|".join(re.escape(word) for word in words)
+    literals = [choice for choice in choices if "[" not in choice]
+    alternatives = "|".join(re.escape(word) for word in literals)
     if listing.several:
         yield {"type": "string", "pattern": f"^ *({alternatives})?( +({alternatives}))* *$"}
         return
-    upper_case = [word.upper() for word in words] if listing.lower else []
-    yield {"enum": [*words, *upper_case]}
+    upper_case = [word.upper() for word in literals] if listing.lower else []
+    yield {"enum": [*literals, *upper_case]}
     for choice in choices:
-        if choice not in words:  # a family: 'pissa_niter_[number of iters]'
+        if choice not in literals:  # a family: 'pissa_niter_[number of iters]'
             yield {"type": "string", "pattern": f"^{re.escape(choice.partition('[')[0])}."}
     if listing.pattern:
         yield {"type": "string", "pattern": f"^{listing.pattern}$"}
@@ -203,8 +205,8 @@ def _build_single_type(node: ast.expr, module: str, mapping: Schema | None) -> S
         return {}
     if name in _TYPES:
         return {"type": _TYPES[name]}
-    words = upstream_source.read_listed_words(module, name) if module and name else ()
-    return {"enum": list(words)} if words else None
+    choices = upstream_source.read_listed_words(module, name) if module and name else ()
+    return {"enum": list(choices)} if choices else None
 
 
 def _build_object(node: ast.expr, module: str) -> Schema:
@@ -250,8 +252,8 @@ def _build_old_name(section: str, old: RenamedKey, properties: Schema) -> Schema
     description = f"Old name of {old.new}." if old.new else f"Old: {old.fix or 'ignored.'}"
     schema: Schema = {"deprecated": True, "description": description}
     if not old.new or old.values:
-        words = [*old.values, *old.no_op]
-        accepted: Schema = {"enum": words} if words else {"not": {}}
+        accepted_values = [*old.values, *old.no_op]
+        accepted: Schema = {"enum": accepted_values} if accepted_values else {"not": {}}
         return schema | accepted
     current = properties[name]
     if nested_name:
