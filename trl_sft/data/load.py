@@ -52,8 +52,10 @@ def load_source(recipe: Recipe, source: Source, max_rows: int | None = None) -> 
             rows = _first_rows(rows, max_rows or 0)
         except Exception as error:
             raise explain_unreadable(recipe, source, error) from None
+    if not source.rename:
+        return rows
     _check_renames(recipe, source, rows)
-    return rows.rename_columns(source.rename) if source.rename else rows
+    return rows.rename_columns(source.rename)
 
 
 def stream_source(recipe: Recipe, source: Source) -> IterableDataset:

@@ -210,7 +210,8 @@ def adapt_to_template(chat: Chat, template_features: Collection[str]) -> Chat:
                 messages[-1]["content"] += f"\n{content}"
                 continue
             message = {"role": "user", "content": content}
-        _place_reasoning(message, template_features, as_text)
+        if "reasoning_content" in message:
+            _place_reasoning(message, template_features, as_text)
         if message.get("tool_calls") and "tool_calls" not in template_features:
             as_text.add("tool calls")
             calls = [f"<tool_call>\n{_to_json(call['function'])}\n</tool_call>" for call in message.pop("tool_calls")]
@@ -302,9 +303,7 @@ def _read_tool_calls(value: Any, column: str) -> list[dict[str, Any]]:
 
 def _place_reasoning(message: Message, template_features: Collection[str], as_text: set[str]) -> None:
     """Put the reasoning of a message under the key that the template reads, or before the answer."""
-    reasoning = message.pop("reasoning_content", None)
-    if reasoning is None:
-        return
+    reasoning = message.pop("reasoning_content")
     for key in ("reasoning_content", "thinking"):
         if key in template_features:
             message[key] = reasoning

@@ -215,12 +215,17 @@ def format_batch(
             number = index if row_numbers is None else int(row_numbers[index])
             faults.append(Fault(f"{source_format.source_name} row {number + 1}", error.problem, error.fix))
     if len(faults) > load.MAX_SHOWN:
-        more = len(faults) - load.MAX_SHOWN
-        problem = f"{more} more faulty rows among rows {indices[0] + 1} to {indices[-1] + 1}"
-        faults = [*faults[: load.MAX_SHOWN], Fault(source_format.source_name, problem, "Correct them in the same way.")]
+        faults = _shorten(faults, source_format.source_name, indices)
     if faults:
         raise DataError(faults)
     return {column: [row[column] for row in formatted] for column in formatted[0]}
+
+
+def _shorten(faults: Sequence[Fault], source_name: str, indices: Sequence[int]) -> list[Fault]:
+    """Return the first faults of a batch, and one that counts the others."""
+    more = len(faults) - load.MAX_SHOWN
+    problem = f"{more} more faulty rows among rows {indices[0] + 1} to {indices[-1] + 1}"
+    return [*faults[: load.MAX_SHOWN], Fault(source_name, problem, "Correct them in the same way.")]
 
 
 def fingerprint(rows: Dataset, source_format: SourceFormat) -> str:

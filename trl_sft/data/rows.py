@@ -103,13 +103,18 @@ def _common_row_type(run: Run, sources: Sequence[FormattedSource]) -> str:
     """Return the dataset type of all sources. Raises DataError where they differ: one loss does not fit them."""
     row_types = {source.row_type for source in sources}
     if len(row_types) > 1:
-        problem = "; ".join(f"{source.name} is {source.row_type}" for source in sources)
-        fix = (
-            "Give all sources one type: chats (`wording: chat`), prompts with completions (any other wording), "
-            "or plain text."
-        )
-        raise DataError(Fault(run.recipe.where(("data",)), problem, fix))
+        raise DataError(_explain_row_types(run, sources))
     return row_types.pop()
+
+
+def _explain_row_types(run: Run, sources: Sequence[FormattedSource]) -> Fault:
+    """Return the fault of sources of different dataset types."""
+    problem = "; ".join(f"{source.name} is {source.row_type}" for source in sources)
+    fix = (
+        "Give all sources one type: chats (`wording: chat`), prompts with completions (any other wording), "
+        "or plain text."
+    )
+    return Fault(run.recipe.where(("data",)), problem, fix)
 
 
 def _choose_loss_on(run: Run, row_type: str, sources: Sequence[FormattedSource], *, streaming: bool) -> str:
@@ -204,18 +209,24 @@ def _mix(run: Run, train: Split) -> Split:
     """Return the rows in the order of an epoch. Raises DataError, RecipeError where a source contributes no row."""
     indices = train.source_indices[train.order]
     pools = [train.order[indices == index] for index in range(len(train.sources))]
-    for source, pool in zip(train.sources, pools, strict=True):
-        if not len(pool):
-            where = run.recipe.where(source.source.key)
-            problem = f"{source.name} has no row left to train: all are {LEAKED} (duplicates, or the same file twice)"
-            raise DataError(Fault(where, problem, "Choose other rows, or set `data.drop_leaked: false`."))
+    sizes = [len(pool) for pool in pools]
+    if 0 in sizes:
+        raise DataError(_explain_removed_source(run, train.sources[sizes.index(0)]))
     weights = [source.weight for source in train.sources if source.weight is not None]
-    if weights:
-        counts = mix.share_epoch([len(pool) for pool in pools], weights)
-        for source, count in zip(train.sources, counts, strict=True):
-            if count == 0:
-                where = run.recipe.where((*source.source.key, "weight"))
-                total = len(train.order)
-                problem = f"weight {source.weight:g} gives {source.name} no row of an epoch of {total:,}"
-                raise RecipeError(Fault(where, problem, "Set a larger weight, or remove the source."))
+    if weights and 0 in (shares := mix.share_epoch(sizes, weights)):
+        raise RecipeError(_explain_small_weight(run, train.sources[shares.index(0)], total=sum(sizes)))
     return train._replace(order=mix.order_epoch(pools, weights or None, mix.run_seed(run)))
+
+
+def _explain_removed_source(run: Run, source: FormattedSource) -> Fault:
+    """Return the fault of a source whose rows are all removed from training."""
+    problem = f"{source.name} has no row left to train: all are {LEAKED} (duplicates, or the same file twice)"
+    fix = "Choose other rows, or set `data.drop_leaked: false`."
+    return Fault(run.recipe.where(source.source.key), problem, fix)
+
+
+def _explain_small_weight(run: Run, source: FormattedSource, *, total: int) -> Fault:
+    """Return the fault of a source whose weight gives it no row of an epoch of so many rows."""
+    where = run.recipe.where((*source.source.key, "weight"))
+    problem = f"weight {source.weight:g} gives {source.name} no row of an epoch of {total:,}"
+    return Fault(where, problem, "Set a larger weight, or remove the source.")

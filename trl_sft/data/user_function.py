@@ -68,9 +68,8 @@ def call_function(location: FunctionLocation, row: Mapping[str, Any]) -> dict[st
         raise FormatError(f"{location.name} returned {type(columns).__name__}", fix)
     media = sorted(set(MEDIA) & set(columns))
     if media:
-        raise FormatError(
-            f"{location.name} returned {media[0]}, but this version trains on text alone", "Return text alone."
-        )
+        problem = f"{location.name} returned {media[0]}, but this version trains on text alone"
+        raise FormatError(problem, "Return text alone.")
     return dict(columns)
 
 
