@@ -448,7 +448,7 @@ def test_resume_path_respects_a_finished_folder_and_the_recipe(go, here):
     assert go(FULL, *SAVING, "run.resume=out/checkpoint-2")[0] == 2
     code, _, err = go(FULL, *SAVING, "run.resume=out/checkpoint-2", "train.output_dir=b", "train.weight_decay=0.1")
     assert code == 2
-    assert "is of another recipe\n    -> run.allow: [changed_recipe]" in err
+    assert "is of another recipe\n    -> Set `run.allow: [changed_recipe]` to continue." in err
     assert {p.name: p.read_bytes() for p in (here / "out").iterdir() if p.is_file()} == before
 
 
@@ -479,7 +479,7 @@ def test_checkpoint_without_an_optimizer_is_not_gone_on_from(go, here):
             go(FULL, *words)
     code, _, err = go(FULL, *words)
     assert code == 2
-    assert "holds weights alone (save_only_model)" in err
+    assert "holds weights only (save_only_model)" in err
     assert go(FULL, *words, "train.output_dir=b", "run.max_hours=1e-9")[0] == 75
     assert go(FULL, *words, "train.output_dir=b")[0] == 0  # our own stop saves the optimizer all the same
 
@@ -490,7 +490,7 @@ def test_changed_rows_are_refused_on_resume(go, here):
     (here / "rows.jsonl").write_text(rows.replace("plus", "and"))
     code, _, err = go(FULL, *SAVING)
     assert code == 2
-    assert "with other rows in the same files" in err
+    assert "of other rows in the same files" in err
     assert go(FULL, *SAVING, "run.allow=[changed_data]")[0] == 0
 
 
