@@ -50,7 +50,10 @@ FAULTS = {  # name -> (what stands there, what is put in its place, where it is 
     "a merge key": ("  r: 4", "  <<: 4", "recipe.yaml:13", "merge"),
     "a tag": ("r: 4", "r: !!python/object:os.system 4", "recipe.yaml:13", "tag"),
     "the environment": ("output_dir: out", "output_dir: ${HOME}", "recipe.yaml:8", "environment"),
-    "no rows named": ("  train:\n    - {path: rows.jsonl, format: question_answer}\n", "", "recipe.yaml:3", "training data"),
+    "no rows named": (
+        *("  train:\n    - {path: rows.jsonl, format: question_answer}\n", ""),
+        *("recipe.yaml:3", "training data"),
+    ),
     "no model": ("  name_or_path: trl_sft:tiny", "  dtype: float32", "recipe.yaml:1", "name_or_path"),
     "a model folder that is none": ("trl_sft:tiny", "./nothing", "recipe.yaml:2", "nothing"),
     "an embedded model that is none": ("trl_sft:tiny", "trl_sft:tinny", "recipe.yaml:2", "tiny"),

@@ -579,9 +579,9 @@ def test_corrupt_weights_and_a_template_that_refuses_rows_are_told(go, here):
         (
             {"messages": [{"role": "user", "content": "a"}] * 2},
             ", wording: alpaca",
-            "messages has no assistant's turn",
+            "messages has no assistant turn",
         ),
-        ({"text": "a"}, ", wording: alpaca", "rows of format text are text already"),
+        ({"text": "a"}, ", wording: alpaca", "rows of format text have no wording"),
         ({"a": "b"}, ", format: text, wording: {text: '{a}'}", "one of the two"),
     ],
 )
