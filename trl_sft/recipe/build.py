@@ -44,7 +44,9 @@ def build_run(recipe: Recipe) -> Run:
     notes: list[str] = []
     recipe = _replace_texts(recipe, faults)
     values = {name: _check_section(recipe, name, faults=faults, notes=notes) for name in sections.OWNERS}
-    sources = {part: _build_sources(recipe, part, values["data"].get(part), faults, notes) for part in _PARTS}
+    sources = {
+        part: _build_sources(recipe, part, values["data"].get(part), faults=faults, notes=notes) for part in _PARTS
+    }
     model = _resolve_model(recipe, values["model"].pop("name_or_path", None), faults)
     chat_template = _resolve_chat_template(recipe, values["tokenizer"].pop("chat_template", None), faults)
     chat_template_kwargs = values["tokenizer"].pop("chat_template_kwargs", {})
@@ -107,10 +109,12 @@ def _check_section(recipe: Recipe, name: str, *, faults: list[Fault], notes: lis
     if name == "evaluate" and isinstance(generation, dict):
         key = ("evaluate", "generation")
         values["generation"] = renamed_keys.translate(recipe, key, generation, faults=faults, notes=notes)
-    return key_check.check_section(recipe, name, values, faults)
+    return key_check.check_section(recipe, name, values, faults=faults)
 
 
-def _build_sources(recipe: Recipe, part: str, value: Any, faults: list[Fault], notes: list[str]) -> tuple[Source, ...]:
+def _build_sources(
+    recipe: Recipe, part: str, value: Any, *, faults: list[Fault], notes: list[str]
+) -> tuple[Source, ...]:
     """Return the sources of `data.train` or `data.eval`, written as a path, a mapping or a list of either."""
     if value is None:
         return ()
@@ -156,7 +160,7 @@ def _build_source(recipe: Recipe, key: Key, entry: Any, *, faults: list[Fault], 
         task=own["task"] or "",
         weight=own["weight"],
         max_rows=own["max_rows"],
-        function=_resolve_format_function(recipe, (*key, "format"), own["format"] or "", faults),
+        function=_resolve_format_function(recipe, (*key, "format"), own["format"] or "", faults=faults),
     )
 
 
@@ -168,7 +172,7 @@ def _find_builder(file: Path) -> str:
     return ""
 
 
-def _resolve_format_function(recipe: Recipe, key: Key, value: str, faults: list[Fault]) -> FunctionLocation | None:
+def _resolve_format_function(recipe: Recipe, key: Key, value: str, *, faults: list[Fault]) -> FunctionLocation | None:
     """Return the user's function that `format` names; None where it names a row format, or is wrong."""
     if value in sections.FORMATS or not value:
         return None

@@ -22,7 +22,7 @@ _OWNERS = sections.OWNERS | {keys.GENERATION: sections.GENERATION, keys.SOURCE: 
 _MAX_LISTED = 20  # a message lists fewer names than this; of more, it says where they are listed
 
 
-def check_section(recipe: Recipe, name: str, values: Mapping[Any, Any], faults: list[Fault]) -> dict[str, Any]:
+def check_section(recipe: Recipe, name: str, values: Mapping[Any, Any], *, faults: list[Fault]) -> dict[str, Any]:
     """Return the keys of a section that are known and well typed; append a fault for each of the others."""
     fields = keys.get_fields(name) if values else {}
     owner = NestedFields(_OWNERS[name][0], fields)
@@ -78,7 +78,7 @@ def _check_mapping(
         elif value is None and here in recipe.overridden and not types.accepts(field, None):
             continue  # `key=null` on the command line removes the key
         elif not types.accepts(field, value):
-            faults.append(_wrong_value(recipe, here, value, field))
+            faults.append(_wrong_value(recipe, here, value=value, field=field))
         elif _check_nested(recipe, here, values, name=name, faults=faults):
             checked[word] = value
     return checked
@@ -113,7 +113,7 @@ def _did_you_mean(names: str) -> str:
     return "Did you mean " + " or ".join(f"`{name}`" for name in names.split(" or ")) + "?"
 
 
-def _wrong_value(recipe: Recipe, key: Key, value: Any, field: Field) -> Fault:
+def _wrong_value(recipe: Recipe, key: Key, *, value: Any, field: Field) -> Fault:
     """Return the fault of a value that its owner does not take, with the nearest word."""
     nearest = types.suggest(value, types.list_choices(field)) if isinstance(value, str) else ""
     expected = types.describe(field)

@@ -220,10 +220,10 @@ def _apply(
     else:
         target[outer] = mapping | {inner: current} if inner else current
         recipe.places.setdefault((*key[:-1], outer), recipe.places[key])
-        notes.append(_describe_translation(rule.new, recipe.where(key), value, current))
+        notes.append(_describe_translation(rule.new, recipe.where(key), value=value, current=current))
 
 
-def _describe_translation(name: str, where: str, value: Any, current: Any) -> str:
+def _describe_translation(name: str, where: str, *, value: Any, current: Any) -> str:
     """Return the note on a translated key; it shows no secret."""
     shown = format_value(current)
     if name in _SECRETS:

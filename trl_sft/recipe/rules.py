@@ -95,19 +95,19 @@ def _check_data(recipe: Recipe, data: Mapping[str, Any], sources: Sources) -> It
         yield recipe.fault(("data", "train"), "the recipe names no training data", fix)
     fraction = data.get("eval_fraction")
     if fraction is not None and not 0 < fraction < 1:
-        yield _out_of_range(recipe, ("data", "eval_fraction"), fraction, "a number between 0 and 1")
+        yield _out_of_range(recipe, ("data", "eval_fraction"), fraction, expected="a number between 0 and 1")
     yield from _check_sources(recipe, sources)
     if any(_is_streamed(source) for source in sources["train"]):
         yield from _check_streaming(recipe, sources)
     share = data.get("max_untrained")
     if share is not None and not 0 <= share <= 1:
-        yield _out_of_range(recipe, ("data", "max_untrained"), share, "a share of the rows, from 0 to 1")
+        yield _out_of_range(recipe, ("data", "max_untrained"), share, expected="a share of the rows, from 0 to 1")
     if fraction is not None and data.get("eval") is not None:
         problem = "both `data.eval_fraction` and `data.eval` define the evaluation set"
         yield recipe.fault(("data", "eval_fraction"), problem, _REMOVE_ONE)
 
 
-def _out_of_range(recipe: Recipe, key: Key, value: object, expected: str) -> Fault:
+def _out_of_range(recipe: Recipe, key: Key, value: object, *, expected: str) -> Fault:
     return recipe.fault(key, f"the value is {describe_value(value)}", f"Write {expected}.")
 
 
@@ -124,9 +124,11 @@ def _check_sources(recipe: Recipe, sources: Sources) -> Iterator[Fault]:
             yield recipe.fault((*source.key, "streaming"), problem, fix)
     for source in (*sources["train"], *sources["eval"]):
         if source.max_rows is not None and source.max_rows < 1:
-            yield _out_of_range(recipe, (*source.key, "max_rows"), source.max_rows, "a whole number of at least 1")
+            yield _out_of_range(
+                recipe, (*source.key, "max_rows"), source.max_rows, expected="a whole number of at least 1"
+            )
         if source.weight is not None and not 0 < source.weight < math.inf:
-            yield _out_of_range(recipe, (*source.key, "weight"), source.weight, "a number above 0")
+            yield _out_of_range(recipe, (*source.key, "weight"), source.weight, expected="a number above 0")
     for source in sources["eval"]:
         if source.weight is not None:
             problem = "`weight` has no meaning in an evaluation set"
@@ -170,13 +172,13 @@ def _check_quantization(recipe: Recipe, section: Mapping[str, Any], is_adapter: 
         yield recipe.fault(("quantization", methods[0]), problem, "Add `lora: {r: 16, target_modules: all-linear}`.")
     quant_type = section.get("bnb_4bit_quant_type")
     if quant_type is not None and quant_type not in ("fp4", "nf4"):
-        yield _out_of_range(recipe, ("quantization", "bnb_4bit_quant_type"), quant_type, "nf4 or fp4")
+        yield _out_of_range(recipe, ("quantization", "bnb_4bit_quant_type"), quant_type, expected="nf4 or fp4")
 
 
 def _find_infinite(recipe: Recipe, key: Key, value: Any) -> Iterator[Fault]:
     """Yield a fault for each infinite number and NaN, at any depth."""
     if isinstance(value, float) and not math.isfinite(value):
-        yield _out_of_range(recipe, key, value, "a finite number")
+        yield _out_of_range(recipe, key, value, expected="a finite number")
     elif isinstance(value, dict):
         for name, inner in value.items():
             yield from _find_infinite(recipe, (*key, name), inner)
@@ -215,29 +217,29 @@ def _check_ranges(recipe: Recipe, values: Sections) -> Iterator[Fault]:
             continue
         key: Key = ("train", name)
         if name in MINIMUMS and value < MINIMUMS[name]:
-            yield _out_of_range(recipe, key, value, f"at least {MINIMUMS[name]}")
+            yield _out_of_range(recipe, key, value, expected=f"at least {MINIMUMS[name]}")
         if name in POSITIVE and value <= 0:
-            yield _out_of_range(recipe, key, value, "a number above 0")
+            yield _out_of_range(recipe, key, value, expected="a number above 0")
         if name == "max_steps" and value < 1 and value != -1:
-            yield _out_of_range(recipe, key, value, "at least 1, or -1 to train for `num_train_epochs`")
+            yield _out_of_range(recipe, key, value, expected="at least 1, or -1 to train for `num_train_epochs`")
     for name in ("max_hours", "logits_gib"):
         number = values["run"].get(name)
         if number is not None and not 0 < number < math.inf:
-            yield _out_of_range(recipe, ("run", name), number, "a number above 0")
+            yield _out_of_range(recipe, ("run", name), number, expected="a number above 0")
     batch_size = values["run"].get("global_batch_size")
     if batch_size is not None and batch_size < 1:
-        yield _out_of_range(recipe, ("run", "global_batch_size"), batch_size, "at least 1")
+        yield _out_of_range(recipe, ("run", "global_batch_size"), batch_size, expected="at least 1")
     max_rows = values["evaluate"].get("max_rows")
     if max_rows is not None and max_rows < 1:
-        yield _out_of_range(recipe, ("evaluate", "max_rows"), max_rows, "at least 1, or `evaluate: false`")
+        yield _out_of_range(recipe, ("evaluate", "max_rows"), max_rows, expected="at least 1, or `evaluate: false`")
     generation = values["evaluate"].get("generation")
     for name, minimum in _GENERATION_MINIMUMS.items():
         value = generation.get(name) if isinstance(generation, dict) else None
         if isinstance(value, int | float) and not value >= minimum:
-            yield _out_of_range(recipe, ("evaluate", "generation", name), value, f"at least {minimum}")
+            yield _out_of_range(recipe, ("evaluate", "generation", name), value, expected=f"at least {minimum}")
     rank = values["lora"].get("r")
     if rank is not None and rank < 1:
-        yield _out_of_range(recipe, ("lora", "r"), rank, "at least 1")
+        yield _out_of_range(recipe, ("lora", "r"), rank, expected="at least 1")
 
 
 def move_loss_keys(recipe: Recipe, data: dict[str, Any], train: dict[str, Any]) -> Iterator[Fault]:

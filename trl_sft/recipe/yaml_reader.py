@@ -149,7 +149,7 @@ def read_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
     if isinstance(values, dict):
         for override in overrides:
             record = _Record(functools.partial(_override_place, override), places, faults)
-            _apply_override(values, override, record, overridden)
+            _apply_override(values, override, record=record, overridden=overridden)
     if faults:
         raise RecipeError(faults)
     return Recipe(path.resolve(), text, values, places, frozenset(overridden), (str(path), *overrides))
@@ -196,7 +196,7 @@ def _parse(text: str, key: Key, record: _Record) -> Any:
                 problem = f"the tag !{token.value[1]} is not supported"
                 record.add(record.place(token.start_mark.line), problem, "Write the plain value.")
         node = yaml.compose(text, Loader=_Loader)
-        return None if node is None else _to_value(node, key, record, ())
+        return None if node is None else _to_value(node, key, record=record, parents=())
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         problem = getattr(error, "problem", None) or str(error).splitlines()[0]
@@ -211,7 +211,7 @@ def _parse(text: str, key: Key, record: _Record) -> Any:
     return None
 
 
-def _to_value(node: yaml.Node, key: Key, record: _Record, parents: tuple[int, ...]) -> Any:
+def _to_value(node: yaml.Node, key: Key, *, record: _Record, parents: tuple[int, ...]) -> Any:
     """Return the plain value of a node; `parents` holds the ids of the nodes around it."""
     place = record.place(node.start_mark.line)
     record.places.setdefault(key, place)
@@ -224,7 +224,9 @@ def _to_value(node: yaml.Node, key: Key, record: _Record, parents: tuple[int, ..
     if isinstance(node, yaml.ScalarNode):
         return _to_scalar(node, place, record)
     if isinstance(node, yaml.SequenceNode):
-        return [_to_value(item, (*key, number), record, parents) for number, item in enumerate(node.value)]
+        return [
+            _to_value(item, (*key, number), record=record, parents=parents) for number, item in enumerate(node.value)
+        ]
     values: dict[Any, Any] = {}
     for name_node, value_node in node.value:
         place = record.place(name_node.start_mark.line)
@@ -241,7 +243,7 @@ def _to_value(node: yaml.Node, key: Key, record: _Record, parents: tuple[int, ..
             problem = f"the key is written twice; the first is at {record.places[name_key]}"
             record.add(f"{place} {_dotted(name_key)}", problem, "Remove one of the two.")
         record.places[name_key] = place
-        values[name] = _to_value(value_node, name_key, record, parents)
+        values[name] = _to_value(value_node, name_key, record=record, parents=parents)
     return values
 
 
@@ -263,7 +265,7 @@ def _to_scalar(node: yaml.ScalarNode, place: str, record: _Record) -> Any:
     return text
 
 
-def _apply_override(values: dict[str, Any], override: str, record: _Record, overridden: set[Key]) -> None:
+def _apply_override(values: dict[str, Any], override: str, *, record: _Record, overridden: set[Key]) -> None:
     """Put the value of one `section.key=value` into the values."""
     place = record.place(0)
     dotted, equals, text = override.partition("=")
@@ -274,9 +276,9 @@ def _apply_override(values: dict[str, Any], override: str, record: _Record, over
     if not equals or "" in key:
         record.add(place, "this is not an override", "Write section.key=value, for example train.max_steps=10.")
         return
-    if _contradicts_earlier(key, place, record, overridden):
+    if _contradicts_earlier(key, place, record=record, overridden=overridden):
         return
-    parent = _find_parent(values, key, record, overridden)
+    parent = _find_parent(values, key, record=record, overridden=overridden)
     if parent is None:
         return
     for old in [old for old in record.places if old[: len(key)] == key]:
@@ -286,7 +288,7 @@ def _apply_override(values: dict[str, Any], override: str, record: _Record, over
     overridden.add(key)
 
 
-def _contradicts_earlier(key: Key, place: str, record: _Record, overridden: set[Key]) -> bool:
+def _contradicts_earlier(key: Key, place: str, *, record: _Record, overridden: set[Key]) -> bool:
     """Tell, and record, whether an override replaces an earlier one, or the mapping that an earlier one is in."""
     earlier = min((old for old in overridden if old[: len(key)] == key), key=str, default=None)
     if earlier is None:
@@ -299,7 +301,7 @@ def _contradicts_earlier(key: Key, place: str, record: _Record, overridden: set[
     return True
 
 
-def _find_parent(values: dict[str, Any], key: Key, record: _Record, overridden: set[Key]) -> Any:
+def _find_parent(values: dict[str, Any], key: Key, *, record: _Record, overridden: set[Key]) -> Any:
     """Return the mapping or list that contains a key, and create missing mappings; None where it cannot exist."""
     place = record.place(0)
     target: Any = values
