@@ -22,13 +22,16 @@ PACKAGE = ROOT / "trl_sft"
 
 def count():
     """Return modules (in order of first entry), functions, lines and the packages as a row passes them."""
-    entered, order = set(), []
+    entered, order, pairs = set(), [], set()
 
     def note(frame, event, _):
         code = frame.f_code
         if event == "call" and code.co_name != "<module>" and code.co_filename.startswith(str(PACKAGE)):
             entered.add((code.co_filename, code.co_firstlineno))
             order.append(code.co_filename)
+            caller = frame.f_back.f_code.co_filename if frame.f_back else ""
+            if caller.startswith(str(PACKAGE)) and caller != code.co_filename:
+                pairs.add((caller, code.co_filename))
 
     class Reached(BaseException):
         pass
@@ -52,7 +55,7 @@ def count():
         pass
     finally:
         sys.setprofile(None)
-    lines, functions, code = set(), 0, set()
+    lines, functions, statements, code = set(), 0, 0, set()
     for file in sorted({file for file, _ in entered}):
         text = Path(file).read_text(encoding="utf-8")
         code |= {(file, number) for number in lines_of_code(text)}
@@ -61,12 +64,17 @@ def count():
                 first = min([node.lineno, *(d.lineno for d in node.decorator_list)])
                 if (file, first) in entered:
                     functions += 1
+                    statements += sum(isinstance(n, ast.stmt) and not is_docstring(n) for n in ast.walk(node)) - 1
                     lines |= {(file, number) for number in range(first, node.end_lineno + 1)}
     counted = {file for file, _ in lines}  # not those of which only the body of a class ran
     modules = [str(Path(file).relative_to(PACKAGE).with_suffix("")) for file in dict.fromkeys(order) if file in counted]
     each = {name: sum(1 for file, _ in lines & code if file == str(PACKAGE / f"{name}.py")) for name in modules}
-    counts = {"modules": len(modules), "functions": functions, "lines": len(lines & code)}
+    counts = {"modules": len(modules), "calls_between_modules": len(pairs), "functions": functions, "statements": statements, "lines": len(lines & code)}
     return counts | {"with_docstrings": len(lines), "each": each}
+
+
+def is_docstring(node):
+    return isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant) and isinstance(node.value.value, str)
 
 
 def lines_of_code(text):

@@ -1,17 +1,25 @@
-"""How much of our code the quickstart passes before `trainer.train()`: few modules, few lines."""
+"""How much of this package the quickstart passes before `trainer.train()`."""
 
 import json
 import subprocess
 import sys
 from pathlib import Path
 
+# Measured on 2026-11-25. The numbers may fall, and rise only with a reason in the log; the architecture page says why
+# they are not lower. The floors are there because a profile that sees nothing proves nothing.
+LIMITS = {
+    "modules": (40, 54),
+    "calls_between_modules": (60, 96),
+    "functions": (200, 335),
+    "statements": (1500, 2660),
+    "lines": (2000, 3480),
+}
 
-def test_quickstart_passes_few_modules_and_lines_before_training():
+
+def test_quickstart_passes_no_more_modules_and_lines_than_measured():
     script = Path(__file__).with_name("quickstart_path.py")
     root = script.parents[2]
     done = subprocess.run([sys.executable, script], cwd=root, capture_output=True, text=True, check=True)
-    counted = json.loads(done.stdout.splitlines()[-1])
-    print(f"The quickstart passes {counted}")
-    # floors: a profile that sees nothing proves nothing
-    assert 20 <= counted["modules"] <= 52, counted
-    assert 1000 <= counted["lines"] <= 3120, counted
+    counts = json.loads(done.stdout.splitlines()[-1])
+    print(f"The quickstart passes {counts}")
+    assert {name: counts[name] for name, (low, high) in LIMITS.items() if not low <= counts[name] <= high} == {}

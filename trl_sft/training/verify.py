@@ -29,6 +29,7 @@ _FIX = "Set the key to what the live trainer has, or remove it. If upstream prom
 _FIX_RESUMED = (
     "Write the checkpoint's value, which its optimizer goes on with; or start a new run from the checkpoint's weights."
 )
+_PEFT_PREFIX = "base_model.model."  # of the names of all parameters under peft
 _FEW = 0.5  # of the weights: where fewer change in a whole run, updates are lost to rounding
 _FINER = "the updates are too small for the dtype of the weights. Set model.dtype: float32"
 
@@ -121,7 +122,7 @@ class Verification(TrainerCallback):
         rate = f"last learning rate {end['last_learning_rate']:.3g}"
         yield f"Trained: {steps}, {counts}; {rate}; {tensors} trainable tensors changed"
         if unchanged and end["optimizer_steps"] > 1:  # in the first step one half of LoRA has no gradient
-            yield f"  unchanged: {_some(unchanged)}"
+            yield f"  unchanged: {_some([name.removeprefix(_PEFT_PREFIX) for name in unchanged])}"
         dtypes = self.measured["before_training"]
         coarse = any(dtype != "float32" for part in ("weight_dtypes", "adapter_dtypes") for dtype in dtypes[part])
         if coarse and end["changed_share"] < _FEW and self._sum_of_rates > 0:
