@@ -69,7 +69,13 @@ def count():
     counted = {file for file, _ in lines}  # not those of which only the body of a class ran
     modules = [str(Path(file).relative_to(PACKAGE).with_suffix("")) for file in dict.fromkeys(order) if file in counted]
     each = {name: sum(1 for file, _ in lines & code if file == str(PACKAGE / f"{name}.py")) for name in modules}
-    counts = {"modules": len(modules), "calls_between_modules": len(pairs), "functions": functions, "statements": statements, "lines": len(lines & code)}
+    counts = {
+        "modules": len(modules),
+        "calls_between_modules": len(pairs),
+        "functions": functions,
+        "statements": statements,
+        "lines": len(lines & code),
+    }
     return counts | {"with_docstrings": len(lines), "each": each}
 
 
