@@ -310,10 +310,10 @@ def test_mixed_sources_say_their_shares(here, capsys):
 @pytest.mark.parametrize(
     ("data", "said"),
     [
-        ("{train: [{path: rows.jsonl, weight: 1}, rows.jsonl]}", "has no weight, other sources have one"),
-        ("{train: {path: rows.jsonl, weight: 0}}", "more than 0"),
+        ("{train: [{path: rows.jsonl, weight: 1}, rows.jsonl]}", "has no `weight`, but another source has one"),
+        ("{train: {path: rows.jsonl, weight: 0}}", "Write a number above 0."),
         ("{train: {path: rows.jsonl, max_rows: 0}}", "at least 1"),
-        ("{train: rows.jsonl, eval: {path: rows.jsonl, weight: 1}}", "not trained"),
+        ("{train: rows.jsonl, eval: {path: rows.jsonl, weight: 1}}", "`weight` has no meaning in an evaluation set"),
         ("{train: rows.jsonl, max_untrained: 5}", "from 0 to 1"),
         ("{train: rows.jsonl, overlong: cut}", "truncate_and_end"),
     ],
