@@ -89,7 +89,7 @@ def test_the_documents_give_the_quickstarts_result_as_its_recipe_does():
     assert [name for name, text in shown.items() if f"{result[1]} of {result[2]}" not in text] == []
 
 
-def test_the_last_screen_of_the_quickstart_has_the_words_that_a_run_prints(go):
+def test_the_screens_of_the_quickstart_have_the_words_that_a_run_prints(go):
     text = RECIPE.replace("data: {train: rows.jsonl}", "data: {train: rows.jsonl, eval_fraction: 0.2}")
     code, out, err = go(text)
     assert code == 0, err
@@ -99,3 +99,7 @@ def test_the_last_screen_of_the_quickstart_has_the_words_that_a_run_prints(go):
         # the other lines name tasks and prompts
         labels = [line for line in lines if line.startswith(("Held-out", "  prompt"))]
         assert {" ".join(without_numbers(line).split()) for line in labels} <= printed, documents.name_of(path)
+    start = example(ROOT / "docs" / "tutorials" / "quickstart.md", "start")[0]
+    assert {line.split()[0] for line in start.splitlines() if line} <= {
+        line.split()[0] for line in out.splitlines() if line
+    }
