@@ -136,7 +136,7 @@ def _told(old: renamed_keys.RenamedKey) -> str:
         values = ", ".join(f"`{format_value(value)}`" for value in old.no_op)
         parts.append(f"ignored where it is {values}, which is what happens without it")
     if old.fix:
-        parts.append(f"{'otherwise ' if parts else ''}refused: {old.fix}")
+        parts.append(f"{'otherwise ' if parts else ''}refused. {old.fix}")
     return "; ".join(parts)
 
 
