@@ -286,7 +286,7 @@ def test_metric_that_no_evaluation_logs_is_refused_before_weights(go):
     words += ["train.eval_strategy=epoch", "train.save_strategy=epoch"]
     code, _, err = go(RECIPE, *words, "train.metric_for_best_model=eval_los", command=["check"])
     assert code == 2
-    assert "eval_loss or eval_mean_token_accuracy" in err
+    assert "no evaluation logs eval_los\n    -> Set one of eval_loss, eval_mean_token_accuracy" in err
     for name in ("eval_loss", "mean_token_accuracy"):
         assert go(RECIPE, *words, f"train.metric_for_best_model={name}", "run.overwrite=true")[0] == 0
 

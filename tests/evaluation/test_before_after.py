@@ -148,7 +148,7 @@ def test_how_answers_are_made_is_the_recipes(held):
         ("{generation: {max_new_tokns: 3}}", "max_new_tokens"),
         ("{max_rows: 0}", "evaluate: false"),
         ("{metrics: [bleu]}", "exact_match"),
-        ("true", "keys under it"),
+        ("true", "Write the keys of `evaluate:` below it"),
         ("{prompts: [a]}", "not supported by this version"),
     ],
 )

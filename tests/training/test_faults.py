@@ -131,7 +131,7 @@ FAULTS = {  # name -> (what stands there, what is put in its place, where it is 
     "a template that is no Jinja": ("template", TEMPLATE.replace("endfor", "endfr"), "recipe.yaml:4", "Jinja"),
     "a template without an end": ("template", TEMPLATE.replace("+ eos_token", ""), "recipe.yaml:4", "end"),
     "a template that drops what is said": (
-        *("template", TEMPLATE.replace("m['content']", "m['content'][:0]"), "recipe.yaml:4", "leaves out"),
+        *("template", TEMPLATE.replace("m['content']", "m['content'][:0]"), "recipe.yaml:4", "drops the content"),
     ),
     "a template whose markers disagree": (
         *("template", TEMPLATE.replace("{{ m['role']", "{% generation %}{{ m['role']").replace(

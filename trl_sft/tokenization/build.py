@@ -138,13 +138,14 @@ def _check_best_model(run: Run, args: SFTConfig, names: list[str]) -> None:
     """Refuse a metric for the best model that no evaluation logs. Raises RecipeError. `names`: the evaluation sets."""
     if not args.load_best_model_at_end:
         return
-    metric = str(args.metric_for_best_model or "loss").removeprefix("eval_")
+    written = str(args.metric_for_best_model or "loss")
+    metric = written.removeprefix("eval_")
     where = run.recipe.where(("train", "metric_for_best_model"))
     if not metric.endswith(_QUALITY_METRICS):
         choices = ", ".join(f"eval_{name}" for name in _QUALITY_METRICS)
-        raise RecipeError(Fault(where, f"{metric}, which no evaluation logs", f"Set one of {choices}."))
+        raise RecipeError(Fault(where, f"no evaluation logs {written}", f"Set one of {choices}."))
     if len(names) > 1 and not metric.startswith(tuple(f"{name}_" for name in names)):
-        problem = f"{metric}, but each evaluation set is logged under its own name"
+        problem = f"no evaluation logs {written}: each evaluation set is logged under its own name"
         choices = ", ".join(f"eval_{name}_loss" for name in names)
         raise RecipeError(Fault(where, problem, f"Set one of {choices}."))
 

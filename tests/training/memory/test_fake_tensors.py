@@ -70,10 +70,10 @@ def test_bitsandbytes_builds_real_tables_inside_the_block_and_keeps_none():
     from bitsandbytes import functional
     from bitsandbytes.optim import GlobalOptimManager
 
-    before = functional.create_dynamic_map, dict(functional.name2qmap), dict(vars(GlobalOptimManager.get_instance()))
+    before = functional.create_dynamic_map, set(functional.name2qmap), set(vars(GlobalOptimManager.get_instance()))
     with fake_tensors():
         table = functional.create_dynamic_map(signed=True)
         functional.name2qmap["trial"] = table
     assert float(table[0]) < float(table[-1])  # it has values
-    after = functional.create_dynamic_map, functional.name2qmap, vars(GlobalOptimManager.get_instance())
+    after = functional.create_dynamic_map, set(functional.name2qmap), set(vars(GlobalOptimManager.get_instance()))
     assert before == after
