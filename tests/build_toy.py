@@ -1,10 +1,10 @@
-"""Builds what the tests train, from a seed: the rows `phrases` and the untrained model `tiny`.
+"""Builds the toy data and model of the tests from a seed: the rows `phrases` and the untrained model `tiny`.
 
     python tests/build_toy.py [FOLDER]      (default: tests/toy)
 
-Rows: English phrases of an adjective and a noun into Chinese and back; the held-out rows are pairs that
-no training row holds, so whoever answers them has learned the words and not the rows. Model: a Llama of
-two layers with random weights, and a byte-level BPE tokenizer trained on the rows.
+Rows: phrases of an adjective and a noun, translated from English into Chinese and back. The held-out rows have pairs
+that occur in no training row, so a correct answer shows that the model learned the words and not the rows. Model: a
+Llama of two layers with random weights, and a byte-level BPE tokenizer trained on the rows.
 """
 
 import json
@@ -35,7 +35,7 @@ NOUNS = dict(
         strict=True,
     )
 )
-# ChatML with the markers by which transformers tells the assistant's tokens
+# ChatML with `generation` markers, from which transformers computes the mask of the assistant's tokens
 TEMPLATE = """\
 {%- for message in messages %}
     {{- '<|im_start|>' + message['role'] + '\\n' }}
@@ -53,22 +53,22 @@ TEMPLATE = """\
 
 
 def rows() -> tuple[list[dict[str, str]], list[dict[str, str]]]:
-    """Return training and held-out rows; both directions of a pair stand on the same side."""
+    """Return training and held-out rows; both directions of a pair are in the same split."""
     pairs = [(a, n) for a in ADJECTIVES for n in NOUNS]
     random.Random(SEED).shuffle(pairs)
-    sides = []
+    splits = []
     for part in (pairs[HELD_OUT_PAIRS:], pairs[:HELD_OUT_PAIRS]):
-        side = []
+        split = []
         for adjective, noun in part:
             english, chinese = f"the {adjective} {noun}", f"{ADJECTIVES[adjective]}的{NOUNS[noun]}"
-            side.append({"question": f"Translate into Chinese: {english}", "answer": chinese})
-            side.append({"question": f"翻译成英文：{chinese}", "answer": english})
-        sides.append(side)
-    return sides[0], sides[1]
+            split.append({"question": f"Translate into Chinese: {english}", "answer": chinese})
+            split.append({"question": f"翻译成英文：{chinese}", "answer": english})
+        splits.append(split)
+    return splits[0], splits[1]
 
 
 def build(folder: Path) -> None:
-    """Write both into a folder, byte for byte the same on every call with the same library versions."""
+    """Write rows and model into a folder; the bytes are equal on every call with the same library versions."""
     import torch
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
     from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast

@@ -1,4 +1,4 @@
-"""Shared by all tests: a cache of their own, no hub, and small files to try things on."""
+"""Fixtures of all tests: an empty Hugging Face cache, no access to the hub, a toy model, and small data files."""
 
 import json
 import os
@@ -16,8 +16,8 @@ import pytest
 from trl_sft import cli
 from trl_sft.recipe import paths
 
-# In the tests `trl_sft:tiny` is a smaller model without training, `trl_sft:phrases` its rows (tests/build_toy.py):
-# what a run does is the same, and most of it takes a tenth of the time. test_embedded.py tries the real ones.
+# In the tests `trl_sft:tiny` is a smaller, untrained model and `trl_sft:phrases` its rows (tests/build_toy.py): a run
+# takes the same steps in about a tenth of the time. test_embedded.py tests the model and the rows of the package.
 SHIPPED = paths.EMBEDDED
 paths.EMBEDDED = Path(__file__).parent / "toy"
 
@@ -25,12 +25,12 @@ QUESTIONS = [{"question": f"What is {n} plus {n}?", "answer": str(n + n)} for n 
 
 
 def pytest_addoption(parser):
-    parser.addoption("--update", action="store_true", help="write the snapshots anew")
+    parser.addoption("--update", action="store_true", help="rewrite the snapshots")
 
 
 @pytest.fixture
 def here(tmp_path, monkeypatch):
-    """An empty current folder with forty rows in rows.jsonl."""
+    """Change to a temporary folder that contains rows.jsonl with forty rows; return its path."""
     monkeypatch.chdir(tmp_path)
     jsonl(tmp_path / "rows.jsonl", QUESTIONS)
     return tmp_path
@@ -38,22 +38,22 @@ def here(tmp_path, monkeypatch):
 
 @pytest.fixture
 def micro_batches(monkeypatch):
-    """The micro batches of a run that follows: (optimizer step from 0, rows) each."""
+    """Record the micro batches of the next run in this process; return the list of (optimizer step from 0, rows)."""
     from trl_sft.training import stages as stages_module
 
-    seen = []
+    batches = []
 
-    class Counting(stages_module.SFTTrainer):
+    class RecordingTrainer(stages_module.SFTTrainer):
         def training_step(self, model, inputs, *args, **kwargs):
-            seen.append((self.state.global_step, len(inputs["input_ids"])))
+            batches.append((self.state.global_step, len(inputs["input_ids"])))
             return super().training_step(model, inputs, *args, **kwargs)
 
-    monkeypatch.setattr(stages_module, "SFTTrainer", Counting)
-    return seen
+    monkeypatch.setattr(stages_module, "SFTTrainer", RecordingTrainer)
+    return batches
 
 
 def jsonl(path, rows):
-    """Write rows as JSON lines."""
+    """Write rows to a file as JSON lines; return its path."""
     Path(path).write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
     return path
 
@@ -72,13 +72,17 @@ train:
 
 @pytest.fixture
 def go(here, capsys):
-    """Run a command line in this process: `go("a: b", "x.y=1")` -> exit code, output, errors."""
+    """Return a function that runs the command line in this process and returns exit code, stdout and stderr.
 
-    def call(text=RECIPE, *words, command=()):
+    `go(text, "train.max_steps=3", command=["check"])` writes `text` to recipe.yaml and runs
+    `trl_sft check recipe.yaml train.max_steps=3`; without `command` it trains. `text=None` keeps the file as it is.
+    """
+
+    def call(text=RECIPE, *overrides, command=()):
         if text is not None:
             (here / "recipe.yaml").write_text(text, encoding="utf-8")
         capsys.readouterr()
-        code = cli.main([*command, "recipe.yaml", *words])
+        code = cli.main([*command, "recipe.yaml", *overrides])
         out, err = capsys.readouterr()
         return code, out, err
 
@@ -87,7 +91,7 @@ def go(here, capsys):
 
 @pytest.fixture
 def matches(request):
-    """Compare a text with tests/snapshots/NAME.txt; `pytest --update` writes it."""
+    """Return a function `matches(name, text)`: text equals tests/snapshots/NAME.txt, which `--update` writes."""
 
     def compare(name, text):
         path = Path(__file__).parent / "snapshots" / f"{name}.txt"

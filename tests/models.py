@@ -1,4 +1,4 @@
-"""Toy models for the tests, made on the spot from what the package embeds."""
+"""Writes variants of the toy model into a folder: base model, tokenizer with BOS, slow tokenizer."""
 
 import json
 import shutil
@@ -11,9 +11,10 @@ from trl_sft.recipe import paths
 
 
 def base(folder, tied=True, reserved=()):
-    """Write a base model without chat template, whose vocabulary knows no ChatML; return the folder.
+    """Write a base model without a chat template and without ChatML tokens; return the folder.
 
-    `reserved` are names for the vocabulary's last tokens, kept free as some models keep theirs.
+    `tied` sets `tie_word_embeddings`. `reserved` lists names of added tokens that replace the last tokens of the
+    vocabulary, as some models reserve tokens for later use.
     """
     shutil.copytree(paths.EMBEDDED / "tiny", folder)
     (folder / "chat_template.jinja").unlink()
@@ -22,15 +23,16 @@ def base(folder, tied=True, reserved=()):
         (folder / name).write_text(text.replace("<|im_start|>", "<s>").replace("<|im_end|>", "</s>"), encoding="utf-8")
     if reserved:
         file = folder / "tokenizer.json"
-        form = json.loads(file.read_text(encoding="utf-8"))
-        last = sorted(form["model"]["vocab"], key=form["model"]["vocab"].get)[-len(reserved) :]
-        names = dict(zip(last, reserved, strict=True))
-        ids = {names[token]: form["model"]["vocab"][token] for token in last}
-        form["model"]["vocab"] = {names.get(token, token): number for token, number in form["model"]["vocab"].items()}
-        form["model"]["merges"] = [pair for pair in form["model"]["merges"] if "".join(pair) not in names]
-        like = form["added_tokens"][0]
-        form["added_tokens"] += [like | {"id": ids[name], "content": name} for name in reserved]
-        file.write_text(json.dumps(form), encoding="utf-8")
+        tokenizer_json = json.loads(file.read_text(encoding="utf-8"))
+        model = tokenizer_json["model"]
+        last_tokens = sorted(model["vocab"], key=model["vocab"].get)[-len(reserved) :]
+        names = dict(zip(last_tokens, reserved, strict=True))
+        ids = {names[token]: model["vocab"][token] for token in last_tokens}
+        model["vocab"] = {names.get(token, token): token_id for token, token_id in model["vocab"].items()}
+        model["merges"] = [pair for pair in model["merges"] if "".join(pair) not in names]
+        first_added = tokenizer_json["added_tokens"][0]
+        tokenizer_json["added_tokens"] += [first_added | {"id": ids[name], "content": name} for name in reserved]
+        file.write_text(json.dumps(tokenizer_json), encoding="utf-8")
     config = AutoConfig.from_pretrained(folder)
     config.tie_word_embeddings = tied
     torch.manual_seed(1)
@@ -39,23 +41,25 @@ def base(folder, tied=True, reserved=()):
 
 
 def tokenizer(folder):
-    """Return the tokenizer of a folder."""
+    """Load the tokenizer of a folder."""
     return AutoTokenizer.from_pretrained(folder)
 
 
 def with_bos(folder):
-    """Write a base model whose tokenizer begins every text with a token; return the token's id."""
+    """Write a base model whose tokenizer adds a BOS token to every text; return the token's id."""
     base(folder)
-    made = tokenizer(folder)
-    made.bos_token = "<s>"
-    begin = made.convert_tokens_to_ids("<s>")
-    made.backend_tokenizer.post_processor = processors.TemplateProcessing("<s> $A", special_tokens=[("<s>", begin)])
-    made.save_pretrained(folder)
-    return begin
+    bos_tokenizer = tokenizer(folder)
+    bos_tokenizer.bos_token = "<s>"
+    bos_token_id = bos_tokenizer.convert_tokens_to_ids("<s>")
+    bos_tokenizer.backend_tokenizer.post_processor = processors.TemplateProcessing(
+        "<s> $A", special_tokens=[("<s>", bos_token_id)]
+    )
+    bos_tokenizer.save_pretrained(folder)
+    return bos_token_id
 
 
 def slow(folder):
-    """Write a model with a slow tokenizer; BERT's old one stands for those that are left."""
+    """Write a model with a slow tokenizer (BertJapaneseTokenizer), one of the last without a fast version."""
     words = ["[PAD]", "[UNK]", "</s>", "What", "is", "plus", "?", "#", ":", "Question", "Answer", *map(str, range(90))]
     shutil.copytree(paths.EMBEDDED / "tiny", folder)
     for name in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja"):

@@ -1,4 +1,4 @@
-"""Every recipe of the repository is accepted, resolves to its golden form, and runs with a toy model in its place."""
+"""Every recipe of the repository is valid, resolves to its snapshot, and trains a toy model on toy rows."""
 
 import json
 import re
@@ -16,7 +16,7 @@ FOLDER = Path(__file__).parents[1] / "recipes"
 RECIPES = sorted(FOLDER.rglob("*.yaml"))
 ON_THE_HUB = [path for path in RECIPES if path.stem != "quickstart"]
 CHAT = [{"role": "user", "content": "one"}, {"role": "assistant", "content": "<think>\nso\n</think>\n\ntwo"}]
-# recipe -> rows in the place of the hub's, in the columns that those have
+# recipe -> rows that replace those of the hub, with the same columns
 ROWS = {
     "smollm2-135m-smoltalk": [{"messages": CHAT, "source": "x"}],
     "r1-distill-qwen-1.5b-lora": [{"messages": CHAT, "num_tokens": 7, "source": "x"}],
@@ -35,70 +35,75 @@ ROWS = {
 }
 
 
-def _numbered(row, number):
-    """Return a row that stands in no other place: held-out rows are dropped from those to train."""
-    last = {"one": f"one {number}", "add": f"add {number}", "加": f"加 {number}"}
+def _make_unique(row, number):
+    """Return the row with a number in its prompt, so that no held-out row is removed from the training rows."""
+    replacements = {"one": f"one {number}", "add": f"add {number}", "加": f"加 {number}"}
     return json.loads(
-        "".join(last.get(part, part) for part in re.split(r"(one|add|加)", json.dumps(row, ensure_ascii=False)))
+        "".join(replacements.get(part, part) for part in re.split(r"(one|add|加)", json.dumps(row, ensure_ascii=False)))
     )
 
 
-def _kept(file, source, rows, begin):
-    """Write rows as one source's stand-in; return the source as the recipe would write it."""
+def _write_source(file, source, rows, first_number):
+    """Write forty rows that replace those of a source; return the source as a recipe has it."""
     row = rows[{"math": 0, "instructions": 1, "chat": 2}.get(source.task, 0)]
-    jsonl(file, [_numbered(row, begin + n) for n in range(40)])
-    kept = {"weight": source.weight, "task": source.task, "format": source.format, "wording": source.wording}
-    return {"path": str(file)} | {name: value for name, value in kept.items() if value}
+    jsonl(file, [_make_unique(row, first_number + n) for n in range(40)])
+    settings = {"weight": source.weight, "task": source.task, "format": source.format, "wording": source.wording}
+    return {"path": str(file)} | {name: value for name, value in settings.items() if value}
 
 
-def test_recipes_are_found():
+def test_every_recipe_of_the_hub_has_toy_rows():
     assert len(RECIPES) >= 8
     assert {path.stem for path in ON_THE_HUB} == set(ROWS)
 
 
 @pytest.fixture(autouse=True)
-def _template_there(request):
-    """A recipe may name a chat template that only newer versions of TRL bring."""
+def _skip_without_template(request):
+    """Skip a recipe whose chat template the installed TRL does not have."""
     path = request.node.callspec.params.get("path") if hasattr(request.node, "callspec") else None
-    named = re.search(r"chat_template: (\w+)\b(?!\.)", path.read_text(encoding="utf-8")) if path else None
-    if named and named[1] not in paths.list_templates():
-        pytest.skip(f"the installed TRL has no template {named[1]}")
+    template = re.search(r"chat_template: (\w+)\b(?!\.)", path.read_text(encoding="utf-8")) if path else None
+    if template and template[1] not in paths.list_templates():
+        pytest.skip(f"the installed TRL has no template {template[1]}")
 
 
 @pytest.mark.parametrize("path", RECIPES, ids=lambda p: p.stem)
-def test_recipe_resolves_to_its_golden_form(path, matches, monkeypatch):
+def test_recipe_resolves_to_its_snapshot(path, matches, monkeypatch):
     monkeypatch.setattr(paths, "EMBEDDED", SHIPPED)
     text = resolved.format_recipe(load_recipe(path), {}).replace(str(paths.EMBEDDED), "<embedded>")
     matches(f"resolved_{path.stem}", text)
 
 
 @pytest.mark.parametrize("path", RECIPES, ids=lambda p: p.stem)
-def test_recipe_says_goal_command_and_result_in_forty_lines(path):
+def test_recipe_has_goal_command_hardware_result_and_at_most_forty_lines(path):
     lines = path.read_text(encoding="utf-8").splitlines()
-    head = [line for line in lines if line.startswith("#")]
+    comments = [line for line in lines if line.startswith("#")]
     for word in ("Goal:", "Command:", "Hardware:", "Result:"):
-        assert any(word in line for line in head), word
-    assert f"recipes/{path.name}" in "".join(head)
+        assert any(word in line for line in comments), word
+    assert f"recipes/{path.name}" in "".join(comments)
     assert len([line for line in lines if not line.startswith("#")]) <= 40
 
 
 @pytest.mark.parametrize("path", ON_THE_HUB, ids=lambda p: p.stem)
-def test_recipe_that_needs_the_hub_trains_a_toy_model_on_rows_like_its_own(path, here):
-    """All of it but model, rows, length of the run and precision stays."""
+def test_recipe_of_the_hub_trains_a_toy_model_on_toy_rows(path, here):
+    """Only model, rows, number of steps and precision are replaced."""
     needs_template = "chat_template" in path.read_text(encoding="utf-8")
     model = models.base(here / "base") if needs_template else paths.EMBEDDED / "tiny"
     run = load_recipe(path)
     data = {}
     for part, number in (("train", 0), ("eval", 100)):
         data[part] = [
-            _kept(here / f"{part}-{n}.jsonl", source, ROWS[path.stem], number)
+            _write_source(here / f"{part}-{n}.jsonl", source, ROWS[path.stem], number)
             for n, source in enumerate(run.sources[part])
         ]
-    words = [f"model={{name_or_path: {model}}}", "train.max_steps=2", "train.output_dir=out", "train.max_length=512"]
-    words += [f"data.{part}={format_value(data[part])}" for part in ("train", "eval") if run.sources[part]]
-    words += ["data.eval_fraction=0.1"] if "eval_fraction" in run.data else []
-    words += ["evaluate={max_rows: 2, generation: {max_new_tokens: 4}}"]
-    result = train(load_recipe(path, words))
+    overrides = [
+        f"model={{name_or_path: {model}}}",
+        "train.max_steps=2",
+        "train.output_dir=out",
+        "train.max_length=512",
+    ]
+    overrides += [f"data.{part}={format_value(data[part])}" for part in ("train", "eval") if run.sources[part]]
+    overrides += ["data.eval_fraction=0.1"] if "eval_fraction" in run.data else []
+    overrides += ["evaluate={max_rows: 2, generation: {max_new_tokens: 4}}"]
+    result = train(load_recipe(path, overrides))
     assert result.steps == 2
     assert json.loads((here / "out" / "eval.json").read_text())["prompts"] == 2
     assert (here / "out" / "adapter_config.json").exists() == (run.lora is not None)

@@ -1,4 +1,4 @@
-"""The structure holds: layers, sizes, frozen keys, no upstream name declared again."""
+"""The package follows its rules of structure: layers, sizes, private names, frozen own keys."""
 
 import ast
 import re
@@ -14,7 +14,7 @@ from trl_sft.recipe.upstream import fields, keys
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "trl_sft"
 MODULES = sorted(PACKAGE.rglob("*.py"))
-AT_LEAST = 90  # modules: a search that finds fewer has stopped looking
+MINIMUM_MODULES = 90  # fewer means that the search for modules is broken
 
 # Packages import only from lower layers; siblings of one layer never import each other.
 LAYERS = {
@@ -28,16 +28,16 @@ LAYERS = {
 }
 
 
-def module_name(path):
-    """`trl_sft/data/rows.py` -> `data.rows`; a package is named like its folder."""
+def get_module_name(path):
+    """Return the name of a module without `trl_sft`: `trl_sft/data/rows.py` -> `data.rows`."""
     return ".".join(path.relative_to(PACKAGE).with_suffix("").parts).removesuffix(".__init__")
 
 
-NAMES = {module_name(path) for path in MODULES}
+NAMES = {get_module_name(path) for path in MODULES}
 
 
-def imports(path):
-    """Yield every module of ours that a file imports, at its top or inside a function, with the names taken."""
+def find_imports(path):
+    """Yield every module of trl_sft that a file imports, also inside functions, with the imported names."""
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Import):
             for alias in node.names:
@@ -56,58 +56,59 @@ def imports(path):
                     yield package or "__init__", [alias.name]
 
 
-def layer(module):
+def get_layer(module):
+    """Return the layer of a module's package."""
     return LAYERS[module.partition(".")[0]]
 
 
-def test_every_module_is_found_and_has_a_layer():
-    assert len(MODULES) >= AT_LEAST
+def test_every_package_has_a_layer():
+    assert len(MODULES) >= MINIMUM_MODULES
     assert {name.partition(".")[0] for name in NAMES} == set(LAYERS)
 
 
-@pytest.mark.parametrize("path", MODULES, ids=module_name)
+@pytest.mark.parametrize("path", MODULES, ids=get_module_name)
 def test_imports_go_to_lower_layers_only(path):
-    name = module_name(path)
-    top = name.partition(".")[0]
-    wrong = []
-    for module, names in imports(path):
-        other = module.partition(".")[0]
-        if names == ["__version__"]:  # of the package, no module
+    name = get_module_name(path)
+    package = name.partition(".")[0]
+    violations = []
+    for module, names in find_imports(path):
+        imported_package = module.partition(".")[0]
+        if names == ["__version__"]:  # an attribute of the package, not a module
             continue
-        if other == top or (layer(name) == layer(module) == 1):
+        if imported_package == package or (get_layer(name) == get_layer(module) == 1):
             continue
-        if top == "cli" and module == "__init__" and set(names) <= {"load_recipe", "train"}:
-            continue  # the command line calls what a program calls
-        if layer(module) >= layer(name):
-            wrong.append(module)
-    assert wrong == []
+        if package == "cli" and module == "__init__" and set(names) <= {"load_recipe", "train"}:
+            continue  # the public functions
+        if get_layer(module) >= get_layer(name):
+            violations.append(module)
+    assert violations == []
 
 
-def test_no_cycle_inside_a_package():
-    graph = {module_name(path): {module for module, _ in imports(path)} & NAMES for path in MODULES}
+def test_imports_inside_a_package_have_no_cycle():
+    graph = {get_module_name(file): {module for module, _ in find_imports(file)} & NAMES for file in MODULES}
     # A package's own __init__ stands for its entry; an import of a submodule names the submodule.
-    done, open_ = set(), []
+    visited, path = set(), []
 
     def visit(module):
-        assert module not in open_, " -> ".join([*open_[open_.index(module) :], module])
-        if module in done:
+        assert module not in path, " -> ".join([*path[path.index(module) :], module])
+        if module in visited:
             return
-        open_.append(module)
-        for other in sorted(graph[module]):
-            if other != "__init__" and module not in ("__init__", "__main__"):
-                visit(other)
-        open_.pop()
-        done.add(module)
+        path.append(module)
+        for imported in sorted(graph[module]):
+            if imported != "__init__" and module not in ("__init__", "__main__"):
+                visit(imported)
+        path.pop()
+        visited.add(module)
 
     for module in sorted(graph):
         visit(module)
 
 
-@pytest.mark.parametrize("path", MODULES, ids=module_name)
-def test_private_names_stay_in_their_package(path):
-    name = module_name(path)
+@pytest.mark.parametrize("path", MODULES, ids=get_module_name)
+def test_private_names_are_used_only_in_their_package(path):
+    name = get_module_name(path)
     tree = ast.parse(path.read_text(encoding="utf-8"))
-    aliases = {}  # local name -> module of ours
+    aliases = {}  # local name -> module of trl_sft
     for node in ast.walk(tree):
         if isinstance(node, ast.ImportFrom) and (node.module or "").partition(".")[0] == "trl_sft":
             package = node.module.partition(".")[2]
@@ -125,67 +126,67 @@ def test_private_names_stay_in_their_package(path):
             )
 
 
-def test_class_names_mean_one_thing_in_the_package():
-    homes = {}
+def test_class_names_are_unique_in_the_package():
+    modules_by_class = {}
     for path in MODULES:
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             if isinstance(node, ast.ClassDef):
-                homes.setdefault(node.name, []).append(module_name(path))
-    assert {name: where for name, where in homes.items() if len(where) > 1} == {}
+                modules_by_class.setdefault(node.name, []).append(get_module_name(path))
+    assert {name: modules for name, modules in modules_by_class.items() if len(modules) > 1} == {}
 
 
-def test_tests_mirror_the_packages():
+def test_folders_of_tests_mirror_the_packages():
     folders = {path.parent.relative_to(ROOT / "tests") for path in (ROOT / "tests").rglob("test_*.py")}
     packages = {path.parent.relative_to(PACKAGE) for path in MODULES if path.name == "__init__.py"}
     assert folders - {Path("docs")} <= packages, "a folder of tests has the name of a package"
-    assert {Path(name) for name, number in LAYERS.items() if 1 < number < 7} <= folders
+    assert {Path(name) for name, layer in LAYERS.items() if 1 < layer < 7} <= folders
 
 
-def test_formats_of_the_recipe_are_those_that_rows_are_read_in():
+def test_formats_of_the_recipe_equal_those_of_the_data_package():
     assert tuple(formats.FORMATS) == sections.FORMATS
 
 
-@pytest.mark.parametrize("path", MODULES, ids=module_name)
-def test_files_functions_and_parameters_stay_small(path):
+@pytest.mark.parametrize("path", MODULES, ids=get_module_name)
+def test_files_functions_and_parameter_lists_stay_within_their_limits(path):
     text = path.read_text(encoding="utf-8")
     assert len(text.splitlines()) <= 500
     for node in ast.walk(ast.parse(text)):
         if isinstance(node, ast.FunctionDef):
             assert node.end_lineno - node.lineno + 1 <= 60, node.name
-            assert len(node.args.args) + len(node.args.kwonlyargs) <= 7, node.name  # self and six
+            assert len(node.args.args) + len(node.args.kwonlyargs) <= 7, node.name  # self and six parameters
 
 
-@pytest.mark.parametrize("path", MODULES, ids=module_name)
-def test_every_module_says_what_it_is_for(path):
+@pytest.mark.parametrize("path", MODULES, ids=get_module_name)
+def test_every_module_has_a_docstring(path):
     assert ast.get_docstring(ast.parse(path.read_text(encoding="utf-8")))
 
 
-STAGE_CALLS = {  # what only the stages of a run call: training, check, preview, prepare and the probe share them
+STAGE_CALLS = {  # call -> the only modules that make it: every command shares the stages
     "SFTConfig(": {"training.stages"},
     "load.find_model(": {"training.stages"},
     "tokenizer.load(": {"training.stages"},
     "build.tokenize(": {"training.stages"},
-    "data_rows.load(": {"training.stages", "cli.check.report"},  # check looks at columns where no tokenizer loads
+    "data_rows.load(": {"training.stages", "cli.check.report"},  # check reports columns where no tokenizer loads
     "SFTTrainer(": {"training.stages", "training.dry_run"},
 }
 
 
 @pytest.mark.parametrize("call", STAGE_CALLS)
-def test_each_stage_of_a_run_is_called_in_one_place(call):
+def test_each_stage_of_a_run_has_one_caller(call):
     pattern = re.compile(r"(?<![\w.])" + re.escape(call))
-    callers = {module_name(path) for path in MODULES if pattern.search(path.read_text(encoding="utf-8"))}
-    assert callers == STAGE_CALLS[call], "a second place that calls a stage is a second run"
+    callers = {get_module_name(path) for path in MODULES if pattern.search(path.read_text(encoding="utf-8"))}
+    assert callers == STAGE_CALLS[call], "a second caller of a stage is a second implementation of a run"
 
 
-def test_run_reads_downwards_in_sixty_lines():
+def test_run_module_is_one_function_of_less_than_sixty_lines():
     tree = ast.parse((PACKAGE / "training" / "run.py").read_text(encoding="utf-8"))
     functions = {node.name: node for node in tree.body if isinstance(node, ast.FunctionDef)}
     assert set(functions) == {"run"}
     assert functions["run"].end_lineno - functions["run"].lineno < 60
 
 
-def test_own_keys_are_frozen():
-    """A new own key is a deliberate change: here, in the README, and with a reason why upstream can't own it."""
+def test_own_keys_equal_the_frozen_list():
+    """A new own key needs an entry here, a line in the reference and the reason why upstream cannot own it."""
     assert {name: set(keys) for name, keys in sections.OWN_KEYS.items()} == {
         "model": {"name_or_path"},
         "tokenizer": {"chat_template", "chat_template_kwargs"},
@@ -203,43 +204,43 @@ def test_own_keys_are_frozen():
     }
 
 
-def test_own_keys_and_owners_names_are_disjoint():
+def test_own_keys_and_upstream_keys_are_disjoint():
     for section, (_, definition) in sections.OWNERS.items():
         if definition:
             assert not set(fields.read_fields(definition)) & set(sections.OWN_KEYS[section]), section
-    for section, words in sections.KEYWORDS.items():
-        assert not set(words) & set(sections.OWN_KEYS[section]), section
+    for section, keywords in sections.KEYWORDS.items():
+        assert not set(keywords) & set(sections.OWN_KEYS[section]), section
     for builder in set(sections.BUILDERS.values()):
         builder_keys = set(fields.read_fields(keys.get_builder_config(builder)))
         builder_keys |= set(fields.read_arguments(sections.LOAD_DATASET[1])) - {"path"}
         assert not builder_keys & set(sections.OWN_KEYS["data.*"]), builder
 
 
-def test_refused_keys_exist_in_their_owner():
-    """A refusal of a key that upstream dropped is dead; the owner's absence of it says enough."""
+def test_refused_keys_exist_upstream():
+    """A refusal of a key that upstream removed has no use: an unknown key is refused in any case."""
     for section, refused in sections.REFUSED.items():
         if section == "data.*":
-            theirs = fields.read_arguments(sections.LOAD_DATASET[1])
+            upstream_keys = fields.read_arguments(sections.LOAD_DATASET[1])
         elif section == keys.GENERATION:
-            theirs = fields.read_popped_keywords(sections.GENERATION[1])
+            upstream_keys = fields.read_popped_keywords(sections.GENERATION[1])
         elif sections.OWNERS[section][1]:
-            theirs = fields.read_fields(sections.OWNERS[section][1])
+            upstream_keys = fields.read_fields(sections.OWNERS[section][1])
         else:
             continue
-        reserved = {"quant_method"}  # an attribute of every quantization's config, no argument of this one's
-        assert set(refused) - reserved <= set(theirs), section
+        reserved = {"quant_method"}  # an attribute of every quantization config, not an argument of BitsAndBytesConfig
+        assert set(refused) - reserved <= set(upstream_keys), section
 
 
-def test_no_module_names_what_upstream_owns():
-    """`learning_rate` and its like pass through; no module of ours knows them."""
+def test_only_importers_name_the_learning_rate():
+    """Keys of upstream pass through; `learning_rate` stands for all of them."""
     for path in MODULES:
         text = path.read_text(encoding="utf-8")
-        writes = path.stem == "recipe_writer" or path.parent.name == "importers"
-        read = re.search(r'\.learning_rate\b|"train", "learning_rate"|\blearning_rate=', text)
-        assert not read or writes, path.stem  # these write recipes
+        is_importer = path.parent.name == "importers"  # importers write recipes
+        uses_key = re.search(r'\.learning_rate\b|"train", "learning_rate"|\blearning_rate=', text)
+        assert not uses_key or is_importer, path.stem
 
 
-def test_nothing_tracked_carries_a_path_of_a_machine():
+def test_tracked_files_contain_no_absolute_path_of_a_machine():
     files = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=False).stdout.split()
     if not files:
         pytest.skip("not a git checkout")

@@ -1,4 +1,4 @@
-"""Whole runs on the embedded model: what is learned, written, kept, and how a run goes on."""
+"""Complete runs on the toy model: files of the run folder, exit codes, checkpoints, resume, and refusals."""
 
 import hashlib
 import json
@@ -23,34 +23,37 @@ FULL = RECIPE.replace("rows.jsonl}", "rows.jsonl, eval_fraction: 0.2}")
 SAVING = ("train.save_strategy=steps", "train.save_steps=2", "train.max_steps=4", "train.learning_rate=1e-2")
 
 
-def logged(folder):
+def read_log(folder):
+    """Return the entries of the run's log.jsonl."""
     return [json.loads(line) for line in (Path(folder) / "log.jsonl").read_text().splitlines()]
 
 
-def state(folder):
+def load_weights(folder):
+    """Return the parameters of the model in a folder, by name."""
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
     return {name: value.detach() for name, value in model.state_dict().items()}
 
 
-def equal(a, b):
-    return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
+def have_equal_weights(first, second):
+    """Tell whether two mappings of parameters are bit-equal."""
+    return first.keys() == second.keys() and all(torch.equal(first[name], second[name]) for name in first)
 
 
-@pytest.mark.parametrize("words", [(), ("lora={r: 4, target_modules: all-linear}",)], ids=["full", "lora"])
-def test_run_folder_holds_the_model_and_its_record(words, go, here):
-    code, out, _ = go(FULL, *words, "train.eval_on_start=true")
+@pytest.mark.parametrize("overrides", [(), ("lora={r: 4, target_modules: all-linear}",)], ids=["full", "lora"])
+def test_run_folder_contains_model_tokenizer_and_run_record(overrides, go, here):
+    code, out, _ = go(FULL, *overrides, "train.eval_on_start=true")
     assert code == 0
     folder = here / "out"
-    weights = "adapter_model.safetensors" if words else "model.safetensors"
-    named = {"recipe.yaml", "resolved.yaml", "run.json", "log.jsonl", "README.md", "tokenizer.json", weights}
-    assert named <= {p.name for p in folder.iterdir()}
+    weights = "adapter_model.safetensors" if overrides else "model.safetensors"
+    expected_files = {"recipe.yaml", "resolved.yaml", "run.json", "log.jsonl", "README.md", "tokenizer.json", weights}
+    assert expected_files <= {p.name for p in folder.iterdir()}
     record = json.loads((folder / "run.json").read_text())
     assert record["outcome"] == "done"
     assert record["steps"] == 2
     assert record["versions"]["trl"]
     assert record["defaults"]["weight_decay"] == 0.0
     assert "max_steps" not in record["defaults"]
-    assert record["metrics"]["eval_loss"] == logged(folder)[-1]["eval_loss"]
+    assert record["metrics"]["eval_loss"] == read_log(folder)[-1]["eval_loss"]
     assert record["data"] == {str(here / "rows.jsonl"): hashlib.sha256((here / "rows.jsonl").read_bytes()).hexdigest()}
     for line in (
         "rows      32 to train",
@@ -67,15 +70,15 @@ def test_run_folder_holds_the_model_and_its_record(words, go, here):
     assert model.generate(**ids, max_new_tokens=2, do_sample=False).shape[0] == 1
 
 
-def test_table_tells_the_trainable_share_of_lora(go):
+def test_summary_shows_the_trainable_parameters_of_lora(go):
     _, out, _ = go(RECIPE, "lora={r: 4, target_modules: all-linear}")
     assert "trainable    10,240 of 149,824 parameters (6.8%)" in out
 
 
-def test_resolved_recipe_runs_again_beside_the_first_and_ends_equal(go, here):
+def test_resolved_recipe_reproduces_the_run_in_a_second_folder(go, here):
     go(FULL, "train.learning_rate=1e-2", "lora=null")
     assert train(load_recipe(here / "out" / "resolved.yaml")).output_dir == here / "out-again"
-    assert equal(state(here / "out"), state(here / "out-again"))
+    assert have_equal_weights(load_weights(here / "out"), load_weights(here / "out-again"))
     text = (here / "out" / "resolved.yaml").read_text()
     assert "learning_rate: 0.01  # (train.learning_rate=1e-2)" in text
     assert "max_steps: 2  # recipe.yaml:5" in text
@@ -83,17 +86,17 @@ def test_resolved_recipe_runs_again_beside_the_first_and_ends_equal(go, here):
     assert "output_dir" not in text.partition("model:")[2]
 
 
-def test_secret_stands_in_no_file_of_the_run_folder(go, here):
+def test_run_folder_contains_no_secret(go, here):
     code, _, _ = go(RECIPE.replace("trl_sft:tiny}", "trl_sft:tiny, token: hf_secret1}"), "train.hub_token=hf_secret2")
     assert code == 0
     for path in (here / "out").iterdir():
         assert b"hf_secret" not in path.read_bytes(), path.name
 
 
-@pytest.mark.parametrize("extra", [(), ("lora={r: 4, lora_dropout: 0.1}",), ("train.packing=true",)])
-def test_resumed_run_ends_bit_equal(extra, go, here, monkeypatch):
-    words = (*SAVING, *extra)
-    assert go(FULL, *words, "train.output_dir=whole")[0] == 0
+@pytest.mark.parametrize("lora_or_packing", [(), ("lora={r: 4, lora_dropout: 0.1}",), ("train.packing=true",)])
+def test_resumed_run_ends_bit_equal_to_an_uninterrupted_run(lora_or_packing, go, here, monkeypatch):
+    overrides = (*SAVING, *lora_or_packing)
+    assert go(FULL, *overrides, "train.output_dir=whole")[0] == 0
 
     from trl_sft.training import callbacks
 
@@ -105,27 +108,27 @@ def test_resumed_run_ends_bit_equal(extra, go, here, monkeypatch):
         real(self, args, state, control, **live)
 
     monkeypatch.setattr(callbacks.Guard, "on_step_end", interrupt)
-    code, _, err = go(FULL, *words)
+    code, _, err = go(FULL, *overrides)
     assert code == 130
     assert "stopped by SIGINT after step 3 of 4" in err
     assert " -m trl_sft recipe.yaml" in err
     assert json.loads((here / "out" / "run.json").read_text())["outcome"].startswith("stopped by SIGINT")
     monkeypatch.setattr(callbacks.Guard, "on_step_end", real)
-    code, out, _ = go(FULL, *words)
+    code, out, _ = go(FULL, *overrides)
     assert code == 0
     assert "resume    from" in out
     assert "checkpoint-3" in out
-    names = ("adapter_model.safetensors",) if "lora" in str(extra) else ("model.safetensors",)
+    names = ("adapter_model.safetensors",) if "lora" in str(lora_or_packing) else ("model.safetensors",)
     for name in names:
         assert (here / "out" / name).read_bytes() == (here / "whole" / name).read_bytes()
-    steps = [e["step"] for e in logged(here / "out") if "loss" in e]
+    steps = [e["step"] for e in read_log(here / "out") if "loss" in e]
     assert steps == [1, 2, 3, 4]
-    losses = [[e["loss"] for e in logged(here / name) if "loss" in e] for name in ("out", "whole")]
+    losses = [[e["loss"] for e in read_log(here / name) if "loss" in e] for name in ("out", "whole")]
     assert losses[0] == losses[1]
 
 
-def test_best_checkpoint_rule_does_not_remove_the_one_to_go_on_from(go, here, monkeypatch):
-    """With save_total_limit 1 upstream removes all but the best when training ends; a stopped run has not."""
+def test_stopped_run_retains_its_resume_checkpoint_despite_save_total_limit(go, here, monkeypatch):
+    """With save_total_limit 1 the Trainer removes all but the best checkpoint when training ends."""
     from trl_sft.training import callbacks
 
     def interrupt(self, args, state, control, **live):
@@ -133,21 +136,21 @@ def test_best_checkpoint_rule_does_not_remove_the_one_to_go_on_from(go, here, mo
             control.should_save = self._saving = True
 
     monkeypatch.setattr(callbacks.Guard, "on_step_end", interrupt)
-    words = ("train.eval_strategy=steps", "train.eval_steps=2", "train.load_best_model_at_end=true")
-    code, _, err = go(FULL, *SAVING, *words, "train.save_total_limit=1")
+    overrides = ("train.eval_strategy=steps", "train.eval_steps=2", "train.load_best_model_at_end=true")
+    code, _, err = go(FULL, *SAVING, *overrides, "train.save_total_limit=1")
     assert code == 75
     assert "checkpoint-3" in err
     assert (here / "out" / "checkpoint-3") in run_folder.list_checkpoints(here / "out")
 
 
-def test_time_limit_saves_and_returns_75(go, here):
+def test_time_limit_saves_a_checkpoint_and_exits_with_75(go, here):
     code, _, err = go(FULL, *SAVING, "run.max_hours=1e-9")
     assert code == 75
     assert "at the time limit (run.max_hours) after step 1 of 4" in err
     assert run_folder.list_checkpoints(here / "out") == [here / "out" / "checkpoint-1"]
 
 
-def test_loss_that_is_not_finite_ends_the_run_with_3(go, here):
+def test_non_finite_loss_ends_the_run_with_exit_code_3(go, here):
     code, _, err = go(FULL, "train.learning_rate=1e30", "train.max_steps=9", "train.max_grad_norm=0")
     assert code == 3
     assert "not finite at step" in err
@@ -155,33 +158,33 @@ def test_loss_that_is_not_finite_ends_the_run_with_3(go, here):
     assert not (here / "out" / "model.safetensors").exists()
 
 
-def test_memory_that_is_out_returns_4(go, monkeypatch):
+def test_out_of_memory_exits_with_4_and_suggests_a_smaller_batch(go, monkeypatch):
     from trl_sft.training import stages as stages_module
 
-    class Full(stages_module.SFTTrainer):
+    class OutOfMemory(stages_module.SFTTrainer):
         def training_step(self, *args, **kwargs):
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB")
 
-    monkeypatch.setattr(stages_module, "SFTTrainer", Full)
+    monkeypatch.setattr(stages_module, "SFTTrainer", OutOfMemory)
     code, _, err = go(RECIPE)
     assert code == 4
     assert "train.per_device_train_batch_size: 1 (now 2), train.gradient_accumulation_steps: 2 (now 1)" in err
 
 
-def test_fault_of_ours_is_a_traceback_and_leaves_the_record(go, here, monkeypatch):
+def test_internal_error_raises_and_is_recorded_in_run_json(go, here, monkeypatch):
     from trl_sft.training import stages as stages_module
 
     class Broken(stages_module.SFTTrainer):
         def training_step(self, *args, **kwargs):
-            raise ZeroDivisionError("ours")
+            raise ZeroDivisionError("internal")
 
     monkeypatch.setattr(stages_module, "SFTTrainer", Broken)
     with pytest.raises(ZeroDivisionError):
         go(RECIPE)
-    assert json.loads((here / "out" / "run.json").read_text())["outcome"] == "ZeroDivisionError: ours"
+    assert json.loads((here / "out" / "run.json").read_text())["outcome"] == "ZeroDivisionError: internal"
 
 
-def test_second_run_into_a_finished_folder_is_refused_unless_overwrite(go, here, matches):
+def test_run_into_a_finished_folder_is_refused_without_overwrite(go, here, matches):
     assert go(RECIPE)[0] == 0
     (here / "out" / "notes.txt").write_text("mine")
     before = {p.name: p.read_bytes() for p in (here / "out").iterdir()}
@@ -191,11 +194,11 @@ def test_second_run_into_a_finished_folder_is_refused_unless_overwrite(go, here,
     assert {p.name: p.read_bytes() for p in (here / "out").iterdir()} == before
     assert go(RECIPE, "run.overwrite=true", "lora={r: 2}")[0] == 0
     assert (here / "out" / "notes.txt").read_text() == "mine"
-    assert not (here / "out" / "model.safetensors").exists()  # the first run's, no longer true
+    assert not (here / "out" / "model.safetensors").exists()  # removed: it was the first run's
     assert (here / "out" / "adapter_model.safetensors").exists()
 
 
-def test_faulty_recipe_with_overwrite_loses_nothing(go, here):
+def test_invalid_recipe_with_overwrite_deletes_nothing(go, here):
     assert go(RECIPE)[0] == 0
     before = {p.name for p in (here / "out").iterdir()}
     assert go(RECIPE, "run.overwrite=true", "train.max_length=3")[0] == 2
@@ -203,7 +206,7 @@ def test_faulty_recipe_with_overwrite_loses_nothing(go, here):
     assert {p.name for p in (here / "out").iterdir()} == before
 
 
-def test_unfinished_run_goes_on_only_with_its_own_recipe(go, here, matches):
+def test_unfinished_run_resumes_only_with_the_same_recipe_unless_allowed(go, here, matches):
     assert go(FULL, *SAVING, "run.max_hours=1e-9")[0] == 75
     code, _, err = go(FULL, *SAVING[:-1], "train.learning_rate=2e-2")
     assert code == 2
@@ -216,20 +219,20 @@ def test_unfinished_run_goes_on_only_with_its_own_recipe(go, here, matches):
     assert "resume    from" in out
 
 
-def test_resume_takes_a_named_checkpoint_and_passes_over_a_torn_one(go, here):
+def test_resume_uses_the_named_checkpoint_and_skips_an_incomplete_one(go, here):
     assert go(FULL, *SAVING)[0] == 0
-    torn = here / "out" / "checkpoint-9"
-    torn.mkdir()
-    (torn / "model.safetensors").write_bytes(b"")
+    incomplete = here / "out" / "checkpoint-9"
+    incomplete.mkdir()
+    (incomplete / "model.safetensors").write_bytes(b"")
     assert run_folder.list_checkpoints(here / "out")[-1].name == "checkpoint-4"
     code, out, _ = go(FULL, *SAVING, "run.resume=out/checkpoint-2", "train.output_dir=other")
     assert code == 0
     assert "checkpoint-2" in out
-    assert equal(state(here / "out"), state(here / "other"))
+    assert have_equal_weights(load_weights(here / "out"), load_weights(here / "other"))
     assert go(FULL, *SAVING, "run.resume=out/checkpoint-9", "train.output_dir=third")[0] == 2
 
 
-def test_adapter_folder_as_model_goes_on_with_that_adapter(go, here):
+def test_adapter_folder_as_model_continues_training_of_that_adapter(go, here):
     assert go(RECIPE, "lora={r: 4, target_modules: all-linear}", "train.output_dir=first")[0] == 0
     code, out, _ = go(RECIPE, "model.name_or_path=first", "train.learning_rate=1e-2")
     assert code == 0
@@ -239,24 +242,24 @@ def test_adapter_folder_as_model_goes_on_with_that_adapter(go, here):
     first, second = (load_file(here / name / "adapter_model.safetensors") for name in ("first", "out"))
     assert first.keys() == second.keys()
     assert any(not torch.equal(first[name], second[name]) for name in first)
-    still = go(RECIPE, "model.name_or_path=first", "train.learning_rate=0", "train.output_dir=still")
-    assert still[0] == 0
+    unchanged_run = go(RECIPE, "model.name_or_path=first", "train.learning_rate=0", "train.output_dir=still")
+    assert unchanged_run[0] == 0
     third = load_file(here / "still" / "adapter_model.safetensors")
     assert all(torch.equal(first[name], third[name]) for name in first)
 
 
-def test_saved_run_is_a_model_to_start_from(go):
+def test_folder_of_a_finished_run_is_a_valid_model(go):
     assert go(RECIPE, "train.output_dir=first")[0] == 0
     assert go(RECIPE, "model.name_or_path=./first")[0] == 0
 
 
-def test_without_held_out_rows_the_last_screen_says_what_to_add(go):
+def test_last_screen_without_evaluation_set_recommends_eval_fraction(go):
     _, out, _ = go(RECIPE)
     assert "Whether it worked is unknown: no rows were held out." in out
     assert "data.eval_fraction: 0.05" in out
 
 
-def test_sources_of_a_list_are_joined_and_globs_are_read(go, here):
+def test_list_of_sources_and_globs_is_concatenated(go, here):
     for n in range(3):
         jsonl(here / f"part-{n}.jsonl", [{"instruction": "a", "output": str(n)}] * 4)
     code, out, _ = go(RECIPE.replace("rows.jsonl", "[rows.jsonl, 'part-*.jsonl']"))
@@ -265,12 +268,12 @@ def test_sources_of_a_list_are_joined_and_globs_are_read(go, here):
     assert "part-0.jsonl and 2 more: 12 rows to train; format alpaca" in out
 
 
-@pytest.mark.parametrize("kind", ["csv", "tsv", "json", "parquet", "txt"])
-def test_file_kinds_are_read_by_their_builder(kind, go, here):
+@pytest.mark.parametrize("extension", ["csv", "tsv", "json", "parquet", "txt"])
+def test_data_file_is_read_by_the_builder_of_its_extension(extension, go, here):
     import pandas as pd
 
     frame = pd.DataFrame({"question": ["a", "b"], "answer": ["c", "d"]})
-    match kind:
+    match extension:
         case "csv":
             frame.to_csv(here / "r.csv", index=False)
         case "tsv":
@@ -281,20 +284,20 @@ def test_file_kinds_are_read_by_their_builder(kind, go, here):
             frame.to_parquet(here / "r.parquet")
         case "txt":
             (here / "r.txt").write_text("once\nupon\n")
-    code, out, err = go(RECIPE.replace("rows.jsonl", f"r.{kind}"), command=["check"])
+    code, out, err = go(RECIPE.replace("rows.jsonl", f"r.{extension}"), command=["check"])
     assert code == 0, err
-    assert f"r.{kind}: 2 rows to train" in out
+    assert f"r.{extension}: 2 rows to train" in out
 
 
-def kept(here, kind):
-    """Write two rows to train and one to hold out in one of the ways rows are kept; return the sources."""
+def write_rows_as(layout, here):
+    """Write two training rows and one held-out row in a storage layout; return both sources."""
     import gzip
 
     from datasets import Dataset, DatasetDict
 
     rows = [{"question": "a", "answer": "c"}, {"question": "b", "answer": "d"}]
-    held = [{"question": "x", "answer": "y"}]
-    match kind:
+    held_out = [{"question": "x", "answer": "y"}]
+    match layout:
         case "compressed":
             with gzip.open(here / "r.jsonl.gz", "wt") as file:
                 file.writelines(json.dumps(row) + "\n" for row in rows)
@@ -310,28 +313,28 @@ def kept(here, kind):
             Dataset.from_list(rows).save_to_disk(here / "saved")
             return "saved/data-00000-of-00001.arrow", None
         case "saved_with_splits":
-            DatasetDict({"train": Dataset.from_list(rows), "test": Dataset.from_list(held)}).save_to_disk(
+            DatasetDict({"train": Dataset.from_list(rows), "test": Dataset.from_list(held_out)}).save_to_disk(
                 here / "saved"
             )
         case "folder_with_splits":
             (here / "saved").mkdir()
             jsonl(here / "saved" / "train.jsonl", rows)
-            jsonl(here / "saved" / "test.jsonl", held)
+            jsonl(here / "saved" / "test.jsonl", held_out)
     return "./saved", "./saved"
 
 
 @pytest.mark.parametrize("streaming", ["false", "true"])
-@pytest.mark.parametrize("kind", ["compressed", "glob", "saved", "arrow", "saved_with_splits", "folder_with_splits"])
-def test_rows_are_read_however_they_are_kept(kind, streaming, go, here):
-    train, held = kept(here, kind)
-    data = f"{{path: '{train}', streaming: {streaming}}}" + (f", eval: '{held}'" if held else "")
+@pytest.mark.parametrize("layout", ["compressed", "glob", "saved", "arrow", "saved_with_splits", "folder_with_splits"])
+def test_rows_are_read_from_every_storage_layout(layout, streaming, go, here):
+    train_source, eval_source = write_rows_as(layout, here)
+    data = f"{{path: '{train_source}', streaming: {streaming}}}" + (f", eval: '{eval_source}'" if eval_source else "")
     code, out, err = go(RECIPE.replace("rows.jsonl", data), command=["check"])
     assert code == 0, err
     assert "rows      2 to train" in out
-    assert ("eval      1 row" in out) == (held is not None)
+    assert ("eval      1 row" in out) == (eval_source is not None)
 
 
-def test_files_of_a_folder_that_are_in_no_split_are_told(go, here):
+def test_check_lists_files_of_a_folder_that_belong_to_no_split(go, here):
     (here / "rows").mkdir()
     for name in ("train.jsonl", "test.jsonl", "more.jsonl", "some.csv"):
         jsonl(here / "rows" / name, QUESTIONS)
@@ -339,20 +342,20 @@ def test_files_of_a_folder_that_are_in_no_split_are_told(go, here):
     code, out, err = go(RECIPE.replace("rows.jsonl", "rows"), command=["check"])
     assert code == 0, err
     assert "rows: NOT READ: more.jsonl, some.csv; " in out
-    every = next(word for word in out.split() if word.endswith("/*.jsonl"))
-    code, out, err = go(RECIPE.replace("rows.jsonl", every), command=["check"])
+    pattern = next(word for word in out.split() if word.endswith("/*.jsonl"))
+    code, out, err = go(RECIPE.replace("rows.jsonl", pattern), command=["check"])
     assert code == 0, err
     assert "120 rows to train" in out
     assert "NOT READ" not in out
 
 
-def test_max_rows_of_more_rows_than_there_are_is_told(go):
+def test_check_reports_max_rows_above_the_number_of_rows(go):
     code, out, err = go(RECIPE.replace("rows.jsonl", "{path: rows.jsonl, max_rows: 41}"), command=["check"])
     assert code == 0, err
     assert "rows.jsonl: has 40 rows, fewer than max_rows: 41" in out
 
 
-def test_tokens_of_a_finished_run_can_be_prepared_again(go, here):
+def test_prepare_accepts_the_recipe_of_a_finished_run(go, here):
     assert go()[0] == 0
     code, _, err = go()
     assert code == 2
@@ -360,10 +363,10 @@ def test_tokens_of_a_finished_run_can_be_prepared_again(go, here):
     assert go(command=["prepare"])[0] == 0
 
 
-def test_split_that_a_saved_data_set_has_not_is_told(go, here):
+def test_unknown_split_of_a_saved_dataset_is_refused(go, here):
     from datasets import Dataset
 
-    kept(here, "saved_with_splits")
+    write_rows_as("saved_with_splits", here)
     code, _, err = go(RECIPE.replace("rows.jsonl", "{path: ./saved, split: validation}"), command=["check"])
     assert code == 2
     assert "no split validation; it has train, test" in err
@@ -373,14 +376,15 @@ def test_split_that_a_saved_data_set_has_not_is_told(go, here):
     assert "without splits" in err
 
 
-def test_builder_keywords_reach_the_builder(go, here):
+def test_builder_keywords_are_passed_to_the_builder(go, here):
     (here / "r.csv").write_text("question;answer\na;b\n")
     code, _, err = go(RECIPE.replace("rows.jsonl", "{path: r.csv, delimiter: ';'}"), command=["check"])
     assert code == 0, err
 
 
-def start(here, *words):
-    command = [sys.executable, "-m", "trl_sft", "recipe.yaml", *words]
+def start_process(here, *overrides):
+    """Start `python -m trl_sft recipe.yaml` in a process of its own."""
+    command = [sys.executable, "-m", "trl_sft", "recipe.yaml", *overrides]
     environment = {**os.environ, "PYTHONUNBUFFERED": "1"}
     return subprocess.Popen(
         command, cwd=here, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment
@@ -388,9 +392,9 @@ def start(here, *words):
 
 
 @pytest.mark.parametrize(("name", "code"), [("SIGINT", 130), ("SIGTERM", 143), ("SIGUSR1", 138)])
-def test_signal_from_outside_leaves_a_checkpoint_and_its_code(name, code, here):
+def test_signal_saves_a_checkpoint_and_sets_the_exit_code(name, code, here):
     (here / "recipe.yaml").write_text(FULL)
-    process = start(here, "train.max_steps=100000", "train.logging_steps=1")
+    process = start_process(here, "train.max_steps=100000", "train.logging_steps=1")
     for line in process.stdout:
         if line.startswith("step 5/"):
             process.send_signal(getattr(signal, name))
@@ -403,9 +407,9 @@ def test_signal_from_outside_leaves_a_checkpoint_and_its_code(name, code, here):
     assert run_folder.list_checkpoints(here / "out")
 
 
-def test_ctrl_c_while_loading_says_that_nothing_was_trained(here):
+def test_interrupt_while_loading_exits_with_130_and_writes_no_run_record(here):
     (here / "recipe.yaml").write_text(FULL)
-    process = start(here)
+    process = start_process(here)
     process.stdout.readline()
     time.sleep(0.5)
     process.send_signal(signal.SIGINT)
@@ -415,24 +419,24 @@ def test_ctrl_c_while_loading_says_that_nothing_was_trained(here):
     assert not (here / "out" / "run.json").exists()
 
 
-def test_log_goes_on_from_the_checkpoint_without_doubles(go, here):
+def test_log_of_a_resumed_run_contains_each_step_once(go, here):
     assert go(FULL, *SAVING, "run.max_hours=1e-9")[0] == 75
     run_folder.append_json(
         here / "out" / "log.jsonl", {"step": 2, "loss": 9.0}
     )  # written after the checkpoint, then lost
     assert go(FULL, *SAVING)[0] == 0
-    steps = [e["step"] for e in logged(here / "out") if "loss" in e]
+    steps = [e["step"] for e in read_log(here / "out") if "loss" in e]
     assert steps == [1, 2, 3, 4]
 
 
-def test_library_raises_what_the_command_line_reports(here):
+def test_train_function_raises_run_stopped_with_the_exit_code(here):
     (here / "recipe.yaml").write_text(FULL)
     with pytest.raises(RunStopped, match="time limit") as caught:
         train(load_recipe("recipe.yaml", ["run.max_hours=1e-9"]))
     assert caught.value.exit_code == 75
 
 
-def test_files_of_the_user_survive_every_overwrite(go, here):
+def test_overwrite_preserves_files_of_the_user(go, here):
     assert go(RECIPE)[0] == 0
     (here / "out" / "notes.txt").write_text("mine")
     (here / "out" / "checkpoint-2-keep").mkdir()
@@ -442,7 +446,7 @@ def test_files_of_the_user_survive_every_overwrite(go, here):
     assert (here / "out" / "checkpoint-2-keep").is_dir()
 
 
-def test_resume_path_respects_a_finished_folder_and_the_recipe(go, here):
+def test_resume_from_a_path_is_refused_for_a_finished_folder_or_another_recipe(go, here):
     assert go(FULL, *SAVING)[0] == 0
     before = {p.name: p.read_bytes() for p in (here / "out").iterdir() if p.is_file()}
     assert go(FULL, *SAVING, "run.resume=out/checkpoint-2")[0] == 2
@@ -452,8 +456,8 @@ def test_resume_path_respects_a_finished_folder_and_the_recipe(go, here):
     assert {p.name: p.read_bytes() for p in (here / "out").iterdir() if p.is_file()} == before
 
 
-def test_run_killed_after_its_last_step_is_finished_without_another(go, here, monkeypatch):
-    """A checkpoint of the last step, but no model: the Trainer alone would train one step more."""
+def test_run_killed_after_its_last_step_is_completed_without_another_step(go, here, monkeypatch):
+    """There is a checkpoint of the last step but no model; the Trainer alone would train one more step."""
     from trl_sft.training import finish, run
 
     (here / "recipe.yaml").write_text(FULL)
@@ -466,25 +470,25 @@ def test_run_killed_after_its_last_step_is_finished_without_another(go, here, mo
     assert code == 0
     assert "Done: 4 steps" in out
     assert go(FULL, *SAVING, "train.output_dir=whole")[0] == 0
-    assert equal(state(here / "out"), state(here / "whole"))
+    assert have_equal_weights(load_weights(here / "out"), load_weights(here / "whole"))
 
 
-def test_checkpoint_without_an_optimizer_is_not_gone_on_from(go, here):
-    words = (*SAVING, "train.save_only_model=true")
+def test_resume_refuses_a_checkpoint_without_optimizer_state(go, here):
+    overrides = (*SAVING, "train.save_only_model=true")
     with pytest.MonkeyPatch.context() as patch:
         from trl_sft.training import finish
 
         patch.setattr(finish, "_evaluate", lambda *_: (_ for _ in ()).throw(ZeroDivisionError))
         with pytest.raises(ZeroDivisionError):
-            go(FULL, *words)
-    code, _, err = go(FULL, *words)
+            go(FULL, *overrides)
+    code, _, err = go(FULL, *overrides)
     assert code == 2
     assert "holds weights only (save_only_model)" in err
-    assert go(FULL, *words, "train.output_dir=b", "run.max_hours=1e-9")[0] == 75
-    assert go(FULL, *words, "train.output_dir=b")[0] == 0  # our own stop saves the optimizer all the same
+    assert go(FULL, *overrides, "train.output_dir=b", "run.max_hours=1e-9")[0] == 75
+    assert go(FULL, *overrides, "train.output_dir=b")[0] == 0  # the time limit saves the optimizer too
 
 
-def test_changed_rows_are_refused_on_resume(go, here):
+def test_resume_refuses_changed_rows_unless_allowed(go, here):
     assert go(FULL, *SAVING, "run.max_hours=1e-9")[0] == 75
     rows = (here / "rows.jsonl").read_text()
     (here / "rows.jsonl").write_text(rows.replace("plus", "and"))
@@ -494,22 +498,22 @@ def test_changed_rows_are_refused_on_resume(go, here):
     assert go(FULL, *SAVING, "run.allow=[changed_data]")[0] == 0
 
 
-def test_command_to_go_on_with_does_not_start_anew(go, here):
-    words = (*SAVING, "run={overwrite: true, resume: never, max_hours: 1e-9}")
-    code, _, err = go(FULL, *words)
+def test_suggested_resume_command_sets_resume_auto(go, here):
+    overrides = (*SAVING, "run={overwrite: true, resume: never, max_hours: 1e-9}")
+    code, _, err = go(FULL, *overrides)
     assert code == 75
     assert err.rstrip().endswith("run.resume=auto")
 
 
-def test_second_process_in_the_same_folder_is_refused(go, here):
-    with run_folder.lock(here / "out") as ours:
-        assert ours
+def test_second_process_in_the_same_run_folder_is_refused(go, here):
+    with run_folder.lock(here / "out") as acquired:
+        assert acquired
         code, _, err = go(RECIPE)
     assert code == 2
     assert "another process trains there now" in err
 
 
-def test_model_card_of_a_continued_adapter_names_what_it_is(go, here):
+def test_model_card_of_a_continued_adapter_names_peft_and_lora(go, here):
     assert go(RECIPE, "lora={r: 4}", "train.output_dir=first")[0] == 0
     assert go(RECIPE, "model.name_or_path=first")[0] == 0
     card = (here / "out" / "README.md").read_text()
@@ -518,7 +522,7 @@ def test_model_card_of_a_continued_adapter_names_what_it_is(go, here):
 
 
 @pytest.mark.parametrize(
-    ("words", "said"),
+    ("overrides", "message"),
     [
         (("train.learning_rate=-1",), "Invalid learning rate: -1"),
         (("train.lr_scheduler_type=cosine_with_min_lr",), "One of min_lr or min_lr_rate"),
@@ -543,21 +547,21 @@ def test_model_card_of_a_continued_adapter_names_what_it_is(go, here):
         ),
     ],
 )
-def test_what_upstream_refuses_late_or_never_leaves_an_old_run_as_it_was(words, said, go, here):
+def test_invalid_value_with_overwrite_is_refused_before_the_old_run_is_deleted(overrides, message, go, here):
     assert go(RECIPE)[0] == 0
     before = {p.name: p.read_bytes() for p in (here / "out").iterdir()}
-    code, _, err = go(RECIPE, *words, "run.overwrite=true")
+    code, _, err = go(RECIPE, *overrides, "run.overwrite=true")
     assert code == 2, err
-    assert said in err
+    assert message in err
     assert "Traceback" not in err
     assert {p.name: p.read_bytes() for p in (here / "out").iterdir()} == before
 
 
-def test_corrupt_weights_and_a_template_that_refuses_rows_are_told(go, here):
+def test_corrupt_weights_and_a_template_that_rejects_rows_are_reported(go, here):
     import shutil
 
     shutil.copytree(paths.EMBEDDED / "tiny", here / "m")
-    (here / "m" / "model.safetensors").write_bytes(b"torn")
+    (here / "m" / "model.safetensors").write_bytes(b"corrupt")
     code, _, err = go(RECIPE, "model.name_or_path=./m")
     assert code == 2
     assert "model.name_or_path\n    " in err
@@ -574,7 +578,7 @@ def test_corrupt_weights_and_a_template_that_refuses_rows_are_told(go, here):
 
 
 @pytest.mark.parametrize(
-    ("row", "keywords", "said"),
+    ("row", "keywords", "message"),
     [
         (
             {"messages": [{"role": "user", "content": "a"}] * 2},
@@ -585,21 +589,21 @@ def test_corrupt_weights_and_a_template_that_refuses_rows_are_told(go, here):
         ({"a": "b"}, ", format: text, wording: {text: '{a}'}", "one of the two"),
     ],
 )
-def test_wording_or_key_that_would_be_ignored_is_refused(row, keywords, said, go, here):
+def test_wording_or_key_that_would_be_ignored_is_refused(row, keywords, message, go, here):
     jsonl(here / "r.jsonl", [row])
     code, _, err = go(RECIPE.replace("rows.jsonl", f"{{path: r.jsonl{keywords}}}"), command=["check"])
     assert code == 2
-    assert said in err
+    assert message in err
 
 
-def test_columns_that_are_not_used_are_named(go, here):
+def test_check_lists_unused_columns(go, here):
     turns = [{"from": "human", "value": "a", "id": 1}, {"from": "gpt", "value": "b", "id": 2}]
     jsonl(here / "r.jsonl", [{"conversations": turns, "source": "x"}] * 4)
     _, out, _ = go(RECIPE.replace("rows.jsonl", "r.jsonl"), command=["check"])
     assert "not used: conversations.id, source" in out
 
 
-def test_weights_that_are_not_finite_are_not_saved(go, here, monkeypatch):
+def test_non_finite_weights_are_not_saved(go, here, monkeypatch):
     from trl_sft.training import stages as stages_module
 
     class Broken(stages_module.SFTTrainer):
@@ -614,16 +618,16 @@ def test_weights_that_are_not_finite_are_not_saved(go, here, monkeypatch):
     assert not (here / "out" / "model.safetensors").exists()
 
 
-def test_torn_checkpoint_is_named_and_nothing_is_lost(go, here):
+def test_corrupt_checkpoint_is_reported_and_not_deleted(go, here):
     assert go(FULL, *SAVING, "run.max_hours=1e-9")[0] == 75
-    (here / "out" / "checkpoint-1" / "model.safetensors").write_bytes(b"torn")
+    (here / "out" / "checkpoint-1" / "model.safetensors").write_bytes(b"corrupt")
     code, _, err = go(FULL, *SAVING)
     assert code == 2
     assert "checkpoint-1: cannot be resumed from" in err
     assert (here / "out" / "checkpoint-1").exists()
 
 
-def test_bad_value_on_resume_is_not_blamed_on_the_checkpoint(go):
+def test_invalid_value_on_resume_is_reported_at_its_key_and_not_at_the_checkpoint(go):
     assert go(FULL, *SAVING, "run.max_hours=1e-9")[0] == 75
     code, _, err = go(FULL, *SAVING[:-1], "train.learning_rate=-1", "run.allow=[changed_recipe]")
     assert code == 2
@@ -638,12 +642,12 @@ def test_row_with_an_empty_response_is_refused(go, here):
     assert "rows.jsonl row 1\n    answer is empty: there is nothing to learn" in err
 
 
-def test_file_with_a_bracket_in_its_name_is_a_file(go, here):
+def test_file_name_with_brackets_is_not_a_glob(go, here):
     (here / "a[1].JSONL").write_text((here / "rows.jsonl").read_text())
     assert go(RECIPE.replace("rows.jsonl", "'a[1].JSONL'"), command=["check"])[0] == 0
 
 
-def test_globs_reach_into_folders(go, here):
+def test_glob_matches_files_in_subfolders(go, here):
     for name in ("a/b", "a/c"):
         (here / name).mkdir(parents=True)
         jsonl(here / name / "r.jsonl", [{"text": "x"}])
