@@ -1,4 +1,4 @@
-"""What the quickstart is measured against: the base with three examples in its prompt, and the nearest training row.
+"""Baselines of the quickstart: the base model with three examples in its prompt, and the nearest training row.
 
 python scripts/controls.py      (some seconds; prints exact match per task)
 """
@@ -14,12 +14,12 @@ Rows = list[dict[str, str]]
 
 
 def read(part: str) -> Rows:
-    """Return the rows of a side of `skills`."""
+    """Return the rows of a split of `skills`, `train` or `test`."""
     return [json.loads(line) for line in (EMBEDDED / "skills" / f"{part}.jsonl").read_text("utf-8").splitlines()]
 
 
 def nearest(train: Rows, held: Rows) -> list[str]:
-    """Return for each held-out row the answer of the training row whose question shares most groups of three signs."""
+    """Return for each held-out row the answer of the training row whose question is most similar by trigrams."""
 
     def pieces(text: str) -> set[str]:
         return {text[i : i + 3] for i in range(len(text) - 2)}
@@ -52,7 +52,7 @@ def with_examples(train: Rows, held: Rows) -> list[str]:
 
 
 def scores(held: Rows, answers: list[str]) -> dict[str, float]:
-    """Return exact match per task, and of all."""
+    """Return the share of exact matches per task, and of all rows under `all`."""
     right = defaultdict(list)
     for row, answer in zip(held, answers, strict=True):
         for name in (row["task"], "all"):
@@ -61,7 +61,7 @@ def scores(held: Rows, answers: list[str]) -> dict[str, float]:
 
 
 def main() -> int:
-    """Print both controls."""
+    """Print exact match of both baselines."""
     train, held = read("train"), read("test")
     for name, answer in (("nearest training row", nearest), ("base with three examples", with_examples)):
         found = scores(held, answer(train, held))

@@ -1,4 +1,4 @@
-"""Parts of the benchmarks: other trainers get the values of the recipe, and FLOPs are counted right."""
+"""Benchmarks give other trainers the values of the recipe and count FLOPs correctly."""
 
 import json
 import subprocess
@@ -72,7 +72,7 @@ def read_rows(path):
     return [json.loads(line) for line in path.read_text().splitlines()]
 
 
-def test_every_trainer_gets_the_values_of_the_recipe(write):
+def test_every_trainer_receives_the_values_of_the_recipe(write):
     _, _, configs = write()
     axolotl, llamafactory, trl = configs.values()
     settings = {
@@ -103,7 +103,7 @@ def test_every_trainer_gets_the_values_of_the_recipe(write):
     assert [trl[name] for name in ("load_in_4bit", "bnb_4bit_quant_type")] == [True, "nf4"]
 
 
-def test_every_key_is_carried_or_missing(other_trainers, write, here, capsys):
+def test_every_key_is_either_translated_or_listed_as_missing(other_trainers, write, here, capsys):
     _, translations, _ = write()
     recipe = yaml.safe_load(RECIPE)
     keys = {f"{section}.{name}" for section, values in recipe.items() for name in values}
@@ -123,20 +123,20 @@ def test_every_key_is_carried_or_missing(other_trainers, write, here, capsys):
     assert out.count("no equivalent: run.max_hours (2)") == 3
 
 
-def test_key_that_no_table_has_is_missing_and_not_dropped(write):
+def test_key_without_an_equivalent_is_listed_as_missing(write):
     _, translations, _ = write(RECIPE + "tokenizer: {padding_side: left}\nlaunch: {nproc_per_node: 1}\n")
     for trainer, translation in translations.items():
         assert {"tokenizer.padding_side", "launch.nproc_per_node"} <= set(translation.missing), trainer
 
 
-def test_global_batch_is_written_as_accumulation(write):
+def test_global_batch_size_is_written_as_gradient_accumulation_steps(write):
     text = RECIPE.replace("  gradient_accumulation_steps: 5\n", "").replace("max_hours: 2", "global_batch_size: 12")
     _, translations, configs = write(text)
     assert [config["gradient_accumulation_steps"] for config in configs.values()] == [4, 4, 4]
     assert all("run.global_batch_size" in translation.carried for translation in translations.values())
 
 
-def test_names_for_trl_and_transformers_exist(write):
+def test_keys_written_for_trl_and_llamafactory_exist_there(write):
     _, _, configs = write()
     trl = {field.name for owner in (SFTConfig, ModelConfig, ScriptArguments) for field in fields(owner)}
     assert set(configs["trl"]) <= trl
@@ -149,7 +149,7 @@ def test_names_for_trl_and_transformers_exist(write):
     assert set(configs["llamafactory"]) <= llamafactory | {field.name for field in fields(TrainingArguments)}
 
 
-def test_rows_of_other_trainers_are_those_that_a_run_trains(write, here):
+def test_rows_of_other_trainers_equal_those_of_a_run(write, here):
     prepared, _, configs = write()
     train_rows = read_rows(here / "others" / "rows.jsonl")
     eval_rows = read_rows(here / "others" / "held_out.jsonl")
@@ -166,7 +166,7 @@ def test_rows_of_other_trainers_are_those_that_a_run_trains(write, here):
     assert set(info) == {"rows", "held_out"}
 
 
-def test_rows_with_calls_are_refused_not_written_without_them(write, here):
+def test_rows_with_tool_calls_are_refused(write, here):
     call = {"type": "function", "function": {"name": "add", "arguments": {"a": 1}}}
     turns = [{"role": "user", "content": "1"}, {"role": "assistant", "content": "", "tool_calls": [call]}]
     turns += [{"role": "tool", "content": "2"}, {"role": "assistant", "content": "2"}]
@@ -185,7 +185,7 @@ def options(monkeypatch):
     return options
 
 
-def test_arithmetic_of_a_step_is_what_pytorch_counts(options):
+def test_flops_of_a_step_equal_those_that_pytorch_counts(options):
     """PyTorch counts attention without causality: twice of what is needed."""
     import mfu
 
@@ -202,7 +202,7 @@ def test_arithmetic_of_a_step_is_what_pytorch_counts(options):
     )
 
 
-def test_side_whose_losses_differ_gets_no_ratio(options):
+def test_measurement_with_different_losses_has_no_ratio(options):
     import gpu
 
     one = {"side": ["sdpa", "trl"], "seconds": 4.0, "losses": [6.0, 5.0], "gib": None}
@@ -216,14 +216,14 @@ def test_side_whose_losses_differ_gets_no_ratio(options):
     assert cells["documents", "trl"]["skipped"] == "not reached"
 
 
-def test_without_a_card_the_gpu_benchmark_says_so():
+def test_gpu_benchmark_is_skipped_without_a_cuda_device():
     if torch.cuda.is_available():
-        pytest.skip("there is a card")
+        pytest.skip("there is a CUDA device")
     done = subprocess.run([sys.executable, BENCHMARKS / "gpu.py"], capture_output=True, text=True, check=True)
     assert done.stdout == "skipped: no CUDA device\n"
 
 
-def test_document_names_every_benchmark():
+def test_documentation_lists_every_benchmark():
     text = (BENCHMARKS.parent / "docs" / "development" / "benchmarks.md").read_text(encoding="utf-8")
     listed = {path.name for path in BENCHMARKS.glob("*.py")}
     assert {name for name in listed if f"`benchmarks/{name}" not in text} == set()

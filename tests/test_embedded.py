@@ -1,4 +1,4 @@
-"""What the package embeds: rebuilt from the scripts, learned as the quickstart says, and in a wheel."""
+"""The embedded model and rows: scripts rebuild them, the quickstart learns them, and a wheel contains them."""
 
 import hashlib
 import json
@@ -21,7 +21,7 @@ import build_embedded  # noqa: E402
 import controls  # noqa: E402
 
 
-def test_script_rebuilds_the_toy_of_the_tests(tmp_path):
+def test_script_rebuilds_the_toy_data_and_model(tmp_path):
     subprocess.run([sys.executable, ROOT / "tests" / "build_toy.py", tmp_path], check=True, capture_output=True)
     for name in ("phrases/train.jsonl", "phrases/test.jsonl", "tiny/chat_template.jinja"):
         assert (tmp_path / name).read_bytes() == (paths.EMBEDDED / name).read_bytes(), name
@@ -30,16 +30,16 @@ def test_script_rebuilds_the_toy_of_the_tests(tmp_path):
     assert all(torch.equal(new[name], kept[name]) for name in new)
 
 
-def test_script_rebuilds_rows_texts_and_tokenizer_of_the_package(tmp_path):
+def test_script_rebuilds_the_embedded_rows_texts_and_tokenizer(tmp_path):
     """All but the weights, which `make prove` builds again."""
     build_embedded.write_rows(tmp_path)
     for part in ("train", "test"):
         name = f"skills/{part}.jsonl"
         assert (tmp_path / name).read_bytes() == (SHIPPED / name).read_bytes()
     recipe = build_embedded.begin(tmp_path / "work")
-    told = json.loads((SHIPPED / "tiny" / "pretraining.json").read_text())
+    record = json.loads((SHIPPED / "tiny" / "pretraining.json").read_text())
     text = "\n".join(build_embedded.texts()).encode()
-    assert hashlib.sha256(text).hexdigest() == told["text_sha256"]
+    assert hashlib.sha256(text).hexdigest() == record["text_sha256"]
     assert recipe.read_text() == (ROOT / "scripts" / "pretrain_tiny.yaml").read_text()
     forms = [json.loads((f / "tokenizer.json").read_text()) for f in (tmp_path / "work/untrained", SHIPPED / "tiny")]
     assert forms[0]["model"] == forms[1]["model"]
@@ -57,26 +57,26 @@ def test_model_is_small_and_its_tokenizer_covers_both_languages():
     assert len(tokenizer("翻译成英文")["input_ids"]) <= 5
 
 
-def test_held_out_questions_stand_in_neither_text():
+def test_held_out_questions_occur_neither_in_training_rows_nor_in_pretraining_texts():
     train, held = controls.read("train"), controls.read("test")
     assert len(train) >= 2000
     assert len(held) >= 200
     assert {row["language"] for row in held} == {"en", "zh"}
     assert len({row["task"] for row in held}) >= 6
-    taught = {row["question"] for row in train}
-    assert not taught & {row["question"] for row in held}
+    training_questions = {row["question"] for row in train}
+    assert not training_questions & {row["question"] for row in held}
     pretraining = "\n".join(build_embedded.texts())
     assert not [row["question"] for row in (*train, *held) if row["question"] in pretraining]
     pairs = {(row["task"], row["answer"]) for row in train if row["task"] in ("upper", "reverse", "double")}
-    assert not [row for row in held if (row["task"], row["answer"]) in pairs], "asked about in no training row"
+    assert not [row for row in held if (row["task"], row["answer"]) in pairs], "the answer occurs in a training row"
 
 
-def test_answer_of_the_nearest_training_row_is_mostly_wrong():
+def test_answer_of_the_nearest_training_row_is_right_for_at_most_15_percent():
     train, held = controls.read("train"), controls.read("test")
     assert controls.scores(held, controls.nearest(train, held))["all"] <= 0.15
 
 
-def test_notebook_trains_the_quickstart_which_does_what_it_says(tmp_path):
+def test_notebook_trains_the_quickstart_to_at_least_90_percent_exact_match(tmp_path):
     """Executed as a user would: at most 10% of the held-out prompts before, at least 90% after, no task under 80%."""
     import shutil
 
@@ -99,7 +99,7 @@ def test_notebook_trains_the_quickstart_which_does_what_it_says(tmp_path):
 
 @pytest.mark.long
 @pytest.mark.timeout(3600)
-def test_script_pretrains_the_model_again(tmp_path):
+def test_script_reproduces_the_pretraining_losses(tmp_path):
     """A quarter of an hour: the same losses to 2%, on this machine's arithmetic."""
     code = (
         "import sys, pathlib; sys.path.insert(0, sys.argv[1]); import build_embedded; "
@@ -116,7 +116,7 @@ def test_script_pretrains_the_model_again(tmp_path):
 
 
 @pytest.mark.long
-def test_wheel_alone_trains_on_what_it_embeds(tmp_path):
+def test_wheel_trains_on_its_embedded_model_and_rows(tmp_path):
     """Outside the checkout, from a wheel in a fresh environment that borrows this one's packages."""
     wheel = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "-w", tmp_path, ROOT]
     subprocess.run(wheel, check=True)
