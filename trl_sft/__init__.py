@@ -1,7 +1,7 @@
 """trl_sft: a YAML recipe becomes one run of TRL's SFTTrainer.
 
-Inputs: a recipe, as a file. Outputs: a checked run, a preview of its rows, a trained model. Not here: any work; these
-functions import what does it when they are called.
+Inputs: a recipe, as a file. Outputs: a checked run, a preview of its rows, a trained model. Not here: the work itself.
+Each function imports the modules that it needs when it is called, so that `import trl_sft` is quick.
 
 Example:
     from trl_sft import load_recipe, train
@@ -57,7 +57,7 @@ def show(run: Run, num_rows: int = 3) -> Preview:
         A preview, which a notebook shows in colour.
 
     Raises:
-        trl_sft.errors.UserError: What would stop the run before its weights load.
+        trl_sft.errors.UserError: A problem that would stop the run before its weights load.
 
     """
     from trl_sft import upstream_warnings
@@ -78,18 +78,18 @@ def train(run: Run) -> Result:
         The folder of the run, the number of steps, and the metrics of the evaluation set.
 
     Raises:
-        trl_sft.errors.UserError: Something has to be fixed: before training, or in a streamed row.
-        trl_sft.errors.RunStopped: The run ended early.
+        trl_sft.errors.UserError: A problem that the user can fix, before training or in a streamed row.
+        trl_sft.errors.RunStopped: Training started and ended early: memory, time limit, signal, loss not finite.
 
     """
     from trl_sft import upstream_warnings
     from trl_sft.recipe import resolved
 
-    claim = resolved.claim_folder(run)  # before the imports, which take seconds
+    decision = resolved.check_folder(run)  # before the imports, which take seconds
     # Large tensors on a CPU lie in pages of 2 MB: otherwise a step waits while the kernel clears pages of 4 KB one
     # by one (benchmarks/step.py). torch reads this variable before its first tensor; it has an effect on Linux only.
     os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
     with upstream_warnings.quiet():
         from trl_sft.training import run as training_run
 
-        return training_run.run(run, claim)
+        return training_run.run(run, decision)

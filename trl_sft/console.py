@@ -1,8 +1,8 @@
 """All output on a terminal: lines, tables, faults, numbers with their units.
 
 Inputs: texts and numbers. Outputs: standard output for results, standard error for faults. `rich` does columns and
-colours; it is imported where they are needed, so that `--help` and `check --fast` stay light. Not here: what a run
-prints, progress bars (tqdm, as upstream's own are), and upstream's warnings (`upstream_warnings`).
+colours; it is imported only when it is needed, so that `--help` and `check --fast` start quickly. Not here: the lines
+of a run's screen, progress bars (tqdm, like upstream's), and upstream's warnings (`upstream_warnings`).
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ if TYPE_CHECKING:
     from rich.text import Text
 
 _INDENT = "  "
-# What steers a terminal, reorders its text or cannot be encoded: control characters but tab and newline, bidirectional
-# overrides, halves of surrogate pairs.
+# Characters that control a terminal, reorder its text or cannot be encoded: control characters except tab and newline,
+# bidirectional overrides, halves of surrogate pairs.
 _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
 
 
@@ -34,7 +34,7 @@ def say(text: str = "") -> None:
 
 
 def print_lines(lines: Iterable[tuple[str, str]]) -> None:
-    """Print names and values, a line each, as results arrive."""
+    """Print a line for each name and its value, as soon as the iterator yields it."""
     for name, value in lines:
         say(f"{name:<9} {value}")
 
@@ -47,11 +47,11 @@ def print_table(rows: Sequence[tuple[str, str]]) -> None:
 
 
 def format_columns(rows: Sequence[Sequence[str]], width: int | None = None) -> list[str]:
-    """Return rows of texts side by side, each row on one line.
+    """Return a table as text: one line for each row, with aligned columns.
 
     Args:
         rows: (rows, columns), each text of any length.
-        width: Cells of a line; None: those of the terminal, 100 without one. A text that is too long is cut.
+        width: Characters of a line; None = the width of the terminal, or 100 without one. Longer texts are cut.
 
     """
     from rich.console import Console
@@ -70,14 +70,14 @@ def format_columns(rows: Sequence[Sequence[str]], width: int | None = None) -> l
 
 
 def escape_control_characters(text: str) -> str:
-    """Return a text in which what would steer the terminal is written as its code in hexadecimal."""
+    """Return a text in which each control character of a terminal is replaced by its hexadecimal code."""
     return _CONTROL.sub(lambda match: f"\\x{ord(match[0]):02x}", text)
 
 
-def print_faults(problems: Sequence[Fault]) -> None:
+def print_faults(faults: Sequence[Fault]) -> None:
     """Print faults to standard error, all at once; in colour on a terminal."""
-    heading = "1 problem to fix" if len(problems) == 1 else f"{len(problems)} problems to fix"
-    text = "\n\n".join([f"trl_sft: {heading}", *map(str, problems)])
+    heading = "1 problem to fix" if len(faults) == 1 else f"{len(faults)} problems to fix"
+    text = "\n\n".join([f"trl_sft: {heading}", *map(str, faults)])
     if shows_colour(sys.stderr):
         from rich.text import Text
 
@@ -114,25 +114,27 @@ def _is_terminal(stream: TextIO) -> bool:
 
 
 def get_python_command() -> str:
-    """Return what to type for the Python that runs: `python` where the shell finds the same one, else its path."""
+    """Return the command that starts the running Python: `python` if the shell finds the same one, else its path."""
     on_path = shutil.which("python")
-    if on_path and Path(on_path).absolute() == Path(sys.executable).absolute():
+    executable = Path(sys.executable)
+    if on_path and Path(on_path).absolute() == executable.absolute():
         return "python"
-    return shlex.quote(
-        os.path.relpath(sys.executable) if Path(sys.executable).is_relative_to(Path.cwd()) else sys.executable
-    )
+    if executable.is_relative_to(Path.cwd()):
+        return shlex.quote(os.path.relpath(executable))
+    return shlex.quote(sys.executable)
 
 
 def format_rows(number: int) -> str:
     """Return a number of rows: 1 row, 1,024 rows."""
-    return f"{number:,} row{'s' * (number != 1)}"
+    return "1 row" if number == 1 else f"{number:,} rows"
 
 
 def format_bytes(size: float) -> str:
     """Return a number of bytes in the largest unit that it fills: 512 B, 1.5 GiB."""
     units = ["B", "KiB", "MiB", "GiB", "TiB"]
     power = min(int(math.log(max(size, 1), 1024)), len(units) - 1)
-    return f"{size / 1024**power:.{min(power, 1)}f} {units[power]}"
+    decimals = 0 if power == 0 else 1
+    return f"{size / 1024**power:.{decimals}f} {units[power]}"
 
 
 def format_duration(seconds: float) -> str:

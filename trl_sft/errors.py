@@ -5,7 +5,7 @@
       DataError            a file or a row
       TemplateError        a tokenizer or a chat template
       MissingPackage       something to install
-      UpstreamChanged      an installed version that declares something in another way: install another version
+      UpstreamChanged      an installed package no longer has a definition that trl_sft reads: install a tested version
       LaunchError          the machine or the processes
       Unreached            the hub cannot be reached; the recipe may be right
     NotAsAsked             exit code 1: what would run differs from the recipe, and no key of the recipe changes that
@@ -26,7 +26,7 @@ EXIT_DONE, EXIT_INTERNAL, EXIT_USER_ERROR, EXIT_TRAINING_FAILED, EXIT_OUT_OF_MEM
 EXIT_TIME_LIMIT = 75  # EX_TEMPFAIL of sysexits.h: try again
 EXIT_SIGNAL = 128  # plus the number of the signal, as shells report it
 
-# name and password of a URL, `https://name:password@host`; a path has one of the two slashes
+# Name and password of a URL, `https://name:password@host`. One slash is matched too: pathlib joins the two into one.
 URL_PASSWORD = re.compile(r"(?<=:/)(/?)[^/@\s:]+:[^/@\s]+(?=@)")
 REDACTED = "(left out)"
 
@@ -55,23 +55,23 @@ class UserError(Exception):
 
 
 class RecipeError(UserError):
-    """A key, a value, a path or a pair of keys of the recipe."""
+    """A key, a value, a path or a pair of keys of the recipe is wrong."""
 
 
 class DataError(UserError):
-    """A data file or a row of it."""
+    """A data file, or a row of it, is wrong."""
 
 
 class TemplateError(UserError):
-    """A tokenizer or a chat template."""
+    """A tokenizer or a chat template cannot be used."""
 
 
 class MissingPackage(UserError):
-    """A package that has to be installed first."""
+    """A package has to be installed first."""
 
 
 class UpstreamChanged(UserError):
-    """An installed package no longer declares what this package reads of it; install a tested version."""
+    """An installed package no longer has a definition that trl_sft reads from its source; install a tested version."""
 
 
 class LaunchError(UserError):
@@ -79,11 +79,11 @@ class LaunchError(UserError):
 
 
 class Unreached(UserError):
-    """The hub cannot be reached, and what the recipe names is not on this machine."""
+    """The hub cannot be reached, and a model or data set that the recipe names is not on this machine."""
 
 
 class NotAsAsked(Exception):
-    """What would run differs from the recipe, and no key changes that: an error of this package or of upstream."""
+    """The run would differ from the recipe, and no key can change that: an error of trl_sft or of upstream."""
 
 
 class RunStopped(Exception):
@@ -98,9 +98,9 @@ class RunStopped(Exception):
 class Interrupted(KeyboardInterrupt):
     """Ctrl-C.
 
-    CPython ends the process by SIGINT, whatever its exit code, where a KeyboardInterrupt has passed an `exec` of
-    source text, as importing torch does. It does not do so for a subclass (Python/pythonrun.c,
-    `unhandled_keyboard_interrupt`; observed on 3.11).
+    Importing torch runs `exec` on source text. If a KeyboardInterrupt passes through such an `exec`, CPython ends the
+    process with SIGINT and ignores our exit code. It does not do this for a subclass of KeyboardInterrupt
+    (Python/pythonrun.c, `unhandled_keyboard_interrupt`; observed on 3.11).
     """
 
 

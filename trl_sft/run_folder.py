@@ -1,7 +1,7 @@
 """The run folder: names and atomic writes of its files, and the decision whether a run may use a folder.
 
-Inputs: a folder, and what the run asks for.
-Outputs: files; a `Claim`: start, continue from a checkpoint, or a problem.
+Inputs: a folder; the fingerprint of a run, the hashes of its data files and its options.
+Outputs: files; a `FolderDecision`: start, continue from a checkpoint, or a problem.
 Not here: what the files mean (`training.manifest` writes them). Needs no torch.
 """
 
@@ -30,8 +30,8 @@ _CHANGES = {  # word of `run.allow` -> what differs from the run in the folder
 }
 
 
-class Claim(NamedTuple):
-    """What a run may do with its folder."""
+class FolderDecision(NamedTuple):
+    """Whether a run may use its folder, and how: start, or continue from a checkpoint."""
 
     problem: str = ""  # why it may not use the folder; "" = it may
     fix: str = ""  # what to do instead
@@ -43,86 +43,92 @@ class Claim(NamedTuple):
 def default_folder(recipe: Path) -> Path:
     """Return the run folder of a recipe without `train.output_dir`: `runs/NAME`.
 
-    The resolved recipe of a run has `RUN-again` beside the run, so that running it replaces nothing.
+    For the `resolved.yaml` in a run folder it is `RUN-again` beside that folder: the repeated run replaces nothing.
     """
     if recipe.name == RESOLVED and (recipe.parent / RUN).is_file():
         return recipe.parent.with_name(recipe.parent.name + "-again")
     return Path.cwd() / "runs" / recipe.stem
 
 
-def claim(folder: Path, *, fingerprint: str, hash_data: Callable[[], dict[str, str]], options: dict[str, Any]) -> Claim:
+def decide(
+    folder: Path, *, fingerprint: str, hash_data: Callable[[], dict[str, str]], options: dict[str, Any]
+) -> FolderDecision:
     """Decide what a run may do with its folder. Nothing is written or removed.
 
     Args:
         folder: The run folder, which need not exist.
         fingerprint: The fingerprint of the recipe.
-        hash_data: Returns the hashes of the data files; only called where an unfinished run is to continue.
+        hash_data: Returns the hashes of the data files; called only if it holds an unfinished run of this recipe.
         options: The keys of `run:`: `resume` (a path is absolute), `overwrite`, `allow`.
 
     Returns:
-        The decision. It has a problem where something trained would be lost.
+        The decision. It has a problem if the run would destroy trained weights, or continue another run.
     """
     blocked = _check_writable(folder)
     if blocked:
         return blocked
     earlier = read_json(folder / RUN)
     if not earlier and folder.is_dir() and any(path.name != LOCK for path in folder.iterdir()):
-        return Claim(f"{folder} holds files that are not a run of trl_sft", "Name a new or an empty folder.")
+        return FolderDecision(f"{folder} holds files that are not a run of trl_sft", "Name a new or an empty folder.")
     resume = str(options.get("resume", "auto"))
     is_finished = earlier.get("outcome") == DONE
     if resume not in ("auto", "never"):
         checkpoint = Path(resume)
         change = _find_change(checkpoint.parent, fingerprint=fingerprint, hash_data=hash_data, options=options)
-        return _claim_from_checkpoint(checkpoint, folder, is_finished=is_finished, change=change)
+        return _decide_from_checkpoint(checkpoint, folder, is_finished=is_finished, change=change)
     last = next(reversed(list_checkpoints(folder)), None)
     change = _find_change(folder, fingerprint=fingerprint, hash_data=hash_data, options=options) if last else None
     if options.get("overwrite") and (is_finished or change or resume == "never"):
-        return Claim(replaces_earlier=True)
+        return FolderDecision(replaces_earlier=True)
     if is_finished:
         fix = "Name another `train.output_dir`, or set `run.overwrite: true` to replace the run."
-        return Claim(f"{folder} holds a finished run", fix)
+        return FolderDecision(f"{folder} holds a finished run", fix)
     if last is None:  # nothing trained would be lost
-        return Claim(replaces_earlier=bool(earlier))
+        return FolderDecision(replaces_earlier=bool(earlier))
     if resume == "never":
         problem = f"`resume` is never, but {folder.name} holds an unfinished run, at {last.name}"
         fix = "Set `run.resume: auto` to continue, or `run.overwrite: true` to start again."
-        return Claim(problem, fix, key=("run", "resume"))
+        return FolderDecision(problem, fix, key=("run", "resume"))
     if change:
         fix = f"Name another `train.output_dir`, set `run.allow: [{change}]` to continue, or `run.overwrite: true`"
         fix += " to start again."
-        return Claim(f"{folder} holds an unfinished run {_CHANGES[change]}, at {last.name}", fix)
-    return _claim_to_continue(last)
+        return FolderDecision(f"{folder} holds an unfinished run {_CHANGES[change]}, at {last.name}", fix)
+    return _decide_to_continue(last)
 
 
 def _find_change(
     folder: Path, *, fingerprint: str, hash_data: Callable[[], dict[str, str]], options: dict[str, Any]
 ) -> str | None:
-    """Return what differs from the run in a folder and is not allowed: a word of `run.allow`; None = nothing."""
+    """Return the word of `run.allow` for a difference from the run in a folder; None = no difference, or allowed."""
     earlier, allowed = read_json(folder / RUN), options.get("allow", [])
     if earlier.get("fingerprint") != fingerprint:
         return None if "changed_recipe" in allowed else "changed_recipe"
     return None if "changed_data" in allowed or earlier.get("data") == hash_data() else "changed_data"
 
 
-def _claim_from_checkpoint(checkpoint: Path, folder: Path, *, is_finished: bool, change: str | None) -> Claim:
+def _decide_from_checkpoint(checkpoint: Path, folder: Path, *, is_finished: bool, change: str | None) -> FolderDecision:
     """Decide on `run.resume: PATH`."""
     key = ("run", "resume")
     if checkpoint not in list_checkpoints(checkpoint.parent):
         fix = "Set `run.resume` to auto, to never, or to a checkpoint-N folder that holds the weights."
-        return Claim(f"{checkpoint} is not a complete checkpoint", fix, key=key)
+        return FolderDecision(f"{checkpoint} is not a complete checkpoint", fix, key=key)
     if is_finished or (checkpoint.parent == folder and checkpoint != list_checkpoints(folder)[-1]):
-        return Claim(f"{folder} holds steps after {checkpoint.name}", "Name another `train.output_dir`.")
+        problem = f"{folder} holds training steps after {checkpoint.name}, which would be lost"
+        return FolderDecision(problem, "Name another `train.output_dir`.")
     if change:
-        return Claim(f"{checkpoint} is {_CHANGES[change]}", f"Set `run.allow: [{change}]` to continue.", key=key)
-    return _claim_to_continue(checkpoint)
+        return FolderDecision(
+            f"{checkpoint} is {_CHANGES[change]}", f"Set `run.allow: [{change}]` to continue.", key=key
+        )
+    return _decide_to_continue(checkpoint)
 
 
-def _claim_to_continue(checkpoint: Path) -> Claim:
+def _decide_to_continue(checkpoint: Path) -> FolderDecision:
     """Decide on a checkpoint of the same run: without the state of the optimizer, training cannot continue."""
     if any(checkpoint.glob("optimizer*")):
-        return Claim(checkpoint=checkpoint)
-    problem = f"{checkpoint} holds weights only (save_only_model), so the optimizer would start again"
-    return Claim(problem, "Set `model.name_or_path` to that folder, and another `train.output_dir`.")
+        return FolderDecision(checkpoint=checkpoint)
+    problem = f"{checkpoint} holds weights only (save_only_model), so training cannot continue"
+    fix = "Start a new run from these weights: set `model.name_or_path` to that folder, and another `train.output_dir`."
+    return FolderDecision(problem, fix)
 
 
 def list_checkpoints(folder: Path) -> list[Path]:
@@ -143,9 +149,10 @@ def _is_checkpoint(path: Path) -> bool:
 
 @contextlib.contextmanager
 def lock(folder: Path) -> Iterator[bool]:
-    """Lock a folder for this process inside the block; yield False where another process has it locked.
+    """Lock a folder for this process inside the block; yield False if another process has it locked.
 
-    The system unlocks it when the process ends, in whatever way. Without fcntl (on Windows) nothing is locked.
+    The operating system removes the lock when the process ends, also after a crash. Without fcntl (on Windows) nothing
+    is locked.
     """
     try:
         import fcntl
@@ -170,7 +177,7 @@ def lock(folder: Path) -> Iterator[bool]:
 
 
 def remove_earlier_files(folder: Path) -> None:
-    """Remove what an earlier run wrote, so that none of it is mistaken for the new run's; other files stay."""
+    """Remove the files of an earlier run, so that no reader takes them for files of the new run; other files stay."""
     for path in [path for path in folder.iterdir() if _is_checkpoint(path)]:
         shutil.rmtree(path)
     own = (RECIPE, RESOLVED, LOG, CARD, SAMPLES, EVAL, LEDGER, REJECTS, _TRAINING_ARGS)
@@ -198,7 +205,7 @@ def append_json(path: Path, entry: dict[str, Any]) -> None:
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """Return a JSON mapping; empty where the file is absent or incomplete."""
+    """Return a JSON mapping; empty if the file is absent or incomplete."""
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):
@@ -206,15 +213,15 @@ def read_json(path: Path) -> dict[str, Any]:
     return value if isinstance(value, dict) else {}
 
 
-def _check_writable(folder: Path) -> Claim | None:
-    """Return the problem of a folder that cannot be written to; None = it can."""
+def _check_writable(folder: Path) -> FolderDecision | None:
+    """Return a decision with the problem if a folder cannot be written to; None = it can be written to."""
     try:
         parent = next(path for path in (folder, *folder.parents) if path.exists() or path.is_symlink())
         if not parent.is_dir():
             kind = "a link to a file that does not exist" if parent.is_symlink() else "a file"
-            return Claim(f"{parent} is {kind}", "Name a folder.")
+            return FolderDecision(f"{parent} is {kind}", "Set `train.output_dir` to a folder.")
         with tempfile.TemporaryFile(dir=parent):
             return None
     except OSError as error:
         problem = f"{folder} cannot be written to: {error.strerror or error}"
-        return Claim(problem, "Name a folder that you may write to.")
+        return FolderDecision(problem, "Set `train.output_dir` to a folder that you may write to.")

@@ -1,6 +1,6 @@
 """The known name that a mistyped one most likely means, for the fix of a fault.
 
-Inputs: a word and the names that are known in its place. Output: the nearest name, or none.
+Inputs: a word, and the names that are allowed instead of it. Output: the nearest name, or none.
 Deliberately not here: how a message words the suggestion.
 """
 
@@ -10,11 +10,12 @@ import difflib
 from collections.abc import Iterable
 
 # The least similarity at which a name is suggested: difflib's ratio, from 0 (nothing in common) to 1 (equal).
-# STRICT: the names resemble each other, as the keys of one owner do (`eval_steps`, `save_steps`), or a match
-# refuses a word that could be meant as it stands (a task, a recipe file). Only a slip of the fingers counts.
+# STRICT: for names that resemble each other, as the keys of one owner do (`eval_steps`, `save_steps`). Also for words
+# that may be right (an instruction as a task, the name of a recipe file), where a suggestion stops the run. Only a
+# typing error is near enough.
 STRICT = 0.75
-# LOOSE: few names, chosen independently of each other (columns, modules, files, formats, chat templates).
-# A far match still helps, because a wrong one is seen at once.
+# LOOSE: for few names that do not resemble each other (columns, modules, files, formats, chat templates). A distant
+# suggestion still helps: the user sees at once if it is wrong.
 LOOSE = 0.5
 
 
@@ -23,7 +24,7 @@ def nearest_name(word: str, names: Iterable[str], *, cutoff: float, limit: int =
 
     Args:
         word: what the user wrote.
-        names: the names that are known in its place.
+        names: the names that are allowed instead.
         cutoff: `STRICT` or `LOOSE`, the least similarity of a suggestion.
         limit: the largest number of names to return.
 

@@ -1,4 +1,4 @@
-"""Which warnings of upstream a user sees: each once, on one line, and none that is known noise.
+"""Shows each warning of upstream once, on one line, and hides the warnings on which no user can act.
 
 Inputs: log records and Python warnings of upstream's packages. Outputs: lines on standard error. Not here: our own
 messages (`console`).
@@ -64,10 +64,10 @@ class _OnceHandler(logging.Handler):
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
-    """Show upstream's warnings inside the block once each, on one line, and none that is known noise.
+    """Show each warning of upstream once inside the block, on one line, without those on which no user can act.
 
-    Import upstream inside the block: the packages add handlers to their loggers while they are imported, and those
-    are not added here.
+    Import upstream inside the block: the packages add handlers to their loggers while they are imported, and the block
+    ignores these handlers.
     """
     handler = _OnceHandler()
     loggers = [logging.getLogger(name) for name in (*_UPSTREAM, "py.warnings")]

@@ -179,7 +179,7 @@ def test_list_of_values_that_trl_sft_sets_is_that_of_the_code():
     settings = set(re.findall(r'\("(\w+)", "(\w+)"\): Setting\(', written))
     settings |= set(re.findall(r'\["(\w+)", "(\w+)"\] = Setting\(', written))
     settings |= set(re.findall(r'\("(\w+)", "(\w+)"\): Setting\(', re.sub(r"\s+", " ", written)))
-    assert settings == set(sections.SETTLED)
+    assert settings == set(sections.OWN_DEFAULTS)
 
 
 @pytest.mark.parametrize("words", [["packing"], ["model.dtype"], ["train.lr_scheduler_kwargs"], ["r.yaml"]])

@@ -464,7 +464,7 @@ def test_run_killed_after_its_last_step_is_completed_without_another_step(go, he
     with monkeypatch.context() as patch:
         patch.setattr(finish, "_evaluate", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
         with pytest.raises(KeyboardInterrupt):
-            run.run(load_recipe("recipe.yaml", SAVING), run_folder.Claim())
+            run.run(load_recipe("recipe.yaml", SAVING), run_folder.FolderDecision())
     assert not (here / "out" / "model.safetensors").exists()
     code, out, _ = go(FULL, *SAVING)
     assert code == 0

@@ -68,7 +68,7 @@ def format_next_command(run: Run, command: str = "") -> str:
 
 
 def write_output(option: str, path: Path, text: str) -> None:
-    """Write a text to the file that an option names. Raises RecipeError where it cannot be written."""
+    """Write a text to the file that an option names. Raises RecipeError if it cannot be written."""
     from trl_sft import run_folder
 
     try:

@@ -66,7 +66,7 @@ class Chat(NamedTuple):
 
 
 def read_text(row: Row, column: str) -> str:
-    """Return the text of a column. Raises FormatError where the value is no text."""
+    """Return the text of a column. Raises FormatError if the value is no text."""
     value = row.get(column)
     if isinstance(value, str):
         return value

@@ -100,7 +100,7 @@ def _format_sources(
 
 
 def _common_row_type(run: Run, sources: Sequence[FormattedSource]) -> str:
-    """Return the dataset type of all sources. Raises DataError where they differ: one loss does not fit them."""
+    """Return the dataset type of all sources. Raises DataError if they differ: one loss does not fit them."""
     row_types = {source.row_type for source in sources}
     if len(row_types) > 1:
         raise DataError(_explain_row_types(run, sources))
@@ -206,7 +206,7 @@ def _note_leaked(train: Split) -> Iterator[str]:
 
 
 def _mix(run: Run, train: Split) -> Split:
-    """Return the rows in the order of an epoch. Raises DataError, RecipeError where a source contributes no row."""
+    """Return the rows in the order of an epoch. Raises DataError, RecipeError if a source contributes no row."""
     indices = train.source_indices[train.order]
     pools = [train.order[indices == index] for index in range(len(train.sources))]
     sizes = [len(pool) for pool in pools]

@@ -140,7 +140,7 @@ def _call_for_first_row(recipe: Recipe, source: Source, row: dict[str, Any], *, 
 
 
 def _columns_read(recipe: Recipe, source: Source, columns: Sequence[str], *, format_name: str) -> set[str]:
-    """Return the columns that formatting reads. Raises DataError where one is missing, RecipeError."""
+    """Return the columns that formatting reads. Raises DataError if one is missing, RecipeError."""
     for column in columns:
         if column in messages.MEDIA:
             problem = f"{source.name} has a column {column}, but this version trains on text alone"

@@ -1,4 +1,4 @@
-"""Turns a recipe into a run: every key is known, typed and placed, or refused together with all other faults.
+"""Turns a recipe into a run: checks every key, its value and its place, and reports all faults together.
 
 Inputs: a `Recipe`, the file as written.
 Outputs: a `Run`, whose mappings are keyword arguments of the owners; or a `RecipeError` with every fault.
@@ -42,7 +42,7 @@ def build_run(recipe: Recipe) -> Run:
     """
     faults: list[Fault] = []
     notes: list[str] = []
-    recipe = _replace_texts(recipe, faults)
+    recipe = _require_mappings(recipe, faults)
     values = {name: _check_section(recipe, name, faults=faults, notes=notes) for name in sections.OWNERS}
     sources = {
         part: _build_sources(recipe, part, values["data"].get(part), faults=faults, notes=notes) for part in _PARTS
@@ -83,8 +83,8 @@ def _line_number(fault: Fault) -> int:
     return int(number) if number.isdigit() else sys.maxsize
 
 
-def _replace_texts(recipe: Recipe, faults: list[Fault]) -> Recipe:
-    """Return the recipe with a mapping, or nothing, in each section; append a fault for whatever else is there."""
+def _require_mappings(recipe: Recipe, faults: list[Fault]) -> Recipe:
+    """Return the recipe with a mapping or null as each section; append a fault for every other value."""
     values = dict(recipe.values)
     faults += [key_check.unknown_section(recipe, name) for name in recipe.values if name not in sections.OWNERS]
     for name in sections.OWNERS:
@@ -127,7 +127,7 @@ def _build_sources(
 
 
 def _build_source(recipe: Recipe, key: Key, entry: Any, *, faults: list[Fault], notes: list[str]) -> Source | None:
-    """Return one source; None where its path is missing or does not exist."""
+    """Return one source; None if its path is missing or does not exist."""
     values = entry if isinstance(entry, dict) else {"path": entry}
     path = values.get("path")
     if not isinstance(path, str):
@@ -173,7 +173,7 @@ def _find_builder(file: Path) -> str:
 
 
 def _resolve_format_function(recipe: Recipe, key: Key, value: str, *, faults: list[Fault]) -> FunctionLocation | None:
-    """Return the user's function that `format` names; None where it names a row format, or is wrong."""
+    """Return the user's function that `format` names; None if it names a row format, or is wrong."""
     if value in sections.FORMATS or not value:
         return None
     if ":" in value:
@@ -209,7 +209,9 @@ def _resolve_model(recipe: Recipe, value: str | None, faults: list[Fault]) -> Lo
         faults.append(recipe.fault(key, problem, "Name a folder that `save_pretrained` wrote."))
     if paths.is_adapter(path) and recipe.values.get("lora") is not None:
         problem = f"{value} is already an adapter, and its training continues; `lora:` would add a second adapter"
-        faults.append(recipe.fault(("lora",), problem, "Remove `lora:`, or name the adapter's base model instead."))
+        faults.append(
+            recipe.fault(("lora",), problem, "Remove `lora:`, or set `model.name_or_path` to the adapter's base model.")
+        )
     return location
 
 

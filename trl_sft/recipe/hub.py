@@ -34,7 +34,7 @@ def check_id(kind: str, name: str, keywords: dict[str, Any]) -> bool:
         keywords: Keyword arguments of the loading function, of which `revision` and `token` are used.
 
     Returns:
-        False where the hub cannot be reached, or offline mode is on.
+        False if the hub cannot be reached, or offline mode is on.
 
     Raises:
         huggingface_hub.errors.HfHubHTTPError: The hub refuses.

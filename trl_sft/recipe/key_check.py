@@ -19,7 +19,7 @@ from trl_sft.recipe.upstream.nested import NestedFields
 from trl_sft.recipe.yaml_reader import Key, Recipe, describe_value
 
 _OWNERS = sections.OWNERS | {keys.GENERATION: sections.GENERATION, keys.SOURCE: sections.LOAD_DATASET}
-_MAX_LISTED = 20  # a message lists fewer names than this; of more, it says where they are listed
+_MAX_LISTED = 20  # a message lists the names of a mapping that has fewer; else it says how to list them
 
 
 def check_section(recipe: Recipe, name: str, values: Mapping[Any, Any], *, faults: list[Fault]) -> dict[str, Any]:
@@ -88,7 +88,7 @@ def _unknown_key(recipe: Recipe, key: Key, *, name: str, owner: NestedFields) ->
     """Return the fault of a key that its section does not have."""
     word = str(key[-1])
     section = str(key[0]) if name in (*sections.OWNERS, keys.SOURCE) else name
-    problem = f"`{section}:` ({owner.owner}) has no key `{word}`"
+    problem = f"`{section}:` ({owner.owner_name}) has no key `{word}`"
     usable = [field for field in owner.fields if field not in sections.REFUSED.get(name, {})]
     if nearest := types.suggest(word, usable):
         return recipe.fault(key, problem, _did_you_mean(nearest))
@@ -105,7 +105,7 @@ def _unknown_key(recipe: Recipe, key: Key, *, name: str, owner: NestedFields) ->
         return recipe.fault(
             key, problem, f"Correct or remove it. `python -m trl_sft explain {listing}` lists the keys."
         )
-    return recipe.fault(key, problem, f"Use a key of {owner.owner}.")
+    return recipe.fault(key, problem, f"Use a key of {owner.owner_name}.")
 
 
 def _did_you_mean(names: str) -> str:
@@ -114,7 +114,7 @@ def _did_you_mean(names: str) -> str:
 
 
 def _wrong_value(recipe: Recipe, key: Key, *, value: Any, field: Field) -> Fault:
-    """Return the fault of a value that its owner does not take, with the nearest word."""
+    """Return the fault of a value that the owner of its key does not accept; the fix suggests the nearest word."""
     nearest = types.suggest(value, types.list_choices(field)) if isinstance(value, str) else ""
     expected = types.describe(field)
     fix = f"Write {expected}."
@@ -125,16 +125,17 @@ def _wrong_value(recipe: Recipe, key: Key, *, value: Any, field: Field) -> Fault
     return recipe.fault(key, f"the value is {describe_value(value)}", fix)
 
 
-def _check_nested(recipe: Recipe, key: Key, beside: Mapping[Any, Any], *, name: str, faults: list[Fault]) -> bool:
-    """Tell whether the value of a key, if it is a mapping, holds right keys; true where nobody declares its keys.
+def _check_nested(recipe: Recipe, key: Key, siblings: Mapping[Any, Any], *, name: str, faults: list[Fault]) -> bool:
+    """Check the keys of a mapping under a key; return whether the value is accepted.
 
-    `beside` is the mapping that holds the key: its other keys may decide which keys are right.
+    A value that is no mapping, and a mapping whose keys no owner declares, are accepted. `siblings` is the mapping
+    that holds the key: its other keys may decide which nested keys exist.
     """
     word = str(key[-1])
-    value = beside[key[-1]]
+    value = siblings[key[-1]]
     if value is None:
         return True
-    owner = nested.get_nested_fields(name, word, beside)
+    owner = nested.get_nested_fields(name, word, siblings)
     if not owner:
         return True
     values = nested.parse_text(word, value)
@@ -144,7 +145,7 @@ def _check_nested(recipe: Recipe, key: Key, beside: Mapping[Any, Any], *, name: 
             faults.append(recipe.fault(key, f"the value is {describe_value(value)}", fix))
         return isinstance(value, str)
     if not owner.fields and values:
-        faults.append(recipe.fault(key, f"{owner.owner} reads no key of this mapping", "Remove it."))
+        faults.append(recipe.fault(key, f"{owner.owner_name} reads no key of this mapping", "Remove it."))
         return False
     before = len(faults)
     _check_mapping(recipe, key, values, name=f"{name}.{word}", owner=owner, faults=faults)

@@ -1,8 +1,8 @@
 """Finds keys that have no effect because of another key: upstream takes them and does nothing with them.
 
 Inputs: the checked sections of a recipe.
-Outputs: a fault where the file sets both keys; a note where the other key alone came from the command line, since
-trying `train.max_steps=10` is no mistake.
+Outputs: a fault where the file sets both keys; a note if only the other key came from the command line, because
+an experiment with `train.max_steps=10` is not a mistake.
 Not here: keys that upstream refuses. Each rule was read in the source of transformers 5.23 and TRL 1.16; the defaults
 are upstream's.
 """
@@ -36,7 +36,7 @@ class _NoEffect(NamedTuple):
     fix: str
 
 
-def _is(name: str, *values: Any, default: Any = None) -> Condition:
+def _has_value(name: str, *values: Any, default: Any = None) -> Condition:
     """Return the condition that a key has one of these values; `default` is upstream's."""
 
     def condition(section: Mapping[str, Any]) -> bool:
@@ -69,61 +69,72 @@ TRAIN = (
     NoEffectRule(
         ("eval_steps",),
         "eval_strategy",
-        _is("eval_strategy", "no", "epoch", default="no"),
+        _has_value("eval_strategy", "no", "epoch", default="no"),
         "Set `eval_strategy: steps`, or remove `eval_steps`.",
     ),
     NoEffectRule(
         ("save_steps",),
         "save_strategy",
-        _is("save_strategy", "no", "epoch", "best"),
+        _has_value("save_strategy", "no", "epoch", "best"),
         "Set `save_strategy: steps`, or remove `save_steps`.",
     ),
-    NoEffectRule(("save_total_limit",), "save_strategy", _is("save_strategy", "no"), _REMOVE),
+    NoEffectRule(("save_total_limit",), "save_strategy", _has_value("save_strategy", "no"), _REMOVE),
     NoEffectRule(
         ("logging_steps",),
         "logging_strategy",
-        _is("logging_strategy", "no", "epoch"),
+        _has_value("logging_strategy", "no", "epoch"),
         "Set `logging_strategy: steps`, or remove `logging_steps`.",
     ),
     NoEffectRule(
         ("warmup_steps",),
         "lr_scheduler_type",
-        _is("lr_scheduler_type", *_NO_WARMUP),
+        _has_value("lr_scheduler_type", *_NO_WARMUP),
         "Set a scheduler with warmup, for example `constant_with_warmup`, or remove `warmup_steps`.",
     ),
     NoEffectRule(
-        _ADAM, "optim", _is("optim", *_WITHOUT_ADAM), "Set an Adam optimizer, or use the optimizer's own `optim_args`."
+        _ADAM,
+        "optim",
+        _has_value("optim", *_WITHOUT_ADAM),
+        "Set an Adam optimizer, or use the optimizer's own `optim_args`.",
     ),
     NoEffectRule(
-        _HUB, "push_to_hub", _is("push_to_hub", False, default=False), "Set `push_to_hub: true`, or remove the key."
+        _HUB,
+        "push_to_hub",
+        _has_value("push_to_hub", False, default=False),
+        "Set `push_to_hub: true`, or remove the key.",
     ),
     NoEffectRule(("packing_strategy",), "packing", _no_packing, "Set `packing: true`, or remove `packing_strategy`."),
     NoEffectRule(
         ("padding_free",), "packing", _packing_without_padding, "Set `packing: false`, or remove `padding_free`."
     ),
     NoEffectRule(
-        ("gradient_checkpointing_kwargs",), "gradient_checkpointing", _is("gradient_checkpointing", False), _REMOVE
+        ("gradient_checkpointing_kwargs",),
+        "gradient_checkpointing",
+        _has_value("gradient_checkpointing", False),
+        _REMOVE,
     ),
     NoEffectRule(
         ("activation_checkpointing_kwargs",),
         "activation_checkpointing",
-        _is("activation_checkpointing", False),
+        _has_value("activation_checkpointing", False),
         _REMOVE,
     ),
 )
 _4BIT = ("bnb_4bit_compute_dtype", "bnb_4bit_quant_type", "bnb_4bit_use_double_quant", "bnb_4bit_quant_storage")
 QUANTIZATION = (
-    NoEffectRule(_4BIT, "load_in_8bit", _is("load_in_8bit", True), _REMOVE),
+    NoEffectRule(_4BIT, "load_in_8bit", _has_value("load_in_8bit", True), _REMOVE),
     NoEffectRule(
-        ("llm_int8_threshold", "llm_int8_has_fp16_weight"), "load_in_4bit", _is("load_in_4bit", True), _REMOVE
+        ("llm_int8_threshold", "llm_int8_has_fp16_weight"), "load_in_4bit", _has_value("load_in_4bit", True), _REMOVE
     ),
 )
 GENERATION = (
-    NoEffectRule(_SAMPLING, "do_sample", _is("do_sample", False, None), "Set `do_sample: true`, or remove the key."),
+    NoEffectRule(
+        _SAMPLING, "do_sample", _has_value("do_sample", False, None), "Set `do_sample: true`, or remove the key."
+    ),
     NoEffectRule(
         ("length_penalty", "early_stopping"),
         "num_beams",
-        _is("num_beams", 1, None),
+        _has_value("num_beams", 1, None),
         "Set `num_beams` above 1, or remove the key.",
     ),
 )

@@ -55,7 +55,8 @@ class FunctionLocation(NamedTuple):
 def list_templates() -> dict[str, Path]:
     """Return the chat templates that have a name: ours, and those of the installed TRL for training.
 
-    TRL's are found without importing it. Of its variants, the one with {% generation %} markers is taken.
+    TRL is not imported for this. Of its variants of a template, the training variant is listed: that one has
+    {% generation %} markers.
     """
     templates: dict[str, Path] = {}
     spec = importlib.util.find_spec("trl")
@@ -93,7 +94,7 @@ def resolve_template(value: str, folder: Path) -> Location | LocationProblem:
         return location
     nearest = nearest_name(value, templates, cutoff=LOOSE)
     names = f"Did you mean `{nearest}`?" if nearest else f"Use one of {', '.join(templates)}."
-    fix = f"{names} A .jinja file, or a tokenizer as FOLDER or OWNER/NAME, is possible too."
+    fix = f"{names} You can also name a .jinja file, or a tokenizer as FOLDER or OWNER/NAME."
     return LocationProblem("there is no chat template of this name", fix)
 
 
@@ -124,7 +125,7 @@ def _function_of_file(source: str, name: str, folder: Path) -> FunctionLocation 
     is_inside = Path(os.path.normpath(file)).is_relative_to(folder)
     if not is_absolute and not is_inside:
         fix = f"Move the file beside the recipe, or write {file.resolve()}."
-        return LocationProblem(f"this file, whose code would run, is outside {folder}", fix)
+        return LocationProblem(f"this file is outside {folder}, and its code would run", fix)
     return FunctionLocation(file.resolve(), file.resolve().parent, file.stem, name)
 
 

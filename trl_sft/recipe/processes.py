@@ -50,17 +50,17 @@ def parse_machine(text: str) -> TargetMachine:
 
 
 def check(run: Run) -> list[Fault]:
-    """Return what the recipe demands of processes that this version, which trains in one, cannot do.
+    """Return a fault for each key of `launch:` that needs several processes: this version trains in one.
 
-    The recipe itself is right: another machine or a later version may run it.
+    The recipe itself is right: a later version may run it.
     """
     faults: list[Fault] = []
     for name, value in run.launch.items():
         key = ("launch", name)
         written = f"`{name}` is {describe_value(value)}"
         if name == "engine" and value not in ("auto", "ddp"):
-            problem = f"{written}, but this version trains in one process, where there is nothing to divide"
-            fix = "Set `engine` to auto or ddp, or add launch=null after the recipe."
+            problem = f"{written}, but this version trains in one process, so there is nothing to divide"
+            fix = "Set `engine` to auto or ddp, or add launch=null to the command."
             faults.append(run.recipe.fault(key, problem, fix))
         elif name in _SINGLE_PROCESS and value not in _SINGLE_PROCESS[name]:
             problem = f"{written}, but this version trains in one process"
@@ -72,14 +72,14 @@ def check(run: Run) -> list[Fault]:
 
 
 def compute_settings(run: Run, processes: int = 1) -> dict[Key, Setting]:
-    """Return the gradient accumulation that `run.global_batch_size` demands.
+    """Compute the gradient accumulation that `run.global_batch_size` needs.
 
     Args:
         run: The checked recipe.
         processes: How many processes train.
 
     Returns:
-        One setting; empty where the recipe has no `run.global_batch_size`, or already agrees with it.
+        One setting; empty if the recipe has no `run.global_batch_size`, or already agrees with it.
 
     Raises:
         RecipeError: The batch size cannot be divided, or the recipe sets another accumulation.
@@ -109,7 +109,7 @@ def compute_settings(run: Run, processes: int = 1) -> dict[Key, Setting]:
 
 
 def describe_settings(settings: Mapping[Key, Setting]) -> list[tuple[str, str]]:
-    """Return the line of the summary on the gradient accumulation that this package set, if it did."""
+    """Return the line for the screen on the gradient accumulation that trl_sft set; empty if it set none."""
     setting = settings.get(_ACCUMULATION)
     return [("batch", f"gradient_accumulation_steps: {setting.value}, for {setting.reason}")] if setting else []
 

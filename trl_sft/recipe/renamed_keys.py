@@ -26,7 +26,7 @@ class RenamedKey:
     Attributes:
         new: The current name; `accelerator_config.split_batches` is a key of a mapping; "" = there is none.
         values: Old value -> current value; empty = values are unchanged.
-        no_op: Values that ask for what happens without the key: it is ignored.
+        no_op: Values that mean the same as leaving the key out; the key is then ignored.
         fix: What to do where the value cannot be translated; "" = write the current key.
         below: The old value has to be at least 0 and less than this; None = any value.
         reason: Why the key is refused, as the end of a sentence.
@@ -41,7 +41,7 @@ class RenamedKey:
     reason: str = REMOVED
 
     def translate_value(self, value: Any) -> Any:
-        """Return the value under the current name. Raises KeyError where there is none."""
+        """Return the value under the current name. Raises KeyError if there is none."""
         if not self.new:
             raise KeyError(value)
         return self.values[value] if self.values else value
@@ -85,7 +85,7 @@ RENAMED_KEYS: dict[str, dict[str, RenamedKey]] = {
         "overwrite_output_dir": RenamedKey(
             no_op=(False,), fix="Set `run.overwrite: true`: it replaces a finished run."
         ),
-        "past_index": RenamedKey(no_op=(-1,), fix="Remove it: upstream had it for models that pass a memory on."),
+        "past_index": RenamedKey(no_op=(-1,), fix="Remove it: it was for models with a recurrent memory."),
         "per_gpu_eval_batch_size": RenamedKey("per_device_eval_batch_size"),
         "per_gpu_train_batch_size": RenamedKey("per_device_train_batch_size"),
         "push_to_hub_model_id": RenamedKey("hub_model_id"),
@@ -185,7 +185,7 @@ def translate(
 
 
 def _find_rule(section: str, name: Any, value: Any) -> RenamedKey | None:
-    """Return what became of a key or of its value; None where the installed owner takes it as it is."""
+    """Return what became of a key or of its value; None if the installed owner takes it as it is."""
     rules = RENAMED_VALUES.get((section, name))
     if rules is None:
         return renamed_in(section).get(name) if name in RENAMED_KEYS.get(section, {}) else None
@@ -201,7 +201,9 @@ def _apply(
     """Move the value of an old key in `target` to its current name; append a note or a fault."""
     name, value = str(key[-1]), target.pop(key[-1])
     if any(value == no_op and type(value) is type(no_op) for no_op in rule.no_op):
-        notes.append(f"{recipe.where(key)}: ignored, since {format_value(value)} is what happens without it.")
+        notes.append(
+            f"{recipe.where(key)}: ignored, because {format_value(value)} means the same as leaving the key out."
+        )
         return
     try:
         current = rule.translate_value(value)

@@ -129,22 +129,22 @@ def _source_values(source: Source) -> dict[str, Any]:
     return values | {name: value for name, value in source.load_kwargs.items() if name not in SECRET_KEYS}
 
 
-def claim_folder(run: Run) -> run_folder.Claim:
-    """Decide what the run may do with its folder, by what the folder holds; nothing is written.
+def check_folder(run: Run) -> run_folder.FolderDecision:
+    """Decide whether the run may use its folder, from the files that are in it; nothing is written.
 
     Raises:
         RecipeError: The folder holds something else, or a run that may not be replaced or resumed.
 
     """
-    claim = run_folder.claim(
+    decision = run_folder.decide(
         run.output_dir,
         fingerprint=compute_fingerprint(run),
         hash_data=lambda: hash_files(run),
         options=run.options,
     )
-    if claim.problem:
-        raise RecipeError(Fault(run.recipe.where(claim.key), claim.problem, claim.fix))
-    return claim
+    if decision.problem:
+        raise RecipeError(Fault(run.recipe.where(decision.key), decision.problem, decision.fix))
+    return decision
 
 
 def compute_fingerprint(run: Run) -> str:

@@ -1,7 +1,7 @@
-"""Checks what no key shows alone: missing parts, values out of range, keys that need or exclude each other.
+"""Checks a recipe as a whole: missing parts, values out of range, keys that need or exclude each other.
 
 Inputs: a recipe whose keys are known and well typed.
-Outputs: faults. Only of what upstream refuses late, after the weights are loaded, or not at all.
+Outputs: faults. They are only for what upstream refuses late (after the weights are loaded) or not at all.
 Not here: keys without effect (`no_effect`), and everything that upstream's own checks refuse early.
 """
 
@@ -34,8 +34,12 @@ _PROCESS_PATTERNS = {
 }
 # keys of GenerationConfig: upstream refuses smaller values while it generates, after the weights are loaded
 _GENERATION_MINIMUMS = {
-    **{"max_new_tokens": 1, "min_new_tokens": 0, "num_beams": 1},
-    **{"top_k": 0, "top_p": 0, "temperature": 1e-9},
+    "max_new_tokens": 1,
+    "min_new_tokens": 0,
+    "num_beams": 1,
+    "top_k": 0,
+    "top_p": 0,
+    "temperature": 1e-9,
 }
 _NEEDS_EVALUATION = ("eval_on_start", "load_best_model_at_end")
 _SET_EVALUATION = "Set `data.eval`, or `data.eval_fraction: 0.05`."
@@ -152,7 +156,7 @@ def _check_streaming(recipe: Recipe, sources: Sources) -> Iterator[Fault]:
         problem = "streaming needs a number of steps, because a stream has no known length"
         yield recipe.fault(key, problem, "Set `train.max_steps`.")
     if data.get("eval_fraction") is not None:
-        problem = "no fraction of a stream can be taken, because its length is unknown"
+        problem = "a stream has no known length, so no share of it can be the evaluation set"
         fix = "Set `data.eval` to a file or another split instead."
         yield recipe.fault(("data", "eval_fraction"), problem, fix)
     if train.get("shuffle_dataset"):

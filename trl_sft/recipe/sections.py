@@ -87,7 +87,7 @@ OWN_KEYS: dict[str, dict[str, str]] = {
     },
 }
 
-# Keys of the design that this version does not support: refused by name, never ignored.
+# Keys that a later version will support: this one refuses them by name and never ignores them.
 NOT_YET = {
     "evaluate": ("prompts",),
     "run": ("early_stopping",),
@@ -143,8 +143,8 @@ KEYWORDS: dict[str, dict[str, str]] = {
 # What our own keys are for; `explain` and the JSON Schema show it.
 OWN_HELP: dict[str, dict[str, str]] = {
     "model": {
-        "name_or_path": "The model to fine-tune: a folder, a hub id, or trl_sft:tiny. An adapter's folder continues "
-        "its training."
+        "name_or_path": "The model to fine-tune: a folder, a hub id, or trl_sft:tiny. With the folder of an "
+        "adapter the run continues the training of that adapter."
     },
     "tokenizer": {
         "chat_template": "The chat template, for a model without one: chatml, vicuna, alpaca, chinese, a training "
@@ -153,12 +153,13 @@ OWN_HELP: dict[str, dict[str, str]] = {
     },
     "data": {
         "train": "The training data: a path, {path: ...}, or a list of either.",
-        "eval": "The evaluation set: a path, {path: ...}, or a list. Each of several has metrics of its own.",
-        "eval_fraction": "The share of the rows for the evaluation set, between 0 and 1. train.seed decides which.",
+        "eval": "The evaluation set: a path, {path: ...}, or a list. In a list, each entry has its own metrics.",
+        "eval_fraction": "The share of the rows for the evaluation set, between 0 and 1. train.seed chooses the rows.",
         "loss_on": "Which tokens carry loss: the last answer (completion, last_turn), every assistant turn "
         "(assistant), or all. Unset: the answer; in plain text, all.",
         "overlong": "What happens to rows longer than train.max_length. Unset: truncate.",
-        "special_tokens_in_text": "A special token in the text of a row: refuse the row (unset), or read it as text.",
+        "special_tokens_in_text": "What happens if a row's text holds a special token: refuse (the run stops), or text "
+        "(it is trained as plain text). Unset: refuse.",
         "drop_leaked": "Remove training rows that also occur in the evaluation set. Unset: true.",
         "max_untrained": "Stop the run if more than this share of the rows has no trained token. Unset: 0.05.",
     },
@@ -166,7 +167,7 @@ OWN_HELP: dict[str, dict[str, str]] = {
         "path": "A file, a glob, a folder, a hub id, or trl_sft:skills.",
         "format": "The row format, or your own function as FILE.py:FUNCTION. Unset: recognised by the columns.",
         "wording": "How a row becomes text. Unset: chat, if the tokenizer has a chat template.",
-        "rename": "Column of the file: the column that the format expects.",
+        "rename": "A mapping from columns of the file to the columns that the format expects.",
         "task": "The task of all rows of this source.",
         "weight": "The share of this source in the rows of an epoch; set it for all sources or for none.",
         "max_rows": "How many rows of this source to sample, with train.seed.",
@@ -183,27 +184,27 @@ OWN_HELP: dict[str, dict[str, str]] = {
     "run": {
         "resume": "auto (unset) continues from the last checkpoint of this run; never; or the folder of a checkpoint.",
         "overwrite": "Replace a run that is in train.output_dir. Unset: false.",
-        "allow": "Refusals that you accept, by the names that the messages give.",
+        "allow": "Problems that you accept. The message of a problem names its word.",
         "max_hours": "Stop with a checkpoint after this many hours.",
-        "logits_gib": "The largest memory for logits in GiB, where there is no Triton. Unset: 0.5.",
+        "logits_gib": "The largest memory for logits, in GiB, on a machine without Triton. Unset: 0.5.",
         "global_batch_size": "Rows per optimizer step, over all processes and accumulated batches.",
     },
 }
 
-# What a run sets itself where the recipe sets nothing: all departures from upstream's defaults that are keys.
-SETTLED: dict[tuple[str, str], str] = {
-    ("data", "loss_on"): "the answer, where rows have one",
+# Keys that trl_sft sets if the recipe does not, with the value. These are all keys whose default is not upstream's.
+OWN_DEFAULTS: dict[tuple[str, str], str] = {
+    ("data", "loss_on"): "the answer, if the rows have one",
     ("lora", "task_type"): "CAUSAL_LM; without it peft saves an adapter that AutoPeftModelForCausalLM cannot load",
-    ("quantization", "bnb_4bit_compute_dtype"): "bfloat16, where the machine trains in it and weights have 4 bits",
+    ("quantization", "bnb_4bit_compute_dtype"): "bfloat16, if the machine can train in it and the weights have 4 bits",
     ("model", "use_safetensors"): "true, because a pickle file can run code when it is read",
     ("train", "bf16"): "false, on a CPU or a GPU without bfloat16",
-    ("train", "dataloader_pin_memory"): "false, where there is no GPU to copy to",
-    ("train", "eos_token"): "the end-of-turn token of the chat template, where the tokenizer has another end token",
+    ("train", "dataloader_pin_memory"): "false, if there is no GPU to copy to",
+    ("train", "eos_token"): "the end-of-turn token of the chat template, if the tokenizer's eos_token is another token",
     (
         "train",
         "eval_on_start",
-    ): "true, where there is an evaluation set: the eval loss before training is what the last one is compared with",
-    ("train", "gradient_accumulation_steps"): "what run.global_batch_size demands, where that is set",
+    ): "true, if there is an evaluation set: the last eval loss is compared with the one before training",
+    ("train", "gradient_accumulation_steps"): "the number that run.global_batch_size needs, if that is set",
     ("train", "fp16"): "true, on a GPU without bfloat16",
 }
 
@@ -213,7 +214,7 @@ REFUSED: dict[str, dict[str, str]] = {
         "quantization_config": "Use the section `quantization:`.",
         "load_in_8bit": "Use `quantization: {load_in_8bit: true}`.",
         "load_in_4bit": "Use `quantization: {load_in_4bit: true}`.",
-        # TRL reads the configuration without it, so weights of one folder would meet the shape of another
+        # TRL reads the configuration without it, so the weights of one folder would get the configuration of another
         "subfolder": "Name that folder itself in `model.name_or_path`.",
     },
     "quantization": {
@@ -234,7 +235,7 @@ REFUSED: dict[str, dict[str, str]] = {
         "save_infos": "Remove it: it is for authors of data sets.",
     },
     "launch": {
-        **dict.fromkeys(["module", "no_python", "run_path"], "Remove it: what is launched is this recipe."),
+        **dict.fromkeys(["module", "no_python", "run_path"], "Remove it: trl_sft always launches this recipe."),
     },
     "evaluate.generation": {
         **dict.fromkeys(
@@ -259,7 +260,7 @@ REFUSED: dict[str, dict[str, str]] = {
         "parallelism_config": "Remove it: this version trains in one process.",
         "local_rank": "Remove it: the launcher sets it.",
         "resume_from_checkpoint": "Use `run.resume`.",
-        "dataset_text_field": "Use `rename` of the source: the column of `format: text` is `text`.",
+        "dataset_text_field": "Use `format: text` and `rename: {COLUMN: text}` of the source.",
         "do_train": "Remove it: a run always trains.",
         "do_eval": "Set `data.eval` or `data.eval_fraction`, and `train.eval_strategy`.",
         "do_predict": "Set `data.eval` or `data.eval_fraction`.",

@@ -69,7 +69,7 @@ class Recipe:
         values: The plain values, with overrides.
         places: Key -> `recipe.yaml:12`, or the override as typed, in parentheses.
         overridden: Keys whose value is from the command line.
-        arguments: The path and the overrides as typed: the command line that runs it again.
+        arguments: The path and the overrides as typed; with them a command line repeats the run.
 
     """
 
@@ -82,15 +82,17 @@ class Recipe:
 
     def where(self, key: Key) -> str:
         """Return the place of a key, `recipe.yaml:12 train.pakking`; an absent key has the place of its parent."""
-        known = next((key[:n] for n in range(len(key), -1, -1) if key[:n] in self.places), ())
-        return f"{self.places.get(known, self.path.name)} {_dotted(key)}".rstrip()
+        parent = key
+        while parent and parent not in self.places:
+            parent = parent[:-1]
+        return f"{self.places.get(parent, self.path.name)} {_dotted(key)}".rstrip()
 
     def fault(self, key: Key, problem: str, fix: str) -> Fault:
         """Return a fault at the place of a key."""
         return Fault(self.where(key), problem, fix)
 
     def folder(self, key: Key) -> Path:
-        """Return the folder that a path under `key` is relative to: the recipe's; of an override, the current one."""
+        """Return the folder to which a path under `key` is relative: the recipe's, or for an override the current."""
         is_override = any(key[:n] in self.overridden for n in range(1, len(key) + 1))
         return Path.cwd() if is_override else self.path.parent
 
@@ -131,7 +133,7 @@ def read_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
         The recipe as written.
 
     Raises:
-        RecipeError: With every fault of the text; a fault of the YAML syntax stands alone.
+        RecipeError: With every fault of the text. After an error of the YAML syntax the values are not checked.
 
     """
     path = Path(path)
@@ -140,7 +142,7 @@ def read_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
     places: dict[Key, str] = {(): path.name}
     values = _parse(text, (), _Record(lambda line: f"{path.name}:{line + 1}", places, faults))
     if values is None and not faults:
-        fix = "Write its sections. `python -m trl_sft init MODEL DATA -o ANOTHER.yaml` writes a first recipe."
+        fix = "Write `model:`, `data:` and `train:`, or run `python -m trl_sft init MODEL DATA -o ANOTHER.yaml`."
         faults.append(Fault(path.name, "the file is empty", fix))
     elif not isinstance(values, dict) and not faults:
         problem = f"the recipe is {describe_value(values)}, not a mapping of sections"
@@ -160,26 +162,26 @@ def _override_place(override: str, _line: int) -> str:
 
 
 def _read_text(path: Path) -> str:
-    """Return the text of a recipe file, which has to be of a bearable size."""
+    """Return the text of a recipe file; refuse a file that is too long to be a recipe."""
     try:
         text = path.read_text(encoding="utf-8")
     except FileNotFoundError:
         names = ", ".join(sorted(file.name for file in path.parent.glob("*.yaml"))[:5]) or "none"
-        fix = f"Name a recipe (*.yaml in that folder: {names}), or a command that --help lists."
+        fix = f"Write the path of a recipe (*.yaml files there: {names}), or a command that `--help` lists."
         raise RecipeError(Fault(str(path), "there is no such file", fix)) from None
     except (OSError, UnicodeDecodeError) as error:
         problem = f"the file cannot be read: {error}"
         raise RecipeError(Fault(str(path), problem, "Name a text file in UTF-8.")) from None
     if len(text) > _MAX_CHARACTERS:
         problem = f"the file has {len(text):,} characters, too many for a recipe"
-        raise RecipeError(Fault(str(path), problem, "Name a recipe."))
+        raise RecipeError(Fault(str(path), problem, "Write the path of a recipe."))
     return text
 
 
 class _Record(NamedTuple):
-    """What reading a text writes down."""
+    """The places and the faults that are collected while a text is read."""
 
-    place: Callable[[int], str]  # line, from 0 -> the place that messages name
+    describe_line: Callable[[int], str]  # number of a line, from 0 -> its place in messages
     places: dict[Key, str]
     faults: list[Fault]
 
@@ -194,7 +196,9 @@ def _parse(text: str, key: Key, record: _Record) -> Any:
         for token in yaml.scan(text, Loader=_Loader):
             if isinstance(token, yaml.TagToken):
                 problem = f"the tag !{token.value[1]} is not supported"
-                record.add(record.place(token.start_mark.line), problem, "Write the plain value.")
+                record.add(
+                    record.describe_line(token.start_mark.line), problem, "Remove the tag, and write the plain value."
+                )
         node = yaml.compose(text, Loader=_Loader)
         return None if node is None else _to_value(node, key, record=record, parents=())
     except yaml.YAMLError as error:
@@ -202,9 +206,11 @@ def _parse(text: str, key: Key, record: _Record) -> Any:
         problem = getattr(error, "problem", None) or str(error).splitlines()[0]
         # a character that YAML does not allow has a position, but no mark
         line = mark.line if mark else text.count("\n", 0, getattr(error, "position", 0))
-        record.add(record.place(line), f"this is not valid YAML: {problem}", syntax)
+        record.add(record.describe_line(line), f"this is not valid YAML: {problem}", syntax)
     except RecursionError:
-        record.add(record.place(0), "the values are nested hundreds of levels deep", "Write a flatter recipe.")
+        record.add(
+            record.describe_line(0), "the values are nested hundreds of levels deep", "Nest the values less deeply."
+        )
     except OverflowError as error:
         problem = f"aliases of aliases make more than {_MAX_VALUES:,} values"
         record.add(str(error), problem, "Write the values without aliases.")
@@ -213,12 +219,12 @@ def _parse(text: str, key: Key, record: _Record) -> Any:
 
 def _to_value(node: yaml.Node, key: Key, *, record: _Record, parents: tuple[int, ...]) -> Any:
     """Return the plain value of a node; `parents` holds the ids of the nodes around it."""
-    place = record.place(node.start_mark.line)
+    place = record.describe_line(node.start_mark.line)
     record.places.setdefault(key, place)
     if len(record.places) > _MAX_VALUES:
         raise OverflowError(f"{place} {_dotted(key[:2])}")
     if id(node) in parents:
-        record.add(place, "the anchor contains itself", "Write the value out, without the anchor.")
+        record.add(place, "the anchor contains itself", "Write the whole value here, without the anchor.")
         return None
     parents = (*parents, id(node))
     if isinstance(node, yaml.ScalarNode):
@@ -229,15 +235,15 @@ def _to_value(node: yaml.Node, key: Key, *, record: _Record, parents: tuple[int,
         ]
     values: dict[Any, Any] = {}
     for name_node, value_node in node.value:
-        place = record.place(name_node.start_mark.line)
+        place = record.describe_line(name_node.start_mark.line)
         if not isinstance(name_node, yaml.ScalarNode):
-            record.add(place, "the key is not a plain word", "Write one key per line.")
+            record.add(place, "the key is a list or a mapping", "Write a plain word as the key.")
             continue
         if name_node.value == "<<":
-            record.add(place, "the merge key `<<` is not supported", "Write the keys out.")
+            record.add(place, "the merge key `<<` is not supported", "Write each key here, without `<<`.")
             continue
-        number = _to_scalar(name_node, place, record)
-        name = number if type(number) is int else name_node.value
+        scalar = _to_scalar(name_node, place, record)
+        name = scalar if type(scalar) is int else name_node.value  # a number as a key: `max_memory: {0: 20GiB}`
         name_key = (*key, name)
         if name in values:
             problem = f"the key is written twice; the first is at {record.places[name_key]}"
@@ -252,7 +258,7 @@ def _to_scalar(node: yaml.ScalarNode, place: str, record: _Record) -> Any:
     text: str = node.value
     if _ENVIRONMENT_VARIABLE.search(text):
         problem = f"{text}: a recipe does not read environment variables"
-        record.add(place, problem, "Write the value, or set it with an override after the file.")
+        record.add(place, problem, "Write the value itself, or set it on the command line: section.key=value.")
     match node.tag.rsplit(":", 1)[-1] if node.style is None else "str":
         case "null":
             return None
@@ -267,7 +273,7 @@ def _to_scalar(node: yaml.ScalarNode, place: str, record: _Record) -> Any:
 
 def _apply_override(values: dict[str, Any], override: str, *, record: _Record, overridden: set[Key]) -> None:
     """Put the value of one `section.key=value` into the values."""
-    place = record.place(0)
+    place = record.describe_line(0)
     dotted, equals, text = override.partition("=")
     key: Key = tuple(int(part) if part.isascii() and part.isdecimal() else part for part in dotted.split("."))
     if equals and not text.strip():
@@ -289,7 +295,7 @@ def _apply_override(values: dict[str, Any], override: str, *, record: _Record, o
 
 
 def _contradicts_earlier(key: Key, place: str, *, record: _Record, overridden: set[Key]) -> bool:
-    """Tell, and record, whether an override replaces an earlier one, or the mapping that an earlier one is in."""
+    """Tell whether an override would remove the value of an earlier override; record the fault if so."""
     earlier = min((old for old in overridden if old[: len(key)] == key), key=str, default=None)
     if earlier is None:
         return False
@@ -302,14 +308,14 @@ def _contradicts_earlier(key: Key, place: str, *, record: _Record, overridden: s
 
 
 def _find_parent(values: dict[str, Any], key: Key, *, record: _Record, overridden: set[Key]) -> Any:
-    """Return the mapping or list that contains a key, and create missing mappings; None where it cannot exist."""
-    place = record.place(0)
+    """Return the mapping or list that contains a key, and create missing mappings; None if it cannot exist."""
+    place = record.describe_line(0)
     target: Any = values
     for n, part in enumerate(key[:-1], 1):
         if isinstance(target, dict) and target.get(part) is None:
             if key[:n] in overridden:
                 problem = f"an earlier override sets {_dotted(key[:n])} to null"
-                record.add(place, problem, "Remove one of the two.")
+                record.add(place, problem, "Remove one of the two overrides.")
                 return None
             target[part] = {}
             record.places[key[:n]] = place
@@ -321,7 +327,7 @@ def _find_parent(values: dict[str, Any], key: Key, *, record: _Record, overridde
 
 
 def _get_item(target: Any, part: str | int) -> Any:
-    """Return a value of a mapping or a list; None where there is none."""
+    """Return a value of a mapping or a list; None if there is none."""
     if isinstance(target, dict):
         return target.get(part)
     return target[part] if isinstance(target, list) and isinstance(part, int) and part < len(target) else None
@@ -334,11 +340,11 @@ def _describe_possible_keys(values: Any, key: Key) -> str:
         if not isinstance(inner, dict | list):
             path = _dotted(key[: n + 1])
             if n + 1 < len(key) and inner is not None:
-                return f"Replace {path} as a whole: {path}={{...}}. It is {describe_value(inner)}."
+                return f"{path} is {describe_value(inner)}. Replace the whole value: {path}={{...}}."
             names: Iterable[Any] = values if isinstance(values, dict) else range(len(values))
             places = [_dotted((*key[:n], name)) for name in names]
             if not places:
-                return f"Write {_dotted(key[:n])} as a whole."
+                return f"Set the whole list or mapping: {_dotted(key[:n])}=VALUE."
             return f"Use {places[0]}." if len(places) == 1 else f"Use one of {', '.join(places)}."
         values = inner
     return "Use a key that the recipe has."

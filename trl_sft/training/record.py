@@ -26,14 +26,14 @@ from trl_sft.training.verify import Verification
 class RunRecord:
     """The files of a run that goes on."""
 
-    def __init__(self, run: Run, claim: run_folder.Claim) -> None:
+    def __init__(self, run: Run, decision: run_folder.FolderDecision) -> None:
         """Start the clock; trainer and verification follow when they exist."""
         self.trainer: SFTTrainer | None = None
         self.verification: Verification | None = None
-        self.checkpoint = claim.checkpoint  # that the run resumes from
+        self.checkpoint = decision.checkpoint  # that the run resumes from
         self.largest_batch: tuple[int, ...] = ()  # so far: rows, tokens
         self.in_training = True  # whether the last batch was one to train, not to evaluate
-        self._run, self._claim = run, claim
+        self._run, self._decision = run, decision
         self._inputs: TrainingInputs | None = None
         self._entries: dict[str, Any] = {}
         self._started = time.monotonic()
@@ -46,7 +46,7 @@ class RunRecord:
     def begin(self, inputs: TrainingInputs) -> None:
         """Take the folder: an earlier run that may be replaced is removed only now."""
         run, folder = self._run, self._run.output_dir
-        if self._claim.replaces_earlier:
+        if self._decision.replaces_earlier:
             run_folder.remove_earlier_files(folder)
         assert self.trainer is not None
         measured = {"measured": self.verification.measured} if self.verification else {}

@@ -24,12 +24,12 @@ from trl_sft.training.stages import build_trainer, replace_callbacks
 from trl_sft.training.verify import Verification
 
 
-def run(checked: Run, claim: run_folder.Claim) -> Result:
+def run(checked: Run, decision: run_folder.FolderDecision) -> Result:
     """Carry a run out in the folder that is its own.
 
     Args:
         checked: the recipe, as `recipe.build` returns it.
-        claim: what the run may do with its folder, as `manifest.claimed` returns it.
+        decision: how the run may use its folder, as `resolved.check_folder` returns it.
 
     Raises:
         UserError: before training; nothing was written.
@@ -42,7 +42,7 @@ def run(checked: Run, claim: run_folder.Claim) -> Result:
             problem = f"{checked.output_dir}: another process trains there now"
             fix = "Wait for it, or set another train.output_dir."
             raise LaunchError(Fault(checked.recipe.where(("train", "output_dir")), problem, fix))
-        record = RunRecord(checked, claim)
+        record = RunRecord(checked, decision)
         with failures.explained(checked, record):
             trainer = record.trainer = build_trainer(checked, inputs)
             verification = record.verification = Verification(checked, inputs, trainer)
@@ -64,5 +64,5 @@ def run(checked: Run, claim: run_folder.Claim) -> Result:
             replace_callbacks(trainer, [verification, progress, guard])
             with guard.handle_signals(), contextlib.closing(progress):
                 with contextlib.suppress(callbacks.AlreadyTrained):
-                    trainer.train(resume_from_checkpoint=str(claim.checkpoint) if claim.checkpoint else None)
+                    trainer.train(resume_from_checkpoint=str(decision.checkpoint) if decision.checkpoint else None)
                 return finish.save(checked, inputs, trainer, record=record, prompts=prompts)

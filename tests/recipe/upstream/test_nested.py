@@ -89,4 +89,4 @@ def test_arguments_of_an_optimizer_are_those_that_its_handler_reads():
 
 def test_optimizer_of_a_recipe_without_one_is_the_default_of_the_live_config():
     fields = nested.get_nested_fields("train", "optim_args", {})
-    assert fields.owner == f"optim: {SFTConfig(output_dir='x', bf16=False, use_cpu=True).optim.value}"
+    assert fields.owner_name == f"optim: {SFTConfig(output_dir='x', bf16=False, use_cpu=True).optim.value}"

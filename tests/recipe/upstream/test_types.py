@@ -65,7 +65,7 @@ def test_choices_that_no_type_shows_are_the_live_ones():
 
 @pytest.mark.parametrize("place", keys.WORDS, ids=".".join)
 def test_every_word_list_is_read_from_the_installed_sources(place):
-    assert len(types._read_word_list(keys.WORDS[place])) > len(keys.WORDS[place].also)
+    assert len(types._read_word_list(keys.WORDS[place])) > len(keys.WORDS[place].extra_words)
 
 
 @pytest.mark.parametrize("name", ["cache_implementation", "early_stopping"])

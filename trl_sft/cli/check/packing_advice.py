@@ -31,7 +31,7 @@ def advise(train: Any, ledger: Mapping[str, Any], args: SFTConfig, attention: st
         train: The rows as SFTTrainer gets them.
         ledger: Their counts.
         args: Batch size, packing, sampling.
-        attention: `model.attn_implementation`; "" where the recipe does not set it.
+        attention: `model.attn_implementation`; "" if the recipe does not set it.
 
     """
     if not isinstance(train, Dataset) or args.packing:

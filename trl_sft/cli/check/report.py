@@ -44,7 +44,7 @@ class Report:
     machine_faults: list[Fault] = field(default_factory=list)  # what this machine or this version cannot run
     unchecked: list[str] = field(default_factory=list)  # stages that could not be checked, with the reason
     seconds: dict[str, float] = field(default_factory=dict)  # stage -> its time
-    inputs: TrainingInputs | None = None  # all that training needs beside the weights; None where a stage failed
+    inputs: TrainingInputs | None = None  # all that training needs beside the weights; None if a stage failed
     memory: fit.MemoryReport | None = None
 
     @contextlib.contextmanager
@@ -85,7 +85,7 @@ def check(run: Run, machine: TargetMachine, seconds: float) -> Report:
     with report.stage("machine"):
         device.check_machine(run)
     with report.stage("folder"):
-        resolved.claim_folder(run)
+        resolved.check_folder(run)
     settings = _settle(run, report, machine)
     model, chat = _load_tokenizer(run, report)
     if model is None or chat is None or settings is None:

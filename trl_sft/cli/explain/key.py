@@ -118,7 +118,7 @@ def _find_nested(mapping: str, name: str, run: Run | None) -> list[KeySource]:
     for siblings in _list_siblings(section, run):
         fields = nested.get_nested_fields(section, key, siblings) if key else None
         if fields and name in fields.fields:
-            return [KeySource(mapping, name, fields.fields[name], fields.owner, fields.definition)]
+            return [KeySource(mapping, name, fields.fields[name], fields.owner_name, fields.definition)]
     return []
 
 
@@ -151,7 +151,7 @@ def _explain(source: KeySource, run: Run | None) -> Iterator[str]:
     yield from _wrap(types.describe(field), "  accepts  ")
     if field.default:
         yield f"  default  {format_default(field)}"
-    if reason := sections.SETTLED.get((section, name)):
+    if reason := sections.OWN_DEFAULTS.get((section, name)):
         yield from _wrap(f"sets this key where the recipe does not: {reason}", "  trl_sft  ")
     if run is not None:
         yield from _explain_value(source, run)
@@ -169,7 +169,7 @@ def _list_nested_keys(section: str, name: str) -> Iterator[str]:
         names = ", ".join(key for key in fields.fields if key not in refused)
         yield ""
         yield from textwrap.wrap(
-            f"Its keys ({fields.owner}): {names}", _WIDTH, initial_indent="  ", subsequent_indent="  "
+            f"Its keys ({fields.owner_name}): {names}", _WIDTH, initial_indent="  ", subsequent_indent="  "
         )
 
 

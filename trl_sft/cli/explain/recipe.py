@@ -41,7 +41,7 @@ def _explain_section(section: str, set_values: dict[str, resolved.ResolvedValue]
     for name, value in set_values.items():
         is_default = name in fields and format_default(fields[name]) == format_value(value.value)
         yield f"{' ' if is_default else '*'} {name}: {format_set_value(name, value)}  # {value.set_by}"
-    settled = {name: reason for (where, name), reason in sections.SETTLED.items() if where == section}
+    settled = {name: reason for (where, name), reason in sections.OWN_DEFAULTS.items() if where == section}
     yield from (f"? {name}: {reason}" for name, reason in settled.items() if name not in set_values)
     others = {*set_values, *settled}
     yield from (f"  {name}: {format_default(field)}" for name, field in fields.items() if name not in others)

@@ -122,7 +122,7 @@ def _build_key(section: str, name: str, field: Field) -> Schema:
 def _build_nested(section: str, name: str) -> Schema | None:
     """Return the schema of the mapping under a key.
 
-    None where nobody declares its keys, or another key decides which it has (`_build_scheduler_conditions`).
+    None if nobody declares its keys, or another key decides which it has (`_build_scheduler_conditions`).
     """
     nested_fields = nested.get_nested_fields(section, name, {}) if section not in ("data", keys.SOURCE) else None
     if nested_fields is None or (section, name) in (("train", "lr_scheduler_kwargs"), ("train", "optim_args")):
@@ -177,10 +177,10 @@ def _build_choices(choices: tuple[str, ...], listing: WordList) -> Iterator[Sche
     """Yield the schemas of a text that has to be one of some words."""
     literals = [choice for choice in choices if "[" not in choice]
     alternatives = "|".join(re.escape(word) for word in literals)
-    if listing.several:
+    if listing.accepts_several:
         yield {"type": "string", "pattern": f"^ *({alternatives})?( +({alternatives}))* *$"}
         return
-    upper_case = [word.upper() for word in literals] if listing.lower else []
+    upper_case = [word.upper() for word in literals] if listing.ignores_case else []
     yield {"enum": [*literals, *upper_case]}
     for choice in choices:
         if choice not in literals:  # a family: 'pissa_niter_[number of iters]'
@@ -190,7 +190,7 @@ def _build_choices(choices: tuple[str, ...], listing: WordList) -> Iterator[Sche
 
 
 def _build_single_type(node: ast.expr, module: str, mapping: Schema | None) -> Schema | None:
-    """Return the schema of a type that is not a union; None where YAML cannot write it."""
+    """Return the schema of a type that is not a union; None if YAML cannot write it."""
     if isinstance(node, ast.Constant):
         return {"type": "null"} if node.value is None else None
     name = upstream_types.get_type_name(node.value if isinstance(node, ast.Subscript) else node)

@@ -21,14 +21,14 @@ class WordList(NamedTuple):
     """Where an owner lists the words that a key takes, if the key's type does not list them."""
 
     sources: tuple[str, ...]  # `module:name`: an enumeration, a constant, or a function that returns the words
-    compared: str = ""  # the words are those with which the function compares this variable
-    quoted: str = ""  # the words are those in double quotes in the owner's help of this key
-    declared: bool = False  # the words are the names that a stub declares to be of the type `name`
-    also: tuple[str, ...] = ()  # further words that upstream takes
+    compared_variable: str = ""  # read the words with which the function compares this variable
+    documented_key: str = ""  # read the words in double quotes in the owner's help of this key
+    is_stub_type: bool = False  # read the names that a stub declares to be of the type `name`
+    extra_words: tuple[str, ...] = ()  # further words that upstream takes
     pattern: str = ""  # a regular expression of further texts that upstream takes
-    pattern_in_words: str = ""  # the pattern, as a message writes it
-    lower: bool = False  # upstream lists the words in capitals and takes them in any case
-    several: bool = False  # a text may hold several of the words, separated by spaces
+    pattern_description: str = ""  # the pattern, as a message writes it
+    ignores_case: bool = False  # upstream lists the words in capitals and takes them in any case
+    accepts_several: bool = False  # a text may hold several of the words, separated by spaces
 
 
 class Field(NamedTuple):
@@ -36,7 +36,7 @@ class Field(NamedTuple):
 
     name: str
     type: ast.expr | None  # None: the owner declares none
-    default: str  # as the source writes it; "" = the key has no default and must be given
+    default: str  # as the source writes it; "" = the owner declares no default
     module: str = ""  # where the names in `type` and `choices` are looked up
     choices: ast.expr | WordList | None = None  # what the owner lists beside the type
     help: str = ""  # what the owner says in the declaration; `read_help` reads the docstrings too
@@ -46,7 +46,7 @@ _PLAIN_TYPES = ("int", "float", "bool", "str", "dict", "list")
 # The names of which a documented type may consist. Any other name is a class, which YAML cannot write.
 _WRITABLE_NAMES = {*_PLAIN_TYPES, "None", "Any", "Union", "Optional", "Literal", "tuple"}
 
-# What argparse's `type=` means for YAML: a text may be written as a number, which a command line makes text of.
+# The YAML types for argparse's `type=`: an option of type text may be a number in YAML (`rdzv_id: 1`).
 _OPTION_TYPES = {"str": "str | int", "comma_separated_list": "list[str]"}
 
 
@@ -117,7 +117,7 @@ def read_popped_keywords(owner: str) -> dict[str, Field]:
 
 
 def read_help(owner: str, name: str) -> str:
-    """Return what an owner says of a key.
+    """Return the help text of a key.
 
     Args:
         owner: a class, function or method, or a constant that holds a docstring.
@@ -204,9 +204,10 @@ def _read_field(item: ast.AnnAssign, name: str, owner: str) -> Field:
 
 
 def _unparse_default(default: ast.expr | None, module: str, class_name: str = "") -> str:
-    """Return a default as the source writes it, the name of a text as that text; "" for none.
+    """Return a default as the source writes it; "" = no default. The name of a constant text becomes that text.
 
-    Of several assignments to the name the last one counts: transformers assigns `default_optim` anew for torch 2.8.
+    If the name is assigned several times, the last one counts: transformers assigns `default_optim` again for torch
+    2.8.
     """
     if isinstance(default, ast.Name):
         path = f"{class_name}.{default.id}" if class_name else default.id
@@ -216,7 +217,7 @@ def _unparse_default(default: ast.expr | None, module: str, class_name: str = ""
 
 
 def _infer_type(owner: str, name: str, default: ast.expr | None) -> ast.expr | None:
-    """Return the type that a plain default shows, else the documented one; None where neither says."""
+    """Return the type that a plain default shows, else the documented one; None if neither says."""
     if isinstance(default, ast.Constant) and type(default.value).__name__ in _PLAIN_TYPES:
         return ast.Name(type(default.value).__name__)
     documented = _parse_documented_type(_read_entry(owner, name)[0])
@@ -226,7 +227,7 @@ def _infer_type(owner: str, name: str, default: ast.expr | None) -> ast.expr | N
 
 
 def _parse_documented_type(text: str) -> ast.expr | None:
-    """Return a type as docstrings write it, "`int` or `list[int]`, *optional*"; None where YAML cannot write it."""
+    """Return a type as docstrings write it, "`int` or `list[int]`, *optional*"; None if YAML cannot write it."""
     plain = re.sub(r"[`*]|,? *(optional|default).*", "", text.replace("(", "[").replace(")", "]"))
     while plain.count("]") > plain.count("["):  # the bracket that closes the docstring's own
         plain = plain.rstrip()[:-1]

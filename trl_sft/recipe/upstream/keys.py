@@ -25,34 +25,37 @@ _GENERATION_CHECK = sections.GENERATION[1].replace("__init__", "validate")
 WORDS: dict[tuple[str, str], WordList] = {
     ("model", "attn_implementation"): WordList(
         ("transformers.modeling_utils:AttentionInterface._global_mapping",),
-        also=("eager",),
+        extra_words=("eager",),
         pattern=r"[^/:]+/[^/:]+(@[^/:]+)?(:[^/:]+)?",  # transformers.integrations.hub_kernels.is_kernel
-        pattern_in_words="OWNER/KERNEL of the hub",
+        pattern_description="OWNER/KERNEL of the hub",
     ),
     # The check of TRL, which loads the model; its own default is float32.
-    ("model", "dtype"): WordList(("trl.trainer.utils:create_model_from_path",), compared="dtype", also=("auto",)),
+    ("model", "dtype"): WordList(
+        ("trl.trainer.utils:create_model_from_path",), compared_variable="dtype", extra_words=("auto",)
+    ),
     ("model", "experts_implementation"): WordList(
         (
             "transformers.integrations.moe:ExpertsInterface._global_mapping",
             "transformers.integrations.finegrained_fp8:FP8ExpertsInterface._global_mapping",
         ),
-        also=("eager",),
+        extra_words=("eager",),
     ),
-    ("quantization", "bnb_4bit_compute_dtype"): WordList(("torch._C:dtype",), declared=True),
-    ("quantization", "bnb_4bit_quant_storage"): WordList((_QUANTIZATION,), compared="bnb_4bit_quant_storage"),
-    ("train", "debug"): WordList(("transformers.debug_utils:DebugOption",), several=True),
+    ("quantization", "bnb_4bit_compute_dtype"): WordList(("torch._C:dtype",), is_stub_type=True),
+    ("quantization", "bnb_4bit_quant_storage"): WordList((_QUANTIZATION,), compared_variable="bnb_4bit_quant_storage"),
+    ("train", "debug"): WordList(("transformers.debug_utils:DebugOption",), accepts_several=True),
     ("train", "include_num_input_tokens_seen"): WordList(
-        ("transformers.training_args:TrainingArguments",), quoted="include_num_input_tokens_seen"
+        ("transformers.training_args:TrainingArguments",), documented_key="include_num_input_tokens_seen"
     ),
     ("train", "report_to"): WordList(
-        ("transformers.integrations.integration_utils:INTEGRATION_TO_CALLBACK",), also=("all", "none")
+        ("transformers.integrations.integration_utils:INTEGRATION_TO_CALLBACK",), extra_words=("all", "none")
     ),
-    ("train", "torch_compile_backend"): WordList(("accelerate.utils.dataclasses:DynamoBackend",), lower=True),
+    ("train", "torch_compile_backend"): WordList(("accelerate.utils.dataclasses:DynamoBackend",), ignores_case=True),
     ("train", "torch_compile_mode"): WordList(("torch._inductor:list_mode_options",)),
-    (GENERATION, "cache_implementation"): WordList((_GENERATION_CHECK,), compared="self.cache_implementation"),
-    (GENERATION, "early_stopping"): WordList((_GENERATION_CHECK,), compared="self.early_stopping"),
+    (GENERATION, "cache_implementation"): WordList((_GENERATION_CHECK,), compared_variable="self.cache_implementation"),
+    (GENERATION, "early_stopping"): WordList((_GENERATION_CHECK,), compared_variable="self.early_stopping"),
     (f"{GENERATION}.watermarking_config", "seeding_scheme"): WordList(
-        ("transformers.generation.configuration_utils:WatermarkingConfig.validate",), compared="self.seeding_scheme"
+        ("transformers.generation.configuration_utils:WatermarkingConfig.validate",),
+        compared_variable="self.seeding_scheme",
     ),
 }
 
@@ -84,7 +87,7 @@ _HELP: dict[str, tuple[str, ...]] = {
 
 
 def get_help(section: str, name: str) -> str:
-    """Return what a key is for, in our words or in its owner's; "" where neither says."""
+    """Return what a key is for, in our words or in its owner's; "" if neither says."""
     if own_help := sections.OWN_HELP.get(section, {}).get(name):
         return own_help
     for owner in _HELP.get(section, ()):
@@ -128,7 +131,7 @@ def get_source_fields(builder: str) -> dict[str, Field]:
     """Return all keys of one source: our own, those of `datasets.load_dataset`, and those of its builder.
 
     Args:
-        builder: the builder of datasets that reads the files (`json`, `csv`); "" where it is not known.
+        builder: the builder of datasets that reads the files (`json`, `csv`); "" if it is not known.
 
     """
     of_builder = upstream_fields.read_fields(get_builder_config(builder)) if builder else {}

@@ -44,9 +44,9 @@ TEXT_FORMS = {
 class NestedFields(NamedTuple):
     """The keys of a mapping that stands under a key."""
 
-    owner: str  # whose keys they are, for a message
+    owner_name: str  # whose keys they are, for a message
     fields: dict[str, Field]
-    definition: str = ""  # the owner of the help; "" = there is none
+    definition: str = ""  # where the help of the keys is read, `module:Class`; "" = there is none
 
 
 def get_nested_fields(section: str, name: str, siblings: Mapping[str, Any]) -> NestedFields | None:
@@ -58,7 +58,7 @@ def get_nested_fields(section: str, name: str, siblings: Mapping[str, Any]) -> N
         siblings: the other values of the section: `optim` decides what `optim_args` can hold.
 
     Returns:
-        The fields; None where nobody declares the keys, so that any are accepted.
+        The fields; None if nobody declares the keys, so that any are accepted.
 
     Raises:
         UpstreamChanged: the installed version is not written as this reader expects.
@@ -115,7 +115,7 @@ def _get_checkpointing_fields(_: Mapping[str, Any]) -> NestedFields:
     owner = "torch.utils.checkpoint:checkpoint"
     arguments = upstream_fields.read_arguments(owner) | upstream_fields.read_popped_keywords(owner)
     del arguments["function"]
-    # a function (`context_fn`) is nothing that YAML can write
+    # YAML cannot write a function (`context_fn`)
     fields = {name: field for name, field in arguments.items() if not _is_callable(field)}
     modes = WordList(("torch.utils.checkpoint:_allowed_determinism_checks_to_fns",))
     fields["determinism_check"] = fields["determinism_check"]._replace(choices=modes)
@@ -138,7 +138,7 @@ def _is_callable(field: Field) -> bool:
 
 def _get_scheduler_fields(siblings: Mapping[str, Any]) -> NestedFields | None:
     """Return the arguments of the scheduler that `lr_scheduler_type` names, without those that the Trainer passes."""
-    kind = _choose("lr_scheduler_type", siblings)
+    kind = _get_value_or_default("lr_scheduler_type", siblings)
     function = _look_up_function(_SCHEDULERS, "TYPE_TO_SCHEDULER_FUNCTION", "lr_scheduler_type", kind)
     if not function:
         return None
@@ -155,7 +155,7 @@ def _get_scheduler_fields(siblings: Mapping[str, Any]) -> NestedFields | None:
 
 
 def _find_wrapped_class(function: str) -> str:
-    """Return the class to which a scheduler's function passes its keywords; "" where it names them itself.
+    """Return the class to which a scheduler's function passes its keywords; "" if it names them itself.
 
     transformers writes `return ReduceLROnPlateau(optimizer, **kwargs)`.
     """
@@ -205,8 +205,8 @@ def _get_watermarking_fields(_: Mapping[str, Any]) -> NestedFields:
 
 
 def _get_optimizer_fields(siblings: Mapping[str, Any]) -> NestedFields | None:
-    """Return what the optimizer takes of `optim_args`; None where it passes on everything."""
-    optim = _choose("optim", siblings)
+    """Return what the optimizer takes of `optim_args`; None if it passes on everything."""
+    optim = _get_value_or_default("optim", siblings)
     handler = _look_up_function(_OPTIMIZERS, "_OPTIMIZER_HANDLERS", "optim", optim)
     names = _read_optimizer_arguments(handler) if handler else None
     if names is None:
@@ -214,8 +214,8 @@ def _get_optimizer_fields(siblings: Mapping[str, Any]) -> NestedFields | None:
     return NestedFields(f"optim: {optim}", {name: Field(name, None, "") for name in names})
 
 
-def _choose(name: str, siblings: Mapping[str, Any]) -> str:
-    """Return the value of a key of `train:`, and its default where the recipe leaves it out."""
+def _get_value_or_default(name: str, siblings: Mapping[str, Any]) -> str:
+    """Return the value of a key of `train:`, or its default if the recipe does not set it."""
     if value := siblings.get(name):
         return str(value)
     field = keys.get_fields("train")[name]
@@ -226,10 +226,10 @@ def _choose(name: str, siblings: Mapping[str, Any]) -> str:
 
 
 def _look_up_function(module: str, constant: str, name: str, choice: str) -> str:
-    """Return the function to which a mapping of transformers leads the choice of a key of `train:`.
+    """Look up a choice of a key of `train:` in a mapping of transformers from choices to functions.
 
     Returns:
-        The function; "" where the key has no such choice, which is a fault of its own.
+        The function; "" if the key has no such choice, which is a fault of its own.
 
     Raises:
         UpstreamChanged: the key has the choice and the mapping has not.
@@ -241,9 +241,9 @@ def _look_up_function(module: str, constant: str, name: str, choice: str) -> str
 
 
 def _read_optimizer_arguments(handler: str) -> list[str] | None:
-    """Return the keys that a function of transformers takes of `ctx.optim_args`; None where it passes on everything.
+    """Return the keys that a function of transformers takes of `ctx.optim_args`; None if it passes on everything.
 
-    Raises UpstreamChanged where the function uses `optim_args` in a way that this reader does not know.
+    Raises UpstreamChanged if the function uses `optim_args` in a way that this reader does not know.
     """
     function = source.get_function(_OPTIMIZERS, handler)
     parents = {child: node for node in ast.walk(function) for child in ast.iter_child_nodes(node)}
@@ -271,7 +271,7 @@ def _read_optimizer_arguments(handler: str) -> list[str] | None:
 
 
 def _find_key(use: ast.AST, parents: Mapping[ast.AST, ast.AST]) -> ast.expr | None:
-    """Return the key that an expression reads of a mapping; None where the expression is of another kind.
+    """Return the key that an expression reads from a mapping; None if it reads no key.
 
     Args:
         use: the expression directly around the mapping: `mapping[key]`, `key in mapping`, `mapping.get`.

@@ -1,4 +1,4 @@
-"""The installed packages whose keys a recipe takes: their versions, their source files, and what makes one unfit.
+"""The installed packages whose keys a recipe takes: their versions, their source files, and errors about them.
 
 Inputs: names of packages and modules. Outputs: versions, files, source text, and the errors to raise.
 Not here: what the source text says (`source`). Nothing is imported.
@@ -32,7 +32,7 @@ def find_file(module: str) -> Path | None:
         module: `package.module`, as an import statement names it.
 
     Returns:
-        The file; a stub (`.pyi`) where a module is compiled; None where the module has neither, or belongs to a
+        The file; a stub (`.pyi`) where a module is compiled; None if the module has neither, or belongs to a
         package that is not installed and that no recipe needs.
 
     Raises:
@@ -50,14 +50,14 @@ def find_file(module: str) -> Path | None:
 
 @functools.cache
 def read_text(module: str) -> str:
-    """Return the source text of a module; "" where it has no source file. Raises MissingPackage."""
+    """Return the source text of a module; "" if it has no source file. Raises MissingPackage."""
     file = find_file(module)
     return file.read_text(encoding="utf-8") if file else ""
 
 
 @functools.cache
 def _find_folder(package: str) -> Path | None:
-    """Return the folder of an installed package; None where it is a single module or not installed."""
+    """Return the folder of an installed package; None if it is a single module or not installed."""
     spec = importlib.util.find_spec(package)
     if spec is None or not spec.submodule_search_locations:
         if package in PACKAGES:
@@ -68,7 +68,9 @@ def _find_folder(package: str) -> Path | None:
 
 def missing_package(package: str) -> MissingPackage:
     """Return the error for a package that is not installed."""
-    return MissingPackage(Fault(package, "not installed", "pip install trl-sft, in this Python"))
+    return MissingPackage(
+        Fault(package, "the package is not installed", "Run `pip install trl-sft` in this Python environment.")
+    )
 
 
 def changed_source(module: str, problem: str) -> UpstreamChanged:

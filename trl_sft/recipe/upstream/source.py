@@ -2,7 +2,7 @@
 
 Inputs: a module (`package.module`) and a name. Outputs: the `ast` node of a definition, the module that holds
 it, or the words that it lists. Only the statement asked for is parsed: the files are long, and importing TRL
-takes seconds. Reflection on the imported classes was tried and measured (log, 2026-11-25).
+takes seconds. Reflection on the imported classes was tried and measured (docs/development/log.md, 2026-11-25).
 Not here: the fields of a dataclass and the arguments of a function (`fields`).
 """
 
@@ -24,7 +24,7 @@ _CONTAINERS = ("dict", "list", "tuple", "sorted", "set")
 
 @functools.cache
 def find_statement(module: str, name: str) -> ast.stmt | None:
-    """Return the class, function or assignment of a name at the top level of a module; None where it has none.
+    """Return the class, function or assignment of a name at the top level of a module; None if it has none.
 
     Of several, the last one counts, as in Python.
     """
@@ -35,7 +35,7 @@ def find_statement(module: str, name: str) -> ast.stmt | None:
 
 
 def find_function(module: str, path: str) -> ast.FunctionDef | None:
-    """Return the definition of `function` or `Class.method`; None where the module has none."""
+    """Return the definition of `function` or `Class.method`; None if the module has none."""
     name, _, method = path.partition(".")
     node = find_statement(module, name)
     if isinstance(node, ast.ClassDef):
@@ -45,7 +45,7 @@ def find_function(module: str, path: str) -> ast.FunctionDef | None:
 
 
 def get_function(module: str, path: str) -> ast.FunctionDef:
-    """Return the definition of `function` or `Class.method`. Raises UpstreamChanged where the module has none."""
+    """Return the definition of `function` or `Class.method`. Raises UpstreamChanged if the module has none."""
     node = find_function(module, path)
     if node is None:
         raise packages.changed_source(module, f"`{path}` is no longer in this file")
@@ -105,7 +105,7 @@ def read_words(expression: ast.AST | None, module: str, function: ast.AST | None
         function: the function in which the expression stands, for its local variables.
 
     Returns:
-        The texts in their order; () where the expression is of another kind. Whoever needs words must treat ()
+        The texts in their order; () if the expression is of another kind. Whoever needs words must treat ()
         as an error (`packages.changed_source`).
 
     """
@@ -152,7 +152,7 @@ def _read_all(expressions: Iterable[ast.AST], module: str, function: ast.AST | N
 
 @functools.cache
 def read_listed_words(module: str, path: str) -> tuple[str, ...]:
-    """Return the texts that a definition lists; () where it lists none.
+    """Return the texts that a definition lists; () if it lists none.
 
     Args:
         module: the module that defines or imports it.
@@ -191,9 +191,9 @@ def is_enumeration(module: str, name: str) -> bool:
 
 @functools.cache
 def read_compared_words(module: str, path: str, variable: str) -> tuple[str, ...]:
-    """Return the words with which a function compares a variable, as in `if x not in ["a", "b"]`; () where none.
+    """Return the words with which a function compares a variable, as in `if x not in ["a", "b"]`; () if none.
 
-    Raises UpstreamChanged where the function is not there.
+    Raises UpstreamChanged if the function is not there.
     """
     function = get_function(module, path)
     for item in ast.walk(function):
@@ -210,7 +210,7 @@ def read_declared_names(module: str, kind: str) -> tuple[str, ...]:
 
 
 def look_up_name(module: str, constant: str, word: str) -> str:
-    """Return the name to which a constant mapping leads a word.
+    """Look up a word in a constant mapping, and return the name that stands as its value.
 
     Args:
         module: the module of the mapping.
@@ -219,7 +219,7 @@ def look_up_name(module: str, constant: str, word: str) -> str:
         word: the text of the key.
 
     Returns:
-        The name; "" where the mapping has no such key.
+        The name; "" if the mapping has no such key.
 
     Raises:
         UpstreamChanged: the module has no such mapping.
@@ -262,12 +262,12 @@ def _assigns(node: ast.Assign | ast.AnnAssign, name: str) -> bool:
 def _parse_statement(text: str, start: int) -> ast.stmt | None:
     """Return the statement that begins at `start`.
 
-    It ends before a line at the margin, the first one with which it can be parsed.
+    It ends before the first line without indentation where the text up to that line can be parsed.
     """
     ends = [match.start() for match in _TOP_LEVEL_LINE.finditer(text, start + 1)]
     for end in (*ends, len(text)):
         try:
             return ast.parse(text[start:end]).body[0]
-        except SyntaxError:  # this line at the margin stands inside brackets or a text
+        except SyntaxError:  # this line is still inside brackets or a text
             continue
     return None

@@ -39,12 +39,12 @@ _DESCRIPTIONS = {
 def accepts(field: Field, value: object) -> bool:
     """Tell whether a plain value is of the type, and among the choices, that the owner declares.
 
-    Raises UpstreamChanged where the installed owner's list of words cannot be read.
+    Raises UpstreamChanged if the installed owner's list of words cannot be read.
     """
     word_list = field.choices if isinstance(field.choices, WordList) else WordList(())
     if isinstance(value, str) and (choices := list_choices(field)):
-        text = value.lower() if word_list.lower else value
-        words = text.split() if word_list.several else [text]
+        text = value.lower() if word_list.ignores_case else value
+        words = text.split() if word_list.accepts_several else [text]
         return all(_is_choice(word, choices) or _matches_pattern(word, word_list) for word in words)
     if isinstance(value, list) and word_list.sources and not set(map(str, value)) <= set(list_choices(field)):
         return False
@@ -52,9 +52,9 @@ def accepts(field: Field, value: object) -> bool:
 
 
 def list_choices(field: Field) -> tuple[str, ...]:
-    """Return the words of which a text has to be one; () where any text will do, or none.
+    """Return the words of which a text has to be one; () if any text will do, or none.
 
-    Raises UpstreamChanged where the owner has a list of words that cannot be read.
+    Raises UpstreamChanged if the owner has a list of words that cannot be read.
     """
     if isinstance(field.choices, WordList):
         words = _read_word_list(field.choices)
@@ -79,8 +79,8 @@ def describe(field: Field) -> str:
     others = [part for part in others if ast.unparse(part) not in ("str", "None")]
     alternatives = [_describe_union(others)] if others else []
     if isinstance(field.choices, WordList):
-        if field.choices.pattern_in_words:
-            choices = (*choices, field.choices.pattern_in_words)
+        if field.choices.pattern_description:
+            choices = (*choices, field.choices.pattern_description)
         if any(isinstance(part, ast.Subscript) and get_type_name(part.value) in LIST_TYPES for part in others):
             alternatives = ["a list of them"]
     return ", or ".join([f"one of {', '.join(choices)}", *alternatives])
@@ -90,8 +90,8 @@ def suggest(word: str, names: Collection[str]) -> str:
     """Return the key or word that a user most likely means.
 
     Returns:
-        The nearest name; else up to three names that end with `_word` ("batch_size"); else the only name of which
-        the word is an abbreviation ("grad_acc"), joined by " or "; "" if none fits.
+        The first of these that exists: the nearest name; up to three names that end with `_word` ("batch_size"),
+        joined by " or "; the only name of which the word is an abbreviation ("grad_acc"). "" if there is none.
 
     """
     if near := nearest_name(word, names, cutoff=STRICT):
@@ -144,22 +144,22 @@ def has_fixed_length(node: ast.Subscript) -> bool:
 
 @functools.cache
 def _read_word_list(word_list: WordList) -> tuple[str, ...]:
-    """Return the words that upstream lists and those that it takes beside them; () where it lists none."""
+    """Return the words that upstream lists and those that it takes beside them; () if it lists none."""
     words: list[str] = []
     for place in word_list.sources:
         module, _, name = place.partition(":")
-        if word_list.quoted:
-            words += fields.read_quoted_words(place, word_list.quoted)
-        elif word_list.declared:
+        if word_list.documented_key:
+            words += fields.read_quoted_words(place, word_list.documented_key)
+        elif word_list.is_stub_type:
             words += source.read_declared_names(module, name)
-        elif word_list.compared:
-            words += source.read_compared_words(module, name, word_list.compared)
+        elif word_list.compared_variable:
+            words += source.read_compared_words(module, name, word_list.compared_variable)
         else:
             words += source.read_listed_words(module, name)
     if not words:
         return ()
-    words = [word.lower() for word in words] if word_list.lower else words
-    return tuple(dict.fromkeys([*words, *word_list.also]))
+    words = [word.lower() for word in words] if word_list.ignores_case else words
+    return tuple(dict.fromkeys([*words, *word_list.extra_words]))
 
 
 def _is_choice(word: str, choices: tuple[str, ...]) -> bool:
@@ -242,7 +242,7 @@ def _read_type_words(node: ast.expr | None, module: str) -> tuple[str, ...]:
 
 
 def _read_part_words(node: ast.expr, module: str) -> tuple[str, ...]:
-    """Return the words that a type that is no union lists; () where it lists none."""
+    """Return the words that a type that is no union lists; () if it lists none."""
     return tuple(_list_literals(node)) or _read_enumeration(node, module)
 
 
@@ -255,7 +255,7 @@ def _list_literals(node: ast.expr) -> list[str]:
 
 
 def _read_enumeration(node: ast.expr, module: str) -> tuple[str, ...]:
-    """Return the texts of an enumeration; () where a type is none. Raises UpstreamChanged where it has no texts."""
+    """Return the texts of an enumeration; () if a type is none. Raises UpstreamChanged if it has no texts."""
     if not _is_class_of_owner(node, module):
         return ()
     name = get_type_name(node)
@@ -267,7 +267,7 @@ def _read_enumeration(node: ast.expr, module: str) -> tuple[str, ...]:
 
 
 def _require_definition(node: ast.expr, module: str) -> None:
-    """Raise UpstreamChanged where a class that stands beside `str` is not defined where its import says.
+    """Raise UpstreamChanged if a class that stands beside `str` is not defined where its import says.
 
     It may be an enumeration, and without its words every text would be accepted.
     """
@@ -283,8 +283,8 @@ def _is_class_of_owner(node: ast.expr, module: str) -> bool:
     return bool(module) and isinstance(node, ast.Name) and node.id not in (*_SCALARS, *LIST_TYPES, "Any")
 
 
-def _describe_union(members: list[ast.expr], several: bool = False) -> str:
-    """Return the members of a union in words, of one value or of `several`.
+def _describe_union(members: list[ast.expr], plural: bool = False) -> str:
+    """Return the members of a union in words, in the singular or the plural.
 
     A class, which YAML cannot write, is named only where nothing else can be written.
     """
@@ -295,40 +295,40 @@ def _describe_union(members: list[ast.expr], several: bool = False) -> str:
     classes = [node for node in by_text.values() if node not in writable]
     if any(_unparse_type(node) != "None" for node in writable):
         classes = []
-    descriptions = dict.fromkeys(_describe_part(node, several) for node in (*classes, *writable))
-    return ", or ".join(sorted(descriptions, key="null".__eq__))  # null stands last
+    descriptions = dict.fromkeys(_describe_part(node, plural) for node in (*classes, *writable))
+    return ", or ".join(sorted(descriptions, key=lambda text: text == "null"))  # null stands last
 
 
-def _describe_part(node: ast.expr, several: bool) -> str:
-    """Return a type that is no union in words, of one value or of `several`."""
+def _describe_part(node: ast.expr, plural: bool) -> str:
+    """Return a type that is no union in words, in the singular or the plural."""
     text = _unparse_type(node)
     if text in _DESCRIPTIONS:
-        return _DESCRIPTIONS[text][several]
+        return _DESCRIPTIONS[text][plural]
     if not isinstance(node, ast.Subscript):
         return text
     name, arguments = get_type_name(node.value), get_type_arguments(node)
     if name == "Literal":
-        return _describe_literal(arguments, several)
+        return _describe_literal(arguments, plural)
     if name in MAPPING_TYPES:
-        mapping = _DESCRIPTIONS["dict"][several]
+        mapping = _DESCRIPTIONS["dict"][plural]
         if ast.unparse(arguments[1]) == "Any":
             return mapping
-        return f"{mapping} of names to {_describe_union(split_union(arguments[1]), several=True)}"
+        return f"{mapping} of names to {_describe_union(split_union(arguments[1]), plural=True)}"
     if name in LIST_TYPES and has_fixed_length(node):
         items = [_describe_union(split_union(argument)) for argument in arguments]
-        return f"{_DESCRIPTIONS['list'][several]} of {' and '.join(items)}"
+        return f"{_DESCRIPTIONS['list'][plural]} of {' and '.join(items)}"
     if name in LIST_TYPES:
-        return f"{_DESCRIPTIONS['list'][several]} of {_describe_union(split_union(arguments[0]), several=True)}"
+        return f"{_DESCRIPTIONS['list'][plural]} of {_describe_union(split_union(arguments[0]), plural=True)}"
     return text
 
 
-def _describe_literal(arguments: list[ast.expr], several: bool) -> str:
+def _describe_literal(arguments: list[ast.expr], plural: bool) -> str:
     """Return the values of a Literal in words, as YAML writes them."""
     literals = [ast.literal_eval(argument) for argument in arguments]
     texts = [str(literal).lower() if isinstance(literal, bool) else str(literal) for literal in literals]
     if len(texts) == 1:
         return texts[0]
-    return f"{'any' if several else 'one'} of {', '.join(texts)}"
+    return f"{'any' if plural else 'one'} of {', '.join(texts)}"
 
 
 def _unparse_type(node: ast.expr) -> str:
