@@ -134,7 +134,7 @@ def start_axolotl(prepared):
         settings["test_datasets"] = [{"path": path, "split": "train"} | source]
     if prepared.is_chat:
         settings |= {"chat_template": "jinja", "chat_template_jinja": str(prepared.folder / "template.jinja")}
-        stop = prepared.chat.stop
+        stop = prepared.chat.stop_token
         if stop and stop != prepared.chat.tokenizer.eos_token:
             settings["eot_tokens"] = [stop]
     if prepared.lora:

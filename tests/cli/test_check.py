@@ -157,7 +157,7 @@ def test_dry_run_with_new_tokens_and_lora_builds_what_the_run_builds(here):
     )
     run = load_recipe("recipe.yaml")
     ready = stages.prepare(run)
-    assert ready.chat.new
+    assert ready.chat.new_tokens
     assert dry_run.check(run, ready.model, ready.chat, args=ready.args, datasets=ready.datasets) == ""
     run = load_recipe("recipe.yaml", ["lora={r: 2, modules_to_save: [lm_head]}"])
     with pytest.raises(UserError, match="alone, beside new tokens"):

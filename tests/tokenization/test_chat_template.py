@@ -59,20 +59,20 @@ def test_named_template_trains_answers_and_the_token_that_ends_them(name, here):
     accepted = ["run.allow=[prompt_mismatch]"] if name in OPENS_A_THOUGHT else []
     chat, rows = prepared(here, name, [{"messages": CHAT}] * 2, "train.max_length=8192", *accepted)
     tokenizer = chat.tokenizer
-    assert chat.stop
+    assert chat.stop_token
     for row in rows:
         trained = spans(tokenizer, row)
         assert len(trained) == 2
         for said, words in zip(("hello", "good night"), trained, strict=True):
             assert said in words
             end = words.rpartition(said)[2].strip()
-            assert end in tokenizer.get_vocab() or chat.stop in end, "the end is learned, as one token"
+            assert end in tokenizer.get_vocab() or chat.stop_token in end, "the end is learned, as one token"
             assert "one" not in words
             assert "two" not in words
-        assert chat.stop in trained[-1]
+        assert chat.stop_token in trained[-1]
     assert is_chat_template_stop_token_trained(tokenizer)
-    assert chat.said[0].startswith(name), "what became of the template's tokens is said"
-    assert not [line for line in chat.said if "several tokens" in line], "each is one token now"
+    assert chat.notes[0].startswith(name), "what became of the template's tokens is said"
+    assert not [line for line in chat.notes if "several tokens" in line], "each is one token now"
 
 
 EXACT = {
@@ -123,8 +123,8 @@ def test_template_of_a_file_and_of_another_tokenizer_bring_their_tokens(here):
     for value in ("mine.jinja", "trl_sft:tiny"):
         chat, prepared_rows = prepared(here, value, rows)
         assert chat.tokenizer.decode(prepared_rows[0]["input_ids"]) == EXACT["chatml"]
-        assert chat.stop == "<|im_end|>"
-        assert len(chat.new) == 2
+        assert chat.stop_token == "<|im_end|>"
+        assert len(chat.new_tokens) == 2
 
 
 def test_thoughts_that_a_template_strips_from_history_are_refused_or_not_learned(here):

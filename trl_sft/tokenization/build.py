@@ -110,12 +110,12 @@ def make_encoder(run: Run, chat: ChatTokenizer, rows: RunRows, args: SFTConfig) 
     _check_truncation(run, args)
     sources = [source for split in (rows.train, *rows.eval.values()) for source in split.sources]
     may_have_escaped = any(source.has_escaped_tokens for source in sources)
-    may_have_escaped |= rows.streaming and chat.target.escape_special_tokens
+    may_have_escaped |= rows.streaming and chat.features.escape_special_tokens
     return build_encoder(
         _make_settings(run, chat, rows, args, packing=args.packing),
         chat.tokenizer,
         run.chat_template_kwargs,
-        escaped=chat.target.special_tokens if may_have_escaped else (),
+        escaped=chat.features.special_tokens if may_have_escaped else (),
     )
 
 

@@ -55,7 +55,9 @@ def check(
     try:
         with tempfile.TemporaryDirectory() as folder:
             trainer = SFTTrainer(
-                **meta_model.build_trainer_arguments(run, model, new_tokens=chat.new, vocab_size=chat.rows),
+                **meta_model.build_trainer_arguments(
+                    run, model, new_tokens=chat.new_tokens, vocab_size=chat.num_embeddings
+                ),
                 args=_copy_without_effects(args, folder),
                 processing_class=chat.tokenizer,
                 train_dataset=train,

@@ -77,7 +77,7 @@ def prepare(run: Run) -> TrainingInputs:
     check_model(run, model)
     console.print_lines([("model", model.title)])
     chat = load_tokenizer(run, model)
-    console.print_lines([("tokens", line) for line in chat.said])
+    console.print_lines([("tokens", line) for line in chat.notes])
     rows = load_rows(run, chat, settings)
     console.print_lines([("rows", line) for line in rows.notes])
     datasets = tokenize(run, chat, rows, settings=settings)
@@ -167,7 +167,7 @@ def load_rows(run: Run, chat: ChatTokenizer, settings: RunSettings, *, head: int
         RecipeError: a key that does not fit the rows.
 
     """
-    rows = data_rows.load(run, chat.target, head)
+    rows = data_rows.load(run, chat.features, head)
     chosen = tokenizer.settings(run, chat, rows.row_type == CHAT) | before_after.choose_settings(
         run, has_eval_rows=bool(rows.eval)
     )
@@ -208,7 +208,7 @@ def build_trainer(run: Run, inputs: TrainingInputs) -> SFTTrainer:
     args, chat = inputs.args, inputs.chat
     set_seed(args.seed)  # for the adapter's first weights; TRL 1.16 does so itself, 1.8 does not
     arguments = load.build_trainer_arguments(
-        run, inputs.model, quantization=inputs.quantization, new_tokens=chat.new, vocab_size=chat.rows
+        run, inputs.model, quantization=inputs.quantization, new_tokens=chat.new_tokens, vocab_size=chat.num_embeddings
     )
     if not isinstance(arguments["model"], str):
         args.model_init_kwargs = None  # they were used; TRL would warn that it ignores them
@@ -223,8 +223,8 @@ def build_trainer(run: Run, inputs: TrainingInputs) -> SFTTrainer:
     cpu_loss.install(trainer.model, run.options.get("logits_gib", cpu_loss.LOGITS_GIB))
     if trainer.padding_free and "attn_implementation" not in run.model and args.device.type in ("cpu", "mps"):
         packed_attention.install(trainer.model)
-    if chat.stop and inputs.rows.row_type == CHAT:
-        load.add_stop_token(trainer.model, chat.tokenizer.convert_tokens_to_ids(chat.stop))
+    if chat.stop_token and inputs.rows.row_type == CHAT:
+        load.add_stop_token(trainer.model, chat.tokenizer.convert_tokens_to_ids(chat.stop_token))
     trust.hide_tokens(trainer.args)
     return trainer
 

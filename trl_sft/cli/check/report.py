@@ -148,7 +148,7 @@ def _load_tokenizer(run: Run, report: Report) -> tuple[ModelSource | None, ChatT
     if report.can_check("tokenizer", {"the model": model}):
         with report.stage("tokenizer"):
             chat = stages.load_tokenizer(run, model)
-            print_lines([("tokens", line) for line in chat.said])
+            print_lines([("tokens", line) for line in chat.notes])
     return model, chat
 
 

@@ -134,8 +134,8 @@ def _build_base(run: Run, inputs: TrainingInputs, config: PretrainedConfig) -> P
     else:
         model = patches.build_from_config(model_class, config, **keywords)
     chat = inputs.chat
-    if chat.new and chat.rows > model.get_input_embeddings().weight.shape[0]:
-        model.resize_token_embeddings(chat.rows, mean_resizing=False)
+    if chat.new_tokens and chat.num_embeddings > model.get_input_embeddings().weight.shape[0]:
+        model.resize_token_embeddings(chat.num_embeddings, mean_resizing=False)
     return model
 
 
@@ -146,8 +146,8 @@ def _add_adapter(run: Run, inputs: TrainingInputs, base: PreTrainedModel) -> Pre
         config = PeftConfig.from_pretrained(inputs.model.adapter)
     if config is None:
         return base
-    if inputs.chat.new and not inputs.model.adapter:
-        load.train_new_rows(run, base, config, new_tokens=list(inputs.chat.new))
+    if inputs.chat.new_tokens and not inputs.model.adapter:
+        load.train_new_rows(run, base, config, new_tokens=list(inputs.chat.new_tokens))
     config.inference_mode = False
     model = get_peft_model(base, config)
     if inputs.quantization is not None:
