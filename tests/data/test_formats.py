@@ -220,4 +220,4 @@ def test_misspelt_task_is_refused_and_not_trained_as_an_instruction(task):
 
 
 def test_no_task_is_no_known_task():
-    assert wordings.known_task("") == ""
+    assert wordings.find_task("") == ""

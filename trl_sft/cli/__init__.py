@@ -1,6 +1,6 @@
 """The command line: the first word names the command; what the user can fix becomes one message and an exit code.
 
-Inputs: the arguments after `python -m trl_sft`. Outputs: an exit code (`errors.EXIT_...`, or 128 and the number of a
+Inputs: the arguments after `python -m trl_sft`. Outputs: an exit code (`errors.EXIT_...`, or 128 plus the number of a
 signal). Each command is a module, or a folder where it is more than its arguments, with `main(argv)`; heavy packages
 are imported once its arguments are parsed. Not here: what a command does.
 """
@@ -52,12 +52,12 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _interrupt(_number: int, _frame: object) -> None:
-    """Handle SIGINT: see `errors.Interrupted` for why a plain KeyboardInterrupt will not do."""
+    """Handle SIGINT: see `errors.Interrupted` for why a plain KeyboardInterrupt is not enough."""
     raise errors.Interrupted
 
 
 def _refuse_misspelt_command(word: str) -> None:
-    """Raise RecipeError for a first word that is no file, and nearly a command."""
+    """Raise RecipeError if the first word is not a file and resembles a command."""
     from trl_sft.suggestions import STRICT, nearest_name
 
     command = nearest_name(word, COMMANDS, cutoff=STRICT) if word.isalpha() else ""

@@ -59,7 +59,7 @@ def parse_recipe(parser: argparse.ArgumentParser, argv: Sequence[str]) -> tuple[
 
 
 def format_next_command(run: Run, command: str = "") -> str:
-    """Return what to type to go on with the same recipe and overrides, without secrets; no command: train."""
+    """Return the next command line for the same recipe and overrides, without secrets; `command` "" = train."""
     from trl_sft import console
     from trl_sft.recipe import resolved
 

@@ -27,7 +27,10 @@ def main(argv: Sequence[str]) -> int:
         "-o", "--output", metavar="RECIPE", type=Path, help="write the recipe to a file instead of the terminal"
     )
     parser.add_argument(
-        "--dataset-info", metavar="FILE", type=Path, help="the dataset_info.json of llamafactory, where it is elsewhere"
+        "--dataset-info",
+        metavar="FILE",
+        type=Path,
+        help="the dataset_info.json of LLaMA-Factory, if it is in another folder",
     )
     end = argv.index("--") if "--" in argv else len(argv)
     options = parser.parse_intermixed_args(argv[:end])

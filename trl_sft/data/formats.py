@@ -93,7 +93,7 @@ def format_row(
     _refuse_empty(content.response, row_format.columns[-1])
     _refuse_empty(content.question + content.task, row_format.columns[0], "there is nothing to answer")
     if wording != "chat":
-        return FormattedRow(wordings.word(content, wording, features.eos_token)._asdict())
+        return FormattedRow(wordings.apply_wording(content, wording, features.eos_token)._asdict())
     messages = wordings.to_messages(content)
     if content.reasoning and {_REASONING, "thinking"} & set(features.template_features):
         messages[-1] |= {"content": content.response, _REASONING: content.reasoning}
@@ -101,13 +101,13 @@ def format_row(
 
 
 def _format_chat(chat: Chat, wording: str, features: TokenizerFeatures) -> FormattedRow:
-    """Return a chat as prompt and completion: as messages, or worded as plain text. Raises FormatError."""
+    """Return a chat as prompt and completion: as messages, or as plain text in a wording. Raises FormatError."""
     if wording != "chat":
         if data_messages.UNTRAINED in chat.messages[-1]:
             problem = f"the last answer carries no loss, but wording {wording} trains only that answer"
             raise FormatError(problem, "Set `wording: chat`, or remove the row.")
         chat = data_messages.adapt_to_template(chat, {"system"})
-        return FormattedRow(wordings.word(chat.messages, wording, features.eos_token)._asdict(), chat.as_text)
+        return FormattedRow(wordings.apply_wording(chat.messages, wording, features.eos_token)._asdict(), chat.as_text)
     chat = data_messages.adapt_to_template(chat, features.template_features)
     untrained = [n for n, message in enumerate(chat.messages) if message.pop(data_messages.UNTRAINED, False)]
     prompt_length = len(chat.messages) - chat.completion_length
@@ -136,7 +136,7 @@ def _read_chat(row: Row, column: str) -> Chat:
 
 
 def _read_prompt_completion(row: Row) -> SingleTurn | Chat:
-    """Read a row that says itself what the completion is: texts, or messages. Raises FormatError."""
+    """Read a row with a prompt and a completion, as texts or as messages. Raises FormatError."""
     if not isinstance(row.get("prompt"), list):
         return SingleTurn(read_text(row, "prompt"), "", read_text(row, "completion"))
     prompt = data_messages.read_messages(row, "prompt")
@@ -190,7 +190,7 @@ def _add_history(row: Row, turn: SingleTurn) -> Chat:
     history = row.get("history") or []
     if not isinstance(history, list):
         fix = "Write a list of [human, assistant], or of {role, content}."
-        raise FormatError(f"history is {type(history).__name__}", fix)
+        raise FormatError(f"history is {type(history).__name__}, not a list", fix)
     messages = [{"role": "system", "content": read_text(row, "system")}] if row.get("system") else []
     for item in history:
         messages += _read_history_item(item)

@@ -1,7 +1,7 @@
 """Reads the rows of one source with `datasets` and renames its columns.
 
 Inputs: a `Source` of the recipe. Outputs: a `Dataset` (or an `IterableDataset`), or a fault that names the file
-and, where JSON is broken, the line and the column, which the readers upstream do not say.
+and, where JSON is broken, the line and the column, which upstream's readers do not report.
 Deliberately not here: what the columns mean (`source_format`) and what becomes of a row (`pipeline`).
 """
 
@@ -65,8 +65,8 @@ def stream_source(recipe: Recipe, source: Source) -> IterableDataset:
     return rows.rename_columns(source.rename) if source.rename else rows
 
 
-def unread_files(source: Source) -> list[str]:
-    """Return the files of rows in a folder that `datasets` assigns to no split: it goes by names as in train.jsonl."""
+def find_unread_files(source: Source) -> list[str]:
+    """Return the data files in a folder that `datasets` does not read, because their names belong to no split."""
     if source.builder or not source.location.files or _is_saved_dataset(source):
         return []
     folder = source.location.files[0]
@@ -101,7 +101,7 @@ def explain_unreadable(recipe: Recipe, source: Source, error: Exception) -> User
     elif "split" in str(error):
         fix = "Set `split` to one that the source has."
     else:
-        fix = "Name a file of that type, or correct the keywords of the source."
+        fix = "Name a file whose content fits its suffix, or correct the keys of the source."
     return DataError(Fault(where, f"{source.name} cannot be read: {first_line(cause)}", fix))
 
 
@@ -192,7 +192,7 @@ def _find_invalid_json(file: Path) -> list[Fault]:
 
 
 def _check_json(text: str, file_name: str, *, lines_before: int, fix: str) -> Fault | None:
-    """Return what is wrong with a text of JSON that begins after so many lines of its file; None = nothing."""
+    """Return the fault of an invalid JSON text; None = it is valid. `lines_before` lines of the file stand above it."""
     try:
         json.loads(text)
     except ValueError as error:

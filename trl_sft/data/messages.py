@@ -1,4 +1,4 @@
-"""The messages of a chat, as pure functions: read from a row, checked, and brought to what a chat template renders.
+"""The messages of a chat, as pure functions: read from a row, checked, and adapted to a chat template.
 
 Inputs: the turns of a row as OpenAI or ShareGPT write them. Outputs: messages as transformers'
 `apply_chat_template` takes them: {role, content}, and for an assistant also `tool_calls` (arguments as a mapping)
@@ -24,8 +24,16 @@ Message = dict[str, Any]
 # https://platform.openai.com/docs/api-reference/chat (developer is today's system, function yesterday's tool), and
 # ShareGPT's speakers as https://github.com/lm-sys/FastChat and https://github.com/hiyouga/LLaMA-Factory read them
 ROLES = {
-    **{"system": "system", "developer": "system", "user": "user", "assistant": "assistant", "tool": "tool"},
-    **{"human": "user", "gpt": "assistant", "function_call": "assistant", "observation": "tool", "function": "tool"},
+    "system": "system",
+    "developer": "system",
+    "user": "user",
+    "assistant": "assistant",
+    "tool": "tool",
+    "human": "user",
+    "gpt": "assistant",
+    "function_call": "assistant",
+    "observation": "tool",
+    "function": "tool",
 }
 UNTRAINED = "untrained"  # key of a message that carries no loss, whatever `data.loss_on` says
 # Keys of a turn that say whether it carries loss: OpenAI's weight (0 or 1), and train (true or false)
@@ -120,7 +128,7 @@ def unused_keys(row: Row) -> set[str]:
 
 
 def iterate_texts(value: Any) -> Iterator[str]:
-    """Yield every text in a row, keys aside."""
+    """Yield every text in a row; the keys of mappings are not among them."""
     if isinstance(value, str):
         yield value
     elif isinstance(value, Mapping | list):
@@ -160,15 +168,17 @@ def check_messages(messages: Sequence[Message], column: str) -> None:
     roles = [message["role"] for message in messages]
     systems = roles.count("system")
     if systems > 1:
-        raise FormatError(f"{column} has {systems} system prompts", "Join them into one at the beginning.")
+        raise FormatError(
+            f"{column} has {systems} system prompts", "Join them into one system prompt at the beginning."
+        )
     if "system" in roles[1:]:
         problem = f"{column} has its system prompt as turn {roles.index('system') + 1}"
-        raise FormatError(problem, "Move it to the beginning.")
+        raise FormatError(problem, "Move the system prompt to the beginning.")
     dialogue = roles[systems:]
     if "assistant" not in dialogue:
         raise FormatError(f"{column} has no assistant turn", "End it with an assistant turn, which carries the loss.")
     if dialogue[0] != "user":
-        raise FormatError(f"{column} begins with {dialogue[0]}", "Put the user turn that it answers before it.")
+        raise FormatError(f"{column} begins with {dialogue[0]}", "Put a user turn at the beginning.")
     if roles[-1] != "assistant":
         raise FormatError(f"{column} ends with {roles[-1]}", "End it with an assistant turn, which carries the loss.")
     for number, message in enumerate(messages, 1):
@@ -178,11 +188,11 @@ def check_messages(messages: Sequence[Message], column: str) -> None:
             raise FormatError(f"{column} has an empty {role} turn (turn {number})", "Write text there.")
         if role == "tool" and roles[number - 2] not in ("assistant", "tool"):
             problem = f"{column} has the answer of a tool after a {roles[number - 2]} turn (turn {number})"
-            raise FormatError(problem, "Put the assistant turn that calls the tool before it.")
+            raise FormatError(problem, "Put the assistant turn with the tool call before the tool turn.")
 
 
 def adapt_to_template(chat: Chat, template_features: Collection[str]) -> Chat:
-    """Return a chat in which everything that a chat template does not render stands as text.
+    """Return a chat in which the parts that a chat template does not render become text.
 
     The text of a tool call is the form of Hermes and Qwen,
     https://github.com/NousResearch/Hermes-Function-Calling (MIT).
@@ -287,14 +297,14 @@ def _read_tool_calls(value: Any, column: str) -> list[dict[str, Any]]:
         call = _parse_json(item, column)
         function = call.get("function") or call if isinstance(call, Mapping) else {}
         if not isinstance(function, Mapping) or not isinstance(function.get("name"), str):
-            problem = f"{column} has a tool call {str(item)[:40]!r}"
-            raise FormatError(problem, "Write it as {name: ..., arguments: {...}}.")
+            problem = f"{column} has a tool call without the name of a function: {str(item)[:40]!r}"
+            raise FormatError(problem, "Write the call as {name: ..., arguments: {...}}.")
         arguments = function.get("arguments") or {}
         if isinstance(arguments, str) and arguments.strip():
             arguments = _parse_json(arguments, column)
         if not isinstance(arguments, Mapping):
             problem = f"{column} has a tool call with arguments {str(function['arguments'])[:40]!r}"
-            raise FormatError(problem, "Write the arguments as a mapping, or as its JSON.")
+            raise FormatError(problem, "Write the arguments as a mapping, or as JSON text of a mapping.")
         identifier = {"id": call["id"]} if isinstance(call.get("id"), str) else {}
         entry = {"type": "function", **identifier, "function": {"name": function["name"], "arguments": arguments}}
         calls.append(entry)
@@ -313,7 +323,7 @@ def _place_reasoning(message: Message, template_features: Collection[str], as_te
 
 
 def _add_to_system_prompt(messages: list[Message], content: str, *, has_system_role: bool) -> None:
-    """Add a text to the system prompt, or to the first turn where the template renders no system prompt."""
+    """Add a text to the system prompt, or to the first turn if the template renders no system prompt."""
     first = messages[0]
     if first["role"] == "system":
         first["content"] = f"{first['content']}\n\n{content}"
@@ -330,7 +340,7 @@ def _parse_json(value: Any, column: str) -> Any:
     try:
         return json.loads(value)
     except ValueError:
-        raise FormatError(f"{column} has {value[:40]!r}, which is not JSON", "Write JSON there.") from None
+        raise FormatError(f"{column} has {value[:40]!r}, which is not JSON", "Write valid JSON.") from None
 
 
 _to_json: Callable[[Any], str] = json.JSONEncoder(ensure_ascii=False).encode

@@ -24,7 +24,7 @@ from trl_sft.data.messages import Message
 from trl_sft.recipe.checked import Run
 
 _SIGN_BEFORE_DIGIT = re.compile(r"[-*/%.,:](?=\d)")
-_PRIVATE_USE = 0xE000  # Unicode's private use area, where a sign is no punctuation and so is not removed
+_PRIVATE_USE = 0xE000  # Signs are moved to Unicode's private use area: there they are no punctuation, so they stay
 # Unicode's categories of punctuation, spaces and invisible characters
 _IGNORED_CATEGORIES = {*("Pc", "Pd", "Pe", "Pf", "Pi", "Po", "Ps"), *("Zs", "Zl", "Zp", "Cc", "Cf")}
 _CODE_POINTS = 0x20000  # the code points below it hold all of Unicode's punctuation and spaces
@@ -37,7 +37,7 @@ def run_seed(run: Run) -> int:
 
 
 def sample_numbers(size: int, number: int, seed: int) -> np.ndarray:
-    """Return `number` of the row numbers below `size`, sampled with the seed, ascending: int64 (number,)."""
+    """Return a random sample of the row numbers from 0 to `size` - 1: int64 (number,), in ascending order."""
     return np.sort(np.random.default_rng(seed).permutation(size)[:number])
 
 
@@ -54,9 +54,9 @@ def order_epoch(pools: Sequence[np.ndarray], weights: Sequence[float] | None, se
 
     Args:
         pools: the row numbers of each source.
-        weights: the weight of each source, which also shuffles all rows together, so that a pack holds rows of
-            several sources; None = every row once, one source after another.
-        seed: of the sample and of the shuffle.
+        weights: the weight of each source; the rows of all sources are then shuffled together, so that a pack holds
+            rows of several sources. None = every row once, one source after another.
+        seed: the seed of the sample and of the shuffle.
 
     Returns:
         int64 (rows,): the row numbers in the order of training.
@@ -89,7 +89,7 @@ def dataset_keys(rows: Dataset) -> np.ndarray:
         batched=True,
         remove_columns=columns,
         features=Features({"key": Value("int64")}),
-        new_fingerprint=Hasher.hash([get_fingerprint(rows), "key 2"]),
+        new_fingerprint=Hasher.hash([get_fingerprint(rows), "key 2"]),  # 2: the version of the key
         desc="Comparing rows",
     )
     return np.asarray(keys.data["key"].to_numpy())

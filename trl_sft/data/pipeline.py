@@ -54,7 +54,7 @@ CODE = digest_code(Path(__file__).parent)
 
 
 class FormattedSource(NamedTuple):
-    """What is known of one source, its rows aside."""
+    """The description of one source, without its rows."""
 
     source: Source
     source_format: SourceFormat
@@ -75,12 +75,12 @@ class FormattedSource(NamedTuple):
 
 
 class Split(NamedTuple):
-    """Rows to train, or to evaluate under one name: formatted, one source after another.
+    """The formatted rows of the training set or of one evaluation set, one source after another.
 
     Attributes:
         rows: the formatted rows of all sources.
         sources: what is known of each source.
-        source_indices: (rows,) which of the sources a row is from.
+        source_indices: (rows,) the position of a row's source in `sources`.
         row_numbers: (rows,) the number of a row in its source, from 0.
         order: which rows, in the order of training; a row may occur several times.
         removed_rows: reason -> numbers of the rows that are removed for it.
@@ -283,7 +283,7 @@ def _write_notes(
         head: the number of rows to read from the beginning; None = all.
 
     """
-    if files := load.unread_files(source):
+    if files := load.find_unread_files(source):
         yield _note_unread_files(source, files)
     if head is None and source.max_rows not in (None, total):
         yield _note_sample(source, total)
@@ -300,8 +300,8 @@ def _note_unread_files(source: Source, files: Sequence[str]) -> str:
     """Return a note on the files of a folder that `datasets` does not read."""
     more = f" and {len(files) - 3} more" if len(files) > 3 else ""
     pattern = f"{source.location.name}/*{Path(files[0]).suffix}"
-    rule = "a folder's files go by names as in train.jsonl"
-    return f"{source.name}: NOT READ: {', '.join(files[:3])}{more}; {rule}; write {pattern} to read all of them"
+    rule = "in a folder, `datasets` reads files by the split in their name, as in train.jsonl"
+    return f"{source.name}: NOT READ: {', '.join(files[:3])}{more}; {rule}. Set `path` to {pattern} to read all files."
 
 
 def _note_sample(source: Source, total: int) -> str:

@@ -71,7 +71,9 @@ def load(run: Run, features: TokenizerFeatures, head: int | None = None) -> RunR
         if fraction := run.data.get("eval_fraction"):
             train, evaluation["eval"] = _hold_out(run, train, fraction)
             held_out, remaining = len(evaluation["eval"].order), len(train.order)
-            notes.append(f"{held_out:,} of them held out (eval_fraction {fraction}), {remaining:,} left to train")
+            share = f"eval_fraction {fraction}"
+            note = f"{format_rows(held_out)} held out for evaluation ({share}), {remaining:,} left to train"
+            notes.append(note)
         if run.data.get("drop_leaked") is not False:
             train = _remove_leaked(train, evaluation)
             notes += _note_leaked(train)
@@ -100,7 +102,7 @@ def _format_sources(
 
 
 def _common_row_type(run: Run, sources: Sequence[FormattedSource]) -> str:
-    """Return the dataset type of all sources. Raises DataError if they differ: one loss does not fit them."""
+    """Return the dataset type of all sources. Raises DataError if they differ: one loss cannot train both."""
     row_types = {source.row_type for source in sources}
     if len(row_types) > 1:
         raise DataError(_explain_row_types(run, sources))
@@ -226,7 +228,7 @@ def _explain_removed_source(run: Run, source: FormattedSource) -> Fault:
 
 
 def _explain_small_weight(run: Run, source: FormattedSource, *, total: int) -> Fault:
-    """Return the fault of a source whose weight gives it no row of an epoch of so many rows."""
+    """Return the fault of a source whose weight gives it no row of an epoch of `total` rows."""
     where = run.recipe.where((*source.source.key, "weight"))
     problem = f"weight {source.weight:g} gives {source.name} no row of an epoch of {total:,}"
     return Fault(where, problem, "Set a larger weight, or remove the source.")

@@ -106,7 +106,8 @@ def describe_format(source: Source, source_format: SourceFormat, unused: Sequenc
     """Return format and wording of a source in words, with the columns and keys that nothing reads."""
     wording = source_format.wording
     if isinstance(wording, dict):
-        text = f"format {source_format.format or 'its own'}, wording the recipe's own"
+        format_text = f"format {source_format.format}, " if source_format.format else ""
+        text = f"{format_text}wording of the recipe"
     else:
         text = f"format {source_format.format}, wording {wording}"
     if source_format.features.template_features and wording != "chat":
@@ -177,9 +178,15 @@ def _wording_columns(recipe: Recipe, source: Source, wording: dict[str, str]) ->
     except messages.FormatError as error:
         raise RecipeError(Fault(where, error.problem, error.fix)) from None
     if set(wording) not in ({"prompt", "completion"}, {"text"}):
-        raise RecipeError(Fault(where, f"a wording with {', '.join(wording)}", "Write prompt and completion, or text."))
+        raise RecipeError(
+            Fault(
+                where,
+                f"the keys of the wording are: {', '.join(wording)}",
+                "Write the keys prompt and completion, or the key text.",
+            )
+        )
     if not columns:
-        problem = "a wording without a column, which makes every row the same"
+        problem = "the wording names no column, so every row would become the same text"
         raise RecipeError(Fault(where, problem, "Write columns in braces, as in {question}."))
     return columns
 
@@ -191,7 +198,7 @@ def _choose_wording(
     where = recipe.where((*source.key, "wording"))
     if isinstance(source.wording, dict):
         if source.format:
-            problem = f"format: {source.format} beside a wording of the recipe's own, which names its columns itself"
+            problem = f"`format: {source.format}` has no effect, because the wording itself names its columns"
             raise RecipeError(Fault(where, problem, "Remove one of the two."))
         return source.wording
     if format_name == "text":

@@ -31,10 +31,10 @@ def import_function(location: FunctionLocation) -> Callable[[Mapping[str, Any]],
 
     """
     if str(location.root) not in sys.path:
-        sys.path.append(str(location.root))  # last, so that a file of the user's hides no package
+        sys.path.append(str(location.root))  # at the end, so that no file beside the function hides a package
     if location.as_module:
         module = importlib.import_module(location.module)
-    else:  # by its file, so that one named like a module of Python's is still the user's
+    else:  # by its path: a file that has the name of a module of Python is then still the user's
         name = f"trl_sft_format_{location.module}"
         spec = importlib.util.spec_from_file_location(name, location.file)
         assert spec is not None, location.file

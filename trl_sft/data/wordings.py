@@ -73,7 +73,7 @@ class SingleTurn(NamedTuple):
 
     def with_task_as_instruction(self) -> SingleTurn:
         """Return the turn with its task as the beginning of the instruction, for wordings without a place for it."""
-        name = known_task(self.task)
+        name = find_task(self.task)
         task = TASKS[name][1] if name else self.task
         return self._replace(instruction="\n\n".join(filter(None, (task, self.instruction))), task="")
 
@@ -85,7 +85,7 @@ class PromptCompletion(NamedTuple):
     completion: str
 
 
-def known_task(name: str) -> str:
+def find_task(name: str) -> str:
     """Return the key of TASKS that a name means (question-answer, Summary); "" = none."""
     key = name.strip().lower().replace("-", "_").replace(" ", "_")
     return key if key in TASKS else ""
@@ -93,7 +93,7 @@ def known_task(name: str) -> str:
 
 def check_task(name: str) -> None:
     """Refuse a misspelt name of a task, which would be trained as an instruction. Raises FormatError."""
-    if known_task(name) or " " in name.strip():
+    if find_task(name) or " " in name.strip():
         return
     nearest = nearest_name(name.strip().lower().replace("-", "_"), TASKS, cutoff=STRICT)
     if nearest:
@@ -101,19 +101,19 @@ def check_task(name: str) -> None:
         raise FormatError(f"task {name!r} is not a known task", fix)
 
 
-def _word_task(turn: SingleTurn) -> PromptCompletion:
-    """Word a turn by its task; a task without a known name is itself the instruction."""
+def _write_task(turn: SingleTurn) -> PromptCompletion:
+    """Write a turn in the form of its task; a task without a known name is itself the instruction."""
     if not turn.task:
         fix = f"Add a column `task`, or set `task` in the source: {', '.join(TASKS)}, or an instruction."
         raise FormatError("the row has no task", fix)
     template = _ANY_TASK if turn.question else _ANY_TASK_ALONE
-    if name := known_task(turn.task):
+    if name := find_task(turn.task):
         template = TASKS[name][0]
     return PromptCompletion(template.format(task=turn.task, input=turn.question), turn.answer)
 
 
-def _word_chain_of_thought(turn: SingleTurn) -> PromptCompletion:
-    """Word a turn as problem, reasoning and answer."""
+def _write_chain_of_thought(turn: SingleTurn) -> PromptCompletion:
+    """Write a turn as problem, reasoning and answer."""
     if not turn.reasoning:
         raise FormatError("the row has no reasoning", "Set `format: chain_of_thought`, or choose another wording.")
     prompt = f"### Problem:\n{turn.question}\n\n### Reasoning:\n"
@@ -137,13 +137,13 @@ SINGLE_TURN: dict[str, Callable[[SingleTurn], PromptCompletion]] = {
     "chinese": _fill(_CHINESE, _CHINESE_INPUT),
     "basic": _fill(_BASIC, _BASIC_INPUT),
     "question_answer": lambda turn: PromptCompletion(f"### Question: {turn.question}\n### Answer:", f" {turn.answer}"),
-    "task": _word_task,
-    "chain_of_thought": _word_chain_of_thought,
+    "task": _write_task,
+    "chain_of_thought": _write_chain_of_thought,
 }
 
 
-def _word_vicuna(messages: Sequence[Message], _history: str, eos_token: str) -> PromptCompletion:
-    """Word a chat as Vicuna 1.1: an end-of-sequence token after each earlier answer."""
+def _write_vicuna(messages: Sequence[Message], _history: str, eos_token: str) -> PromptCompletion:
+    """Write a chat in the form of Vicuna 1.1: an end-of-sequence token after each earlier answer."""
     has_system = messages[0]["role"] == "system"
     prompt = f"{messages[0]['content'] if has_system else _VICUNA} "
     for message in messages[has_system:-1]:
@@ -154,8 +154,8 @@ def _word_vicuna(messages: Sequence[Message], _history: str, eos_token: str) -> 
     return PromptCompletion(f"{prompt}ASSISTANT:", f" {messages[-1]['content']}")
 
 
-def _word_conversation(messages: Sequence[Message], history: str, _eos_token: str) -> PromptCompletion:
-    """Word a chat as lines of System, Human and Assistant, after the history as one text."""
+def _write_conversation(messages: Sequence[Message], history: str, _eos_token: str) -> PromptCompletion:
+    """Write a chat as lines of System, Human and Assistant, after the history as one text."""
     names = {"system": "System", "user": "Human", "assistant": "Assistant"}
     lines = [history] if history else []
     lines += [f"### {names[message['role']]}: {message['content']}" for message in messages[:-1]]
@@ -164,13 +164,13 @@ def _word_conversation(messages: Sequence[Message], history: str, _eos_token: st
 
 # wordings of several turns: functions of the messages, the history as one text, and the end-of-sequence token
 MULTI_TURN: dict[str, Callable[[Sequence[Message], str, str], PromptCompletion]] = {
-    "vicuna": _word_vicuna,
-    "conversation": _word_conversation,
+    "vicuna": _write_vicuna,
+    "conversation": _write_conversation,
 }
 
 
-def word(row: SingleTurn | Sequence[Message], wording: str, eos_token: str) -> PromptCompletion:
-    """Return a row in a wording.
+def apply_wording(row: SingleTurn | Sequence[Message], wording: str, eos_token: str) -> PromptCompletion:
+    """Write a row as prompt and completion in a wording.
 
     Args:
         row: a single turn, or the messages of a chat without tool calls.

@@ -1,8 +1,8 @@
 """What the settings of an axolotl file become.
 
 Input: the settings. Output: lines of a recipe, and reasons for the settings that need none. A default of axolotl that
-trains something else than trl_sft's is a line too. Names, defaults and most notes stand in `axolotl.yaml`, which also
-names the release; the code here follows its sources.
+changes the training compared with trl_sft's becomes a line too. Names, defaults and most notes stand in
+`axolotl.yaml`, which also names the release; the code here follows its sources.
 """
 
 from __future__ import annotations
@@ -181,7 +181,7 @@ def _make_row_format(entry: dict[str, Any], notes: list[str]) -> dict[str, Any]:
     if word == "alpaca":
         notes.append("axolotl breaks the line after `### Response:`. The wording alpaca does not.")
         return {"format": "alpaca", "wording": "alpaca"}
-    notes.append(f"axolotl words rows of type {kind} in its own way. Check `wording` with `preview` before you train.")
+    notes.append(f"axolotl has its own text for rows of type {kind}. Check `wording` with `preview` before you train.")
     return {"format": "question_answer" if word == "alpaca_chat.load_qa" else ""}
 
 
@@ -227,12 +227,15 @@ def _convert_loss(settings: Settings) -> Iterator[Outcome]:
 def _convert_chat_template(settings: Settings, table: Table) -> Iterator[Outcome]:
     """Yield the chat template: that of the file, or else that of its first data set that has one."""
     names = settings.list_enabled(["chat_template", "chat_template_jinja"])
-    place = settings.values
+    template_settings = settings.values
     if not names:
         names = ("datasets",)
         entries = _find_datasets(settings)[1]
-        place = next((entry for entry in entries if entry.get("chat_template") or entry.get("chat_template_jinja")), {})
-    template, jinja = place.get("chat_template"), place.get("chat_template_jinja")
+        template_settings = {}
+        for entry in reversed(entries):
+            if entry.get("chat_template") or entry.get("chat_template_jinja"):
+                template_settings = entry
+    template, jinja = template_settings.get("chat_template"), template_settings.get("chat_template_jinja")
     key = ("tokenizer", "chat_template")
     if isinstance(jinja, str) and jinja and "{" not in jinja:
         yield RecipeLine(key, jinja, names)
@@ -254,7 +257,7 @@ def _convert_chat_template(settings: Settings, table: Table) -> Iterator[Outcome
 
 def _convert_optimizer(settings: Settings, table: Table) -> Iterator[Outcome]:
     """Yield packing, gradient accumulation, the schedule and the optimizer."""
-    note = "Packed documents do not see each other, in axolotl either." if settings.get("sample_packing") else ""
+    note = "Packed documents do not attend to each other, as in axolotl." if settings.get("sample_packing") else ""
     yield table.make_line(settings, "train.packing", "sample_packing", note=note)
     key = ("train", "gradient_accumulation_steps")
     if settings.has("gradient_accumulation_steps"):
@@ -363,5 +366,5 @@ def _convert_per_epoch(settings: Settings, table: Table, name: str) -> RecipeLin
     if share >= 1:
         return None
     key = {"evals_per_epoch": "eval_steps", "saves_per_epoch": "save_steps"}[name]
-    note = f"{settings.get(name)} in an epoch, as a share of all steps."
+    note = f"This is {settings.get(name)} times in an epoch, as a share of all steps."
     return RecipeLine(("train", key), round(share, 6), (name,), note)

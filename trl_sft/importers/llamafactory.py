@@ -1,8 +1,9 @@
 """What the settings of a LLaMA-Factory file become.
 
 Input: the settings, with the content of dataset_info.json among them. Output: lines of a recipe, and reasons for the
-settings that need none. A default of LLaMA-Factory that trains something else than trl_sft's is a line too. Names,
-defaults and most notes stand in `llamafactory.yaml`, which also names the release; the code here follows its sources.
+settings that need none. A default of LLaMA-Factory that changes the training compared with trl_sft's becomes a
+line too. Names, defaults and most notes stand in `llamafactory.yaml`, which also names the release; the code here
+follows its sources.
 """
 
 from __future__ import annotations
@@ -308,7 +309,7 @@ def _convert_packing(settings: Settings) -> Iterator[Outcome]:
     """Yield whether several rows share a sequence."""
     neat = settings.get("neat_packing")
     if neat or settings.get("packing", settings.get("stage") == "pt"):
-        note = "Without `neat_packing` the documents of a pack see each other. Here they do not."
+        note = "Without `neat_packing` LLaMA-Factory lets documents of a pack attend to each other. trl_sft does not."
         yield RecipeLine(("train", "packing"), True, ("packing", "neat_packing"), "" if neat else note)
     elif settings.has("packing"):
         yield RecipeLine(("train", "packing"), False, ("packing", "neat_packing"))

@@ -1,7 +1,7 @@
 """What the flags of OpenRLHF's `train_sft` become.
 
 Input: the words of a command line. Output: lines of a recipe, and reasons for the flags that need none. A default of
-OpenRLHF that trains something else than trl_sft's is a line too. Names, defaults and most notes stand in
+OpenRLHF that changes the training compared with trl_sft's becomes a line too. Names, defaults and most notes stand in
 `openrlhf.yaml`, which also names the releases; the code here follows its sources.
 """
 

@@ -23,7 +23,10 @@ _FILE_BUILDERS = ("json", "csv", "parquet", "arrow", "text")  # load_dataset tak
 def list_train_keys() -> set[str]:
     """Return the keys of `train:`, with the older names of the same settings."""
     keys = set(fields.read_fields(sections.OWNERS["train"][1]))
-    return keys | {old for old, now in renamed_keys.RENAMED_KEYS["train"].items() if now.new in keys and not now.values}
+    for old_name, rule in renamed_keys.RENAMED_KEYS["train"].items():
+        if rule.new in keys and not rule.values:
+            keys = keys | {old_name}
+    return keys
 
 
 def get_current_name(name: str) -> str:
@@ -78,7 +81,7 @@ def convert_eval_fraction(settings: Settings, name: str) -> Iterator[Outcome]:
         reason = "This is a number of rows. Set `data.eval_fraction` to their share of all rows."
         yield OmittedSetting(name, reason, warn=True)
     elif size:
-        note = "`train.seed` chooses the rows, and chooses others than the tool does."
+        note = "`train.seed` chooses the rows. The tool chooses other rows."
         yield RecipeLine(("data", "eval_fraction"), size, (name,), note)
 
 

@@ -1,8 +1,8 @@
 """Settings of another trainer, and what each of them becomes: a line of a recipe, or a reason for its absence.
 
-Input: a YAML or JSON file of settings. Output: `Settings`. The modules of the tools make `RecipeLine`s and
-`OmittedSetting`s of them; each names the settings that it came from, so that `writer` finds those that nothing came
-from. Deliberately not here: what a setting means.
+Input: a YAML or JSON file of settings. Output: `Settings`. The module of a tool converts them to `RecipeLine`s and
+`OmittedSetting`s. Each of these names its settings, so that `writer` finds the settings without a result.
+Deliberately not here: what a setting means.
 """
 
 from __future__ import annotations

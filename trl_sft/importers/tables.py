@@ -44,7 +44,9 @@ class Entry:
     note: str = ""  # sentences for the comment at the line: what differs between the tool and trl_sft
     group: str = ""  # the line is written only where the module asks for this group, "lora" for instance
     reason: str = ""  # sentences on why the recipe has no line for it
-    warn: bool = False  # what is trained may differ without it; a value that is off (false, 0, empty) is no loss
+    warn: bool = (
+        False  # what is trained may differ without it; a setting that is off (false, 0, empty) needs no warning
+    )
     flag: str = ""  # the second name of a command line's flag
     type: str = "str"  # of a flag: str, int, float, or switch, which takes no value
     nargs: int | str | None = None  # of a flag, as argparse takes it

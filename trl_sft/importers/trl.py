@@ -1,7 +1,7 @@
 """What the settings of a file for TRL's `sft` script become, or for alignment-handbook's, which takes some more.
 
 Input: the settings. Output: lines of a recipe, and reasons for the settings that need none. TRL's names and defaults
-are read from the installed version; what the two scripts call otherwise than a recipe does stands in `trl.yaml`.
+are read from the installed version; names that differ from those of a recipe stand in `trl.yaml`.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ _LOSS = (
 
 
 def _load_table() -> Table:
-    """Return the table of what the two scripts call otherwise."""
+    """Return the table of the names that differ from those of a recipe."""
     return tables.load_table("trl")
 
 
@@ -161,7 +161,7 @@ def _make_sources(settings: Settings, notes: list[str]) -> tuple[list[Any], list
 
 
 def _make_mixer_sources(settings: Settings, text: dict[str, Any]) -> tuple[list[Any], list[Any], tuple[str, ...]]:
-    """Return what `_sources` does for `dataset_mixer`, which names a share of each data set."""
+    """Return the same as `_make_sources` for `dataset_mixer`, which names a share of each data set."""
     mixer = settings.get("dataset_mixer")
     configs = settings.get("dataset_configs") or [None] * len(mixer)
     train, test = [], []
@@ -198,7 +198,7 @@ def _convert_training(settings: Settings, table: Table) -> Iterator[Outcome]:
     elsewhere = {name for name, entry in table.entries.items() if entry.key or entry.reason}
     known = recipe_parts.list_train_keys() - set(sections.REFUSED["train"]) - elsewhere
     for name, value in settings.values.items():
-        if name not in known or (value is None and name != "max_length"):  # its null says that nothing is cut
+        if name not in known or (value is None and name != "max_length"):  # `max_length: null` = no truncation
             continue
         if name == "assistant_only_loss" and value is False:
             reason = "This is its default, which does not say which tokens carry loss. `data.loss_on` does."

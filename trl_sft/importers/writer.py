@@ -26,7 +26,13 @@ _WIDTH = 120
 _PLAIN_WORD = re.compile(r"(\.{0,2}/)?[A-Za-z_][\w./@+-]*")
 _YAML_WORDS = ("null", "true", "false", "yes", "no", "on", "off", "y", "n")  # of YAML 1.1 or 1.2
 _EVALUATION_SETS = (("data", "eval"), ("data", "eval_fraction"))
-_WRONG_TYPE = (AttributeError, KeyError, TypeError, ValueError, ZeroDivisionError)  # of a mapping in place of a text
+_WRONG_TYPE = (
+    AttributeError,
+    KeyError,
+    TypeError,
+    ValueError,
+    ZeroDivisionError,
+)  # what a value of a wrong type raises
 
 
 class Importer(NamedTuple):
@@ -101,13 +107,15 @@ def write(tool: str, settings: Settings, output: Path | None) -> int:
         print(text, end="")
     else:
         run_folder.write_text(output, text)
-    count = f"{len(lines)} lines. {len(omitted)} settings are not in it; its last comment says why."
-    print(f"trl_sft: The recipe has {count}", file=sys.stderr)
+    count = f"{len(lines)} lines. Settings that are not in it: {len(omitted)}"
+    print(f"trl_sft: The recipe has {count}. The comment at its end tells why.", file=sys.stderr)
     faults = check_recipe(settings, lines, path)
     if faults:
         console.print_faults(faults)
         if output is not None:
-            console.say(f"{output} is written. Fix it there, or fix the settings and import them again.")
+            console.say(
+                f"wrote {output}, which has these problems. Fix the recipe, or fix the settings and import them again."
+            )
         return EXIT_USER_ERROR
     if output is not None:
         console.say(f"Next: {console.get_python_command()} -m trl_sft check {output}")
@@ -123,7 +131,7 @@ def convert_all(importer: Importer, settings: Settings) -> list[Outcome]:
         RecipeError: A value has a type that the tool does not take, or no recipe can be made of it.
     """
     try:
-        outcomes = _omit_idle_lines(_merge_lines(importer.convert(settings)))
+        outcomes = _omit_lines_without_effect(_merge_lines(importer.convert(settings)))
     except _WRONG_TYPE:
         name = _find_wrong_type(importer, settings)
         if not name:
@@ -167,7 +175,7 @@ def _merge_lines(outcomes: Iterable[Outcome]) -> list[Outcome]:
     return [*lines.values(), *omitted]
 
 
-def _omit_idle_lines(outcomes: list[Outcome]) -> list[Outcome]:
+def _omit_lines_without_effect(outcomes: list[Outcome]) -> list[Outcome]:
     """Return the outcomes without lines of `train:` that have no effect; their settings are omitted with the reason."""
     lines = [outcome for outcome in outcomes if isinstance(outcome, RecipeLine)]
     train = {_get_current_name(line.key): line.value for line in lines if line.key[0] == "train"}
@@ -177,11 +185,7 @@ def _omit_idle_lines(outcomes: list[Outcome]) -> list[Outcome]:
     for rule in no_effect.TRAIN:
         with contextlib.suppress(TypeError):  # a value of another type, which the recipe's own check refuses
             if rule.when(train):
-                cause = (
-                    f"with `{rule.cause}: {format_value(train[rule.cause])}`"
-                    if rule.cause in train
-                    else f"without `{rule.cause}`"
-                )
+                cause = no_effect.describe_cause(rule.cause, train)
                 reasons |= dict.fromkeys(rule.keys, f"It has no effect {cause}.")
     remaining: list[Outcome] = []
     for outcome in outcomes:
@@ -274,8 +278,10 @@ def _render_line(line: RecipeLine) -> Iterator[str]:
             else [_format_yaml(item)]
         )
         for number, pair in enumerate(pairs):
-            dash = "- " if is_list and number == 0 else "  " if is_list else ""
-            yield f"    {dash}{pair}"
+            indent = "    "
+            if is_list:
+                indent += "- " if number == 0 else "  "
+            yield f"{indent}{pair}"
 
 
 def _format_yaml(value: Any) -> str:

@@ -167,12 +167,13 @@ def _apply_rules(values: Mapping[str, dict[str, Any]]) -> Iterator[_NoEffect]:
         for rule in rules:
             for name in rule.keys:
                 if section_values.get(name) is not None and rule.when(section_values):
-                    reason = _describe_cause(rule.cause, section_values)
+                    reason = describe_cause(rule.cause, section_values)
                     problem = f"`{name}` has no effect {reason}"
                     yield _NoEffect((*section, name), ((*section, rule.cause),), problem, rule.fix)
 
 
-def _describe_cause(cause: str, values: Mapping[str, Any]) -> str:
+def describe_cause(cause: str, values: Mapping[str, Any]) -> str:
+    """Return the end of a sentence on a key without effect: "with `packing: true`", or "without `packing`"."""
     return f"with `{cause}: {format_value(values[cause])}`" if cause in values else f"without `{cause}`"
 
 

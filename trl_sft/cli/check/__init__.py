@@ -28,7 +28,9 @@ def main(argv: Sequence[str]) -> int:
     )
     parser.add_argument("--fast", action="store_true", help="check the recipe alone; load no tokenizer and no rows")
     parser.add_argument(
-        "--probe", action="store_true", help="then train two steps on the largest batch; measure memory"
+        "--probe",
+        action="store_true",
+        help="after the check, train two steps on the largest batch and measure their memory",
     )
     began = time.perf_counter()
     run, options = arguments.parse_recipe(parser, argv)

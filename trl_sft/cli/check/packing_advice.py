@@ -51,7 +51,7 @@ def advise(train: Any, ledger: Mapping[str, Any], args: SFTConfig, attention: st
 
 
 def count_tokens(rows: Dataset) -> np.ndarray:
-    """Return the number of tokens of each row: (rows,); shuffled rows in the order of the file."""
+    """Return the number of tokens of each row: (rows,), in the order in which they are stored."""
     return np.asarray(pc.list_value_length(rows.data["input_ids"]).to_numpy())
 
 

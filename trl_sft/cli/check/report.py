@@ -126,7 +126,9 @@ def _settle(run: Run, report: Report, machine: TargetMachine) -> RunSettings | N
             settings = stages.settle_settings(run, processes=processes)
             stages.check_packages(run, settings)
         except UserError as error:
-            stages.settle_settings(run, elsewhere=True, processes=processes)  # a fault here too is the recipe's: raised
+            stages.settle_settings(
+                run, elsewhere=True, processes=processes
+            )  # a fault here is one of the recipe: raise it
             report.machine_faults += error.faults
         if settings is None or not machine.is_this_machine:
             settings = stages.settle_settings(run, elsewhere=True, processes=processes)

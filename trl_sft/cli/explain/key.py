@@ -1,4 +1,4 @@
-"""What one key is: its owner, type, default and help; its value in a recipe; what became of an old name.
+"""Explains one key: its owner, type, default and help; its value in a recipe; what became of an old name.
 
 Inputs: a key as a user types it, and a recipe if one is named. Outputs: lines of text; the help is read from the
 installed sources of the key's owner, and no heavy package is imported. Not here: values that only the machine, the
@@ -152,12 +152,12 @@ def _explain(source: KeySource, run: Run | None) -> Iterator[str]:
     if field.default:
         yield f"  default  {format_default(field)}"
     if reason := sections.OWN_DEFAULTS.get((section, name)):
-        yield from _wrap(f"sets this key where the recipe does not: {reason}", "  trl_sft  ")
+        yield from _wrap(f"sets this key if the recipe does not: {reason}", "  trl_sft  ")
     if run is not None:
         yield from _explain_value(source, run)
     help_text = upstream_fields.read_help(definition, name) if definition else keys.get_help(section, name)
     yield ""
-    yield from _wrap_paragraphs(help_text or "The source of its owner has no help for this key.")
+    yield from _wrap_paragraphs(help_text or "Upstream documents no help for this key.")
     yield from _list_nested_keys(section, name)
 
 
@@ -184,7 +184,7 @@ def _explain_old_name(source: KeySource) -> Iterator[str]:
             yield f"  values   {', '.join(values)}"
     elif old.no_op:
         ignored = ", ".join(format_value(value) for value in old.no_op)
-        yield f"  ignored  where it is {ignored}: that is what happens without it"
+        yield f"  ignored  if it is {ignored}: this means the same as leaving the key out"
     if old.fix:
         yield f"  else     {old.fix}" if old.new or old.no_op else f"  instead  {old.fix}"
     if old.new:

@@ -1,7 +1,7 @@
 """Writes a first recipe for a model and a file of rows: columns are recognised, every line has a comment.
 
 Inputs: a model and a source, as a recipe names them. Outputs: a YAML file that was checked before it is written. Not
-here: overwriting, a file that exists is refused.
+here: overwriting. A file that exists is refused.
 """
 
 from __future__ import annotations
@@ -75,6 +75,7 @@ def write(model: str, path: str, output: Path) -> int:
         row_format, columns, num_rows = pipeline.inspect_source(draft, run.sources["train"][0])
     # at least one row has to be held out
     fraction = max(0.05, math.ceil(100 / num_rows) / 100) if num_rows > 1 else 0
+    eval_fraction = f"  eval_fraction: {fraction}  # this share of the rows is the evaluation set\n" if fraction else ""
     command = shlex.quote(str(output))
     text = _TEMPLATE.format(
         # paths of a recipe are relative to its own folder
@@ -86,9 +87,7 @@ def write(model: str, path: str, output: Path) -> int:
         model_lines=_format_model_lines(run.model_location, row_format),
         row_format=row_format,
         rows=f"{num_rows:,} rows with {', '.join(columns)}",
-        eval_fraction=f"  eval_fraction: {fraction}  # this share of the rows is the evaluation set\n"
-        if fraction
-        else "",
+        eval_fraction=eval_fraction,
         evaluation=_EVALUATION if fraction else "",
     )
     run_folder.write_text(output, text)

@@ -61,7 +61,7 @@ class PreviewRow(NamedTuple):
 
     @property
     def truncation(self) -> str:
-        """What stands where a row is truncated; "" for a whole row."""
+        """The mark at the end of a truncated row; "" for a whole row."""
         return f" ✂ {self.num_truncated:,} tokens are truncated" if self.num_truncated else ""
 
 

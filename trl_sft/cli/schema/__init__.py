@@ -31,5 +31,6 @@ def main(argv: Sequence[str]) -> int:
         console.say(text)
         return errors.EXIT_DONE
     arguments.write_output("-o", path, f"{text}\n")
-    console.say(f"wrote {path}. Write above a recipe in the same folder: # yaml-language-server: $schema={path.name}")
+    line = f"# yaml-language-server: $schema={path.name}"
+    console.say(f"wrote {path}. Put this line at the top of a recipe in the same folder: {line}")
     return errors.EXIT_DONE

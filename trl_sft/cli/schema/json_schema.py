@@ -249,7 +249,7 @@ def _build_scheduler_conditions() -> Iterator[Schema]:
 def _build_old_name(section: str, old: RenamedKey, properties: Schema) -> Schema:
     """Return the schema of an old name: the values that are read under its current name, or ignored."""
     name, _, nested_name = old.new.partition(".")
-    description = f"Old name of {old.new}." if old.new else f"Old: {old.fix or 'ignored.'}"
+    description = f"Old name of {old.new}." if old.new else f"Removed by upstream: {old.fix or 'ignored.'}"
     schema: Schema = {"deprecated": True, "description": description}
     if not old.new or old.values:
         accepted_values = [*old.values, *old.no_op]
