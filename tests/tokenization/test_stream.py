@@ -130,7 +130,7 @@ def test_broken_line_of_a_stream_is_told_without_a_traceback(rows, here, go):
     ("words", "said"),
     [
         (["train.max_steps=-1"], "streaming needs a number of steps"),
-        (["data.eval_fraction=0.1"], "no fraction of a stream can be taken"),
+        (["data.eval_fraction=0.1"], "a stream has no known length"),
         (["data.eval={path: r.jsonl, streaming: true}"], "an evaluation set cannot be streamed"),
         (["data.train=[{path: r.jsonl, streaming: true}, r.jsonl]"], "some sources are streamed"),
         (["train.shuffle_dataset=true"], "a stream is read in its own order"),

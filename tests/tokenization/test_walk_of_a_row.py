@@ -113,7 +113,7 @@ def test_row_goes_from_file_to_tokens_without_returning_to_a_package(kind, here)
     sys.setprofile(walk.note)
     try:
         rows = data_rows.load(run, chat.features)
-        made = build.tokenize(run, chat, rows, args)
+        made = build.tokenize(run, chat, rows, args=args)
     finally:
         sys.setprofile(None)
         threading.setprofile(None)

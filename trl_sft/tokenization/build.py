@@ -50,7 +50,7 @@ class TokenizedRows(NamedTuple):
 
 
 def tokenize(
-    run: Run, chat: ChatTokenizer, rows: RunRows, args: SFTConfig, *, check_all: bool = False
+    run: Run, chat: ChatTokenizer, rows: RunRows, *, args: SFTConfig, check_all: bool = False
 ) -> TokenizedRows:
     """Return the tokens of all rows, from the cache where it has them.
 
@@ -67,14 +67,16 @@ def tokenize(
         RecipeError: settings contradict each other.
 
     """
-    encoder = make_encoder(run, chat, rows, args)
+    encoder = make_encoder(run, chat, rows, args=args)
     datasets: dict[str, Dataset] = {}
     counts: dict[str, Any] = {}
     cache_notes: list[tuple[str, str]] = []
     rejects: list[dict[str, Any]] = []
     for part, split in (("train", rows.train), *rows.eval.items()):
         packing = args.packing if part == "train" or args.eval_packing is None else args.eval_packing
-        part_encoder = dataclasses.replace(encoder, settings=_make_settings(run, chat, rows, args, packing=packing))
+        part_encoder = dataclasses.replace(
+            encoder, settings=_make_settings(run, chat, rows, args=args, packing=packing)
+        )
         title = f"Tokenizing {part}"
         if rows.streaming and part == "train":
             encoded = cache.encode_in_memory(split, part_encoder, title=title, check_all=check_all)
@@ -95,16 +97,16 @@ def tokenize(
     train = datasets.pop("train")
     evaluation = datasets.get("eval") if set(datasets) == {"eval"} else datasets or None
     run_ledger = {"train": counts.pop("train"), "eval": counts}
-    notes = (*ledger.lines(run, rows, run_ledger, args, whole=not rows.streaming), *cache_notes)
+    notes = (*ledger.lines(run, rows, run_ledger, args=args, whole=not rows.streaming), *cache_notes)
     stream_counts = None
     if rows.streaming:
         notes = (("stream", "read during training; the counts are those of the first rows of each source"), *notes)
-        train, stream_counts = stream.build_stream(run, rows, encoder, args)
+        train, stream_counts = stream.build_stream(run, rows, encoder, args=args)
         run_ledger["train"] = stream.count_stream(stream_counts)
     return TokenizedRows(train, evaluation, run_ledger, rejects, encoder, notes, stream_counts)
 
 
-def make_encoder(run: Run, chat: ChatTokenizer, rows: RunRows, args: SFTConfig) -> Encoder:
+def make_encoder(run: Run, chat: ChatTokenizer, rows: RunRows, *, args: SFTConfig) -> Encoder:
     """Return the encoder of the rows to train. Raises RecipeError for settings that contradict each other."""
     _check_packing(run, args)
     _check_truncation(run, args)
@@ -112,14 +114,14 @@ def make_encoder(run: Run, chat: ChatTokenizer, rows: RunRows, args: SFTConfig) 
     may_have_escaped = any(source.has_escaped_tokens for source in sources)
     may_have_escaped |= rows.streaming and chat.features.escape_special_tokens
     return build_encoder(
-        _make_settings(run, chat, rows, args, packing=args.packing),
+        _make_settings(run, chat, rows, args=args, packing=args.packing),
         chat.tokenizer,
         run.chat_template_kwargs,
         escaped=chat.features.special_tokens if may_have_escaped else (),
     )
 
 
-def _make_settings(run: Run, chat: ChatTokenizer, rows: RunRows, args: SFTConfig, *, packing: bool) -> EncodingSettings:
+def _make_settings(run: Run, chat: ChatTokenizer, rows: RunRows, *, args: SFTConfig, packing: bool) -> EncodingSettings:
     """Return how rows become tokens, packed or not."""
     allowed = run.options.get("allow", [])
     return EncodingSettings(

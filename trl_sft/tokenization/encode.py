@@ -252,12 +252,12 @@ def _label_batch(
     labels = np.full(bounds[-1], IGNORED, dtype=np.int32)
     known: list[list[Span] | None] = [None] * len(rows)
     if encoder.marks is not None:
-        known = loss_mask.find_token_spans(encoder.marks, ids, bounds, [row.answers for row in rows])
+        known = loss_mask.find_token_spans(encoder.marks, ids, bounds, with_loss=[row.answers for row in rows])
     spans_of_rows = []
     for number, row in enumerate(rows):
         spans, begin = known[number], bounds[number]
         if spans is None:
-            spans = _to_token_spans(encoder, row, encodings[number], bounds[number + 1] - begin)
+            spans = _to_token_spans(encoder, row, encodings[number], num_tokens=bounds[number + 1] - begin)
         for start, end in spans:
             labels[begin + start : begin + end] = ids[begin + start : begin + end]
         spans_of_rows.append(spans)
@@ -307,28 +307,28 @@ def _truncate(
     return ids, labels, True
 
 
-def _to_token_spans(encoder: Encoder, row: RenderedRow, encoding: Any, num_tokens: int) -> list[Span]:
+def _to_token_spans(encoder: Encoder, row: RenderedRow, encoding: Any, *, num_tokens: int) -> list[Span]:
     """Return the spans of a row in tokens, from its spans of characters."""
     if row.spans is None:
         return [(0, num_tokens)]
     if isinstance(encoding, list):
-        return [_align_slow_tokens(encoder, row.text, encoding, span) for span in row.spans]
+        return [_align_slow_tokens(encoder, row.text, ids=encoding, span=span) for span in row.spans]
     if encoder.marks and row.answers is not None and encoder.backend is not None:  # it was tokenized without offsets
         encoding = encoder.backend.encode(row.text, add_special_tokens=False)
-    return [_align_tokens(row.text, encoding, span, num_tokens) for span in row.spans]
+    return [_align_tokens(row.text, encoding, span, num_tokens=num_tokens) for span in row.spans]
 
 
-def _align_tokens(text: str, encoding: Any, span: Span, num_tokens: int) -> Span:
+def _align_tokens(text: str, encoding: Any, span: Span, *, num_tokens: int) -> Span:
     """Return the tokens that hold any character of a span, up to the last token where the span ends the text."""
     start, end = span
-    first = _token_at_or_after(encoding, start, len(text), num_tokens)
-    last = _token_at_or_after(encoding, end, len(text), num_tokens)
+    first = _token_at_or_after(encoding, start, end=len(text), num_tokens=num_tokens)
+    last = _token_at_or_after(encoding, end, end=len(text), num_tokens=num_tokens)
     if last < num_tokens and encoding.token_to_chars(last)[0] < end:
         last += 1
     return first, last
 
 
-def _token_at_or_after(encoding: Any, position: int, end: int, num_tokens: int) -> int:
+def _token_at_or_after(encoding: Any, position: int, *, end: int, num_tokens: int) -> int:
     """Return the token of the first character from `position` that is in a token; `num_tokens` = there is none."""
     for character in range(position, end):
         token = encoding.char_to_token(character)
@@ -337,7 +337,7 @@ def _token_at_or_after(encoding: Any, position: int, end: int, num_tokens: int) 
     return num_tokens
 
 
-def _align_slow_tokens(encoder: Encoder, text: str, ids: Sequence[int], span: Span) -> Span:
+def _align_slow_tokens(encoder: Encoder, text: str, *, ids: Sequence[int], span: Span) -> Span:
     """Return the tokens of a span for a slow tokenizer, which has no offsets: by the common beginning, as TRL does."""
     add_special_tokens = encoder.settings.row_type != CHAT
     before, until = (

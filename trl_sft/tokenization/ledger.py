@@ -119,7 +119,7 @@ def check(run: Run, split: Split, encoded: EncodedRows, *, part: str) -> None:
 
 
 def lines(
-    run: Run, rows: RunRows, ledger: Mapping[str, Any], args: SFTConfig, *, whole: bool = True
+    run: Run, rows: RunRows, ledger: Mapping[str, Any], *, args: SFTConfig, whole: bool = True
 ) -> Iterator[tuple[str, str]]:
     """Yield what the screen shows of a ledger: name and value.
 

@@ -201,7 +201,7 @@ def find_token_marks(template: ChatTemplate, backend: Tokenizer) -> TokenMarks |
 
 
 def find_token_spans(
-    marks: TokenMarks, input_ids: np.ndarray, row_starts: Sequence[int], with_loss: Sequence[Sequence[bool] | None]
+    marks: TokenMarks, input_ids: np.ndarray, row_starts: Sequence[int], *, with_loss: Sequence[Sequence[bool] | None]
 ) -> list[list[Span] | None]:
     """Return the spans of tokens of the answers that carry loss.
 

@@ -94,12 +94,15 @@ def _render_chats(
         texts = _apply_template(encoder, chats, tools)
     except Exception:
         for number, turns, functions in zip(numbers, chats, tools, strict=True):
-            _check_template_takes(encoder, turns, functions, row_name(number))
+            _check_template_takes(encoder, turns, functions, name=row_name(number))
         raise
     errors_before = len(encoder.search_errors)
     for index, number in enumerate(numbers):
         answers = _list_answers_with_loss(
-            encoder.settings.loss_on, chats[index], len(batch["prompt"][index]), untrained[index]
+            encoder.settings.loss_on,
+            chats[index],
+            completion=len(batch["prompt"][index]),
+            untrained=untrained[index],
         )
         try:
             yield _place_loss(
@@ -134,7 +137,9 @@ def _apply_template(
     ]
 
 
-def _check_template_takes(encoder: Encoder, turns: Sequence[Message], tools: Sequence[Any] | None, name: str) -> None:
+def _check_template_takes(
+    encoder: Encoder, turns: Sequence[Message], tools: Sequence[Any] | None, *, name: str
+) -> None:
     """Refuse a chat that the template does not render. Raises TemplateError."""
     try:
         _apply_template(encoder, [turns], [tools])
@@ -145,7 +150,7 @@ def _check_template_takes(encoder: Encoder, turns: Sequence[Message], tools: Seq
 
 
 def _list_answers_with_loss(
-    loss_on: str, turns: Sequence[Message], completion: int, untrained: Sequence[int] | None
+    loss_on: str, turns: Sequence[Message], *, completion: int, untrained: Sequence[int] | None
 ) -> list[int]:
     """Return the turns that carry loss. `completion`: the first turn of the completion; `untrained`: these never do."""
     answers = [number for number, turn in enumerate(turns) if turn["role"] == "assistant"]
@@ -170,7 +175,7 @@ def _place_loss(
     assert template is not None
     all_answers = [number for number, turn in enumerate(turns) if turn["role"] == "assistant"]
     if encoder.settings.loss_on == "all":
-        _check_loss_on_all(text, turns, all_answers, answers)
+        _check_loss_on_all(text, turns, all_answers=all_answers, answers=answers)
         return row
     spans = None if encoder.search_errors else loss_mask.find_spans_by_search(template, text, turns)
     if spans is not None:
@@ -187,7 +192,9 @@ def _place_loss(
     return row._replace(spans=rendered)
 
 
-def _check_loss_on_all(text: str, turns: Sequence[Message], all_answers: Sequence[int], answers: Sequence[int]) -> None:
+def _check_loss_on_all(
+    text: str, turns: Sequence[Message], *, all_answers: Sequence[int], answers: Sequence[int]
+) -> None:
     """Refuse a chat that `loss_on: all` would train otherwise than its turns say. Raises MaskError."""
     if part := chat_template.missing_part(turns[all_answers[-1]], text):
         problem = f"the chat template drops a part of an answer: {part[:60]!r}"

@@ -39,7 +39,7 @@ StreamCounts = dict[str, Counter[str]]
 _RENDERING = threading.Lock()
 
 
-def build_stream(run: Run, rows: RunRows, encoder: Encoder, args: SFTConfig) -> tuple[IterableDataset, StreamCounts]:
+def build_stream(run: Run, rows: RunRows, encoder: Encoder, *, args: SFTConfig) -> tuple[IterableDataset, StreamCounts]:
     """Return the tokens of all sources as a stream, mixed by weight and packed as the recipe says.
 
     With weights rows are drawn by them with the run's seed until every source has ended once, so the shares are

@@ -196,7 +196,7 @@ def tokenize(
         thorough: compare every row with the template, not the first 1,000 and 1% of the rest.
 
     """
-    return build.tokenize(run, chat, rows, settings.args, check_all=thorough)
+    return build.tokenize(run, chat, rows, args=settings.args, check_all=thorough)
 
 
 def build_trainer(run: Run, inputs: TrainingInputs) -> SFTTrainer:

@@ -126,14 +126,14 @@ def build_preview(run: Run, num_rows: int = 3) -> Preview:
     """
     settings, chat, rows = stages.read_rows(run, head=max(_MIN_ROWS_READ, num_rows))
     args = settings.args
-    encoder = build.make_encoder(run, chat, rows, args)
+    encoder = build.make_encoder(run, chat, rows, args=args)
     tokens = cache.encode_in_memory(rows.train, encoder, title="Tokenizing", check_all=True)
     packs = cache.pack(tokens, args.max_length, args.packing_strategy, seed=None) if args.packing else None
     batch_size = args.per_device_train_batch_size
     counts = ledger.count(rows.train, tokens, packs, batch_size=batch_size, max_length=args.max_length)
     summary = [("rows", note) for note in rows.notes]
     if len(tokens.rows):
-        summary += ledger.lines(run, rows, {"train": counts, "eval": {}}, args, whole=False)
+        summary += ledger.lines(run, rows, {"train": counts, "eval": {}}, args=args, whole=False)
     rejected = [
         f"{rows.train.row_name(row['row'])}: {row['reason']}: {row['begins']!r}" for row in tokens.rejected[:num_rows]
     ]
