@@ -129,5 +129,5 @@ def test_output_is_not_written_over_the_adapter_that_training_starts_from(go, he
         "model: {name_or_path: ./out}\ndata: {train: rows.jsonl}\ntrain: {output_dir: out}\nrun: {overwrite: true}\n"
     )
     assert code == 2
-    assert "training starts from the model in it" in err
+    assert "holds the model that training starts from" in err
     assert equal(before, adapter(here / "out"))

@@ -100,7 +100,7 @@ def test_code_that_is_trusted_is_named_before_it_runs(command, model, planted, g
     code, out, err = go(LOCAL, *words, command=command)
     assert code == 0, err
     assert planted.exists()
-    assert f"code      runs Python that {folder} brings (model.trust_remote_code)" in out
+    assert f"code      runs Python code of {folder} (model.trust_remote_code)" in out
     assert out.index("code   ") < out.index("model   ")
 
 
@@ -113,7 +113,7 @@ def test_weights_that_are_a_pickle_are_refused_until_the_recipe_takes_them(here,
     assert "model.use_safetensors: false" in err
     code, out, err = go(LOCAL, "model.use_safetensors=false")
     assert code == 0, err
-    assert f"weights   of {folder} are read as pickles too" in out
+    assert f"weights   of {folder} may be read from pickle files" in out
 
 
 def test_adapter_that_is_a_pickle_is_refused(here, go):

@@ -128,10 +128,10 @@ def test_unreachable_hub_is_reported_at_once(hub):
 def test_impossible_push_is_refused_at_its_key_before_the_weights_load(go, monkeypatch):
     code, _, err = go(RECIPE % "trl_sft:tiny", "train.push_to_hub=true")
     assert code == 2
-    assert "train.push_to_hub\n    a push to the hub, while HF_HUB_OFFLINE is set" in err
+    assert "train.push_to_hub\n    the model cannot be pushed to the hub while HF_HUB_OFFLINE is set" in err
     monkeypatch.setattr(device.constants, "HF_HUB_OFFLINE", False)
     monkeypatch.setattr(device, "get_token", lambda: None)
     code, _, err = go(RECIPE % "trl_sft:tiny", "train.push_to_hub=true", command=["check"])
     assert code == 2
-    assert "train.push_to_hub\n    a push to the hub without a token" in err
+    assert "train.push_to_hub\n    the model cannot be pushed to the hub without a token" in err
     assert go(RECIPE % "trl_sft:tiny", "train.push_to_hub=true", "--on", "any", command=["check"])[0] == 0

@@ -538,7 +538,7 @@ def test_model_card_of_a_continued_adapter_names_peft_and_lora(go, here):
         (("train.²=1",), "has no key"),
         (("train.max_steps=",), "the value is empty"),
         (("train.weight_decay=.nan",), "a finite number"),
-        (("train.fp16=true",), "fp16 on a CPU changes nothing"),
+        (("train.fp16=true",), "fp16 has no effect on a CPU"),
         (("train.activation_offloading=true",), "recipe.yaml:3 train"),
         (("train.report_to=comet_ml",), "not installed: comet_ml"),
         (

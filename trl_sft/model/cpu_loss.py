@@ -1,9 +1,10 @@
-"""The loss where there is no Triton (CPU, Apple MPS): labelled positions alone, projected in bounded chunks.
+"""The loss where there is no Triton (CPU, Apple MPS): logits of labelled positions only, in chunks of bounded size.
 
-In: a model to which TRL gave its fused head. Out: the same model, whose fused forward scores labelled positions alone
-and computes what TRL's kernel computes, in fewer passes over the logits. The rest stays TRL's: which positions count,
-soft-capping, scaling, experts, ZeRO's gathering. Without Triton TRL 1.16 scores every position, in many passes over
-each tile (`trl.kernels.chunked_logprob._forward_tile`). Deliberately absent: any GPU.
+In: a model with TRL's fused head, the forward pass that computes hidden states and loss together. Out: the same model,
+whose fused forward pass computes logits for labelled positions only. The values equal those of TRL's kernel, with fewer
+passes over the logits. TRL still decides which positions count, and how logits are capped and scaled; experts and the
+gathering of ZeRO are also TRL's. Without Triton, TRL 1.16 computes every position, in many passes over each tile
+(`trl.kernels.chunked_logprob._forward_tile`). Deliberately absent: GPUs, which keep TRL's loss.
 """
 
 from __future__ import annotations
@@ -20,43 +21,47 @@ from trl.trainer import utils
 from trl_sft.model import patches
 from trl_sft.model.load import unwrap_adapter
 
-LOGITS_GIB = 0.5  # default of run.logits_gib: GiB of logits, or of what the backward pass needs of them
-AVAILABLE = not patches.find_fused_head_problem()  # older versions have another head, and keep their own loss
-_CHUNK_ROWS = 1024  # positions that are projected at once, if they fit
+LOGITS_GIB = (
+    0.5  # default of run.logits_gib: GiB of logits, or of the probabilities that are stored for the backward pass
+)
+AVAILABLE = (
+    not patches.find_fused_head_problem()
+)  # False with versions of TRL that have another fused head; they keep their own loss
+_CHUNK_ROWS = 1024  # positions in one chunk of logits, at most
 _FLOAT_BYTES = 4
 
 
 class LogitOptions(NamedTuple):
-    """How logits become the scores that the loss is computed of."""
+    """Settings of the step from hidden states to logits."""
 
     inverse_temperature: float
     softcap: float | None  # None = not capped
     scale: float
-    max_bytes: int  # of logits at a time
+    max_bytes: int  # of logits that exist at one time
     needs_backward: bool  # whether a backward pass may follow
 
 
 def replaces_trl_loss(device: torch.device) -> bool:
-    """Tell whether this loss takes the place of TRL's on a device: where TRL has its fused head and no Triton."""
+    """Tell whether this loss replaces TRL's on a device: TRL has the fused head, and Triton is not used there."""
     return AVAILABLE and not patches.uses_triton(device)
 
 
 def describe_mismatch(device: torch.device) -> str:
-    """Return a line for the screen where a newer TRL keeps its slow loss, which this one no longer fits; else ""."""
+    """Return a line for the screen if a newer TRL keeps its slow loss because this loss does not fit it; else ""."""
     if AVAILABLE or not patches.expects_fused_head() or device.type in ("cuda", "xpu"):
         return ""
     return f"TRL's own; the faster CPU loss does not fit TRL {trl.__version__}"
 
 
 def install(model: PreTrainedModel, logits_gib: float) -> bool:
-    """Have the fused forward of `model` compute this loss.
+    """Replace TRL's loss in the fused forward pass of `model`.
 
     Args:
         model: A model with TRL's fused head, with or without an adapter.
-        logits_gib: GiB that logits, or what the backward pass needs of them, may take.
+        logits_gib: GiB that logits, or the probabilities stored for the backward pass, may take.
 
     Returns:
-        False where TRL's loss stays: with Triton, or in other versions of TRL.
+        True if the loss was replaced; False if TRL's loss stays: with Triton, or with another version of TRL.
 
     """
     if not replaces_trl_loss(model.device):
@@ -73,7 +78,7 @@ def install(model: PreTrainedModel, logits_gib: float) -> bool:
             return trl_forward(*args, fused_lm_head=True, **kwargs)
 
     base.forward = types.MethodType(forward, base)
-    base.logits_gib = logits_gib  # for the screen, which reads the live model
+    base.logits_gib = logits_gib  # the screen reads this attribute of the live model
     return True
 
 
@@ -110,7 +115,7 @@ class LogProbs(torch.autograd.Function):
         positions, vocab_size = hidden.shape[0], weight.shape[0]
         device = hidden.device.type
         dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else hidden.dtype
-        # what the backward pass needs is kept where it fits, and else the logits are projected a second time
+        # the probabilities are stored if they fit; otherwise the backward pass computes the logits a second time
         fits = positions * vocab_size * _FLOAT_BYTES <= options.max_bytes
         keeps_probs = fits and options.softcap is None and options.needs_backward
         probs = hidden.new_empty((positions, vocab_size), dtype=torch.float32) if keeps_probs else None
@@ -118,7 +123,7 @@ class LogProbs(torch.autograd.Function):
         log_probs = hidden.new_empty(positions, dtype=torch.float32)
         entropy = hidden.new_empty(positions, dtype=torch.float32)
         is_top = hidden.new_empty(positions, dtype=torch.bool)
-        with torch.autocast(device, enabled=False):  # which would round the sums
+        with torch.autocast(device, enabled=False):  # autocast would round the sums
             for start in range(0, positions, chunk_rows):
                 rows = slice(start, start + chunk_rows)
                 logits = _project(hidden[rows], weight, bias, options=options, dtype=dtype)
@@ -149,7 +154,7 @@ class LogProbs(torch.autograd.Function):
         grad_weight = torch.zeros_like(weight, dtype=torch.float32) if needs_weight else None
         grad_bias = torch.zeros_like(bias, dtype=torch.float32) if needs_bias else None
         chunk_rows = max(hidden.shape[0] if ctx.probs is not None else ctx.chunk_rows, 1)
-        with utils.maybe_gather_lm_head_ctx(weight, bias):  # ZeRO-3 has partitioned them again by now
+        with utils.maybe_gather_lm_head_ctx(weight, bias):  # ZeRO-3 has partitioned weight and bias again by now
             for start in range(0, hidden.shape[0], chunk_rows):
                 rows = slice(start, start + chunk_rows)
                 grad_logits = _compute_grad_logits(ctx, hidden[rows], rows, grad_log_probs[rows].float()).to(ctx.dtype)
@@ -190,7 +195,7 @@ def _project(
 def _find_top(
     logits: torch.Tensor, targets: torch.Tensor, *, max_logit: torch.Tensor, target_logit: torch.Tensor
 ) -> torch.Tensor:
-    """Return where the target is the most likely token; the first of several equal ones counts: (positions,)."""
+    """Return whether each target is the most likely token: (positions,). Of several equal logits the first counts."""
     is_top = target_logit >= max_logit
     rows = is_top.nonzero().squeeze(1)
     if len(rows):
@@ -199,7 +204,7 @@ def _find_top(
 
 
 def _compute_grad_logits(ctx: Any, hidden: torch.Tensor, rows: slice, grad_log_probs: torch.Tensor) -> torch.Tensor:
-    """Return the gradient at the output of the projection: (positions, vocab_size)."""
+    """Return the gradient of the logits before scaling and capping: (positions, vocab_size)."""
     _, weight, bias, targets = ctx.saved_tensors
     options: LogitOptions = ctx.options
     logits = None
@@ -208,7 +213,7 @@ def _compute_grad_logits(ctx: Any, hidden: torch.Tensor, rows: slice, grad_log_p
     else:
         logits = _project(hidden, weight, bias, options=options, dtype=ctx.dtype)
         probs = logits.softmax(-1)
-    # of log p_target: 1 at the target, less p everywhere
+    # the gradient of log p_target is 1 at the target, minus p at every token
     grad_logits: torch.Tensor = probs.mul_(-grad_log_probs[:, None])
     grad_logits[torch.arange(len(grad_log_probs), device=grad_logits.device), targets[rows]] += grad_log_probs
     factor = options.inverse_temperature * options.scale

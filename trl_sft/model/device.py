@@ -1,8 +1,8 @@
-"""What this machine is, and the settings that follow from it: device, precision, pinned memory.
+"""The device and precision of this machine, and the settings that follow from them.
 
-In: the recipe's keywords of SFTConfig. Out: further keywords, each with its reason, only where the recipe says nothing;
-refusals of what this machine or this version cannot do. These settings depart from upstream's defaults, so their list
-is closed (docs/explanation). Deliberately absent: free memory (`training.memory.fit`).
+In: the sections `train:` and `quantization:` of the recipe. Out: settings for keys that the recipe does not set, each
+with its reason; faults for what this machine or this version cannot do. These settings differ from upstream's defaults:
+`docs/explanation/defaults-that-differ.md` lists all of them. Deliberately absent: free memory (`training.memory.fit`).
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from trl_sft.recipe import processes
 from trl_sft.recipe.checked import Run, Setting
 from trl_sft.recipe.yaml_reader import Key
 
-# Arguments with which SFTConfig can be made on any machine: it looks for the hardware that it needs.
+# With these arguments SFTConfig can be created on any machine. Without them it checks that the hardware exists.
 ANY_MACHINE = {"use_cpu": True, "fp16": False, "tf32": None}
 
 
@@ -34,18 +34,18 @@ def check_machine(run: Run) -> None:
     if faults := processes.check(run):
         raise LaunchError(faults)
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        problem = f"started as {os.environ['WORLD_SIZE']} processes; this version trains in one"
+        problem = f"started as {os.environ['WORLD_SIZE']} processes, but this version trains in one"
         raise LaunchError(Fault("WORLD_SIZE", problem, "Run `python -m trl_sft RECIPE` without a launcher."))
     if torch.cuda.device_count() > 1 and not train.get("use_cpu"):
         problem = f"{torch.cuda.device_count()} GPUs are visible; this version trains on one"
         raise LaunchError(Fault("CUDA_VISIBLE_DEVICES", problem, "Write CUDA_VISIBLE_DEVICES=0 before the command."))
     if train.get("fp16") and (train.get("use_cpu") or get_device_type() == "cpu"):
-        fix = "Remove fp16; bf16 with use_cpu: true works."
-        raise LaunchError(Fault("train.fp16", "fp16 on a CPU changes nothing", fix))
+        fix = "Remove fp16. On a CPU, use bf16: true together with use_cpu: true."
+        raise LaunchError(Fault("train.fp16", "fp16 has no effect on a CPU", fix))
 
 
 def check_packages(run: Run) -> None:
-    """Refuse what upstream would miss only once training begins. Raises MissingPackage, LaunchError."""
+    """Refuse a run whose packages or hub token upstream would miss only later. Raises MissingPackage, LaunchError."""
     if run.train.get("use_liger_kernel") and not is_liger_kernel_available():
         where = run.recipe.where(("train", "use_liger_kernel"))
         fix = "Run `pip install liger-kernel`, or remove the key."
@@ -53,23 +53,23 @@ def check_packages(run: Run) -> None:
     if run.train.get("push_to_hub"):
         where = run.recipe.where(("train", "push_to_hub"))
         if constants.HF_HUB_OFFLINE:
-            fix = "Remove it and push the folder later; or unset HF_HUB_OFFLINE."
-            raise LaunchError(Fault(where, "a push to the hub, while HF_HUB_OFFLINE is set", fix))
+            fix = "Remove the key and push the folder later, or unset HF_HUB_OFFLINE."
+            raise LaunchError(Fault(where, "the model cannot be pushed to the hub while HF_HUB_OFFLINE is set", fix))
         if not (run.train.get("hub_token") or get_token()):
             fix = "Run `hf auth login`, or set HF_TOKEN."
-            raise LaunchError(Fault(where, "a push to the hub without a token", fix))
+            raise LaunchError(Fault(where, "the model cannot be pushed to the hub without a token", fix))
 
 
 def check_trackers(where: str, names: Sequence[str]) -> None:
     """Refuse trackers that are not installed, before the weights load. Raises MissingPackage."""
     missing = sorted(set(names) & set(INTEGRATION_TO_CALLBACK) - set(get_available_reporting_integrations()))
     if missing:
-        fix = "Install the tracker's package with pip, or write report_to: none."
-        raise MissingPackage(Fault(where, f"not installed: {', '.join(missing)}", fix))
+        fix = "Install the tracker's package with pip, or set train.report_to: none."
+        raise MissingPackage(Fault(where, f"tracker not installed: {', '.join(missing)}", fix))
 
 
 def choose_machine_settings(train: dict[str, Any], quantization: dict[str, Any]) -> dict[Key, Setting]:
-    """Return what this machine needs where the recipe says nothing. `train` and `quantization` are its sections."""
+    """Return the settings that this machine needs and that these two sections of the recipe leave open."""
     settings: dict[Key, Setting] = {}
     cpu = train.get("use_cpu", False) or get_device_type() == "cpu"
     precision_is_open = train.get("bf16") is None and not train.get("fp16")
@@ -82,13 +82,13 @@ def choose_machine_settings(train: dict[str, Any], quantization: dict[str, Any])
         settings["train", "dataloader_pin_memory"] = Setting(False, "there is no accelerator to copy to")
     bf16 = train.get("bf16", ("train", "bf16") not in settings) and not train.get("fp16")
     if bf16 and quantization.get("load_in_4bit") and "bnb_4bit_compute_dtype" not in quantization:
-        reason = "this machine trains in bfloat16; upstream computes with 4-bit weights in float32"
+        reason = "this machine trains in bfloat16; upstream's default for 4-bit weights is float32"
         settings["quantization", "bnb_4bit_compute_dtype"] = Setting("bfloat16", reason)
     return settings
 
 
 def get_device_type() -> str:
-    """Return the type of the device that the Trainer takes: cpu, cuda, mps, ..."""
+    """Return the type of the device that the Trainer uses: cpu, cuda, mps, ..."""
     accelerator = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
     return accelerator.type if accelerator else "cpu"
 
@@ -97,9 +97,9 @@ def describe_precision(args: SFTConfig, dtype: str, quantization: Any) -> str:
     """Return device and precision in one line.
 
     Args:
-        args: The live arguments.
+        args: The SFTConfig of the run.
         dtype: `model.dtype` of the recipe: float32, bfloat16, ..., auto.
-        quantization: The live BitsAndBytesConfig; None = no quantized weights.
+        quantization: The BitsAndBytesConfig of the run; None = weights are not quantized.
 
     """
     device_type = args.device.type
@@ -115,7 +115,7 @@ def describe_precision(args: SFTConfig, dtype: str, quantization: Any) -> str:
 
 
 def describe_hardware() -> dict[str, Any]:
-    """Return what run.json says of the machine; no host name, no user name."""
+    """Return the description of the machine in run.json, without host name and user name."""
     return {
         "device": get_device_type(),
         "gpus": [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())],

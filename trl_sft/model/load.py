@@ -1,8 +1,8 @@
 """What SFTTrainer needs to load the model: the source, quantization, LoRA, an adapter that training continues.
 
 In: a `Run`. Out: a `ModelSource`, before any weight is read, and later the keyword arguments of SFTTrainer.
-Errors of the hub, of transformers and of peft become ours here. Deliberately absent: repairs of upstream's classes
-(`patches`), and the same model without weights (`meta_model`).
+Errors of the hub, of transformers and of peft become faults with a place and a fix. Deliberately absent: repairs of
+upstream's classes (`patches`), and the same model without weights (`meta_model`).
 """
 
 from __future__ import annotations
@@ -32,11 +32,15 @@ from trl_sft.recipe.checked import Run, Setting
 from trl_sft.recipe.yaml_reader import Key
 
 _NAME: Key = ("model", "name_or_path")
-_HUB_KEYS = ("cache_dir", "revision", "token")  # keys of `model:` that a file of the hub is looked up by
+_HUB_KEYS = (
+    "cache_dir",
+    "revision",
+    "token",
+)  # keys of `model:` that are passed on when a file is fetched from the hub
 
 
 class ModelSource(NamedTuple):
-    """A model that exists: its configuration could be read."""
+    """Where a model is, and its configuration."""
 
     name: str  # the base model: a folder, or a hub id
     adapter: str  # the adapter that training continues; "" = none
@@ -62,8 +66,8 @@ def find_model(run: Run) -> ModelSource:
         adapter = name
         name = _base_of_adapter(run.model_location.files[0], where)
     if not run.model_location.files and Path(name).exists():
-        problem = f"{name}: a folder of the current folder, but a path in a recipe is relative to the recipe"
-        fix = f"Write its path relative to the recipe, or {Path(name).absolute()}."
+        problem = f"{name}: exists in the current folder, but a path in a recipe is relative to the recipe"
+        fix = f"Write the path relative to the recipe, or write {Path(name).absolute()}."
         raise RecipeError(Fault(where, problem, fix))
     keywords = {key: value for key, value in run.model.items() if key in _HUB_KEYS}
     try:
@@ -75,23 +79,23 @@ def find_model(run: Run) -> ModelSource:
     except Exception as error:
         raise _translate(error, where, name) from None
     if not config.architectures:
-        problem = f"{name}: its config.json names no architectures"
-        raise RecipeError(Fault(where, problem, "Name a model that save_pretrained wrote."))
+        problem = f"{name}: its config.json has no `architectures`"
+        raise RecipeError(Fault(where, problem, "Use a model that `save_pretrained` wrote."))
     return ModelSource(name, adapter, config)
 
 
 def _base_of_adapter(folder: Path, where: str) -> str:
-    """Return the base model that an adapter's folder names. Raises RecipeError where it is not there."""
+    """Return the base model that an adapter's folder names. Raises RecipeError if it does not exist."""
     saved = json.loads((folder / paths.ADAPTER_CONFIG).read_text(encoding="utf-8"))
     name = str(saved.get("base_model_name_or_path") or "")
     if not name or (Path(name).is_absolute() and not Path(name).is_dir()):
-        problem = f"{folder}: an adapter whose base model {name or '(unnamed)'} does not exist"
-        raise RecipeError(Fault(where, problem, "Put the base model at that path, or name another adapter."))
+        problem = f"{folder}: the base model of this adapter, {name or '(unnamed)'}, does not exist"
+        raise RecipeError(Fault(where, problem, "Put the base model at that path, or use another adapter."))
     return name
 
 
 def list_tokenizer_sources(source: ModelSource) -> tuple[list[str], int]:
-    """Return where the tokenizer is looked for, in this order, and the size of the base model's vocabulary."""
+    """Return the places to load the tokenizer from, first choice first, and the vocabulary size of the base model."""
     names = [source.adapter, source.name] if source.adapter else [source.name]
     return names, source.config.get_text_config().vocab_size
 
@@ -118,17 +122,17 @@ def make_lora_config(run: Run) -> Any:
     try:
         return LoraConfig(**defaults | run.lora)
     except ImportError as error:
-        fix = "Install what this message names, in this Python."
+        fix = "Install the package that the message names, in this Python environment."
         raise MissingPackage(Fault(where, first_line(error), fix)) from None
     except (TypeError, ValueError) as error:
         raise RecipeError(Fault(where, first_line(error), "Write values that peft.LoraConfig takes.")) from None
 
 
 def choose_adapter_settings(run: Run) -> dict[Key, Setting]:
-    """Return what we set for the adapter where the recipe does not."""
+    """Return the LoRA settings that the recipe leaves open and this package sets."""
     if run.lora is None or "task_type" in run.lora:
         return {}
-    # TRL's own command line sets the same, trl.trainer.utils.get_peft_config
+    # TRL's command line sets the same value, in `trl.trainer.utils.get_peft_config`
     why = "without it AutoPeftModelForCausalLM cannot load the adapter"
     return {("lora", "task_type"): Setting("CAUSAL_LM", why)}
 
@@ -139,7 +143,12 @@ def has_bitsandbytes() -> bool:
 
 
 def make_quantization_config(run: Run, settings: dict[Key, Setting]) -> BitsAndBytesConfig | None:
-    """Return how the weights are quantized; None where they are not. `settings` are ours, for all sections.
+    """Return the quantization config of a run; None if weights are not quantized.
+
+    Args:
+        run: The checked recipe.
+        settings: The settings that this package chose, of all sections.
+
 
     Raises:
         RecipeError: BitsAndBytesConfig refuses the values.
@@ -158,14 +167,14 @@ def make_quantization_config(run: Run, settings: dict[Key, Setting]) -> BitsAndB
         parameters = inspect.signature(BitsAndBytesConfig).parameters
         for name, value in values.items():
             if type(value) is int and isinstance(parameters[name].default, float):
-                values[name] = float(value)  # it takes 6.0 and refuses 6
+                values[name] = float(value)  # BitsAndBytesConfig accepts 6.0 and refuses 6
         return BitsAndBytesConfig(**values)
     except (TypeError, ValueError, AttributeError) as error:
         raise RecipeError(Fault(where, first_line(error), "Write values that BitsAndBytesConfig takes.")) from None
 
 
 def check_model(run: Run, source: ModelSource) -> None:
-    """Refuse what the weights or the adapter cannot do. Raises RecipeError, MissingPackage."""
+    """Refuse settings that do not fit the weights or the adapter. Raises RecipeError, MissingPackage."""
     make_lora_config(run)
     trust.check_weights(run, [name for name in (source.adapter, source.name) if name])
     check_saved_quantization(run, source)
@@ -173,14 +182,14 @@ def check_model(run: Run, source: ModelSource) -> None:
 
 
 def check_saved_quantization(run: Run, source: ModelSource) -> None:
-    """Refuse weights that were saved quantized where they cannot be trained. Raises RecipeError."""
+    """Refuse to train, or to quantize again, weights that were saved quantized. Raises RecipeError."""
     saved = getattr(source.config, "quantization_config", None)
     if saved is None:
         return
     method = saved.get("quant_method") if isinstance(saved, dict) else saved.quant_method
     problem = f"{source.name} was saved quantized by {getattr(method, 'value', method)}"
-    if run.quantization is not None:  # upstream takes the saved one and drops the recipe's
-        fix = "Remove `quantization:`, or name the model with its full weights in model.name_or_path."
+    if run.quantization is not None:  # upstream uses the saved quantization and ignores the recipe's
+        fix = "Remove `quantization:`, or set model.name_or_path to the model that is not quantized."
         raise RecipeError(Fault(run.recipe.where(("quantization",)), problem, fix))
     if run.lora is None and not source.adapter:
         problem += ": its weights cannot be trained"
@@ -188,11 +197,11 @@ def check_saved_quantization(run: Run, source: ModelSource) -> None:
 
 
 def check_output_folder(run: Run, source: ModelSource) -> None:
-    """Refuse to overwrite what training starts from. Raises RecipeError."""
+    """Refuse an output folder that holds the model that training starts from. Raises RecipeError."""
     for name in filter(None, (source.adapter, source.name)):
         if Path(name).is_dir() and Path(name).resolve() == run.output_dir.resolve():
-            problem = f"{run.output_dir}: training starts from the model in it"
-            fix = "Write another folder in train.output_dir."
+            problem = f"{run.output_dir}: holds the model that training starts from"
+            fix = "Set train.output_dir to another folder."
             raise RecipeError(Fault(run.recipe.where(("train", "output_dir")), problem, fix))
 
 
@@ -204,15 +213,15 @@ def build_trainer_arguments(
     new_tokens: Sequence[int],
     vocab_size: int,
 ) -> dict[str, Any]:
-    """Return the keyword arguments of SFTTrainer that bring the model.
+    """Return the keyword arguments of SFTTrainer that define the model.
 
-    SFTTrainer gets the id, so that TRL keeps its own loading, except where the model has to change before: an adapter
-    that training continues, or tokens that the model has not learned.
+    SFTTrainer gets the name and loads the model itself. Two cases need the loaded model first: an adapter that training
+    continues, and new tokens in the embedding.
 
     Args:
         run: The checked recipe.
         source: The model.
-        quantization: How its weights are quantized; None = not at all.
+        quantization: The quantization config; None = weights are not quantized.
         new_tokens: Ids of tokens that the model has not learned.
         vocab_size: How many rows the embedding needs.
 
@@ -235,7 +244,7 @@ def build_trainer_arguments(
 
 
 def add_stop_token(model: PreTrainedModel, token: int) -> None:
-    """Have generation stop at one more token."""
+    """Add a token at which generation stops."""
     config = model.generation_config
     stops = config.eos_token_id if isinstance(config.eos_token_id, list) else [config.eos_token_id]
     if token not in stops:
@@ -243,12 +252,12 @@ def add_stop_token(model: PreTrainedModel, token: int) -> None:
 
 
 def differs_from_base(run: Run, source: ModelSource, model: PreTrainedModel) -> bool:
-    """Tell whether a trained model stops at other tokens, or has more of them, than its base as upstream loads it."""
+    """Tell whether a trained model has other stop tokens, or another number of embedding rows, than its base model."""
     keys = (*_HUB_KEYS, "local_files_only")
     try:
         keywords = {key: value for key, value in run.model.items() if key in keys}
         saved = GenerationConfig.from_pretrained(source.name, **keywords)
-    except OSError:  # a model without one stops as its config says
+    except OSError:  # the model has no generation_config.json
         saved = GenerationConfig.from_model_config(source.config)
     rows = model.get_input_embeddings().weight.shape[0]
     if rows != source.config.get_text_config().vocab_size:
@@ -263,38 +272,42 @@ def _stop_tokens(config: GenerationConfig) -> set[int | None]:
 
 
 def add_embedding_rows(model: PreTrainedModel, vocab_size: int, new_tokens: Sequence[int]) -> None:
-    """Give the embedding at least `vocab_size` rows, and the rows of new tokens the mean of the learned ones.
+    """Resize embedding and head to at least `vocab_size` rows; set the rows of new tokens to the mean of the old rows.
 
-    Upstream's own start, the same mean with a spread of 1e-9, takes minutes on a CPU for 150,000 rows of 4,096
-    values; and the rows of reserved tokens may never have been trained.
+    Upstream's initialization (the same mean with a spread of 1e-9) takes minutes on a CPU for 150,000 rows of 4,096
+    values. Rows of reserved tokens are set too, because the base model may never have trained them.
     """
     learned = model.get_input_embeddings().weight.shape[0]
     if vocab_size > learned:
         model.resize_token_embeddings(vocab_size, mean_resizing=False)
     modules = [model.get_input_embeddings(), model.get_output_embeddings()]
-    weights = {id(module.weight): module.weight for module in modules if module is not None}  # tied ones once
+    weights = {
+        id(module.weight): module.weight for module in modules if module is not None
+    }  # a tied weight counts once
     with torch.no_grad():
         for weight in weights.values():
             weight[list(new_tokens)] = weight[:learned].float().mean(0).to(weight.dtype)
 
 
 def train_new_rows(run: Run, model: PreTrainedModel, config: Any, *, new_tokens: list[int]) -> None:
-    """Have LoRA train the rows of new tokens wherever the recipe does not train all rows. Raises RecipeError."""
+    """Let LoRA train the embedding rows of new tokens, unless the recipe trains all rows. Raises RecipeError."""
     if config.trainable_token_indices is not None:
-        problem = "lora.trainable_token_indices, beside tokens of the chat template that have to be trained too"
+        problem = "trainable_token_indices does not list the new tokens of the chat template"
         where = run.recipe.where(("lora", "trainable_token_indices"))
-        raise RecipeError(Fault(where, problem, f"Remove it, or add these: {new_tokens}."))
+        raise RecipeError(
+            Fault(where, problem, f"Remove the key: the new tokens {new_tokens} are then trained automatically.")
+        )
     embedding, head = model.get_input_embeddings(), model.get_output_embeddings()
     paths_of_modules = {id(module): path for path, module in model.named_modules()}
-    ends = {}  # last part of the module's name -> its whole path
+    ends = {}  # last part of a module's path -> the whole path
     for module in (embedding, head):
         path = paths_of_modules[id(module)]
         ends[path.rpartition(".")[2]] = path
     saved_whole = {name for name, path in ends.items() if _is_named(path, config.modules_to_save or ())}
     if saved_whole and len(saved_whole) < len(ends):
         names = ", ".join(sorted(saved_whole))
-        problem = f"modules_to_save: {names} alone, beside new tokens, whose rows lie in the other too"
-        fix = f"Write modules_to_save: [{', '.join(ends)}], or remove it: the new rows are trained by themselves."
+        problem = f"modules_to_save has {names} only, but new tokens have rows in both {' and '.join(ends)}"
+        fix = f"Write modules_to_save: [{', '.join(ends)}], or remove the key; LoRA then trains the new rows."
         raise RecipeError(Fault(run.recipe.where(("lora", "modules_to_save")), problem, fix))
     if not saved_whole:
         tied = head.weight is embedding.weight
@@ -307,15 +320,15 @@ def _is_named(path: str, names: Sequence[str]) -> bool:
 
 
 def _translate(error: Exception, where: str, name: str) -> UserError:
-    """Return our error for one of the hub or of transformers."""
+    """Return an error of the hub or of transformers as a fault of the recipe."""
     refusal = None if Path(name).is_dir() else hub.translate_error(where, name, error)
     if refusal is not None:
         return refusal
     if isinstance(error, errors.EntryNotFoundError):
-        return RecipeError(Fault(where, f"{name}: has no config.json", "Name a model that transformers loads."))
+        return RecipeError(Fault(where, f"{name}: has no config.json", "Use a model that transformers can load."))
     if "trust_remote_code" in str(error):
-        problem = f"{name}: brings Python code of its own, which this transformers lacks"
-        fix = "Read that code, then write model.trust_remote_code: true; or name a model that transformers knows."
+        problem = f"{name}: comes with its own Python code, which is not part of the installed transformers"
+        fix = "Read that code and set model.trust_remote_code: true, or use a model that transformers knows."
         return RecipeError(Fault(where, problem, fix))
     problem = f"{name}: its configuration cannot be read: {first_line(error)}"
-    return RecipeError(Fault(where, problem, "Name a model that this version of transformers knows."))
+    return RecipeError(Fault(where, problem, "Use a model that the installed transformers knows."))

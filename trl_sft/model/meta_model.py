@@ -1,7 +1,7 @@
-"""The model of a run on torch's meta device: shapes without numbers.
+"""The model of a run on torch's meta device: shapes without values.
 
-In: a `Run` and its model's configuration. Out: the model as TRL would load it, and what its class does with types.
-Deliberately absent: adapters that training continues, whose weights are read together with them.
+In: a `Run` and its model's configuration. Out: the model as TRL would load it, and whether its class keeps weights in
+float32. Deliberately absent: adapters that training continues, because peft loads them together with their weights.
 """
 
 from __future__ import annotations
@@ -24,11 +24,11 @@ def build_trainer_arguments(
 ) -> dict[str, Any]:
     """Return the keyword arguments of `load.build_trainer_arguments` for a model without adapter, on the meta device.
 
-    A device map of two places keeps the Trainer from moving the weights.
+    The model gets a device map with two devices, so that the Trainer does not move the weights.
     """
     peft_config = load.make_lora_config(run)
     if peft_config is not None and isinstance(peft_config.init_lora_weights, str):
-        peft_config.init_lora_weights = True  # PiSSA and similar methods need the numbers
+        peft_config.init_lora_weights = True  # PiSSA and similar methods need the values of the weights
     with torch.device("meta"):
         model = _build(run, source)
         if new_tokens:
@@ -40,7 +40,7 @@ def build_trainer_arguments(
 
 
 def _build(run: Run, source: ModelSource, **keywords: Any) -> PreTrainedModel:
-    """Build the class that TRL loads: the one that the configuration names, which may read pictures too."""
+    """Build the model of the class that TRL loads: the configuration names it; it may be multimodal."""
     if "attn_implementation" in run.model:
         keywords = {"attn_implementation": run.model["attn_implementation"]} | keywords
     config = copy.deepcopy(source.config)
@@ -53,7 +53,7 @@ def _build(run: Run, source: ModelSource, **keywords: Any) -> PreTrainedModel:
 
 
 def keeps_float32(run: Run, source: ModelSource, dtype: str) -> bool:
-    """Tell whether the model's class keeps some weights in float32, whatever `dtype` it is loaded in."""
+    """Tell whether the model's class keeps some weights in float32 although it is loaded in `dtype`."""
     with torch.device("meta"):
         model = _build(run, source, dtype=getattr(torch, dtype))
     return any(parameter.dtype == torch.float32 for parameter in model.parameters())

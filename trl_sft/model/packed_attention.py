@@ -1,9 +1,9 @@
-"""Attention for packed rows where no kernel handles several documents: one causal call for each document.
+"""Attention for packed rows on a CPU or MPS: one causal call of sdpa for each document.
 
-In: a model with sdpa, and TRL's flattened batches. Out: the same model, whose attention goes document by document. TRL
-flattens the packs of a batch into one row; sdpa then sees one long row with a dense mask of document borders, which
-costs the square of its length. TRL's collator hands the borders along (`cu_seq_lens_q`), so nothing else changes.
-Deliberately absent: GPUs, whose kernels do this themselves.
+In: a model with sdpa attention. Out: the same model, which computes attention document by document. TRL flattens the
+packs of a batch into one row. sdpa then computes one long row with a dense mask of the document borders, and the cost
+grows with the square of its length. TRL's collator passes the borders (`cu_seq_lens_q`), so nothing else changes.
+Deliberately absent: GPUs, whose attention kernels handle several documents.
 """
 
 from __future__ import annotations
@@ -27,10 +27,10 @@ _TOLERANCE_FLOAT32, _TOLERANCE_HALF = 1e-4, 3e-2
 
 
 def install(model: PreTrainedModel) -> bool:
-    """Have a model with sdpa attend within documents.
+    """Let a model with sdpa compute attention document by document.
 
     Returns:
-        False where the model attends by something else than sdpa, or where a trial shows that documents see each other.
+        False, with the model unchanged, if it does not use sdpa, or if a trial shows that documents see each other.
 
     """
     base = unwrap_adapter(model)
@@ -47,7 +47,7 @@ def install(model: PreTrainedModel) -> bool:
 
 
 def _separates_documents(model: PreTrainedModel) -> bool:
-    """Tell whether two documents in one row give what each gives alone: some models hand no borders to attention."""
+    """Tell whether two documents in one row get the same logits as alone: some models pass no borders to attention."""
     device, total = model.device, sum(_TRIAL_LENGTHS)
     ids = torch.arange(2, 2 + total, device=device)[None] % model.config.get_text_config().vocab_size
     borders = torch.tensor([0, _TRIAL_LENGTHS[0], total], dtype=torch.int32, device=device)
@@ -66,7 +66,7 @@ def _separates_documents(model: PreTrainedModel) -> bool:
             together = model(input_ids=ids, use_cache=False, **packed).logits[0].float()
             parts = ids.split(_TRIAL_LENGTHS, dim=1)
             alone = torch.cat([model(input_ids=part, use_cache=False).logits[0].float() for part in parts])
-    except Exception:  # whatever a model raises for a mask or for borders that it does not know
+    except Exception:  # a model may raise anything for a mask or for borders that it does not support
         return False
     finally:
         model.train(was_training)
@@ -75,9 +75,9 @@ def _separates_documents(model: PreTrainedModel) -> bool:
 
 
 def make_mask(*args: Any, **kwargs: Any) -> torch.Tensor | None:
-    """Return the mask of sdpa; an empty one for a batch of packed rows, by which `attend` recognises it.
+    """Return the mask of sdpa; for a batch of packed rows an empty mask, by which `attend` recognises such a batch.
 
-    transformers recognises packed rows by their positions: no padding, no skipping, no mask of the model's own.
+    transformers finds packed rows by their position ids. It then passes no padding mask and forbids `is_causal`.
     """
     packed = kwargs.get("attention_mask") is None and not kwargs.get("allow_is_causal_skip", True)
     if packed and not kwargs.get("use_vmap"):
@@ -94,15 +94,15 @@ def attend(
     attention_mask: torch.Tensor | None,
     **kwargs: Any,
 ) -> tuple[torch.Tensor, None]:
-    """Attend within each document, as one of transformers' attention functions.
+    """Compute attention within each document; an attention function in the registry of transformers.
 
     Args:
         module: The attention layer.
         query: (batch, heads, tokens, width).
-        key: (batch, key heads, tokens, width): there may be fewer heads.
+        key: (batch, key heads, tokens, width), often with fewer heads than `query`.
         value: As `key`.
         attention_mask: The mask of `make_mask`.
-        **kwargs: What transformers hands on: borders of documents, positions, dropout, scale, window.
+        **kwargs: Passed by transformers: document borders, positions, dropout, scale, window.
 
     Returns:
         The output (batch, tokens, heads, width), and None in place of attention weights.
@@ -140,17 +140,15 @@ def attend(
 
 
 def _find_borders(position_ids: torch.Tensor | None) -> torch.Tensor:
-    """Return where documents begin, and the end, from the positions of one row: (documents + 1,)."""
+    """Return the start of each document and the end of the last, from the positions of one row: (documents + 1,)."""
     if position_ids is None or position_ids.shape[0] != 1:
-        raise RuntimeError(
-            "packed rows came without the borders of their documents: write model.attn_implementation: sdpa"
-        )
+        raise RuntimeError("packed rows have no document borders. Set model.attn_implementation: sdpa.")
     starts = (position_ids[0] == 0).nonzero().flatten()
     return torch.cat([starts, starts.new_tensor([position_ids.shape[1]])])
 
 
 def _make_window_mask(size: int, window: int, device: torch.device) -> torch.Tensor:
-    """Return which earlier tokens each token sees within a window: (tokens, tokens)."""
+    """Return a mask of the earlier tokens that each token sees within a window: (tokens, tokens)."""
     index = torch.arange(size, device=device)
     distance = index[:, None] - index[None, :]
     return (distance >= 0) & (distance < window)

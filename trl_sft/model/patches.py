@@ -1,11 +1,11 @@
-"""Upstream's private parts that this package reads or changes, one function for each.
+"""Private parts of transformers, TRL and torch that this package reads or changes, one function for each.
 
 In: upstream's classes and live objects. Out: the value of a private attribute, or the object with a defect repaired.
 Each function names the versions that it was written for and, where it repairs a defect, when it can go.
 `tests/model/test_upstream_internals.py` fails where upstream renames or changes one of these parts.
 
 Deliberately absent: the private parts of PyTorch under fake tensors (`training.memory.fake_tensors`), of datasets
-(`data.fingerprint`), of tokenizers (`tokenization.special_tokens`), and upstream's sources (`recipe.upstream`).
+(`data.code_digest`), of tokenizers (`tokenization.special_tokens`), and upstream's sources (`recipe.upstream`).
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ import trl
 from transformers import PretrainedConfig, PreTrainedModel
 from trl.trainer import utils
 
-# TRL's fused head, as of trl 1.16: the names that it reads in `trl.trainer.utils`, and what its function takes.
+# TRL's fused head in trl 1.16: names that it reads in `trl.trainer.utils`, and the parameters of its autograd function.
 FUSED_HEAD_SINCE = (1, 16)
 _FUSED_HEAD_NAMES = ("add_fused_lm_head", "_ChunkedLogProbFunction", "_use_triton", "maybe_gather_lm_head_ctx")
 _FUSED_LOSS_PARAMETERS = (
@@ -33,11 +33,11 @@ _FUSED_LOSS_PARAMETERS = (
 _TILE_FUNCTIONS = ("_forward_tile", "_backward_tile", "_addmm_fp32")  # of trl.kernels.chunked_logprob
 
 
-# What is read
+# Reading private attributes
 
 
 def get_attention_name(config: PretrainedConfig) -> str | None:
-    """Return the attention that a text configuration names; None where it names none.
+    """Return the name of the attention in a text configuration; None if it has none.
 
     transformers 5.17 to 5.23 keep it in `_attn_implementation` and have no public way to read it.
     """
@@ -48,15 +48,15 @@ def get_attention_name(config: PretrainedConfig) -> str | None:
 def build_from_config(model_class: Any, config: PretrainedConfig, **keywords: Any) -> PreTrainedModel:
     """Return a model of exactly this class, without loading weights.
 
-    `AutoModelForCausalLM.from_config` may choose another class than the one that the configuration names, which TRL
-    loads. transformers 5.17 to 5.23.
+    TRL loads the class that the configuration names; `AutoModelForCausalLM.from_config` may choose another one.
+    transformers 5.17 to 5.23.
     """
     model: PreTrainedModel = model_class._from_config(config, **keywords)
     return model
 
 
 def list_float32_modules(model: PreTrainedModel) -> list[str]:
-    """Return the parts of names whose weights a model class keeps in float32. transformers 5.17 to 5.23."""
+    """Return parts of parameter names: a model class keeps such weights in float32. transformers 5.17 to 5.23."""
     return [*(model._keep_in_fp32_modules or ()), *(model._keep_in_fp32_modules_strict or ())]
 
 
@@ -71,7 +71,7 @@ def unwrap_compiled(model: Any) -> Any:
 
 
 def uses_triton(device: torch.device) -> bool:
-    """Tell whether TRL's fused head computes with Triton on a device. trl 1.16; older ones have no such head."""
+    """Tell whether TRL's fused head computes with Triton on a device. trl 1.16; older versions have no fused head."""
     return bool(utils._use_triton(device))
 
 
@@ -79,36 +79,36 @@ def uses_triton(device: torch.device) -> bool:
 
 
 def has_fused_head() -> bool:
-    """Tell whether this TRL computes the loss by its fused head."""
+    """Tell whether the installed TRL computes the loss with a fused head."""
     return hasattr(utils, "add_fused_lm_head")
 
 
 def find_fused_head_problem() -> str:
-    """Return why `replace_fused_loss` does not fit the installed TRL; "" where it fits."""
+    """Return the reason why `replace_fused_loss` does not fit the installed TRL; "" if it fits."""
     missing = [name for name in _FUSED_HEAD_NAMES if not hasattr(utils, name)]
     if missing:
         return f"trl.trainer.utils has no {', '.join(missing)}"
     parameters = tuple(inspect.signature(utils._ChunkedLogProbFunction.forward).parameters)
     if parameters != _FUSED_LOSS_PARAMETERS:
-        return f"the function under TRL's fused head takes {', '.join(parameters)}"
+        return f"the autograd function of TRL's fused head takes {', '.join(parameters)}"
     return ""
 
 
 def expects_fused_head() -> bool:
-    """Tell whether the installed TRL is one that should have the fused head as we know it."""
+    """Tell whether the installed TRL is version 1.16 or newer, which should have the fused head."""
     major, minor = trl.__version__.split(".")[:2]
     return (int(major), int(minor)) >= FUSED_HEAD_SINCE
 
 
 @contextlib.contextmanager
 def replace_fused_loss(function: Callable[..., Any]) -> Iterator[None]:
-    """Have TRL's fused head call `function` inside the block, on positions with a label alone.
+    """Let TRL's fused head call `function` inside the block, for labelled positions only.
 
-    trl 1.16 computes every position where there is no Triton. It can go when TRL's fallback costs no more.
+    Without Triton, trl 1.16 computes every position. Remove this function when TRL's own fallback is as fast.
     """
     originals = utils._ChunkedLogProbFunction, utils._use_triton
     utils._ChunkedLogProbFunction = types.SimpleNamespace(apply=function)
-    utils._use_triton = lambda _: True  # TRL then hands over the labelled positions alone
+    utils._use_triton = lambda _: True  # TRL then passes labelled positions only
     try:
         yield
     finally:
@@ -117,7 +117,7 @@ def replace_fused_loss(function: Callable[..., Any]) -> Iterator[None]:
 
 @contextlib.contextmanager
 def imitate_triton_head() -> Iterator[None]:
-    """Have TRL's fused head run inside the block as with Triton, whose kernels write where they read. trl 1.16."""
+    """Let TRL's fused head run inside the block as with Triton, whose kernels work in place. trl 1.16."""
     if find_fused_head_problem():
         yield
         return
@@ -139,7 +139,7 @@ def imitate_triton_head() -> Iterator[None]:
 
 
 def repair(model: PreTrainedModel) -> None:
-    """Repair what upstream gets wrong for some models, each silently or at the first step."""
+    """Repair three defects of upstream that affect some models; the functions below describe them."""
     keep_backward_of_4bit_weights(model)
     resume_quantized_adapter_in_bfloat16(model)
     complete_head_of_trained_rows(model)
@@ -148,9 +148,9 @@ def repair(model: PreTrainedModel) -> None:
 def keep_backward_of_4bit_weights(model: PreTrainedModel) -> None:
     """Keep bitsandbytes from packing 4-bit weights for a kernel without a backward pass.
 
-    bitsandbytes 0.50, on a CPU with AVX512-BF16: the first evaluation packs the weights and they stay packed, so that
-    later gradients were off by up to 106% (docs/development/log.md). It can go when
-    `test_four_bit_gradients_are_the_same_after_an_evaluation` says so.
+    bitsandbytes 0.50, on a CPU with AVX512-BF16: the first evaluation packs the weights, and they stay packed. Later
+    gradients were wrong by up to 106% (docs/development/log.md). Remove this function when
+    `test_four_bit_gradients_are_the_same_after_an_evaluation` passes without it.
     """
     for module in model.modules():
         if hasattr(module, "support_avx512bf16_for_cpu"):
@@ -158,20 +158,20 @@ def keep_backward_of_4bit_weights(model: PreTrainedModel) -> None:
 
 
 def resume_quantized_adapter_in_bfloat16(model: PreTrainedModel) -> None:
-    """Have a resumed run train the adapter of quantized weights in the type that TRL began with.
+    """Keep the dtype of a quantized model's adapter when a run is resumed.
 
-    trl 1.16 makes that adapter bfloat16, but peft 0.21 loads a checkpoint's adapter in float32, so that a resumed run
-    would end elsewhere than one that never stopped. It can go when TRL or peft resume in one type.
+    trl 1.16 creates that adapter in bfloat16, but peft 0.21 loads the adapter of a checkpoint in float32. A resumed run
+    would then differ from a run that never stopped. Remove this function when TRL or peft keeps the dtype.
     """
     if getattr(model, "peft_config", None) and getattr(model, "is_quantized", False):
         model.load_adapter = functools.partial(model.load_adapter, autocast_adapter_dtype=False)
 
 
 def complete_head_of_trained_rows(model: PreTrainedModel) -> None:
-    """Give peft's wrapper of a head with trained rows the `bias` that TRL reads, and have it save the rows alone.
+    """Add the missing `bias` to peft's wrapper of the LM head, and let peft save only the trained rows.
 
-    peft 0.21: `TrainableTokensWrapper` has no `bias`, which the fused head of trl 1.16 reads, so every step raises;
-    and peft would save both embeddings whole beside the trained rows. It can go when the wrapper forwards `bias`.
+    peft 0.21: `TrainableTokensWrapper` has no `bias`. The fused head of trl 1.16 reads it, so every step raises. And
+    peft would save the whole embeddings beside the trained rows. Remove this function when the wrapper has `bias`.
     """
     head = model.get_output_embeddings()
     if type(head).__name__ == "TrainableTokensWrapper":

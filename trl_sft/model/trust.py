@@ -1,8 +1,8 @@
 """Policy for remote code, pickle files and secrets.
 
-In: the checked recipe. Out: lines for the screen before anybody's code runs, keywords of `from_pretrained`, refusals of
-pickle files, and arguments that can be written down without a token. Deliberately absent: reading checkpoints; upstream
-reads their states as data alone (`torch.load(weights_only=True)`).
+In: the checked recipe. Out: lines for the screen before foreign code runs, keyword arguments of `from_pretrained`,
+faults for pickle files, and training arguments without a hub token. Deliberately absent: reading checkpoints; upstream
+reads them without running code (`torch.load(weights_only=True)`).
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ _PICKLES = ("pytorch_model*.bin", "adapter_model.bin")
 
 
 def announce(run: Run) -> None:
-    """Turn telemetry off, and name the code that will run and the pickle files that will be read, before they are."""
+    """Turn telemetry off, and print which foreign code will run and which pickle files will be read."""
     hub.disable_telemetry()
     for name, value in describe_code(run):
         console.say(f"{name:<9} {value}")
@@ -34,7 +34,7 @@ def describe_code(run: Run) -> list[tuple[str, str]]:
     lines = []
     for section, values in (("model", run.model), ("tokenizer", run.tokenizer)):
         if values.get(_REMOTE_CODE):
-            lines.append(("code", f"runs Python that {run.model_location.name} brings ({section}.{_REMOTE_CODE})"))
+            lines.append(("code", f"runs Python code of {run.model_location.name} ({section}.{_REMOTE_CODE})"))
     attention = run.model.get("attn_implementation", "")
     if "/" in attention:
         lines.append(("code", f"runs kernels of {attention} (model.attn_implementation)"))
@@ -43,54 +43,57 @@ def describe_code(run: Run) -> list[tuple[str, str]]:
     functions = {source.function: source for part in run.sources.values() for source in part if source.function}
     lines += [("code", f"runs {code.file}: {code.name} formats {source.name}") for code, source in functions.items()]
     if run.model.get(_SAFETENSORS) is False:
-        lines.append(("weights", f"of {run.model_location.name} are read as pickles too (model.{_SAFETENSORS}: false)"))
+        lines.append(
+            ("weights", f"of {run.model_location.name} may be read from pickle files (model.{_SAFETENSORS}: false)")
+        )
     return lines
 
 
 def build_load_keywords(run: Run) -> dict[str, Any]:
-    """Return the recipe's keywords of `from_pretrained`; unless the recipe says so, no code and no pickle is loaded.
+    """Return the keyword arguments of `from_pretrained`. Foreign code and pickles need the recipe's permission.
 
-    Upstream asks on the terminal where `trust_remote_code` is not set, and reads pickles where there is nothing else.
+    Upstream would ask on the terminal if `trust_remote_code` is not set, and would read a pickle if there is no other
+    file.
     """
     defaults = {str(key[-1]): setting.value for key, setting in choose_weight_settings(run).items()}
     return {_REMOTE_CODE: False} | defaults | run.model
 
 
 def choose_weight_settings(run: Run) -> dict[Key, Setting]:
-    """Return what we set where the recipe does not: weights are read from safetensors."""
+    """Return `model.use_safetensors: true`, unless the recipe sets the key."""
     if _SAFETENSORS in run.model:
         return {}
     return {("model", "use_safetensors"): Setting(True, "a pickle may run code when it is read")}
 
 
 def check_weights(run: Run, folders: list[str]) -> None:
-    """Refuse weights on this machine that are stored as pickles alone. Raises RecipeError."""
+    """Refuse local folders whose weights are stored only as pickles. Raises RecipeError."""
     if run.model.get(_SAFETENSORS) is False:
         return
     for folder in filter(Path.is_dir, map(Path, folders)):
         pickles = sorted(path.name for pattern in _PICKLES for path in folder.glob(pattern))
         if pickles and not any(folder.glob("*.safetensors")):
             problem = f"{folder}: its weights are a pickle ({pickles[0]}), which may run code when it is read"
-            fix = f"Name a folder with safetensors; or write model.{_SAFETENSORS}: false, if you trust who made it."
+            fix = f"Use a folder with safetensors. If you trust its author, set model.{_SAFETENSORS}: false."
             raise RecipeError(Fault(run.recipe.where(("model", "name_or_path")), problem, fix))
 
 
 class HiddenToken(str):
-    """A token that works in this process and that no file shows: the Trainer pickles its arguments."""
+    """A hub token that is usable in this process and never pickled: the Trainer pickles its arguments."""
 
     def __reduce__(self) -> tuple[type[str], tuple[str]]:
-        """Pickle as the words that replace it."""
+        """Pickle the placeholder instead of the token."""
         return str, (REDACTED,)
 
     def __deepcopy__(self, _: Any) -> HiddenToken:
-        """Copy as it is: a copy in this process still has to work."""
+        """Return the token itself: a copy in this process must stay usable."""
         return self
 
 
 def hide_tokens(args: SFTConfig) -> None:
-    """Keep tokens out of the files that upstream writes of its arguments.
+    """Keep hub tokens out of the files into which upstream writes its arguments.
 
-    Call it when the model is loaded: the token that loads it is then no longer needed.
+    Call this function after the model is loaded; the token for loading is then no longer needed.
     """
     args.model_init_kwargs = {k: v for k, v in (args.model_init_kwargs or {}).items() if k != "token"} or None
     if isinstance(args.hub_token, str):
