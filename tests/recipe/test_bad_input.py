@@ -345,7 +345,7 @@ def test_adapter_without_its_base_model_is_reported(go, here):
     (here / "a" / "adapter_config.json").write_text(json.dumps({"base_model_name_or_path": "/gone/base"}))
     code, _, err = go("model: {name_or_path: ./a}\n" + DATA)
     assert code == 2
-    assert "whose base model /gone/base does not exist" in err
+    assert "the base model of this adapter, /gone/base, does not exist" in err
 
 
 def test_adapter_with_lora_is_refused(go, here, matches):

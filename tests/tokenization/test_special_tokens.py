@@ -232,7 +232,7 @@ def test_row_indices_of_the_recipe_beside_new_tokens_are_refused(here, go):
     models.base(here / "base")
     code, _, err = go(RECIPE.format(how="lora: {r: 4, trainable_token_indices: [3]}\n", steps=1))
     assert code == 2
-    assert "add these: [512, 513]" in err
+    assert "the new tokens [512, 513] are then trained automatically" in err
 
 
 def test_end_token_follows_the_template_and_is_said(here, go):

@@ -623,7 +623,7 @@ def test_corrupt_checkpoint_is_reported_and_not_deleted(go, here):
     (here / "out" / "checkpoint-1" / "model.safetensors").write_bytes(b"corrupt")
     code, _, err = go(FULL, *SAVING)
     assert code == 2
-    assert "checkpoint-1: cannot be resumed from" in err
+    assert "checkpoint-1: the run cannot resume from this checkpoint" in err
     assert (here / "out" / "checkpoint-1").exists()
 
 
@@ -632,7 +632,7 @@ def test_invalid_value_on_resume_is_reported_at_its_key_and_not_at_the_checkpoin
     code, _, err = go(FULL, *SAVING[:-1], "train.learning_rate=-1", "run.allow=[changed_recipe]")
     assert code == 2
     assert "Invalid learning rate: -1" in err
-    assert "cannot be resumed from" not in err
+    assert "the run cannot resume from this checkpoint" not in err
 
 
 def test_row_with_an_empty_response_is_refused(go, here):

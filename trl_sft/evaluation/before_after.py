@@ -1,9 +1,9 @@
 """Before and after: base and tuned model answer the same held-out prompts through the same code.
 
 In: the held-out rows and a live trainer. Out: `samples.jsonl` (each prompt with both answers), `eval.json` (metrics,
-losses, perplexities, by task) and lines for the last screen. The base answers before step 1, when the live model
-still is the base, and its answers are written down at once: no second model is loaded, and a run that resumes does
-not ask again.
+losses, perplexities, metrics of each task) and lines for the last screen. The base model answers before step 1, when
+the live model still is the base model, and its answers are saved at once. So no second model is loaded, and a resumed
+run does not generate them again.
 """
 
 from __future__ import annotations
@@ -29,10 +29,10 @@ from trl_sft.recipe.checked import Run, Setting
 from trl_sft.recipe.yaml_reader import Key
 
 BEFORE, AFTER = "before", "after"
-_MAX_ROWS = 100  # held-out prompts that are answered, unless the recipe says otherwise
+_MAX_ROWS = 100  # held-out prompts that are answered: the default of evaluate.max_rows
 _SHOWN = 5  # prompts side by side on the last screen
 _LOSS, _ACCURACY = "eval_loss", "eval_mean_token_accuracy"
-_MAX_LOG = 700.0  # of which a float still has the exponential
+_MAX_LOG = 700.0  # the largest loss whose exponential is still a finite float
 
 
 class Prompt(NamedTuple):
@@ -54,14 +54,14 @@ class PromptSet(NamedTuple):
 
 
 class Comparison(NamedTuple):
-    """What before and after gave."""
+    """The answers and metrics before and after training."""
 
     samples: list[dict[str, Any]]  # row, task, prompt, reference, before, after
     summary: dict[str, Any]  # as in eval.json
 
 
 def choose_settings(run: Run, *, has_eval_rows: bool) -> dict[Key, Setting]:
-    """Return what before and after need of the training: an evaluation before the first step."""
+    """Return `train.eval_on_start: true` if rows are held out and the recipe leaves the key open."""
     if run.evaluate is None or not has_eval_rows or run.train.get("eval_on_start") is not None:
         return {}
     reason = "to tell at the end what training changed (evaluate: false = off)"
@@ -76,7 +76,7 @@ def select_prompts(
     Args:
         run: the checked recipe.
         rows: the formatted rows.
-        encode: makes of a prompt (a text, or messages) and its tools the token ids that generation begins with.
+        encode: converts a prompt (a text, or messages) and its tools into the token ids that generation starts from.
         ledger: the counts of rows and tokens, as in `ledger.json`.
     """
     eval_rows = rows.eval_rows
@@ -90,7 +90,7 @@ def select_prompts(
     selected = [eval_rows[index] for index in indices]
     ids = [encode(row["prompt"], json.loads(row.get("tools") or "null")) for row in selected]
     prompts = [_read_prompt(index, row) for index, row in zip(indices, selected, strict=True)]
-    if len(rows.eval) > 1:  # rows without a task are told apart by their evaluation set
+    if len(rows.eval) > 1:  # a row without a task gets the name of its evaluation set as its task
         names = list(rows.eval)
         ends = np.cumsum([len(split.order) for split in rows.eval.values()])
         sets = [names[n] for n in np.searchsorted(ends, indices, side="right")]
@@ -99,9 +99,9 @@ def select_prompts(
 
 
 def ask_base(run: Run, trainer: SFTTrainer, prompts: PromptSet) -> str:
-    """Let the base model answer and write its answers down; return a note for the screen, "" = none.
+    """Generate and save the base model's answers; return a note for the screen, "" = none.
 
-    A run that resumes keeps the answers that it has. If they are gone, only LoRA can ask again, with the adapter off.
+    A resumed run keeps the saved answers. If the file is lost, only LoRA can generate them again, with the adapter off.
     """
     path = run.output_dir / run_folder.SAMPLES
     if not prompts.prompts or _has_answers(path, prompts.prompts):
@@ -109,7 +109,7 @@ def ask_base(run: Run, trainer: SFTTrainer, prompts: PromptSet) -> str:
     resumed = trainer.state.global_step > 0
     if resumed and not hasattr(trainer.model, "disable_adapter"):
         _write(path, [_sample(prompt) for prompt in prompts.prompts])
-        return "the base model's answers are gone and cannot be asked again: the last screen shows no comparison"
+        return "samples.jsonl has lost the base model's answers, so the last screen shows no comparison"
     if resumed:
         with trainer.model.disable_adapter():
             answers = _ask(run, trainer, prompts, label=BEFORE)
@@ -120,7 +120,7 @@ def ask_base(run: Run, trainer: SFTTrainer, prompts: PromptSet) -> str:
 
 
 def compare(run: Run, trainer: SFTTrainer, prompts: PromptSet, *, metrics: Mapping[str, float]) -> Comparison | None:
-    """Let the tuned model answer; write samples.jsonl and eval.json. None without held-out rows.
+    """Generate the tuned model's answers; write samples.jsonl and eval.json. None without held-out rows.
 
     Args:
         run: the checked recipe.

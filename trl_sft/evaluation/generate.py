@@ -1,7 +1,7 @@
-"""Answers of a live model to prompts: batched, greedy unless the recipe says otherwise.
+"""Generation of answers to prompts: in batches, greedy unless `evaluate.generation` sets another decoding.
 
-In: a live model, its tokenizer, token ids of prompts. Out: texts. Deliberately absent: which prompts, and what the
-answers are worth (`before_after`, `metrics`).
+In: a live model, its tokenizer, token ids of prompts. Out: texts. Deliberately absent: the choice of
+prompts (`before_after`) and the metrics (`metrics`).
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from trl import SFTTrainer
 from trl_sft.console import shows_progress
 
 _MAX_NEW_TOKENS = 256  # of an answer, unless the longest reference is shorter or the recipe says otherwise
-_MARGIN = 8  # tokens that an answer may have more than the longest reference, so that not stopping shows
+_MARGIN = 8  # tokens beyond the longest reference, so that an answer that does not stop becomes visible
 
 
 def answer_prompts(
@@ -35,7 +35,7 @@ def answer_prompts(
         return []
     model, tokenizer = trainer.model, trainer.processing_class
     size = trainer.args.per_device_eval_batch_size
-    # the longest first: what does not fit into memory fails at once, and a batch pads little
+    # longest prompts first: an out-of-memory error comes at once, and a batch needs little padding
     order = sorted(range(len(prompt_ids)), key=lambda index: -len(prompt_ids[index]))
     answers = [""] * len(prompt_ids)
     was_training = model.training
@@ -59,7 +59,7 @@ def answer_prompts(
 def build_generation_config(
     trainer: SFTTrainer, references: Sequence[str], generation: Mapping[str, Any]
 ) -> GenerationConfig:
-    """Return greedy search that stops where the model's own configuration stops.
+    """Return a generation config: greedy search with the stop tokens of the model.
 
     Args:
         trainer: holds the model and its tokenizer.

@@ -9,7 +9,7 @@ from collections.abc import Callable
 
 
 def exact_match(prediction: str, reference: str) -> float:
-    """Return 1 where both texts are the same but for spaces around them, else 0.
+    """Return 1 if both texts are equal apart from whitespace at their ends, else 0.
 
     Definition: https://huggingface.co/spaces/evaluate-metric/exact_match, with nothing ignored but those spaces.
     """

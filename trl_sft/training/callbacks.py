@@ -1,7 +1,7 @@
 """Callbacks of a run: progress, time left, signals, the time limit, losses that are not finite.
 
-In: events of the Trainer. Out: lines, log.jsonl, and `RunStopped` when the run has to end early. It is raised after the
-checkpoint is complete; a second signal ends the run at once.
+In: events of the Trainer. Out: lines on the screen, log.jsonl, and `RunStopped` when the run has to end early.
+`RunStopped` is raised after the checkpoint is complete; a second signal ends the run at once.
 """
 
 from __future__ import annotations
@@ -28,14 +28,14 @@ _SIGNALS = ("SIGINT", "SIGTERM", "SIGUSR1")
 
 
 class AlreadyTrained(Exception):
-    """The checkpoint to resume from is of the last step; the Trainer would train one more."""
+    """The checkpoint to resume from is of the last step; the Trainer would train one more step."""
 
 
 class Progress(TrainerCallback):
     """Shows the table before step 1, a line for each log entry, a progress bar in a terminal; writes log.jsonl."""
 
     def __init__(self, folder: Path, begin: Callable[..., list[tuple[str, str]]]) -> None:
-        """Keep `begin`: it takes the run folder and returns the table before step 1."""
+        """Store `begin`, which prepares the run folder and returns the table before step 1."""
         self._log, self._begin = folder / run_folder.LOG, begin
         self._bar: Any = None
         self._first_step, self._clock_started = 0, 0.0
@@ -44,7 +44,7 @@ class Progress(TrainerCallback):
         """Show the table; bring log.jsonl to the state that training starts from."""
         table = self._begin(args, state, kwargs["model"])
         run_folder.write_text(self._log, "".join(json.dumps(entry) + "\n" for entry in state.log_history))
-        if state.global_step >= state.max_steps:  # stopped between the last step and the end
+        if state.global_step >= state.max_steps:  # the earlier process stopped between the last step and the end
             raise AlreadyTrained
         console.say()
         console.print_table(table)
@@ -58,12 +58,12 @@ class Progress(TrainerCallback):
         if self._bar is not None:
             self._bar.update(state.global_step - self._bar.n)
         steps = state.global_step - self._first_step
-        if steps == 1:  # it also allocates and warms up, so the clock starts after it
+        if steps == 1:  # the first step also allocates memory and warms up, so the clock starts after it
             self._clock_started = time.monotonic()
         elif steps == _TIMED_STEPS and state.max_steps > state.global_step:
             seconds = (time.monotonic() - self._clock_started) / (steps - 1)
             left = console.format_duration(seconds * (state.max_steps - state.global_step))
-            self._print(f"about {left} left at {seconds:.2g} s a step, without evaluation and saving")
+            self._print(f"about {left} left at {seconds:.2g} s per step, not counting evaluation and saving")
 
     def on_log(
         self, args: SFTConfig, state: TrainerState, control: TrainerControl, logs: dict[str, Any], **kwargs: Any
@@ -118,7 +118,7 @@ class Guard(TrainerCallback):
                 signal.signal(number, handler)
 
     def on_step_end(self, args: SFTConfig, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        """Ask for a checkpoint when the run has to end."""
+        """Request a checkpoint when the run has to end."""
         if self._signal or time.monotonic() > self._limit:
             args.save_only_model = False  # resuming needs the optimizer
             control.should_save = self._saving = True
@@ -135,14 +135,14 @@ class Guard(TrainerCallback):
     def on_log(
         self, args: SFTConfig, state: TrainerState, control: TrainerControl, logs: dict[str, Any], **kwargs: Any
     ) -> None:
-        """End the run where a number is not finite. The loss alone does not show it: upstream logs 0 for NaN."""
+        """End the run if a logged number is not finite. The loss alone does not show it: upstream logs 0 for NaN."""
         # fp16's loss scaler skips steps with an infinite gradient norm, by design
         finite_names = [name for name in logs if name != "grad_norm" or not args.fp16]
         bad = [name for name in finite_names if isinstance(logs[name], float) and not math.isfinite(logs[name])]
         if bad:
             last = next(reversed(run_folder.list_checkpoints(Path(str(args.output_dir)))), None)
             saved = f"the last checkpoint is {last}" if last else "no checkpoint was saved yet"
-            advice = "Lower the learning rate or max_grad_norm. Look at the rows before that step too."
+            advice = "Lower train.learning_rate or train.max_grad_norm. Also look at the rows before that step."
             message = f"the training failed: {', '.join(bad)} not finite at step {state.global_step}; {saved}"
             raise errors.RunStopped(f"{message}\nWhat to try: {advice}", errors.EXIT_TRAINING_FAILED)
 

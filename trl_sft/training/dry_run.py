@@ -1,8 +1,8 @@
-"""Builds the trainer of a run once without weights, so that what upstream refuses late is refused before they load.
+"""Builds the trainer of a run without weights, to find what upstream would refuse only after the weights load.
 
-In: all that a run needs before its weights. Out: nothing, or the refusal as a fault. The model is on torch's meta
-device, which holds shapes and no numbers; attention, adapter, optimizer, schedule and data loader are upstream's own,
-built as they will be. Deliberately absent: a list of what upstream refuses.
+In: all that a run needs before its weights. Out: nothing, or upstream's refusal as a fault. The model is on torch's
+meta device, which has shapes and no values. Upstream builds attention, adapter, optimizer, schedule and data loader as
+in the run. Deliberately absent: a list of what upstream refuses.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ def check(
         datasets: the tokenized rows; None = one row stands for them.
 
     Returns:
-        Why that was not possible without weights, "" where it was. Nothing is refused for that.
+        The reason why the trainer could not be built without weights; "" if it was built. This is not a refusal.
 
     Raises:
         UserError: upstream refuses a setting.
@@ -71,13 +71,13 @@ def check(
         raise refusals.as_fault(run, error) from error
     except UserError:
         raise
-    except Exception as error:  # the missing numbers may be the reason: the run will tell
+    except Exception as error:  # missing values of weights may be the reason; the run itself will show
         return first_line(error)
     return ""
 
 
 def list_adapted_modules(model: PreTrainedModel) -> list[str]:
-    """Return the names of the modules that the adapter has a part in."""
+    """Return the names of the modules that the adapter changes."""
     wrappers = ("ModulesToSaveWrapper", "TrainableTokensWrapper")
     return [
         name
@@ -87,7 +87,7 @@ def list_adapted_modules(model: PreTrainedModel) -> list[str]:
 
 
 def list_unknown_lora_names(run: Run, modules: Sequence[str]) -> list[str]:
-    """Return the names in `lora:` that no module of the adapter has: peft skips them without a word."""
+    """Return the names in `lora:` that no module of the adapter has: peft skips them silently."""
     names: list[str] = []
     for key in ("target_modules", "modules_to_save"):
         value = (run.lora or {}).get(key)
@@ -103,7 +103,8 @@ def _create_schedule(run: Run, trainer: SFTTrainer) -> None:
         raise
     except Exception as error:
         key = ("train", "lr_scheduler_kwargs" if "lr_scheduler_kwargs" in run.train else "lr_scheduler_type")
-        problem = f"{type(error).__name__}: {first_line(Exception(*error.args))}"  # a KeyError quotes its text
+        # str() of a KeyError would add quotation marks
+        problem = f"{type(error).__name__}: {first_line(Exception(*error.args))}"
         fix = "Write keywords that this schedule takes."
         raise RecipeError(Fault(run.recipe.where(key), problem, fix)) from error
 
@@ -130,7 +131,7 @@ def _check_lora_names(run: Run, model: PreTrainedModel) -> None:
 
 
 def _find_patterns(run: Run, adapted: list[str], modules: list[str]) -> Iterator[tuple[Key, str, bool]]:
-    """Yield what in `lora:` picks modules by a pattern: its key, its text, and whether it fits a module."""
+    """Yield each pattern in `lora:` that selects modules: its key, its text, and whether it fits a module."""
     lora = run.lora or {}
     for key in ("rank_pattern", "alpha_pattern"):
         for name in lora.get(key) or {}:
@@ -146,7 +147,7 @@ def _find_patterns(run: Run, adapted: list[str], modules: list[str]) -> Iterator
 
 
 def _copy_without_effects(args: SFTConfig, folder: str) -> SFTConfig:
-    """Return a deep copy of the settings that writes, sends and starts nothing; the Trainer may change values."""
+    """Return a deep copy of the settings with which the Trainer writes no file, sends nothing and starts no process."""
     dry = copy.copy(args)
     for field in dataclasses.fields(args):
         setattr(dry, field.name, copy.deepcopy(getattr(args, field.name)))

@@ -1,7 +1,7 @@
-"""What ends a run early, explained: out of memory, a second signal, a damaged checkpoint, a late refusal.
+"""Explanations of what ends a run early: out of memory, a second signal, a damaged checkpoint, a late refusal.
 
 In: the exception and the run's record. Out: an exception whose message says where, why, what is saved and what to
-do, and a run.json that says so. A fault of ours keeps its traceback.
+do; the same text in run.json. An error in this package keeps its traceback.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ _OUT_OF_MEMORY = ("can't allocate memory", "CUDA error: out of memory", "MPS bac
 
 @contextlib.contextmanager
 def explained(run: Run, record: RunRecord) -> Iterator[None]:
-    """Write down whatever ends the block early, and raise it with an explanation where there is one."""
+    """Record in run.json what ends the block early, and raise it with an explanation if there is one."""
     try:
         yield
     except BaseException as error:
@@ -49,7 +49,7 @@ def resume_command(run: Run) -> str:
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Tell whether an error says that memory is out, on a GPU or on a CPU."""
+    """Tell whether an error means out of memory, on a GPU or on a CPU."""
     known = isinstance(error, torch.OutOfMemoryError | MemoryError)
     return known or any(words in str(error) for words in _OUT_OF_MEMORY)
 
@@ -69,7 +69,7 @@ def suggest_less_memory(args: SFTConfig) -> dict[str, Any]:
 
 
 def _explain(error: BaseException, run: Run, record: RunRecord) -> Exception | None:
-    """Return the explanation of what ended the run; None for a fault of ours."""
+    """Return the explanation of what ended the run; None for an error in this package."""
     if isinstance(error, NotAsAsked):
         return None
     if isinstance(error, RunStopped) or (isinstance(error, UserError) and not record.has_begun):
@@ -79,7 +79,7 @@ def _explain(error: BaseException, run: Run, record: RunRecord) -> Exception | N
     step = record.trainer.state.global_step if record.trainer and record.has_begun else 0
     at = f"at step {step}; {saved}"
     if isinstance(error, UserError):  # streamed rows are read during training
-        stopped = Fault("the run", f"stopped {at}", "Correct the fault, then run the same command: it resumes.")
+        stopped = Fault("the run", f"stopped {at}", "Correct the fault, then run the same command. The run resumes.")
         return type(error)([*error.faults, stopped])
     if isinstance(error, errors.Interrupted) and record.has_begun:
         return RunStopped(f"stopped at once {at}", errors.EXIT_SIGNAL + (error.args[0] if error.args else 2))
@@ -91,7 +91,7 @@ def _explain(error: BaseException, run: Run, record: RunRecord) -> Exception | N
     if isinstance(error, Exception) and (unpickled or not record.has_begun):
         unreadable = isinstance(error, OSError | RuntimeError | EOFError) or type(error).__name__ == "SafetensorError"
         if record.checkpoint is not None and (unpickled or unreadable):
-            problem = f"{record.checkpoint}: cannot be resumed from: {errors.first_line(error)}"
+            problem = f"{record.checkpoint}: the run cannot resume from this checkpoint: {errors.first_line(error)}"
             fix = "Set run.resume to the path of an earlier checkpoint."
             return RecipeError(Fault(run.recipe.where(("run", "resume")), problem, fix))
         refusal = refusals.as_fault(run, error)
@@ -113,7 +113,7 @@ def _explain_memory(run: Run, record: RunRecord, at: str, *, has_checkpoint: boo
         yield f"What to try: train.per_device_eval_batch_size: {args.per_device_eval_batch_size // 2}"
         return
     smaller = suggest_less_memory(args)
-    if "global_batch_size" in run.options:  # the accumulation follows from it
+    if "global_batch_size" in run.options:  # gradient_accumulation_steps is then computed from it
         smaller.pop("gradient_accumulation_steps", None)
     settings = [f"train.{n}: {_yaml(value)} (now {_yaml(getattr(args, n))})" for n, value in smaller.items()]
     yield f"What to try: {', '.join(settings)}; or {fit.suggest_smaller(run)}"

@@ -1,4 +1,4 @@
-"""The end of a run: evaluate the model as it is, save it, show the last screen.
+"""The end of a run: evaluate the trained model, save it, show the last screen.
 
 In: the trained trainer. Out: a `Result`, the model or adapter with its tokenizer and model card, `eval.json` and
 `samples.jsonl`. Early ends are `failures`.
@@ -35,7 +35,7 @@ class Result(NamedTuple):
 def save(
     run: Run, inputs: TrainingInputs, trainer: SFTTrainer, *, record: RunRecord, prompts: before_after.PromptSet
 ) -> Result:
-    """Evaluate the model as it is, save it, show the last screen. Raises RunStopped where weights are not finite."""
+    """Evaluate the trained model, save it, show the last screen. Raises RunStopped if weights are not finite."""
     if not all(torch.isfinite(p).all() for p in trainer.model.parameters() if p.requires_grad):
         message = f"the training failed: weights not finite after step {trainer.state.global_step}; nothing is saved"
         raise RunStopped(message, errors.EXIT_TRAINING_FAILED)
@@ -45,7 +45,7 @@ def save(
         metrics = metrics | {f"eval_{name}": comparison.summary["after"][name] for name in METRICS if prompts.prompts}
     files_before = {path.name for path in run.output_dir.iterdir()}
     trainer.save_model()
-    # an adapter's folder has none of its own, and the base's may stop on another token than the tuned model
+    # peft saves no generation config, and that of the base model may stop on another token than the tuned model
     trainer.model.generation_config.save_pretrained(run.output_dir)
     files = sorted({path.name for path in run.output_dir.iterdir()} - files_before)
     is_adapter = paths.is_adapter(run.output_dir)
@@ -75,5 +75,5 @@ def _evaluate(trainer: SFTTrainer, prompts: before_after.PromptSet) -> dict[str,
     logged = before_after.read_metrics(trainer.state.log_history, trainer.state.global_step, prompts.loss_tokens)
     if logged and not trainer.args.load_best_model_at_end:
         return logged
-    trainer.evaluate()  # which logs it
+    trainer.evaluate()  # it appends the metrics to log_history
     return before_after.read_metrics(trainer.state.log_history, trainer.state.global_step, prompts.loss_tokens)

@@ -1,8 +1,8 @@
 """Readings of the live trainer, each with the values that the recipe accepts.
 
-In: the checked recipe and an SFTTrainer whose model, optimizer and data loader exist. Out: `Reading`s, and
-fingerprints of the trainable tensors. A list of names is a list of violations, so it should be empty. What upstream
-only copies from its arguments (schedule, seed, LoRA's rank, NEFTune) is not read: it cannot differ.
+In: the checked recipe and an SFTTrainer whose model, optimizer and data loader exist. Out: `Reading`s, and fingerprints
+of the trainable tensors. A reading whose value is a list of names lists violations, so it should be empty. Values that
+upstream only copies from its arguments (schedule, seed, LoRA's rank, NEFTune) are not read: they cannot differ.
 """
 
 from __future__ import annotations
@@ -40,19 +40,19 @@ class Reading(NamedTuple):
 
     name: str  # its key in run.json
     value: Any  # what the live objects show
-    expected: tuple[Any, ...]  # the recipe's value first, then values that are as good; () = recorded only
-    key: Key  # of the recipe, that asks for it
+    expected: tuple[Any, ...]  # the recipe's value first, then other accepted values; () = only recorded, not compared
+    key: Key  # the key of the recipe that sets it
 
 
 class Fingerprint(NamedTuple):
-    """What tells whether a tensor changed: a step changes it, however small."""
+    """A digest that shows whether a tensor changed; even the smallest update changes it."""
 
     bits: int  # sum of the bits, of a large tensor at even distances: a sum of floats would lose small steps
     sample: torch.Tensor  # a few elements: (at most twice _SAMPLE,)
 
 
 def read_before_training(run: Run, inputs: TrainingInputs, trainer: SFTTrainer) -> Iterator[Reading]:
-    """Yield every reading that is there before the first step."""
+    """Yield every reading that can be taken before the first step."""
     yield from _read_engine(trainer)
     yield from _read_weights(run, inputs, trainer)
     yield from _read_quantization(inputs, trainer.model)
@@ -98,7 +98,7 @@ def count_processes() -> int:
 
 
 def live_engine(trainer: SFTTrainer) -> str:
-    """Return what carries the steps, by the class that wraps the model; DeepSpeed's with its stage."""
+    """Return the engine that runs the steps, from the class that wraps the model; DeepSpeed with its stage."""
     wrapped = patches.unwrap_compiled(trainer.model_wrapped)
     kind = type(wrapped).__name__
     if kind == "DeepSpeedEngine":
@@ -111,7 +111,7 @@ def live_engine(trainer: SFTTrainer) -> str:
 
 
 def expected_engine(args: SFTConfig) -> str:
-    """Return what should carry the steps: by the arguments, an accelerate file, the number of processes."""
+    """Return the expected engine, from arguments, accelerate's environment variables and number of processes."""
     if (plugin := getattr(args, "deepspeed_plugin", None)) is not None:
         return f"{ZERO}{plugin.zero_stage}"
     if args.fsdp or _is_on("ACCELERATE_USE_FSDP"):
@@ -154,7 +154,7 @@ def round_to_digits(value: Any) -> float:
 
 
 def _read_engine(trainer: SFTTrainer) -> Iterator[Reading]:
-    """Yield processes and engine. accelerate runs one process, and plain DDP for FSDP on a CPU, without a word."""
+    """Yield processes and engine. accelerate may silently run one process, or DDP instead of FSDP on a CPU."""
     yield Reading("processes", count_processes(), (_expected_processes(trainer.args),), ("launch",))
     yield Reading("engine", live_engine(trainer), (expected_engine(trainer.args),), ("launch",))
 

@@ -1,4 +1,4 @@
-"""The contents of what a run leaves in writing: run.json and the model card.
+"""The contents of run.json and of the model card.
 
 In: the run, the settings that this package chose, live arguments. Out: texts and mappings, without secrets; `record`
 and `finish` write them. Deliberately absent: resolved.yaml (`recipe.resolved`).

@@ -1,4 +1,4 @@
-"""What a run writes into its folder while it goes on: run.json, the recipe, its ledger, rejected rows.
+"""The files that a run writes into its folder during the run: run.json, the recipe, the ledger, rejected rows.
 
 In: the run's inputs and its live trainer. Out: files, each whole or absent. Nothing is written before
 `RunRecord.begin`, so a refused run changes no folder. The contents come from `manifest`.
@@ -24,7 +24,7 @@ from trl_sft.training.verify import Verification
 
 
 class RunRecord:
-    """The files of a run that goes on."""
+    """The record of a running run: it writes the files and knows what failures report."""
 
     def __init__(self, run: Run, decision: run_folder.FolderDecision) -> None:
         """Start the clock; trainer and verification follow when they exist."""
@@ -44,7 +44,7 @@ class RunRecord:
         return bool(self._entries)
 
     def begin(self, inputs: TrainingInputs) -> None:
-        """Take the folder: an earlier run that may be replaced is removed only now."""
+        """Start writing into the run folder. The files of an earlier run that may be replaced are removed only now."""
         run, folder = self._run, self._run.output_dir
         if self._decision.replaces_earlier:
             run_folder.remove_earlier_files(folder)
@@ -72,14 +72,14 @@ class RunRecord:
         return time.monotonic() - self._started
 
     def _note_batch(self, model: torch.nn.Module, _: Any, batch: dict[str, Any]) -> None:
-        """Note the shape of a batch, should it be the one that does not fit into memory."""
+        """Store the shape of the largest training batch, for the message when memory runs out."""
         shape, self.in_training = tuple(batch["input_ids"].shape), model.training
         if self.in_training and math.prod(shape) > math.prod(self.largest_batch or (0,)):
             self.largest_batch = shape
 
     def _write(self, entries: dict[str, Any]) -> None:
         self._entries |= entries
-        # of a stream they are known by now
+        # the counts of a stream are known only at the end
         if entries and self._inputs is not None and self._inputs.datasets.stream_counts is not None:
             datasets = self._inputs.datasets
             datasets.ledger["train"] = stream.count_stream(self._inputs.datasets.stream_counts)

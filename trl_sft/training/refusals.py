@@ -1,4 +1,4 @@
-"""Turns an exception that upstream raises before step 1 into a fault at the key that it speaks of.
+"""Turns an exception that upstream raises before step 1 into a fault at the key that the message is about.
 
 In: the run and the exception. Out: a `UserError`, or the exception itself where a line of this package raised it:
 then it is a fault of ours, and keeps its traceback.
@@ -20,7 +20,7 @@ _PACKAGE = Path(__file__).parents[1]
 
 
 def as_fault(run: Run, error: Exception) -> Exception:
-    """Return a refusal of upstream's as a fault at its key; what is no refusal as it is."""
+    """Return upstream's refusal as a fault at its key; an error in this package is returned unchanged."""
     text = " ".join(str(error).split()) or type(error).__name__
     key = _key_of_message(run, text)
     where = run.recipe.where(key or ("train",))
@@ -29,12 +29,14 @@ def as_fault(run: Run, error: Exception) -> Exception:
     if isinstance(error, OSError) or type(error).__name__ == "SafetensorError":
         fix = "Use a model whose weights are complete."
         if "safetensors" in text:
-            fix += " Pickled weights are only read with model.use_safetensors: false."
+            fix += " To read pickled weights, set model.use_safetensors: false."
         place = run.recipe.where(("model", "name_or_path"))
         return RecipeError(Fault(place, f"{run.model_location.name}: {text}", fix))
     if _raised_by_this_package(error):
         return error
-    return RecipeError(Fault(where, text, "Set another value. The message is upstream's."))
+    return RecipeError(
+        Fault(where, text, "This message comes from an installed library. Set another value for the key.")
+    )
 
 
 def _key_of_message(run: Run, text: str) -> Key | None:

@@ -1,7 +1,7 @@
 """The run, top to bottom: prepare, lock the folder, build the trainer, train, evaluate, save.
 
 In: a `Run` of `recipe.build`. Out: a `Result`, and a run folder. What cannot be honoured is refused before the
-weights load. Deliberately absent: the steps themselves; each is one function of `stages`, `trainer` or `finish`.
+weights load. Deliberately absent: the steps themselves; each is one function of `stages` or `finish`.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from trl_sft.training.verify import Verification
 
 
 def run(checked: Run, decision: run_folder.FolderDecision) -> Result:
-    """Carry a run out in the folder that is its own.
+    """Train, evaluate and save one run in its run folder.
 
     Args:
         checked: the recipe, as `recipe.build` returns it.
@@ -40,7 +40,7 @@ def run(checked: Run, decision: run_folder.FolderDecision) -> Result:
     with run_folder.lock(checked.output_dir) as is_ours:
         if not is_ours:
             problem = f"{checked.output_dir}: another process trains there now"
-            fix = "Wait for it, or set another train.output_dir."
+            fix = "Wait until that process ends, or set another train.output_dir."
             raise LaunchError(Fault(checked.recipe.where(("train", "output_dir")), problem, fix))
         record = RunRecord(checked, decision)
         with failures.explained(checked, record):
@@ -52,7 +52,7 @@ def run(checked: Run, decision: run_folder.FolderDecision) -> Result:
             )
 
             def begin(args: SFTConfig, state: TrainerState, model: PreTrainedModel) -> list[tuple[str, str]]:
-                """Begin the run folder when nothing is left to refuse; return the table before step 1."""
+                """Start writing the run folder, after the last check; return the table before step 1."""
                 record.begin(inputs)
                 rows = None if inputs.rows.streaming else len(trainer.train_dataset)
                 answers = before_after.ask_base(checked, trainer, prompts)

@@ -40,7 +40,7 @@ class RunSettings:
 
 @dataclass(frozen=True)
 class TrainingInputs:
-    """All that SFTTrainer needs but the weights."""
+    """Everything that SFTTrainer needs, except the weights."""
 
     settings: RunSettings
     model: ModelSource
@@ -60,7 +60,7 @@ class TrainingInputs:
 
 
 def prepare(run: Run) -> TrainingInputs:
-    """Do all of a run that needs no weights, and print what it shows.
+    """Run all stages that need no weights, and print their lines.
 
     Raises:
         UserError: a fault of the recipe, the rows, the tokenizer or the machine.
@@ -102,7 +102,7 @@ def settle_settings(run: Run, *, elsewhere: bool = False, processes: int = 1) ->
 
     Args:
         run: the checked recipe.
-        elsewhere: the run is for another machine; what this one lacks is no fault.
+        elsewhere: the run is for another machine, so hardware that is missing here is not a fault.
         processes: how many processes train on that machine.
 
     Raises:
@@ -154,7 +154,7 @@ def load_tokenizer(run: Run, model: ModelSource) -> ChatTokenizer:
 
 
 def load_rows(run: Run, chat: ChatTokenizer, settings: RunSettings, *, head: int | None = None) -> RunRows:
-    """Return the formatted rows; what follows from them is added to `settings` and to the tokenizer.
+    """Return the formatted rows, and add the settings that follow from them to `settings` and to the tokenizer.
 
     Args:
         run: the checked recipe.
@@ -175,7 +175,7 @@ def load_rows(run: Run, chat: ChatTokenizer, settings: RunSettings, *, head: int
         setattr(settings.args, str(key[-1]), setting.value)
     settings.chosen.update(chosen)
     if "loss_on" not in run.data:
-        reason = "the response is what is learned; text has none"
+        reason = "the model learns responses; rows of format text have no response, so all tokens carry loss"
         settings.chosen["data", "loss_on"] = Setting(rows.loss_on, reason)
     if settings.args.eos_token is not None:  # TRL sets it too, later
         chat.tokenizer.eos_token = settings.args.eos_token

@@ -37,7 +37,7 @@ class LastScreen:
     metrics: dict[str, float]  # on held-out rows at the end; empty = no rows are held out
     trained: list[str]  # what the training loop did
     answers: list[str]  # before and after, side by side
-    command: str  # what to type next
+    command: str  # the command that asks the new model
 
 
 def before(args: SFTConfig, state: TrainerState, model: PreTrainedModel, *, rows: int | None) -> list[tuple[str, str]]:
@@ -50,7 +50,7 @@ def before(args: SFTConfig, state: TrainerState, model: PreTrainedModel, *, rows
         rows: of the live dataset; packs where packing is on; None = a stream.
     """
     trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
-    peft_count = getattr(model, "get_nb_trainable_parameters", None)  # it knows that 4-bit weights lie two in a byte
+    peft_count = getattr(model, "get_nb_trainable_parameters", None)  # peft counts two 4-bit weights for each byte
     parameters = peft_count()[1] if peft_count else sum(p.numel() for p in model.parameters())
     batch = args.per_device_train_batch_size * args.gradient_accumulation_steps * args.world_size
     kind = "packs" if args.packing else "rows"
@@ -139,7 +139,7 @@ def after(run: Run, state: TrainerState, screen: LastScreen) -> list[str]:
 
 
 def _evaluation_lines(first: dict[str, float], metrics: dict[str, float]) -> list[str]:
-    """Return whether it worked, measured on rows that were not trained on."""
+    """Return the lines about the evaluation set: losses before and after, and what is missing to compare them."""
     if "eval_loss" not in metrics:
         return [
             "Whether it worked is unknown: no rows were held out.",
@@ -174,7 +174,7 @@ def ask_command(code: Sequence[str], prompt: Any) -> str:
 
     """
     answer = '[-1]["content"]' if isinstance(prompt, list) else ""
-    written = json.dumps(prompt, ensure_ascii=False)  # double quotes stand better in a shell than Python's own
+    written = json.dumps(prompt, ensure_ascii=False)  # double quotes need less escaping in a shell than those of repr()
     if any(word in written for word in ("true", "false", "null", "\\u", "\\/")):
         written = repr(prompt)
     call = f'print(ask({written}, max_new_tokens=64)[0]["generated_text"]{answer})'

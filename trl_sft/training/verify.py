@@ -3,7 +3,7 @@
 In: the checked recipe, and the model, optimizer and data loader that SFTTrainer has built. Out: `measured` in
 run.json and a line on both screens; a difference stops the run with both values before the first update.
 Only properties that can really differ are read: those that a launcher, a fallback, a patch, a checkpoint or another
-key can change without a word. Deliberately absent: values that upstream only copies from its arguments.
+key can change silently. Deliberately absent: values that upstream only copies from its arguments.
 """
 
 from __future__ import annotations
@@ -25,12 +25,14 @@ from trl_sft.training.live import Reading
 from trl_sft.training.stages import TrainingInputs
 
 _MAX_NAMES = 3  # of a list of names in a message
-_FIX = "Set the key to what the live trainer has, or remove it. If upstream promises it, report it to upstream."
+_FIX = (
+    "Set the key to the value of the live trainer, or remove the key. If the key should work, report it to its library."
+)
 _FIX_RESUMED = (
-    "Write the checkpoint's value, which its optimizer goes on with; or start a new run from the checkpoint's weights."
+    "Set the key to the value of the checkpoint, whose optimizer continues; or start a new run from its weights."
 )
 _PEFT_PREFIX = "base_model.model."  # of the names of all parameters under peft
-_FEW = 0.5  # of the weights: where fewer change in a whole run, updates are lost to rounding
+_FEW = 0.5  # share of the weights: if fewer change in a whole run, rounding loses updates
 _FINER = "the updates are too small for the dtype of the weights. Set model.dtype: float32"
 
 
@@ -51,12 +53,12 @@ class Verification(TrainerCallback):
         self._first_step: dict[str, Any] = {}  # what the hooks saw inside the first step
         self._micro_batches = self._rows_of_step = 0  # since the last optimizer step
         self._rows = self._steps = self._changed = 0
-        self._tokens: Any = 0  # a tensor on the device, so that counting waits for nothing
+        self._tokens: Any = 0  # a tensor on the device, so that counting does not wait for the GPU
         self._loss_tokens: Any = 0
         self._learning_rate = self._sum_of_rates = 0.0
 
     def on_train_begin(self, args: SFTConfig, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        """Compare what stands before the first step. Raises RecipeError, NotAsAsked."""
+        """Compare the readings before the first step with the recipe. Raises RecipeError, NotAsAsked."""
         began = time.monotonic()
         self._reset()  # auto_find_batch_size begins again
         self._compared = 0
@@ -66,7 +68,7 @@ class Verification(TrainerCallback):
         model = self._trainer.model
         self._fingerprints = live.fingerprints(model)
         self._hooks = [self._trainer.model_wrapped.register_forward_pre_hook(self._count, with_kwargs=True)]
-        if not args.torch_compile:  # a hook would make the compiler start anew
+        if not args.torch_compile:  # a hook would make torch.compile compile again
             embedding = unwrap_adapter(model).get_input_embeddings()
             self._hooks.append(embedding.register_forward_pre_hook(self._read_autocast))
         self.measured["seconds"] = round(time.monotonic() - began, 3)
@@ -98,7 +100,7 @@ class Verification(TrainerCallback):
             self._measure_end(state)
 
     def on_train_end(self, args: SFTConfig, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        """Take the measures of the end. Raises RunStopped where training changed no weight."""
+        """Measure the end of training. Raises RunStopped if training changed no weight."""
         if "after_training" not in self.measured:
             self._measure_end(state)
         self._remove_hooks()
@@ -111,7 +113,7 @@ class Verification(TrainerCallback):
         return [("verified", f"{self._compared} properties of the live trainer match the recipe")]
 
     def last_screen(self) -> Iterator[str]:
-        """Yield what the training loop really did, and what of it was not as planned."""
+        """Yield what the training loop did: steps, rows, tokens, changed tensors, and differences from the plan."""
         end = self.measured.get("after_training")
         if not end or not end["optimizer_steps"]:
             return

@@ -1,8 +1,8 @@
 """The attention kernels of a CUDA device, on tensors without storage.
 
-In: fake tensors, which claim to be on a CPU. Out: tensors of the shapes that the kernels of a GPU make and keep.
-Nothing is computed. Which kernel is taken follows PyTorch's order of preference (`sdp_utils.cpp`). Deliberately absent:
-the kernels of the loss (`model.patches.imitate_triton_head`).
+In: fake tensors, which claim to be on a CPU. Out: tensors of the shapes that the kernels of a GPU create and store.
+Nothing is computed. The choice of the kernel follows PyTorch's order of preference (`sdp_utils.cpp`). Deliberately
+absent: the kernels of the loss (`model.patches.imitate_triton_head`).
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ def attend(
     attention_mask: torch.Tensor | None,
     **kwargs: Any,
 ) -> tuple[torch.Tensor, None]:
-    """Attend by the kernel that sdpa takes: flash for half precision without a mask, else the efficient one.
+    """Compute attention with the kernel of sdpa: flash for half precision without a mask, else mem-efficient.
 
     torch 2.8 to 2.13 name both kernels among their private operators.
 
@@ -45,7 +45,7 @@ def attend(
         key = key.repeat_interleave(groups, dim=1)
         value = value.repeat_interleave(groups, dim=1)
     bias = None
-    if attention_mask is not None:  # sdpa turns it into numbers, in every layer anew
+    if attention_mask is not None:  # sdpa converts the mask into a float bias in every layer
         bias = torch.zeros_like(attention_mask, dtype=query.dtype).expand(-1, query.shape[1], -1, -1)
     efficient = torch.ops.aten._scaled_dot_product_efficient_attention
     output = efficient(query, key, value, bias, True, dropout, bias is None, scale=scale)[0]

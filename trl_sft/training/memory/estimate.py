@@ -1,10 +1,10 @@
-"""One step of training on fake tensors, its bytes counted.
+"""Memory of one training step, counted on fake tensors.
 
 In: what a run has before its weights, and the shape of a batch. Out: an `Estimate`. Weights, gradients and the
-optimizer's state are those of the whole model. The forward and backward pass is run with few layers and with twice as
-many, and extrapolated linearly where the layers are alike; else it is run with all. There is no formula of an
-architecture here: its own code runs. Deliberately absent: what an allocator loses between tensors, a CUDA context, the
-process itself.
+optimizer's state are those of the whole model. The forward and backward pass runs with a few layers and with twice as
+many. If the layers are alike, its bytes are extrapolated linearly; otherwise it runs with all layers. There is no
+formula for an architecture: the model's own code runs. Deliberately absent: what an allocator loses between tensors, a
+CUDA context, the process itself.
 """
 
 from __future__ import annotations
@@ -86,13 +86,15 @@ def estimate_step(run: Run, inputs: TrainingInputs, batch: Batch, *, device_type
         Exception: Whatever upstream raises for a model that it cannot build.
     """
     head = patches.imitate_triton_head() if device_type == "cuda" else contextlib.nullcontext()
-    gc.freeze()  # what lives already need not be searched each time
+    gc.freeze()  # the garbage collector then skips objects that exist already
     try:
         with fake_tensors(), head:
             update = _count_update(run, inputs, batch, device_type=device_type)
             try:
                 passed = _count_pass(run, inputs, batch, device_type=device_type, update=update)
-            except Exception as error:  # whatever a model raises that reads values, as experts may
+            except (
+                Exception
+            ) as error:  # a model may read values of tensors, for example to route experts, and then raises anything
                 missing = f"{type(error).__name__}: {first_line(error)}"
                 return Estimate(update.weights, update.gradients, update.optimizer, 0, 0, update.peak, missing)
     finally:
@@ -103,7 +105,7 @@ def estimate_step(run: Run, inputs: TrainingInputs, batch: Batch, *, device_type
 
 
 def _count_update(run: Run, inputs: TrainingInputs, batch: Batch, *, device_type: str) -> Update:
-    """Update the whole model once, and count."""
+    """Return the bytes of one optimizer update of the whole model."""
     with LiveBytes(batch.labelled) as live:
         model = fake_model.build_fake_model(run, inputs, batch, device_type=device_type)
         gc.collect()
@@ -131,13 +133,16 @@ def _count_pass(run: Run, inputs: TrainingInputs, batch: Batch, *, device_type: 
 
         weights = extrapolate(small.weights, large.weights)
         gradients = extrapolate(small.gradients, large.gradients)
-        if (weights, gradients) == (update.weights, update.gradients):  # so the layers are alike
+        if (weights, gradients) == (
+            update.weights,
+            update.gradients,
+        ):  # the extrapolation is exact here, so the layers are alike
             return Pass(*map(extrapolate, small.passed, large.passed))
     return _run_pass(run, inputs, batch, device_type=device_type, layers=None).passed
 
 
 def _find_pattern(text: PretrainedConfig) -> int:
-    """Return after how many layers their pattern begins again."""
+    """Return the number of layers after which the pattern of layer types repeats."""
     lists = [getattr(text, name) for name in fake_model.list_values_by_layer(text)]
     kinds = list(zip(*lists, strict=True)) or [()] * text.num_hidden_layers
     for size in range(1, len(kinds)):
@@ -152,7 +157,9 @@ def _run_pass(run: Run, inputs: TrainingInputs, batch: Batch, *, device_type: st
         model = fake_model.build_fake_model(run, inputs, batch, device_type=device_type, layers=layers)
         gc.collect()
         weights = live.now
-        for _ in range(2 if inputs.args.gradient_accumulation_steps > 1 else 1):  # the second meets gradients
+        for _ in range(
+            2 if inputs.args.gradient_accumulation_steps > 1 else 1
+        ):  # in the second pass, gradients exist already
             passed = _measure_pass(model, inputs.args, batch, live=live, weights=weights)
         gradients = count_bytes(p.grad for p in model.parameters() if p.grad is not None)
         return CountedPass(passed, weights, gradients)
@@ -168,7 +175,7 @@ def _measure_pass(model: PreTrainedModel, args: SFTConfig, batch: Batch, *, live
     before_head = 0
 
     def end_part(name: str) -> None:
-        if name not in peaks:  # what is computed again in the backward pass comes by twice
+        if name not in peaks:  # activation checkpointing calls the hook a second time, in the backward pass
             peaks[name] = live.peak
             live.reset_peak()
 

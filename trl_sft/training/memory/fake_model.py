@@ -1,4 +1,4 @@
-"""The model of a run on fake tensors: shapes and types as they will be, no bytes behind them.
+"""The model of a run on fake tensors: the shapes and dtypes of the real model, without storage.
 
 In: what a run has before its weights. Out: inside `fake_tensors()` a model that can be trained, whose operations are
 those of the real one: its dtype, adapter, quantized layers, attention, loss. Fake tensors claim to be on a CPU; where a
@@ -49,13 +49,13 @@ class Batch(NamedTuple):
     documents: tuple[int, ...] = ()  # tokens of each document of a flat batch; () = one in each row
 
     def __str__(self) -> str:
-        """Return the shape as a user thinks of it."""
+        """Return the shape as the screen shows it."""
         return f"{self.rows} x {self.tokens:,} tokens"
 
 
 @dataclass(frozen=True)
 class Borders:
-    """The borders of documents, whose values attention reads: a fake tensor has none."""
+    """The borders of documents as numbers, because attention reads their values and a fake tensor has none."""
 
     values: list[int]  # (documents + 1,)
 

@@ -1,4 +1,4 @@
-"""Tensors without storage, and how many bytes they would take.
+"""Tensors without storage, and a counter of the bytes that they would take.
 
 In: code that makes tensors. Out: inside `fake_tensors()` the same operations with shapes and types alone, and a
 `LiveBytes` that counts. PyTorch's fake tensors do the work. They live in private modules of torch (2.8 to 2.13), which

@@ -1,4 +1,4 @@
-"""Whether a run fits: what a step and the checkpoints take, against what this machine has free.
+"""Check whether a run fits: memory of a step and disk space of checkpoints, against what this machine has free.
 
 In: what a run has before its weights, and its rows. Out: lines for the screen, or a refusal where no batch is small
 enough to fit. Bytes of a step come from `estimate`. Deliberately absent: any device but the one of this process.
@@ -35,7 +35,7 @@ Lines = list[tuple[str, str]]  # (name, text) each
 
 
 class MemoryReport(NamedTuple):
-    """What is known of a run's memory before its weights load."""
+    """The memory estimate of a run, with its lines for the screen."""
 
     batch: Batch  # the largest
     estimate: Estimate | None  # None: upstream cannot build this model without weights
@@ -52,7 +52,7 @@ class SavedBytes(NamedTuple):
 def check_memory(
     run: Run, inputs: TrainingInputs, rows: Dataset | IterableDataset, *, card_bytes: int | None = None
 ) -> MemoryReport:
-    """Compare what the run takes of memory and disk with what is there.
+    """Compare the memory and disk space that the run needs with what is free.
 
     Args:
         run: The checked recipe.

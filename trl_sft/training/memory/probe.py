@@ -1,4 +1,4 @@
-"""The memory that a run really takes: two steps on its largest batch, with its weights, measured.
+"""Measures the memory of two real training steps on the largest batch, with the weights loaded.
 
 In: what a run has before its weights. Out: a line for the screen. Deliberately absent: saving anything; the run folder
 is not touched.
@@ -28,7 +28,7 @@ from trl_sft.training import failures
 from trl_sft.training.memory import fit
 from trl_sft.training.stages import TrainingInputs, build_trainer, replace_callbacks
 
-_STEPS = 2  # the second meets the optimizer's state
+_STEPS = 2  # in the second step the optimizer state exists
 _WARM_UP_TOKENS = 8  # of each row of the steps that are not measured
 _STATUS, _CLEAR_REFS = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 
