@@ -106,7 +106,7 @@ def test_deleted_base_answers_are_generated_again_only_where_the_base_weights_re
     if lora:
         assert [row["before"] for row in read_samples(folder / "out")] == [row["before"] for row in samples]
     else:
-        assert "the base model's answers are gone and cannot be asked again" in out
+        assert "samples.jsonl has lost the base model's answers" in out
         assert "exact_match" not in evaluation["before"]
 
 
