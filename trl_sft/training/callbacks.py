@@ -142,7 +142,7 @@ class Guard(TrainerCallback):
         if bad:
             last = next(reversed(run_folder.list_checkpoints(Path(str(args.output_dir)))), None)
             saved = f"the last checkpoint is {last}" if last else "no checkpoint was saved yet"
-            advice = "Lower train.learning_rate or train.max_grad_norm. Also look at the rows before that step."
+            advice = "Lower the learning rate or train.max_grad_norm. Also look at the rows before that step."
             message = f"the training failed: {', '.join(bad)} not finite at step {state.global_step}; {saved}"
             raise errors.RunStopped(f"{message}\nWhat to try: {advice}", errors.EXIT_TRAINING_FAILED)
 
