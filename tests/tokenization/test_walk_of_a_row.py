@@ -37,6 +37,11 @@ SOURCES = {
         [{"role": "user", "content": "one {}"}, {"role": "assistant", "content": "two {}"}] * 2,
         "{train: r.jsonl}",
     ),
+    "question": (  # a question with its answer, rendered by the chat template: the quickstart's rows
+        "question",
+        "what is {}?",
+        "{train: {path: r.jsonl, format: question_answer, rename: {again: answer}}}",
+    ),
     "text": ("text", "once {} upon", "{train: r.jsonl}"),
     "two files": (
         "messages",
@@ -101,7 +106,10 @@ class Walk:
 @pytest.mark.parametrize("kind", SOURCES)
 def test_row_goes_from_file_to_tokens_without_returning_to_a_package(kind, here):
     column, pattern, data = SOURCES[kind]
-    jsonl(here / "r.jsonl", [{column: filled(pattern, MARKER if n == 3 else str(n))} for n in range(6)])
+    jsonl(
+        here / "r.jsonl",
+        [{column: (text := filled(pattern, MARKER if n == 3 else str(n))), "again": text} for n in range(6)],
+    )
     (here / "recipe.yaml").write_text(
         f"model: {{name_or_path: trl_sft:tiny}}\ndata: {data}\ntrain: {{output_dir: out}}\n", encoding="utf-8"
     )

@@ -97,7 +97,8 @@ def format_row(
     messages = wordings.to_messages(content)
     if content.reasoning and {_REASONING, "thinking"} & set(features.template_features):
         messages[-1] |= {"content": content.response, _REASONING: content.reasoning}
-    return _format_chat(Chat(messages, []), wording, features)
+        return _format_chat(Chat(messages, []), wording, features)
+    return FormattedRow(_make_chat_columns(messages, [], completion_length=1))
 
 
 def _format_chat(chat: Chat, wording: str, features: TokenizerFeatures) -> FormattedRow:
@@ -109,15 +110,22 @@ def _format_chat(chat: Chat, wording: str, features: TokenizerFeatures) -> Forma
         chat = data_messages.adapt_to_template(chat, {"system"})
         return FormattedRow(wordings.apply_wording(chat.messages, wording, features.eos_token)._asdict(), chat.as_text)
     chat = data_messages.adapt_to_template(chat, features.template_features)
-    untrained = [n for n, message in enumerate(chat.messages) if message.pop(data_messages.UNTRAINED, False)]
-    prompt_length = len(chat.messages) - chat.completion_length
-    columns = {
-        "prompt": chat.messages[:prompt_length],
-        "completion": chat.messages[prompt_length:],
-        "tools": json.dumps(chat.tools, ensure_ascii=False) if chat.tools else None,
+    columns = _make_chat_columns(chat.messages, chat.tools, completion_length=chat.completion_length)
+    return FormattedRow(columns, chat.as_text)
+
+
+def _make_chat_columns(
+    messages: list[Message], tools: list[dict[str, Any]], *, completion_length: int
+) -> dict[str, Any]:
+    """Return the columns of a chat whose last `completion_length` messages are the completion."""
+    untrained = [n for n, message in enumerate(messages) if message.pop(data_messages.UNTRAINED, False)]
+    prompt_length = len(messages) - completion_length
+    return {
+        "prompt": messages[:prompt_length],
+        "completion": messages[prompt_length:],
+        "tools": json.dumps(tools, ensure_ascii=False) if tools else None,
         data_messages.UNTRAINED: untrained or None,
     }
-    return FormattedRow(columns, chat.as_text)
 
 
 def _refuse_empty(content: str, column: str, reason: str = "there is nothing to learn") -> None:
