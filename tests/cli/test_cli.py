@@ -47,6 +47,44 @@ def test_wrong_arguments_exit_with_2(words, capsys):
     assert "Traceback" not in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+@pytest.mark.parametrize(
+    ("words", "closed_streams"),
+    [
+        (["explain", "train.packing"], ("stdout",)),
+        (["explain", "train.packing"], ("stdout", "stderr")),
+        (["schema"], ("stdout",)),
+        (["check", "missing.yaml"], ("stdout", "stderr")),
+    ],
+)
+def test_command_whose_output_nothing_reads_ends_quietly_with_141(words, closed_streams, unbuffered, here):
+    """As in `trl_sft explain KEY | head -1`, and with standard error in the same pipe."""
+    reader, writer = os.pipe()
+    os.close(reader)
+    try:
+        process = subprocess.run(
+            [sys.executable, "-m", "trl_sft", *words],
+            stdout=writer,
+            stderr=writer if "stderr" in closed_streams else subprocess.PIPE,
+            cwd=here,
+            env=os.environ | {"PYTHONUNBUFFERED": unbuffered},
+            check=False,
+        )
+    finally:
+        os.close(writer)
+    assert process.returncode == 141
+    assert not process.stderr
+
+
+def test_broken_pipe_that_is_not_the_output_is_raised(monkeypatch):
+    def write_to_a_closed_pipe(_):
+        raise BrokenPipeError
+
+    monkeypatch.setitem(cli.COMMANDS, "explain", write_to_a_closed_pipe)
+    with pytest.raises(BrokenPipeError):
+        cli.main(["explain", "train.packing"])
+
+
 @pytest.mark.parametrize("words", ["--help", "--version", "RECIPE"])
 def test_light_commands_import_nothing_heavy(words, here):
     """--help, --version and the reading of a recipe import none of the packages that take seconds."""

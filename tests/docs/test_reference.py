@@ -93,7 +93,7 @@ def test_help_screen_names_every_command(capsys):
 
 def test_every_exit_code_is_documented():
     codes = {value for name, value in vars(errors).items() if name.startswith("EXIT_") and name != "EXIT_SIGNAL"}
-    codes |= {errors.EXIT_SIGNAL + number for number in (2, 10, 15)}  # SIGINT, SIGUSR1, SIGTERM
+    codes |= {errors.EXIT_SIGNAL + number for number in (2, 10, 13, 15)}  # SIGINT, SIGUSR1, SIGPIPE, SIGTERM
     listed = re.findall(r"^\| (\d+) \|", page("cli.md"), re.MULTILINE)
     assert codes == set(map(int, listed))
 

@@ -9,10 +9,12 @@ from __future__ import annotations
 
 import contextlib
 import os
+import select
 import signal
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import TextIO
 
 from trl_sft import console, errors
 from trl_sft.cli import check, explain, import_settings, init, prepare, preview, schema, train
@@ -35,6 +37,22 @@ def main(argv: Sequence[str] | None = None) -> int:
     with contextlib.suppress(ValueError):  # not the main thread
         signal.signal(signal.SIGINT, _interrupt)
     try:
+        try:
+            return _run_command(arguments)
+        finally:
+            print(end="", flush=True)  # here, since an error while Python shuts down can no longer be caught
+    except BrokenPipeError:
+        unread = [stream for stream in (sys.stdout, sys.stderr) if _has_lost_its_reader(stream)]
+        if not unread:
+            raise
+        for stream in unread:
+            _discard_output(stream)
+        return errors.EXIT_SIGNAL + signal.SIGPIPE
+
+
+def _run_command(arguments: list[str]) -> int:
+    """Run the command that the first argument names, or train; print what the user can fix and return the exit code."""
+    try:
         if arguments and arguments[0] in COMMANDS:
             return COMMANDS[arguments[0]](arguments[1:])
         if arguments:
@@ -49,6 +67,26 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("trl_sft: stopped before training began; no checkpoint was written", file=sys.stderr)
         return errors.EXIT_SIGNAL + signal.SIGINT
+
+
+def _has_lost_its_reader(stream: TextIO | None) -> bool:
+    """Tell whether a stream is a pipe that nothing reads any more, as after `| head -1`."""
+    try:
+        descriptor = stream.fileno() if stream else None
+    except (OSError, ValueError):  # a stream without a file, as in a notebook
+        return False
+    if descriptor is None:
+        return False
+    poll = select.poll()
+    poll.register(descriptor, 0)  # 0: errors are reported without being named
+    return bool(poll.poll(0))
+
+
+def _discard_output(stream: TextIO) -> None:
+    """Send the rest of a stream to the null device, so that Python's last flush raises nothing."""
+    null = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(null, stream.fileno())
+    os.close(null)
 
 
 def _interrupt(_number: int, _frame: object) -> None:
