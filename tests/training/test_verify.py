@@ -365,7 +365,7 @@ def test_resumed_with_another_learning_rate_is_refused(go, here):
     assert code == 2
     assert "train.learning_rate" in err
     assert "learning rate: the recipe asks for 0.0005, but the live trainer has 0.001" in err
-    assert "-> Write the checkpoint's value, which its optimizer goes on with" in err
+    assert "-> Set the key to the value of the checkpoint, whose optimizer continues" in err
     assert go(RECIPE, *saving, "train.learning_rate=1e-3")[0] == 0
 
 
