@@ -29,11 +29,11 @@ AutoTokenizer.from_pretrained({str(TINY)!r})
 # a thread waits for torch and ends the process after the first optimizer step
 RUN_RECIPE = """
 import os, sys, threading, time
-def watch():
+def end_after_first_step():
     while not getattr(sys.modules.get("torch.optim.optimizer"), "register_optimizer_step_post_hook", None):
         time.sleep(0.02)
     sys.modules["torch.optim.optimizer"].register_optimizer_step_post_hook(lambda *_: os._exit(0))
-threading.Thread(target=watch, daemon=True).start()
+threading.Thread(target=end_after_first_step, daemon=True).start()
 from trl_sft.cli import main
 sys.exit(main(sys.argv[1:]) or 1)
 """

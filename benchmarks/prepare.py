@@ -218,7 +218,7 @@ class Memory:
 
     def start(self):
         self.base = self.read()
-        self.thread = threading.Thread(target=self.watch, daemon=True)
+        self.thread = threading.Thread(target=self.record_peak, daemon=True)
         self.thread.start()
 
     def read(self):
@@ -227,7 +227,7 @@ class Memory:
                 return int(line.split()[1]) / 1024
         return 0
 
-    def watch(self):
+    def record_peak(self):
         while not self.end.wait(0.2):
             self.peak = max(self.peak, self.read())
 

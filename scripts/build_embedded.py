@@ -2,12 +2,12 @@
 
     python scripts/build_embedded.py [FOLDER]      (default: trl_sft/embedded; a quarter of an hour on two cores)
 
-Rows: six of ten skills on words and numbers, asked for in English and in Chinese; the held-out rows ask about
-words and numbers that no training row asks about in that language. Model: a Llama of four layers and 1.1 M
-parameters with a tokenizer of 512 tokens (each Latin letter, digit and sign alone, frequent Chinese words
-whole), pretrained by `pretrain_tiny.yaml` on text that this script writes: the skills in a bare form,
-`upper(abc)=ABC`, and as statements, "The upper case of abc is ABC." What tuning on `skills` adds is the
-instruction, the answer by itself and the stop; no question of the rows stands in the text.
+Rows: questions in English and in Chinese about six of ten skills on words and numbers. The words and numbers of the
+held-out rows occur in no training row of the same skill and language. Model: a Llama of four layers and 1.1 M
+parameters with a tokenizer of 512 tokens (each Latin letter, digit and sign is a token, and so are frequent Chinese
+words). `pretrain_tiny.yaml` pretrains it on text that this script writes: the skills as calls, `upper(abc)=ABC`, and as
+statements, "The upper case of abc is ABC." No question of the rows occurs in this text. Fine-tuning on `skills` teaches
+the model to follow the question, to write the answer only, and to stop.
 """
 
 import hashlib
@@ -54,7 +54,7 @@ def _two(low: int, high: int) -> Callable[[random.Random], str]:
     return lambda draw: ",".join(str(draw.randint(low, high)) for _ in range(2))
 
 
-# skill -> what it works on, and what it gives
+# skill -> a function that draws an operand, and a function that returns the answer to it
 SKILLS = {
     "upper": (_word, str.upper),
     "reverse": (_word, lambda word: word[::-1]),
@@ -67,9 +67,9 @@ SKILLS = {
     "english": (lambda draw: draw.choice(list(ENGLISH)), ENGLISH.__getitem__),
     "opposite": (lambda draw: draw.choice(list(OPPOSITES)), OPPOSITES.__getitem__),
 }
-# the skills that `skills` asks for, with how many rows in each language at most; the others stay the base's own
+# the skills of the rows, with the largest number of training rows in each language; the rows have no other skill
 TUNED = {"upper": 200, "last": 200, "reverse": 520, "double": 640, "next": 240, "english": 240}
-BY_HEART = ("next", "english")
+BY_HEART = ("next", "english")  # their operands may occur in training rows of the other language
 STATEMENTS = {
     "upper": "{a} in capitals is {b}.|The upper case of {a} is {b}.|In capital letters {a} is {b}.|{a}的大写是{b}。"
     "|用大写写{a}就是{b}。|把{a}改成大写，得到{b}。",
@@ -92,7 +92,7 @@ STATEMENTS = {
     "opposite": "The opposite of {a} is {b}.|The contrary of {a} is {b}.|{a} is the opposite of {b}.|{a}的反义词是{b}。"
     "|与{a}相反的词是{b}。|{a}的反面是{b}。",
 }
-# skill -> how it is asked for, in English and in Chinese
+# skill -> forms of its question, in English and in Chinese
 QUESTIONS = {
     "upper": (
         "Write {a} in capitals.|Put {a} into upper case.|Make the letters of {a} capital."
@@ -144,66 +144,69 @@ QUESTIONS = {
 }
 
 
-def _filled(form: str, given: str, answer: str = "") -> str:
-    first, _, second = given.partition(",")
-    return form.format(a=given, x=first, y=second, b=answer)
+def _fill_form(form: str, operand: str, answer: str = "") -> str:
+    """Return a statement or a question about an operand; `x` and `y` of a form are the two numbers of a pair."""
+    first, _, second = operand.partition(",")
+    return form.format(a=operand, x=first, y=second, b=answer)
 
 
 def texts(number: int = TEXTS) -> list[str]:
-    """Return the texts of the pretraining: lines of bare calls and of statements."""
+    """Return the texts of the pretraining; each line is a call, `upper(abc)=ABC`, or a statement."""
     draw = random.Random(SEED)
 
     def line() -> str:
         skill = draw.choice(list(SKILLS))
-        make, do = SKILLS[skill]
-        given = make(draw)
+        draw_operand, compute_answer = SKILLS[skill]
+        operand = draw_operand(draw)
         if draw.random() < 0.4:
-            return f"{skill}({given})={do(given)}"
-        return _filled(draw.choice(STATEMENTS[skill].split("|")), given, do(given))
+            return f"{skill}({operand})={compute_answer(operand)}"
+        return _fill_form(draw.choice(STATEMENTS[skill].split("|")), operand, compute_answer(operand))
 
     return ["\n".join(line() for _ in range(LINES)) for _ in range(number)]
 
 
 def rows() -> tuple[list[dict[str, str]], list[dict[str, str]]]:
-    """Return training and held-out rows; no training row asks in the same language about what a held-out row asks.
+    """Return training rows and held-out rows.
 
-    What is known by heart is asked about in the other language; of what is done to letters no training row
-    knows anything.
+    No training row has the skill, the operand and the language of a held-out row. For the skills of `BY_HEART` a
+    training row may have the operand in the other language; for the others no training row has it in any language.
     """
     draw = random.Random(SEED)
     sides: tuple[list[dict[str, str]], list[dict[str, str]]] = ([], [])
     for skill, number in TUNED.items():
-        make, do = SKILLS[skill]
-        given = sorted({make(draw) for _ in range(2000)})
-        draw.shuffle(given)
-        cut = len(given) // 5
+        draw_operand, compute_answer = SKILLS[skill]
+        operands = sorted({draw_operand(draw) for _ in range(2000)})
+        draw.shuffle(operands)
+        cut = len(operands) // 5
         for turn, (language, forms) in enumerate(zip(("en", "zh"), QUESTIONS[skill], strict=True)):
-            held = given[turn * cut : (turn + 1) * cut]
-            known = [one for one in given[0 if skill in BY_HEART else 2 * cut :] if one not in held]
-            for side, limit, pool in zip(sides, (number, HELD_OUT), (known, held), strict=True):
-                asked = [(one, form) for one in pool for form in forms.split("|")]
-                for one, form in draw.sample(asked, min(limit, len(asked))):
-                    question = _filled(form, one)
-                    side.append({"task": skill, "language": language, "question": question, "answer": do(one)})
+            test_operands = operands[turn * cut : (turn + 1) * cut]
+            candidates = operands if skill in BY_HEART else operands[2 * cut :]
+            train_operands = [operand for operand in candidates if operand not in test_operands]
+            for side, limit, pool in zip(sides, (number, HELD_OUT), (train_operands, test_operands), strict=True):
+                pairs = [(operand, form) for operand in pool for form in forms.split("|")]
+                for operand, form in draw.sample(pairs, min(limit, len(pairs))):
+                    question, answer = _fill_form(form, operand), compute_answer(operand)
+                    side.append({"task": skill, "language": language, "question": question, "answer": answer})
     for side in sides:
         draw.shuffle(side)
     return sides
 
 
 def corpus() -> list[str]:
-    """Return what the tokenizer is made from: texts of the pretraining, and questions about every skill."""
+    """Return the texts that train the tokenizer: some of the pretraining, and questions about every skill."""
     draw = random.Random(SEED)
-    asked: list[str] = []
-    for skill, (make, do) in SKILLS.items():
-        given = sorted({make(draw) for _ in range(2000)})
-        draw.shuffle(given)
-        cut = len(given) // 4
+    questions: list[str] = []
+    for skill, (draw_operand, compute_answer) in SKILLS.items():
+        operands = sorted({draw_operand(draw) for _ in range(2000)})
+        draw.shuffle(operands)
+        cut = len(operands) // 4
         for forms in QUESTIONS[skill]:
-            for limit, pool in ((240, given[cut:]), (12, given[:cut])):
-                pairs = [(one, form) for one in pool for form in forms.split("|")]
-                chosen = draw.sample(pairs, min(limit, len(pairs)))
-                asked += [f"{_filled(form, one)}\n{do(one)}" for one, form in chosen] if limit == 240 else []
-    return texts(3000) + asked
+            for limit, pool in ((240, operands[cut:]), (12, operands[:cut])):
+                pairs = [(operand, form) for operand in pool for form in forms.split("|")]
+                sample = draw.sample(pairs, min(limit, len(pairs)))
+                if limit == 240:  # the sample of 12 only advances the random numbers
+                    questions += [f"{_fill_form(form, operand)}\n{compute_answer(operand)}" for operand, form in sample]
+    return texts(3000) + questions
 
 
 def tokenizer(corpus: list[str]) -> Any:
@@ -211,21 +214,21 @@ def tokenizer(corpus: list[str]) -> Any:
     from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
     from transformers import PreTrainedTokenizerFast
 
-    built = Tokenizer(models.BPE())
-    alone = pre_tokenizers.Split(Regex(r"[A-Za-z0-9\s\p{P}\p{S}]"), "isolated")
-    bytes_of = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
-    built.pre_tokenizer = pre_tokenizers.Sequence([alone, bytes_of])
-    built.decoder = decoders.ByteLevel()
+    bpe = Tokenizer(models.BPE())
+    split_characters = pre_tokenizers.Split(Regex(r"[A-Za-z0-9\s\p{P}\p{S}]"), "isolated")
+    byte_level = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    bpe.pre_tokenizer = pre_tokenizers.Sequence([split_characters, byte_level])
+    bpe.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
         vocab_size=VOCABULARY,
         special_tokens=["<|endoftext|>", "<|im_start|>", "<|im_end|>"],
         initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
         show_progress=False,
     )
-    built.train_from_iterator(corpus, trainer)
+    bpe.train_from_iterator(corpus, trainer)
     template = Path(__file__).parents[1] / "trl_sft" / "templates" / "chatml.jinja"
     return PreTrainedTokenizerFast(
-        tokenizer_object=built,
+        tokenizer_object=bpe,
         eos_token="<|im_end|>",
         pad_token="<|endoftext|>",
         model_max_length=POSITIONS,
@@ -265,7 +268,7 @@ def write_rows(folder: Path) -> None:
 
 
 def begin(folder: Path) -> Path:
-    """Write all that the pretraining needs into a folder: texts, untrained model, recipe; return the recipe."""
+    """Write the files of the pretraining (texts, untrained model, recipe) into a folder; return the recipe."""
     folder.mkdir(parents=True, exist_ok=True)
     lines = texts()
     text = "".join(json.dumps({"text": one}, ensure_ascii=False) + "\n" for one in lines)
@@ -275,7 +278,7 @@ def begin(folder: Path) -> Path:
 
 
 def build(folder: Path, work: Path) -> None:
-    """Write rows and model into `folder`; `work` takes what the pretraining needs and leaves."""
+    """Write rows and model into `folder`; the files of the pretraining go to `work`."""
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -290,7 +293,7 @@ def build(folder: Path, work: Path) -> None:
 
 
 def record(folder: Path, run: Path) -> None:
-    """Write down the losses of the pretraining, so that whoever builds again can compare."""
+    """Write the losses of the pretraining, with which a later build is compared."""
     log = [json.loads(line) for line in (run / "log.jsonl").read_text(encoding="utf-8").splitlines()]
     losses = {entry["step"]: round(entry["loss"], 4) for entry in log if "loss" in entry}
     digest = hashlib.sha256("\n".join(texts()).encode()).hexdigest()

@@ -1,8 +1,9 @@
 """Fill the generated parts of the documentation: keys, renamed keys, help screens, the table of modules.
 
 In: `docs/`, and the installed packages. Out: a copy of `docs/` in another folder (build/docs-source), in which every
-`<!-- generated: NAME -->` ... `<!-- end -->` is replaced by what this script made. The copy is not committed: the keys
-are those of the installed versions. Deliberately not here: HTML; `make docs` runs zensical on the copy.
+`<!-- generated: NAME -->` ... `<!-- end -->` is replaced by the text that this script generates. The copy is not
+committed: the keys are those of the installed versions. Deliberately not here: HTML; `make docs` runs zensical on the
+copy.
 """
 
 from __future__ import annotations
@@ -55,12 +56,12 @@ def _section(section: str) -> Iterator[str]:
     yield from (f"### {title}", "")
     own = sections.OWN_KEYS.get(section, {})
     refused = sections.REFUSED.get(section, {})
-    known = keys.get_fields(section)
+    fields = keys.get_fields(section)
     if own:
         yield from ("Keys of trl_sft:", "", "| key | takes | |", "|---|---|---|")
         yield from (_row(section, name, with_default=False) for name in own)
         yield ""
-    upstream = [name for name in known if name not in own and name not in refused]
+    upstream = [name for name in fields if name not in own and name not in refused]
     if upstream:
         yield from (f"Keys of `{owner}`:", "", "| key | takes | default | |", "|---|---|---|---|")
         yield from (_row(section, name, with_default=True) for name in upstream)
@@ -103,27 +104,27 @@ def _cell(text: str) -> str:
 
 
 def build_renamed() -> str:
-    """Return every renamed or removed key, by section, with what becomes of it."""
+    """Return every renamed or removed key, by section, with what a recipe that has it does."""
     lines: list[str] = []
     for section, table in renamed_keys.RENAMED_KEYS.items():
         lines += [f"## {section}", "", "| old name | what happens |", "|---|---|"]
-        lines += [f"| `{name}` | {_cell(_fate(section, name))} |" for name in table]
+        lines += [f"| `{name}` | {_cell(_describe_old_name(section, name))} |" for name in table]
         values = [(name, olds) for (of, name), olds in renamed_keys.RENAMED_VALUES.items() if of == section]
         for name, olds in values:
-            lines += [f"| `{name}: {word}` | {_cell(_told(old))} |" for word, old in olds.items()]
+            lines += [f"| `{name}: {word}` | {_cell(_describe_renamed_key(old))} |" for word, old in olds.items()]
         lines.append("")
     return "\n".join(lines)
 
 
-def _fate(section: str, name: str) -> str:
-    """Return what becomes of an old name with the installed versions."""
+def _describe_old_name(section: str, name: str) -> str:
+    """Return in words how an old name is read with the installed versions."""
     if name in keys.get_fields(section):
         return "a name of the installed version: used as it is"
-    return _told(renamed_keys.RENAMED_KEYS[section][name])
+    return _describe_renamed_key(renamed_keys.RENAMED_KEYS[section][name])
 
 
-def _told(old: renamed_keys.RenamedKey) -> str:
-    """Return in words what becomes of an old name or value."""
+def _describe_renamed_key(old: renamed_keys.RenamedKey) -> str:
+    """Return in words how an old name or value is read."""
     parts = []
     if old.new and old.values:
         parts += [
@@ -153,10 +154,10 @@ def build_help() -> str:
 
 def modules() -> dict[str, list[Path]]:
     """Return every module of the package by its folder, the lowest folders' own modules first."""
-    found: dict[str, list[Path]] = {}
+    folders: dict[str, list[Path]] = {}
     for path in sorted(PACKAGE.rglob("*.py"), key=lambda path: (path.parent.relative_to(PACKAGE).parts, path.name)):
-        found.setdefault(path.parent.relative_to(ROOT).as_posix(), []).append(path)
-    return found
+        folders.setdefault(path.parent.relative_to(ROOT).as_posix(), []).append(path)
+    return folders
 
 
 def build_modules() -> str:
@@ -183,8 +184,8 @@ PARTS: dict[str, Callable[[], str]] = {
 }
 
 
-def filled(text: str) -> str:
-    """Return a page with its generated parts made anew."""
+def fill_page(text: str) -> str:
+    """Return a page in which each generated part is replaced by its current text."""
     return PART.sub(lambda part: PARTS[part[1]]() + "\n", text)
 
 
@@ -194,7 +195,7 @@ def write(source: Path, target: Path) -> None:
     for path in sorted(source.rglob("*.md")):
         copy = target / path.relative_to(source)
         copy.parent.mkdir(parents=True, exist_ok=True)
-        copy.write_text(filled(path.read_text(encoding="utf-8")), encoding="utf-8")
+        copy.write_text(fill_page(path.read_text(encoding="utf-8")), encoding="utf-8")
 
 
 if __name__ == "__main__":

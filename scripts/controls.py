@@ -18,54 +18,54 @@ def read(part: str) -> Rows:
     return [json.loads(line) for line in (EMBEDDED / "skills" / f"{part}.jsonl").read_text("utf-8").splitlines()]
 
 
-def nearest(train: Rows, held: Rows) -> list[str]:
+def nearest(train: Rows, test: Rows) -> list[str]:
     """Return for each held-out row the answer of the training row whose question is most similar by trigrams."""
 
-    def pieces(text: str) -> set[str]:
+    def get_trigrams(text: str) -> set[str]:
         return {text[i : i + 3] for i in range(len(text) - 2)}
 
-    known = [(pieces(row["question"]), row["answer"]) for row in train]
+    answers = [(get_trigrams(row["question"]), row["answer"]) for row in train]
 
     def answer(row: dict[str, str]) -> str:
-        asked = pieces(row["question"])
-        return max(known, key=lambda one: len(asked & one[0]) / len(asked | one[0]))[1]
+        trigrams = get_trigrams(row["question"])
+        return max(answers, key=lambda pair: len(trigrams & pair[0]) / len(trigrams | pair[0]))[1]
 
-    return [answer(row) for row in held]
+    return [answer(row) for row in test]
 
 
-def with_examples(train: Rows, held: Rows) -> list[str]:
-    """Return what the base answers after three questions with their answers, of the same task and language."""
+def with_examples(train: Rows, test: Rows) -> list[str]:
+    """Return the answers of the base model to prompts with three examples of the same task and language."""
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     model = AutoModelForCausalLM.from_pretrained(EMBEDDED / "tiny", dtype=torch.float32)
     tokenizer = AutoTokenizer.from_pretrained(EMBEDDED / "tiny")
-    draw, found = random.Random(0), []
-    for row in held:
-        like = [one for one in train if (one["task"], one["language"]) == (row["task"], row["language"])]
-        shown = "".join(f"{one['question']} {one['answer']}\n" for one in draw.sample(like, 3))
-        ids = tokenizer(f"{shown}{row['question']} ", return_tensors="pt")
+    draw, answers = random.Random(0), []
+    for row in test:
+        candidates = [one for one in train if (one["task"], one["language"]) == (row["task"], row["language"])]
+        examples = "".join(f"{one['question']} {one['answer']}\n" for one in draw.sample(candidates, 3))
+        ids = tokenizer(f"{examples}{row['question']} ", return_tensors="pt")
         stop = tokenizer("\n")["input_ids"]
-        made = model.generate(**ids, max_new_tokens=16, do_sample=False, eos_token_id=stop)
-        found.append(tokenizer.decode(made[0, ids["input_ids"].shape[1] :], skip_special_tokens=True).strip())
-    return found
+        output = model.generate(**ids, max_new_tokens=16, do_sample=False, eos_token_id=stop)
+        answers.append(tokenizer.decode(output[0, ids["input_ids"].shape[1] :], skip_special_tokens=True).strip())
+    return answers
 
 
-def scores(held: Rows, answers: list[str]) -> dict[str, float]:
+def scores(test: Rows, answers: list[str]) -> dict[str, float]:
     """Return the share of exact matches per task, and of all rows under `all`."""
-    right = defaultdict(list)
-    for row, answer in zip(held, answers, strict=True):
+    matches = defaultdict(list)
+    for row, answer in zip(test, answers, strict=True):
         for name in (row["task"], "all"):
-            right[name].append(answer == row["answer"])
-    return {name: sum(hits) / len(hits) for name, hits in right.items()}
+            matches[name].append(answer == row["answer"])
+    return {name: sum(hits) / len(hits) for name, hits in matches.items()}
 
 
 def main() -> int:
     """Print exact match of both baselines."""
-    train, held = read("train"), read("test")
+    train, test = read("train"), read("test")
     for name, answer in (("nearest training row", nearest), ("base with three examples", with_examples)):
-        found = scores(held, answer(train, held))
-        print(f"{name}: " + ", ".join(f"{task} {share:.0%}" for task, share in sorted(found.items())))
+        exact_match = scores(test, answer(train, test))
+        print(f"{name}: " + ", ".join(f"{task} {share:.0%}" for task, share in sorted(exact_match.items())))
     return 0
 
 

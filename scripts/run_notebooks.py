@@ -1,4 +1,4 @@
-"""Runs every notebook of a folder, a fresh interpreter each; exit code 1 where one fails.
+"""Runs every notebook of a folder, each in a fresh interpreter; the exit code is 1 if one fails.
 
 python scripts/run_notebooks.py notebooks
 """
@@ -12,14 +12,14 @@ from nbclient.exceptions import CellExecutionError
 
 
 def run(path: Path, folder: Path) -> nbformat.NotebookNode:
-    """Execute a notebook with `folder` as its current one; return it with its outputs. The file stays as it is."""
+    """Execute a notebook in the working directory `folder`; return it with its outputs. Its file is not changed."""
     notebook = nbformat.read(path, as_version=4)
     NotebookClient(notebook, timeout=1200, kernel_name="python3", resources={"metadata": {"path": folder}}).execute()
     return notebook
 
 
 def main(folder: Path) -> int:
-    """Run all."""
+    """Run all notebooks of a folder; return the exit code."""
     failed = []
     for path in sorted(folder.glob("*.ipynb")):
         try:

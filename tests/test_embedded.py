@@ -1,4 +1,4 @@
-"""The embedded model and rows: scripts rebuild them, the quickstart learns them, and a wheel contains them."""
+"""The embedded model and rows: scripts rebuild them, the quickstart trains on them, and a wheel contains them."""
 
 import hashlib
 import json
@@ -25,13 +25,13 @@ def test_script_rebuilds_the_toy_data_and_model(tmp_path):
     subprocess.run([sys.executable, ROOT / "tests" / "build_toy.py", tmp_path], check=True, capture_output=True)
     for name in ("phrases/train.jsonl", "phrases/test.jsonl", "tiny/chat_template.jinja"):
         assert (tmp_path / name).read_bytes() == (paths.EMBEDDED / name).read_bytes(), name
-    new, kept = (load_file(folder / "tiny" / "model.safetensors") for folder in (tmp_path, paths.EMBEDDED))
-    assert new.keys() == kept.keys()
-    assert all(torch.equal(new[name], kept[name]) for name in new)
+    new, committed = (load_file(folder / "tiny" / "model.safetensors") for folder in (tmp_path, paths.EMBEDDED))
+    assert new.keys() == committed.keys()
+    assert all(torch.equal(new[name], committed[name]) for name in new)
 
 
 def test_script_rebuilds_the_embedded_rows_texts_and_tokenizer(tmp_path):
-    """All but the weights, which `make prove` builds again."""
+    """`make prove` rebuilds the weights too."""
     build_embedded.write_rows(tmp_path)
     for part in ("train", "test"):
         name = f"skills/{part}.jsonl"
@@ -41,8 +41,10 @@ def test_script_rebuilds_the_embedded_rows_texts_and_tokenizer(tmp_path):
     text = "\n".join(build_embedded.texts()).encode()
     assert hashlib.sha256(text).hexdigest() == record["text_sha256"]
     assert recipe.read_text() == (ROOT / "scripts" / "pretrain_tiny.yaml").read_text()
-    forms = [json.loads((f / "tokenizer.json").read_text()) for f in (tmp_path / "work/untrained", SHIPPED / "tiny")]
-    assert forms[0]["model"] == forms[1]["model"]
+    tokenizers = [
+        json.loads((f / "tokenizer.json").read_text()) for f in (tmp_path / "work/untrained", SHIPPED / "tiny")
+    ]
+    assert tokenizers[0]["model"] == tokenizers[1]["model"]
 
 
 def test_model_is_small_and_its_tokenizer_covers_both_languages():
@@ -58,22 +60,22 @@ def test_model_is_small_and_its_tokenizer_covers_both_languages():
 
 
 def test_held_out_questions_occur_neither_in_training_rows_nor_in_pretraining_texts():
-    train, held = controls.read("train"), controls.read("test")
+    train, test = controls.read("train"), controls.read("test")
     assert len(train) >= 2000
-    assert len(held) >= 200
-    assert {row["language"] for row in held} == {"en", "zh"}
-    assert len({row["task"] for row in held}) >= 6
+    assert len(test) >= 200
+    assert {row["language"] for row in test} == {"en", "zh"}
+    assert len({row["task"] for row in test}) >= 6
     training_questions = {row["question"] for row in train}
-    assert not training_questions & {row["question"] for row in held}
+    assert not training_questions & {row["question"] for row in test}
     pretraining = "\n".join(build_embedded.texts())
-    assert not [row["question"] for row in (*train, *held) if row["question"] in pretraining]
+    assert not [row["question"] for row in (*train, *test) if row["question"] in pretraining]
     pairs = {(row["task"], row["answer"]) for row in train if row["task"] in ("upper", "reverse", "double")}
-    assert not [row for row in held if (row["task"], row["answer"]) in pairs], "the answer occurs in a training row"
+    assert not [row for row in test if (row["task"], row["answer"]) in pairs], "the answer occurs in a training row"
 
 
 def test_answer_of_the_nearest_training_row_is_right_for_at_most_15_percent():
-    train, held = controls.read("train"), controls.read("test")
-    assert controls.scores(held, controls.nearest(train, held))["all"] <= 0.15
+    train, test = controls.read("train"), controls.read("test")
+    assert controls.scores(test, controls.nearest(train, test))["all"] <= 0.15
 
 
 def test_notebook_trains_the_quickstart_to_at_least_90_percent_exact_match(tmp_path):
@@ -85,16 +87,16 @@ def test_notebook_trains_the_quickstart_to_at_least_90_percent_exact_match(tmp_p
 
     shutil.copytree(ROOT / "recipes", tmp_path / "recipes")
     path = ROOT / "notebooks" / "01_quickstart.ipynb"
-    made = run_notebooks.run(path, tmp_path)
-    shown = [output for cell in made.cells if cell.cell_type == "code" for output in cell.outputs]
-    assert any("image/png" in output.get("data", {}) for output in shown), "the loss curve"
-    found = json.loads((tmp_path / "runs" / "quickstart" / "eval.json").read_text())
-    assert found["prompts"] == 240
-    assert found["before"]["exact_match"] <= 0.1
-    assert found["after"]["exact_match"] >= 0.9
-    assert min(of["after"]["exact_match"] for of in found["tasks"].values()) >= 0.8
-    kept = nbformat.read(path, as_version=4)
-    assert not [cell for cell in kept.cells if cell.cell_type == "code" and (cell.outputs or cell.execution_count)]
+    notebook = run_notebooks.run(path, tmp_path)
+    outputs = [output for cell in notebook.cells if cell.cell_type == "code" for output in cell.outputs]
+    assert any("image/png" in output.get("data", {}) for output in outputs), "the loss curve"
+    result = json.loads((tmp_path / "runs" / "quickstart" / "eval.json").read_text())
+    assert result["prompts"] == 240
+    assert result["before"]["exact_match"] <= 0.1
+    assert result["after"]["exact_match"] >= 0.9
+    assert min(task["after"]["exact_match"] for task in result["tasks"].values()) >= 0.8
+    committed = nbformat.read(path, as_version=4)
+    assert not [cell for cell in committed.cells if cell.cell_type == "code" and (cell.outputs or cell.execution_count)]
 
 
 @pytest.mark.long
@@ -106,13 +108,14 @@ def test_script_reproduces_the_pretraining_losses(tmp_path):
         "build_embedded.build(pathlib.Path(sys.argv[2]), pathlib.Path(sys.argv[3]))"
     )
     subprocess.run([sys.executable, "-c", code, ROOT / "scripts", tmp_path / "out", tmp_path / "work"], check=True)
-    new, kept = (json.loads((f / "tiny" / "pretraining.json").read_text()) for f in (tmp_path / "out", SHIPPED))
-    assert new["text_sha256"] == kept["text_sha256"]
-    assert new["losses"].keys() == kept["losses"].keys()
+    new, committed = (json.loads((f / "tiny" / "pretraining.json").read_text()) for f in (tmp_path / "out", SHIPPED))
+    assert new["text_sha256"] == committed["text_sha256"]
+    assert new["losses"].keys() == committed["losses"].keys()
     last = max(new["losses"], key=int)
-    assert new["losses"][last] == pytest.approx(kept["losses"][last], rel=0.02)
+    assert new["losses"][last] == pytest.approx(committed["losses"][last], rel=0.02)
     same = (tmp_path / "out/tiny/model.safetensors").read_bytes() == (SHIPPED / "tiny/model.safetensors").read_bytes()
-    print(f"last loss {new['losses'][last]} (kept: {kept['losses'][last]}); weights {'' if same else 'not '}bit-equal")
+    losses = f"{new['losses'][last]} (committed: {committed['losses'][last]})"
+    print(f"last loss {losses}; weights {'' if same else 'not '}bit-equal")
 
 
 @pytest.mark.long
@@ -120,9 +123,9 @@ def test_wheel_trains_on_its_embedded_model_and_rows(tmp_path):
     """Outside the checkout, from a wheel in a fresh environment that borrows this one's packages."""
     wheel = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "-w", tmp_path, ROOT]
     subprocess.run(wheel, check=True)
-    found = next(tmp_path.glob("*.whl"))
-    print(f"wheel: {found.stat().st_size / 2**20:.2f} MiB")
-    names = zipfile.ZipFile(found).namelist()
+    wheel_file = next(tmp_path.glob("*.whl"))
+    print(f"wheel: {wheel_file.stat().st_size / 2**20:.2f} MiB")
+    names = zipfile.ZipFile(wheel_file).namelist()
     for name in (
         "py.typed",
         "embedded/tiny/model.safetensors",
@@ -130,15 +133,15 @@ def test_wheel_trains_on_its_embedded_model_and_rows(tmp_path):
         "templates/chatml.jinja",
     ):
         assert f"trl_sft/{name}" in names
-    with zipfile.ZipFile(found) as archive:
+    with zipfile.ZipFile(wheel_file) as archive:
         archive.extractall(tmp_path / "site")
     (tmp_path / "r.yaml").write_text(
         "model: {name_or_path: trl_sft:tiny}\ndata: {train: trl_sft:skills}\n"
         "train: {max_steps: 1, save_strategy: 'no'}\n"
     )
     code = f"import sys; sys.path.insert(0, {str(tmp_path / 'site')!r}); from trl_sft.cli import main; sys.exit(main())"
-    done = subprocess.run(
+    process = subprocess.run(
         [sys.executable, "-c", code, "r.yaml"], check=False, cwd=tmp_path, capture_output=True, text=True
     )
-    assert done.returncode == 0, done.stderr
-    assert str(tmp_path / "site") in done.stdout
+    assert process.returncode == 0, process.stderr
+    assert str(tmp_path / "site") in process.stdout

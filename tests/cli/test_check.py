@@ -123,10 +123,10 @@ LATE = {  # what upstream refuses after the weights are loaded, or when training
 
 @pytest.mark.parametrize("words", LATE)
 def test_what_upstream_refuses_late_is_refused_before_weights(words, go, monkeypatch):
-    def loaded(*_, **__):
-        raise AssertionError("the weights were asked for")
+    def build_arguments(*_, **__):
+        raise AssertionError("the trainer's arguments were built")
 
-    monkeypatch.setattr(load, "build_trainer_arguments", loaded)
+    monkeypatch.setattr(load, "build_trainer_arguments", build_arguments)
     for command in ([], ["check"]):
         code, _, err = go(RECIPE, words, command=command)
         assert code == 2

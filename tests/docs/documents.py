@@ -1,4 +1,4 @@
-"""What the tests of the documents share: the files, their code blocks, commands, recipes and links."""
+"""Reads the documents for their tests: files, code blocks, commands, recipes and links."""
 
 import re
 import shlex
@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 ROOT = Path(__file__).parents[2]
 PAGES = sorted((ROOT / "docs").rglob("*.md"))
-# documents that tell somebody what to do; the change log and the log of measurements tell what was
+# documents that are current; the change log and the log of measurements are history
 GUIDES = [
     *(path for path in PAGES if path.name != "log.md"),
     *(
@@ -40,13 +40,15 @@ def name_of(path):
 
 
 def blocks(language, paths=None):
-    """Return the fenced blocks of a language, of all guides unless `paths` are given."""
-    found = []
+    """Return the fenced blocks of a language, of all guides where `paths` is None."""
+    matching_blocks = []
     for path in paths or GUIDES:
         text = path.read_text(encoding="utf-8")
         matches = (match for match in _BLOCK.finditer(text) if match[1] == language)
-        found += [Block(path, text[: match.start(2)].count("\n") + 1, language, match[2]) for match in matches]
-    return found
+        matching_blocks += [
+            Block(path, text[: match.start(2)].count("\n") + 1, language, match[2]) for match in matches
+        ]
+    return matching_blocks
 
 
 def without_blocks(text):
@@ -64,16 +66,16 @@ def command_lines():
         lines += [
             (name_of(path), line) for line in re.findall(r"^# Command: (.*)$", path.read_text("utf-8"), re.MULTILINE)
         ]
-    found = []
+    commands = []
     for place, line in lines:
         words = shlex.split(line, comments=True)
         while words and "=" in words[0]:  # a variable before the command
             words = words[1:]
         if words[1:3] == ["-m", "trl_sft"]:
-            found.append((place, words[3:]))
+            commands.append((place, words[3:]))
         elif words[:1] == ["trl_sft"]:
-            found.append((place, words[1:]))
-    return found
+            commands.append((place, words[1:]))
+    return commands
 
 
 def make_targets():

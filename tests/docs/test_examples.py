@@ -27,12 +27,12 @@ def folder(tmp_path, monkeypatch):
 
 @pytest.fixture
 def compare(request):
-    """Compare a screen with every block that follows a mark `<!-- example: NAME -->`; numbers are left aside."""
+    """Compare a screen with every block that follows a mark `<!-- example: NAME -->`; numbers are ignored."""
 
     def call(name, screen, at_least=1):
-        shown = {path: match for path in GUIDES if (match := example(path, name))}
-        assert len(shown) >= at_least
-        for path, match in shown.items():
+        examples = {path: match for path in GUIDES if (match := example(path, name))}
+        assert len(examples) >= at_least
+        for path, match in examples.items():
             if request.config.getoption("--update"):
                 path.write_text(match.string[: match.start()] + screen + match.string[match.end() :], encoding="utf-8")
             else:
@@ -76,17 +76,17 @@ def test_the_screen_of_explain_is_the_one_of_the_command(folder, capsys, compare
 def test_the_example_of_a_fault_is_what_a_misspelt_key_prints(folder, compare):
     recipe = documents.blocks("yaml", [ROOT / "README.md"])[0].text
     (folder / "recipe.yaml").write_text(recipe.replace("learning_rate", "learning_rte"), encoding="utf-8")
-    with pytest.raises(UserError) as refused:
+    with pytest.raises(UserError) as error:
         load_recipe("recipe.yaml")
-    compare("fault", f"{refused.value}\n", at_least=4)
+    compare("fault", f"{error.value}\n", at_least=4)
 
 
 def test_the_documents_give_the_quickstarts_result_as_its_recipe_does():
     recipe = (ROOT / "recipes" / "quickstart.yaml").read_text(encoding="utf-8")
     result = re.search(r"# Result: exact match (\d+% -> \d+%) of (\d+)", recipe)
-    shown = {documents.name_of(path): match[0] for path in GUIDES if (match := example(path, "quickstart"))}
-    assert len(shown) >= 4
-    assert [name for name, text in shown.items() if f"{result[1]} of {result[2]}" not in text] == []
+    examples = {documents.name_of(path): match[0] for path in GUIDES if (match := example(path, "quickstart"))}
+    assert len(examples) >= 4
+    assert [name for name, text in examples.items() if f"{result[1]} of {result[2]}" not in text] == []
 
 
 def test_the_screens_of_the_quickstart_have_the_words_that_a_run_prints(go):

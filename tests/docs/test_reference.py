@@ -1,4 +1,4 @@
-"""The reference is whole: every command, flag, exit code, key, format, error and file is documented."""
+"""The reference is complete: every command, flag, exit code, key, format, error and file is documented."""
 
 import argparse
 import importlib.util
@@ -32,7 +32,7 @@ BUILDER = load_builder()
 
 
 @pytest.fixture(scope="module")
-def built(tmp_path_factory):
+def pages(tmp_path_factory):
     """The pages with their generated parts, by path below docs/."""
     target = tmp_path_factory.mktemp("docs-source")
     BUILDER.write(ROOT / "docs", target)
@@ -52,21 +52,21 @@ def first_cells(text):
 def parsers(monkeypatch):
     """Return the parser of each command; "" is the one that trains."""
 
-    class Reached(BaseException):
+    class ParserCalled(BaseException):
         pass
 
-    found = {}
+    command_parsers = {}
     for name in ("parse_args", "parse_intermixed_args"):
 
         def stop(self, *_, **__):
-            raise Reached(self)
+            raise ParserCalled(self)
 
         monkeypatch.setattr(argparse.ArgumentParser, name, stop)
     for command in ("", *cli.COMMANDS):
-        with pytest.raises(Reached) as reached:
+        with pytest.raises(ParserCalled) as error:
             cli.main([command or "recipe.yaml"])
-        found[command] = reached.value.args[0]
-    return found
+        command_parsers[command] = error.value.args[0]
+    return command_parsers
 
 
 def test_every_command_is_documented_with_every_flag(monkeypatch):
@@ -121,8 +121,8 @@ def test_every_own_key_has_help_and_stands_in_a_handwritten_page():
             assert re.search(rf"\b{name}\b", text), (section, name)
 
 
-def test_generated_keys_hold_every_key_of_every_section(built):
-    text = built["reference/keys.md"]
+def test_generated_keys_hold_every_key_of_every_section(pages):
+    text = pages["reference/keys.md"]
     for section in BUILDER.key_sections():
         title = {keys.SOURCE: "One source"}.get(section, section)
         part = text.partition(f"\n### {title}")[2].partition("\n### ")[0]
@@ -130,15 +130,15 @@ def test_generated_keys_hold_every_key_of_every_section(built):
         assert missing == [], section
 
 
-def test_generated_renamed_keys_hold_every_old_name(built):
-    text = built["reference/renamed-keys.md"]
+def test_generated_renamed_keys_hold_every_old_name(pages):
+    text = pages["reference/renamed-keys.md"]
     for section, table in renamed_keys.RENAMED_KEYS.items():
         part = text.partition(f"\n## {section}\n")[2].partition("\n## ")[0]
         assert [name for name in table if f"| `{name}` |" not in part] == [], section
 
 
-def test_generated_architecture_names_every_module_with_its_purpose(built):
-    text = built["development/architecture.md"]
+def test_generated_architecture_names_every_module_with_its_purpose(pages):
+    text = pages["development/architecture.md"]
     modules = sorted((ROOT / "trl_sft").rglob("*.py"))
     assert len(modules) >= 80
     for path in modules:
@@ -147,20 +147,20 @@ def test_generated_architecture_names_every_module_with_its_purpose(built):
         assert len(row[1]) > 10, path
 
 
-def test_architecture_names_every_package_in_its_layer(built):
+def test_architecture_names_every_package_in_its_layer(pages):
     packages = {path.parent.name for path in (ROOT / "trl_sft").glob("*/__init__.py")}
-    listed = set(re.findall(r"^\| \d \| `(\w+)/` \|", built["development/architecture.md"], re.MULTILINE))
+    listed = set(re.findall(r"^\| \d \| `(\w+)/` \|", pages["development/architecture.md"], re.MULTILINE))
     assert packages == listed
 
 
-def test_help_screens_are_generated_for_every_command(built):
-    text = built["reference/cli.md"]
+def test_help_screens_are_generated_for_every_command(pages):
+    text = pages["reference/cli.md"]
     assert [command for command in cli.COMMANDS if f"### trl_sft {command}\n" not in text] == []
     assert text.count("usage: ") == len(cli.COMMANDS) + 1
 
 
-def test_no_generated_part_is_left_empty(built):
-    for name, text in built.items():
+def test_no_generated_part_is_left_empty(pages):
+    for name, text in pages.items():
         assert "<!-- generated:" not in text, name
         assert "<!-- end -->" not in text, name
 

@@ -1,4 +1,4 @@
-"""Trains eight steps with our loss under whatever launched it; each process writes its weights. No test by itself."""
+"""Trains eight steps with trl_sft's loss; each process writes its weights and losses. Tests start it with torchrun."""
 
 import sys
 from pathlib import Path

@@ -212,9 +212,9 @@ def test_max_rows_draws_with_the_seed_and_keeps_the_files_row_numbers(here, caps
     numbered(here, "a.jsonl", 100)
     ready = prepare(here, "{train: {path: a.jsonl, max_rows: 7}}")
     assert "7 of its 100 rows, sampled with the seed" in capsys.readouterr().out
-    asked = [row["content"] for form in ready.rows.train.rows for row in form["prompt"]]
-    assert len(asked) == 7
-    for number, question in enumerate(asked):
+    questions = [row["content"] for form in ready.rows.train.rows for row in form["prompt"]]
+    assert len(questions) == 7
+    for number, question in enumerate(questions):
         line = int(ready.rows.train.row_name(number).rpartition(" ")[2])
         assert question == f"What is {line - 1}?"
     assert (
@@ -292,10 +292,10 @@ def test_pass_is_read_again_and_what_changed_is_said(here, capsys):
 def test_dataset_num_proc_formats_in_so_many_processes(here, monkeypatch):
     from datasets import Dataset
 
-    asked, plain = [], Dataset.map
-    monkeypatch.setattr(Dataset, "map", lambda *a, **k: (asked.append(k.get("num_proc")), plain(*a, **k))[1])
+    num_procs, original_map = [], Dataset.map
+    monkeypatch.setattr(Dataset, "map", lambda *a, **k: (num_procs.append(k.get("num_proc")), original_map(*a, **k))[1])
     ready = prepare(here, "{train: rows.jsonl}", "train.dataset_num_proc=2")
-    assert asked[0] == 2
+    assert num_procs[0] == 2
     assert len(ready.datasets.train) == 40
 
 

@@ -44,7 +44,7 @@ def test_added_tokens_are_trained_saved_and_stopped_on(how, tied, here, monkeypa
     """The embedding grows to exactly len(tokenizer); under LoRA only the new rows of it change."""
     models.base(here / "base", tied)
     (here / "recipe.yaml").write_text(RECIPE.format(how=HOW[how], steps=40))
-    result, live, before = watched(monkeypatch, here)
+    result, live, before = run_with_embeddings(monkeypatch, here)
 
     tokenizer = models.tokenizer(result.output_dir)
     assert len(tokenizer) == 514
@@ -86,20 +86,20 @@ def reloaded(how, here, rows):
     return again
 
 
-def watched(monkeypatch, here):
+def run_with_embeddings(monkeypatch, here):
     """Run the recipe; return the result, the live model and its embeddings from before the first step."""
     from trl_sft.training import run
 
     seen = {}
     make = run.build_trainer
 
-    def watch(*words):
-        trainer = seen["trainer"] = make(*words)
+    def build_and_copy_embeddings(*arguments):
+        trainer = seen["trainer"] = make(*arguments)
         ends = trainer.model.get_input_embeddings(), trainer.model.get_output_embeddings()
         seen["before"] = [module.weight.detach().clone() for module in ends]
         return trainer
 
-    monkeypatch.setattr(run, "build_trainer", watch)
+    monkeypatch.setattr(run, "build_trainer", build_and_copy_embeddings)
     result = train(load_recipe("recipe.yaml"))
     return result, seen["trainer"].model, seen["before"]
 
@@ -153,7 +153,7 @@ def test_printed_next_command_stops_by_itself(here, go):
 def test_reserved_tokens_are_taken_before_any_is_added(here, monkeypatch):
     models.base(here / "base", reserved=RESERVED)
     (here / "recipe.yaml").write_text(RECIPE.format(how=LORA, steps=2))
-    result, live, before = watched(monkeypatch, here)
+    result, live, before = run_with_embeddings(monkeypatch, here)
     tokenizer = models.tokenizer(result.output_dir)
     assert len(tokenizer) == 512
     assert tokenizer.convert_ids_to_tokens([509, 510, 511]) == ["<|im_start|>", "<|im_end|>", RESERVED[2]]
@@ -265,7 +265,7 @@ def test_tokens_of_the_recipe_are_learned_also_where_the_embedding_has_rows_to_s
     text = RECIPE.format(how=LORA, steps=2).replace("chatml}", "chatml, extra_special_tokens: [<|note|>]}")
     (here / "recipe.yaml").write_text(text)
     jsonl(here / "rows.jsonl", [{"question": f"{n} <|note|>", "answer": "b"} for n in range(16)])
-    _, live, before = watched(monkeypatch, here)
+    _, live, before = run_with_embeddings(monkeypatch, here)
     now = live.get_input_embeddings().weight
     assert now.shape[0] == 600
     assert (before[0] != now).any(1).nonzero().flatten().tolist() == [512, 513, 514]

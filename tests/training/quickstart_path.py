@@ -2,9 +2,9 @@
 
     python tests/training/quickstart_path.py [-v]
 
-A line counts if its function was entered on the main thread after everything was imported; the lines of a function are
-all of them, with nested functions, but for docstrings, comments and blank lines (`with_docstrings` counts those too).
-`-v` lists the modules, in the order in which they were entered first.
+A line counts if its function was called on the main thread after all imports. All lines of a function count, those of
+nested functions too, except docstrings, comments and blank lines (`with_docstrings` counts these as well). `-v` lists
+the modules in the order of their first calls.
 """
 
 import ast
@@ -21,24 +21,24 @@ PACKAGE = ROOT / "trl_sft"
 
 
 def count():
-    """Return modules (in order of first entry), functions, lines and the packages as a row passes them."""
-    entered, order, pairs = set(), [], set()
+    """Return modules (in the order of their first calls), functions, lines and the packages as a row passes them."""
+    calls, order, pairs = set(), [], set()
 
     def note(frame, event, _):
         code = frame.f_code
         if event == "call" and code.co_name != "<module>" and code.co_filename.startswith(str(PACKAGE)):
-            entered.add((code.co_filename, code.co_firstlineno))
+            calls.add((code.co_filename, code.co_firstlineno))
             order.append(code.co_filename)
             caller = frame.f_back.f_code.co_filename if frame.f_back else ""
             if caller.startswith(str(PACKAGE)) and caller != code.co_filename:
                 pairs.add((caller, code.co_filename))
 
-    class Reached(BaseException):
+    class TrainingBegan(BaseException):
         pass
 
     def stop(*_, **__):
         sys.setprofile(None)
-        raise Reached
+        raise TrainingBegan
 
     import trl
 
@@ -51,18 +51,18 @@ def count():
     sys.setprofile(note)
     try:
         trl_sft.train(trl_sft.load_recipe(ROOT / "recipes" / "quickstart.yaml", ["train.max_steps=2"]))
-    except Reached:
+    except TrainingBegan:
         pass
     finally:
         sys.setprofile(None)
     lines, functions, statements, code = set(), 0, 0, set()
-    for file in sorted({file for file, _ in entered}):
+    for file in sorted({file for file, _ in calls}):
         text = Path(file).read_text(encoding="utf-8")
         code |= {(file, number) for number in lines_of_code(text)}
         for node in ast.walk(ast.parse(text)):
             if isinstance(node, ast.FunctionDef):
                 first = min([node.lineno, *(d.lineno for d in node.decorator_list)])
-                if (file, first) in entered:
+                if (file, first) in calls:
                     functions += 1
                     statements += sum(isinstance(n, ast.stmt) and not is_docstring(n) for n in ast.walk(node)) - 1
                     lines |= {(file, number) for number in range(first, node.end_lineno + 1)}

@@ -23,7 +23,7 @@ what becomes of it here (this file where none is named):
 | logs NaN as 0 | the run ends | test_run |
 | skips `lora.target_modules` and `modules_to_save` that no module has | refused | names_without_a_module |
 | keeps the checkpoint's learning rate and betas, whatever the recipe says now | refused | resumed_with_another_learning_rate |
-| runs one process, or plain DDP, where FSDP or several processes were asked for | refused | processes, engine |
+| runs one process, or plain DDP, where the recipe sets FSDP or several processes | refused | processes, engine |
 | replaces the accumulation by `accelerator_config` | refused | accumulation_that_another_key_replaces |
 | replaces a number in its arguments | refused | changed arguments |
 | leaves weights as they were where updates are too small for their dtype | the run fails, or tensors are named | updates_too_small |
