@@ -160,7 +160,7 @@ def test_dry_run_with_new_tokens_and_lora_builds_what_the_run_builds(here):
     assert ready.chat.new_tokens
     assert dry_run.check(run, ready.model, ready.chat, args=ready.args, datasets=ready.datasets) == ""
     run = load_recipe("recipe.yaml", ["lora={r: 2, modules_to_save: [lm_head]}"])
-    with pytest.raises(UserError, match="alone, beside new tokens"):
+    with pytest.raises(UserError, match="has lm_head only, but new tokens"):
         stages.prepare(run)
 
 

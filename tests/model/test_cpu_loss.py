@@ -184,7 +184,7 @@ def test_borders_come_from_the_positions_where_nobody_hands_them_along():
     assert float((together - torch.cat(alone)).detach().abs().max()) < 1e-5
     query = torch.zeros(1, 4, 63, 8)
     empty = packed_attention.make_mask(attention_mask=None, allow_is_causal_skip=False, device="cpu")
-    with pytest.raises(RuntimeError, match="without the borders of their documents"):
+    with pytest.raises(RuntimeError, match="packed rows have no document borders"):
         packed_attention.attend(model.model.layers[0].self_attn, query, query, query, empty)
 
 

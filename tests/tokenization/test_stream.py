@@ -92,7 +92,7 @@ def test_bad_row_of_a_stream_stops_the_run_and_is_named(rows, here, go):
     assert code == 2
     assert "r.jsonl row 1251" in err
     assert "answer is empty" in err
-    assert "then run the same command: it resumes" in err
+    assert "then run the same command. The run resumes" in err
 
 
 def test_rows_of_a_stream_that_are_held_out_are_dropped_and_counted(rows, here):
