@@ -146,6 +146,10 @@ def test_formats_of_the_recipe_equal_those_of_the_data_package():
     assert tuple(formats.FORMATS) == sections.FORMATS
 
 
+# Functions that upstream calls with more than three arguments by position.
+FIXED_SIGNATURES = {"forward", "attend", "on_log", "__torch_dispatch__"}
+
+
 @pytest.mark.parametrize("path", MODULES, ids=get_module_name)
 def test_files_functions_and_parameter_lists_stay_within_their_limits(path):
     text = path.read_text(encoding="utf-8")
@@ -153,7 +157,8 @@ def test_files_functions_and_parameter_lists_stay_within_their_limits(path):
     for node in ast.walk(ast.parse(text)):
         if isinstance(node, ast.FunctionDef):
             assert node.end_lineno - node.lineno + 1 <= 60, node.name
-            assert len(node.args.args) + len(node.args.kwonlyargs) <= 7, node.name  # self and six parameters
+            positional = [a.arg for a in (*node.args.posonlyargs, *node.args.args) if a.arg not in ("self", "cls")]
+            assert len(positional) <= 3 or node.name in FIXED_SIGNATURES, f"{node.name}: name the others at the call"
 
 
 @pytest.mark.parametrize("path", MODULES, ids=get_module_name)

@@ -157,7 +157,9 @@ class LogProbs(torch.autograd.Function):
         with utils.maybe_gather_lm_head_ctx(weight, bias):  # ZeRO-3 has partitioned weight and bias again by now
             for start in range(0, hidden.shape[0], chunk_rows):
                 rows = slice(start, start + chunk_rows)
-                grad_logits = _compute_grad_logits(ctx, hidden[rows], rows, grad_log_probs[rows].float()).to(ctx.dtype)
+                grad_logits = _compute_grad_logits(
+                    ctx, hidden[rows], rows, grad_log_probs=grad_log_probs[rows].float()
+                ).to(ctx.dtype)
                 if grad_hidden is not None:
                     grad_hidden[rows] = grad_logits @ weight.to(ctx.dtype)
                 if grad_weight is not None and ctx.dtype == torch.float32:
@@ -203,7 +205,7 @@ def _find_top(
     return is_top
 
 
-def _compute_grad_logits(ctx: Any, hidden: torch.Tensor, rows: slice, grad_log_probs: torch.Tensor) -> torch.Tensor:
+def _compute_grad_logits(ctx: Any, hidden: torch.Tensor, rows: slice, *, grad_log_probs: torch.Tensor) -> torch.Tensor:
     """Return the gradient of the logits before scaling and capping: (positions, vocab_size)."""
     _, weight, bias, targets = ctx.saved_tensors
     options: LogitOptions = ctx.options

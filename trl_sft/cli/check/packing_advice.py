@@ -21,7 +21,7 @@ _LEAST_GAIN = 0.1  # share of the positions of a batch; less is within the varia
 _GROUP_BY_LENGTH = "group_by_length"
 
 
-def advise(train: Any, ledger: Mapping[str, Any], args: SFTConfig, attention: str) -> Iterator[tuple[str, str]]:
+def advise(train: Any, ledger: Mapping[str, Any], args: SFTConfig, *, attention: str) -> Iterator[tuple[str, str]]:
     """Yield a line for each setting that would save a tenth of a batch's positions or more.
 
     Packing pays where attention keeps documents apart without a mask: document by document on a CPU and MPS, by flash

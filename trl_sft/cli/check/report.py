@@ -102,7 +102,7 @@ def check(run: Run, machine: TargetMachine, seconds: float) -> Report:
             datasets = stages.tokenize(run, chat, rows, settings=settings, thorough=True)
             print_lines(datasets.notes)
             attention = str(run.model.get("attn_implementation", ""))
-            advice = packing_advice.advise(datasets.train, datasets.ledger["train"], settings.args, attention)
+            advice = packing_advice.advise(datasets.train, datasets.ledger["train"], settings.args, attention=attention)
             print_lines(list(advice))
     with report.stage("trainer"):
         settings.args.dataset_kwargs = {"skip_prepare_dataset": True}

@@ -137,13 +137,13 @@ def build_preview(run: Run, num_rows: int = 3) -> Preview:
     rejected = [
         f"{rows.train.row_name(row['row'])}: {row['reason']}: {row['begins']!r}" for row in tokens.rejected[:num_rows]
     ]
-    preview_rows = list(_select_rows(rows, tokens, chat.tokenizer, num_rows))
+    preview_rows = list(_select_rows(rows, tokens, chat.tokenizer, num_rows=num_rows))
     batch, batch_width = _measure_first_batch(tokens.rows, packs, args)
     return Preview(summary, preview_rows, rejected, batch, batch_width)
 
 
 def _select_rows(
-    rows: RunRows, tokens: EncodedRows, tokenizer: PreTrainedTokenizerBase, num_rows: int
+    rows: RunRows, tokens: EncodedRows, tokenizer: PreTrainedTokenizerBase, *, num_rows: int
 ) -> Iterator[PreviewRow]:
     """Yield the first rows of each source."""
     special_ids = {*tokenizer.convert_tokens_to_ids(list(special_tokens.list_strings(tokenizer)))}
@@ -154,7 +154,9 @@ def _select_rows(
             row = tokens.rows[index]
             yield PreviewRow(
                 name=rows.train.row_name(int(numbers[index])),
-                segments=list(_split_into_segments(tokenizer, row["input_ids"], row["labels"], special_ids)),
+                segments=list(
+                    _split_into_segments(tokenizer, row["input_ids"], row["labels"], special_ids=special_ids)
+                ),
                 num_tokens=row["tokens_before_truncation"],
                 num_loss_tokens=row["loss_tokens"],
                 num_truncated=row["tokens_before_truncation"] - len(row["input_ids"]),
@@ -162,7 +164,7 @@ def _select_rows(
 
 
 def _split_into_segments(
-    tokenizer: PreTrainedTokenizerBase, ids: Sequence[int], labels: Sequence[int], special_ids: set[int]
+    tokenizer: PreTrainedTokenizerBase, ids: Sequence[int], labels: Sequence[int], *, special_ids: set[int]
 ) -> Iterator[Segment]:
     """Yield neighbouring tokens that are alike; each special token is a segment of its own."""
     kinds = [(label != IGNORED, token in special_ids) for token, label in zip(ids, labels, strict=True)]

@@ -139,7 +139,7 @@ def _is_callable(field: Field) -> bool:
 def _get_scheduler_fields(siblings: Mapping[str, Any]) -> NestedFields | None:
     """Return the arguments of the scheduler that `lr_scheduler_type` names, without those that the Trainer passes."""
     kind = _get_value_or_default("lr_scheduler_type", siblings)
-    function = _look_up_function(_SCHEDULERS, "TYPE_TO_SCHEDULER_FUNCTION", "lr_scheduler_type", kind)
+    function = _look_up_function(_SCHEDULERS, "TYPE_TO_SCHEDULER_FUNCTION", "lr_scheduler_type", choice=kind)
     if not function:
         return None
     owner, label = f"{_SCHEDULERS}:{function}", f"transformers.{function}, lr_scheduler_type: {kind}"
@@ -207,7 +207,7 @@ def _get_watermarking_fields(_: Mapping[str, Any]) -> NestedFields:
 def _get_optimizer_fields(siblings: Mapping[str, Any]) -> NestedFields | None:
     """Return what the optimizer takes of `optim_args`; None if it passes on everything."""
     optim = _get_value_or_default("optim", siblings)
-    handler = _look_up_function(_OPTIMIZERS, "_OPTIMIZER_HANDLERS", "optim", optim)
+    handler = _look_up_function(_OPTIMIZERS, "_OPTIMIZER_HANDLERS", "optim", choice=optim)
     names = _read_optimizer_arguments(handler) if handler else None
     if names is None:
         return None
@@ -225,7 +225,7 @@ def _get_value_or_default(name: str, siblings: Mapping[str, Any]) -> str:
         raise packages.changed_source(field.module, f"the default of `{name}` is no longer a text") from None
 
 
-def _look_up_function(module: str, constant: str, name: str, choice: str) -> str:
+def _look_up_function(module: str, constant: str, name: str, *, choice: str) -> str:
     """Look up a choice of a key of `train:` in a mapping of transformers from choices to functions.
 
     Returns:
