@@ -33,7 +33,7 @@ from trl_sft.tokenization.encode import SCHEMA, EncodedRows, encode_split
 from trl_sft.tokenization.encoder import Encoder
 
 _ROWS, _REJECTS, _KEY = "rows.arrow", "rejects.jsonl", "key.json"
-# Code that changed must not meet tokens that the old code made.
+# Changed code must not read tokens that older code wrote.
 CODE = digest_code(Path(code_digest.__file__).parent, Path(__file__).parent)
 
 
@@ -66,7 +66,7 @@ def read_or_encode(split: Split, encoder: Encoder, recipe: Path, *, title: str, 
         source = f"tokenized now ({_explain_miss(last, parts)})"
         _write(split, encoder, folder, parts=parts, title=title, check_all=check_all)
     run_folder.write_text(last, json.dumps(parts))
-    # datasets gives rows of a file a random fingerprint, so that nothing computed of them would be found again
+    # datasets gives rows of a file a random fingerprint, so later steps would never find their results in its cache
     rows = Dataset(Dataset.from_file(str(folder / _ROWS)).data, fingerprint=key)
     with (folder / _REJECTS).open(encoding="utf-8") as file:
         rejected = [json.loads(line) for line in file]

@@ -112,7 +112,7 @@ def depends_on_eos(tokenizer: PreTrainedTokenizerBase, token: str, kwargs: dict[
 
 
 def render_trials(tokenizer: PreTrainedTokenizerBase, kwargs: dict[str, Any]) -> str:
-    """Return all trial chats as the template renders them, so with all that it writes around turns; "" = none."""
+    """Return all trial chats as the template renders them, with all that it writes around turns; "" = none."""
     return "".join(_render_trial(tokenizer, name, kwargs) for name in _TRIALS)
 
 

@@ -375,7 +375,10 @@ def _dropped_part(part: str, is_last: bool) -> MaskError:
 
 
 def _first_end(positions: np.ndarray, tokens: Sequence[int], start: int) -> int:
-    """Return where the first of `tokens` at or after `start` ends; `sys.maxsize` = nowhere. `positions` are theirs."""
+    """Return where the first of `tokens` at or after `start` ends; `sys.maxsize` = nowhere.
+
+    `positions`: where `tokens` begin.
+    """
     index = np.searchsorted(positions, start)
     return int(positions[index]) + len(tokens) if index < len(positions) else sys.maxsize
 

@@ -195,7 +195,7 @@ def _place_loss(
 def _check_loss_on_all(
     text: str, turns: Sequence[Message], *, all_answers: Sequence[int], answers: Sequence[int]
 ) -> None:
-    """Refuse a chat that `loss_on: all` would train otherwise than its turns say. Raises MaskError."""
+    """Refuse a chat that has turns without loss, or a dropped part, under `loss_on: all`. Raises MaskError."""
     if part := chat_template.missing_part(turns[all_answers[-1]], text):
         problem = f"the chat template drops a part of an answer: {part[:60]!r}"
         raise MaskError(problem, "Use a template that renders it, or remove it from the rows")
