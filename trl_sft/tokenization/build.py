@@ -36,7 +36,7 @@ class TokenizedRows(NamedTuple):
         rejects: the lines of `rejects.jsonl`.
         encoder: encodes the rows to train; `encode.encode_prompt` needs it.
         notes: lines for the screen, name and value.
-        stream_counts: what was read of a stream so far; None = nothing is streamed.
+        stream_counts: counts of the rows that were read from the streams so far; None = nothing is streamed.
 
     """
 
@@ -97,7 +97,7 @@ def tokenize(
     train = datasets.pop("train")
     evaluation = datasets.get("eval") if set(datasets) == {"eval"} else datasets or None
     run_ledger = {"train": counts.pop("train"), "eval": counts}
-    notes = (*ledger.lines(run, rows, run_ledger, args=args, whole=not rows.streaming), *cache_notes)
+    notes = (*ledger.describe(run, rows, run_ledger, args=args, whole=not rows.streaming), *cache_notes)
     stream_counts = None
     if rows.streaming:
         notes = (("stream", "read during training; the counts are those of the first rows of each source"), *notes)

@@ -116,7 +116,7 @@ def render_trials(tokenizer: PreTrainedTokenizerBase, kwargs: dict[str, Any]) ->
     return "".join(_render_trial(tokenizer, name, kwargs) for name in _TRIALS)
 
 
-def missing_part(turn: dict[str, Any], rendered: str) -> str:
+def find_missing_part(turn: dict[str, Any], rendered: str) -> str:
     """Return the first part of an answer that its rendering lacks, spaces aside; "" = it lacks none."""
     functions = [call["function"] for call in turn.get("tool_calls") or []]
     arguments = [value for function in functions for value in function["arguments"].values()]

@@ -31,12 +31,12 @@ from trl_sft.tokenization.render import RenderedRow, render_rows
 
 IGNORED = -100  # the label of a token without loss, torch.nn.CrossEntropyLoss's ignore_index
 NO_LOSS_TOKENS = "no loss tokens"  # the reason for rejecting a row without loss tokens begins with it
-CHECKED_SHARE = 0.01  # of the rows after the first _CHECKED_ROWS whose loss mask is checked
-_CHECKED_ROWS = 1000  # the first rows, whose loss mask is checked in each
+CHECKED_SHARE = 0.01  # share of the rows after the first _CHECKED_ROWS whose loss mask is checked
+_CHECKED_ROWS = 1000  # the loss mask of each of the first rows is checked
 _SEED = 0  # seed of the sample of rows whose loss mask is checked
 _BATCH_ROWS = 1000  # rows that are read at once
-_BATCH_CHARACTERS = 2_000_000  # of text that are tokenized at once: the memory that offsets take grows with it
-_REJECT_CHARACTERS = 80  # of a rejected row that rejects.jsonl shows
+_BATCH_CHARACTERS = 2_000_000  # text that is tokenized at once: the memory of offsets grows with it
+_REJECT_CHARACTERS = 80  # rejects.jsonl shows so much of a rejected row
 
 SCHEMA = pa.schema(
     {

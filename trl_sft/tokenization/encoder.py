@@ -56,7 +56,7 @@ class Encoder:
         template: the chat template; None = rows are no chats.
         backend: the fast tokenizer; None = the tokenizer is slow.
         escaped_tokens: id of an escaped special token -> the ids of its characters.
-        marks: what stands around answers as tokens; None = masks need offsets.
+        marks: the tokens that the template writes before and after answers; None = masks need offsets.
         search_errors: chats in which the search for answers failed the check; after the first one every chat is
             rendered in parts.
 

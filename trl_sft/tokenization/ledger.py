@@ -118,7 +118,7 @@ def check(run: Run, split: Split, encoded: EncodedRows, *, part: str) -> None:
         raise DataError(Fault(where, problem, fix))
 
 
-def lines(
+def describe(
     run: Run, rows: RunRows, ledger: Mapping[str, Any], *, args: SFTConfig, whole: bool = True
 ) -> Iterator[tuple[str, str]]:
     """Yield what the screen shows of a ledger: name and value.
@@ -210,7 +210,7 @@ def _count_source(split: Split, counts: RowCounts, rejected: Counter[str], *, nu
     source = split.sources[number]
     entry = {"name": source.name} | _sum_counts(counts, counts.source == number)
     epoch = split.order[split.source_indices[split.order] == number]
-    removed = sum(rejected[reason] for reason in split.removed_rows)  # before the epoch was mixed
+    removed = sum(rejected[reason] for reason in split.removed_rows)  # rows removed before the sources were mixed
     entry["rows"]["input"] = len(epoch) + removed
     entry["rows"]["repeated"] = len(epoch) - len(np.unique(epoch))
     entry["rows"]["rejected"] = dict(rejected)

@@ -296,7 +296,7 @@ def _render_span(
     """Return the span of the answer that is turn `number`, by rendering the turns before it. Raises MaskError."""
     is_last = number == len(turns) - 1
     prompt = template.render(turns[:number], tools, True)
-    if part := chat_template.missing_part(turns[number], text):
+    if part := chat_template.find_missing_part(turns[number], text):
         raise _dropped_part(part, is_last)
     start = len(prompt)
     if not text.startswith(prompt):
@@ -304,10 +304,10 @@ def _render_span(
         if not template.allow_prompt_mismatch:
             raise _prompt_mismatch(prompt, text, start, number=number, is_last=is_last)
     end = _find_end(template, text, turns, number=number, tools=tools, start=start)
-    if chat_template.missing_part(turns[number], text[start:end]):
+    if chat_template.find_missing_part(turns[number], text[start:end]):
         # the generation prompt may end with the beginning of the answer: <think>
         begin = len(template.render(turns[:number], tools, False)) if text.startswith(prompt) else start
-        if part := chat_template.missing_part(turns[number], text[min(begin, start) : end]):
+        if part := chat_template.find_missing_part(turns[number], text[min(begin, start) : end]):
             raise _dropped_part(part, is_last)
     return start, end
 

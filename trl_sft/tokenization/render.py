@@ -195,8 +195,8 @@ def _place_loss(
 def _check_loss_on_all(
     text: str, turns: Sequence[Message], *, all_answers: Sequence[int], answers: Sequence[int]
 ) -> None:
-    """Refuse a chat that has turns without loss, or a dropped part, under `loss_on: all`. Raises MaskError."""
-    if part := chat_template.missing_part(turns[all_answers[-1]], text):
+    """Refuse a chat under `loss_on: all` if a turn has no loss or the last answer lost a part. Raises MaskError."""
+    if part := chat_template.find_missing_part(turns[all_answers[-1]], text):
         problem = f"the chat template drops a part of an answer: {part[:60]!r}"
         raise MaskError(problem, "Use a template that renders it, or remove it from the rows")
     if excluded := sorted({*all_answers} - {*answers}):

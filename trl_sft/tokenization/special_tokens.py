@@ -54,7 +54,7 @@ def install(tokenizer: PreTrainedTokenizerBase, strings: Sequence[str]) -> Insta
     """Make each string one special token of a fast tokenizer, and return where each comes from."""
     split_strings = find_split_strings(tokenizer, strings)
     vocabulary = tokenizer.get_vocab()
-    # a string of the vocabulary that no rule of the tokenizer builds: adding it gives it its own id back
+    # strings of the vocabulary that no merge of the tokenizer produces: adding one keeps its id
     listed = [string for string in split_strings if string in vocabulary]
     missing = [string for string in split_strings if string not in vocabulary]
     reserved = dict(zip(missing, _list_reserved(tokenizer), strict=False))

@@ -115,7 +115,7 @@ def _describe_features(
     return TokenizerFeatures(template_features, eos_token, special_tokens=strings, escape_special_tokens=escape)
 
 
-def settings(run: Run, chat: ChatTokenizer, chats: bool) -> dict[Key, Setting]:
+def choose_settings(run: Run, chat: ChatTokenizer, chats: bool) -> dict[Key, Setting]:
     """Return the end-of-text token that chats need, where the tokenizer has another one.
 
     Args:
@@ -130,7 +130,7 @@ def settings(run: Run, chat: ChatTokenizer, chats: bool) -> dict[Key, Setting]:
     if not chats:
         if run.chat_template or run.chat_template_kwargs:
             word = "chat_template" if run.chat_template else "chat_template_kwargs"
-            problem = f"{word}, but no row becomes a chat: the saved tokenizer would offer what was not learned"
+            problem = f"{word}, but no row becomes a chat: the model would not be trained on this template"
             fix = f"Set wording: chat for the sources, or remove {word}."
             raise TemplateError(Fault(run.recipe.where(("tokenizer", word)), problem, fix))
         return {}

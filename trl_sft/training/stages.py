@@ -168,7 +168,7 @@ def load_rows(run: Run, chat: ChatTokenizer, settings: RunSettings, *, head: int
 
     """
     rows = data_rows.load(run, chat.features, head)
-    chosen = tokenizer.settings(run, chat, rows.row_type == CHAT) | before_after.choose_settings(
+    chosen = tokenizer.choose_settings(run, chat, rows.row_type == CHAT) | before_after.choose_settings(
         run, has_eval_rows=bool(rows.eval)
     )
     for key, setting in chosen.items():

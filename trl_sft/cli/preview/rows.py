@@ -133,7 +133,7 @@ def build_preview(run: Run, num_rows: int = 3) -> Preview:
     counts = ledger.count(rows.train, tokens, packs, batch_size=batch_size, max_length=args.max_length)
     summary = [("rows", note) for note in rows.notes]
     if len(tokens.rows):
-        summary += ledger.lines(run, rows, {"train": counts, "eval": {}}, args=args, whole=False)
+        summary += ledger.describe(run, rows, {"train": counts, "eval": {}}, args=args, whole=False)
     rejected = [
         f"{rows.train.row_name(row['row'])}: {row['reason']}: {row['begins']!r}" for row in tokens.rejected[:num_rows]
     ]
