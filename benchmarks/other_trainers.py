@@ -94,7 +94,7 @@ def prepare(path, folder, overrides=()):
         from trl_sft.model import load as model_load
         from trl_sft.training import stages
 
-        settings, chat, rows = stages.read_rows(run)
+        settings, _, chat, rows = stages.read_rows(run)
     if rows.streaming:
         raise SystemExit("A streamed source cannot be written. Remove `streaming` and set `max_rows`.")
     answers = [(0, 0)]  # in the prompt and in the completion of each chat

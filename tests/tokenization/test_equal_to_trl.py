@@ -212,7 +212,7 @@ def test_answers_of_tools_carry_no_loss_in_any_template(name, checked, here):
     turns = [CHAT[0], call, told, {"role": "assistant", "content": "done"}]
     recipe(here, [{"messages": turns}] * 2, model="./base", tokenizer=f"{{chat_template: {name}}}")
     run = load_recipe("recipe.yaml", ["train.max_length=8192", "run.allow=[prompt_mismatch, template_markers]"])
-    settings, chat, rows = stages.read_rows(run)
+    settings, _, chat, rows = stages.read_rows(run)
     encoder = build.make_encoder(run, chat, rows, args=settings.args)
     batch = encode.to_columns(rows.train.rows.with_format("arrow")[:])
     refused = ""

@@ -60,11 +60,6 @@ def list_float32_modules(model: PreTrainedModel) -> list[str]:
     return [*(model._keep_in_fp32_modules or ()), *(model._keep_in_fp32_modules_strict or ())]
 
 
-def list_forward_hooks(module: torch.nn.Module) -> list[str]:
-    """Return the names of the forward hooks of a module. torch 2.8 to 2.13 list them in `_forward_hooks` alone."""
-    return [getattr(hook, "__name__", "") for hook in module._forward_hooks.values()]
-
-
 def unwrap_compiled(model: Any) -> Any:
     """Return the model inside `torch.compile`'s wrapper; `model` itself without one. torch 2.8 to 2.13."""
     return getattr(model, "_orig_mod", model)

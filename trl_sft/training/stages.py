@@ -8,6 +8,7 @@ these and nothing else. What cannot be honoured raises a `UserError` before the 
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from transformers import BitsAndBytesConfig, PrinterCallback, ProgressCallback, TrainerCallback, set_seed
@@ -68,33 +69,41 @@ def prepare(run: Run) -> TrainingInputs:
     """
     for note in run.notes:
         console.say(note)
-    trust.announce(run)
     device.check_machine(run)
-    settings = settle_settings(run)
-    check_packages(run, settings)
-    console.print_lines([("machine", describe_machine(run, settings))])
-    model = find_model(run)
-    check_model(run, model)
-    console.print_lines([("model", model.title)])
-    chat = load_tokenizer(run, model)
-    console.print_lines([("tokens", line) for line in chat.notes])
-    rows = load_rows(run, chat, settings)
-    console.print_lines([("rows", line) for line in rows.notes])
+    settings, model, chat, rows = read_rows(run, show=console.print_lines)
     datasets = tokenize(run, chat, rows, settings=settings)
     console.print_lines([*datasets.notes, *recipe_processes.describe_settings(settings.chosen)])
     dry_run.check(run, model, chat, args=settings.args, datasets=datasets)
     return TrainingInputs(settings, model, chat, rows, datasets)
 
 
-def read_rows(run: Run, *, head: int | None = None) -> tuple[RunSettings, ChatTokenizer, RunRows]:
-    """Do the stages up to the formatted rows, without printing; `head` as in `load_rows`. Raises UserError."""
+def read_rows(
+    run: Run, *, head: int | None = None, show: Callable[[list[tuple[str, str]]], None] | None = None
+) -> tuple[RunSettings, ModelSource, ChatTokenizer, RunRows]:
+    """Run the stages up to the formatted rows.
+
+    Args:
+        run: the checked recipe.
+        head: only so many rows of each source, from its beginning; None = all.
+        show: prints the lines of each stage, name and value; None = nothing is printed.
+
+    Raises:
+        UserError: a fault of the recipe, the rows or the tokenizer.
+
+    """
+    show = show or (lambda _: None)
     trust.announce(run)
     settings = settle_settings(run)
     check_packages(run, settings)
+    show([("machine", describe_machine(run, settings))])
     model = find_model(run)
     check_model(run, model)
+    show([("model", model.title)])
     chat = load_tokenizer(run, model)
-    return settings, chat, load_rows(run, chat, settings, head=head)
+    show([("tokens", line) for line in chat.notes])
+    rows = load_rows(run, chat, settings, head=head)
+    show([("rows", line) for line in rows.notes])
+    return settings, model, chat, rows
 
 
 def settle_settings(run: Run, *, elsewhere: bool = False, processes: int = 1) -> RunSettings:

@@ -66,14 +66,19 @@ def test_batch_has_the_shapes_of_trls_collator():
 
 
 @pytest.mark.skipif(importlib.util.find_spec("bitsandbytes") is None, reason="bitsandbytes is optional")
-def test_bitsandbytes_builds_real_tables_inside_the_block_and_keeps_none():
+def test_bitsandbytes_builds_real_tables_inside_the_block_and_keeps_none(monkeypatch):
     from bitsandbytes import functional
     from bitsandbytes.optim import GlobalOptimManager
 
-    before = functional.create_dynamic_map, set(functional.name2qmap), set(vars(GlobalOptimManager.get_instance()))
+    monkeypatch.setitem(functional.name2qmap, "earlier", functional.create_dynamic_map(signed=False))
+    manager = GlobalOptimManager.get_instance()
+    tables, state = dict(functional.name2qmap), dict(vars(manager))
+    function = functional.create_dynamic_map
     with fake_tensors():
         table = functional.create_dynamic_map(signed=True)
         functional.name2qmap["trial"] = table
     assert float(table[0]) < float(table[-1])  # it has values
-    after = functional.create_dynamic_map, set(functional.name2qmap), set(vars(GlobalOptimManager.get_instance()))
-    assert before == after
+    assert functional.create_dynamic_map is function
+    assert functional.name2qmap.keys() == tables.keys()
+    assert all(torch.equal(functional.name2qmap[name], table) for name, table in tables.items())
+    assert vars(GlobalOptimManager.get_instance()) == state

@@ -124,7 +124,7 @@ def build_preview(run: Run, num_rows: int = 3) -> Preview:
         UserError: What would stop the run before its weights load.
 
     """
-    settings, chat, rows = stages.read_rows(run, head=max(_MIN_ROWS_READ, num_rows))
+    settings, _, chat, rows = stages.read_rows(run, head=max(_MIN_ROWS_READ, num_rows))
     args = settings.args
     encoder = build.make_encoder(run, chat, rows, args=args)
     tokens = cache.encode_in_memory(rows.train, encoder, title="Tokenizing", check_all=True)
