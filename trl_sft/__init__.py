@@ -14,11 +14,16 @@ Example:
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
-from pathlib import Path
-from typing import TYPE_CHECKING
 
+from trl_sft import import_path
+
+import_path.exclude_current_folder()  # before any import that a file of the current folder could take the place of
+
+TYPE_CHECKING = False  # in place of `typing`, for the same reason
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from pathlib import Path
+
     from trl_sft.cli.preview.rows import Preview
     from trl_sft.recipe.checked import Run
     from trl_sft.training.finish import Result

@@ -9,7 +9,6 @@ from __future__ import annotations
 import dataclasses
 import enum
 import math
-import subprocess
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -20,6 +19,7 @@ from trl_sft.recipe import resolved
 from trl_sft.recipe.checked import Run, Setting
 from trl_sft.recipe.upstream import packages
 from trl_sft.recipe.yaml_reader import Key, format_value
+from trl_sft.training.git_commit import find_commit
 
 _PACKAGES = ("trl", "transformers", "datasets", "peft", "accelerate", "torch", "tokenizers")
 _METRICS_OF_CARD = ("eval_loss", "eval_mean_token_accuracy", "eval_entropy")
@@ -42,7 +42,7 @@ def describe_start(run: Run, chosen: Mapping[Key, Setting], args: Any) -> dict[s
         "trl_sft": __version__,
         "versions": {name: packages.get_version(name) for name in names},
         "fingerprint": resolved.compute_fingerprint(run),
-        "git_commit": _find_commit(run.recipe.path.parent),
+        "git_commit": find_commit(run.recipe.path.parent),
         "data": resolved.hash_files(run),
         "hardware": device.describe_hardware(),
         "seed": args.seed,
@@ -101,16 +101,6 @@ def write_model_card(
     lines += [f"`{run.output_dir.name}` is this folder.", "", "## Recipe", "", "```yaml", recipe, "```"]
     lines += ["", f"Overrides: `{overrides}`"] if overrides else []
     return "\n".join([*lines, "", f"Versions: {versions}.", ""])
-
-
-def _find_commit(folder: Path) -> str | None:
-    """Return the commit of the recipe's repository, with + where files differ from it; None outside one."""
-    try:
-        command = ["git", "-C", str(folder), "describe", "--always", "--abbrev=40", "--dirty=+", "--exclude=*"]
-        process = subprocess.run(command, capture_output=True, text=True, timeout=10, check=False)
-    except (OSError, subprocess.TimeoutExpired):
-        return None
-    return process.stdout.strip() or None
 
 
 def _as_json(value: Any) -> Any:
