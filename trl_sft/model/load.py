@@ -37,6 +37,7 @@ _HUB_KEYS = (
     "revision",
     "token",
 )  # keys of `model:` that are passed on when a file is fetched from the hub
+_LONGEST_NAME = 200  # characters of a model's name that a message shows
 
 
 class ModelSource(NamedTuple):
@@ -86,12 +87,28 @@ def find_model(run: Run) -> ModelSource:
 
 def _base_of_adapter(folder: Path, where: str) -> str:
     """Return the base model that an adapter's folder names. Raises RecipeError if it does not exist."""
-    saved = json.loads((folder / paths.ADAPTER_CONFIG).read_text(encoding="utf-8"))
+    try:
+        saved = json.loads((folder / paths.ADAPTER_CONFIG).read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        problem = f"{folder / paths.ADAPTER_CONFIG} is not JSON: {first_line(error)}"
+        raise RecipeError(Fault(where, problem, "Copy or download the adapter again.")) from None
+    if not isinstance(saved, dict):
+        problem = f"{folder / paths.ADAPTER_CONFIG} is not a JSON object"
+        raise RecipeError(Fault(where, problem, "Copy or download the adapter again."))
     name = str(saved.get("base_model_name_or_path") or "")
-    if not name or (Path(name).is_absolute() and not Path(name).is_dir()):
-        problem = f"{folder}: the base model of this adapter, {name or '(unnamed)'}, does not exist"
+    if not name or not _may_exist(name):
+        shown = f"{name[:_LONGEST_NAME]}..." if len(name) > _LONGEST_NAME else name or "(unnamed)"
+        problem = f"{folder}: the base model of this adapter, {shown}, does not exist"
         raise RecipeError(Fault(where, problem, "Put the base model at that path, or use another adapter."))
     return name
+
+
+def _may_exist(name: str) -> bool:
+    """Tell whether a name can be a hub id, or a folder that exists."""
+    try:
+        return Path(name).is_dir() or not Path(name).is_absolute()
+    except (OSError, ValueError):  # too long, or with a null character
+        return False
 
 
 def list_tokenizer_sources(source: ModelSource) -> tuple[list[str], int]:

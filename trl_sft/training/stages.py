@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 
 from transformers import BitsAndBytesConfig, PrinterCallback, ProgressCallback, TrainerCallback, set_seed
 from trl import SFTConfig, SFTTrainer
@@ -19,7 +20,7 @@ from trl_sft.data import rows as data_rows
 from trl_sft.data.formats import CHAT
 from trl_sft.data.rows import RunRows
 from trl_sft.evaluation import before_after
-from trl_sft.model import cpu_loss, device, load, packed_attention, patches, trust
+from trl_sft.model import cpu_loss, device, load, packed_attention, patches, trust, weights
 from trl_sft.model.load import ModelSource
 from trl_sft.recipe import processes as recipe_processes
 from trl_sft.recipe.checked import Run, Setting
@@ -153,8 +154,10 @@ def find_model(run: Run) -> ModelSource:
 
 
 def check_model(run: Run, model: ModelSource) -> None:
-    """Refuse settings that do not fit the model. Raises RecipeError."""
+    """Refuse settings and weight files that do not fit the model. Raises RecipeError."""
     load.check_model(run, model)
+    if Path(model.name).is_dir():  # those of the hub are compared once they are downloaded, before training
+        weights.check_weights(run, model)
 
 
 def load_tokenizer(run: Run, model: ModelSource) -> ChatTokenizer:
@@ -215,6 +218,8 @@ def build_trainer(run: Run, inputs: TrainingInputs) -> SFTTrainer:
     `model.packed_attention`): the same values as TRL's, faster.
     """
     args, chat = inputs.args, inputs.chat
+    if not Path(inputs.model.name).is_dir():
+        weights.check_weights(run, inputs.model)
     set_seed(args.seed)  # for the adapter's first weights; TRL 1.16 does so itself, 1.8 does not
     arguments = load.build_trainer_arguments(
         run, inputs.model, quantization=inputs.quantization, new_tokens=chat.new_tokens, vocab_size=chat.num_embeddings
