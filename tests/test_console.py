@@ -12,7 +12,8 @@ from trl_sft import console
 
 FAULT = (
     "from trl_sft import console; from trl_sft.errors import Fault; import sys;"
-    "console.print_faults([Fault('recipe.yaml:4 train.pakking', 'no such key ' + 'x' * 200, 'packing')]);"
+    "fault = Fault('recipe.yaml:4 train.pakking', 'no such key ' + 'x' * 200, 'packing', 'recipe.unknown_key');"
+    "console.print_faults([fault]);"
     "sys.exit('rich' in sys.modules)"
 )
 ROWS = [

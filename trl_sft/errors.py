@@ -20,7 +20,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 EXIT_DONE, EXIT_INTERNAL, EXIT_USER_ERROR, EXIT_TRAINING_FAILED, EXIT_OUT_OF_MEMORY = 0, 1, 2, 3, 4
 EXIT_TIME_LIMIT = 75  # EX_TEMPFAIL of sysexits.h: try again
@@ -31,12 +31,37 @@ URL_PASSWORD = re.compile(r"(?<=:/)(/?)[^/@\s:]+:[^/@\s]+(?=@)")
 REDACTED = "(left out)"
 
 
+class Edit(NamedTuple):
+    """A change of a recipe that a program can make; the fault that carries it is then solved."""
+
+    action: str  # "set" the value of `key`, "rename" the key to `new`, "remove" the key
+    key: tuple[str | int, ...]  # ("data", "train", 0, "path")
+    value: Any = None  # of "set"
+    new: tuple[str | int, ...] = ()  # of "rename": the whole new key, maybe in another section
+
+
+class Place(str):
+    """The place of a fault in words, and its parts where they are known."""
+
+    file: str  # as it is known to the user; "" = no file
+    line: int | None  # from 1
+    key: tuple[str | int, ...]  # of the recipe; () = none
+
+    def __new__(cls, text: str, *, file: str = "", line: int | None = None, key: tuple[str | int, ...] = ()) -> Place:
+        """Return the text with its parts."""
+        place = super().__new__(cls, text)
+        place.file, place.line, place.key = file, line, key
+        return place
+
+
 class Fault(NamedTuple):
     """One problem that the user can fix."""
 
-    where: str  # `recipe.yaml:12 train.pakking`
+    where: str  # `recipe.yaml:12 train.pakking`; a `Place` where its parts are known
     problem: str  # what is wrong, with the value
     fix: str  # what to do, as an imperative sentence
+    code: str  # the kind of problem, one of `fault_codes.yaml`: `recipe.unknown_key`
+    edits: tuple[Edit, ...] = ()  # changes of the recipe that solve it; () = a person has to decide
 
     def __str__(self) -> str:
         """Return three lines: the place, the problem, the fix; without the password of a URL."""

@@ -38,6 +38,7 @@ class FolderDecision(NamedTuple):
     checkpoint: Path | None = None  # continue from here
     replaces_earlier: bool = False  # the files of an earlier run are removed when training starts
     key: tuple[str, str] = ("train", "output_dir")  # the key of the recipe that the problem is about
+    code: str = ""  # the kind of problem, one of `fault_codes.yaml`
 
 
 def default_folder(recipe: Path) -> Path:
@@ -69,7 +70,11 @@ def decide(
         return blocked
     earlier = read_json(folder / RUN)
     if not earlier and folder.is_dir() and any(path.name != LOCK for path in folder.iterdir()):
-        return FolderDecision(f"{folder} holds files that are not a run of trl_sft", "Name a new or an empty folder.")
+        return FolderDecision(
+            f"{folder} holds files that are not a run of trl_sft",
+            "Name a new or an empty folder.",
+            code="run.foreign_folder",
+        )
     resume = str(options.get("resume", "auto"))
     is_finished = earlier.get("outcome") == DONE
     if resume not in ("auto", "never"):
@@ -82,17 +87,19 @@ def decide(
         return FolderDecision(replaces_earlier=True)
     if is_finished:
         fix = "Name another `train.output_dir`, or set `run.overwrite: true` to replace the run."
-        return FolderDecision(f"{folder} holds a finished run", fix)
+        return FolderDecision(f"{folder} holds a finished run", fix, code="run.finished")
     if last is None:  # nothing trained would be lost
         return FolderDecision(replaces_earlier=bool(earlier))
     if resume == "never":
         problem = f"`resume` is never, but {folder.name} holds an unfinished run, at {last.name}"
         fix = "Set `run.resume: auto` to continue, or `run.overwrite: true` to start again."
-        return FolderDecision(problem, fix, key=("run", "resume"))
+        return FolderDecision(problem, fix, key=("run", "resume"), code="resume.unfinished_run")
     if change:
         fix = f"Name another `train.output_dir`, set `run.allow: [{change}]` to continue, or `run.overwrite: true`"
         fix += " to start again."
-        return FolderDecision(f"{folder} holds an unfinished run {_CHANGES[change]}, at {last.name}", fix)
+        return FolderDecision(
+            f"{folder} holds an unfinished run {_CHANGES[change]}, at {last.name}", fix, code="resume.changed"
+        )
     return _decide_to_continue(last)
 
 
@@ -111,13 +118,16 @@ def _decide_from_checkpoint(checkpoint: Path, folder: Path, *, is_finished: bool
     key = ("run", "resume")
     if checkpoint not in list_checkpoints(checkpoint.parent):
         fix = "Set `run.resume` to auto, to never, or to a checkpoint-N folder that holds the weights."
-        return FolderDecision(f"{checkpoint} is not a complete checkpoint", fix, key=key)
+        return FolderDecision(f"{checkpoint} is not a complete checkpoint", fix, key=key, code="resume.no_checkpoint")
     if is_finished or (checkpoint.parent == folder and checkpoint != list_checkpoints(folder)[-1]):
         problem = f"{folder} holds training steps after {checkpoint.name}, which would be lost"
-        return FolderDecision(problem, "Name another `train.output_dir`.")
+        return FolderDecision(problem, "Name another `train.output_dir`.", code="resume.later_steps")
     if change:
         return FolderDecision(
-            f"{checkpoint} is {_CHANGES[change]}", f"Set `run.allow: [{change}]` to continue.", key=key
+            f"{checkpoint} is {_CHANGES[change]}",
+            f"Set `run.allow: [{change}]` to continue.",
+            key=key,
+            code="resume.changed",
         )
     return _decide_to_continue(checkpoint)
 
@@ -128,7 +138,7 @@ def _decide_to_continue(checkpoint: Path) -> FolderDecision:
         return FolderDecision(checkpoint=checkpoint)
     problem = f"{checkpoint} holds weights only (save_only_model), so training cannot continue"
     fix = "Start a new run from these weights: set `model.name_or_path` to that folder, and another `train.output_dir`."
-    return FolderDecision(problem, fix)
+    return FolderDecision(problem, fix, code="resume.weights_only")
 
 
 def list_checkpoints(folder: Path) -> list[Path]:
@@ -219,9 +229,13 @@ def _check_writable(folder: Path) -> FolderDecision | None:
         parent = next(path for path in (folder, *folder.parents) if path.exists() or path.is_symlink())
         if not parent.is_dir():
             kind = "a link to a file that does not exist" if parent.is_symlink() else "a file"
-            return FolderDecision(f"{parent} is {kind}", "Set `train.output_dir` to a folder.")
+            return FolderDecision(
+                f"{parent} is {kind}", "Set `train.output_dir` to a folder.", code="run.unwritable_output"
+            )
         with tempfile.TemporaryFile(dir=parent):
             return None
     except OSError as error:
         problem = f"{folder} cannot be written to: {error.strerror or error}"
-        return FolderDecision(problem, "Set `train.output_dir` to a folder that you may write to.")
+        return FolderDecision(
+            problem, "Set `train.output_dir` to a folder that you may write to.", code="run.unwritable_output"
+        )

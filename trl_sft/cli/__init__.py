@@ -101,7 +101,7 @@ def _refuse_misspelt_command(word: str) -> None:
     command = nearest_name(word, COMMANDS, cutoff=STRICT) if word.isalpha() else ""
     if command and not Path(word).exists():
         problem = f"{word} is not a command, and no file has this name"
-        raise errors.RecipeError(errors.Fault(word, problem, f"Did you mean `{command}`?"))
+        raise errors.RecipeError(errors.Fault(word, problem, f"Did you mean `{command}`?", code="run.unknown_command"))
 
 
 COMMANDS: dict[str, Callable[[list[str]], int]] = {

@@ -74,4 +74,6 @@ def write_output(option: str, path: Path, text: str) -> None:
     try:
         run_folder.write_text(path, text)
     except OSError as error:
-        raise errors.RecipeError(errors.Fault(option, str(error), "Name a file that can be written.")) from None
+        raise errors.RecipeError(
+            errors.Fault(option, str(error), "Name a file that can be written.", code="run.unwritable_output")
+        ) from None

@@ -38,6 +38,8 @@ def main(argv: Sequence[str]) -> int:
 
     if options.tool not in writer.TOOLS:
         problem = f"{options.tool} is not a tool whose settings can be imported"
-        raise errors.RecipeError(errors.Fault("import", problem, f"Name one of {', '.join(writer.TOOLS)}."))
+        raise errors.RecipeError(
+            errors.Fault("import", problem, f"Name one of {', '.join(writer.TOOLS)}.", code="import.unknown_tool")
+        )
     settings = writer.read(options.tool, [*options.settings, *argv[end + 1 :]], options.dataset_info)
     return writer.write(options.tool, settings, options.output)

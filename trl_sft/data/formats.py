@@ -106,7 +106,7 @@ def _format_chat(chat: Chat, wording: str, features: TokenizerFeatures) -> Forma
     if wording != "chat":
         if data_messages.UNTRAINED in chat.messages[-1]:
             problem = f"the last answer carries no loss, but wording {wording} trains only that answer"
-            raise FormatError(problem, "Set `wording: chat`, or remove the row.")
+            raise FormatError(problem, "Set `wording: chat`, or remove the row.", code="data.wording_mismatch")
         chat = data_messages.adapt_to_template(chat, {"system"})
         return FormattedRow(wordings.apply_wording(chat.messages, wording, features.eos_token)._asdict(), chat.as_text)
     chat = data_messages.adapt_to_template(chat, features.template_features)
@@ -131,7 +131,9 @@ def _make_chat_columns(
 def _refuse_empty(content: str, column: str, reason: str = "there is nothing to learn") -> None:
     """Refuse a text of whitespace alone. Raises FormatError."""
     if not content.strip():
-        raise FormatError(f"{column} is empty: {reason}", "Write text there, or remove the row.")
+        raise FormatError(
+            f"{column} is empty: {reason}", "Write text there, or remove the row.", code="data.empty_value"
+        )
 
 
 def _read_chat(row: Row, column: str) -> Chat:
@@ -151,7 +153,7 @@ def _read_prompt_completion(row: Row) -> SingleTurn | Chat:
     completion = data_messages.read_messages(row, "completion")
     if completion[0]["role"] != "assistant":
         fix = "Begin the completion with an assistant turn, which carries the loss."
-        raise FormatError(f"completion begins with {completion[0]['role']}", fix)
+        raise FormatError(f"completion begins with {completion[0]['role']}", fix, code="data.turn_order")
     data_messages.check_messages(prompt + completion, "prompt with completion")
     return Chat(prompt + completion, data_messages.read_tools(row), len(completion))
 
@@ -189,7 +191,7 @@ def _read_chain_of_thought(row: Row) -> SingleTurn:
     """Read a row with reasoning before the answer. Raises FormatError."""
     if not read_text(row, "reasoning").strip():
         fix = "Write text there, or rename the columns and set `format: question_answer`."
-        raise FormatError("reasoning is empty", fix)
+        raise FormatError("reasoning is empty", fix, code="data.empty_value")
     return SingleTurn(read_text(row, "problem"), "", read_text(row, "answer"), reasoning=row["reasoning"])
 
 
@@ -198,7 +200,7 @@ def _add_history(row: Row, turn: SingleTurn) -> Chat:
     history = row.get("history") or []
     if not isinstance(history, list):
         fix = "Write a list of [human, assistant], or of {role, content}."
-        raise FormatError(f"history is {type(history).__name__}, not a list", fix)
+        raise FormatError(f"history is {type(history).__name__}, not a list", fix, code="data.wrong_type")
     messages = [{"role": "system", "content": read_text(row, "system")}] if row.get("system") else []
     for item in history:
         messages += _read_history_item(item)
@@ -211,7 +213,11 @@ def _read_history_item(item: Any) -> list[Message]:
     """Return one item of a history as messages: [human, assistant], the same by name, or a turn. Raises FormatError."""
     if isinstance(item, list):
         if len(item) != 2:
-            raise FormatError(f"history has a list of {len(item)} texts", "Write [human, assistant], two texts.")
+            raise FormatError(
+                f"history has a list of {len(item)} texts",
+                "Write [human, assistant], two texts.",
+                code="data.wrong_type",
+            )
         item = {"human": item[0], "assistant": item[1]}
     if isinstance(item, Mapping) and {"human", "assistant"} <= set(item):
         return [

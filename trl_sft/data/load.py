@@ -94,7 +94,9 @@ def explain_unreadable(recipe: Recipe, source: Source, error: Exception) -> User
         if faults:
             return DataError(faults)
     if "corresponds to no data" in str(error):
-        return DataError(Fault(where, f"{source.name} has no rows", "Name a source that has rows."))
+        return DataError(
+            Fault(where, f"{source.name} has no rows", "Name a source that has rows.", code="data.no_rows")
+        )
     cause = error.__cause__ or error
     if isinstance(cause, UnicodeDecodeError):
         fix = "Save the file as UTF-8, or set `encoding`."
@@ -102,7 +104,9 @@ def explain_unreadable(recipe: Recipe, source: Source, error: Exception) -> User
         fix = "Set `split` to one that the source has."
     else:
         fix = "Name a file whose content fits its suffix, or correct the keys of the source."
-    return DataError(Fault(where, f"{source.name} cannot be read: {first_line(cause)}", fix))
+    return DataError(
+        Fault(where, f"{source.name} cannot be read: {first_line(cause)}", fix, code="data.unreadable_source")
+    )
 
 
 def _load_dataset(recipe: Recipe, source: Source, streaming: bool) -> Dataset | IterableDataset:
@@ -110,7 +114,9 @@ def _load_dataset(recipe: Recipe, source: Source, streaming: bool) -> Dataset | 
     for file in source.location.files:
         if file.is_file() and file.stat().st_size == 0:
             where = recipe.where(source.key)
-            raise DataError(Fault(where, f"{source.name} is empty: 0 bytes", "Name a file that has rows."))
+            raise DataError(
+                Fault(where, f"{source.name} is empty: 0 bytes", "Name a file that has rows.", code="data.no_rows")
+            )
     default_split = "train" if source.builder else _DEFAULT_SPLITS[str(source.key[1])]
     keywords = {"split": default_split} | source.load_kwargs | {"streaming": streaming}
     try:
@@ -161,14 +167,23 @@ def _check_renames(recipe: Recipe, source: Source, rows: Dataset) -> None:
             nearest = nearest_name(old, rows.column_names, cutoff=LOOSE)
             fix = f"Did you mean `{nearest}`?" if nearest else "Name a column that the source has."
             problem = f"{source.name} has no column {old}; its columns are {columns}"
-            raise DataError(Fault(recipe.where((*source.key, "rename", old)), problem, fix))
+            raise DataError(Fault(recipe.where((*source.key, "rename", old)), problem, fix, code="data.missing_column"))
     where = recipe.where((*source.key, "rename"))
     for new in source.rename.values():
         if new in rows.column_names and new not in source.rename:
             fix = "Choose another name, or rename that column too."
-            raise DataError(Fault(where, f"{source.name} already has a column {new}", fix))
+            raise DataError(
+                Fault(where, f"{source.name} already has a column {new}", fix, code="data.duplicate_column")
+            )
     if len(set(source.rename.values())) < len(source.rename):
-        raise DataError(Fault(where, "two columns get the same name", "Give each column a name of its own."))
+        raise DataError(
+            Fault(
+                where,
+                "two columns get the same name",
+                "Give each column a name of its own.",
+                code="data.duplicate_column",
+            )
+        )
 
 
 def _find_invalid_json(file: Path) -> list[Fault]:
@@ -177,7 +192,7 @@ def _find_invalid_json(file: Path) -> list[Fault]:
         text = file.read_text(encoding="utf-8")
     except UnicodeDecodeError as error:
         fix = "Save the file as UTF-8, or set `encoding`."
-        return [Fault(file.name, f"byte {error.start} is not UTF-8", fix)]
+        return [Fault(file.name, f"byte {error.start} is not UTF-8", fix, code="data.wrong_encoding")]
     if text.lstrip().startswith("["):
         fault = _check_json(text, file.name, lines_before=0, fix="Correct the JSON there.")
         return [fault] if fault else []
@@ -199,5 +214,10 @@ def _check_json(text: str, file_name: str, *, lines_before: int, fix: str) -> Fa
         line = getattr(error, "lineno", 1)
         column = getattr(error, "colno", 1)
         excerpt = text.splitlines()[line - 1][max(0, column - 30) : column + 10]
-        return Fault(f"{file_name}:{lines_before + line}", f"not JSON at column {column}: ...{excerpt}", fix)
+        return Fault(
+            f"{file_name}:{lines_before + line}",
+            f"not JSON at column {column}: ...{excerpt}",
+            fix,
+            code="data.invalid_json",
+        )
     return None

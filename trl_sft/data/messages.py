@@ -52,15 +52,16 @@ MEDIA = ("image", "images", "audio", "audios", "video", "videos")  # columns tha
 class FormatError(ValueError):
     """A row, or a wording of the recipe, that cannot be formatted; the caller knows its place."""
 
-    def __init__(self, problem: str, fix: str) -> None:
-        """Store both parts of the fault that the caller raises.
+    def __init__(self, problem: str, fix: str, *, code: str) -> None:
+        """Store the parts of the fault that the caller raises.
 
         Args:
             problem: what is wrong, with the value as it stands.
             fix: what to do, as an instruction.
+            code: the kind of fault, one of `fault_codes.yaml`.
 
         """
-        self.problem, self.fix = problem, fix
+        self.problem, self.fix, self.code = problem, fix, code
         super().__init__(problem)
 
 
@@ -79,7 +80,7 @@ def read_text(row: Row, column: str) -> str:
     if isinstance(value, str):
         return value
     shown = "empty (null)" if value is None else f"{str(value)[:40]!r} ({type(value).__name__}), not text"
-    raise FormatError(f"{column} is {shown}", "Write text there, or remove the row.")
+    raise FormatError(f"{column} is {shown}", "Write text there, or remove the row.", code="data.wrong_type")
 
 
 def read_messages(row: Row, column: str) -> list[Message]:
@@ -89,13 +90,13 @@ def read_messages(row: Row, column: str) -> list[Message]:
         turns = _parse_json(turns, column)
     if not isinstance(turns, list) or not turns:
         problem = f"{column} is {'empty' if turns == [] else 'not a list'}"
-        raise FormatError(problem, "Write a list of {role, content}.")
+        raise FormatError(problem, "Write a list of {role, content}.", code="data.wrong_type")
     messages = []
     for number, turn in enumerate(turns, 1):
         try:
             messages.append(_read_message(turn, column))
         except FormatError as error:
-            raise FormatError(f"{error.problem} (turn {number})", error.fix) from None
+            raise FormatError(f"{error.problem} (turn {number})", error.fix, code=error.code) from None
     return messages
 
 
@@ -110,7 +111,11 @@ def read_tools(row: Row) -> list[dict[str, Any]]:
     for item in items:
         tool = _parse_json(item, "tools")
         if not isinstance(tool, dict):
-            raise FormatError(f"tools holds {str(value)[:40]!r}", "Write a list of JSON schemas of functions.")
+            raise FormatError(
+                f"tools holds {str(value)[:40]!r}",
+                "Write a list of JSON schemas of functions.",
+                code="data.invalid_tools",
+            )
         tools.append(tool if "function" in tool else {"type": "function", "function": tool})
     return tools
 
@@ -169,26 +174,42 @@ def check_messages(messages: Sequence[Message], column: str) -> None:
     systems = roles.count("system")
     if systems > 1:
         raise FormatError(
-            f"{column} has {systems} system prompts", "Join them into one system prompt at the beginning."
+            f"{column} has {systems} system prompts",
+            "Join them into one system prompt at the beginning.",
+            code="data.system_prompt",
         )
     if "system" in roles[1:]:
         problem = f"{column} has its system prompt as turn {roles.index('system') + 1}"
-        raise FormatError(problem, "Move the system prompt to the beginning.")
+        raise FormatError(problem, "Move the system prompt to the beginning.", code="data.system_prompt")
     dialogue = roles[systems:]
     if "assistant" not in dialogue:
-        raise FormatError(f"{column} has no assistant turn", "End it with an assistant turn, which carries the loss.")
+        raise FormatError(
+            f"{column} has no assistant turn",
+            "End it with an assistant turn, which carries the loss.",
+            code="data.no_answer",
+        )
     if dialogue[0] != "user":
-        raise FormatError(f"{column} begins with {dialogue[0]}", "Put a user turn at the beginning.")
+        raise FormatError(
+            f"{column} begins with {dialogue[0]}", "Put a user turn at the beginning.", code="data.turn_order"
+        )
     if roles[-1] != "assistant":
-        raise FormatError(f"{column} ends with {roles[-1]}", "End it with an assistant turn, which carries the loss.")
+        raise FormatError(
+            f"{column} ends with {roles[-1]}",
+            "End it with an assistant turn, which carries the loss.",
+            code="data.no_answer",
+        )
     for number, message in enumerate(messages, 1):
         role = message["role"]
         filled = message["content"].strip() or message.get("tool_calls") or message.get("reasoning_content")
         if role in ("user", "assistant") and not filled:
-            raise FormatError(f"{column} has an empty {role} turn (turn {number})", "Write text there.")
+            raise FormatError(
+                f"{column} has an empty {role} turn (turn {number})", "Write text there.", code="data.empty_value"
+            )
         if role == "tool" and roles[number - 2] not in ("assistant", "tool"):
             problem = f"{column} has the answer of a tool after a {roles[number - 2]} turn (turn {number})"
-            raise FormatError(problem, "Put the assistant turn with the tool call before the tool turn.")
+            raise FormatError(
+                problem, "Put the assistant turn with the tool call before the tool turn.", code="data.turn_order"
+            )
 
 
 def adapt_to_template(chat: Chat, template_features: Collection[str]) -> Chat:
@@ -242,7 +263,9 @@ def _read_message(turn: Any, column: str) -> Message:
     """Return one turn as a message. Raises FormatError."""
     name = (turn.get("role") or turn.get("from")) if isinstance(turn, Mapping) else turn
     if not isinstance(name, str) or name not in ROLES:
-        raise FormatError(f"{column} has the role {name!r}", f"Choose one of {', '.join(ROLES)}.")
+        raise FormatError(
+            f"{column} has the role {name!r}", f"Choose one of {', '.join(ROLES)}.", code="data.unknown_role"
+        )
     role = ROLES[name]
     content = turn["content"] if turn.get("content") is not None else turn.get("value")
     if name == "function_call":
@@ -250,7 +273,11 @@ def _read_message(turn: Any, column: str) -> Message:
     calls = _read_tool_calls(turn.get("tool_calls") or turn.get("function_call") or [], column)
     message: Message = {"role": role, "content": "" if calls and content is None else _read_content(content, column)}
     if calls and role != "assistant":
-        raise FormatError(f"{column} has a tool call in a {name} turn", "Put tool calls in assistant turns.")
+        raise FormatError(
+            f"{column} has a tool call in a {name} turn",
+            "Put tool calls in assistant turns.",
+            code="data.invalid_tool_call",
+        )
     if calls:
         message["tool_calls"] = calls
     reasoning = next((turn[key] for key in _REASONING_KEYS if turn.get(key)), None)
@@ -267,13 +294,19 @@ def _carries_loss(turn: Mapping[str, Any], role: str, column: str) -> bool:
     for key, value in weights.items():
         if value not in (0, 1):
             problem = f"{column} has a turn with {key}: {value!r}"
-            raise FormatError(problem, "Write 0 or 1 (false or true): a turn carries all of its loss or none.")
+            raise FormatError(
+                problem,
+                "Write 0 or 1 (false or true): a turn carries all of its loss or none.",
+                code="data.invalid_turn_weight",
+            )
         if value and role != "assistant":
             problem = f"{column} has a {role} turn with {key}: {value!r}"
-            raise FormatError(problem, f"Set `{key}` on assistant turns only.")
+            raise FormatError(problem, f"Set `{key}` on assistant turns only.", code="data.invalid_turn_weight")
     if len({bool(value) for value in weights.values()}) > 1:
         shown = " and ".join(f"{key}: {value!r}" for key, value in weights.items())
-        raise FormatError(f"{column} has a turn with {shown}", "Remove one of the two.")
+        raise FormatError(
+            f"{column} has a turn with {shown}", "Remove one of the two.", code="data.invalid_turn_weight"
+        )
     return all(weights.values())
 
 
@@ -285,7 +318,7 @@ def _read_content(value: Any, column: str) -> str:
         kind = part.get("type") if isinstance(part, Mapping) else type(part).__name__
         if kind != "text":
             fix = "Remove the row, or keep only its text: this version trains on text alone."
-            raise FormatError(f"{column} has a part of type {kind}", fix)
+            raise FormatError(f"{column} has a part of type {kind}", fix, code="data.media")
     return "".join(read_text(part, "text") for part in value)
 
 
@@ -298,13 +331,19 @@ def _read_tool_calls(value: Any, column: str) -> list[dict[str, Any]]:
         function = call.get("function") or call if isinstance(call, Mapping) else {}
         if not isinstance(function, Mapping) or not isinstance(function.get("name"), str):
             problem = f"{column} has a tool call without the name of a function: {str(item)[:40]!r}"
-            raise FormatError(problem, "Write the call as {name: ..., arguments: {...}}.")
+            raise FormatError(
+                problem, "Write the call as {name: ..., arguments: {...}}.", code="data.invalid_tool_call"
+            )
         arguments = function.get("arguments") or {}
         if isinstance(arguments, str) and arguments.strip():
             arguments = _parse_json(arguments, column)
         if not isinstance(arguments, Mapping):
             problem = f"{column} has a tool call with arguments {str(function['arguments'])[:40]!r}"
-            raise FormatError(problem, "Write the arguments as a mapping, or as JSON text of a mapping.")
+            raise FormatError(
+                problem,
+                "Write the arguments as a mapping, or as JSON text of a mapping.",
+                code="data.invalid_tool_call",
+            )
         identifier = {"id": call["id"]} if isinstance(call.get("id"), str) else {}
         entry = {"type": "function", **identifier, "function": {"name": function["name"], "arguments": arguments}}
         calls.append(entry)
@@ -340,7 +379,9 @@ def _parse_json(value: Any, column: str) -> Any:
     try:
         return json.loads(value)
     except ValueError:
-        raise FormatError(f"{column} has {value[:40]!r}, which is not JSON", "Write valid JSON.") from None
+        raise FormatError(
+            f"{column} has {value[:40]!r}, which is not JSON", "Write valid JSON.", code="data.invalid_json"
+        ) from None
 
 
 _to_json: Callable[[Any], str] = json.JSONEncoder(ensure_ascii=False).encode

@@ -126,7 +126,7 @@ def format_source(run: Run, source: Source, features: TokenizerFeatures, *, max_
     total = len(rows)
     if total == 0:
         where = run.recipe.where(source.key)
-        raise DataError(Fault(where, f"{source.name} has no rows", "Name a source that has rows."))
+        raise DataError(Fault(where, f"{source.name} has no rows", "Name a source that has rows.", code="data.no_rows"))
     row_numbers = None
     if max_rows is None and source.max_rows is not None and source.max_rows < total:
         row_numbers = mix.sample_numbers(total, source.max_rows, mix.run_seed(run))
@@ -213,7 +213,9 @@ def format_batch(
             formatted.append(_format_one(row, source_format))
         except messages.FormatError as error:
             number = index if row_numbers is None else int(row_numbers[index])
-            faults.append(Fault(f"{source_format.source_name} row {number + 1}", error.problem, error.fix))
+            faults.append(
+                Fault(f"{source_format.source_name} row {number + 1}", error.problem, error.fix, code=error.code)
+            )
     if len(faults) > load.MAX_SHOWN:
         faults = _shorten(faults, source_format.source_name, indices)
     if faults:
@@ -225,7 +227,10 @@ def _shorten(faults: Sequence[Fault], source_name: str, indices: Sequence[int]) 
     """Return the first faults of a batch, and one that counts the others."""
     more = len(faults) - load.MAX_SHOWN
     problem = f"{more} more faulty rows among rows {indices[0] + 1} to {indices[-1] + 1}"
-    return [*faults[: load.MAX_SHOWN], Fault(source_name, problem, "Correct them in the same way.")]
+    return [
+        *faults[: load.MAX_SHOWN],
+        Fault(source_name, problem, "Correct them in the same way.", code="data.more_faulty_rows"),
+    ]
 
 
 def fingerprint(rows: Dataset, source_format: SourceFormat) -> str:
@@ -372,7 +377,9 @@ def _has_special_token(row: Mapping[str, Any], source_format: SourceFormat) -> b
             if source_format.features.escape_special_tokens:
                 return True
             fix = "Set `data.special_tokens_in_text: text` to train it as plain text, or remove it from the row."
-            raise messages.FormatError(f"the text holds {match[0]}, a special token of this tokenizer", fix)
+            raise messages.FormatError(
+                f"the text holds {match[0]}, a special token of this tokenizer", fix, code="data.special_token_in_text"
+            )
     return False
 
 

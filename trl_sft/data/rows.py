@@ -116,7 +116,7 @@ def _explain_row_types(run: Run, sources: Sequence[FormattedSource]) -> Fault:
         "Give all sources one type: chats (`wording: chat`), prompts with completions (any other wording), "
         "or plain text."
     )
-    return Fault(run.recipe.where(("data",)), problem, fix)
+    return Fault(run.recipe.where(("data",)), problem, fix, code="data.mixed_row_types")
 
 
 def _choose_loss_on(run: Run, row_type: str, sources: Sequence[FormattedSource], *, streaming: bool) -> str:
@@ -144,21 +144,25 @@ def _choose_loss_on(run: Run, row_type: str, sources: Sequence[FormattedSource],
     if row_type == TEXT:
         if choice not in (None, "all"):
             problem = f"loss_on: {choice}, but rows of text have no response"
-            raise RecipeError(Fault(where, problem, "Set `loss_on: all`, or remove it."))
+            raise RecipeError(Fault(where, problem, "Set `loss_on: all`, or remove it.", code="data.loss_on_mismatch"))
         return "all"
     if row_type == PAIRS and choice in ("assistant", "last_turn"):
         fix = (
             "Set `loss_on` to completion or all. Or set `wording: chat`, with `tokenizer.chat_template` where the "
             "model has none."
         )
-        raise RecipeError(Fault(where, f"loss_on: {choice}, but the rows become plain text", fix))
+        raise RecipeError(
+            Fault(where, f"loss_on: {choice}, but the rows become plain text", fix, code="data.loss_on_mismatch")
+        )
     multi_turn = streaming or any(source.multi_turn for source in sources)
     if row_type == PAIRS or not multi_turn or choice == "all":
         return str(choice or "completion")
     has_completion = {source.source_format.format == "prompt_completion" for source in sources}
     if choice is None and len(has_completion) > 1:
         problem = "some sources say what their completion is, others are chats of several turns"
-        raise RecipeError(Fault(where, problem, "Set `loss_on` to assistant, last_turn or all."))
+        raise RecipeError(
+            Fault(where, problem, "Set `loss_on` to assistant, last_turn or all.", code="data.loss_on_unclear")
+        )
     if choice == "completion":
         return "completion" if has_completion == {True} else "last_turn"
     return str(choice or ("completion" if has_completion == {True} else "assistant"))
@@ -182,7 +186,11 @@ def _hold_out(run: Run, train: Split, fraction: float) -> tuple[Split, Split]:
     if number in (0, total):
         problem = f"{fraction} of {total} rows leaves no row to train or none to evaluate"
         where = run.recipe.where(("data", "eval_fraction"))
-        raise RecipeError(Fault(where, problem, "Choose a fraction that leaves rows to train and to evaluate."))
+        raise RecipeError(
+            Fault(
+                where, problem, "Choose a fraction that leaves rows to train and to evaluate.", code="data.empty_split"
+            )
+        )
     held_out = mix.sample_numbers(total, number, mix.run_seed(run))
     remaining = np.setdiff1d(train.order, held_out, assume_unique=True)
     return train._replace(order=remaining), train._replace(order=held_out)
@@ -224,11 +232,11 @@ def _explain_removed_source(run: Run, source: FormattedSource) -> Fault:
     """Return the fault of a source whose rows are all removed from training."""
     problem = f"{source.name} has no row left to train: all are {LEAKED} (duplicates, or the same file twice)"
     fix = "Choose other rows, or set `data.drop_leaked: false`."
-    return Fault(run.recipe.where(source.source.key), problem, fix)
+    return Fault(run.recipe.where(source.source.key), problem, fix, code="data.all_rows_leaked")
 
 
 def _explain_small_weight(run: Run, source: FormattedSource, *, total: int) -> Fault:
     """Return the fault of a source whose weight gives it no row of an epoch of `total` rows."""
     where = run.recipe.where((*source.source.key, "weight"))
     problem = f"weight {source.weight:g} gives {source.name} no row of an epoch of {total:,}"
-    return Fault(where, problem, "Set a larger weight, or remove the source.")
+    return Fault(where, problem, "Set a larger weight, or remove the source.", code="data.weight_too_small")

@@ -93,13 +93,13 @@ def _explain_unknown_format(recipe: Recipe, source: Source, fitting: Sequence[st
     where = recipe.where(source.key)
     if fitting:
         problem = f"{problem}, which fit several formats: {' and '.join(fitting)}"
-        return Fault(where, problem, f"Set `format` to {' or '.join(fitting)}.")
+        return Fault(where, problem, f"Set `format` to {' or '.join(fitting)}.", code="data.ambiguous_format")
     known = "; ".join(f"{name} ({', '.join(entry.columns)})" for name, entry in formats.FORMATS.items())
     fix = (
         f"Rename columns with `rename: {{your_column: its_column}}` so that they fit a format: {known}. "
         "Or write a wording of your own: `wording: {prompt: '...{column}...', completion: '{column}'}`."
     )
-    return Fault(where, f"{problem}, which fit no format", fix)
+    return Fault(where, f"{problem}, which fit no format", fix, code="data.unknown_format")
 
 
 def describe_format(source: Source, source_format: SourceFormat, unused: Sequence[str]) -> str:
@@ -133,11 +133,13 @@ def _call_for_first_row(recipe: Recipe, source: Source, row: dict[str, Any], *, 
     except (Exception, SystemExit) as error:
         problem = f"{source.format} cannot be imported: {type(error).__name__}: {first_line(error)}"
         fix = "Write FILE.py:FUNCTION or MODULE:FUNCTION, the name of a function that takes a row."
-        raise RecipeError(Fault(recipe.where((*source.key, "format")), problem, fix)) from None
+        raise RecipeError(
+            Fault(recipe.where((*source.key, "format")), problem, fix, code="data.function_import")
+        ) from None
     try:
         return user_function.call_function(source.function, row)
     except messages.FormatError as error:
-        raise DataError(Fault(f"{source.name} row {number + 1}", error.problem, error.fix)) from None
+        raise DataError(Fault(f"{source.name} row {number + 1}", error.problem, error.fix, code=error.code)) from None
 
 
 def _columns_read(recipe: Recipe, source: Source, columns: Sequence[str], *, format_name: str) -> set[str]:
@@ -145,7 +147,11 @@ def _columns_read(recipe: Recipe, source: Source, columns: Sequence[str], *, for
     for column in columns:
         if column in messages.MEDIA:
             problem = f"{source.name} has a column {column}, but this version trains on text alone"
-            raise DataError(Fault(recipe.where(source.key), problem, "Remove the column, or train with TRL itself."))
+            raise DataError(
+                Fault(
+                    recipe.where(source.key), problem, "Remove the column, or train with TRL itself.", code="data.media"
+                )
+            )
     if source.function:
         return set(columns)
     if isinstance(source.wording, dict):
@@ -167,7 +173,7 @@ def _explain_missing_column(recipe: Recipe, source: Source, columns: Sequence[st
     else:
         fix = f"Set `rename: {{{nearest or 'your_column'}: {missing}}}`, or give the column that name in the file."
     problem = f"{source.name} has no column {missing}; its columns are {', '.join(columns)}"
-    return Fault(recipe.where(source.key), problem, fix)
+    return Fault(recipe.where(source.key), problem, fix, code="data.missing_column")
 
 
 def _wording_columns(recipe: Recipe, source: Source, wording: dict[str, str]) -> set[str]:
@@ -176,18 +182,21 @@ def _wording_columns(recipe: Recipe, source: Source, wording: dict[str, str]) ->
     try:
         columns = {column for template in wording.values() for column in wordings.template_columns(template)}
     except messages.FormatError as error:
-        raise RecipeError(Fault(where, error.problem, error.fix)) from None
+        raise RecipeError(Fault(where, error.problem, error.fix, code=error.code)) from None
     if set(wording) not in ({"prompt", "completion"}, {"text"}):
         raise RecipeError(
             Fault(
                 where,
                 f"the keys of the wording are: {', '.join(wording)}",
                 "Write the keys prompt and completion, or the key text.",
+                code="data.invalid_wording",
             )
         )
     if not columns:
         problem = "the wording names no column, so every row would become the same text"
-        raise RecipeError(Fault(where, problem, "Write columns in braces, as in {question}."))
+        raise RecipeError(
+            Fault(where, problem, "Write columns in braces, as in {question}.", code="data.invalid_wording")
+        )
     return columns
 
 
@@ -199,16 +208,20 @@ def _choose_wording(
     if isinstance(source.wording, dict):
         if source.format:
             problem = f"`format: {source.format}` has no effect, because the wording itself names its columns"
-            raise RecipeError(Fault(where, problem, "Remove one of the two."))
+            raise RecipeError(Fault(where, problem, "Remove one of the two.", code="recipe.no_effect"))
         return source.wording
     if format_name == "text":
         if source.wording:
             problem = f"wording: {source.wording}, but rows of format text have no wording"
-            raise RecipeError(Fault(where, problem, "Remove `wording`."))
+            raise RecipeError(Fault(where, problem, "Remove `wording`.", code="recipe.no_effect"))
         return _NO_WORDING
     if source.wording == "task" and format_name != "task" and not source.task:
         fix = f"Set `task` in the source to {', '.join(wordings.TASKS)}, or to an instruction."
-        raise RecipeError(Fault(where, "wording: task, but neither the rows nor the source name a task", fix))
+        raise RecipeError(
+            Fault(
+                where, "wording: task, but neither the rows nor the source name a task", fix, code="data.unknown_task"
+            )
+        )
     default = formats.FORMATS[format_name].wording
     if features.template_features or not default or isinstance(first_row.get("prompt"), list):
         default = "chat"
@@ -226,4 +239,4 @@ def _explain_missing_template(recipe: Recipe, source: Source) -> Fault:
         f"Set `tokenizer.chat_template: chatml`, set `wording` to {' or '.join(wordings.MULTI_TURN)}, "
         "or choose an -Instruct model."
     )
-    return Fault(recipe.where(source.key), problem, fix)
+    return Fault(recipe.where(source.key), problem, fix, code="template.missing")

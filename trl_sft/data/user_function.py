@@ -60,16 +60,18 @@ def call_function(location: FunctionLocation, row: Mapping[str, Any]) -> dict[st
         columns = import_function(location)(row)
     except (Exception, SystemExit) as error:
         problem = f"{location.name} raised {type(error).__name__}: {first_line(error)}"
-        raise FormatError(problem, f"Correct {location.name} in {location.file.name}.") from None
+        raise FormatError(
+            problem, f"Correct {location.name} in {location.file.name}.", code="data.function_failed"
+        ) from None
     if isinstance(columns, str):
         return {"text": columns}
     if not isinstance(columns, Mapping):
         fix = "Return a mapping with the columns of a format, as messages, or prompt and completion; or return a text."
-        raise FormatError(f"{location.name} returned {type(columns).__name__}", fix)
+        raise FormatError(f"{location.name} returned {type(columns).__name__}", fix, code="data.function_result")
     media = sorted(set(MEDIA) & set(columns))
     if media:
         problem = f"{location.name} returned {media[0]}, but this version trains on text alone"
-        raise FormatError(problem, "Return text alone.")
+        raise FormatError(problem, "Return text alone.", code="data.function_result")
     return dict(columns)
 
 

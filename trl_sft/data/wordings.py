@@ -98,14 +98,14 @@ def check_task(name: str) -> None:
     nearest = nearest_name(name.strip().lower().replace("-", "_"), TASKS, cutoff=STRICT)
     if nearest:
         fix = f"Did you mean `{nearest}`? An instruction needs several words."
-        raise FormatError(f"task {name!r} is not a known task", fix)
+        raise FormatError(f"task {name!r} is not a known task", fix, code="data.unknown_task")
 
 
 def _write_task(turn: SingleTurn) -> PromptCompletion:
     """Write a turn in the form of its task; a task without a known name is itself the instruction."""
     if not turn.task:
         fix = f"Add a column `task`, or set `task` in the source: {', '.join(TASKS)}, or an instruction."
-        raise FormatError("the row has no task", fix)
+        raise FormatError("the row has no task", fix, code="data.unknown_task")
     template = _ANY_TASK if turn.question else _ANY_TASK_ALONE
     if name := find_task(turn.task):
         template = TASKS[name][0]
@@ -115,7 +115,11 @@ def _write_task(turn: SingleTurn) -> PromptCompletion:
 def _write_chain_of_thought(turn: SingleTurn) -> PromptCompletion:
     """Write a turn as problem, reasoning and answer."""
     if not turn.reasoning:
-        raise FormatError("the row has no reasoning", "Set `format: chain_of_thought`, or choose another wording.")
+        raise FormatError(
+            "the row has no reasoning",
+            "Set `format: chain_of_thought`, or choose another wording.",
+            code="data.wording_mismatch",
+        )
     prompt = f"### Problem:\n{turn.question}\n\n### Reasoning:\n"
     return PromptCompletion(prompt, f"{turn.reasoning}\n\n### Answer:\n{turn.response}")
 
@@ -210,7 +214,7 @@ def _refuse_history(history: str) -> None:
     """Refuse a history that is one text. Raises FormatError."""
     if history:
         fix = "Write the history as a list, or set `wording: conversation`."
-        raise FormatError("the history is one text, so its turns are unknown", fix)
+        raise FormatError("the history is one text, so its turns are unknown", fix, code="data.wording_mismatch")
 
 
 def _to_single_turn(messages: Sequence[Message], wording: str) -> SingleTurn:
@@ -218,7 +222,7 @@ def _to_single_turn(messages: Sequence[Message], wording: str) -> SingleTurn:
     roles = [message["role"] for message in messages]
     if roles != ["user", "assistant"]:
         problem = f"wording {wording} takes one question and one answer, not {', '.join(roles)}"
-        raise FormatError(problem, f"Set `wording` to {', '.join(MULTI_TURN)} or chat.")
+        raise FormatError(problem, f"Set `wording` to {', '.join(MULTI_TURN)} or chat.", code="data.wording_mismatch")
     return SingleTurn(messages[0]["content"], "", messages[1]["content"])
 
 
@@ -228,14 +232,14 @@ def template_columns(template: str) -> list[str]:
         fields = list(string.Formatter().parse(template))
     except ValueError as error:
         fix = "Write columns in braces, as in {question}, and a literal brace as {{."
-        raise FormatError(f"{template!r}: {error}", fix) from None
+        raise FormatError(f"{template!r}: {error}", fix, code="data.invalid_wording") from None
     columns = []
     for _, column, spec, conversion in fields:
         if column is None:  # the text after the last brace
             continue
         if not column.isidentifier() or spec or conversion:
             fix = "Write one column per pair of braces, as in {question}; rename a column that is not one word."
-            raise FormatError(f"{template!r}: braces hold more than a column", fix)
+            raise FormatError(f"{template!r}: braces hold more than a column", fix, code="data.invalid_wording")
         columns.append(column)
     return columns
 

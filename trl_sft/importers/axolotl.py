@@ -47,9 +47,13 @@ def convert(settings: Settings) -> Iterator[Outcome]:
     for name in ("rl", "reward_model", "process_reward_model"):
         if settings.get(name):
             problem = f"the value is {format_value(settings.get(name))}; trl_sft does supervised fine-tuning only"
-            raise settings.make_error(name, problem, "Import a file for supervised fine-tuning.")
+            raise settings.make_error(
+                name, problem, "Import a file for supervised fine-tuning.", code="import.other_objective"
+            )
     if not settings.has("base_model"):
-        raise settings.make_error("base_model", recipe_parts.NO_MODEL, "Set `base_model` to a folder or a hub id.")
+        raise settings.make_error(
+            "base_model", recipe_parts.NO_MODEL, "Set `base_model` to a folder or a hub id.", code="import.no_model"
+        )
     yield from table.make_outcomes(settings)
     yield from _convert_model(settings, table)
     yield from _convert_adapter(settings, table)
@@ -93,7 +97,7 @@ def _convert_adapter(settings: Settings, table: Table) -> Iterator[Outcome]:
         return
     if adapter not in ("lora", "qlora"):
         problem = f"the value is {format_value(adapter)}; trl_sft trains no such adapter"
-        raise settings.make_error("adapter", problem, "Write `lora` or `qlora`.")
+        raise settings.make_error("adapter", problem, "Write `lora` or `qlora`.", code="import.unsupported_value")
     for line in table.make_lines(settings, "lora"):
         if line.value is not False and line.value != []:
             yield line._replace(names=(*line.names, "adapter"))
@@ -141,7 +145,7 @@ def _find_datasets(settings: Settings) -> tuple[str, list[dict[str, Any]]]:
         if settings.get(name):
             return name, _list_entries(settings.get(name))
     fix = "Add `datasets: [{path: FILE or HUB ID, type: chat_template}]`."
-    raise settings.make_error("datasets", recipe_parts.NO_ROWS, fix)
+    raise settings.make_error("datasets", recipe_parts.NO_ROWS, fix, code="import.no_rows")
 
 
 def _list_entries(value: Any) -> list[dict[str, Any]]:
@@ -154,7 +158,9 @@ def _make_source(settings: Settings, name: str, entry: dict[str, Any], *, notes:
     """Return one source of `data.train`; `notes` takes sentences on what differs."""
     path = entry.get("path")
     if not isinstance(path, str):
-        raise settings.make_error(name, "a data set has no path", "Set its `path` to a file, a folder or a hub id.")
+        raise settings.make_error(
+            name, "a data set has no path", "Set its `path` to a file, a folder or a hub id.", code="import.no_rows"
+        )
     path = recipe_parts.resolve_data_files(path, entry.get("data_files"), notes)
     unsupported = [key for key in sorted(set(entry) - _READ_KEYS) if entry[key] is not None]
     notes += [f"trl_sft does not support `{key}` of {path}." for key in unsupported]

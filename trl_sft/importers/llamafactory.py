@@ -66,7 +66,7 @@ def add_dataset_info(settings: Settings, file: Path | None, folder: Path) -> Set
     except (OSError, ValueError, TypeError) as error:
         problem = f"{file}: {error.strerror if isinstance(error, OSError) else error}"
         fix = f"Add `--dataset-info FILE`, the {_FILE} of LLaMA-Factory."
-        raise RecipeError(Fault(settings.where("dataset_dir"), problem, fix)) from None
+        raise RecipeError(Fault(settings.where("dataset_dir"), problem, fix, code="import.missing_file")) from None
     return _add_info(settings, info, str(file.parent))
 
 
@@ -93,10 +93,12 @@ def convert(settings: Settings) -> Iterator[Outcome]:
     stage = settings.get("stage", "sft")
     if stage not in ("sft", "pt"):
         problem = f"the value is {format_value(stage)}; trl_sft does supervised fine-tuning only"
-        raise settings.make_error("stage", problem, "Import a file whose stage is `sft` or `pt`.")
+        raise settings.make_error(
+            "stage", problem, "Import a file whose stage is `sft` or `pt`.", code="import.other_objective"
+        )
     if not settings.has("model_name_or_path"):
         fix = "Set `model_name_or_path` to a folder or a hub id."
-        raise settings.make_error("model_name_or_path", recipe_parts.NO_MODEL, fix)
+        raise settings.make_error("model_name_or_path", recipe_parts.NO_MODEL, fix, code="import.no_model")
     if settings.has("stage"):
         reason = "The rows are texts." if stage == "pt" else "trl_sft does supervised fine-tuning only."
         yield OmittedSetting("stage", reason)
@@ -138,7 +140,9 @@ def _convert_finetuning(settings: Settings, table: Table) -> Iterator[Outcome]:
         return
     if kind != "lora":
         problem = f"the value is {format_value(kind)}; trl_sft does not support it"
-        raise settings.make_error("finetuning_type", problem, "Write `lora` or `full`.")
+        raise settings.make_error(
+            "finetuning_type", problem, "Write `lora` or `full`.", code="import.unsupported_value"
+        )
     default_names = settings.list_present("finetuning_type")
     lines = [*table.make_lines(settings, "lora"), *_convert_lora_alpha_and_targets(settings, table)]
     yield from (line if line.names else line._replace(names=default_names) for line in lines)
@@ -175,7 +179,9 @@ def _convert_quantization(settings: Settings, table: Table) -> Iterator[Outcome]
     method = table.get_value(settings, "quantization_method")
     if bits not in (4, 8) or method not in ("bnb", "bitsandbytes"):
         problem = f"{format_value(bits)} bits by {format_value(method)}: trl_sft quantizes with bitsandbytes only"
-        raise settings.make_error("quantization_bit", problem, "Write 4 or 8 bits by `bnb`.")
+        raise settings.make_error(
+            "quantization_bit", problem, "Write 4 or 8 bits by `bnb`.", code="import.unsupported_value"
+        )
     names = ("quantization_bit", "quantization_method")
     yield RecipeLine(("quantization", f"load_in_{bits}bit"), True, names)
     if bits == 4:
@@ -187,7 +193,9 @@ def _convert_data(settings: Settings, table: Table) -> Iterator[Outcome]:
     """Yield the training rows and the evaluation set."""
     names = _list_datasets(settings, "dataset")
     if not names:
-        raise settings.make_error("dataset", recipe_parts.NO_ROWS, f"Set `dataset` to a name in {_FILE}.")
+        raise settings.make_error(
+            "dataset", recipe_parts.NO_ROWS, f"Set `dataset` to a name in {_FILE}.", code="import.no_rows"
+        )
     notes: list[str] = []
     sources = [_make_source(settings, table, name, notes=notes) for name in names]
     source_keys: dict[str, Any] = {}
@@ -242,14 +250,14 @@ def _make_source(settings: Settings, table: Table, name: str, *, notes: list[str
     if not isinstance(entry, dict):
         names = ", ".join(sorted(info)[:8]) or "none"
         fix = f"Write a name that it has ({names}), or add `--dataset-info FILE`."
-        raise settings.make_error(setting, f"{_FILE} has no data set {name}", fix)
+        raise settings.make_error(setting, f"{_FILE} has no data set {name}", fix, code="import.unknown_dataset")
     if entry.get("ranking"):
         fix = "Choose a data set for supervised fine-tuning."
-        raise settings.make_error(setting, f"{name} holds pairs of answers to rank", fix)
+        raise settings.make_error(setting, f"{name} holds pairs of answers to rank", fix, code="import.other_objective")
     path = next((entry[key] for key in ("hf_hub_url", "ms_hub_url", "script_url") if key in entry), None)
     if path is None and "file_name" not in entry:
         fix = f"Add one of the two to {_FILE}."
-        raise settings.make_error(setting, f"{name} has neither file_name nor hf_hub_url", fix)
+        raise settings.make_error(setting, f"{name} has neither file_name nor hf_hub_url", fix, code="import.no_rows")
     if path is None:
         path = str(Path(settings.get(_FOLDER, "."), entry["file_name"]))
     if _MEDIA & set(entry.get("columns", {})):

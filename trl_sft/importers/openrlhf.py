@@ -36,7 +36,14 @@ class _Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         """Raise the message of argparse as a RecipeError."""
-        raise RecipeError(Fault("openrlhf", message, "Write the flags of openrlhf.cli.train_sft after `--`."))
+        raise RecipeError(
+            Fault(
+                "openrlhf",
+                message,
+                "Write the flags of openrlhf.cli.train_sft after `--`.",
+                code="import.bad_arguments",
+            )
+        )
 
 
 def read(words: Sequence[str]) -> Settings:
@@ -67,7 +74,9 @@ def read(words: Sequence[str]) -> Settings:
     except argparse.ArgumentError as error:
         options = (error.argument_name or "openrlhf").split("/")
         option = next((option for option in options if option in options_in_words), options[0])
-        raise RecipeError(Fault(option, error.message, "Write a value of this flag's type.")) from None
+        raise RecipeError(
+            Fault(option, error.message, "Write a value of this flag's type.", code="import.wrong_type")
+        ) from None
     values = vars(namespace) | _read_unknown_flags(unknown_words)
 
     def where(name: str) -> str:
@@ -101,7 +110,9 @@ def _read_unknown_flags(words: Sequence[str]) -> dict[str, Any]:
             option, _, value = word[2:].partition("=")
             values[option] = value or True
         elif not option:
-            raise RecipeError(Fault("openrlhf", f'"{word}" is not a flag', "Write `--NAME VALUE`."))
+            raise RecipeError(
+                Fault("openrlhf", f'"{word}" is not a flag', "Write `--NAME VALUE`.", code="import.bad_arguments")
+            )
         else:
             values[option] = word if values[option] is True else f"{values[option]} {word}"
     return values
@@ -125,7 +136,7 @@ def convert(settings: Settings) -> Iterator[Outcome]:
     table = _load_table()
     if not settings.has("pretrain"):
         fix = "Add `--pretrain FOLDER`, or the id of a model on the hub."
-        raise settings.make_error("pretrain", recipe_parts.NO_MODEL, fix)
+        raise settings.make_error("pretrain", recipe_parts.NO_MODEL, fix, code="import.no_model")
     yield from table.make_outcomes(settings)
     yield from _convert_model(settings, table)
     yield from _convert_lora(settings, table)
@@ -176,7 +187,7 @@ def _convert_data(settings: Settings, table: Table) -> Iterator[Outcome]:
     """Yield the training rows, how they become text, and which tokens carry loss."""
     if not settings.has("dataset"):
         fix = "Add `--dataset FILE`, a folder, or the id of a data set on the hub."
-        raise settings.make_error("dataset", recipe_parts.NO_ROWS, fix)
+        raise settings.make_error("dataset", recipe_parts.NO_ROWS, fix, code="import.no_rows")
     keys, notes = _make_row_format(settings, table)
     weights = _read_weights(settings)
     max_rows = settings.get("max_samples")
@@ -211,7 +222,9 @@ def _read_weights(settings: Settings) -> list[float]:
     try:
         return [float(weight) for weight in text.split(",") if weight]
     except ValueError:
-        raise settings.make_error("dataset_probs", f"{text!r}", "Write numbers with commas between them.") from None
+        raise settings.make_error(
+            "dataset_probs", f"{text!r}", "Write numbers with commas between them.", code="import.wrong_type"
+        ) from None
 
 
 def _make_sources(paths: str, split: str, *, keys: dict[str, Any], weights: list[float]) -> list[Any]:
@@ -236,11 +249,11 @@ def _make_row_format(settings: Settings, table: Table) -> tuple[dict[str, Any], 
     if not answer:
         problem = "the flag is missing, and OpenRLHF drops every row without an answer"
         fix = "Add `--output_key COLUMN`, `--apply_chat_template` or `--pretrain_mode`."
-        raise settings.make_error("output_key", problem, fix)
+        raise settings.make_error("output_key", problem, fix, code="import.unsupported_value")
     for name, column in (("input_key", prompt), ("output_key", answer)):
         if not column.isidentifier():
             problem = f"{column!r}: a wording takes only columns whose name is one word"
-            raise settings.make_error(name, problem, "Give the column another name.")
+            raise settings.make_error(name, problem, "Give the column another name.", code="import.unsupported_value")
     notes = [
         "OpenRLHF removes line breaks at the end of an answer and puts a space before the end-of-text token, so the "
         "completion ends in a space."
@@ -258,7 +271,7 @@ def _make_chat_format(settings: Settings, prompt: str, answer: str | None) -> di
     if settings.get("multiturn"):
         problem = f"{answer!r} cannot be used with --multiturn"
         fix = "Put the whole chat into one column and name it with `--input_key`."
-        raise settings.make_error("output_key", problem, fix)
+        raise settings.make_error("output_key", problem, fix, code="import.unsupported_value")
     columns = recipe_parts.make_rename({prompt: "prompt", answer: "completion"})
     return {"format": "prompt_completion", "rename": columns, "wording": "chat"}
 
@@ -270,12 +283,16 @@ def _make_prompt_wording(settings: Settings, table: Table, column: str) -> str:
     try:
         parts = list(string.Formatter().parse(template))
     except ValueError as error:
-        raise settings.make_error("input_template", f"{template!r}: {error}", fix) from None
+        raise settings.make_error(
+            "input_template", f"{template!r}: {error}", fix, code="import.invalid_template"
+        ) from None
     if "{}" not in template:
         return f"{{{column}}}"  # OpenRLHF then uses no template
     places = [name for _, name, _, _ in parts if name is not None]
     if places not in ([""], ["0"]):
-        raise settings.make_error("input_template", f"{template!r} has {len(places)} places for a prompt", fix)
+        raise settings.make_error(
+            "input_template", f"{template!r} has {len(places)} places for a prompt", fix, code="import.invalid_template"
+        )
     wording = ""
     for text, name, _, _ in parts:
         wording += text.replace("{", "{{").replace("}", "}}")
@@ -309,7 +326,12 @@ def _convert_optimizer(settings: Settings, table: Table) -> Iterator[Outcome]:
         yield table.make_line(settings, "train.lr_scheduler_kwargs", "min_lr_ratio", value=rate)
     warmup = table.get_value(settings, "lr_warmup_ratio")
     if warmup >= 1:
-        raise settings.make_error("lr_warmup_ratio", f"{warmup} is not a share of the steps", "Write a number below 1.")
+        raise settings.make_error(
+            "lr_warmup_ratio",
+            f"{warmup} is not a share of the steps",
+            "Write a number below 1.",
+            code="import.wrong_type",
+        )
     beta1, beta2 = table.get_value(settings, "adam_betas")
     yield table.make_line(settings, "train.adam_beta1", "adam_betas", value=beta1)
     yield table.make_line(settings, "train.adam_beta2", "adam_betas", value=beta2)

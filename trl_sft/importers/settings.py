@@ -45,9 +45,9 @@ class Settings(NamedTuple):
         """Return the settings among these whose value is neither false, zero nor empty."""
         return tuple(name for name in names if self.get(name))
 
-    def make_error(self, name: str, problem: str, fix: str) -> RecipeError:
+    def make_error(self, name: str, problem: str, fix: str, *, code: str) -> RecipeError:
         """Return the error of a setting that can neither become a line nor be omitted."""
-        return RecipeError(Fault(self.where(name), problem, fix))
+        return RecipeError(Fault(self.where(name), problem, fix, code=code))
 
 
 class RecipeLine(NamedTuple):

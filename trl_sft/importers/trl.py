@@ -87,7 +87,7 @@ def _convert_lora(settings: Settings, table: Table) -> Iterator[Outcome]:
     for name in ("use_peft", "load_in_4bit", "load_in_8bit"):
         if not isinstance(settings.get(name, False), bool):
             problem = f"the value is {yaml_reader.describe_value(settings.get(name))}"
-            raise settings.make_error(name, problem, "Write `true` or `false`.")
+            raise settings.make_error(name, problem, "Write `true` or `false`.", code="import.wrong_type")
     if not settings.get("use_peft"):
         return
     for name, entry in table.list_group("lora"):
@@ -120,7 +120,7 @@ def _convert_data(settings: Settings, table: Table) -> Iterator[Outcome]:
     train, test, names = _make_sources(settings, notes)
     if not train:
         fix = "Add `dataset_name`, `datasets`, or alignment-handbook's `dataset_mixer`."
-        raise settings.make_error("dataset_name", recipe_parts.NO_ROWS, fix)
+        raise settings.make_error("dataset_name", recipe_parts.NO_ROWS, fix, code="import.no_rows")
     if settings.get("assistant_only_loss") is not True and not settings.has("completion_only_loss"):
         notes.append(_LOSS)
     yield RecipeLine(("data", "train"), recipe_parts.unwrap_single(train), names, join_sentences(*notes))

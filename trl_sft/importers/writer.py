@@ -67,12 +67,14 @@ def read(tool: str, words: Sequence[str], dataset_info: Path | None = None) -> S
     """
     if dataset_info is not None and tool != "llamafactory":
         problem = f"{tool} has no such file, only LLaMA-Factory has"
-        raise RecipeError(Fault("--dataset-info", problem, "Remove this option."))
+        raise RecipeError(Fault("--dataset-info", problem, "Remove this option.", code="import.bad_arguments"))
     if TOOLS[tool].flags:
         return openrlhf.read(words)
     if len(words) != 1:
         problem = f"{len(words)} words after {tool} in place of one file"
-        raise RecipeError(Fault("import", problem, f"Write `import {tool} FILE [-o RECIPE]`."))
+        raise RecipeError(
+            Fault("import", problem, f"Write `import {tool} FILE [-o RECIPE]`.", code="import.bad_arguments")
+        )
     file = Path(words[0])
     values = read_file(file)
     return llamafactory.add_dataset_info(values, dataset_info, file.parent) if tool == "llamafactory" else values
@@ -94,7 +96,7 @@ def write(tool: str, settings: Settings, output: Path | None) -> int:
     """
     if output is not None and output.exists():
         fix = "Write `-o ANOTHER.yaml`, or delete the file."
-        raise RecipeError(Fault(str(output), "the file exists and is not overwritten", fix))
+        raise RecipeError(Fault(str(output), "the file exists and is not overwritten", fix, code="run.file_exists"))
     outcomes = convert_all(TOOLS[tool], settings)
     path = output or Path("recipe.yaml")
     lines = [_relocate_line(item, path) for item in outcomes if isinstance(item, RecipeLine)]
@@ -137,7 +139,9 @@ def convert_all(importer: Importer, settings: Settings) -> list[Outcome]:
         if not name:
             raise
         problem = f"the value is {describe_value(settings.get(name))}"
-        raise settings.make_error(name, problem, "Write a value of the type that the tool takes.") from None
+        raise settings.make_error(
+            name, problem, "Write a value of the type that the tool takes.", code="import.wrong_type"
+        ) from None
     names_with_outcome: set[str] = set()
     for outcome in outcomes:
         names_with_outcome.update(outcome.names if isinstance(outcome, RecipeLine) else [outcome.name])

@@ -35,13 +35,27 @@ def check_machine(run: Run) -> None:
         raise LaunchError(faults)
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         problem = f"started as {os.environ['WORLD_SIZE']} processes, but this version trains in one"
-        raise LaunchError(Fault("WORLD_SIZE", problem, "Run `python -m trl_sft RECIPE` without a launcher."))
+        raise LaunchError(
+            Fault(
+                "WORLD_SIZE",
+                problem,
+                "Run `python -m trl_sft RECIPE` without a launcher.",
+                code="machine.several_processes",
+            )
+        )
     if torch.cuda.device_count() > 1 and not train.get("use_cpu"):
         problem = f"{torch.cuda.device_count()} GPUs are visible; this version trains on one"
-        raise LaunchError(Fault("CUDA_VISIBLE_DEVICES", problem, "Write CUDA_VISIBLE_DEVICES=0 before the command."))
+        raise LaunchError(
+            Fault(
+                "CUDA_VISIBLE_DEVICES",
+                problem,
+                "Write CUDA_VISIBLE_DEVICES=0 before the command.",
+                code="machine.several_gpus",
+            )
+        )
     if train.get("fp16") and (train.get("use_cpu") or get_device_type() == "cpu"):
         fix = "Remove fp16. On a CPU, use bf16: true together with use_cpu: true."
-        raise LaunchError(Fault("train.fp16", "fp16 has no effect on a CPU", fix))
+        raise LaunchError(Fault("train.fp16", "fp16 has no effect on a CPU", fix, code="machine.no_fp16"))
 
 
 def check_packages(run: Run) -> None:
@@ -49,15 +63,21 @@ def check_packages(run: Run) -> None:
     if run.train.get("use_liger_kernel") and not is_liger_kernel_available():
         where = run.recipe.where(("train", "use_liger_kernel"))
         fix = "Run `pip install liger-kernel`, or remove the key."
-        raise MissingPackage(Fault(where, "liger-kernel is not installed", fix))
+        raise MissingPackage(Fault(where, "liger-kernel is not installed", fix, code="package.missing"))
     if run.train.get("push_to_hub"):
         where = run.recipe.where(("train", "push_to_hub"))
         if constants.HF_HUB_OFFLINE:
             fix = "Remove the key and push the folder later, or unset HF_HUB_OFFLINE."
-            raise LaunchError(Fault(where, "the model cannot be pushed to the hub while HF_HUB_OFFLINE is set", fix))
+            raise LaunchError(
+                Fault(
+                    where, "the model cannot be pushed to the hub while HF_HUB_OFFLINE is set", fix, code="hub.offline"
+                )
+            )
         if not (run.train.get("hub_token") or get_token()):
             fix = "Run `hf auth login`, or set HF_TOKEN."
-            raise LaunchError(Fault(where, "the model cannot be pushed to the hub without a token", fix))
+            raise LaunchError(
+                Fault(where, "the model cannot be pushed to the hub without a token", fix, code="hub.no_token")
+            )
 
 
 def check_trackers(where: str, names: Sequence[str]) -> None:
@@ -65,7 +85,7 @@ def check_trackers(where: str, names: Sequence[str]) -> None:
     missing = sorted(set(names) & set(INTEGRATION_TO_CALLBACK) - set(get_available_reporting_integrations()))
     if missing:
         fix = "Install the tracker's package with pip, or set train.report_to: none."
-        raise MissingPackage(Fault(where, f"tracker not installed: {', '.join(missing)}", fix))
+        raise MissingPackage(Fault(where, f"tracker not installed: {', '.join(missing)}", fix, code="package.missing"))
 
 
 def choose_machine_settings(train: dict[str, Any], quantization: dict[str, Any]) -> dict[Key, Setting]:

@@ -69,7 +69,7 @@ def find_model(run: Run) -> ModelSource:
     if not run.model_location.files and Path(name).exists():
         problem = f"{name}: exists in the current folder, but a path in a recipe is relative to the recipe"
         fix = f"Write the path relative to the recipe, or write {Path(name).absolute()}."
-        raise RecipeError(Fault(where, problem, fix))
+        raise RecipeError(Fault(where, problem, fix, code="recipe.relative_path"))
     keywords = {key: value for key, value in run.model.items() if key in _HUB_KEYS}
     try:
         if not Path(name).is_dir():
@@ -81,7 +81,9 @@ def find_model(run: Run) -> ModelSource:
         raise _translate(error, where, name) from None
     if not config.architectures:
         problem = f"{name}: its config.json has no `architectures`"
-        raise RecipeError(Fault(where, problem, "Use a model that `save_pretrained` wrote."))
+        raise RecipeError(
+            Fault(where, problem, "Use a model that `save_pretrained` wrote.", code="model.invalid_config")
+        )
     return ModelSource(name, adapter, config)
 
 
@@ -91,15 +93,19 @@ def _base_of_adapter(folder: Path, where: str) -> str:
         saved = json.loads((folder / paths.ADAPTER_CONFIG).read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
         problem = f"{folder / paths.ADAPTER_CONFIG} is not JSON: {first_line(error)}"
-        raise RecipeError(Fault(where, problem, "Copy or download the adapter again.")) from None
+        raise RecipeError(
+            Fault(where, problem, "Copy or download the adapter again.", code="model.damaged_file")
+        ) from None
     if not isinstance(saved, dict):
         problem = f"{folder / paths.ADAPTER_CONFIG} is not a JSON object"
-        raise RecipeError(Fault(where, problem, "Copy or download the adapter again."))
+        raise RecipeError(Fault(where, problem, "Copy or download the adapter again.", code="model.damaged_file"))
     name = str(saved.get("base_model_name_or_path") or "")
     if not name or not _may_exist(name):
         shown = f"{name[:_LONGEST_NAME]}..." if len(name) > _LONGEST_NAME else name or "(unnamed)"
         problem = f"{folder}: the base model of this adapter, {shown}, does not exist"
-        raise RecipeError(Fault(where, problem, "Put the base model at that path, or use another adapter."))
+        raise RecipeError(
+            Fault(where, problem, "Put the base model at that path, or use another adapter.", code="model.missing_base")
+        )
     return name
 
 
@@ -140,9 +146,13 @@ def make_lora_config(run: Run) -> Any:
         return LoraConfig(**defaults | run.lora)
     except ImportError as error:
         fix = "Install the package that the message names, in this Python environment."
-        raise MissingPackage(Fault(where, first_line(error), fix)) from None
+        raise MissingPackage(Fault(where, first_line(error), fix, code="package.missing")) from None
     except (TypeError, ValueError) as error:
-        raise RecipeError(Fault(where, first_line(error), "Write values that peft.LoraConfig takes.")) from None
+        raise RecipeError(
+            Fault(
+                where, first_line(error), "Write values that peft.LoraConfig takes.", code="recipe.refused_by_library"
+            )
+        ) from None
 
 
 def choose_adapter_settings(run: Run) -> dict[Key, Setting]:
@@ -177,7 +187,7 @@ def make_quantization_config(run: Run, settings: dict[Key, Setting]) -> BitsAndB
     where = run.recipe.where(("quantization",))
     if not has_bitsandbytes():
         fix = "Run `pip install 'trl-sft[quantization]'` in this Python."
-        raise MissingPackage(Fault(where, "bitsandbytes is not installed", fix))
+        raise MissingPackage(Fault(where, "bitsandbytes is not installed", fix, code="package.missing"))
     defaults = {str(key[-1]): setting.value for key, setting in settings.items() if key[0] == "quantization"}
     try:
         values = defaults | run.quantization
@@ -187,7 +197,14 @@ def make_quantization_config(run: Run, settings: dict[Key, Setting]) -> BitsAndB
                 values[name] = float(value)  # BitsAndBytesConfig accepts 6.0 and refuses 6
         return BitsAndBytesConfig(**values)
     except (TypeError, ValueError, AttributeError) as error:
-        raise RecipeError(Fault(where, first_line(error), "Write values that BitsAndBytesConfig takes.")) from None
+        raise RecipeError(
+            Fault(
+                where,
+                first_line(error),
+                "Write values that BitsAndBytesConfig takes.",
+                code="recipe.refused_by_library",
+            )
+        ) from None
 
 
 def check_model(run: Run, source: ModelSource) -> None:
@@ -207,10 +224,12 @@ def check_saved_quantization(run: Run, source: ModelSource) -> None:
     problem = f"{source.name} was saved quantized by {getattr(method, 'value', method)}"
     if run.quantization is not None:  # upstream uses the saved quantization and ignores the recipe's
         fix = "Remove `quantization:`, or set model.name_or_path to the model that is not quantized."
-        raise RecipeError(Fault(run.recipe.where(("quantization",)), problem, fix))
+        raise RecipeError(Fault(run.recipe.where(("quantization",)), problem, fix, code="model.already_quantized"))
     if run.lora is None and not source.adapter:
         problem += ": its weights cannot be trained"
-        raise RecipeError(Fault(run.recipe.where(_NAME), problem, "Add `lora: {r: 16}`."))
+        raise RecipeError(
+            Fault(run.recipe.where(_NAME), problem, "Add `lora: {r: 16}`.", code="model.already_quantized")
+        )
 
 
 def check_output_folder(run: Run, source: ModelSource) -> None:
@@ -219,7 +238,9 @@ def check_output_folder(run: Run, source: ModelSource) -> None:
         if Path(name).is_dir() and Path(name).resolve() == run.output_dir.resolve():
             problem = f"{run.output_dir}: holds the model that training starts from"
             fix = "Set train.output_dir to another folder."
-            raise RecipeError(Fault(run.recipe.where(("train", "output_dir")), problem, fix))
+            raise RecipeError(
+                Fault(run.recipe.where(("train", "output_dir")), problem, fix, code="run.output_is_model")
+            )
 
 
 def build_trainer_arguments(
@@ -312,7 +333,12 @@ def train_new_rows(run: Run, model: PreTrainedModel, config: Any, *, new_tokens:
         problem = "trainable_token_indices does not list the new tokens of the chat template"
         where = run.recipe.where(("lora", "trainable_token_indices"))
         raise RecipeError(
-            Fault(where, problem, f"Remove the key: the new tokens {new_tokens} are then trained automatically.")
+            Fault(
+                where,
+                problem,
+                f"Remove the key: the new tokens {new_tokens} are then trained automatically.",
+                code="model.new_tokens",
+            )
         )
     embedding, head = model.get_input_embeddings(), model.get_output_embeddings()
     paths_of_modules = {id(module): path for path, module in model.named_modules()}
@@ -325,7 +351,7 @@ def train_new_rows(run: Run, model: PreTrainedModel, config: Any, *, new_tokens:
         names = ", ".join(sorted(saved_whole))
         problem = f"modules_to_save has {names} only, but new tokens have rows in both {' and '.join(ends)}"
         fix = f"Write modules_to_save: [{', '.join(ends)}], or remove the key; LoRA then trains the new rows."
-        raise RecipeError(Fault(run.recipe.where(("lora", "modules_to_save")), problem, fix))
+        raise RecipeError(Fault(run.recipe.where(("lora", "modules_to_save")), problem, fix, code="model.new_tokens"))
     if not saved_whole:
         tied = head.weight is embedding.weight
         config.trainable_token_indices = dict.fromkeys(list(ends)[: 1 if tied else 2], new_tokens)
@@ -342,10 +368,19 @@ def _translate(error: Exception, where: str, name: str) -> UserError:
     if refusal is not None:
         return refusal
     if isinstance(error, errors.EntryNotFoundError):
-        return RecipeError(Fault(where, f"{name}: has no config.json", "Use a model that transformers can load."))
+        return RecipeError(
+            Fault(
+                where,
+                f"{name}: has no config.json",
+                "Use a model that transformers can load.",
+                code="model.invalid_config",
+            )
+        )
     if "trust_remote_code" in str(error):
         problem = f"{name}: comes with its own Python code, which is not part of the installed transformers"
         fix = "Read that code and set model.trust_remote_code: true, or use a model that transformers knows."
-        return RecipeError(Fault(where, problem, fix))
+        return RecipeError(Fault(where, problem, fix, code="model.remote_code"))
     problem = f"{name}: its configuration cannot be read: {first_line(error)}"
-    return RecipeError(Fault(where, problem, "Use a model that the installed transformers knows."))
+    return RecipeError(
+        Fault(where, problem, "Use a model that the installed transformers knows.", code="model.invalid_config")
+    )

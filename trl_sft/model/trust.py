@@ -75,7 +75,9 @@ def check_weights(run: Run, folders: list[str]) -> None:
         if pickles and not any(folder.glob("*.safetensors")):
             problem = f"{folder}: its weights are a pickle ({pickles[0]}), which may run code when it is read"
             fix = f"Use a folder with safetensors. If you trust its author, set model.{_SAFETENSORS}: false."
-            raise RecipeError(Fault(run.recipe.where(("model", "name_or_path")), problem, fix))
+            raise RecipeError(
+                Fault(run.recipe.where(("model", "name_or_path")), problem, fix, code="model.pickled_weights")
+            )
 
 
 class HiddenToken(str):

@@ -93,11 +93,11 @@ def _refuse_differences(run: Run, name: str, *, missing: Collection[str], unused
     if missing:
         problem = f"{name}: {_count_tensors(missing)} missing in its files and would be drawn at random"
         fix = "Copy or download the files again, or use another model."
-        faults.append(Fault(where, problem, fix))
+        faults.append(Fault(where, problem, fix, code="model.incomplete_weights"))
     if unused and _ACCEPTED not in run.options.get("allow", []):
         problem = f"{name}: {_count_tensors(unused)} in its files and not in the model that config.json describes"
         fix = f"Use files that fit the model. Or train without these tensors: run.allow: [{_ACCEPTED}]."
-        faults.append(Fault(where, problem, fix))
+        faults.append(Fault(where, problem, fix, code="model.unused_weights"))
     if faults:
         raise RecipeError(faults)
 
@@ -115,7 +115,9 @@ def _explain_unreadable(name: str, where: str, error: Exception) -> Fault:
     problem = f"{name}: its weights cannot be read: {first_line(error)}"
     if isinstance(error, RuntimeError):  # upstream's report has the tensors, and was logged
         problem = f"{name}: tensors of its files have other shapes than the model that config.json describes"
-    return Fault(where, problem, "Copy or download the files again, or use another model.")
+    return Fault(
+        where, problem, "Copy or download the files again, or use another model.", code="model.incomplete_weights"
+    )
 
 
 @contextlib.contextmanager

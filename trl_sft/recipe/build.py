@@ -95,10 +95,18 @@ def _require_mappings(recipe: Recipe, faults: list[Fault]) -> Recipe:
         problem = f"the section is {describe_value(value)}, not a mapping"
         if name in _MAIN_KEYS and isinstance(value, str):
             values[name] = {_MAIN_KEYS[name]: value}
-            faults.append(recipe.fault((name,), problem, f"Write `{name}: {format_value(values[name])}`."))
+            faults.append(
+                recipe.fault(
+                    (name,), problem, f"Write `{name}: {format_value(values[name])}`.", code="recipe.not_a_mapping"
+                )
+            )
         else:
             values[name] = None
-            faults.append(recipe.fault((name,), problem, f"Write the keys of `{name}:` below it, indented."))
+            faults.append(
+                recipe.fault(
+                    (name,), problem, f"Write the keys of `{name}:` below it, indented.", code="recipe.not_a_mapping"
+                )
+            )
     return dataclasses.replace(recipe, values=values)
 
 
@@ -132,18 +140,22 @@ def _build_source(recipe: Recipe, key: Key, entry: Any, *, faults: list[Fault], 
     path = values.get("path")
     if not isinstance(path, str):
         problem = f"the source is {describe_value(entry)}, which has no path"
-        faults.append(recipe.fault(key, problem, "Write `{path: FILE}`: a file, a folder or a hub id."))
+        faults.append(
+            recipe.fault(key, problem, "Write `{path: FILE}`: a file, a folder or a hub id.", code="recipe.no_path")
+        )
         return None
     path_key: Key = (*key, "path") if isinstance(entry, dict) else key
     location = paths.resolve_location(path, recipe.folder(path_key), tuple(sections.BUILDERS))
     if isinstance(location, LocationProblem):
-        faults.append(recipe.fault(path_key, f"{path}: {location.problem}", location.fix))
+        faults.append(recipe.fault(path_key, f"{path}: {location.problem}", location.fix, code=location.code))
         return None
     file = location.files[0] if location.files and location.files[0].is_file() else None
     builder = _find_builder(file) if file else ""
     if file and not builder:
         fix = f"Use a file that ends in one of {', '.join(sections.BUILDERS)}."
-        faults.append(recipe.fault(path_key, f"{path}: files of this type cannot be read", fix))
+        faults.append(
+            recipe.fault(path_key, f"{path}: files of this type cannot be read", fix, code="data.unknown_file_type")
+        )
     values = renamed_keys.translate(recipe, key, values, faults=faults, notes=notes)
     values = key_check.check_source(recipe, key, values, builder=builder, faults=faults)
     if file and ".tsv" in file.name.lower():
@@ -180,12 +192,12 @@ def _resolve_format_function(recipe: Recipe, key: Key, value: str, *, faults: li
         location = paths.resolve_function(value, recipe.folder(key))
         if isinstance(location, FunctionLocation):
             return location
-        faults.append(recipe.fault(key, f"{value}: {location.problem}", location.fix))
+        faults.append(recipe.fault(key, f"{value}: {location.problem}", location.fix, code=location.code))
         return None
     fix = f"Use one of {', '.join(sections.FORMATS)}, or your own function as FILE.py:FUNCTION."
     if nearest := nearest_name(value, sections.FORMATS, cutoff=LOOSE):
         fix = f"Did you mean `{nearest}`?"
-    faults.append(recipe.fault(key, f"there is no format `{value}`", fix))
+    faults.append(recipe.fault(key, f"there is no format `{value}`", fix, code="data.unknown_format_name"))
     return None
 
 
@@ -195,22 +207,29 @@ def _resolve_model(recipe: Recipe, value: str | None, faults: list[Fault]) -> Lo
     if value is None:
         if "name_or_path" not in (recipe.values.get("model") or {}):
             fix = "Set `model.name_or_path` to a folder, a hub id or trl_sft:tiny."
-            faults.append(recipe.fault(key, "the recipe names no model", fix))
+            faults.append(recipe.fault(key, "the recipe names no model", fix, code="recipe.no_model"))
         return None
     location = paths.resolve_location(value, recipe.folder(key))
     if isinstance(location, LocationProblem):
-        faults.append(recipe.fault(key, f"{value}: {location.problem}", location.fix))
+        faults.append(recipe.fault(key, f"{value}: {location.problem}", location.fix, code=location.code))
         return None
     if not location.files:
         return location
     path = location.files[0]
     if not (path / "config.json").is_file() and not paths.is_adapter(path):
         problem = f"{value} is {'a folder without config.json' if path.is_dir() else 'a file'}"
-        faults.append(recipe.fault(key, problem, "Name a folder that `save_pretrained` wrote."))
+        faults.append(
+            recipe.fault(key, problem, "Name a folder that `save_pretrained` wrote.", code="model.invalid_folder")
+        )
     if paths.is_adapter(path) and recipe.values.get("lora") is not None:
         problem = f"{value} is already an adapter, and its training continues; `lora:` would add a second adapter"
         faults.append(
-            recipe.fault(("lora",), problem, "Remove `lora:`, or set `model.name_or_path` to the adapter's base model.")
+            recipe.fault(
+                ("lora",),
+                problem,
+                "Remove `lora:`, or set `model.name_or_path` to the adapter's base model.",
+                code="recipe.contradiction",
+            )
         )
     return location
 
@@ -222,7 +241,7 @@ def _resolve_chat_template(recipe: Recipe, value: str | None, faults: list[Fault
     key: Key = ("tokenizer", "chat_template")
     location = paths.resolve_template(value, recipe.folder(key))
     if isinstance(location, LocationProblem):
-        faults.append(recipe.fault(key, f"{value}: {location.problem}", location.fix))
+        faults.append(recipe.fault(key, f"{value}: {location.problem}", location.fix, code=location.code))
         return None
     return location
 
@@ -235,6 +254,7 @@ def _find_missing_scheduler_arguments(recipe: Recipe, train: dict[str, Any]) -> 
             key,
             f"the scheduler {train['lr_scheduler_type']} needs the argument `{name}`",
             f"Add `lr_scheduler_kwargs: {{{name}: VALUE}}`.",
+            code="recipe.needs_key",
         )
         for name in nested.find_missing_arguments(train)
     ]

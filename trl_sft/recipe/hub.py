@@ -66,14 +66,25 @@ def translate_error(where: str, name: str, error: BaseException) -> UserError | 
 
     if is_a(errors.GatedRepoError):
         fix = "Ask for access on its page on the hub, then run `hf auth login` with a token that has it."
-        return RecipeError(Fault(where, f"{name}: access to this repository is restricted", fix))
+        return RecipeError(Fault(where, f"{name}: access to this repository is restricted", fix, code="hub.gated"))
     if is_a(errors.RevisionNotFoundError):
         problem = f"{name}: the hub has no such revision of it"
-        return RecipeError(Fault(where, problem, "Set `revision` to a branch, a tag or a commit of it."))
+        return RecipeError(
+            Fault(where, problem, "Set `revision` to a branch, a tag or a commit of it.", code="hub.unknown_revision")
+        )
     if is_a(errors.RepositoryNotFoundError, errors.HFValidationError):
         problem = f"{name}: there is no such path here, and no such id on the hub"
-        return RecipeError(Fault(where, problem, "Correct the id. A path starts with ./ or is absolute."))
+        return RecipeError(
+            Fault(where, problem, "Correct the id. A path starts with ./ or is absolute.", code="hub.unknown_id")
+        )
     if is_a(errors.LocalEntryNotFoundError, errors.OfflineModeIsEnabled, ConnectionError):
         problem = f"{name}: there is no such path here, it is not in the cache, and the hub cannot be reached"
-        return Unreached(Fault(where, problem, "Name a path that exists, or try again with a connection to the hub."))
+        return Unreached(
+            Fault(
+                where,
+                problem,
+                "Name a path that exists, or try again with a connection to the hub.",
+                code="hub.unreachable",
+            )
+        )
     return None

@@ -53,11 +53,13 @@ def unknown_section(recipe: Recipe, name: str) -> Fault:
     """Return the fault of a section that does not exist."""
     problem = f"a recipe has no section `{name}:`"
     if nearest := types.suggest(str(name), sections.OWNERS):
-        return recipe.fault((name,), problem, _did_you_mean(nearest))
+        return recipe.fault((name,), problem, _did_you_mean(nearest), code="recipe.unknown_section")
     owners = [section for section in sections.OWNERS if name in keys.get_fields(section)]
     if owners:
-        return recipe.fault((name,), problem, f"Move it to the section `{owners[0]}:`.")
-    return recipe.fault((name,), problem, f"Use one of {', '.join(sorted(sections.OWNERS))}.")
+        return recipe.fault((name,), problem, f"Move it to the section `{owners[0]}:`.", code="recipe.wrong_section")
+    return recipe.fault(
+        (name,), problem, f"Use one of {', '.join(sorted(sections.OWNERS))}.", code="recipe.unknown_section"
+    )
 
 
 def _check_mapping(
@@ -70,9 +72,13 @@ def _check_mapping(
         here = (*key, word)
         field = owner.fields.get(word)
         if word in refused:
-            faults.append(recipe.fault(here, f"`{word}` cannot be set here", refused[word]))
+            faults.append(recipe.fault(here, f"`{word}` cannot be set here", refused[word], code="recipe.refused_key"))
         elif word in sections.NOT_YET.get(name, ()):
-            faults.append(recipe.fault(here, f"`{word}` is not supported by this version", "Remove it."))
+            faults.append(
+                recipe.fault(
+                    here, f"`{word}` is not supported by this version", "Remove it.", code="recipe.unsupported_key"
+                )
+            )
         elif field is None:
             faults.append(_unknown_key(recipe, here, name=name, owner=owner))
         elif value is None and here in recipe.overridden and not types.accepts(field, None):
@@ -91,21 +97,24 @@ def _unknown_key(recipe: Recipe, key: Key, *, name: str, owner: NestedFields) ->
     problem = f"`{section}:` ({owner.owner_name}) has no key `{word}`"
     usable = [field for field in owner.fields if field not in sections.REFUSED.get(name, {})]
     if nearest := types.suggest(word, usable):
-        return recipe.fault(key, problem, _did_you_mean(nearest))
+        return recipe.fault(key, problem, _did_you_mean(nearest), code="recipe.unknown_key")
     if name in _OWNERS:
         others = [other for other in sections.OWNERS if other != key[0] and word in keys.get_fields(other)]
         if others:
-            return recipe.fault(key, problem, f"Move it to the section `{others[0]}:`.")
+            return recipe.fault(key, problem, f"Move it to the section `{others[0]}:`.", code="recipe.wrong_section")
     if not usable:
-        return recipe.fault(key, problem, "Remove it.")
+        return recipe.fault(key, problem, "Remove it.", code="recipe.unknown_key")
     if len(usable) < _MAX_LISTED:
-        return recipe.fault(key, problem, f"Use one of {', '.join(sorted(usable))}.")
+        return recipe.fault(key, problem, f"Use one of {', '.join(sorted(usable))}.", code="recipe.unknown_key")
     if name in _OWNERS:
         listing = keys.GENERATION if name == keys.GENERATION else key[0]
         return recipe.fault(
-            key, problem, f"Correct or remove it. `python -m trl_sft explain {listing}` lists the keys."
+            key,
+            problem,
+            f"Correct or remove it. `python -m trl_sft explain {listing}` lists the keys.",
+            code="recipe.unknown_key",
         )
-    return recipe.fault(key, problem, f"Use a key of {owner.owner_name}.")
+    return recipe.fault(key, problem, f"Use a key of {owner.owner_name}.", code="recipe.unknown_key")
 
 
 def _did_you_mean(names: str) -> str:
@@ -122,7 +131,7 @@ def _wrong_value(recipe: Recipe, key: Key, *, value: Any, field: Field) -> Fault
         fix = f"{_did_you_mean(nearest)} {fix}"
     elif expected.isidentifier() and expected[0].isupper():  # a class of Python
         fix = f"Remove it: YAML cannot write {expected}."
-    return recipe.fault(key, f"the value is {describe_value(value)}", fix)
+    return recipe.fault(key, f"the value is {describe_value(value)}", fix, code="recipe.wrong_type")
 
 
 def _check_nested(recipe: Recipe, key: Key, siblings: Mapping[Any, Any], *, name: str, faults: list[Fault]) -> bool:
@@ -142,10 +151,12 @@ def _check_nested(recipe: Recipe, key: Key, siblings: Mapping[Any, Any], *, name
     if not isinstance(values, dict):
         if isinstance(value, str) and word in nested.TEXT_FORMS:
             fix = f"Write {nested.TEXT_FORMS[word]}."
-            faults.append(recipe.fault(key, f"the value is {describe_value(value)}", fix))
+            faults.append(recipe.fault(key, f"the value is {describe_value(value)}", fix, code="recipe.wrong_type"))
         return isinstance(value, str)
     if not owner.fields and values:
-        faults.append(recipe.fault(key, f"{owner.owner_name} reads no key of this mapping", "Remove it."))
+        faults.append(
+            recipe.fault(key, f"{owner.owner_name} reads no key of this mapping", "Remove it.", code="recipe.no_keys")
+        )
         return False
     before = len(faults)
     _check_mapping(recipe, key, values, name=f"{name}.{word}", owner=owner, faults=faults)

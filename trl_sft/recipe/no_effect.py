@@ -152,7 +152,7 @@ def check(
         if key not in recipe.overridden and recipe.overridden.intersection(causes):
             notes.append(f"{recipe.where(key)}: {problem}.")
         else:
-            yield recipe.fault(key, problem, fix)
+            yield recipe.fault(key, problem, fix, code="recipe.no_effect")
 
 
 def _apply_rules(values: Mapping[str, dict[str, Any]]) -> Iterator[_NoEffect]:

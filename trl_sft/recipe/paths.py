@@ -39,6 +39,7 @@ class LocationProblem(NamedTuple):
 
     problem: str
     fix: str
+    code: str
 
 
 class FunctionLocation(NamedTuple):
@@ -86,7 +87,7 @@ def resolve_template(value: str, folder: Path) -> Location | LocationProblem:
         if path.is_dir() or path.suffix in _TEMPLATE_SUFFIXES:
             return location
         fix = "Name a .jinja file, a template by its name, or a tokenizer by its folder or hub id."
-        return LocationProblem("this file is not a .jinja file", fix)
+        return LocationProblem("this file is not a .jinja file", fix, code="template.wrong_file")
     templates = list_templates()
     if value in templates:
         return Location((templates[value],), value)
@@ -95,14 +96,16 @@ def resolve_template(value: str, folder: Path) -> Location | LocationProblem:
     nearest = nearest_name(value, templates, cutoff=LOOSE)
     names = f"Did you mean `{nearest}`?" if nearest else f"Use one of {', '.join(templates)}."
     fix = f"{names} You can also name a .jinja file, or a tokenizer as FOLDER or OWNER/NAME."
-    return LocationProblem("there is no chat template of this name", fix)
+    return LocationProblem("there is no chat template of this name", fix, code="template.unknown_name")
 
 
 def resolve_function(value: str, folder: Path) -> FunctionLocation | LocationProblem:
     """Return the location of the function that `FILE.py:NAME` or `PACKAGE.MODULE:NAME` names, without importing it."""
     source, _, name = value.rpartition(":")
     if not name.isidentifier() or not source:
-        return LocationProblem("this is not FILE.py:FUNCTION", "Write both parts, for example rows.py:chat.")
+        return LocationProblem(
+            "this is not FILE.py:FUNCTION", "Write both parts, for example rows.py:chat.", code="data.missing_function"
+        )
     if source.endswith(".py"):
         return _function_of_file(source, name, folder)
     parts = source.split(".")
@@ -112,20 +115,24 @@ def resolve_function(value: str, folder: Path) -> FunctionLocation | LocationPro
                 is_package = len(parts) > 1 or file.name == "__init__.py"
                 return FunctionLocation(file.resolve(), root.resolve(), source, name, as_module=is_package)
     problem = f"there is no module {source} beside the recipe, in the current folder or among the installed packages"
-    return LocationProblem(problem, "Correct the name of the module, or write FILE.py:FUNCTION.")
+    return LocationProblem(
+        problem, "Correct the name of the module, or write FILE.py:FUNCTION.", code="data.missing_function"
+    )
 
 
 def _function_of_file(source: str, name: str, folder: Path) -> FunctionLocation | LocationProblem:
     """Return the location of a function of a file; a relative path must not leave the folder of the recipe."""
     file = make_absolute(source, folder)
     if not file.is_file():
-        return LocationProblem("there is no such file", _suggest_path(file))
+        return LocationProblem("there is no such file", _suggest_path(file), code="recipe.missing_file")
     is_absolute = os.path.isabs(source) or source.startswith("~")  # noqa: PTH117 (as written)
     # The path as written decides: a link beside the recipe is the user's own.
     is_inside = Path(os.path.normpath(file)).is_relative_to(folder)
     if not is_absolute and not is_inside:
         fix = f"Move the file beside the recipe, or write {file.resolve()}."
-        return LocationProblem(f"this file is outside {folder}, and its code would run", fix)
+        return LocationProblem(
+            f"this file is outside {folder}, and its code would run", fix, code="data.function_outside"
+        )
     return FunctionLocation(file.resolve(), file.resolve().parent, file.stem, name)
 
 
@@ -154,12 +161,16 @@ def resolve_location(value: str, folder: Path, suffixes: tuple[str, ...] = ()) -
         files = tuple(sorted(Path(name).resolve() for name in names if Path(name).is_file()))
         if files:
             return Location(files, str(path))
-        return LocationProblem("no file matches this pattern", f"Correct the pattern. It is relative to {folder}.")
+        return LocationProblem(
+            "no file matches this pattern",
+            f"Correct the pattern. It is relative to {folder}.",
+            code="recipe.missing_file",
+        )
     is_path = value.startswith(("./", "../", "~", "/")) or value.endswith(suffixes or ("/",))
     if not is_path and _HUB_ID.match(value):
         return Location((), value)
     problem = f"there is no such file or folder in {folder}" if is_path else "there is no such file or folder"
-    return LocationProblem(problem, _suggest_path(path))
+    return LocationProblem(problem, _suggest_path(path), code="recipe.missing_file")
 
 
 def _resolve_embedded(value: str) -> Location | LocationProblem:
@@ -169,7 +180,9 @@ def _resolve_embedded(value: str) -> Location | LocationProblem:
     if name in names:
         return Location((EMBEDDED / name,), str(EMBEDDED / name))
     known = " or ".join(PREFIX + other for other in names)
-    return LocationProblem(f"trl_sft has no embedded model or data set {name!r}", f"Use {known}.")
+    return LocationProblem(
+        f"trl_sft has no embedded model or data set {name!r}", f"Use {known}.", code="recipe.unknown_embedded"
+    )
 
 
 def is_adapter(folder: Path) -> bool:

@@ -46,7 +46,7 @@ def parse_machine(text: str) -> TargetMachine:
     if match := _GPUS.fullmatch(text):
         return TargetMachine(is_this_machine=False, num_gpus=int(match[1]), gpu_gib=float(match[2]))
     fix = "Write here, any, or the number and the memory of the GPUs: 8x80GiB."
-    raise RecipeError(Fault("--on", f"{text!r} is not a machine", fix))
+    raise RecipeError(Fault("--on", f"{text!r} is not a machine", fix, code="run.bad_option"))
 
 
 def check(run: Run) -> list[Fault]:
@@ -61,13 +61,13 @@ def check(run: Run) -> list[Fault]:
         if name == "engine" and value not in ("auto", "ddp"):
             problem = f"{written}, but this version trains in one process, so there is nothing to divide"
             fix = "Set `engine` to auto or ddp, or add launch=null to the command."
-            faults.append(run.recipe.fault(key, problem, fix))
+            faults.append(run.recipe.fault(key, problem, fix, code="machine.one_process"))
         elif name in _SINGLE_PROCESS and value not in _SINGLE_PROCESS[name]:
             problem = f"{written}, but this version trains in one process"
-            faults.append(run.recipe.fault(key, problem, f"Set `{name}: 1`."))
+            faults.append(run.recipe.fault(key, problem, f"Set `{name}: 1`.", code="machine.one_process"))
         elif name not in _OWN_KEYS and name not in _SINGLE_PROCESS:
             problem = f"{written}, an option of torchrun, but this version starts no processes"
-            faults.append(run.recipe.fault(key, problem, "Remove it."))
+            faults.append(run.recipe.fault(key, problem, "Remove it.", code="machine.one_process"))
     return faults
 
 
@@ -96,14 +96,16 @@ def compute_settings(run: Run, processes: int = 1) -> dict[Key, Setting]:
         below, above = batch_size // rows * rows, (batch_size // rows + 1) * rows
         multiples = f"{below} or {above}" if below else str(above)
         fix = f"Write {multiples}, or change `train.per_device_train_batch_size`."
-        raise RecipeError(run.recipe.fault(_BATCH_SIZE, problem, fix))
+        raise RecipeError(run.recipe.fault(_BATCH_SIZE, problem, fix, code="recipe.indivisible_batch"))
     steps = batch_size // rows
     written = run.train.get("gradient_accumulation_steps")
     if written == steps:
         return {}
     if written is not None:
         problem = f"the value is {written}, but `run.global_batch_size: {batch_size}` needs {steps} ({factors})"
-        raise RecipeError(run.recipe.fault(_ACCUMULATION, problem, "Remove one of the two keys."))
+        raise RecipeError(
+            run.recipe.fault(_ACCUMULATION, problem, "Remove one of the two keys.", code="recipe.contradiction")
+        )
     reason = f"run.global_batch_size {batch_size} = {factors} x {steps}"
     return {("train", "gradient_accumulation_steps"): Setting(steps, reason)}
 

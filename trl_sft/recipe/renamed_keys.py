@@ -209,16 +209,18 @@ def _apply(
         current = rule.translate_value(value)
     except (KeyError, TypeError):  # TypeError: a list or a mapping is no key of a table
         fix = rule.fix or f"Use `{rule.new}`, with one of its current values."
-        faults.append(recipe.fault(key, f"`{name}` is {describe_value(value)}, but {rule.reason}", fix))
+        faults.append(
+            recipe.fault(key, f"`{name}` is {describe_value(value)}, but {rule.reason}", fix, code="recipe.removed_key")
+        )
         return
     outer, _, inner = rule.new.partition(".")
     mapping = target.get(outer, {}) if inner else target
     if rule.below is not None and not (isinstance(value, int | float) and 0 <= value < rule.below):
         fix = f"Write a number from 0 to less than {rule.below:g}, or use `{rule.new}`."
-        faults.append(recipe.fault(key, f"the value is {describe_value(value)}", fix))
+        faults.append(recipe.fault(key, f"the value is {describe_value(value)}", fix, code="recipe.out_of_range"))
     elif not isinstance(mapping, dict) or (inner or outer) in mapping:
         problem = f"`{name}` is the old name of `{rule.new}`, which the recipe sets too"
-        faults.append(recipe.fault(key, problem, "Remove one of the two."))
+        faults.append(recipe.fault(key, problem, "Remove one of the two.", code="recipe.old_and_new_key"))
     else:
         target[outer] = mapping | {inner: current} if inner else current
         recipe.places.setdefault((*key[:-1], outer), recipe.places[key])

@@ -143,7 +143,7 @@ def check_folder(run: Run) -> run_folder.FolderDecision:
         options=run.options,
     )
     if decision.problem:
-        raise RecipeError(Fault(run.recipe.where(decision.key), decision.problem, decision.fix))
+        raise RecipeError(Fault(run.recipe.where(decision.key), decision.problem, decision.fix, code=decision.code))
     return decision
 
 

@@ -70,16 +70,21 @@ def check(recipe: Recipe, values: Sections, sources: Sources, *, is_adapter: boo
     yield from _check_launch(recipe, values["launch"])
     if values["run"].get("global_batch_size") is not None and train.get("auto_find_batch_size"):
         problem = "`auto_find_batch_size` would change the batch size that `run.global_batch_size` fixes"
-        yield recipe.fault(("train", "auto_find_batch_size"), problem, _REMOVE_ONE)
+        yield recipe.fault(("train", "auto_find_batch_size"), problem, _REMOVE_ONE, code="recipe.contradiction")
     yield from no_effect.check(recipe, values, has_evaluation_set=has_evaluation_set, notes=notes)
     if not has_evaluation_set:
         yield from _check_needs_evaluation(recipe, train)
     if train.get("load_best_model_at_end") and train.get("save_strategy") == "no":
         problem = "`load_best_model_at_end` needs checkpoints, but `save_strategy` is no"
-        yield recipe.fault(("train", "load_best_model_at_end"), problem, "Set `save_strategy` to steps or epoch.")
+        yield recipe.fault(
+            ("train", "load_best_model_at_end"),
+            problem,
+            "Set `save_strategy` to steps or epoch.",
+            code="recipe.needs_key",
+        )
     if train.get("packing") and train.get("max_length", 0) is None:
         problem = "packing needs a length to fill, but `max_length` is null"
-        yield recipe.fault(("train", "max_length"), problem, "Write a whole number of tokens.")
+        yield recipe.fault(("train", "max_length"), problem, "Write a whole number of tokens.", code="recipe.needs_key")
 
 
 def _check_needs_evaluation(recipe: Recipe, train: Mapping[str, Any]) -> Iterator[Fault]:
@@ -89,14 +94,14 @@ def _check_needs_evaluation(recipe: Recipe, train: Mapping[str, Any]) -> Iterato
         names.append("eval_strategy")
     for name in names:
         problem = f"`{name}` needs an evaluation set, but the recipe has none"
-        yield recipe.fault(("train", name), problem, _SET_EVALUATION)
+        yield recipe.fault(("train", name), problem, _SET_EVALUATION, code="recipe.needs_evaluation_set")
 
 
 def _check_data(recipe: Recipe, data: Mapping[str, Any], sources: Sources) -> Iterator[Fault]:
     """Yield faults of the keys of `data:` and of the sources."""
     if not sources["train"] and not data.get("train"):
         fix = "Set `data.train` to a file, a folder or a hub id."
-        yield recipe.fault(("data", "train"), "the recipe names no training data", fix)
+        yield recipe.fault(("data", "train"), "the recipe names no training data", fix, code="recipe.no_training_data")
     fraction = data.get("eval_fraction")
     if fraction is not None and not 0 < fraction < 1:
         yield _out_of_range(recipe, ("data", "eval_fraction"), fraction, expected="a number between 0 and 1")
@@ -108,11 +113,11 @@ def _check_data(recipe: Recipe, data: Mapping[str, Any], sources: Sources) -> It
         yield _out_of_range(recipe, ("data", "max_untrained"), share, expected="a share of the rows, from 0 to 1")
     if fraction is not None and data.get("eval") is not None:
         problem = "both `data.eval_fraction` and `data.eval` define the evaluation set"
-        yield recipe.fault(("data", "eval_fraction"), problem, _REMOVE_ONE)
+        yield recipe.fault(("data", "eval_fraction"), problem, _REMOVE_ONE, code="recipe.contradiction")
 
 
 def _out_of_range(recipe: Recipe, key: Key, value: object, *, expected: str) -> Fault:
-    return recipe.fault(key, f"the value is {describe_value(value)}", f"Write {expected}.")
+    return recipe.fault(key, f"the value is {describe_value(value)}", f"Write {expected}.", code="recipe.out_of_range")
 
 
 def _is_streamed(source: Source) -> bool:
@@ -125,7 +130,7 @@ def _check_sources(recipe: Recipe, sources: Sources) -> Iterator[Fault]:
         if _is_streamed(source):
             problem = "an evaluation set cannot be streamed, because it is read as a whole"
             fix = "Remove `streaming`. `max_rows` reads fewer rows."
-            yield recipe.fault((*source.key, "streaming"), problem, fix)
+            yield recipe.fault((*source.key, "streaming"), problem, fix, code="recipe.streaming")
     for source in (*sources["train"], *sources["eval"]):
         if source.max_rows is not None and source.max_rows < 1:
             yield _out_of_range(
@@ -136,11 +141,15 @@ def _check_sources(recipe: Recipe, sources: Sources) -> Iterator[Fault]:
     for source in sources["eval"]:
         if source.weight is not None:
             problem = "`weight` has no meaning in an evaluation set"
-            yield recipe.fault((*source.key, "weight"), problem, "Remove it. `max_rows` reads fewer rows.")
+            yield recipe.fault(
+                (*source.key, "weight"), problem, "Remove it. `max_rows` reads fewer rows.", code="recipe.no_effect"
+            )
     without_weight = [source for source in sources["train"] if source.weight is None]
     if without_weight and len(without_weight) < len(sources["train"]):
         problem = f"{without_weight[0].name} has no `weight`, but another source has one"
-        yield recipe.fault(without_weight[0].key, problem, "Set `weight` for every source, or for none.")
+        yield recipe.fault(
+            without_weight[0].key, problem, "Set `weight` for every source, or for none.", code="recipe.missing_weight"
+        )
 
 
 def _check_streaming(recipe: Recipe, sources: Sources) -> Iterator[Fault]:
@@ -150,18 +159,18 @@ def _check_streaming(recipe: Recipe, sources: Sources) -> Iterator[Fault]:
     train, data = recipe.values.get("train") or {}, recipe.values["data"]
     if len(streamed) < len(sources["train"]):
         problem = "some sources are streamed, others are not"
-        yield recipe.fault(key, problem, "Set `streaming: true` for all sources, or for none.")
+        yield recipe.fault(key, problem, "Set `streaming: true` for all sources, or for none.", code="recipe.streaming")
     steps = train.get("max_steps", -1)
     if isinstance(steps, int) and steps < 1:
         problem = "streaming needs a number of steps, because a stream has no known length"
-        yield recipe.fault(key, problem, "Set `train.max_steps`.")
+        yield recipe.fault(key, problem, "Set `train.max_steps`.", code="recipe.streaming")
     if data.get("eval_fraction") is not None:
         problem = "a stream has no known length, so no share of it can be the evaluation set"
         fix = "Set `data.eval` to a file or another split instead."
-        yield recipe.fault(("data", "eval_fraction"), problem, fix)
+        yield recipe.fault(("data", "eval_fraction"), problem, fix, code="recipe.streaming")
     if train.get("shuffle_dataset"):
         problem = "a stream is read in its own order, so `shuffle_dataset` has no effect"
-        yield recipe.fault(("train", "shuffle_dataset"), problem, "Remove it.")
+        yield recipe.fault(("train", "shuffle_dataset"), problem, "Remove it.", code="recipe.no_effect")
 
 
 def _check_quantization(recipe: Recipe, section: Mapping[str, Any], is_adapter: bool) -> Iterator[Fault]:
@@ -170,10 +179,15 @@ def _check_quantization(recipe: Recipe, section: Mapping[str, Any], is_adapter: 
     if len(methods) != 1:
         problem = "`load_in_8bit` and `load_in_4bit` are both true" if methods else "the section quantizes nothing"
         fix = "Set exactly one of `load_in_8bit` and `load_in_4bit` to true."
-        yield recipe.fault(("quantization",), problem, fix)
+        yield recipe.fault(("quantization",), problem, fix, code="recipe.quantization_bits")
     elif recipe.values.get("lora") is None and not is_adapter:
         problem = "quantized weights cannot be trained without LoRA"
-        yield recipe.fault(("quantization", methods[0]), problem, "Add `lora: {r: 16, target_modules: all-linear}`.")
+        yield recipe.fault(
+            ("quantization", methods[0]),
+            problem,
+            "Add `lora: {r: 16, target_modules: all-linear}`.",
+            code="recipe.needs_key",
+        )
     quant_type = section.get("bnb_4bit_quant_type")
     if quant_type is not None and quant_type not in ("fp4", "nf4"):
         yield _out_of_range(recipe, ("quantization", "bnb_4bit_quant_type"), quant_type, expected="nf4 or fp4")
@@ -195,21 +209,23 @@ def _check_launch(recipe: Recipe, launch: dict[str, Any]) -> Iterator[Fault]:
     """Yield what no machine can launch; make the path in `launch.config` absolute."""
     for name, (pattern, fix) in _PROCESS_PATTERNS.items():
         if name in launch and not re.fullmatch(pattern, str(launch[name])):
-            yield recipe.fault(("launch", name), f"the value is {describe_value(launch[name])}", fix)
+            yield recipe.fault(
+                ("launch", name), f"the value is {describe_value(launch[name])}", fix, code="recipe.out_of_range"
+            )
     key: Key = ("launch", "config")
     config = launch.get("config")
     engine = launch.get("engine", "auto")
     if config is not None and engine in ("auto", "ddp"):
         problem = f"`config` has no effect with `engine: {engine}`"
         fix = "Set `engine` to the one that the file is for: fsdp, zero1, zero2, zero3 or ray."
-        yield recipe.fault(key, problem, fix)
+        yield recipe.fault(key, problem, fix, code="recipe.no_effect")
     if isinstance(config, str):
         location = paths.resolve_location(config, recipe.folder(key), (".json", ".yaml", ".yml"))
         if isinstance(location, paths.LocationProblem):
-            yield recipe.fault(key, f"{config}: there is no such file", location.fix)
+            yield recipe.fault(key, f"{config}: there is no such file", location.fix, code=location.code)
         elif not location.files or not location.files[0].is_file():
             fix = "Name a file, or write its keys here as a mapping."
-            yield recipe.fault(key, f"{config}: there is no such file", fix)
+            yield recipe.fault(key, f"{config}: there is no such file", fix, code="recipe.missing_file")
         else:
             launch["config"] = str(location.files[0])
 
@@ -260,9 +276,14 @@ def move_loss_keys(recipe: Recipe, data: dict[str, Any], train: dict[str, Any]) 
             meanings["train", name] = words[value]
         elif value is False:
             problem = f"`{name}: false` does not say which tokens carry loss"
-            yield recipe.fault(("train", name), problem, "Set `data.loss_on` to completion, last_turn or all.")
+            yield recipe.fault(
+                ("train", name),
+                problem,
+                "Set `data.loss_on` to completion, last_turn or all.",
+                code="recipe.unclear_loss",
+            )
     if len(set(meanings.values())) > 1:
         problem = ", but ".join(f"`{'.'.join(map(str, key))}` means `{word}`" for key, word in meanings.items())
-        yield recipe.fault(list(meanings)[-1], problem, "Keep only `data.loss_on`.")
+        yield recipe.fault(list(meanings)[-1], problem, "Keep only `data.loss_on`.", code="recipe.contradiction")
     for word in meanings.values():
         data["loss_on"] = word

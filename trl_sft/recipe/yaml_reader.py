@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 
 import yaml
 
-from trl_sft.errors import Fault, RecipeError
+from trl_sft.errors import Edit, Fault, Place, RecipeError
 
 Key = tuple[str | int, ...]  # ("data", "train", 0, "path")
 
@@ -80,16 +80,19 @@ class Recipe:
     overridden: frozenset[Key]
     arguments: tuple[str, ...]
 
-    def where(self, key: Key) -> str:
+    def where(self, key: Key) -> Place:
         """Return the place of a key, `recipe.yaml:12 train.pakking`; an absent key has the place of its parent."""
         parent = key
         while parent and parent not in self.places:
             parent = parent[:-1]
-        return f"{self.places.get(parent, self.path.name)} {_dotted(key)}".rstrip()
+        written = self.places.get(parent, self.path.name)
+        file, _, line = written.rpartition(":")
+        text = f"{written} {_dotted(key)}".rstrip()
+        return Place(text, file=file, line=int(line), key=key) if line.isdecimal() else Place(text, key=key)
 
-    def fault(self, key: Key, problem: str, fix: str) -> Fault:
+    def fault(self, key: Key, problem: str, fix: str, *, code: str, edits: tuple[Edit, ...] = ()) -> Fault:
         """Return a fault at the place of a key."""
-        return Fault(self.where(key), problem, fix)
+        return Fault(self.where(key), problem, fix, code=code, edits=edits)
 
     def folder(self, key: Key) -> Path:
         """Return the folder to which a path under `key` is relative: the recipe's, or for an override the current."""
@@ -143,10 +146,12 @@ def read_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
     values = _parse(text, (), _Record(lambda line: f"{path.name}:{line + 1}", places, faults))
     if values is None and not faults:
         fix = "Write `model:`, `data:` and `train:`, or run `python -m trl_sft init MODEL DATA -o ANOTHER.yaml`."
-        faults.append(Fault(path.name, "the file is empty", fix))
+        faults.append(Fault(path.name, "the file is empty", fix, code="recipe.empty"))
     elif not isinstance(values, dict) and not faults:
         problem = f"the recipe is {describe_value(values)}, not a mapping of sections"
-        faults.append(Fault(f"{path.name}:1", problem, "Start with a section, for example `model:`."))
+        faults.append(
+            Fault(f"{path.name}:1", problem, "Start with a section, for example `model:`.", code="recipe.not_a_mapping")
+        )
     overridden: set[Key] = set()
     if isinstance(values, dict):
         for override in overrides:
@@ -168,13 +173,13 @@ def _read_text(path: Path) -> str:
     except FileNotFoundError:
         names = ", ".join(sorted(file.name for file in path.parent.glob("*.yaml"))[:5]) or "none"
         fix = f"Write the path of a recipe (*.yaml files there: {names}), or a command that `--help` lists."
-        raise RecipeError(Fault(str(path), "there is no such file", fix)) from None
+        raise RecipeError(Fault(str(path), "there is no such file", fix, code="recipe.not_found")) from None
     except (OSError, UnicodeDecodeError) as error:
         problem = f"the file cannot be read: {error}"
-        raise RecipeError(Fault(str(path), problem, "Name a text file in UTF-8.")) from None
+        raise RecipeError(Fault(str(path), problem, "Name a text file in UTF-8.", code="recipe.unreadable")) from None
     if len(text) > _MAX_CHARACTERS:
         problem = f"the file has {len(text):,} characters, too many for a recipe"
-        raise RecipeError(Fault(str(path), problem, "Write the path of a recipe."))
+        raise RecipeError(Fault(str(path), problem, "Write the path of a recipe.", code="recipe.too_long"))
     return text
 
 
@@ -185,8 +190,8 @@ class _Record(NamedTuple):
     places: dict[Key, str]
     faults: list[Fault]
 
-    def add(self, place: str, problem: str, fix: str) -> None:
-        self.faults.append(Fault(place, problem, fix))
+    def add(self, place: str, problem: str, fix: str, *, code: str) -> None:
+        self.faults.append(Fault(place, problem, fix, code=code))
 
 
 def _parse(text: str, key: Key, record: _Record) -> Any:
@@ -197,7 +202,10 @@ def _parse(text: str, key: Key, record: _Record) -> Any:
             if isinstance(token, yaml.TagToken):
                 problem = f"the tag !{token.value[1]} is not supported"
                 record.add(
-                    record.describe_line(token.start_mark.line), problem, "Remove the tag, and write the plain value."
+                    record.describe_line(token.start_mark.line),
+                    problem,
+                    "Remove the tag, and write the plain value.",
+                    code="recipe.tag",
                 )
         node = yaml.compose(text, Loader=_Loader)
         return None if node is None else _to_value(node, key, record=record, parents=())
@@ -206,14 +214,17 @@ def _parse(text: str, key: Key, record: _Record) -> Any:
         problem = getattr(error, "problem", None) or str(error).splitlines()[0]
         # a character that YAML does not allow has a position, but no mark
         line = mark.line if mark else text.count("\n", 0, getattr(error, "position", 0))
-        record.add(record.describe_line(line), f"this is not valid YAML: {problem}", syntax)
+        record.add(record.describe_line(line), f"this is not valid YAML: {problem}", syntax, code="recipe.invalid_yaml")
     except RecursionError:
         record.add(
-            record.describe_line(0), "the values are nested hundreds of levels deep", "Nest the values less deeply."
+            record.describe_line(0),
+            "the values are nested hundreds of levels deep",
+            "Nest the values less deeply.",
+            code="recipe.too_deep",
         )
     except OverflowError as error:
         problem = f"aliases of aliases make more than {_MAX_VALUES:,} values"
-        record.add(str(error), problem, "Write the values without aliases.")
+        record.add(str(error), problem, "Write the values without aliases.", code="recipe.too_deep")
     return None
 
 
@@ -224,7 +235,9 @@ def _to_value(node: yaml.Node, key: Key, *, record: _Record, parents: tuple[int,
     if len(record.places) > _MAX_VALUES:
         raise OverflowError(f"{place} {_dotted(key[:2])}")
     if id(node) in parents:
-        record.add(place, "the anchor contains itself", "Write the whole value here, without the anchor.")
+        record.add(
+            place, "the anchor contains itself", "Write the whole value here, without the anchor.", code="recipe.anchor"
+        )
         return None
     parents = (*parents, id(node))
     if isinstance(node, yaml.ScalarNode):
@@ -237,17 +250,21 @@ def _to_value(node: yaml.Node, key: Key, *, record: _Record, parents: tuple[int,
     for name_node, value_node in node.value:
         place = record.describe_line(name_node.start_mark.line)
         if not isinstance(name_node, yaml.ScalarNode):
-            record.add(place, "the key is a list or a mapping", "Write a plain word as the key.")
+            record.add(
+                place, "the key is a list or a mapping", "Write a plain word as the key.", code="recipe.invalid_yaml"
+            )
             continue
         if name_node.value == "<<":
-            record.add(place, "the merge key `<<` is not supported", "Write each key here, without `<<`.")
+            record.add(
+                place, "the merge key `<<` is not supported", "Write each key here, without `<<`.", code="recipe.anchor"
+            )
             continue
         scalar = _to_scalar(name_node, place, record)
         name = scalar if type(scalar) is int else name_node.value  # a number as a key: `max_memory: {0: 20GiB}`
         name_key = (*key, name)
         if name in values:
             problem = f"the key is written twice; the first is at {record.places[name_key]}"
-            record.add(f"{place} {_dotted(name_key)}", problem, "Remove one of the two.")
+            record.add(f"{place} {_dotted(name_key)}", problem, "Remove one of the two.", code="recipe.duplicate_key")
         record.places[name_key] = place
         values[name] = _to_value(value_node, name_key, record=record, parents=parents)
     return values
@@ -258,7 +275,12 @@ def _to_scalar(node: yaml.ScalarNode, place: str, record: _Record) -> Any:
     text: str = node.value
     if _ENVIRONMENT_VARIABLE.search(text):
         problem = f"{text}: a recipe does not read environment variables"
-        record.add(place, problem, "Write the value itself, or set it on the command line: section.key=value.")
+        record.add(
+            place,
+            problem,
+            "Write the value itself, or set it on the command line: section.key=value.",
+            code="recipe.environment_variable",
+        )
     match node.tag.rsplit(":", 1)[-1] if node.style is None else "str":
         case "null":
             return None
@@ -277,10 +299,20 @@ def _apply_override(values: dict[str, Any], override: str, *, record: _Record, o
     dotted, equals, text = override.partition("=")
     key: Key = tuple(int(part) if part.isascii() and part.isdecimal() else part for part in dotted.split("."))
     if equals and not text.strip():
-        record.add(place, "the value is empty", f"Write a value, or `{dotted}=null` to remove the key.")
+        record.add(
+            place,
+            "the value is empty",
+            f"Write a value, or `{dotted}=null` to remove the key.",
+            code="recipe.invalid_override",
+        )
         return
     if not equals or "" in key:
-        record.add(place, "this is not an override", "Write section.key=value, for example train.max_steps=10.")
+        record.add(
+            place,
+            "this is not an override",
+            "Write section.key=value, for example train.max_steps=10.",
+            code="recipe.invalid_override",
+        )
         return
     if _contradicts_earlier(key, place, record=record, overridden=overridden):
         return
@@ -300,10 +332,12 @@ def _contradicts_earlier(key: Key, place: str, *, record: _Record, overridden: s
     if earlier is None:
         return False
     if earlier == key:
-        record.add(place, "the command line sets this key twice", "Remove one of the two.")
+        record.add(place, "the command line sets this key twice", "Remove one of the two.", code="recipe.duplicate_key")
     else:
         problem = f"this override removes {_dotted(earlier)}, which an earlier override sets"
-        record.add(place, problem, "Remove one of the two, or put this one first.")
+        record.add(
+            place, problem, "Remove one of the two, or put this one first.", code="recipe.contradicting_overrides"
+        )
     return True
 
 
@@ -315,14 +349,19 @@ def _find_parent(values: dict[str, Any], key: Key, *, record: _Record, overridde
         if isinstance(target, dict) and target.get(part) is None:
             if key[:n] in overridden:
                 problem = f"an earlier override sets {_dotted(key[:n])} to null"
-                record.add(place, problem, "Remove one of the two overrides.")
+                record.add(place, problem, "Remove one of the two overrides.", code="recipe.contradicting_overrides")
                 return None
             target[part] = {}
             record.places[key[:n]] = place
         target = _get_item(target, part)
     if isinstance(target, dict) or _get_item(target, key[-1]) is not None:
         return target
-    record.add(place, f"the recipe has no place {_dotted(key)}", _describe_possible_keys(values, key))
+    record.add(
+        place,
+        f"the recipe has no place {_dotted(key)}",
+        _describe_possible_keys(values, key),
+        code="recipe.invalid_override",
+    )
     return None
 
 

@@ -145,11 +145,13 @@ def _check_best_model(run: Run, args: SFTConfig, names: list[str]) -> None:
     where = run.recipe.where(("train", "metric_for_best_model"))
     if not metric.endswith(_QUALITY_METRICS):
         choices = ", ".join(f"eval_{name}" for name in _QUALITY_METRICS)
-        raise RecipeError(Fault(where, f"no evaluation logs {written}", f"Set one of {choices}."))
+        raise RecipeError(
+            Fault(where, f"no evaluation logs {written}", f"Set one of {choices}.", code="recipe.unknown_metric")
+        )
     if len(names) > 1 and not metric.startswith(tuple(f"{name}_" for name in names)):
         problem = f"no evaluation logs {written}: each evaluation set is logged under its own name"
         choices = ", ".join(f"eval_{name}_loss" for name in names)
-        raise RecipeError(Fault(where, problem, f"Set one of {choices}."))
+        raise RecipeError(Fault(where, problem, f"Set one of {choices}.", code="recipe.unknown_metric"))
 
 
 def _check_packing(run: Run, args: SFTConfig) -> None:
@@ -157,7 +159,9 @@ def _check_packing(run: Run, args: SFTConfig) -> None:
     if args.packing and args.packing_strategy == "wrapped" and "leaking_packing" not in run.options.get("allow", []):
         problem = "packing_strategy: wrapped, in which each row of a pack attends to the rows before it"
         fix = "Set bfd or bfd_split, which keep rows apart, or accept it with run.allow: [leaking_packing]."
-        raise RecipeError(Fault(run.recipe.where(("train", "packing_strategy")), problem, fix))
+        raise RecipeError(
+            Fault(run.recipe.where(("train", "packing_strategy")), problem, fix, code="recipe.leaking_packing")
+        )
 
 
 def _check_truncation(run: Run, args: SFTConfig) -> None:
@@ -174,8 +178,10 @@ def _check_truncation(run: Run, args: SFTConfig) -> None:
     for key, value in values.items():
         if value and reason:
             problem = f"{key[1]}: {value}, but no row is truncated with {reason}"
-            raise RecipeError(Fault(run.recipe.where(key), problem, f"Remove {key[1]}."))
+            raise RecipeError(Fault(run.recipe.where(key), problem, f"Remove {key[1]}.", code="recipe.no_effect"))
     if args.packing and run.train.get("truncation_mode") == "keep_end":
         problem = "truncation_mode: keep_end, but TRL packs the beginning of a row"
         fix = "Set truncation_mode: keep_start, or set packing: false."
-        raise RecipeError(Fault(run.recipe.where(("train", "truncation_mode")), problem, fix))
+        raise RecipeError(
+            Fault(run.recipe.where(("train", "truncation_mode")), problem, fix, code="recipe.contradiction")
+        )

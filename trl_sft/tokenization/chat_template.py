@@ -67,16 +67,27 @@ def find_features(where: str, tokenizer: PreTrainedTokenizerBase, kwargs: dict[s
         rendered = tokenizer.apply_chat_template(_CHAT, tokenize=False, **kwargs)
     except jinja2.TemplateSyntaxError as error:
         problem = f"the chat template is not valid Jinja, line {error.lineno}: {error.message}"
-        raise TemplateError(Fault(where, problem, "Use a template that transformers can render.")) from None
+        raise TemplateError(
+            Fault(where, problem, "Use a template that transformers can render.", code="template.invalid")
+        ) from None
     except Exception as error:
         problem = f"the chat template does not render: {first_line(error)}"
-        raise TemplateError(Fault(where, problem, "Use a template that renders a user and an assistant.")) from None
+        raise TemplateError(
+            Fault(where, problem, "Use a template that renders a user and an assistant.", code="template.invalid")
+        ) from None
     dropped = [role for role, word in (("user", QUESTION), ("assistant", ANSWER)) if word not in rendered]
     if dropped:
         accesses = re.findall(r"\bmessage(?:\[['\"](\w+)['\"]\]|\.(\w+))", read_template(tokenizer))
         keys = ", ".join(sorted({subscript or attribute for subscript, attribute in accesses})) or "none"
         problem = f"the chat template drops the content of {' and '.join(dropped)}; keys that it reads: {keys}"
-        raise TemplateError(Fault(where, problem, "Read message['role'] and message['content'] in the template."))
+        raise TemplateError(
+            Fault(
+                where,
+                problem,
+                "Read message['role'] and message['content'] in the template.",
+                code="template.drops_content",
+            )
+        )
 
     def shows(name: str) -> bool:
         rendered = _render_trial(tokenizer, name, kwargs)

@@ -185,7 +185,7 @@ def label_rows(
             if settings.overlong == "error":
                 problem = f"{length:,} tokens, more than max_length {settings.max_length:,}"
                 fix = "Set a larger train.max_length, or set data.overlong: truncate."
-                raise DataError(Fault(row_name(row.number), problem, fix))
+                raise DataError(Fault(row_name(row.number), problem, fix, code="data.too_long"))
             reason = f"longer than max_length {settings.max_length}" if settings.overlong == "drop" else ""
             ids, labels, has_end = _truncate(settings, ids, labels, answer_end=answer_end, eos_id=eos_id)
             loss_tokens = int((labels != IGNORED).sum())
@@ -280,10 +280,12 @@ def _check_doubled_tokens(
     if bos_id is not None and ids[0] == bos_id == ids[1]:
         problem = f"begins with {encoder.tokenizer.bos_token} twice: the text has one, and the tokenizer adds one"
         fix = "Remove it from the rows, or set tokenizer.add_bos_token: false."
-        raise TemplateError(Fault(row_name(number), problem, fix))
+        raise TemplateError(Fault(row_name(number), problem, fix, code="template.doubled_token"))
     if not is_chat and ids[-1] == eos_id == ids[-2]:
         problem = f"ends with {encoder.settings.eos_token} twice: the text has one, and the tokenizer adds one"
-        raise TemplateError(Fault(row_name(number), problem, "Set tokenizer.add_eos_token: false."))
+        raise TemplateError(
+            Fault(row_name(number), problem, "Set tokenizer.add_eos_token: false.", code="template.doubled_token")
+        )
 
 
 def _truncate(

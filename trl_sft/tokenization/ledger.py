@@ -106,7 +106,7 @@ def check(run: Run, split: Split, encoded: EncodedRows, *, part: str) -> None:
         first = encoded.rejected[0]
         problem = f"no row of {part} has loss tokens; the first is {split.row_name(first['row'])}: {first['reason']}"
         fix = "Set a larger train.max_length, or shorten the prompts." if is_truncated else "Add rows with an answer."
-        raise DataError(Fault(where, problem, fix))
+        raise DataError(Fault(where, problem, fix, code="data.no_loss_tokens"))
     if len(untrained) > limit * len(split.order) and "untrained_rows" not in run.options.get("allow", []):
         first = untrained[0]
         problem = (
@@ -115,7 +115,7 @@ def check(run: Run, split: Split, encoded: EncodedRows, *, part: str) -> None:
         )
         longer = "Set a larger train.max_length. Or: " if is_truncated else ""
         fix = f"{longer}Set data.max_untrained, or accept it with run.allow: [untrained_rows]."
-        raise DataError(Fault(where, problem, fix))
+        raise DataError(Fault(where, problem, fix, code="data.untrained_rows"))
 
 
 def describe(

@@ -43,16 +43,17 @@ _IN_MESSAGES = 20  # characters on each side of a place that a message shows
 class MaskError(ValueError):
     """The loss of a chat cannot be placed."""
 
-    def __init__(self, problem: str, fix: str, allow: str = "") -> None:
+    def __init__(self, problem: str, fix: str, allow: str = "", *, code: str) -> None:
         """Keep the parts for the fault that the caller builds.
 
         Args:
             problem: what is wrong.
             fix: how to change the recipe or the rows, as an imperative without a full stop.
             allow: the word of `run.allow` that accepts it; "" = nothing accepts it.
+            code: the kind of fault, one of `fault_codes.yaml`.
 
         """
-        self.problem, self.fix, self.allow = problem, fix, allow
+        self.problem, self.fix, self.allow, self.code = problem, fix, allow, code
         super().__init__(problem)
 
 
@@ -349,7 +350,9 @@ def _find_end(
     if not closing:
         shown = text[max(0, content_end - _IN_MESSAGES) : content_end + _IN_MESSAGES]
         problem = f"turn {number + 1} ends with no token that generation could stop on: {shown!r}"
-        raise MaskError(problem, "Use a template that writes {{ eos_token }} after every answer")
+        raise MaskError(
+            problem, "Use a template that writes {{ eos_token }} after every answer", code="template.no_end_token"
+        )
     return content_end + max(map(len, closing))
 
 
@@ -362,7 +365,12 @@ def _prompt_mismatch(prompt: str, text: str, position: int, *, number: int, is_l
         "in training"
     )
     fix = "Set tokenizer.chat_template_kwargs (for example {enable_thinking: false}, where the template reads it)"
-    return MaskError(problem, fix if is_last else f"Set data.loss_on: last_turn. Or: {fix}", "prompt_mismatch")
+    return MaskError(
+        problem,
+        fix if is_last else f"Set data.loss_on: last_turn. Or: {fix}",
+        "prompt_mismatch",
+        code="template.prompt_mismatch",
+    )
 
 
 def _dropped_part(part: str, is_last: bool) -> MaskError:
@@ -371,6 +379,7 @@ def _dropped_part(part: str, is_last: bool) -> MaskError:
     return MaskError(
         f"the chat template drops a part of an answer: {part[:60]!r}",
         fix if is_last else f"Set data.loss_on: last_turn. Or: {fix}",
+        code="template.drops_content",
     )
 
 

@@ -115,7 +115,7 @@ def _render_chats(
             )
         except MaskError as error:
             fix = f"{error.fix}. Or accept it with run.allow: [{error.allow}]." if error.allow else f"{error.fix}."
-            raise TemplateError(Fault(row_name(number), error.problem, fix)) from None
+            raise TemplateError(Fault(row_name(number), error.problem, fix, code=error.code)) from None
     if len(encoder.search_errors) > errors_before and not all(check):
         raise AssertionError(
             f"two ways to find the loss mask differ, and earlier rows were not checked: {encoder.search_errors[-1]}"
@@ -146,7 +146,9 @@ def _check_template_takes(
     except Exception as error:
         roles = ", ".join(str(turn["role"]) for turn in turns)
         problem = f"the chat template refuses this chat: {first_line(error)}; its roles are {roles}"
-        raise TemplateError(Fault(name, problem, "Change the row to what this model's template takes.")) from None
+        raise TemplateError(
+            Fault(name, problem, "Change the row to what this model's template takes.", code="template.refuses_row")
+        ) from None
 
 
 def _list_answers_with_loss(
@@ -198,10 +200,16 @@ def _check_loss_on_all(
     """Refuse a chat under `loss_on: all` if a turn has no loss or the last answer lost a part. Raises MaskError."""
     if part := chat_template.find_missing_part(turns[all_answers[-1]], text):
         problem = f"the chat template drops a part of an answer: {part[:60]!r}"
-        raise MaskError(problem, "Use a template that renders it, or remove it from the rows")
+        raise MaskError(
+            problem, "Use a template that renders it, or remove it from the rows", code="template.drops_content"
+        )
     if excluded := sorted({*all_answers} - {*answers}):
         problem = f"turn {excluded[0] + 1} is not to be trained, but loss_on: all trains everything"
-        raise MaskError(problem, "Set data.loss_on: assistant, or remove `train: false` and `weight: 0` from the rows")
+        raise MaskError(
+            problem,
+            "Set data.loss_on: assistant, or remove `train: false` and `weight: 0` from the rows",
+            code="data.loss_on_mismatch",
+        )
 
 
 def _compare_with_markers(
@@ -241,4 +249,4 @@ def _compare_with_markers(
             f"differ first at {text[start:end][:80]!r}"
         )
         fix = "Put the markers around each whole answer with the token that ends it, or remove them from the template"
-        raise MaskError(problem, fix, "template_markers")
+        raise MaskError(problem, fix, "template_markers", code="template.other_markers")

@@ -189,4 +189,4 @@ def _check_counts(run: Run, name: str, counts: Counter[str]) -> None:
         return
     problem = f"{untrained:,} of the first {counts['rows']:,} rows of {name} have no loss tokens"
     fix = "Set a larger train.max_length or data.max_untrained, or accept it with run.allow: [untrained_rows]."
-    raise DataError(Fault(run.recipe.where(("data", "train")), problem, fix))
+    raise DataError(Fault(run.recipe.where(("data", "train")), problem, fix, code="data.untrained_rows"))

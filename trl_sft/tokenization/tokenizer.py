@@ -83,7 +83,9 @@ def load(run: Run, names: Sequence[str], num_embeddings: int) -> ChatTokenizer:
         notes.append(_describe_new_tokens(tokenizer, new_tokens, before=num_embeddings, after=num_rows))
     if new_tokens and is_adapter:
         problem = f"{notes[-1]}; but {names[0]} is an adapter, which learns no further tokens"
-        raise TemplateError(Fault(_where(run), problem, "Set model.name_or_path to its base model."))
+        raise TemplateError(
+            Fault(_where(run), problem, "Set model.name_or_path to its base model.", code="model.new_tokens")
+        )
     template, stop_token = chat_template.read_template(tokenizer), ""
     _check_template_kwargs(run, template)
     template_features: tuple[str, ...] = ()
@@ -106,7 +108,7 @@ def _describe_features(
     if escape and not tokenizer.is_fast:
         problem = f"special_tokens_in_text: text needs a fast tokenizer; this is {type(tokenizer).__name__}"
         where = run.recipe.where(("data", "special_tokens_in_text"))
-        raise TemplateError(Fault(where, problem, "Set special_tokens_in_text: refuse."))
+        raise TemplateError(Fault(where, problem, "Set special_tokens_in_text: refuse.", code="model.slow_tokenizer"))
     # whoever adds a special token in the recipe means to write it in rows
     extra = run.tokenizer.get("extra_special_tokens") or []
     intended = {*(extra.values() if isinstance(extra, dict) else extra)}
@@ -132,17 +134,17 @@ def choose_settings(run: Run, chat: ChatTokenizer, chats: bool) -> dict[Key, Set
             word = "chat_template" if run.chat_template else "chat_template_kwargs"
             problem = f"{word}, but no row becomes a chat: the model would not be trained on this template"
             fix = f"Set wording: chat for the sources, or remove {word}."
-            raise TemplateError(Fault(run.recipe.where(("tokenizer", word)), problem, fix))
+            raise TemplateError(Fault(run.recipe.where(("tokenizer", word)), problem, fix, code="template.unused"))
         return {}
     if not chat.stop_token:
         problem = "the chat template ends an assistant's turn with no token that generation could stop on"
         fix = "Set tokenizer.chat_template to a template that writes {{ eos_token }} after the answer."
-        raise TemplateError(Fault(_where(run), problem, fix))
+        raise TemplateError(Fault(_where(run), problem, fix, code="template.no_end_token"))
     for key, section in ((("train", "eos_token"), run.train), (("tokenizer", "eos_token"), run.tokenizer)):
         if section.get("eos_token") not in (None, chat.stop_token):
             problem = f"{section['eos_token']}, but the template ends the assistant's turns with {chat.stop_token}"
             fix = f"Set {chat.stop_token}, or remove the key: the token is read from the template."
-            raise TemplateError(Fault(run.recipe.where(key), problem, fix))
+            raise TemplateError(Fault(run.recipe.where(key), problem, fix, code="template.other_end_token"))
     if run.train.get("eos_token") or str(chat.tokenizer.eos_token) == chat.stop_token:
         return {}
     if chat_template.depends_on_eos(chat.tokenizer, chat.stop_token, run.chat_template_kwargs):
@@ -167,10 +169,14 @@ def _load_tokenizer(run: Run, names: Sequence[str], kwargs: dict[str, Any]) -> P
             errors.append(first_line(error))
     else:
         fix = "Name a folder that has the tokenizer too: save it there with tokenizer.save_pretrained."
-        raise TemplateError(Fault(where, f"{names[-1]}: no tokenizer can be loaded: {errors[-1]}", fix))
+        raise TemplateError(
+            Fault(where, f"{names[-1]}: no tokenizer can be loaded: {errors[-1]}", fix, code="model.no_tokenizer")
+        )
     if tokenizer.eos_token is None and run.train.get("eos_token") is None and kwargs == run.tokenizer:
         problem = f"the tokenizer of {names[-1]} has no end token, so the model would never learn to stop"
-        raise TemplateError(Fault(where, problem, "Set tokenizer.eos_token to the token that ends a text."))
+        raise TemplateError(
+            Fault(where, problem, "Set tokenizer.eos_token to the token that ends a text.", code="model.no_end_token")
+        )
     return tokenizer
 
 
@@ -179,7 +185,11 @@ def _install_template(run: Run, tokenizer: PreTrainedTokenizerBase) -> special_t
     assert run.chat_template is not None
     if not tokenizer.is_fast:
         problem = f"a template's tokens cannot be set up in {type(tokenizer).__name__}, a slow tokenizer"
-        raise TemplateError(Fault(_where(run), problem, "Use a model with a fast tokenizer (tokenizer.json)."))
+        raise TemplateError(
+            Fault(
+                _where(run), problem, "Use a model with a fast tokenizer (tokenizer.json).", code="model.slow_tokenizer"
+            )
+        )
     files = run.chat_template.files
     if files and files[0].is_file():
         tokenizer.chat_template = _read_template_file(run, files[0], tokenizer)
@@ -188,7 +198,9 @@ def _install_template(run: Run, tokenizer: PreTrainedTokenizerBase) -> special_t
     template = chat_template.read_template(other)
     if not template:
         problem = f"the tokenizer of {run.chat_template.name} has no chat template itself"
-        raise TemplateError(Fault(_where(run), problem, "Name another tokenizer, a .jinja file, or chatml."))
+        raise TemplateError(
+            Fault(_where(run), problem, "Name another tokenizer, a .jinja file, or chatml.", code="template.missing")
+        )
     tokenizer.chat_template = template
     rendered = chat_template.render_trials(tokenizer, run.chat_template_kwargs)
     strings = [str(token.content) for token in other.added_tokens_decoder.values() if token.content in rendered]
@@ -201,9 +213,13 @@ def _read_template_file(run: Run, file: Path, tokenizer: PreTrainedTokenizerBase
         template = file.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         problem = f"{file.name} cannot be read: {first_line(error)}"
-        raise TemplateError(Fault(_where(run), problem, "Name a text file in UTF-8.")) from None
+        raise TemplateError(
+            Fault(_where(run), problem, "Name a text file in UTF-8.", code="template.unreadable")
+        ) from None
     if not template.strip():
-        raise TemplateError(Fault(_where(run), f"{file.name} is empty", "Write a chat template into it."))
+        raise TemplateError(
+            Fault(_where(run), f"{file.name} is empty", "Write a chat template into it.", code="template.unreadable")
+        )
     # templates of this package do not write the first token: where the tokenizer begins every text with one, so
     # does a chat
     needs_bos = file.is_relative_to(paths.TEMPLATES) and tokenizer("a")["input_ids"][0] == tokenizer.bos_token_id
@@ -223,7 +239,7 @@ def _load_template_source(run: Run) -> PreTrainedTokenizerBase:
         refusal = None if is_local else hub.translate_error(_where(run), name, error)
         problem = f"{name}: no tokenizer can be loaded: {first_line(error)}"
         fix = "Name the folder or the hub id of a tokenizer."
-        raise refusal or TemplateError(Fault(_where(run), problem, fix)) from None
+        raise refusal or TemplateError(Fault(_where(run), problem, fix, code="model.no_tokenizer")) from None
 
 
 def _list_special_strings(run: Run, tokenizer: PreTrainedTokenizerBase) -> list[str]:
@@ -236,11 +252,25 @@ def _check_template_kwargs(run: Run, template: str) -> None:
     reserved = sorted(set(run.chat_template_kwargs) & _RESERVED_KWARGS)
     if reserved:
         where = run.recipe.where(("tokenizer", "chat_template_kwargs", reserved[0]))
-        raise TemplateError(Fault(where, f"transformers passes {reserved[0]} to the template itself", "Remove it."))
+        raise TemplateError(
+            Fault(
+                where,
+                f"transformers passes {reserved[0]} to the template itself",
+                "Remove it.",
+                code="template.unknown_keyword",
+            )
+        )
     unread = [name for name in run.chat_template_kwargs if not re.search(rf"\b{re.escape(name)}\b", template)]
     if unread:
         where = run.recipe.where(("tokenizer", "chat_template_kwargs", unread[0]))
-        raise TemplateError(Fault(where, f"the chat template reads no {unread[0]}", "Use a name that it reads."))
+        raise TemplateError(
+            Fault(
+                where,
+                f"the chat template reads no {unread[0]}",
+                "Use a name that it reads.",
+                code="template.unknown_keyword",
+            )
+        )
 
 
 def _where(run: Run) -> str:

@@ -106,7 +106,7 @@ def _create_schedule(run: Run, trainer: SFTTrainer) -> None:
         # str() of a KeyError would add quotation marks
         problem = f"{type(error).__name__}: {first_line(Exception(*error.args))}"
         fix = "Write keywords that this schedule takes."
-        raise RecipeError(Fault(run.recipe.where(key), problem, fix)) from error
+        raise RecipeError(Fault(run.recipe.where(key), problem, fix, code="recipe.refused_by_library")) from error
 
 
 def _check_lora_names(run: Run, model: PreTrainedModel) -> None:
@@ -121,11 +121,25 @@ def _check_lora_names(run: Run, model: PreTrainedModel) -> None:
         key = next(key for key in keys if name in lora[key])
         nearest = nearest_name(name, known, cutoff=LOOSE)
         fix = f"Did you mean `{nearest}`?" if nearest else "Write the name of a module that the model has."
-        faults.append(Fault(run.recipe.where(("lora", key)), f"{name}: the model has no module of this name", fix))
+        faults.append(
+            Fault(
+                run.recipe.where(("lora", key)),
+                f"{name}: the model has no module of this name",
+                fix,
+                code="model.unknown_module",
+            )
+        )
     for place, name, fits in _find_patterns(run, adapted, modules):
         if not fits:
             fix = "Write the name of a module that has an adapter, or remove it."
-            faults.append(Fault(run.recipe.where(place), f"{name} changes nothing: it fits no module", fix))
+            faults.append(
+                Fault(
+                    run.recipe.where(place),
+                    f"{name} changes nothing: it fits no module",
+                    fix,
+                    code="model.unknown_module",
+                )
+            )
     if faults:
         raise RecipeError(faults)
 

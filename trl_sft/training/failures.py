@@ -79,7 +79,12 @@ def _explain(error: BaseException, run: Run, record: RunRecord) -> Exception | N
     step = record.trainer.state.global_step if record.trainer and record.has_begun else 0
     at = f"at step {step}; {saved}"
     if isinstance(error, UserError):  # streamed rows are read during training
-        stopped = Fault("the run", f"stopped {at}", "Correct the fault, then run the same command. The run resumes.")
+        stopped = Fault(
+            "the run",
+            f"stopped {at}",
+            "Correct the fault, then run the same command. The run resumes.",
+            code="run.stopped",
+        )
         return type(error)([*error.faults, stopped])
     if isinstance(error, errors.Interrupted) and record.has_begun:
         return RunStopped(f"stopped at once {at}", errors.EXIT_SIGNAL + (error.args[0] if error.args else 2))
@@ -93,7 +98,9 @@ def _explain(error: BaseException, run: Run, record: RunRecord) -> Exception | N
         if record.checkpoint is not None and (unpickled or unreadable):
             problem = f"{record.checkpoint}: the run cannot resume from this checkpoint: {errors.first_line(error)}"
             fix = "Set run.resume to the path of an earlier checkpoint."
-            return RecipeError(Fault(run.recipe.where(("run", "resume")), problem, fix))
+            return RecipeError(
+                Fault(run.recipe.where(("run", "resume")), problem, fix, code="resume.unreadable_checkpoint")
+            )
         refusal = refusals.as_fault(run, error)
         return None if refusal is error else refusal
     return None

@@ -25,17 +25,24 @@ def as_fault(run: Run, error: Exception) -> Exception:
     key = _key_of_message(run, text)
     where = run.recipe.where(key or ("train",))
     if "install" in text and not isinstance(error, ValueError | OSError):
-        return MissingPackage(Fault(where, text, "Install what the message asks for, in this Python environment."))
+        return MissingPackage(
+            Fault(where, text, "Install what the message asks for, in this Python environment.", code="package.missing")
+        )
     if isinstance(error, OSError) or type(error).__name__ == "SafetensorError":
         fix = "Use a model whose weights are complete."
         if "safetensors" in text:
             fix += " To read pickled weights, set model.use_safetensors: false."
         place = run.recipe.where(("model", "name_or_path"))
-        return RecipeError(Fault(place, f"{run.model_location.name}: {text}", fix))
+        return RecipeError(Fault(place, f"{run.model_location.name}: {text}", fix, code="model.incomplete_weights"))
     if _raised_by_this_package(error):
         return error
     return RecipeError(
-        Fault(where, text, "This message comes from an installed library. Set another value for the key.")
+        Fault(
+            where,
+            text,
+            "This message comes from an installed library. Set another value for the key.",
+            code="recipe.refused_by_library",
+        )
     )
 
 

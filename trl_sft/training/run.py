@@ -41,7 +41,9 @@ def run(checked: Run, decision: run_folder.FolderDecision) -> Result:
         if not is_ours:
             problem = f"{checked.output_dir}: another process trains there now"
             fix = "Wait until that process ends, or set another train.output_dir."
-            raise LaunchError(Fault(checked.recipe.where(("train", "output_dir")), problem, fix))
+            raise LaunchError(
+                Fault(checked.recipe.where(("train", "output_dir")), problem, fix, code="run.folder_in_use")
+            )
         record = RunRecord(checked, decision)
         with failures.explained(checked, record):
             trainer = record.trainer = build_trainer(checked, inputs)

@@ -142,7 +142,9 @@ class Verification(TrainerCallback):
         recipe = self._run.recipe
         resumed = self._trainer.state.global_step > 0 and self._steps == 0
         fix = _FIX_RESUMED if resumed else _FIX
-        faults = [Fault(recipe.where(reading.key), _describe(reading), fix) for reading in wrong]
+        faults = [
+            Fault(recipe.where(reading.key), _describe(reading), fix, code="run.not_as_asked") for reading in wrong
+        ]
         if any(reading.key in recipe.places and len(reading.key) > 1 for reading in wrong):
             raise RecipeError(faults)
         raise NotAsAsked("\n".join(str(fault) for fault in faults))

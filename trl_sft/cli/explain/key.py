@@ -69,7 +69,9 @@ def explain_key(word: str, recipe: Sequence[str] = ()) -> list[str]:
         return list(_explain_section(word))
     sources = _find_keys(word, run)
     if not sources:
-        raise RecipeError(Fault(f"explain {word}", f"no section has a key `{word}`", _suggest_key(word)))
+        raise RecipeError(
+            Fault(f"explain {word}", f"no section has a key `{word}`", _suggest_key(word), code="recipe.unknown_key")
+        )
     if len(sources) > 1:
         lines = [f"{word} is a key of several sections. Name one of them:"]
         return lines + [f"  {source.key:40} {source.owner}" for source in sources]

@@ -65,10 +65,14 @@ def write(model: str, path: str, output: Path) -> int:
     """
     if output.exists():
         problem = "this file exists already; it is left unchanged"
-        raise RecipeError(Fault(str(output), problem, "Name another file: -o ANOTHER.yaml"))
+        raise RecipeError(Fault(str(output), problem, "Name another file: -o ANOTHER.yaml", code="run.file_exists"))
     if not output.parent.is_dir():
         problem = f"the folder {output.parent} does not exist"
-        raise RecipeError(Fault(str(output), problem, "Create the folder, or name a file in another one."))
+        raise RecipeError(
+            Fault(
+                str(output), problem, "Create the folder, or name a file in another one.", code="run.unwritable_output"
+            )
+        )
     draft = _draft_recipe(output, model, path)
     with upstream_warnings.quiet():
         run = build.build_run(draft)

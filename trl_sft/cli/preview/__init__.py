@@ -25,7 +25,9 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("--html", metavar="FILE", type=Path, help="write an HTML page instead")
     run, options = arguments.parse_recipe(parser, argv)
     if options.rows < 1:
-        raise errors.RecipeError(errors.Fault("--rows", f"{options.rows} is below 1", "Ask for at least 1 row."))
+        raise errors.RecipeError(
+            errors.Fault("--rows", f"{options.rows} is below 1", "Ask for at least 1 row.", code="run.bad_option")
+        )
     from trl_sft import upstream_warnings
 
     with upstream_warnings.quiet():

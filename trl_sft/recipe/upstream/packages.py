@@ -69,7 +69,12 @@ def _find_folder(package: str) -> Path | None:
 def missing_package(package: str) -> MissingPackage:
     """Return the error for a package that is not installed."""
     return MissingPackage(
-        Fault(package, "the package is not installed", "Run `pip install trl-sft` in this Python environment.")
+        Fault(
+            package,
+            "the package is not installed",
+            "Run `pip install trl-sft` in this Python environment.",
+            code="package.missing",
+        )
     )
 
 
@@ -87,4 +92,4 @@ def changed_source(module: str, problem: str) -> UpstreamChanged:
         f"Install a version of {package} that trl_sft was tested with (constraints.txt), "
         "or report this version to the authors of trl_sft."
     )
-    return UpstreamChanged(Fault(f"{package} {get_version(package)}, {file}", problem, fix))
+    return UpstreamChanged(Fault(f"{package} {get_version(package)}, {file}", problem, fix, code="package.changed"))

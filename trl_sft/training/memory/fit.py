@@ -75,7 +75,11 @@ def check_memory(
         problem = f"weights, gradients and optimizer state alone take {format_bytes(estimate.minimum)}"
         where = run.recipe.where(("model", "name_or_path"))
         fix = f"Try {suggest_smaller(run)}."
-        raise LaunchError(Fault(where, f"{problem}; {device_type} has {format_bytes(free)} free", fix))
+        raise LaunchError(
+            Fault(
+                where, f"{problem}; {device_type} has {format_bytes(free)} free", fix, code="machine.too_little_memory"
+            )
+        )
     lines = describe_estimate(estimate, free, str(batch))
     if device_type == "cuda":
         lines.append(("memory", f"{_LIMITS}; GPU estimates are unverified."))
