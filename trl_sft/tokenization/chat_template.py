@@ -127,6 +127,25 @@ def render_trials(tokenizer: PreTrainedTokenizerBase, kwargs: dict[str, Any]) ->
     return "".join(_render_trial(tokenizer, name, kwargs) for name in _TRIALS)
 
 
+def render_all_trials(tokenizer: PreTrainedTokenizerBase, kwargs: dict[str, Any]) -> str:
+    """Return all trial chats as `render_trials` does, and one that ends in the generation prompt. Raises MemoryError.
+
+    Unlike `render_trials` it lets errors of memory through.
+    """
+    text = ""
+    for messages, tools, _ in _TRIALS.values():
+        for add_generation_prompt in (False, True):
+            try:
+                text += tokenizer.apply_chat_template(
+                    messages, tools=tools, tokenize=False, add_generation_prompt=add_generation_prompt, **kwargs
+                )
+            except MemoryError:
+                raise
+            except Exception:  # a template raises what it likes for messages that it does not take
+                continue
+    return text
+
+
 def find_missing_part(turn: dict[str, Any], rendered: str) -> str:
     """Return the first part of an answer that its rendering lacks, spaces aside; "" = it lacks none."""
     functions = [call["function"] for call in turn.get("tool_calls") or []]

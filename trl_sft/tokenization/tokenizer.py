@@ -19,7 +19,7 @@ from trl_sft.errors import Fault, TemplateError, first_line
 from trl_sft.recipe import hub, paths
 from trl_sft.recipe.checked import Run, Setting
 from trl_sft.recipe.yaml_reader import Key
-from trl_sft.tokenization import chat_template, special_tokens
+from trl_sft.tokenization import chat_template, special_tokens, template_limits
 
 # keywords of `model:` that another repository, and the tokenizer of the same one, are loaded with
 _HUB_KWARGS = ("cache_dir", "local_files_only", "token", "trust_remote_code")
@@ -76,6 +76,8 @@ def load(run: Run, names: Sequence[str], num_embeddings: int) -> ChatTokenizer:
     if run.chat_template is not None:
         installed = _install_template(run, tokenizer)
         notes.append(run.chat_template.name + _describe_installed(installed))
+    else:
+        template_limits.check_limits(_where(run), tokenizer, run.chat_template_kwargs)
     vocabulary = tokenizer.get_vocab()
     new_tokens = tuple(sorted(number for token, number in vocabulary.items() if token not in learned))
     num_rows = max(num_embeddings, max(vocabulary.values()) + 1)
@@ -193,6 +195,7 @@ def _install_template(run: Run, tokenizer: PreTrainedTokenizerBase) -> special_t
     files = run.chat_template.files
     if files and files[0].is_file():
         tokenizer.chat_template = _read_template_file(run, files[0], tokenizer)
+        template_limits.check_limits(_where(run), tokenizer, run.chat_template_kwargs)
         return special_tokens.install(tokenizer, _list_special_strings(run, tokenizer))
     other = _load_template_source(run)
     template = chat_template.read_template(other)
@@ -202,6 +205,7 @@ def _install_template(run: Run, tokenizer: PreTrainedTokenizerBase) -> special_t
             Fault(_where(run), problem, "Name another tokenizer, a .jinja file, or chatml.", code="template.missing")
         )
     tokenizer.chat_template = template
+    template_limits.check_limits(_where(run), tokenizer, run.chat_template_kwargs)
     rendered = chat_template.render_trials(tokenizer, run.chat_template_kwargs)
     strings = [str(token.content) for token in other.added_tokens_decoder.values() if token.content in rendered]
     return special_tokens.install(tokenizer, list(dict.fromkeys([*_list_special_strings(run, tokenizer), *strings])))
