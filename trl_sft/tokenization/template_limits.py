@@ -52,7 +52,9 @@ def check_limits(where: str, tokenizer: PreTrainedTokenizerBase, kwargs: dict[st
     problem = _describe(_wait(child))
     if problem:
         fix = "Use another template. Look for loops and powers in this one if it is yours."
-        raise TemplateError(Fault(where, f"the chat template {problem} to render short trial chats", fix))
+        raise TemplateError(
+            Fault(where, f"the chat template {problem} to render short trial chats", fix, "template.too_expensive")
+        )
 
 
 def _render_and_exit(tokenizer: PreTrainedTokenizerBase, kwargs: dict[str, Any]) -> None:
