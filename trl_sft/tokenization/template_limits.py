@@ -53,7 +53,7 @@ def check_limits(where: str, tokenizer: PreTrainedTokenizerBase, kwargs: dict[st
     if problem:
         fix = "Use another template. Look for loops and powers in this one if it is yours."
         raise TemplateError(
-            Fault(where, f"the chat template {problem} to render short trial chats", fix, "template.too_expensive")
+            Fault(where, f"the chat template {problem} to render short trial chats", fix, code="template.too_expensive")
         )
 
 
