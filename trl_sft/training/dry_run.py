@@ -18,6 +18,7 @@ from transformers import PreTrainedModel
 from trl import SFTConfig, SFTTrainer
 
 from trl_sft.errors import Fault, RecipeError, UserError, first_line
+from trl_sft.evaluation import generation_trial
 from trl_sft.model import load, meta_model
 from trl_sft.recipe.checked import Run
 from trl_sft.recipe.yaml_reader import Key
@@ -47,6 +48,8 @@ def check(
     Raises:
         UserError: upstream refuses a setting.
     """
+    batch_size = args.per_device_eval_batch_size
+    generation_trial.check_settings(run, chat.tokenizer, batch_size=batch_size, num_embeddings=chat.num_embeddings)
     if model.adapter:
         return "an adapter is built with its weights"
     train, held_out = (datasets.train, datasets.eval) if datasets else (_ONE_ROW, _ONE_ROW)
