@@ -1,8 +1,8 @@
 """Tries the generation settings of a recipe on a model of one layer, before a run touches any file.
 
-Input: `evaluate.generation` of the recipe, the tokenizer. Output: nothing, or a fault. transformers refuses many of them
-only when it generates, which would be after an earlier run was replaced, or after the last step. Not here: settings
-that only a certain architecture refuses.
+Input: `evaluate.generation` of the recipe, the tokenizer. Output: nothing, or a fault. transformers refuses many
+settings only when it generates, which would be after an earlier run was replaced, or after the last step. Not here:
+settings that only a certain architecture refuses.
 """
 
 from __future__ import annotations
