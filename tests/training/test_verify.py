@@ -318,6 +318,31 @@ def test_rows_and_tokens_are_those_of_the_ledger_after_whole_epochs(packing, go,
     assert end["rows"] == 2 * rows
 
 
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        ("train.label_smoothing_factor=0.1",),
+        ("train.label_smoothing_factor=0.1", "train.gradient_accumulation_steps=3"),
+        ("train.loss_type=dft",),
+        ("train.loss_type=chunked_nll",),
+        ("train.label_smoothing_factor=0.1", "train.packing=true", "train.max_length=64"),
+        ("train.label_smoothing_factor=0.1", "train.eval_strategy=steps", "train.eval_steps=1"),
+        ("lora={r: 4, target_modules: all-linear}", "train.loss_type=dft"),
+    ],
+    ids=lambda overrides: " ".join(overrides),
+)
+@pytest.mark.filterwarnings("ignore:.*label_smoothing:FutureWarning")
+def test_loss_tokens_are_those_of_the_ledger_whichever_loss_reads_the_labels(overrides, go, here):
+    words = ("train.max_steps=-1", "train.num_train_epochs=1", *overrides)
+    recipe = RECIPE.replace("rows.jsonl}", "rows.jsonl, eval_fraction: 0.2}")
+    code, out, err = go(recipe, *words)
+    assert code == 0, err
+    end = json.loads((here / "out" / "run.json").read_text())["measured"]["after_training"]
+    ledger = json.loads((here / "out" / "ledger.json").read_text())["train"]
+    assert end["loss_tokens"] == ledger["tokens"]["loss"] > 0
+    assert f"{end['loss_tokens']} of them with loss" in out
+
+
 def test_tensor_that_training_does_not_change_is_named_on_the_last_screen(run_with, here):
     def no_gradient(live):
         layers(live)[1].mlp.up_proj.weight.register_hook(torch.zeros_like)

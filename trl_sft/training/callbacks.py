@@ -39,6 +39,7 @@ class Progress(TrainerCallback):
         self._log, self._begin = folder / run_folder.LOG, begin
         self._bar: Any = None
         self._first_step, self._clock_started = 0, 0.0
+        self._best_step: int | None = None  # whose weights the Trainer loaded at the end
 
     def on_train_begin(self, args: SFTConfig, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Show the table; bring log.jsonl to the state that training starts from."""
@@ -69,16 +70,23 @@ class Progress(TrainerCallback):
         self, args: SFTConfig, state: TrainerState, control: TrainerControl, logs: dict[str, Any], **kwargs: Any
     ) -> None:
         """Write the entry to log.jsonl and show it on one line."""
+        # an evaluation after training is of the weights that will be saved, and they may be those of an earlier step
+        again = {} if self._best_step is None else {"weights_of_step": self._best_step}
         if state.log_history:
-            run_folder.append_json(self._log, state.log_history[-1])
+            run_folder.append_json(self._log, state.log_history[-1] | again)
         shown = {name: value for name, value in logs.items() if not any(part in name for part in _HIDDEN)}
         if "train_loss" not in logs and shown:
             values = [f"{n} {v:.4g}" if isinstance(v, float) else f"{n} {v}" for n, v in shown.items() if n != "epoch"]
-            self._print(f"step {state.global_step}/{state.max_steps}  " + "  ".join(values))
+            step = f"step {state.global_step}/{state.max_steps}"
+            if again:
+                step = f"step {self._best_step}/{state.max_steps}, the best, loaded and evaluated again"
+            self._print(f"{step}  " + "  ".join(values))
 
     def on_train_end(self, args: SFTConfig, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        """Remove the bar."""
+        """Remove the bar; note which weights the model has now."""
         self.close()
+        best = state.best_model_checkpoint if args.load_best_model_at_end else None
+        self._best_step = int(Path(best).name.removeprefix(run_folder.CHECKPOINT)) if best else None
 
     def close(self) -> None:
         """Remove the bar, also when training ended by an exception."""

@@ -50,16 +50,23 @@ def save(
     files = sorted({path.name for path in run.output_dir.iterdir()} - files_before)
     is_adapter = paths.is_adapter(run.output_dir)
     differs = is_adapter and load.differs_from_base(run, inputs.model, trainer.model)
-    card = manifest.write_model_card(run, inputs.model.name, metrics, is_adapter=is_adapter, differs_from_base=differs)
+    best = manifest.describe_best(trainer.args, trainer.state)
+    card = manifest.write_model_card(
+        run, inputs.model.name, metrics, is_adapter=is_adapter, differs_from_base=differs, best=best
+    )
     run_folder.write_text(run.output_dir / run_folder.CARD, card)
     steps = trainer.state.global_step
-    record.close({"outcome": run_folder.DONE, "steps": steps, "metrics": metrics, "files": files})
+    outcome = {"outcome": run_folder.DONE, "steps": steps, "metrics": metrics, "files": files}
+    record.close(outcome | ({"best": best} if best else {}))
     code = manifest.write_usage(summary.relative(run.output_dir), differs_from_base=differs)
     screen = summary.LastScreen(
         seconds=record.seconds(),
         first_metrics=before_after.read_metrics(trainer.state.log_history, 0, prompts.loss_tokens),
         metrics=metrics,
-        trained=list(record.verification.last_screen()) if record.verification else [],
+        trained=[
+            *(record.verification.last_screen() if record.verification else []),
+            *([f"Best: {manifest.write_best(best)}"] if best else []),
+        ],
         answers=list(before_after.last_screen(comparison)) if comparison else [],
         command=summary.ask_command(code, prompts.example),
     )

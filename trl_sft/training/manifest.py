@@ -72,8 +72,55 @@ def write_usage(folder: str, *, differs_from_base: bool) -> list[str]:
     ]
 
 
+def describe_best(args: Any, state: Any) -> dict[str, Any] | None:
+    """Return the step whose weights the Trainer loaded at the end, for run.json; None = those of the last step.
+
+    Args:
+        args: the live SFTConfig.
+        state: the Trainer's state after training.
+
+    Returns:
+        `step`, `steps` (of the run), `metric` (as it is logged) and its `value`.
+    """
+    if not args.load_best_model_at_end or state.best_model_checkpoint is None:
+        return None
+    name = str(args.metric_for_best_model or "loss")
+    metric = name if name.startswith("eval_") else f"eval_{name}"
+    step = int(Path(state.best_model_checkpoint).name.removeprefix(run_folder.CHECKPOINT))
+    return {"step": step, "steps": state.global_step, "metric": metric, "value": state.best_metric}
+
+
+def write_best(best: Mapping[str, Any]) -> str:
+    """Return the line that says which step was saved; `best` is that of `describe_best`."""
+    return f"step {best['step']} of {best['steps']} ({best['metric']} {best['value']:.4g}), whose weights are saved"
+
+
+def write_merge(run: Run) -> list[str]:
+    """Return the lines of Python that merge the adapter of a finished run into its base model.
+
+    peft saves no generation config, and the merged model would have that of the base, which may end a turn with
+    another token.
+    """
+    dtype = run.model.get("dtype", "float32")
+    return [
+        "from peft import AutoPeftModelForCausalLM",
+        "from transformers import AutoTokenizer, GenerationConfig",
+        f"folder = {format_value(run.output_dir.name)}",
+        f'model = AutoPeftModelForCausalLM.from_pretrained(folder, dtype="{dtype}").merge_and_unload()',
+        "model.generation_config = GenerationConfig.from_pretrained(folder)",
+        'model.save_pretrained("merged")',
+        'AutoTokenizer.from_pretrained(folder).save_pretrained("merged")',
+    ]
+
+
 def write_model_card(
-    run: Run, base: str, metrics: Mapping[str, float], *, is_adapter: bool, differs_from_base: bool
+    run: Run,
+    base: str,
+    metrics: Mapping[str, float],
+    *,
+    is_adapter: bool,
+    differs_from_base: bool,
+    best: Mapping[str, Any] | None = None,
 ) -> str:
     """Return the model card; TRL's own names neither a local base nor results.
 
@@ -83,6 +130,7 @@ def write_model_card(
         metrics: of the last evaluation, as the Trainer names them.
         is_adapter: whether the folder holds an adapter.
         differs_from_base: as in `write_usage`.
+        best: the step whose weights are saved, as `describe_best` returns it; None = the last one.
     """
     is_local = Path(base).is_absolute()
     name = Path(base).name if is_local else base
@@ -96,9 +144,14 @@ def write_model_card(
     lines = ["---", *(f"{key}: {format_value(value)}" for key, value in header.items()), "tags: [trl, sft, trl_sft]"]
     lines += ["---", "", f"# {run.output_dir.name}", ""]
     lines += [f"`{name}`, {'with LoRA' if is_adapter else 'all weights'} fine-tuned by trl_sft {__version__}."]
+    lines += [f"Best: {write_best(best)}."] if best else []
     lines += ["", "## Results", "", *results, "", "## Use", ""]
     lines += ["```python", *write_usage(run.output_dir.name, differs_from_base=differs_from_base), "```", ""]
-    lines += [f"`{run.output_dir.name}` is this folder.", "", "## Recipe", "", "```yaml", recipe, "```"]
+    lines += [f"`{run.output_dir.name}` is this folder.", ""]
+    if is_adapter:
+        lines += ["To merge the adapter into the base model, with the tokens that generation stops on:", ""]
+        lines += ["```python", *write_merge(run), "```", ""]
+    lines += ["## Recipe", "", "```yaml", recipe, "```"]
     lines += ["", f"Overrides: `{overrides}`"] if overrides else []
     return "\n".join([*lines, "", f"Versions: {versions}.", ""])
 

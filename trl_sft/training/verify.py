@@ -54,7 +54,7 @@ class Verification(TrainerCallback):
         self._micro_batches = self._rows_of_step = 0  # since the last optimizer step
         self._rows = self._steps = self._changed = 0
         self._tokens: Any = 0  # a tensor on the device, so that counting does not wait for the GPU
-        self._loss_tokens: Any = 0
+        self._loss_tokens: Any = None  # None = no batch had labels, so the number is unknown
         self._learning_rate = self._sum_of_rates = 0.0
 
     def on_train_begin(self, args: SFTConfig, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
@@ -68,6 +68,7 @@ class Verification(TrainerCallback):
         model = self._trainer.model
         self._fingerprints = live.fingerprints(model)
         self._hooks = [self._trainer.model_wrapped.register_forward_pre_hook(self._count, with_kwargs=True)]
+        self._count_labels_before_loss()
         if not args.torch_compile:  # a hook would make torch.compile compile again
             embedding = unwrap_adapter(model).get_input_embeddings()
             self._hooks.append(embedding.register_forward_pre_hook(self._read_autocast))
@@ -120,7 +121,8 @@ class Verification(TrainerCallback):
         changed, unchanged = end["changed_tensors"], end["unchanged_tensors"]
         tensors = f"{changed} of {changed + len(unchanged)}" if unchanged else f"all {changed}"
         steps = f"{end['optimizer_steps']} step{'s' * (end['optimizer_steps'] != 1)}"
-        counts = f"{end['rows']:,} rows, {end['tokens']:,} tokens, {end['loss_tokens']:,} of them with loss"
+        counts = f"{end['rows']:,} rows, {end['tokens']:,} tokens"
+        counts += "" if end["loss_tokens"] is None else f", {end['loss_tokens']:,} of them with loss"
         rate = f"last learning rate {end['last_learning_rate']:.3g}"
         yield f"Trained: {steps}, {counts}; {rate}; {tensors} trainable tensors changed"
         if unchanged and end["optimizer_steps"] > 1:  # in the first step one half of LoRA has no gradient
@@ -170,12 +172,28 @@ class Verification(TrainerCallback):
         if not self._first_step:
             self._first_step["modules_in_eval_mode"] = live.modules_in_eval_mode(model)
             self._first_step["documents_separated"] = flattened
-        mask, labels = batch.get("attention_mask"), batch.get("labels")
+        mask = batch.get("attention_mask")
         self._micro_batches += 1
         if not flattened:  # else all packs lie in one row
             self._rows_of_step += input_ids.shape[0]
         self._tokens = self._tokens + (input_ids.numel() if mask is None else mask.sum())
-        self._loss_tokens = self._loss_tokens + (0 if labels is None else (labels != -100).sum())
+
+    def _count_labels_before_loss(self) -> None:
+        """Count the loss tokens of each training batch where `compute_loss` receives it.
+
+        The model does not always see the labels: upstream takes them out of the batch before the forward pass where
+        the loss is smoothed or the user's own.
+        """
+        compute_loss = self._trainer.compute_loss
+
+        def count_and_compute(model: torch.nn.Module, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
+            labels = inputs.get("labels", inputs.get("shift_labels"))  # the second with context parallelism
+            if torch.is_grad_enabled() and labels is not None:
+                before = 0 if self._loss_tokens is None else self._loss_tokens
+                self._loss_tokens = before + (labels != -100).sum()
+            return compute_loss(model, inputs, *args, **kwargs)
+
+        self._trainer.compute_loss = count_and_compute
 
     def _read_autocast(self, module: torch.nn.Module, _: Any) -> None:
         """Note, once, in which dtype autocast computes the first layer."""
@@ -186,6 +204,7 @@ class Verification(TrainerCallback):
     def _remove_hooks(self) -> None:
         while self._hooks:
             self._hooks.pop().remove()
+        vars(self._trainer).pop("compute_loss", None)  # the method of the class again
 
     def _measure_end(self, state: TrainerState) -> None:
         """Measure what was consumed and which tensors changed, on any process."""
@@ -196,7 +215,7 @@ class Verification(TrainerCallback):
         changed = reduce(torch.tensor([int(now.bits != then.bits) for now, then in pairs], device=device), "sum")
         elements_changed = sum(int((now.sample != then.sample).sum()) for now, then in pairs)
         elements = sum(now.sample.numel() for now, _ in pairs)
-        counts = [int(self._tokens), int(self._loss_tokens), elements_changed, elements]
+        counts = [int(self._tokens), 0 if self._loss_tokens is None else int(self._loss_tokens), elements_changed, elements]
         tokens, loss_tokens, elements_changed, elements = reduce(torch.tensor(counts, device=device), "sum").tolist()
         unchanged = [name for name, times in zip(names, changed.tolist(), strict=True) if not times]
         self._changed = len(names) - len(unchanged)
@@ -206,7 +225,7 @@ class Verification(TrainerCallback):
             "planned_steps": state.max_steps,
             "rows": self._rows,
             "tokens": tokens,
-            "loss_tokens": loss_tokens,
+            "loss_tokens": None if self._loss_tokens is None else loss_tokens,
             "last_learning_rate": live.round_to_digits(self._learning_rate),
             "changed_tensors": self._changed,
             "unchanged_tensors": unchanged,
