@@ -329,7 +329,7 @@ def test_rows_and_tokens_are_those_of_the_ledger_after_whole_epochs(packing, go,
         ("train.label_smoothing_factor=0.1", "train.eval_strategy=steps", "train.eval_steps=1"),
         ("lora={r: 4, target_modules: all-linear}", "train.loss_type=dft"),
     ],
-    ids=lambda overrides: " ".join(overrides),
+    ids=" ".join,
 )
 @pytest.mark.filterwarnings("ignore:.*label_smoothing:FutureWarning")
 def test_loss_tokens_are_those_of_the_ledger_whichever_loss_reads_the_labels(overrides, go, here):

@@ -215,7 +215,12 @@ class Verification(TrainerCallback):
         changed = reduce(torch.tensor([int(now.bits != then.bits) for now, then in pairs], device=device), "sum")
         elements_changed = sum(int((now.sample != then.sample).sum()) for now, then in pairs)
         elements = sum(now.sample.numel() for now, _ in pairs)
-        counts = [int(self._tokens), 0 if self._loss_tokens is None else int(self._loss_tokens), elements_changed, elements]
+        counts = [
+            int(self._tokens),
+            0 if self._loss_tokens is None else int(self._loss_tokens),
+            elements_changed,
+            elements,
+        ]
         tokens, loss_tokens, elements_changed, elements = reduce(torch.tensor(counts, device=device), "sum").tolist()
         unchanged = [name for name, times in zip(names, changed.tolist(), strict=True) if not times]
         self._changed = len(names) - len(unchanged)
