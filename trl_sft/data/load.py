@@ -8,7 +8,6 @@ Deliberately not here: what the columns mean (`source_format`) and what becomes 
 from __future__ import annotations
 
 import glob
-import json
 from pathlib import Path
 
 from datasets import (
@@ -22,6 +21,7 @@ from datasets import (
 )
 from datasets.data_files import FILES_TO_IGNORE
 
+from trl_sft.data.file_diagnosis import diagnose
 from trl_sft.errors import DataError, Fault, UserError, first_line
 from trl_sft.recipe import hub, sections
 from trl_sft.recipe.checked import Source
@@ -89,10 +89,14 @@ def explain_unreadable(recipe: Recipe, source: Source, error: Exception) -> User
     hub_error = None if source.location.files else hub.translate_error(where, source.location.name, error)
     if hub_error is not None:
         return hub_error
-    if source.builder == "json":
-        faults = [fault for file in source.location.files for fault in _find_invalid_json(file)]
-        if faults:
-            return DataError(faults)
+    faults = [
+        fault
+        for file in source.location.files
+        if file.is_file()
+        for fault in diagnose.explain_file(recipe, source, file)
+    ]
+    if faults:
+        return DataError(faults)
     if "corresponds to no data" in str(error):
         return DataError(
             Fault(where, f"{source.name} has no rows", "Name a source that has rows.", code="data.no_rows")
@@ -117,6 +121,8 @@ def _load_dataset(recipe: Recipe, source: Source, streaming: bool) -> Dataset | 
             raise DataError(
                 Fault(where, f"{source.name} is empty: 0 bytes", "Name a file that has rows.", code="data.no_rows")
             )
+        if file.is_file() and (faults := diagnose.check_head(recipe, source, file)):
+            raise DataError(faults)
     default_split = "train" if source.builder else _DEFAULT_SPLITS[str(source.key[1])]
     keywords = {"split": default_split} | source.load_kwargs | {"streaming": streaming}
     try:
@@ -184,40 +190,3 @@ def _check_renames(recipe: Recipe, source: Source, rows: Dataset) -> None:
                 code="data.duplicate_column",
             )
         )
-
-
-def _find_invalid_json(file: Path) -> list[Fault]:
-    """Return the lines of a JSON file that are not JSON, at most `MAX_SHOWN`."""
-    try:
-        text = file.read_text(encoding="utf-8")
-    except UnicodeDecodeError as error:
-        fix = "Save the file as UTF-8, or set `encoding`."
-        return [Fault(file.name, f"byte {error.start} is not UTF-8", fix, code="data.wrong_encoding")]
-    if text.lstrip().startswith("["):
-        fault = _check_json(text, file.name, lines_before=0, fix="Correct the JSON there.")
-        return [fault] if fault else []
-    faults = []
-    for number, line in enumerate(text.splitlines()):
-        if not line.strip():
-            continue
-        fault = _check_json(line, file.name, lines_before=number, fix="Write one JSON object per line.")
-        if fault:
-            faults.append(fault)
-    return faults[:MAX_SHOWN]
-
-
-def _check_json(text: str, file_name: str, *, lines_before: int, fix: str) -> Fault | None:
-    """Return the fault of an invalid JSON text; None = it is valid. `lines_before` lines of the file stand above it."""
-    try:
-        json.loads(text)
-    except ValueError as error:
-        line = getattr(error, "lineno", 1)
-        column = getattr(error, "colno", 1)
-        excerpt = text.splitlines()[line - 1][max(0, column - 30) : column + 10]
-        return Fault(
-            f"{file_name}:{lines_before + line}",
-            f"not JSON at column {column}: ...{excerpt}",
-            fix,
-            code="data.invalid_json",
-        )
-    return None

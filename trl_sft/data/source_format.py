@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 from datasets import Dataset
 
 from trl_sft.data import formats, messages, user_function, wordings
+from trl_sft.data.file_diagnosis import diagnose
 from trl_sft.data.formats import TokenizerFeatures
 from trl_sft.errors import DataError, Fault, RecipeError, first_line
 from trl_sft.recipe.checked import Source
@@ -84,6 +85,8 @@ def recognise_format(recipe: Recipe, source: Source, columns: Sequence[str], *, 
     fitting = formats.recognise(columns)
     if len(fitting) == 1:
         return fitting[0]
+    if not title and not fitting and (faults := diagnose.explain_columns(recipe, source)):
+        raise DataError(faults)
     problem = f"{title or source.name} has the columns {', '.join(columns)}"
     raise DataError(_explain_unknown_format(recipe, source, fitting, problem=problem))
 

@@ -1,0 +1,242 @@
+"""The kind of a file by its first bytes: a text, a compressed text, or something else in place of data.
+
+Inputs: the path of a file. Outputs: its bytes, decompressed; or a `Content` that says what it is instead of what its
+suffix promises, with the instruction that mends it. Deliberately not here: encodings (`encodings`) and the text itself
+(`json_text`, `table`).
+"""
+
+from __future__ import annotations
+
+import bz2
+import gzip
+import importlib
+import importlib.util
+import lzma
+import re
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import IO, Any, NamedTuple
+
+from trl_sft.console import format_bytes
+
+HEAD = 4096  # bytes that are read of a file before it is read as a whole
+_LFS_POINTER = b"version https://git-lfs.github.com/spec/"
+_XET_POINTER = b"# xet version"
+_SAVE_AS_JSONL = "Save its rows as JSON lines or as Parquet"
+
+
+class Content(NamedTuple):
+    """What a file is, in place of what its suffix promises."""
+
+    problem: str  # what the file is, as the end of a sentence that begins with its name
+    fix: str
+    code: str = "data.other_content"  # the kind of fault
+
+
+class _Signature(NamedTuple):
+    """The first bytes of a kind of file."""
+
+    offset: int
+    start: bytes
+    title: str  # with its article
+    suffixes: tuple[str, ...] = ()  # that a recipe reads; () = it reads none of this kind
+    tool: str = ""  # what to do with it, where a recipe does not read it
+
+
+_SIGNATURES = (
+    _Signature(0, b"PAR1", "a Parquet file", (".parquet",)),
+    _Signature(0, b"ARROW1\0\0", "an Arrow file", (".arrow",)),
+    _Signature(0, b"\xff\xff\xff\xff", "an Arrow stream", (".arrow",)),
+    _Signature(0, b"FEA1", "a Feather file of the first version", (), "Save it with `pandas.read_feather`"),
+    _Signature(0, b"SQLite format 3\0", "an SQLite database", (), "Export its table as CSV or JSON lines"),
+    _Signature(0, b"Obj\x01", "an Avro file", (), _SAVE_AS_JSONL),
+    _Signature(0, b"ORC", "an ORC file", (), _SAVE_AS_JSONL),
+    _Signature(0, b"\x89HDF\r\n", "an HDF5 file", (), _SAVE_AS_JSONL),
+    _Signature(0, b"\x93NUMPY", "a NumPy array", (), _SAVE_AS_JSONL),
+    _Signature(0, b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1", "an old Office document (.xls, .doc)", (), "Save it as CSV"),
+    _Signature(0, b"%PDF-", "a PDF", (), "Extract its text"),
+    _Signature(0, b"{\\rtf", "an RTF document", (), "Save it as plain text"),
+    _Signature(0, b"\x89PNG\r\n", "a PNG image", (), "Name a file of text"),
+    _Signature(0, b"\xff\xd8\xff", "a JPEG image", (), "Name a file of text"),
+    _Signature(0, b"GIF8", "a GIF image", (), "Name a file of text"),
+    _Signature(0, b"7z\xbc\xaf\x27\x1c", "a 7z archive", (), "Unpack it"),
+    _Signature(0, b"Rar!\x1a\x07", "a RAR archive", (), "Unpack it"),
+    _Signature(257, b"ustar", "a tar archive", (), "Unpack it"),
+)
+_ERROR_MESSAGE = re.compile(r"(Entry not found|Repository not found|Invalid (username|credentials)|404:)")
+_MAX_ERROR_MESSAGE = 300  # bytes
+_PICKLE = re.compile(rb"\x80[\x02-\x05](\x95|[}\]cq(])")
+
+
+def find_foreign_content(path: Path, builder: str) -> Content | None:
+    """Return what a file is, if it is not what its suffix promises.
+
+    Args:
+        path: the file.
+        builder: the builder of `datasets` that its suffix names: json, csv, text, parquet or arrow.
+
+    Returns:
+        None = the file may be what its suffix promises.
+
+    """
+    head = read_head(path)
+    pointer = _find_pointer(path, head)
+    if pointer:
+        return pointer
+    for signature in _SIGNATURES:
+        if head[signature.offset :].startswith(signature.start):
+            return None if _reads(builder, signature) else _describe_signature(path, signature)
+    if _PICKLE.match(head):
+        return Content("is a Python pickle", f"{_SAVE_AS_JSONL}: a pickle can run code when it is read.")
+    if head.startswith(b"PK\x03\x04"):
+        return _describe_zip(path)
+    if builder in ("parquet", "arrow"):
+        return _describe_other(path, head, builder)
+    return _find_markup(head, builder)
+
+
+def read_head(path: Path) -> bytes:
+    """Return the first `HEAD` bytes of a file, decompressed."""
+    with open_bytes(path) as file:
+        try:
+            return file.read(HEAD)
+        except (OSError, EOFError, lzma.LZMAError, zipfile.BadZipFile):
+            return b""
+
+
+def open_bytes(path: Path) -> IO[bytes]:
+    """Open a file for reading bytes; what gzip, bzip2, xz or (with Python 3.14 or `zstandard`) zstd compressed is read.
+
+    The first bytes decide, not the suffix, as in `datasets`.
+    """
+    with path.open("rb") as file:
+        start = file.read(6)
+    opener: Callable[[Path], Any] = lambda path: path.open("rb")  # noqa: E731 (one entry of the choice)
+    if start.startswith(b"\x1f\x8b"):
+        opener = gzip.open
+    elif start.startswith(b"BZh"):
+        opener = bz2.open
+    elif start.startswith(b"\xfd7zXZ\0"):
+        opener = lzma.open
+    elif start.startswith(b"\x28\xb5\x2f\xfd"):
+        opener = _open_zstd
+    return opener(path)  # type: ignore[no-any-return]
+
+
+def _open_zstd(path: Path) -> Any:
+    """Open a zstd file with the package that `datasets` uses for it; without one, as it is."""
+    if importlib.util.find_spec("zstandard") is None:
+        return path.open("rb")
+    return importlib.import_module("zstandard").open(path, "rb")
+
+
+def find_compression_fault(path: Path) -> Content | None:
+    """Return the problem of a compressed file that cannot be unpacked to its end; None = it can."""
+    with path.open("rb") as file:
+        start = file.read(4)
+    try:
+        with open_bytes(path) as data:
+            while data.read(1 << 20):
+                pass
+    except (OSError, EOFError, lzma.LZMAError) as error:
+        if isinstance(error, EOFError) or "ended before" in str(error):
+            problem = "is compressed and ends too early: it was not copied to its end"
+            return Content(problem, "Download or copy the file again.", code="data.truncated_file")
+        fix = "Download or copy the file again."
+        return Content(f"cannot be decompressed: {error}", fix, code="data.truncated_file")
+    if start == b"\x28\xb5\x2f\xfd" and importlib.util.find_spec("zstandard") is None:
+        return Content(
+            "is compressed with zstd, for which a package is missing",
+            "Run `pip install zstandard`.",
+            code="data.missing_decompressor",
+        )
+    return None
+
+
+def _reads(builder: str, signature: _Signature) -> bool:
+    """Tell whether a builder reads files of a kind."""
+    return f".{builder}" in signature.suffixes
+
+
+def _describe_signature(path: Path, signature: _Signature) -> Content:
+    """Return what a file with a known signature is."""
+    problem = f"is {signature.title}, not what its suffix promises"
+    if signature.suffixes:
+        name = path.with_name(path.name.partition(".")[0] + signature.suffixes[0]).name
+        return Content(problem, f"Rename the file to {name}.")
+    if signature.tool == _SAVE_AS_JSONL:
+        return Content(problem, f"{signature.tool}.")
+    return Content(problem, f"{signature.tool}, and name the file of rows.")
+
+
+def _find_pointer(path: Path, head: bytes) -> Content | None:
+    """Return the problem of a Git LFS or Xet pointer, the small text that stands for a file that was not downloaded."""
+    fix = "Download the data set with `hf download --repo-type dataset OWNER/NAME`."
+    if head.startswith(_LFS_POINTER):
+        title = "Git LFS"
+        size = re.search(rb"^size (\d+)", head, re.M)
+        fix = f"Run `git lfs pull` in {path.parent}, or d{fix[1:]}"
+    elif head.startswith(_XET_POINTER):
+        title = "Git Xet"
+        size = re.search(rb"^filesize = (\d+)", head, re.M)
+    else:
+        return None
+    of_size = f" of {format_bytes(int(size[1]))}" if size else ""
+    problem = f"is a {title} pointer: the data{of_size} was not downloaded"
+    return Content(problem, fix, code="data.not_downloaded")
+
+
+def _describe_zip(path: Path) -> Content | None:
+    """Return what a zip archive is; None = it holds plain files, which `datasets` unpacks."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            names = archive.namelist()
+    except (zipfile.BadZipFile, OSError):
+        return Content("is a damaged zip archive", "Download or copy the file again.", code="data.truncated_file")
+    if any(name.startswith("xl/") for name in names):
+        return Content("is an Excel workbook", "Save its sheet as CSV (UTF-8), and name that file.")
+    if any(name.startswith("word/") for name in names):
+        return Content("is a Word document", "Save it as plain text (UTF-8), and name that file.")
+    if any(name.endswith("data.pkl") for name in names):
+        return Content("is a file of torch.save", "Name a file of rows.")
+    if any(name.endswith(".npy") for name in names):
+        return Content("is a NumPy archive", f"{_SAVE_AS_JSONL}.")
+    return None
+
+
+def _describe_other(path: Path, head: bytes, builder: str) -> Content:
+    """Return what stands in a file that has the suffix of a binary format but not its first bytes."""
+    kind = {"parquet": "Parquet", "arrow": "Arrow"}[builder]
+    markup = _find_markup(head, builder)
+    if markup:
+        return markup
+    stem = path.name.partition(".")[0]
+    start = head.lstrip(b"\xef\xbb\xbf \t\r\n")
+    if start.startswith((b"{", b"[")):
+        return Content(f"is JSON, not {kind}", f"Rename the file to {stem}.jsonl.")
+    if not head:
+        return Content("is empty: 0 bytes", "Name a file that has rows.", code="data.no_rows")
+    return Content(f"does not begin as a {kind} file does", "Download or copy the file again, or correct its suffix.")
+
+
+def _find_markup(head: bytes, builder: str) -> Content | None:
+    """Return the problem of a web page or an XML file in place of data; a .txt or .md file may hold markup."""
+    start = head.lstrip(b"\xef\xbb\xbf \t\r\n")[:512].lower()
+    if start.startswith((b"<!doctype html", b"<html", b"<head", b"<body")) and builder != "text":
+        fix = "Download the file itself, not its page."
+        if b"huggingface" in head.lower():
+            fix += " On the hub its address has /resolve/ in place of /blob/."
+        elif b"github" in head.lower():
+            fix += " On GitHub it is the link `Raw`."
+        return Content("is a web page (HTML), not data", fix)
+    if start.startswith(b"<?xml") and b"<error" in start:
+        message = re.search(rb"<message>(.*?)</message>", head, re.I | re.S)
+        detail = f": {message[1].decode('utf-8', 'replace')[:80]}" if message else ""
+        return Content(f"is the error message of a server, not data{detail}", "Download the file again.")
+    if start.startswith(b"<?xml") and builder != "text":
+        return Content("is XML, not data that a recipe reads", f"{_SAVE_AS_JSONL}.")
+    line = head.strip().decode("utf-8", "replace")
+    if len(head) < _MAX_ERROR_MESSAGE and _ERROR_MESSAGE.match(line):
+        return Content(f"is the error message of a server, not data: {line[:80]}", "Download the file again.")
+    return None

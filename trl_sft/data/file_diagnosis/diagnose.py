@@ -1,0 +1,297 @@
+"""One diagnosis of a data file, from its raw bytes: what it is, and the exact text to write where that differs.
+
+Inputs: a file of a source. Outputs: faults, each with file and line. `check_head` reads a few kilobytes of each file
+before it is read; `explain_file` reads the whole file after a reader failed, or where its columns fit no format.
+Deliberately not here: reading rows (`trl_sft.data.load`), and what columns mean (`trl_sft.data.column_names`).
+"""
+
+from __future__ import annotations
+
+import codecs
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+from trl_sft.data.file_diagnosis import content, encodings, json_text, table
+from trl_sft.data.file_diagnosis.encodings import EncodingCandidate
+from trl_sft.data.file_diagnosis.json_text import make_place
+from trl_sft.errors import Edit, Fault
+from trl_sft.recipe import sections
+from trl_sft.recipe.checked import Source
+from trl_sft.recipe.yaml_reader import Key, Recipe, format_value
+
+_MAX_BYTES = 256 << 20  # of a file that is explained; the text after it is not looked at
+_TEXT_BUILDERS = ("json", "csv", "text")
+# texts that YAML reads as texts without quotes, between the braces of a mapping
+_PLAIN = re.compile(r"[^\W\d][\w./-]*(?: [\w./-]+)*")
+_WORDS_OF_YAML = {"true", "false", "yes", "no", "on", "off", "null", "y", "n"}
+_ENCODING_SAMPLE = 1 << 20  # bytes by which an encoding is decided
+
+
+def check_head(recipe: Recipe, source: Source, file: Path) -> list[Fault]:
+    """Return the faults of a file that its first bytes show: no data at all, or UTF-16 where nothing says so.
+
+    Args:
+        recipe: the recipe, for the text to write.
+        source: the source that names the file.
+        file: the file.
+
+    """
+    builder = source.builder or find_builder(file)
+    foreign = content.find_foreign_content(file, builder)
+    if foreign:
+        return [Fault(make_place(file.name), f"{file.name} {foreign.problem}", foreign.fix, code=foreign.code)]
+    if builder not in _TEXT_BUILDERS or "encoding" in source.load_kwargs:
+        return []
+    head = content.read_head(file)
+    if encodings.find_mark(head) not in ("", "utf-8-sig") or head.count(0) > len(head) // 5:
+        return _explain_encoding(recipe, source, file, data=_read_data(file))
+    return []
+
+
+def explain_file(recipe: Recipe, source: Source, file: Path) -> list[Fault]:
+    """Return the faults of a file that a reader refused; an empty list = none that its bytes show.
+
+    Args:
+        recipe: the recipe, for the text to write.
+        source: the source that names the file.
+        file: the file.
+
+    """
+    head_faults = check_head(recipe, source, file)
+    if head_faults:
+        return head_faults
+    broken = content.find_compression_fault(file)
+    if broken:
+        return [Fault(make_place(file.name), f"{file.name} {broken.problem}", broken.fix, code=broken.code)]
+    builder = source.builder or find_builder(file)
+    if builder not in _TEXT_BUILDERS:
+        return []
+    data = _read_data(file)
+    encoding = str(source.load_kwargs.get("encoding") or "utf-8")
+    if source.load_kwargs.get("encoding_errors") in (None, "strict"):
+        faults = _check_encoding(recipe, source, file, data=data)
+        if faults:
+            return faults
+    text = data.decode(encoding, errors="replace").removeprefix("\ufeff")
+    if builder == "json" and "field" not in source.load_kwargs:
+        return _explain_field(recipe, source, file) or json_text.find_faults(text, file.name)
+    if builder == "csv":
+        return _explain_table(recipe, source, file, text=text)
+    return []
+
+
+def explain_columns(recipe: Recipe, source: Source) -> list[Fault]:
+    """Return the faults of the files of a source whose columns fit no format: another separator, rows under a key."""
+    faults = []
+    for file in source.location.files:
+        if not file.is_file():
+            continue
+        builder = source.builder
+        text = content.read_head(file).decode(str(source.load_kwargs.get("encoding") or "utf-8"), errors="replace")
+        text = text.removeprefix("\ufeff")
+        if builder == "csv":
+            faults += _explain_separator(recipe, source, file, text=text)
+        elif builder == "json" and "field" not in source.load_kwargs:
+            faults += _explain_field(recipe, source, file)
+        if faults:
+            return faults
+    return faults
+
+
+def find_builder(file: Path) -> str:
+    """Return the builder of `datasets` for the suffix of a file; "" = none."""
+    for suffix in reversed(file.suffixes):
+        if suffix.lower() in sections.BUILDERS:
+            return sections.BUILDERS[suffix.lower()]
+    return ""
+
+
+def write_source(recipe: Recipe, source: Source, values: dict[str, Any]) -> str:
+    """Return the entry of a source with further keys, as YAML on one line: `{path: rows.csv, encoding: gbk}`."""
+    entry: Any = recipe.values
+    for part in source.key:
+        entry = entry[part]
+    entry = dict(entry) if isinstance(entry, dict) else {"path": entry}
+    return _format_entry(entry | values)
+
+
+def make_edits(recipe: Recipe, source: Source, values: dict[str, Any]) -> tuple[Edit, ...]:
+    """Return the changes of a recipe that give a source further keys; a source that is a path becomes a mapping."""
+    entry: Any = recipe.values
+    for part in source.key:
+        entry = entry[part]
+    if isinstance(entry, dict):
+        return tuple(Edit("set", (*source.key, name), value) for name, value in values.items())
+    return (Edit("set", source.key, {"path": entry, **values}),)
+
+
+def _format_entry(value: Any) -> str:
+    """Return a mapping, a list or a scalar as YAML on one line, with quotes only where YAML needs them."""
+    if isinstance(value, dict):
+        return "{" + ", ".join(f"{_format_entry(key)}: {_format_entry(inner)}" for key, inner in value.items()) + "}"
+    if isinstance(value, str) and _PLAIN.fullmatch(value) and value.lower() not in _WORDS_OF_YAML:
+        return value
+    return format_value(value)
+
+
+def _read_data(file: Path) -> bytes:
+    """Return the bytes of a file, decompressed, up to `_MAX_BYTES`."""
+    with content.open_bytes(file) as data:
+        return data.read(_MAX_BYTES)
+
+
+def _check_encoding(recipe: Recipe, source: Source, file: Path, *, data: bytes) -> list[Fault]:
+    """Return the fault of a file that is not in the encoding with which it is read."""
+    encoding = str(source.load_kwargs.get("encoding") or "utf-8")
+    try:
+        data.decode(encoding)
+    except UnicodeDecodeError:
+        return _explain_encoding(recipe, source, file, data=data)
+    except LookupError:
+        fix = "Name an encoding that Python knows: utf-8, gbk, cp1252, utf-16."
+        where = recipe.where((*source.key, "encoding"))
+        return [Fault(where, f"there is no encoding {encoding!r}", fix, code="data.wrong_encoding")]
+    return []
+
+
+def _explain_encoding(recipe: Recipe, source: Source, file: Path, *, data: bytes) -> list[Fault]:
+    """Return the fault of a file whose encoding is not the one with which it is read."""
+    encoding = str(source.load_kwargs.get("encoding") or "utf-8")
+    if encoding == "utf-8" and (offsets := encodings.find_broken_utf8(data)):
+        return _explain_broken_utf8(file, data, offsets)
+    position = _find_undecodable(data, encoding)
+    sample = data[: data.rfind(b"\n", 0, _ENCODING_SAMPLE) + 1] if len(data) > _ENCODING_SAMPLE else data
+    candidates = encodings.find_candidates(sample)
+    if candidates and candidates[0].name == "utf-8":  # the key is wrong, not the file
+        problem = f"the file is UTF-8, not {encoding}"
+        key: Key = (*source.key, "encoding")
+        edit = Edit("remove", key)
+        return [Fault(recipe.where(key), problem, "Remove `encoding`.", code="data.wrong_encoding", edits=(edit,))]
+    where = make_place(file.name, _line_of(data, position))
+    value = data[position : position + 1].hex()
+    problem = f"byte 0x{value} is not {_title(encoding)}"
+    if candidates and candidates[0].name.startswith("utf"):
+        problem = f"the file is not {_title(encoding)}"
+    if not candidates:
+        fix = "Save the file as UTF-8, or set `encoding` to the one that it was saved in."
+        return [Fault(where, problem, fix, code="data.wrong_encoding")]
+    problem += _describe_candidates(candidates)
+    fix = _offer(recipe, source, candidates)
+    edits = make_edits(recipe, source, {"encoding": candidates[0].name}) if len(candidates) == 1 else ()
+    return [Fault(where, problem, fix, code="data.wrong_encoding", edits=edits)]
+
+
+def _describe_candidates(candidates: list[EncodingCandidate]) -> str:
+    """Return how the file reads in each encoding, as the end of a sentence."""
+    readings = [f'in {candidate.title} the file reads "{candidate.sample}"' for candidate in candidates]
+    return "; " + ", ".join(readings)
+
+
+def _offer(recipe: Recipe, source: Source, candidates: list[EncodingCandidate]) -> str:
+    """Return the instruction that offers one encoding, or two where both give plausible text."""
+    entries = [f"`{write_source(recipe, source, {'encoding': candidate.name})}`" for candidate in candidates]
+    if len(candidates) == 1:
+        return f"Set `encoding: {candidates[0].name}` in the source: {entries[0]}. Or save the file as UTF-8."
+    names = " or ".join(f"`encoding: {candidate.name}`" for candidate in candidates)
+    return f"Set {names}, whichever reads right: {' or '.join(entries)}. Or save the file as UTF-8."
+
+
+def _explain_broken_utf8(file: Path, data: bytes, offsets: list[int]) -> list[Fault]:
+    """Return the faults of a file that is UTF-8 apart from a few bytes."""
+    if offsets[-1] >= len(data) - 3 and len(offsets) == 1:
+        where = make_place(file.name, _line_of(data, offsets[0]))
+        problem = "the file ends in the middle of a character"
+        return [Fault(where, problem, "Copy or download the file again.", code="data.truncated_file")]
+    lines = sorted({_line_of(data, offset) for offset in offsets})
+    shown = ", ".join(str(line) for line in lines[:5]) + (f" and {len(lines) - 5} more" if len(lines) > 5 else "")
+    line = _cut_line(data, offsets[0])
+    others = [candidate for candidate in encodings.find_candidates(line) if candidate.name != "utf-8"]
+    reading = _describe_candidates(others).replace("the file reads", "that line reads") if others else ""
+    problem = (
+        f"the file is UTF-8, except line{'s' if len(lines) > 1 else ''} {shown}: byte 0x{data[offsets[0]]:02x} is not "
+        f"UTF-8{reading}"
+    )
+    fix = "Save those lines as UTF-8. Parts of several encodings were probably joined into one file."
+    return [Fault(make_place(file.name, lines[0]), problem, fix, code="data.wrong_encoding")]
+
+
+def _cut_line(data: bytes, position: int) -> bytes:
+    """Return the line of a file around a position."""
+    begin = max(data.rfind(b"\n", 0, position), data.rfind(b"\r", 0, position)) + 1
+    end = data.find(b"\n", position)
+    return data[begin : end if end >= 0 else len(data)]
+
+
+def _find_undecodable(data: bytes, encoding: str) -> int:
+    """Return the position of the first byte that is not in an encoding."""
+    try:
+        data.decode(encoding)
+    except UnicodeDecodeError as error:
+        return error.start
+    return 0
+
+
+def _line_of(data: bytes, position: int) -> int:
+    """Return the line, from 1, of a byte, as an editor counts lines."""
+    if data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+        return 1
+    return len(re.findall(rb"\r\n|\n|\r", data[:position])) + 1
+
+
+def _title(encoding: str) -> str:
+    """Return the name of an encoding in messages."""
+    return "UTF-8" if encoding == "utf-8" else encoding
+
+
+def _explain_table(recipe: Recipe, source: Source, file: Path, *, text: str) -> list[Fault]:
+    """Return the faults of a CSV file."""
+    faults = _explain_separator(recipe, source, file, text=text)
+    if faults:
+        return faults
+    separator = str(source.load_kwargs.get("sep") or source.load_kwargs.get("delimiter") or ",")
+    if len(separator) > 1:  # a regular expression of pandas
+        return []
+    return table.find_faults(text, file.name, separator, quote=str(source.load_kwargs.get("quotechar") or '"'))
+
+
+def _explain_separator(recipe: Recipe, source: Source, file: Path, *, text: str) -> list[Fault]:
+    """Return the fault of a table that is read with another separator than it has."""
+    separator = str(source.load_kwargs.get("sep") or source.load_kwargs.get("delimiter") or ",")
+    better = table.find_separator(text, separator) if len(separator) == 1 else ""
+    if not better:
+        return []
+    header = json_text.split_lines(text)[0][:60]
+    key = "delimiter" if "delimiter" in source.load_kwargs else "sep"
+    value = json.dumps(better)
+    problem = (
+        f"the cells are separated by {table.describe_separator(better)}, and the file is read with "
+        f"{table.describe_separator(separator)}: {header!r} is one column"
+    )
+    entry = write_source(recipe, source, {key: better})
+    fix = f"Set `{key}: {value}` in the source: `{entry}`."
+    edits = make_edits(recipe, source, {key: better})
+    return [Fault(make_place(file.name, 1), problem, fix, code="data.wrong_separator", edits=edits)]
+
+
+def _explain_field(recipe: Recipe, source: Source, file: Path) -> list[Fault]:
+    """Return the fault of a JSON file that is one object with its rows under a key."""
+    text = _read_data(file).decode(str(source.load_kwargs.get("encoding") or "utf-8"), errors="replace")
+    try:
+        value = json.loads(text.removeprefix("\ufeff"))
+    except ValueError:
+        return []
+    if not isinstance(value, dict):
+        return []
+    field = json_text.find_row_key(value)
+    if field:
+        problem = f"the file is one object, whose key {field} holds {len(value[field]):,} rows"
+        entry = write_source(recipe, source, {"field": field})
+        fix = f"Set `field: {_format_entry(field)}` in the source: `{entry}`."
+        edits = make_edits(recipe, source, {"field": field})
+        return [Fault(make_place(file.name), problem, fix, code="data.rows_under_key", edits=edits)]
+    if set(map(type, value.values())) <= {list} or set(map(type, value.values())) <= {dict}:
+        problem, fix = json_text.explain_no_rows(value, file.name)
+        return [Fault(make_place(file.name), problem, fix, code="data.not_rows")]
+    return []
