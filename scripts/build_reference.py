@@ -17,7 +17,7 @@ import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from trl_sft import cli
+from trl_sft import cli, errors, fault_codes
 from trl_sft.recipe import renamed_keys, sections
 from trl_sft.recipe.upstream import keys, packages, types
 from trl_sft.recipe.yaml_reader import format_value
@@ -176,7 +176,22 @@ def purpose(path: Path) -> str:
     return " ".join(text.partition("\n\n")[0].split())
 
 
+def build_fault_codes() -> str:
+    """Return every code of a fault with its meaning, its cause and what to do, in a table for each area."""
+    codes = fault_codes.read_codes()
+    lines: list[str] = []
+    for area in dict.fromkeys(code.partition(".")[0] for code in codes):
+        lines += ["", f"### {area}", "", "| code | meaning | cause | what to do |", "|---|---|---|---|"]
+        for code, kind in codes.items():
+            if code.startswith(f"{area}."):
+                exit_code = f" Exit code {kind.exit_code}." if kind.exit_code != errors.EXIT_USER_ERROR else ""
+                cells = map(_cell, (kind.meaning + exit_code, kind.cause, kind.fix))
+                lines.append(f"| `{code}` | {' | '.join(cells)} |")
+    return "\n".join([f"{len(codes)} codes.", *lines, ""])
+
+
 PARTS: dict[str, Callable[[], str]] = {
+    "fault_codes": build_fault_codes,
     "keys": build_keys,
     "renamed": build_renamed,
     "help": build_help,

@@ -1,6 +1,7 @@
 """Every fault carries a code of the list, every code of the list is used, and no code disappears."""
 
 import ast
+import importlib.util
 import re
 from pathlib import Path
 
@@ -37,11 +38,16 @@ def name_of(function):
 
 
 def list_literals(path):
-    """Return every literal that a module passes as `code=`, also through functions of its own."""
+    """Return every literal that a module passes as `code=` or assigns to `code`."""
     tree = ast.parse((ROOT / path).read_text(encoding="utf-8"))
-    keywords = [node for node in ast.walk(tree) if isinstance(node, ast.keyword) and node.arg == "code"]
-    constants = [node for keyword in keywords for node in ast.walk(keyword.value) if isinstance(node, ast.Constant)]
-    return {node.value for node in constants if isinstance(node.value, str)}
+    values = [node.value for node in ast.walk(tree) if isinstance(node, ast.keyword) and node.arg == "code"]
+    values += [node.value for node in ast.walk(tree) if isinstance(node, ast.Assign) and assigns_code(node)]
+    constants = [node.value for value in values for node in ast.walk(value) if isinstance(node, ast.Constant)]
+    return {constant for constant in constants if isinstance(constant, str) and "." in constant}
+
+
+def assigns_code(node):
+    return any(isinstance(target, ast.Name) and target.id == "code" for target in node.targets)
 
 
 def says_nothing_wrong(node):
@@ -81,6 +87,21 @@ def test_every_code_has_an_area_a_meaning_a_cause_and_a_fix(code):
     assert code.partition(".")[0] in AREAS
     assert set(entry) - {"exit_code"} == {"meaning", "cause", "fix"}
     assert all(entry[name].endswith(".") for name in ("meaning", "cause", "fix"))
+
+
+def test_page_of_errors_has_the_codes(request):
+    """The tables of docs/reference/errors.md are generated; `pytest --update tests/test_fault_codes.py` writes them."""
+    pattern = re.compile(r"(?<=<!-- generated: fault_codes -->\n).*?(?=<!-- end -->)", re.DOTALL)
+    spec = importlib.util.spec_from_file_location("build_reference", ROOT.parent / "scripts" / "build_reference.py")
+    builder = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(builder)
+    tables = f"{builder.build_fault_codes()}\n"
+    page = ROOT.parent / "docs" / "reference" / "errors.md"
+    text = page.read_text(encoding="utf-8")
+    if request.config.getoption("--update"):
+        text = pattern.sub(lambda _: tables, text)
+        page.write_text(text, encoding="utf-8")
+    assert pattern.search(text)[0] == tables, "run pytest --update tests/test_fault_codes.py"
 
 
 def test_codes_of_an_area_stand_in_order():

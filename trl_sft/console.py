@@ -17,6 +17,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, TextIO
 
+from trl_sft import json_output
 from trl_sft.errors import Fault
 
 if TYPE_CHECKING:
@@ -29,7 +30,7 @@ _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\u
 
 
 def say(text: str = "") -> None:
-    """Print one line of result."""
+    """Print one line of result; under `--json` it goes to standard error."""
     print(text, flush=True)
 
 
@@ -75,7 +76,8 @@ def escape_control_characters(text: str) -> str:
 
 
 def print_faults(faults: Sequence[Fault]) -> None:
-    """Print faults to standard error, all at once; in colour on a terminal."""
+    """Print faults to standard error, all at once; in colour on a terminal. They are part of a JSON answer."""
+    json_output.add_faults(faults)
     heading = "1 problem to fix" if len(faults) == 1 else f"{len(faults)} problems to fix"
     text = "\n\n".join([f"trl_sft: {heading}", *map(str, faults)])
     if shows_colour(sys.stderr):

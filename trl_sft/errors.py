@@ -7,6 +7,7 @@
       MissingPackage       something to install
       UpstreamChanged      an installed package no longer has a definition that trl_sft reads: install a tested version
       LaunchError          the machine or the processes
+      UsageError           an argument of the command line, under `--json`
       Unreached            the hub cannot be reached; the recipe may be right
     NotAsAsked             exit code 1: what would run differs from the recipe, and no key of the recipe changes that
     RunStopped             the run started and ended early; carries its exit code
@@ -29,6 +30,7 @@ EXIT_SIGNAL = 128  # plus the number of the signal, as shells report it
 # Name and password of a URL, `https://name:password@host`. One slash is matched too: pathlib joins the two into one.
 URL_PASSWORD = re.compile(r"(?<=:/)(/?)[^/@\s:]+:[^/@\s]+(?=@)")
 REDACTED = "(left out)"
+_PLACE = re.compile(r"(?P<file>[^\s(][^:]*?)(?: row (?P<row>\d+)(?: \(line (?P<row_line>\d+)\))?|:(?P<line>\d+))(?!\S)")
 
 
 class Edit(NamedTuple):
@@ -43,15 +45,33 @@ class Edit(NamedTuple):
 class Place(str):
     """The place of a fault in words, and its parts where they are known."""
 
-    file: str  # as it is known to the user; "" = no file
-    line: int | None  # from 1
+    file: str  # as the user knows it; "" = no file
+    line: int | None  # of the file, from 1
+    row: int | None  # of a source, from 1
     key: tuple[str | int, ...]  # of the recipe; () = none
 
-    def __new__(cls, text: str, *, file: str = "", line: int | None = None, key: tuple[str | int, ...] = ()) -> Place:
+    def __new__(
+        cls,
+        text: str,
+        *,
+        file: str = "",
+        line: int | None = None,
+        row: int | None = None,
+        key: tuple[str | int, ...] = (),
+    ) -> Place:
         """Return the text with its parts."""
         place = super().__new__(cls, text)
-        place.file, place.line, place.key = file, line, key
+        place.file, place.line, place.row, place.key = file, line, row, key
         return place
+
+    @classmethod
+    def parse(cls, text: str) -> Place:
+        """Return the place that a text names: `rows.jsonl:3`, `rows.jsonl row 8 (line 9)`, or words without parts."""
+        match = _PLACE.match(text)
+        if match is None:
+            return cls(text)
+        numbers = {name: int(match[name]) for name in ("row", "row_line", "line") if match[name]}
+        return cls(text, file=match["file"], line=numbers.get("line", numbers.get("row_line")), row=numbers.get("row"))
 
 
 class Fault(NamedTuple):
@@ -65,7 +85,7 @@ class Fault(NamedTuple):
 
     def __str__(self) -> str:
         """Return three lines: the place, the problem, the fix; without the password of a URL."""
-        return URL_PASSWORD.sub(r"\1" + REDACTED, f"{self.where}\n    {self.problem}\n    -> {self.fix}")
+        return redact_passwords(f"{self.where}\n    {self.problem}\n    -> {self.fix}")
 
 
 class UserError(Exception):
@@ -103,6 +123,10 @@ class LaunchError(UserError):
     """The machine or the processes cannot train the run."""
 
 
+class UsageError(UserError):
+    """The command line has an argument that the command does not take, or lacks one; only under `--json`."""
+
+
 class Unreached(UserError):
     """The hub cannot be reached, and a model or data set that the recipe names is not on this machine."""
 
@@ -110,13 +134,18 @@ class Unreached(UserError):
 class NotAsAsked(Exception):
     """The run would differ from the recipe, and no key can change that: an error of trl_sft or of upstream."""
 
+    def __init__(self, faults: Sequence[Fault]) -> None:
+        """Take a fault for each difference."""
+        self.faults = list(faults)
+        super().__init__("\n".join(map(str, faults)))
+
 
 class RunStopped(Exception):
     """The run started and ended early: a loss that is not finite, memory, the time limit, a signal."""
 
-    def __init__(self, message: str, exit_code: int) -> None:
-        """Take the message for the user, and the exit code of the process."""
-        self.exit_code = exit_code
+    def __init__(self, message: str, exit_code: int, *, code: str) -> None:
+        """Take the message for the user, the exit code of the process, and the kind of end (`fault_codes.yaml`)."""
+        self.exit_code, self.code = exit_code, code
         super().__init__(message)
 
 
@@ -127,6 +156,11 @@ class Interrupted(KeyboardInterrupt):
     process with SIGINT and ignores our exit code. It does not do this for a subclass of KeyboardInterrupt
     (Python/pythonrun.c, `unhandled_keyboard_interrupt`; observed on 3.11).
     """
+
+
+def redact_passwords(text: str) -> str:
+    """Return a text without the names and passwords of its URLs."""
+    return URL_PASSWORD.sub(r"\1" + REDACTED, text)
 
 
 def first_line(error: BaseException) -> str:

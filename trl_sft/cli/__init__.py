@@ -1,8 +1,8 @@
 """The command line: the first word names the command; what the user can fix becomes one message and an exit code.
 
 Inputs: the arguments after `python -m trl_sft`. Outputs: an exit code (`errors.EXIT_...`, or 128 plus the number of a
-signal). Each command is a module, or a folder where it is more than its arguments, with `main(argv)`; heavy packages
-are imported once its arguments are parsed. Not here: what a command does.
+signal), and under `--json` one JSON object. Each command is a module, or a folder where it is more than its arguments,
+with `main(argv)`; heavy packages are imported once its arguments are parsed. Not here: what a command does.
 """
 
 from __future__ import annotations
@@ -12,11 +12,12 @@ import os
 import select
 import signal
 import sys
+import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TextIO
 
-from trl_sft import console, errors
+from trl_sft import console, errors, json_output
 from trl_sft.cli import check, explain, import_settings, init, prepare, preview, schema, train
 
 
@@ -38,6 +39,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         signal.signal(signal.SIGINT, _interrupt)
     try:
         try:
+            if _take_out_json(arguments):
+                return _answer_as_json(arguments)
             return _run_command(arguments)
         finally:
             print(end="", flush=True)  # here, since an error while Python shuts down can no longer be caught
@@ -63,10 +66,61 @@ def _run_command(arguments: list[str]) -> int:
         return error.exit_code
     except errors.RunStopped as error:
         print(f"trl_sft: {error}", file=sys.stderr)
+        _add_ending(str(error), error.code)
         return error.exit_code
     except KeyboardInterrupt:
-        print("trl_sft: stopped before training began; no checkpoint was written", file=sys.stderr)
+        message = "stopped before training began; no checkpoint was written"
+        print(f"trl_sft: {message}", file=sys.stderr)
+        _add_ending(message, "run.interrupted")
         return errors.EXIT_SIGNAL + signal.SIGINT
+
+
+def _take_out_json(arguments: list[str]) -> bool:
+    """Remove `--json` from the arguments, but not from another tool's flags after `--`; tell whether it was there."""
+    end = arguments.index("--") if "--" in arguments else len(arguments)
+    if "--json" not in arguments[:end]:
+        return False
+    arguments[:end] = [word for word in arguments[:end] if word != "--json"]
+    return True
+
+
+def _answer_as_json(arguments: list[str]) -> int:
+    """Run a command, and print its answer as one JSON object, however it ends; return the exit code."""
+    command = arguments[0] if arguments and arguments[0] in COMMANDS else "train"
+    with json_output.collect(command) as answer:
+        answer.exit_code = errors.EXIT_INTERNAL
+        try:
+            answer.exit_code = _run_command(arguments)
+        except SystemExit as ended:  # --help and --version
+            answer.exit_code = ended.code if isinstance(ended.code, int) else errors.EXIT_DONE
+        except BrokenPipeError:
+            raise
+        except Exception as error:
+            traceback.print_exc()
+            _add_internal_error(error)
+    return answer.exit_code
+
+
+def _add_ending(message: str, code: str) -> None:
+    """Put the early end of a run into a JSON answer; the lines after the first one say what to do."""
+    if json_output.is_requested():
+        from trl_sft import fault_codes
+
+        problem, _, fix = message.partition("\n")
+        fix = fix or fault_codes.read_codes()[code].fix
+        json_output.add_faults([errors.Fault("the run", problem, fix, code=code)])
+
+
+def _add_internal_error(error: Exception) -> None:
+    """Put an exception that no user caused into a JSON answer."""
+    if isinstance(error, errors.NotAsAsked):
+        json_output.add_faults(error.faults)
+        return
+    from trl_sft import fault_codes
+
+    code = "run.internal_error"
+    problem = f"{type(error).__name__}: {errors.first_line(error)}"
+    json_output.add_faults([errors.Fault("trl_sft", problem, fault_codes.read_codes()[code].fix, code=code)])
 
 
 def _has_lost_its_reader(stream: TextIO | None) -> bool:

@@ -10,9 +10,9 @@ import argparse
 import shlex
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NoReturn
 
-from trl_sft import errors
+from trl_sft import errors, json_output
 
 if TYPE_CHECKING:
     from trl_sft.recipe.checked import Run
@@ -28,7 +28,7 @@ def create_parser(usage: str, description: str, *, example: str, epilog: str = "
         epilog: Further lines below the options.
 
     """
-    return argparse.ArgumentParser(
+    parser = _CommandParser(
         prog="python -m trl_sft",
         usage=f"python -m trl_sft {usage}",
         description=description,
@@ -36,6 +36,19 @@ def create_parser(usage: str, description: str, *, example: str, epilog: str = "
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
+    parser.add_argument("--json", action="store_true", help="answer with one JSON object on standard output")
+    return parser
+
+
+class _CommandParser(argparse.ArgumentParser):
+    """A parser whose errors are faults where a program asked for JSON."""
+
+    def error(self, message: str) -> NoReturn:
+        """End the process as argparse does; raise UsageError under `--json`."""
+        if json_output.is_requested():
+            fix = f"Write `{self.format_usage().strip()}`."
+            raise errors.UsageError(errors.Fault("the command line", message, fix, code="run.bad_arguments"))
+        super().error(message)
 
 
 def parse_recipe(parser: argparse.ArgumentParser, argv: Sequence[str]) -> tuple[Run, argparse.Namespace]:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from trl_sft import console, errors
+from trl_sft import console, errors, json_output
 from trl_sft.cli import arguments
 
 
@@ -24,7 +24,9 @@ def main(argv: Sequence[str]) -> int:
     with upstream_warnings.quiet():
         from trl_sft.training import stages
 
-        stages.prepare(run)
+        inputs = stages.prepare(run)
+    next_command = arguments.format_next_command(run)
+    json_output.add_values(ledger=inputs.datasets.ledger, notes=list(run.notes), next=next_command)
     console.say("The tokens are in the cache.")
-    console.say(f"Next: {arguments.format_next_command(run)}")
+    console.say(f"Next: {next_command}")
     return errors.EXIT_DONE

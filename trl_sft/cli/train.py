@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from trl_sft import __version__, errors
+from trl_sft import __version__, errors, json_output
 from trl_sft.cli import arguments
 
 _DESCRIPTION = "Fine-tune a language model: one YAML recipe becomes a run of TRL's SFTTrainer."
@@ -24,8 +24,8 @@ commands (a first word that is not a command is a recipe):
   python -m trl_sft init MODEL DATA [-o RECIPE]              write a recipe for a model and a file of rows
   python -m trl_sft import TOOL FILE [-o RECIPE]             convert another trainer's settings to a recipe
 
-`python -m trl_sft COMMAND --help` shows the arguments of a command. Overrides are checked as strictly as the
-recipe: train.max_steps=10, lora='{r: 8}', lora=null
+`python -m trl_sft COMMAND --help` shows the arguments of a command. With --json every command answers with one JSON
+object. Overrides are checked as strictly as the recipe: train.max_steps=10, lora='{r: 8}', lora=null
 
 exit codes: 0 done, 1 an internal error, 2 a problem that you can fix, 3 the training failed (a loss that is not
   finite), 4 out of memory, 75 the time limit (run.max_hours), 130 / 138 / 143 stopped by SIGINT / SIGUSR1 /
@@ -44,5 +44,6 @@ def main(argv: Sequence[str]) -> int:
     from trl_sft import train
 
     print(f"trl_sft {__version__}   {run.recipe.path.name} -> {run.output_dir}", flush=True)
-    train(run)
+    result = train(run)
+    json_output.add_values(output_dir=result.output_dir, steps=result.steps, metrics=result.metrics)
     return errors.EXIT_DONE

@@ -14,7 +14,7 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from trl_sft import console, run_folder
+from trl_sft import console, json_output, run_folder
 from trl_sft.errors import EXIT_DONE, EXIT_USER_ERROR, Fault, RecipeError
 from trl_sft.importers import axolotl, llamafactory, openrlhf, tables, trl
 from trl_sft.importers.settings import OmittedSetting, Outcome, RecipeLine, Settings, format_setting, read_file
@@ -102,6 +102,8 @@ def write(tool: str, settings: Settings, output: Path | None) -> int:
     lines = [_relocate_line(item, path) for item in outcomes if isinstance(item, RecipeLine)]
     omitted = [item for item in outcomes if isinstance(item, OmittedSetting)]
     text = render(TOOLS[tool], settings, lines, omitted=omitted)
+    omissions = [{"setting": item.name, "reason": item.reason, "warn": item.warn} for item in omitted]
+    json_output.add_values(output=output, recipe=text, omitted=omissions)
     for item in omitted:
         if item.warn:
             print(f"trl_sft: {settings.where(item.name)}: {item.reason}", file=sys.stderr)

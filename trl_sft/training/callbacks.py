@@ -135,10 +135,11 @@ class Guard(TrainerCallback):
         """End the run now that the checkpoint is complete."""
         if self._saving and state.global_step < state.max_steps:
             reason = f"by {signal.Signals(self._signal).name}" if self._signal else "at the time limit (run.max_hours)"
-            code = errors.EXIT_SIGNAL + self._signal if self._signal else errors.EXIT_TIME_LIMIT
+            exit_code = errors.EXIT_SIGNAL + self._signal if self._signal else errors.EXIT_TIME_LIMIT
+            code = "run.interrupted" if self._signal else "run.time_limit"
             where = f"{args.output_dir}/{run_folder.CHECKPOINT}{state.global_step}"
             message = f"stopped {reason} after step {state.global_step} of {state.max_steps}; saved in {where}"
-            raise errors.RunStopped(f"{message}\nTo resume: {self._resume_command}", code)
+            raise errors.RunStopped(f"{message}\nTo resume: {self._resume_command}", exit_code, code=code)
 
     def on_log(
         self, args: SFTConfig, state: TrainerState, control: TrainerControl, logs: dict[str, Any], **kwargs: Any
@@ -152,7 +153,9 @@ class Guard(TrainerCallback):
             saved = f"the last checkpoint is {last}" if last else "no checkpoint was saved yet"
             advice = "Lower the learning rate or train.max_grad_norm. Also look at the rows before that step."
             message = f"the training failed: {', '.join(bad)} not finite at step {state.global_step}; {saved}"
-            raise errors.RunStopped(f"{message}\nWhat to try: {advice}", errors.EXIT_TRAINING_FAILED)
+            raise errors.RunStopped(
+                f"{message}\nWhat to try: {advice}", errors.EXIT_TRAINING_FAILED, code="run.not_finite"
+            )
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
         if self._signal:

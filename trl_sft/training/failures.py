@@ -87,10 +87,12 @@ def _explain(error: BaseException, run: Run, record: RunRecord) -> Exception | N
         )
         return type(error)([*error.faults, stopped])
     if isinstance(error, errors.Interrupted) and record.has_begun:
-        return RunStopped(f"stopped at once {at}", errors.EXIT_SIGNAL + (error.args[0] if error.args else 2))
+        return RunStopped(
+            f"stopped at once {at}", errors.EXIT_SIGNAL + (error.args[0] if error.args else 2), code="run.interrupted"
+        )
     if is_out_of_memory(error):
         lines = _explain_memory(run, record, at, has_checkpoint=bool(last))
-        return RunStopped("\n".join(lines), errors.EXIT_OUT_OF_MEMORY)
+        return RunStopped("\n".join(lines), errors.EXIT_OUT_OF_MEMORY, code="run.out_of_memory")
     # checkpoints are read as plain data; the random states come last, when training has begun
     unpickled = isinstance(error, pickle.UnpicklingError)
     if isinstance(error, Exception) and (unpickled or not record.has_begun):

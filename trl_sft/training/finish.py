@@ -38,7 +38,7 @@ def save(
     """Evaluate the trained model, save it, show the last screen. Raises RunStopped if weights are not finite."""
     if not all(torch.isfinite(p).all() for p in trainer.model.parameters() if p.requires_grad):
         message = f"the training failed: weights not finite after step {trainer.state.global_step}; nothing is saved"
-        raise RunStopped(message, errors.EXIT_TRAINING_FAILED)
+        raise RunStopped(message, errors.EXIT_TRAINING_FAILED, code="run.not_finite")
     metrics = _evaluate(trainer, prompts)
     comparison = before_after.compare(run, trainer, prompts, metrics=metrics)
     if comparison:

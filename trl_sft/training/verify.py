@@ -107,7 +107,7 @@ class Verification(TrainerCallback):
         self._remove_hooks()
         if self.measured["after_training"]["unchanged_tensors"] and self._changed == 0 and self._sum_of_rates > 0:
             message = f"the training failed: no trainable weight changed in {self._steps} steps; no model is saved"
-            raise errors.RunStopped(f"{message}: {_FINER}.", errors.EXIT_TRAINING_FAILED)
+            raise errors.RunStopped(f"{message}: {_FINER}.", errors.EXIT_TRAINING_FAILED, code="run.no_weight_changed")
 
     def first_screen(self) -> list[tuple[str, str]]:
         """Return the line of the table before step 1."""
@@ -149,7 +149,7 @@ class Verification(TrainerCallback):
         ]
         if any(reading.key in recipe.places and len(reading.key) > 1 for reading in wrong):
             raise RecipeError(faults)
-        raise NotAsAsked("\n".join(str(fault) for fault in faults))
+        raise NotAsAsked(faults)
 
     def _count_rows(self, args: SFTConfig) -> int:
         """Return the rows of the step that ends now, over all processes; one row of a flattened batch is a pack."""

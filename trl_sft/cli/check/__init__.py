@@ -9,7 +9,7 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 
-from trl_sft import console, errors
+from trl_sft import console, errors, json_output
 from trl_sft.cli import arguments
 
 
@@ -41,9 +41,10 @@ def main(argv: Sequence[str]) -> int:
     if options.fast:
         for note in run.notes:
             console.say(note)
-        name = run.recipe.path.name
+        name, next_command = run.recipe.path.name, arguments.format_next_command(run, "check")
+        json_output.add_values(notes=list(run.notes), seconds={"recipe": seconds}, next=next_command)
         console.say(f"No problems found in {name} ({seconds:.2f} s). The tokenizer and the rows were not loaded.")
-        console.say(f"Next: {arguments.format_next_command(run, 'check')}")
+        console.say(f"Next: {next_command}")
         return errors.EXIT_DONE
     from trl_sft import upstream_warnings
 

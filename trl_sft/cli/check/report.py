@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
-from trl_sft import errors
+from trl_sft import errors, json_output
 from trl_sft.cli import arguments
 from trl_sft.cli.check import packing_advice
 from trl_sft.console import format_duration, print_faults, print_lines, say
@@ -154,6 +154,20 @@ def _load_tokenizer(run: Run, report: Report) -> tuple[ModelSource | None, ChatT
     return model, chat
 
 
+def _describe(report: Report, run: Run) -> dict[str, Any]:
+    """Return the result of a check as plain values, as JSON has them."""
+    memory = report.memory.estimate if report.memory else None
+    return {
+        "notes": list(run.notes),
+        "unchecked": report.unchecked,
+        "machine_faults": [json_output.describe_fault(fault) for fault in report.machine_faults],
+        "seconds": report.seconds,
+        "ledger": report.inputs.datasets.ledger if report.inputs else None,
+        "memory": memory._asdict() if memory else None,
+        "next": arguments.format_next_command(run),
+    }
+
+
 def show(report: Report, run: Run, machine: TargetMachine) -> int:
     """Print the result of a check.
 
@@ -165,6 +179,7 @@ def show(report: Report, run: Run, machine: TargetMachine) -> int:
     print_lines([("checked", times)])
     for line in report.unchecked:
         say(f"not checked: {line}")
+    json_output.add_values(**_describe(report, run))
     faults = [*report.faults, *(report.machine_faults if machine.is_this_machine else [])]
     if report.machine_faults and not machine.is_this_machine:
         say("\nThese are not problems of the recipe. This machine or this version of trl_sft cannot run it:")

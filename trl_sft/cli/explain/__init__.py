@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from trl_sft import console, errors
+from trl_sft import console, errors, json_output
 from trl_sft.cli import arguments
 
 
@@ -32,5 +32,7 @@ def main(argv: Sequence[str]) -> int:
         lines = recipe.explain_recipe(load_recipe(options.subject, options.recipe))
     else:
         lines = key.explain_key(options.subject, options.recipe)
-    console.say("\n".join(lines))
+    text = "\n".join(lines)
+    json_output.add_values(text=text)
+    console.say(text)
     return errors.EXIT_DONE

@@ -13,6 +13,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from trl_sft import json_output
 from trl_sft.cli.explain.recipe import format_default, format_set_value, iterate_set_values
 from trl_sft.errors import Fault, RecipeError
 from trl_sft.recipe import build, renamed_keys, resolved, sections, yaml_reader
@@ -72,11 +73,23 @@ def explain_key(word: str, recipe: Sequence[str] = ()) -> list[str]:
         raise RecipeError(
             Fault(f"explain {word}", f"no section has a key `{word}`", _suggest_key(word), code="recipe.unknown_key")
         )
+    json_output.add_values(keys=[_describe(source) for source in sources])
     if len(sources) > 1:
         lines = [f"{word} is a key of several sections. Name one of them:"]
         return lines + [f"  {source.key:40} {source.owner}" for source in sources]
     lines = list(_explain(sources[0], run))
     return [resolved.remove_secrets(run, line) for line in lines] if run else lines  # an override shows its value
+
+
+def _describe(source: KeySource) -> dict[str, Any]:
+    """Return what a key takes, as JSON has it; null for an old name and for a key that a recipe cannot set."""
+    field = source.field
+    return {
+        "key": source.key,
+        "owner": source.owner,
+        "accepts": types.describe(field) if field else None,
+        "default": format_default(field) if field else None,
+    }
 
 
 def _find_keys(word: str, run: Run | None) -> list[KeySource]:

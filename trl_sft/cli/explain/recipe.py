@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import ast
 from collections.abc import Iterator
+from typing import Any
 
+from trl_sft import json_output
 from trl_sft.recipe import resolved, sections
 from trl_sft.recipe.checked import Run
 from trl_sft.recipe.upstream import keys
@@ -25,6 +27,7 @@ def explain_recipe(run: Run) -> list[str]:
     lines = [f"{run.recipe.path.name} as it would run. * = not the owner's default; ? = set when the run starts."]
     lines += [f"  {note}" for note in run.notes]
     set_values = list(iterate_set_values(run))
+    json_output.add_values(values=[_describe(run, value) for value in set_values], notes=list(run.notes))
     for section in sections.OWNERS:
         in_section = {str(value.key[-1]): value for value in set_values if value.key[0] == section}
         is_off = section == "evaluate" and run.evaluate is None
@@ -32,6 +35,12 @@ def explain_recipe(run: Run) -> list[str]:
             continue
         lines += _explain_section(section, in_section)
     return [resolved.remove_secrets(run, line) for line in lines]
+
+
+def _describe(run: Run, value: resolved.ResolvedValue) -> dict[str, Any]:
+    """Return a value of a run and who set it, as JSON has them; no secret is shown."""
+    shown = format_set_value(str(value.key[-1]), value) if value.key[-1] in resolved.SECRET_KEYS else value.value
+    return {"key": list(value.key), "value": shown, "set_by": resolved.remove_secrets(run, value.set_by)}
 
 
 def _explain_section(section: str, set_values: dict[str, resolved.ResolvedValue]) -> Iterator[str]:

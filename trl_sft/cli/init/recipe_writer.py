@@ -10,7 +10,7 @@ import math
 import shlex
 from pathlib import Path
 
-from trl_sft import console, run_folder, upstream_warnings
+from trl_sft import console, json_output, run_folder, upstream_warnings
 from trl_sft.data import formats, pipeline
 from trl_sft.errors import EXIT_DONE, Fault, RecipeError
 from trl_sft.recipe import build, paths
@@ -95,6 +95,7 @@ def write(model: str, path: str, output: Path) -> int:
         evaluation=_EVALUATION if fraction else "",
     )
     run_folder.write_text(output, text)
+    json_output.add_values(output=output, recipe=text, format=row_format, columns=list(columns), rows=num_rows)
     console.say(f"wrote {output}: {num_rows:,} rows of format {row_format}")
     console.say(f"Next: {console.get_python_command()} -m trl_sft check {command}")
     return EXIT_DONE

@@ -10,7 +10,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from trl_sft import console, errors
+from trl_sft import console, errors, json_output
 from trl_sft.cli import arguments
 
 
@@ -34,6 +34,7 @@ def main(argv: Sequence[str]) -> int:
         from trl_sft.cli.preview import rows
 
         preview = rows.build_preview(run, options.rows)
+    json_output.add_values(**preview.describe(), html=options.html)
     if options.html is None:
         for line in preview.lines(colour=console.shows_colour(sys.stdout)):
             console.say(line)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import html
 from collections.abc import Iterator, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from datasets import Dataset
@@ -73,6 +73,16 @@ class Preview(NamedTuple):
     rejected: list[str]  # rows that are not trained on, with the reason
     batch: list[list[int]]  # the first batch: token counts of the documents of each pack, or of each row
     batch_width: int  # positions of a pack; without packing the tokens of the longest row
+
+    def describe(self) -> dict[str, Any]:
+        """Return the preview as plain values, as JSON has them."""
+        return {
+            "notes": [f"{name}: {value}" for name, value in self.summary],
+            "rows": [row._asdict() | {"segments": [part._asdict() for part in row.segments]} for row in self.rows],
+            "rejected": self.rejected,
+            "batch": self.batch,
+            "batch_width": self.batch_width,
+        }
 
     def lines(self, *, colour: bool) -> Iterator[str]:
         """Yield the lines of a terminal; without `colour` tokens with loss stand between ⟦ and ⟧."""

@@ -9,7 +9,7 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
-from trl_sft import console, errors
+from trl_sft import console, errors, json_output
 from trl_sft.cli import arguments
 
 
@@ -26,7 +26,9 @@ def main(argv: Sequence[str]) -> int:
     path = parser.parse_args(argv).output
     from trl_sft.cli.schema import json_schema
 
-    text = json.dumps(json_schema.build(), indent=1, ensure_ascii=False)
+    schema = json_schema.build()
+    text = json.dumps(schema, indent=1, ensure_ascii=False)
+    json_output.add_values(schema=schema, output=path)
     if path is None:
         console.say(text)
         return errors.EXIT_DONE

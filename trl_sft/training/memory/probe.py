@@ -60,7 +60,7 @@ def measure_steps(run: Run, inputs: TrainingInputs, report: fit.MemoryReport) ->
             settings = failures.suggest_less_memory(args).items()
             fix = ", ".join(f"train.{name}: {value}" for name, value in settings)
             message = f"out of memory in the probe, with a batch of {report.batch}\nWhat to try: {fix}"
-            raise RunStopped(message, errors.EXIT_OUT_OF_MEMORY) from error
+            raise RunStopped(message, errors.EXIT_OUT_OF_MEMORY, code="run.out_of_memory") from error
     text = f"{format_bytes(measured)} at most in {_STEPS} steps of {report.batch}"
     if report.estimate:
         text += f"; estimated: {format_bytes(report.estimate.peak)}"

@@ -1,0 +1,141 @@
+"""The answer of a command to a program: one JSON object on standard output, under `--json`.
+
+Inputs: values and faults, as a command has them. Outputs: the object; everything else that is printed goes to standard
+error while it is collected. Without `--json` nothing is collected. Not here: what each command answers;
+`docs/reference/json.md` lists it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import math
+import os
+import sys
+from collections.abc import Iterator, Sequence
+from contextvars import ContextVar
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TextIO
+
+from trl_sft.errors import EXIT_DONE, Fault, Place, redact_passwords
+
+
+@dataclass
+class Answer:
+    """What a command has answered so far."""
+
+    command: str
+    values: dict[str, Any] = field(default_factory=dict)
+    faults: list[Fault] = field(default_factory=list)
+    exit_code: int = EXIT_DONE
+
+
+_current: ContextVar[Answer | None] = ContextVar("answer", default=None)
+
+
+def is_requested() -> bool:
+    """Tell whether the running command answers a program."""
+    return _current.get() is not None
+
+
+def add_values(**values: Any) -> None:
+    """Put values into the answer, each under its name; nothing happens without `--json`."""
+    answer = _current.get()
+    if answer is not None:
+        answer.values |= values
+
+
+def add_faults(faults: Sequence[Fault]) -> None:
+    """Put faults into the answer; nothing happens without `--json`."""
+    answer = _current.get()
+    if answer is not None:
+        answer.faults += [fault for fault in faults if fault not in answer.faults]
+
+
+@contextlib.contextmanager
+def collect(command: str) -> Iterator[Answer]:
+    """Collect the answer of a command, and print it at the end, whatever ends the command.
+
+    Inside the block standard output is standard error, also for other libraries and for subprocesses.
+    """
+    answer = Answer(command)
+    token = _current.set(answer)
+    output, descriptor = sys.stdout, _get_descriptor(sys.stdout)
+    errors_descriptor = _get_descriptor(sys.stderr)
+    saved = None
+    if descriptor is not None and errors_descriptor is not None:
+        output.flush()
+        saved = os.dup(descriptor)
+        os.dup2(errors_descriptor, descriptor)
+    try:
+        with contextlib.redirect_stdout(sys.stderr):
+            yield answer
+    finally:
+        _current.reset(token)
+        if saved is not None and descriptor is not None:
+            output.flush()
+            os.dup2(saved, descriptor)
+            os.close(saved)
+        print(format_answer(answer), file=output, flush=True)
+
+
+def format_answer(answer: Answer) -> str:
+    """Return an answer as JSON text."""
+    content = {
+        "ok": answer.exit_code == EXIT_DONE,
+        "command": answer.command,
+        "exit_code": answer.exit_code,
+        "faults": [describe_fault(fault) for fault in answer.faults],
+        **answer.values,
+    }
+    return json.dumps(_to_json(content), ensure_ascii=True, indent=1)
+
+
+def describe_fault(fault: Fault) -> dict[str, Any]:
+    """Return a fault as a mapping that JSON can write."""
+    place = fault.where if isinstance(fault.where, Place) else Place.parse(fault.where)
+    edits = []
+    for edit in fault.edits:
+        described: dict[str, Any] = {"action": edit.action, "key": list(edit.key)}
+        if edit.action == "set":
+            described["value"] = edit.value
+        if edit.action == "rename":
+            described["new"] = list(edit.new)
+        edits.append(described)
+    return {
+        "code": fault.code,
+        "where": {
+            "text": str(place),
+            "file": place.file or None,
+            "line": place.line,
+            "row": place.row,
+            "key": list(place.key),
+        },
+        "problem": fault.problem,
+        "fix": fault.fix,
+        "edits": edits,
+    }
+
+
+def _get_descriptor(stream: TextIO) -> int | None:
+    """Return the file descriptor of a stream; None for one that is no file, as in a notebook or a test."""
+    try:
+        return stream.fileno()
+    except (OSError, ValueError, AttributeError):
+        return None
+
+
+def _to_json(value: Any) -> Any:
+    """Return a value as JSON can write it: infinite numbers and NaN become null, paths and other objects text."""
+    if isinstance(value, dict):
+        return {str(name): _to_json(inner) for name, inner in value.items()}
+    if isinstance(value, list | tuple | set | frozenset):
+        return [_to_json(inner) for inner in value]
+    if value is None or isinstance(value, bool | int):
+        return value
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if hasattr(value, "item"):  # a number of numpy or torch
+        return _to_json(value.item())
+    return redact_passwords(str(value.as_posix() if isinstance(value, Path) else value))
