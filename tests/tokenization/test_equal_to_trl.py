@@ -20,7 +20,6 @@ from trl_sft.tokenization import build, encode, render
 from trl_sft.training import stages
 
 WORDS = ["Köln liegt am Rhein.", "1 2  3\n4", "你好，世界。再见", "a 🙂 b", " leading and trailing ", "x" * 30]
-NO_CALLS = {"deepseek_r1_distill"}  # templates that drop the call itself
 TURNS = [("user", "one"), ("assistant", "hello 你好"), ("user", "two\n"), ("assistant", "good night 🙂")]
 CHAT = [{"role": role, "content": words} for role, words in TURNS]
 
@@ -215,19 +214,12 @@ def test_answers_of_tools_carry_no_loss_in_any_template(name, checked, here):
     settings, _, chat, rows = stages.read_rows(run)
     encoder = build.make_encoder(run, chat, rows, args=settings.args)
     batch = encode.to_columns(rows.train.rows.with_format("arrow")[:])
-    refused = ""
-    try:
-        texts = list(render.render_rows(encoder, batch, numbers=[0, 1], check=[checked] * 2, row_name=str))
-    except UserError as error:
-        refused = str(error)
-    assert bool(refused) == (name in NO_CALLS), refused
-    if refused:
-        assert "drops a part of an answer" in refused or "ends with no token" in refused
-        return
+    texts = list(render.render_rows(encoder, batch, numbers=[0, 1], check=[checked] * 2, row_name=str))
     made = encode.label_rows(encoder, texts, encode.tokenize(encoder, texts), row_name=str)
     trained = chat.tokenizer.decode([label for label in made.rows[0]["labels"] if label != -100])
     assert "SECRETRESULT" not in trained
     assert "done" in trained
+    assert "getw" in trained
 
 
 @pytest.mark.parametrize("strategy", ["bfd", "bfd_split", "wrapped"])

@@ -35,6 +35,7 @@ ROLES = {
     "observation": "tool",
     "function": "tool",
 }
+JSON_ARGUMENTS = "json_arguments"  # a feature of a template: it takes the arguments of tool calls as JSON text
 UNTRAINED = "untrained"  # key of a message that carries no loss, whatever `data.loss_on` says
 # Keys of a turn that say whether it carries loss: OpenAI's weight (0 or 1), and train (true or false)
 _LOSS_KEYS = ("weight", "train")
@@ -221,7 +222,7 @@ def adapt_to_template(chat: Chat, template_features: Collection[str]) -> Chat:
     Args:
         chat: the chat as a row holds it.
         template_features: what the template renders, by the keys and roles of `apply_chat_template`: system,
-            tools, tool_calls, tool, reasoning_content, thinking.
+            tools, tool_calls, tool, reasoning_content, thinking; and the form in which it takes calls.
 
     Returns:
         The chat with new messages; `as_text` names what became text.
@@ -247,6 +248,8 @@ def adapt_to_template(chat: Chat, template_features: Collection[str]) -> Chat:
             as_text.add("tool calls")
             calls = [f"<tool_call>\n{_to_json(call['function'])}\n</tool_call>" for call in message.pop("tool_calls")]
             message["content"] = "\n".join([message["content"], *calls] if message["content"] else calls)
+        if message.get("tool_calls"):
+            message = adapt_calls(message, template_features)
         messages.append(message)
     completion_length = len(messages) - prompt_length
     tools = chat.tools
@@ -257,6 +260,17 @@ def adapt_to_template(chat: Chat, template_features: Collection[str]) -> Chat:
         _add_to_system_prompt(messages, content, has_system_role="system" in template_features)
         tools = []
     return Chat(messages, tools, completion_length, frozenset(as_text))
+
+
+def adapt_calls(message: Message, template_features: Collection[str]) -> Message:
+    """Return a turn with its tool calls in the form that the template takes."""
+    if JSON_ARGUMENTS not in template_features:
+        return message
+    calls = [
+        call | {"function": call["function"] | {"arguments": _to_json(call["function"]["arguments"])}}
+        for call in message["tool_calls"]
+    ]
+    return message | {"tool_calls": calls}
 
 
 def _read_message(turn: Any, column: str) -> Message:

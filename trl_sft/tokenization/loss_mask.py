@@ -29,32 +29,17 @@ from tokenizers import Tokenizer
 from transformers import PreTrainedTokenizerBase
 
 from trl_sft.data.messages import Message, special_pattern
-from trl_sft.tokenization import chat_template, special_tokens
+from trl_sft.errors import first_line
+from trl_sft.tokenization import chat_template, mask_errors, special_tokens, turn_markers
 from trl_sft.tokenization.chat_template import ANSWER, QUESTION
+from trl_sft.tokenization.turn_markers import TurnMarkers
 
 Span = tuple[int, int]  # start and end, the end excluded
 # messages, tools, whether the generation prompt follows -> text
 Render = Callable[[Sequence[Message], Sequence[Any] | None, bool], str]
 
 _PLAIN_TURN = 2  # keys of a turn that has role and content alone
-_IN_MESSAGES = 20  # characters on each side of a place that a message shows
-
-
-class MaskError(ValueError):
-    """The loss of a chat cannot be placed."""
-
-    def __init__(self, problem: str, fix: str, allow: str = "", *, code: str) -> None:
-        """Keep the parts for the fault that the caller builds.
-
-        Args:
-            problem: what is wrong.
-            fix: how to change the recipe or the rows, as an imperative without a full stop.
-            allow: the word of `run.allow` that accepts it; "" = nothing accepts it.
-            code: the kind of fault, one of `fault_codes.yaml`.
-
-        """
-        self.problem, self.fix, self.allow, self.code = problem, fix, allow, code
-        super().__init__(problem)
+_TAG = re.compile(r"</?[\w|. /-]{1,40}>")  # what may be one unit in a header: <think>, <|channel|>
 
 
 @dataclass(frozen=True)
@@ -70,6 +55,7 @@ class ChatTemplate:
             `find_spans_by_rendering` can be used.
         turn_end: what ends an answer that another turn follows.
         last_turn_end: what ends the last answer.
+        markers: the special tokens that the template writes around turns.
 
     """
 
@@ -80,6 +66,7 @@ class ChatTemplate:
     generation_prompt: str = ""
     turn_end: str = ""
     last_turn_end: str = ""
+    markers: TurnMarkers = dataclasses.field(default_factory=TurnMarkers)
 
 
 class TokenMarks(NamedTuple):
@@ -110,10 +97,11 @@ def inspect_template(
         )
 
     tokens = special_tokens.list_strings(tokenizer)
-    template = ChatTemplate(render, tokens, special_pattern(tokens), allow_prompt_mismatch)
+    markers = turn_markers.find_turn_markers(tokenizer, kwargs)
+    template = ChatTemplate(render, tokens, special_pattern(tokens), allow_prompt_mismatch, markers=markers)
     turns = [{"role": "user", "content": QUESTION}, {"role": "assistant", "content": ANSWER}] * 2
     try:
-        question, prompt = render(turns[:1], None, False), render(turns[:1], None, True)
+        question, prompt = markers.strip_appended(render(turns[:1], None, False)), render(turns[:1], None, True)
         text = render(turns, None, False)
         (_, first_end), (_, last_end) = find_spans_by_rendering(template, text, turns, answers=(1, 3))
     except Exception:  # a template of a kind that the trial does not fit: each row is then rendered in parts
@@ -143,7 +131,10 @@ def find_spans_by_search(template: ChatTemplate, text: str, turns: Sequence[Mess
     # calls and answers of tools may end in other tokens than the trial found
     if not template.generation_prompt or any(len(turn) > _PLAIN_TURN or turn["role"] == "tool" for turn in turns):
         return None
+    text = template.markers.strip_appended(text)
     if text.count(template.generation_prompt) != len(answers):
+        return None
+    if any(turn["role"] != "assistant" and turn["content"].strip() not in text for turn in turns):
         return None
     spans = []
     prompt_start = text.find(template.generation_prompt)
@@ -183,10 +174,12 @@ def find_spans_by_rendering(
         One span of characters for each of `answers`, in order.
 
     Raises:
-        MaskError: the template drops a part of an answer, ends it with no token, or renders another prompt for
-            generation than in the chat.
+        MaskError: the template drops a part of an answer or a whole turn, ends an answer with no token, or renders
+            another prompt for generation than in the chat.
 
     """
+    if missing := chat_template.find_missing_turn(turns, tools, text):
+        raise mask_errors.dropped_turn(missing)
     return [_render_span(template, text, turns, number=number, tools=tools) for number in sorted(answers)]
 
 
@@ -269,6 +262,14 @@ def find_difference(
     return rest[0] if rest else None
 
 
+def find_generation_prompt(template: ChatTemplate, turns: Sequence[Message], tools: Sequence[Any] | None) -> str:
+    """Return what the template writes before the first answer of a chat at inference; "" = nothing, or unknown."""
+    first = next(number for number, turn in enumerate(turns) if turn["role"] == "assistant")
+    prompt = template.render(turns[:first], tools, True)
+    start = _find_header_start(template, prompt, turns[:first], tools=tools)
+    return "" if start is None else prompt[start:]
+
+
 def common_prefix_length(one: Sequence[Any], other: Sequence[Any]) -> int:
     """Return how many characters, or tokens, two sequences have in common at their beginning."""
     for length, (a, b) in enumerate(zip(one, other, strict=False)):
@@ -296,21 +297,72 @@ def _render_span(
 ) -> Span:
     """Return the span of the answer that is turn `number`, by rendering the turns before it. Raises MaskError."""
     is_last = number == len(turns) - 1
-    prompt = template.render(turns[:number], tools, True)
     if part := chat_template.find_missing_part(turns[number], text):
-        raise _dropped_part(part, is_last)
+        raise mask_errors.dropped_part(part, is_last)
+    try:
+        prompt = template.render(turns[:number], tools, True)
+    except Exception as error:  # a template raises what it likes for messages that it does not take
+        raise mask_errors.refused_prompt(first_line(error), number, is_last) from None
+    header_start = _find_header_start(template, prompt, turns[:number], tools=tools)
     start = len(prompt)
     if not text.startswith(prompt):
-        start = common_prefix_length(prompt, text)
-        if not template.allow_prompt_mismatch:
-            raise _prompt_mismatch(prompt, text, start, number=number, is_last=is_last)
+        position = _find_accepted_start(template, text, prompt, header_start=header_start)
+        if position is None or not template.allow_prompt_mismatch:
+            raise mask_errors.prompt_mismatch(
+                prompt, text, number=number, is_last=is_last, can_accept=position is not None
+            )
+        start = position
     end = _find_end(template, text, turns, number=number, tools=tools, start=start)
     if chat_template.find_missing_part(turns[number], text[start:end]):
         # the generation prompt may end with the beginning of the answer: <think>
-        begin = len(template.render(turns[:number], tools, False)) if text.startswith(prompt) else start
-        if part := chat_template.find_missing_part(turns[number], text[min(begin, start) : end]):
-            raise _dropped_part(part, is_last)
+        begin = start if header_start is None or not text.startswith(prompt) else min(header_start, start)
+        if part := chat_template.find_missing_part(turns[number], text[begin:end]):
+            raise mask_errors.dropped_part(part, is_last)
     return start, end
+
+
+def _find_header_start(
+    template: ChatTemplate, prompt: str, turns: Sequence[Message], *, tools: Sequence[Any] | None
+) -> int | None:
+    """Return where the header of the next answer begins in its prompt, after all `turns`; None = unknown."""
+    try:
+        without = template.markers.strip_appended(template.render(turns, tools, False))
+    except Exception:  # a template may refuse a chat that ends there
+        return None
+    position = common_prefix_length(without, prompt)
+    position = _start_of_token(prompt, position, template.special_tokens)
+    # a chat that ends there may end with one more token, as Phi-3's does; else the turns are rendered in another way
+    return None if template.special_pattern.sub("", without[position:]).strip() else position
+
+
+def _find_accepted_start(template: ChatTemplate, text: str, prompt: str, *, header_start: int | None) -> int | None:
+    """Return where an answer begins in a text that does not go on from its prompt; None where that is not certain.
+
+    It is certain where both part within the answer's own header or after it, and where they differ in spaces alone.
+    So the text of another turn is never taken for the answer.
+    """
+    position = common_prefix_length(prompt, text)
+    if header_start is not None and position >= header_start:
+        for match in (*_TAG.finditer(text, header_start), *_TAG.finditer(prompt, header_start)):
+            if match.start() < position < match.end():
+                position = match.start()
+        return max(header_start, _start_of_token(text, position, template.special_tokens))
+    return _skip_alike(text, prompt)
+
+
+def _skip_alike(text: str, prompt: str) -> int | None:
+    """Return where `prompt` ends at the beginning of `text`, spaces aside; None = the text begins in another way."""
+    position = 0
+    for character in prompt:
+        if character.isspace():
+            continue
+        while position < len(text) and text[position].isspace():
+            position += 1
+        if text[position : position + 1] != character:
+            return None
+        position += 1
+    spaces = prompt[len(prompt.rstrip()) :]
+    return position + common_prefix_length(spaces, text[position:])
 
 
 def _find_end(
@@ -322,65 +374,54 @@ def _find_end(
     tools: Sequence[Any] | None,
     start: int,
 ) -> int:
-    """Return where turn `number`, which begins at `start`, ends: after its last special token. Raises MaskError."""
-    content, limit, is_prefix = turns[number]["content"].strip(), len(text), True
-    is_last = number == len(turns) - 1
-    if not is_last:  # the turn ends where the chat up to this turn stops being rendered like the whole chat
-        try:
-            beginning = template.render(turns[: number + 1], tools, False)
-        except Exception:  # a template may refuse a chat that breaks off here
-            beginning = ""
-        limit = max(start, common_prefix_length(beginning, text))
-        is_prefix = bool(beginning) and text.startswith(beginning)
-    positions = [(text.rfind(token, start, limit), token) for token in template.special_tokens]
-    token_ends = [position + len(token) for position, token in positions if position >= 0]
-    if is_prefix and token_ends:
-        return max(token_ends)
-    # a turn may be rendered differently as the last one: with an empty thought before it, or another end after it
-    following = "" if is_last else turns[number + 1]["content"].strip()
-    position = text.find(content, start)
-    content_end = limit
-    if position >= 0 and following in text[position + len(content) :]:
-        content_end = position + len(content)
-    if max(token_ends, default=0) > content_end:
-        return max(token_ends)
-    rest = text[content_end:]
-    content_end += len(rest) - len(rest.lstrip())
-    closing = [token for token in template.special_tokens if text.startswith(token, content_end)]
-    if not closing:
-        shown = text[max(0, content_end - _IN_MESSAGES) : content_end + _IN_MESSAGES]
-        problem = f"turn {number + 1} ends with no token that generation could stop on: {shown!r}"
-        raise MaskError(
-            problem, "Use a template that writes {{ eos_token }} after every answer", code="template.no_end_token"
+    """Return where turn `number`, which begins at `start`, ends: after the token that ends it. Raises MaskError."""
+    markers, pattern = template.markers, template.special_pattern
+    parts_end = turn_markers.find_parts_end(turns[number], text, pattern, start=start)
+    if number == len(turns) - 1:
+        limit = len(markers.strip_appended(text))
+    else:
+        limit = parts_end + _length_of_tail(
+            template, text, turns[: number + 1], tools=tools, start=start, position=parts_end
         )
-    return content_end + max(map(len, closing))
+    end = turn_markers.find_end(markers, text, pattern, answer=(start, parts_end), limit=limit)
+    if end < 0:  # another token ends the last answer of a chat
+        end = turn_markers.find_end(markers, text, pattern, answer=(start, parts_end), limit=-1)
+    if end < 0:
+        raise mask_errors.missing_end(text, parts_end, number=number)
+    return end
 
 
-def _prompt_mismatch(prompt: str, text: str, position: int, *, number: int, is_last: bool) -> MaskError:
-    """Return the error for a generation prompt that differs from the chat at `position`."""
-    begin = max(0, position - _IN_MESSAGES)
-    problem = (
-        f"turn {number + 1}: the generation prompt ends in {prompt[begin : begin + 60]!r}, but in the chat the answer "
-        f"follows {text[begin : position + _IN_MESSAGES]!r}: at inference the model would see a different prompt than "
-        "in training"
-    )
-    fix = "Set tokenizer.chat_template_kwargs (for example {enable_thinking: false}, where the template reads it)"
-    return MaskError(
-        problem,
-        fix if is_last else f"Set data.loss_on: last_turn. Or: {fix}",
-        "prompt_mismatch",
-        code="template.prompt_mismatch",
-    )
+def _length_of_tail(
+    template: ChatTemplate,
+    text: str,
+    turns: Sequence[Message],
+    *,
+    tools: Sequence[Any] | None,
+    start: int,
+    position: int,
+) -> int:
+    """Return how many characters follow an answer, at `position`, that follow it as the last turn of a chat too.
 
+    Args:
+        template: renders the chat.
+        text: the rendering of the whole chat.
+        turns: its messages up to the answer.
+        tools: the JSON schemas of functions that the chat offers.
+        start: where the answer begins in `text`.
+        position: where its own text ends.
 
-def _dropped_part(part: str, is_last: bool) -> MaskError:
-    """Return the error for a part of an answer that the template does not render."""
-    fix = "Use a template that renders it, or remove it from the rows"
-    return MaskError(
-        f"the chat template drops a part of an answer: {part[:60]!r}",
-        fix if is_last else f"Set data.loss_on: last_turn. Or: {fix}",
-        code="template.drops_content",
-    )
+    """
+    try:
+        beginning = template.markers.strip_appended(template.render(turns, tools, False))
+    except Exception:  # a template may refuse a chat that breaks off here
+        return 0
+    if text.startswith(beginning):
+        return len(beginning) - position
+    if not beginning.startswith(text[:start]):
+        return 0
+    # the last answer of a chat may be rendered in another way: with an empty thought before it
+    end = turn_markers.find_parts_end(turns[-1], beginning, template.special_pattern, start=start)
+    return common_prefix_length(beginning[end:], text[position:])
 
 
 def _first_end(positions: np.ndarray, tokens: Sequence[int], start: int) -> int:

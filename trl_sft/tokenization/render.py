@@ -16,9 +16,10 @@ from trl.chat_template_utils import has_generation_markers
 from trl_sft.data.formats import PAIRS, TEXT
 from trl_sft.data.messages import Message
 from trl_sft.errors import Fault, TemplateError, first_line
-from trl_sft.tokenization import chat_template, loss_mask
+from trl_sft.tokenization import chat_template, loss_mask, mask_errors
 from trl_sft.tokenization.encoder import Encoder
-from trl_sft.tokenization.loss_mask import MaskError, Span
+from trl_sft.tokenization.loss_mask import Span
+from trl_sft.tokenization.mask_errors import MaskError
 
 
 class RenderedRow(NamedTuple):
@@ -177,7 +178,7 @@ def _place_loss(
     assert template is not None
     all_answers = [number for number, turn in enumerate(turns) if turn["role"] == "assistant"]
     if encoder.settings.loss_on == "all":
-        _check_loss_on_all(text, turns, all_answers=all_answers, answers=answers)
+        _check_loss_on_all(text, turns, tools=tools, all_answers=all_answers, answers=answers)
         return row
     spans = None if encoder.search_errors else loss_mask.find_spans_by_search(template, text, turns)
     if spans is not None:
@@ -195,9 +196,19 @@ def _place_loss(
 
 
 def _check_loss_on_all(
-    text: str, turns: Sequence[Message], *, all_answers: Sequence[int], answers: Sequence[int]
+    text: str,
+    turns: Sequence[Message],
+    *,
+    tools: Sequence[Any] | None,
+    all_answers: Sequence[int],
+    answers: Sequence[int],
 ) -> None:
-    """Refuse a chat under `loss_on: all` if a turn has no loss or the last answer lost a part. Raises MaskError."""
+    """Refuse a chat under `loss_on: all` if a turn has no loss, or is dropped, or the last answer lost a part.
+
+    Raises MaskError.
+    """
+    if missing := chat_template.find_missing_turn(turns, tools, text):
+        raise mask_errors.dropped_turn(missing)
     if part := chat_template.find_missing_part(turns[all_answers[-1]], text):
         problem = f"the chat template drops a part of an answer: {part[:60]!r}"
         raise MaskError(
@@ -221,7 +232,7 @@ def _compare_with_markers(
     spans: Sequence[Span],
 ) -> None:
     """Refuse spans that differ from the template's own generation markers, where it has any. Raises MaskError."""
-    source = chat_template.read_template(encoder.tokenizer)
+    source = chat_template.read_template(encoder.tokenizer, tools)
     if encoder.settings.allow_template_markers or not has_generation_markers(source):
         return
     assert encoder.template is not None
@@ -232,13 +243,11 @@ def _compare_with_markers(
         return_assistant_tokens_mask=True,
         **{**encoder.tokenizer.special_tokens_map, **encoder.template_kwargs},
     )
-    prompt = encoder.template.render(turns[:1], tools, True)
-    without = encoder.template.render(turns[:1], tools, False)
     difference = loss_mask.find_difference(
         text,
         marked[0],
         spans,
-        generation_prompt=prompt[loss_mask.common_prefix_length(prompt, without) :],
+        generation_prompt=loss_mask.find_generation_prompt(encoder.template, turns, tools),
         all_answers=len(spans) == sum(turn["role"] == "assistant" for turn in turns),
     )
     if difference:

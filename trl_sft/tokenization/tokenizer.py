@@ -19,7 +19,7 @@ from trl_sft.errors import Fault, TemplateError, first_line
 from trl_sft.recipe import hub, paths
 from trl_sft.recipe.checked import Run, Setting
 from trl_sft.recipe.yaml_reader import Key
-from trl_sft.tokenization import chat_template, special_tokens, template_limits
+from trl_sft.tokenization import chat_template, special_tokens, template_limits, turn_markers
 
 # keywords of `model:` that another repository, and the tokenizer of the same one, are loaded with
 _HUB_KWARGS = ("cache_dir", "local_files_only", "token", "trust_remote_code")
@@ -93,7 +93,7 @@ def load(run: Run, names: Sequence[str], num_embeddings: int) -> ChatTokenizer:
     template_features: tuple[str, ...] = ()
     if template:
         template_features = chat_template.find_features(_where(run), tokenizer, run.chat_template_kwargs)
-        stop_token = chat_template.find_stop_token(tokenizer, run.chat_template_kwargs)
+        stop_token = turn_markers.find_stop_token(tokenizer, run.chat_template_kwargs)
         split_strings = special_tokens.find_split_strings(tokenizer, _list_special_strings(run, tokenizer))
         if split_strings:
             strings = ", ".join(f"{string} ({length})" for string, length in split_strings.items())
