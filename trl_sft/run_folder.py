@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import shutil
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -19,10 +18,14 @@ LOCK = ".lock"
 RECIPE, RESOLVED, RUN, LOG, CARD = "recipe.yaml", "resolved.yaml", "run.json", "log.jsonl", "README.md"
 SAMPLES, EVAL = "samples.jsonl", "eval.json"
 LEDGER, REJECTS = "ledger.json", "rejects.jsonl"
+EARLIER_RUN = "_earlier_run"  # holds the run that a new one replaces; a push to the hub leaves out names with _
+REMOVED_RUN = "_removed_run"  # what an interrupted removal of it leaves
 CHECKPOINT = "checkpoint-"  # plus the number of the step
 RUNNING, DONE = "running", "done"  # `outcome` in run.json
 _TRAINER_STATE = "trainer_state.json"
 _TRAINING_ARGS = "training_args.bin"
+# the files of a run beside the model; run.json names those of the model
+OWN_FILES = (RECIPE, RESOLVED, LOG, CARD, SAMPLES, EVAL, LEDGER, REJECTS, _TRAINING_ARGS)
 _WEIGHTS = ("model*.safetensors", "adapter_model.safetensors", "pytorch_model*.bin", "adapter_model.bin")
 _CHANGES = {  # word of `run.allow` -> what differs from the run in the folder
     "changed_recipe": "of another recipe",
@@ -69,7 +72,7 @@ def decide(
     if blocked:
         return blocked
     earlier = read_json(folder / RUN)
-    if not earlier and folder.is_dir() and any(path.name != LOCK for path in folder.iterdir()):
+    if not earlier and folder.is_dir() and any(not _is_left_over(path) for path in folder.iterdir()):
         return FolderDecision(
             f"{folder} holds files that are not a run of trl_sft",
             "Name a new or an empty folder.",
@@ -81,6 +84,10 @@ def decide(
         checkpoint = Path(resume)
         change = _find_change(checkpoint.parent, fingerprint=fingerprint, hash_data=hash_data, options=options)
         return _decide_from_checkpoint(checkpoint, folder, is_finished=is_finished, change=change)
+    if not earlier and (folder / EARLIER_RUN / RUN).is_file() and not options.get("overwrite"):
+        problem = f"{folder / EARLIER_RUN} holds a run that a new one was to replace, and the new one was not finished"
+        fix = "Set `run.overwrite: true` to start the new one again, or move that folder to keep its run."
+        return FolderDecision(problem, fix, code="run.finished")
     last = next(reversed(list_checkpoints(folder)), None)
     change = _find_change(folder, fingerprint=fingerprint, hash_data=hash_data, options=options) if last else None
     if options.get("overwrite") and (is_finished or change or resume == "never"):
@@ -146,14 +153,15 @@ def list_checkpoints(folder: Path) -> list[Path]:
     complete = [
         path
         for path in folder.glob(CHECKPOINT + "*")
-        if _is_checkpoint(path)
+        if is_checkpoint(path)
         and read_json(path / _TRAINER_STATE)
         and any(any(path.glob(pattern)) for pattern in _WEIGHTS)
     ]
     return sorted(complete, key=lambda path: int(path.name.removeprefix(CHECKPOINT)))
 
 
-def _is_checkpoint(path: Path) -> bool:
+def is_checkpoint(path: Path) -> bool:
+    """Tell whether a path has the name of a checkpoint's folder."""
     return path.name.startswith(CHECKPOINT) and path.name.removeprefix(CHECKPOINT).isdecimal()
 
 
@@ -186,14 +194,15 @@ def lock(folder: Path) -> Iterator[bool]:
                     path.rmdir()
 
 
-def remove_earlier_files(folder: Path) -> None:
-    """Remove the files of an earlier run, so that no reader takes them for files of the new run; other files stay."""
-    for path in [path for path in folder.iterdir() if _is_checkpoint(path)]:
-        shutil.rmtree(path)
-    own = (RECIPE, RESOLVED, LOG, CARD, SAMPLES, EVAL, LEDGER, REJECTS, _TRAINING_ARGS)
-    for name in (*own, *read_json(folder / RUN).get("files", [])):
-        (folder / name).unlink(missing_ok=True)
-    (folder / RUN).unlink(missing_ok=True)  # last, so that an interrupted removal can be repeated
+def is_plain_name(name: str) -> bool:
+    """Tell whether a name is that of a file in the folder itself, and leads to no other folder."""
+    return name not in ("", ".", "..") and Path(name).name == name
+
+
+def _is_left_over(path: Path) -> bool:
+    """Tell whether a file is a lock, a half-written file of this package, or the folder with the earlier run."""
+    own = {f".{name}.part" for name in (*OWN_FILES, RUN)}
+    return path.name in (LOCK, EARLIER_RUN, REMOVED_RUN) or path.name in own
 
 
 def write_text(path: Path, text: str) -> None:

@@ -43,11 +43,11 @@ def save(
     comparison = before_after.compare(run, trainer, prompts, metrics=metrics)
     if comparison:
         metrics = metrics | {f"eval_{name}": comparison.summary["after"][name] for name in METRICS if prompts.prompts}
-    files_before = {path.name for path in run.output_dir.iterdir()}
+    files_before = _list_versions(run.output_dir)
     trainer.save_model()
     # peft saves no generation config, and that of the base model may stop on another token than the tuned model
     trainer.model.generation_config.save_pretrained(run.output_dir)
-    files = sorted({path.name for path in run.output_dir.iterdir()} - files_before)
+    files = sorted(name for name, _ in _list_versions(run.output_dir) - files_before)
     is_adapter = paths.is_adapter(run.output_dir)
     differs = is_adapter and load.differs_from_base(run, inputs.model, trainer.model)
     best = manifest.describe_best(trainer.args, trainer.state)
@@ -73,6 +73,15 @@ def save(
     for line in summary.after(run, trainer.state, screen):
         console.say(line)
     return Result(run.output_dir, steps, metrics)
+
+
+def _list_versions(folder: Path) -> set[tuple[str, tuple[int, int]]]:
+    """Return the files of a folder with what changes when one is written again: name, and time with file number.
+
+    A process that was killed while it saved may have left files of the same names.
+    """
+    paths = [path for path in folder.iterdir() if path.is_file()]
+    return {(path.name, (path.stat().st_mtime_ns, path.stat().st_ino)) for path in paths}
 
 
 def _evaluate(trainer: SFTTrainer, prompts: before_after.PromptSet) -> dict[str, float]:

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from trl import SFTTrainer
 
-from trl_sft import console, run_folder
+from trl_sft import console, earlier_run, run_folder
 from trl_sft.recipe import resolved
 from trl_sft.recipe.checked import Run
 from trl_sft.tokenization import stream
@@ -44,10 +44,10 @@ class RunRecord:
         return bool(self._entries)
 
     def begin(self, inputs: TrainingInputs) -> None:
-        """Start writing into the run folder. The files of an earlier run that may be replaced are removed only now."""
+        """Start writing into the run folder. An earlier run that may be replaced is set aside only now."""
         run, folder = self._run, self._run.output_dir
-        if self._decision.replaces_earlier:
-            run_folder.remove_earlier_files(folder)
+        if self._decision.replaces_earlier and (aside := earlier_run.set_aside(folder)):
+            console.say(f"earlier   the run that this one replaces is in {aside} until this one is finished")
         assert self.trainer is not None
         measured = {"measured": self.verification.measured} if self.verification else {}
         self._entries = manifest.describe_start(run, inputs.settings.chosen, self.trainer.args) | measured

@@ -12,9 +12,10 @@ import functools
 from transformers import PreTrainedModel, TrainerState
 from trl import SFTConfig
 
-from trl_sft import run_folder
+from trl_sft import earlier_run, run_folder
 from trl_sft.errors import Fault, LaunchError
 from trl_sft.evaluation import before_after
+from trl_sft.recipe import resolved
 from trl_sft.recipe.checked import Run
 from trl_sft.tokenization import encode
 from trl_sft.training import callbacks, failures, finish, stages, summary
@@ -44,6 +45,8 @@ def run(checked: Run, decision: run_folder.FolderDecision) -> Result:
             raise LaunchError(
                 Fault(checked.recipe.where(("train", "output_dir")), problem, fix, code="run.folder_in_use")
             )
+        earlier_run.restore_interrupted(checked.output_dir)
+        decision = resolved.check_folder(checked)  # once more: another process may have trained here meanwhile
         record = RunRecord(checked, decision)
         with failures.explained(checked, record):
             trainer = record.trainer = build_trainer(checked, inputs)
@@ -67,4 +70,6 @@ def run(checked: Run, decision: run_folder.FolderDecision) -> Result:
             with guard.handle_signals(), contextlib.closing(progress):
                 with contextlib.suppress(callbacks.AlreadyTrained):
                     trainer.train(resume_from_checkpoint=str(decision.checkpoint) if decision.checkpoint else None)
-                return finish.save(checked, inputs, trainer, record=record, prompts=prompts)
+                result = finish.save(checked, inputs, trainer, record=record, prompts=prompts)
+                earlier_run.remove(checked.output_dir)
+                return result
