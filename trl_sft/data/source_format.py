@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 from datasets import Dataset
 
-from trl_sft.data import formats, messages, user_function, wordings
+from trl_sft.data import column_names, formats, messages, user_function, wordings
 from trl_sft.data.file_diagnosis import diagnose
 from trl_sft.data.formats import TokenizerFeatures
 from trl_sft.errors import DataError, Fault, RecipeError, first_line
@@ -20,6 +20,7 @@ from trl_sft.recipe.paths import FunctionLocation
 from trl_sft.recipe.yaml_reader import Recipe
 from trl_sft.suggestions import LOOSE, nearest_name
 
+_COMMON_FORMATS = ("messages", "prompt_completion", "question_answer", "alpaca", "text")
 _NO_WORDING = "as it is"  # the wording of rows of text, in notes
 
 
@@ -87,22 +88,51 @@ def recognise_format(recipe: Recipe, source: Source, columns: Sequence[str], *, 
         return fitting[0]
     if not title and not fitting and (faults := diagnose.explain_columns(recipe, source)):
         raise DataError(faults)
-    problem = f"{title or source.name} has the columns {', '.join(columns)}"
-    raise DataError(_explain_unknown_format(recipe, source, fitting, problem=problem))
+    raise DataError(_explain_unknown_format(recipe, source, fitting, columns=columns, title=title))
 
 
-def _explain_unknown_format(recipe: Recipe, source: Source, fitting: Sequence[str], *, problem: str) -> Fault:
-    """Return the fault of columns that fit no format, or several."""
+def _explain_unknown_format(
+    recipe: Recipe, source: Source, fitting: Sequence[str], *, columns: Sequence[str], title: str
+) -> Fault:
+    """Return the fault of columns that fit no format, or several; `title` has them, in place of the source."""
     where = recipe.where(source.key)
+    problem = f"{title or source.name} has the columns {', '.join(columns)}"
     if fitting:
         problem = f"{problem}, which fit several formats: {' and '.join(fitting)}"
         return Fault(where, problem, f"Set `format` to {' or '.join(fitting)}.", code="data.ambiguous_format")
-    known = "; ".join(f"{name} ({', '.join(entry.columns)})" for name, entry in formats.FORMATS.items())
-    fix = (
-        f"Rename columns with `rename: {{your_column: its_column}}` so that they fit a format: {known}. "
-        "Or write a wording of your own: `wording: {prompt: '...{column}...', completion: '{column}'}`."
+    suggestion = None if title else column_names.suggest_format(columns)
+    if suggestion is None or not (suggestion.rename or suggestion.is_known):
+        return Fault(where, f"{problem}, which fit no format", _list_formats(columns), code="data.unknown_format")
+    nearest = ", ".join(formats.FORMATS[suggestion.format].columns)
+    problem = f"{problem}, which fit no format; the nearest is {suggestion.format} ({nearest})"
+    values = {"rename": _join_renames(source, suggestion.rename)}
+    entry = diagnose.write_source(recipe, source, values)
+    text = f"`rename: {diagnose.write_value(values['rename'])}` in the source: `{entry}`."
+    if not suggestion.is_known:
+        fix = f"If the columns mean that, set {text} Otherwise write a wording: {_write_wording(columns)}."
+        return Fault(where, problem, fix, code="data.unknown_format")
+    edits = diagnose.make_edits(recipe, source, values)
+    return Fault(where, problem, f"Set {text}", code="data.unknown_format", edits=edits)
+
+
+def _join_renames(source: Source, rename: dict[str, str]) -> dict[str, str]:
+    """Return the renames of a source together with further ones, which name columns as they are after the first."""
+    columns_of_file = {new: old for old, new in source.rename.items()}
+    return source.rename | {columns_of_file.get(old, old): new for old, new in rename.items()}
+
+
+def _list_formats(columns: Sequence[str]) -> str:
+    """Return the instruction for columns whose names say nothing: the formats, and a wording with these columns."""
+    known = "; ".join(f"{name} ({', '.join(formats.FORMATS[name].columns)})" for name in _COMMON_FORMATS)
+    return (
+        f"Rename columns with `rename: {{{columns[0]}: its_column}}` so that they fit a format: {known}. "
+        f"Or write a wording: {_write_wording(columns)}. docs/how-to/formats-and-wordings.md has all formats."
     )
-    return Fault(where, f"{problem}, which fit no format", fix, code="data.unknown_format")
+
+
+def _write_wording(columns: Sequence[str]) -> str:
+    """Return a wording of the recipe's own, with the first and the last column as prompt and completion."""
+    return f"`wording: {{prompt: '{{{columns[0]}}}', completion: '{{{columns[-1]}}}'}}`"
 
 
 def describe_format(source: Source, source_format: SourceFormat, unused: Sequence[str]) -> str:
@@ -170,13 +200,20 @@ def _columns_read(recipe: Recipe, source: Source, columns: Sequence[str], *, for
 
 def _explain_missing_column(recipe: Recipe, source: Source, columns: Sequence[str], *, missing: str) -> Fault:
     """Return the fault of a column that formatting needs and the source does not have."""
-    nearest = nearest_name(missing, columns, cutoff=LOOSE)
-    if isinstance(source.wording, dict):
-        fix = f"Did you mean `{nearest}`?" if nearest else "Name a column that the source has."
-    else:
-        fix = f"Set `rename: {{{nearest or 'your_column'}: {missing}}}`, or give the column that name in the file."
     problem = f"{source.name} has no column {missing}; its columns are {', '.join(columns)}"
-    return Fault(recipe.where(source.key), problem, fix, code="data.missing_column")
+    where = recipe.where(source.key)
+    if isinstance(source.wording, dict):
+        nearest = nearest_name(missing, columns, cutoff=LOOSE)
+        fix = f"Did you mean `{nearest}`?" if nearest else "Name a column that the source has."
+        return Fault(where, problem, fix, code="data.missing_column")
+    nearest = column_names.suggest_column(columns, missing) or nearest_name(missing, columns, cutoff=LOOSE)
+    if not nearest:
+        fix = f"Set `rename: {{{columns[0]}: {missing}}}` with the column that holds it, or correct `format`."
+        return Fault(where, problem, fix, code="data.missing_column")
+    values = {"rename": _join_renames(source, {nearest: missing})}
+    fix = f"Set `rename: {diagnose.write_value(values['rename'])}`, or give the column that name in the file."
+    edits = diagnose.make_edits(recipe, source, values)
+    return Fault(where, problem, fix, code="data.missing_column", edits=edits)
 
 
 def _wording_columns(recipe: Recipe, source: Source, wording: dict[str, str]) -> set[str]:

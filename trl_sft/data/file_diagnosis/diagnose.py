@@ -114,7 +114,7 @@ def write_source(recipe: Recipe, source: Source, values: dict[str, Any]) -> str:
     for part in source.key:
         entry = entry[part]
     entry = dict(entry) if isinstance(entry, dict) else {"path": entry}
-    return _format_entry(entry | values)
+    return write_value(entry | values)
 
 
 def make_edits(recipe: Recipe, source: Source, values: dict[str, Any]) -> tuple[Edit, ...]:
@@ -127,10 +127,10 @@ def make_edits(recipe: Recipe, source: Source, values: dict[str, Any]) -> tuple[
     return (Edit("set", source.key, {"path": entry, **values}),)
 
 
-def _format_entry(value: Any) -> str:
+def write_value(value: Any) -> str:
     """Return a mapping, a list or a scalar as YAML on one line, with quotes only where YAML needs them."""
     if isinstance(value, dict):
-        return "{" + ", ".join(f"{_format_entry(key)}: {_format_entry(inner)}" for key, inner in value.items()) + "}"
+        return "{" + ", ".join(f"{write_value(key)}: {write_value(inner)}" for key, inner in value.items()) + "}"
     if isinstance(value, str) and _PLAIN.fullmatch(value) and value.lower() not in _WORDS_OF_YAML:
         return value
     return format_value(value)
@@ -288,7 +288,7 @@ def _explain_field(recipe: Recipe, source: Source, file: Path) -> list[Fault]:
     if field:
         problem = f"the file is one object, whose key {field} holds {len(value[field]):,} rows"
         entry = write_source(recipe, source, {"field": field})
-        fix = f"Set `field: {_format_entry(field)}` in the source: `{entry}`."
+        fix = f"Set `field: {write_value(field)}` in the source: `{entry}`."
         edits = make_edits(recipe, source, {"field": field})
         return [Fault(make_place(file.name), problem, fix, code="data.rows_under_key", edits=edits)]
     if set(map(type, value.values())) <= {list} or set(map(type, value.values())) <= {dict}:
