@@ -333,3 +333,8 @@ def test_head_of_a_healthy_file_is_all_that_is_read_of_it(tmp_path, monkeypatch)
     assert diagnose.check_head(recipe, source, tmp_path / "rows.jsonl") == []
     assert sizes
     assert all(0 < size <= content.HEAD for size in sizes)
+
+
+@pytest.mark.parametrize("turns", [[{"role": "user", "content": "a"}], [{"from": "human", "value": "a"}]])
+def test_turns_of_a_chat_are_not_taken_for_rows_under_a_key(turns):
+    assert json_text.find_row_key({"dialog": turns, "id": 1}) == ""

@@ -110,6 +110,8 @@ def _explain_unknown_format(
     text = f"`rename: {diagnose.write_value(values['rename'])}` in the source: `{entry}`."
     if not suggestion.is_known:
         fix = f"If the columns mean that, set {text} Otherwise write a wording: {_write_wording(columns)}."
+        if source.builder == "csv" and not {"column_names", "names", "header"} & set(source.load_kwargs):
+            fix += f" If the file has no header, set `column_names: [{', '.join(suggestion.rename.values())}]`."
         return Fault(where, problem, fix, code="data.unknown_format")
     edits = diagnose.make_edits(recipe, source, values)
     return Fault(where, problem, f"Set {text}", code="data.unknown_format", edits=edits)

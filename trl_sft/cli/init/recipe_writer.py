@@ -11,11 +11,14 @@ import shlex
 from pathlib import Path
 
 from trl_sft import console, json_output, run_folder, upstream_warnings
-from trl_sft.data import formats, pipeline
+from trl_sft.cli.init import source_draft
+from trl_sft.cli.init.source_draft import SourceDraft
+from trl_sft.data import formats
+from trl_sft.data.file_diagnosis import diagnose
 from trl_sft.errors import EXIT_DONE, Fault, RecipeError
-from trl_sft.recipe import build, paths
+from trl_sft.recipe import paths
 from trl_sft.recipe.paths import Location
-from trl_sft.recipe.yaml_reader import Key, Recipe, format_value
+from trl_sft.recipe.yaml_reader import format_value
 
 SCHEMA = "trl_sft.schema.json"  # the name that the documentation and the recipes use for the output of `schema -o`
 _TEMPLATE = """\
@@ -25,7 +28,7 @@ _TEMPLATE = """\
 model:
   name_or_path: {model}
 {model_lines}data:
-  train: {{path: {path}, format: {row_format}}}  # {rows}
+{reasons}  train: {entry}  # {rows}
 {eval_fraction}train:
   output_dir: {output_dir}
   num_train_epochs: 1
@@ -73,10 +76,9 @@ def write(model: str, path: str, output: Path) -> int:
                 str(output), problem, "Create the folder, or name a file in another one.", code="run.unwritable_output"
             )
         )
-    draft = _draft_recipe(output, model, path)
     with upstream_warnings.quiet():
-        run = build.build_run(draft)
-        row_format, columns, num_rows = pipeline.inspect_source(draft, run.sources["train"][0])
+        draft, run, (row_format, columns, num_rows) = source_draft.draft_source(output, model, path)
+    entry, reasons = _format_source(output, draft, row_format)
     # at least one row has to be held out
     fraction = max(0.05, math.ceil(100 / num_rows) / 100) if num_rows > 1 else 0
     eval_fraction = f"  eval_fraction: {fraction}  # this share of the rows is the evaluation set\n" if fraction else ""
@@ -84,19 +86,21 @@ def write(model: str, path: str, output: Path) -> int:
     text = _TEMPLATE.format(
         # paths of a recipe are relative to its own folder
         model=format_value(paths.relative_to_file(output, model)),
-        path=format_value(paths.relative_to_file(output, path)),
+        reasons=reasons,
+        entry=entry,
         output_dir=format_value(f"runs/{output.stem}"),
         command=command,
         schema_line=_format_schema_line(output.parent),
         model_lines=_format_model_lines(run.model_location, row_format),
-        row_format=row_format,
-        rows=f"{num_rows:,} rows with {', '.join(columns)}",
+        rows=f"{console.format_rows(num_rows)} with {', '.join(columns)}",
         eval_fraction=eval_fraction,
         evaluation=_EVALUATION if fraction else "",
     )
     run_folder.write_text(output, text)
     json_output.add_values(output=output, recipe=text, format=row_format, columns=list(columns), rows=num_rows)
-    console.say(f"wrote {output}: {num_rows:,} rows of format {row_format}")
+    console.say(f"wrote {output}: {console.format_rows(num_rows)} of format {row_format}")
+    for (key, value), reason in zip(draft.keys.items(), draft.reasons, strict=False):
+        console.say(f"set `{key}: {diagnose.write_value(value)}`, because {reason}")
     console.say(f"Next: {console.get_python_command()} -m trl_sft check {command}")
     return EXIT_DONE
 
@@ -106,11 +110,11 @@ def _format_schema_line(folder: Path) -> str:
     return f"# yaml-language-server: $schema={SCHEMA}\n" if (folder / SCHEMA).is_file() else ""
 
 
-def _draft_recipe(output: Path, model: str, path: str) -> Recipe:
-    """Return a recipe of the model and the rows alone; they are checked before anything is written."""
-    places: dict[Key, str] = {("model", "name_or_path"): "MODEL", ("data", "train"): "DATA"}
-    values = {"model": {"name_or_path": model}, "data": {"train": path}}
-    return Recipe(output.absolute(), "", values, {(): "init", **places}, frozenset(places), ())
+def _format_source(output: Path, draft: SourceDraft, row_format: str) -> tuple[str, str]:
+    """Return the entry of the source, and the comments above it: why each of its keys is set."""
+    entry = {"path": paths.relative_to_file(output, draft.path), **draft.keys, "format": row_format}
+    lines = [" ".join(reason.split()) for reason in draft.reasons]
+    return diagnose.write_value(entry), "".join(f"  # {line}\n" for line in lines)
 
 
 def _format_model_lines(model: Location, row_format: str) -> str:

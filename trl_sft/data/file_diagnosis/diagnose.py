@@ -30,7 +30,7 @@ _ENCODING_SAMPLE = 1 << 20  # bytes by which an encoding is decided
 
 
 def check_head(recipe: Recipe, source: Source, file: Path) -> list[Fault]:
-    """Return the faults of a file that its first bytes show: no data at all, or UTF-16 where nothing says so.
+    """Return the faults of a file that its first bytes show: no data at all, or another encoding than UTF-8.
 
     Args:
         recipe: the recipe, for the text to write.
@@ -45,7 +45,7 @@ def check_head(recipe: Recipe, source: Source, file: Path) -> list[Fault]:
     if builder not in _TEXT_BUILDERS or "encoding" in source.load_kwargs:
         return []
     head = content.read_head(file)
-    if encodings.find_mark(head) not in ("", "utf-8-sig") or head.count(0) > len(head) // 5:
+    if source.load_kwargs.get("encoding_errors") in (None, "strict") and not _begins_as_utf8(head):
         return _explain_encoding(recipe, source, file, data=_read_data(file))
     return []
 
@@ -80,6 +80,15 @@ def explain_file(recipe: Recipe, source: Source, file: Path) -> list[Fault]:
     if builder == "csv":
         return _explain_table(recipe, source, file, text=text)
     return []
+
+
+def _begins_as_utf8(head: bytes) -> bool:
+    """Tell whether the beginning of a file is UTF-8 without NUL bytes; its last character may be cut."""
+    try:
+        text = codecs.getincrementaldecoder("utf-8")().decode(head)
+    except UnicodeDecodeError:
+        return False
+    return "\0" not in text
 
 
 def explain_columns(recipe: Recipe, source: Source) -> list[Fault]:
@@ -291,7 +300,8 @@ def _explain_field(recipe: Recipe, source: Source, file: Path) -> list[Fault]:
         fix = f"Set `field: {write_value(field)}` in the source: `{entry}`."
         edits = make_edits(recipe, source, {"field": field})
         return [Fault(make_place(file.name), problem, fix, code="data.rows_under_key", edits=edits)]
-    if set(map(type, value.values())) <= {list} or set(map(type, value.values())) <= {dict}:
+    kinds = {type(item) for item in value.values()}
+    if len(value) > 1 and kinds in ({list}, {dict}):
         problem, fix = json_text.explain_no_rows(value, file.name)
         return [Fault(make_place(file.name), problem, fix, code="data.not_rows")]
     return []

@@ -19,6 +19,7 @@ MAX_SHOWN = 5  # faulty lines that are named one by one
 _LINE_END = re.compile(r"\r\n|\n|\r")  # what editors count; str.splitlines also ends lines at U+2028 and others
 _COMMENT = re.compile(r"\s*(//|#|/\*)")
 _SURROGATE = re.compile(r"(?<!\\)(?:\\\\)*(\\u[dD][89a-fA-F][0-9a-fA-F]{2})")
+_TURN_KEYS = {"role", "from", "speaker", "author", "sender"}
 _MAX_LITERAL = 100_000  # characters of a line that is tried as a Python literal
 _MAX_LOCATED = 1000  # objects whose lines are compared
 _NOT_BLANK = re.compile(r"\S")
@@ -228,11 +229,14 @@ def _explain_object(value: Any, file_name: str) -> Fault | None:
 
 
 def find_row_key(value: dict[str, Any]) -> str:
-    """Return the key of an object under which its rows stand, the longest list of objects; "" = there is none."""
+    """Return the key of an object under which its rows stand, the longest list of objects; "" = there is none.
+
+    The turns of a chat are no rows: an object that holds them is one row.
+    """
     lists = {
         key: len(item)
         for key, item in value.items()
-        if isinstance(item, list) and item and all(isinstance(row, dict) for row in item)
+        if isinstance(item, list) and item and all(isinstance(row, dict) and not _TURN_KEYS & set(row) for row in item)
     }
     return max(lists, key=lambda key: lists[key], default="")
 
