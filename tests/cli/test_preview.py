@@ -4,6 +4,7 @@ import json
 import re
 
 import pytest
+import torch
 from conftest import RECIPE, jsonl
 
 import trl_sft
@@ -110,3 +111,31 @@ def test_run_reads_the_tokens_that_prepare_made(go):
     code, out, _ = go(RECIPE)
     assert code == 0
     assert "cache     train: read from" in out
+
+
+NEEDS_A_GPU = {
+    "bf16": ("train.bf16=true",),
+    "fp16": ("train.fp16=true",),
+    "tf32": ("train.tf32=true",),
+    "tracker": ("train.report_to=comet_ml",),
+    "kernel": ("train.use_liger_kernel=true",),
+}
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has what the run needs")
+@pytest.mark.parametrize("name", NEEDS_A_GPU)
+@pytest.mark.parametrize("command", ["preview", "prepare"])
+def test_what_the_machine_lacks_is_a_note_and_rows_are_read(go, command, name):
+    code, out, err = go(RECIPE, *NEEDS_A_GPU[name], command=[command])
+    assert code == 0, err
+    if (command, name) != ("preview", "fp16"):  # SFTConfig accepts fp16; what it lacks is the device
+        assert "this machine cannot train the run" in out
+    assert "rows.jsonl" in out
+    assert go(RECIPE, *NEEDS_A_GPU[name])[0] == 2  # training is refused all the same
+
+
+@pytest.mark.parametrize("command", ["preview", "prepare"])
+def test_value_that_no_machine_accepts_is_still_a_fault(go, command):
+    code, _, err = go(RECIPE, "train.optim=no_such_optimizer", command=[command])
+    assert code == 2
+    assert "optim" in err

@@ -24,7 +24,7 @@ def main(argv: Sequence[str]) -> int:
     with upstream_warnings.quiet():
         from trl_sft.training import stages
 
-        inputs = stages.prepare(run)
+        inputs = stages.prepare(run, any_machine=True)
     next_command = arguments.format_next_command(run)
     json_output.add_values(ledger=inputs.datasets.ledger, notes=list(run.notes), next=next_command)
     console.say("The tokens are in the cache.")

@@ -19,6 +19,7 @@ from trl_sft import console
 from trl_sft.data import rows as data_rows
 from trl_sft.data.formats import CHAT
 from trl_sft.data.rows import RunRows
+from trl_sft.errors import LaunchError, MissingPackage, RecipeError, UserError
 from trl_sft.evaluation import before_after
 from trl_sft.model import cpu_loss, device, load, packed_attention, patches, trust, weights
 from trl_sft.model.load import ModelSource
@@ -61,8 +62,12 @@ class TrainingInputs:
         return self.settings.quantization
 
 
-def prepare(run: Run) -> TrainingInputs:
+def prepare(run: Run, *, any_machine: bool = False) -> TrainingInputs:
     """Run all stages that need no weights, and print their lines.
+
+    Args:
+        run: the checked recipe.
+        any_machine: what this machine lacks for the run is a line, not a fault: nothing is trained here.
 
     Raises:
         UserError: a fault of the recipe, the rows, the tokenizer or the machine.
@@ -70,8 +75,13 @@ def prepare(run: Run) -> TrainingInputs:
     """
     for note in run.notes:
         console.say(note)
-    device.check_machine(run)
-    settings, model, chat, rows = read_rows(run, show=console.print_lines)
+    try:
+        device.check_machine(run)
+    except LaunchError as error:
+        if not any_machine:
+            raise
+        console.print_lines(_describe_missing_hardware(error))
+    settings, model, chat, rows = read_rows(run, any_machine=any_machine, show=console.print_lines)
     datasets = tokenize(run, chat, rows, settings=settings)
     console.print_lines([*datasets.notes, *recipe_processes.describe_settings(settings.chosen)])
     dry_run.check(run, model, chat, args=settings.args, datasets=datasets)
@@ -79,13 +89,18 @@ def prepare(run: Run) -> TrainingInputs:
 
 
 def read_rows(
-    run: Run, *, head: int | None = None, show: Callable[[list[tuple[str, str]]], None] | None = None
+    run: Run,
+    *,
+    head: int | None = None,
+    any_machine: bool = False,
+    show: Callable[[list[tuple[str, str]]], None] | None = None,
 ) -> tuple[RunSettings, ModelSource, ChatTokenizer, RunRows]:
     """Run the stages up to the formatted rows.
 
     Args:
         run: the checked recipe.
         head: only so many rows of each source, from its beginning; None = all.
+        any_machine: what this machine lacks for the run is a line, not a fault: nothing is trained here.
         show: prints the lines of each stage, name and value; None = nothing is printed.
 
     Raises:
@@ -94,9 +109,8 @@ def read_rows(
     """
     show = show or (lambda _: None)
     trust.announce(run)
-    settings = settle_settings(run)
-    check_packages(run, settings)
-    show([("machine", describe_machine(run, settings))])
+    settings, lines = _settle_for_rows(run, any_machine=any_machine)
+    show(lines)
     model = find_model(run)
     check_model(run, model)
     show([("model", model.title)])
@@ -105,6 +119,31 @@ def read_rows(
     rows = load_rows(run, chat, settings, head=head)
     show([("rows", line) for line in rows.notes])
     return settings, model, chat, rows
+
+
+def _settle_for_rows(run: Run, *, any_machine: bool) -> tuple[RunSettings, list[tuple[str, str]]]:
+    """Return the settings, and the lines on the machine: device and precision, or what it lacks for the run.
+
+    Raises UserError; with `any_machine` only if another machine would not change that.
+    """
+    try:
+        settings = settle_settings(run)
+        check_packages(run, settings)
+        return settings, [("machine", describe_machine(run, settings))]
+    except (RecipeError, LaunchError, MissingPackage) as error:
+        if not any_machine:
+            raise
+        try:
+            settings = settle_settings(run, elsewhere=True)
+        except UserError:
+            raise error from None
+        return settings, _describe_missing_hardware(error)
+
+
+def _describe_missing_hardware(error: UserError) -> list[tuple[str, str]]:
+    """Return the lines that say what a machine lacks for the run."""
+    heading = "this machine cannot train the run, and only reads its rows"
+    return [("note", f"{heading}: {fault.where}: {fault.problem.rstrip('.')}") for fault in error.faults]
 
 
 def settle_settings(run: Run, *, elsewhere: bool = False, processes: int = 1) -> RunSettings:

@@ -134,14 +134,18 @@ def build_preview(run: Run, num_rows: int = 3) -> Preview:
         UserError: What would stop the run before its weights load.
 
     """
-    settings, _, chat, rows = stages.read_rows(run, head=max(_MIN_ROWS_READ, num_rows))
+    lines: list[tuple[str, str]] = []
+    settings, _, chat, rows = stages.read_rows(
+        run, head=max(_MIN_ROWS_READ, num_rows), any_machine=True, show=lines.extend
+    )
     args = settings.args
     encoder = build.make_encoder(run, chat, rows, args=args)
     tokens = cache.encode_in_memory(rows.train, encoder, title="Tokenizing", check_all=True)
     packs = cache.pack(tokens, args.max_length, args.packing_strategy, seed=None) if args.packing else None
     batch_size = args.per_device_train_batch_size
     counts = ledger.count(rows.train, tokens, packs, batch_size=batch_size, max_length=args.max_length)
-    summary = [("rows", note) for note in rows.notes]
+    summary = [line for line in lines if line[0] == "note"]  # what this machine lacks to train the run
+    summary += [("rows", note) for note in rows.notes]
     if len(tokens.rows):
         summary += ledger.describe(run, rows, {"train": counts, "eval": {}}, args=args, whole=False)
     rejected = [
