@@ -2,7 +2,7 @@
 
 import pytest
 
-from trl_sft.data import formats, wordings
+from trl_sft.data import formats, turn_shapes, wordings
 from trl_sft.data import messages as data_messages
 from trl_sft.data.formats import FORMATS, TokenizerFeatures
 from trl_sft.data.wordings import MULTI_TURN, SINGLE_TURN
@@ -200,7 +200,7 @@ def test_content_in_parts_of_text_is_one_text():
     assert formatted.columns["prompt"] == [{"role": "user", "content": "q!"}]
 
 
-@pytest.mark.parametrize(("name", "role"), list(data_messages.ROLES.items()))
+@pytest.mark.parametrize(("name", "role"), list(turn_shapes.ROLES.items()))
 def test_every_name_of_a_role_is_read_as_one_of_four(name, role):
     assert role in {"system", "user", "assistant", "tool"}
     content = '{"name": "f"}' if name == "function_call" else "x"

@@ -14,6 +14,9 @@ import re
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
+from trl_sft.data import turn_shapes
+from trl_sft.data.turn_shapes import ShapeError
+
 # Stands before a special token in a row's text that is trained as plain text; a noncharacter of Unicode, which no
 # text holds.
 MARK = "\ufdd0"
@@ -21,20 +24,6 @@ MARK = "\ufdd0"
 Row = Mapping[str, Any]
 Message = dict[str, Any]
 
-# https://platform.openai.com/docs/api-reference/chat (developer is today's system, function yesterday's tool), and
-# ShareGPT's speakers as https://github.com/lm-sys/FastChat and https://github.com/hiyouga/LLaMA-Factory read them
-ROLES = {
-    "system": "system",
-    "developer": "system",
-    "user": "user",
-    "assistant": "assistant",
-    "tool": "tool",
-    "human": "user",
-    "gpt": "assistant",
-    "function_call": "assistant",
-    "observation": "tool",
-    "function": "tool",
-}
 JSON_ARGUMENTS = "json_arguments"  # a feature of a template: it takes the arguments of tool calls as JSON text
 UNTRAINED = "untrained"  # key of a message that carries no loss, whatever `data.loss_on` says
 # Keys of a turn that say whether it carries loss: OpenAI's weight (0 or 1), and train (true or false)
@@ -42,7 +31,7 @@ _LOSS_KEYS = ("weight", "train")
 _REASONING_KEYS = ("reasoning_content", "thinking", "reasoning")
 _COPIED_KEYS = ("name", "tool_call_id")  # go to the chat template as they are
 _KNOWN_KEYS = {
-    *("role", "content", "from", "value", "tool_calls", "function_call", "human", "assistant"),
+    *("role", "content", "tool_calls", "function_call", "human", "assistant"),
     *_LOSS_KEYS,
     *_REASONING_KEYS,
     *_COPIED_KEYS,
@@ -85,13 +74,11 @@ def read_text(row: Row, column: str) -> str:
 
 
 def read_messages(row: Row, column: str) -> list[Message]:
-    """Return the turns of a column as messages; a turn is {role, content} or {from, value}. Raises FormatError."""
-    turns = row.get(column)
-    if isinstance(turns, str) and turns.lstrip().startswith("["):  # a CSV file holds the list as JSON
-        turns = _parse_json(turns, column)
-    if not isinstance(turns, list) or not turns:
-        problem = f"{column} is {'empty' if turns == [] else 'not a list'}"
-        raise FormatError(problem, "Write a list of {role, content}.", code="data.wrong_type")
+    """Return the turns of a column as messages; `turn_shapes` says which shapes are read. Raises FormatError."""
+    try:
+        turns = turn_shapes.list_turns(row.get(column))
+    except ShapeError as error:
+        raise FormatError(f"{column} {error.problem}", error.fix, code="data.wrong_type") from None
     messages = []
     for number, turn in enumerate(turns, 1):
         try:
@@ -124,8 +111,12 @@ def read_tools(row: Row) -> list[dict[str, Any]]:
 def unused_keys(row: Row) -> set[str]:
     """Return the keys of a row's turns that nothing here reads, as column.key."""
     unused = set()
-    for column, turns in row.items():
-        if column == "tools" or not isinstance(turns, list):
+    for column, value in row.items():
+        if column == "tools" or not isinstance(value, list | Mapping):
+            continue
+        try:
+            turns = turn_shapes.list_turns(value)
+        except ShapeError:
             continue
         for turn in turns:
             if isinstance(turn, Mapping):
@@ -275,13 +266,12 @@ def adapt_calls(message: Message, template_features: Collection[str]) -> Message
 
 def _read_message(turn: Any, column: str) -> Message:
     """Return one turn as a message. Raises FormatError."""
-    name = (turn.get("role") or turn.get("from")) if isinstance(turn, Mapping) else turn
-    if not isinstance(name, str) or name not in ROLES:
-        raise FormatError(
-            f"{column} has the role {name!r}", f"Choose one of {', '.join(ROLES)}.", code="data.unknown_role"
-        )
-    role = ROLES[name]
-    content = turn["content"] if turn.get("content") is not None else turn.get("value")
+    name = turn.get("role") if isinstance(turn, Mapping) else turn
+    role = turn_shapes.find_role(name)
+    if role is None:
+        fix = "Write system, user, assistant or tool there, in the file or in `format: FILE.py:FUNCTION`."
+        raise FormatError(f"{column} has the role {name!r}", fix, code="data.unknown_role")
+    content = turn.get("content")
     if name == "function_call":
         turn, content = {**turn, "tool_calls": content}, ""
     calls = _read_tool_calls(turn.get("tool_calls") or turn.get("function_call") or [], column)
@@ -329,7 +319,9 @@ def _read_content(value: Any, column: str) -> str:
     if not isinstance(value, list):
         return read_text({f"a turn of {column}": value}, f"a turn of {column}")
     for part in value:
-        kind = part.get("type") if isinstance(part, Mapping) else type(part).__name__
+        kind = type(part).__name__
+        if isinstance(part, Mapping):
+            kind = part.get("type", "text" if "text" in part else None)
         if kind != "text":
             fix = "Remove the row, or keep only its text: this version trains on text alone."
             raise FormatError(f"{column} has a part of type {kind}", fix, code="data.media")

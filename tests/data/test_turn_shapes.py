@@ -1,0 +1,92 @@
+"""Chats in the shapes that data sets have are read as turns, or named with what to write."""
+
+import json
+
+import pytest
+
+from trl_sft.data import messages as data_messages
+from trl_sft.data import turn_shapes
+
+TURNS = [{"role": "user", "content": "Say 'a'."}, {"role": "assistant", "content": 'It\'s "a".\n'}]
+READ = {
+    "list": TURNS,
+    "mapping of lists": {"role": ["user", "assistant"], "content": [turn["content"] for turn in TURNS]},
+    "mapping of lists by other names": {"from": ["human", "gpt"], "value": [turn["content"] for turn in TURNS]},
+    "mapping of lists with a list of nulls": {
+        "role": ["user", "assistant"],
+        "content": [turn["content"] for turn in TURNS],
+        "name": [None, None],
+    },
+    "JSON text": json.dumps(TURNS),
+    "indented JSON text": json.dumps(TURNS, indent=1),
+    "JSON text of a mapping of lists": json.dumps(
+        {"role": ["user", "assistant"], "content": [turn["content"] for turn in TURNS]}
+    ),
+    "Python text": repr(TURNS),
+    "Python text of an array, as pandas writes it": "[" + "\n ".join(map(repr, TURNS)) + "]",
+    "human and gpt": [{"from": "human", "value": TURNS[0]["content"]}, {"from": "gpt", "value": TURNS[1]["content"]}],
+    "speaker and text": [
+        {"speaker": "User", "text": TURNS[0]["content"]},
+        {"speaker": "Bot", "text": TURNS[1]["content"]},
+    ],
+    "author and message": [
+        {"author": "prompter", "message": TURNS[0]["content"]},
+        {"author": "assistant", "message": TURNS[1]["content"]},
+    ],
+    "role and value": [{"role": "USER", "value": TURNS[0]["content"]}, {"role": "AI", "value": TURNS[1]["content"]}],
+    "parts": [
+        {"role": "user", "parts": [{"text": TURNS[0]["content"]}]},
+        {"role": "model", "parts": [{"text": TURNS[1]["content"]}]},
+    ],
+    "pairs of role and text": [["user", TURNS[0]["content"]], ["assistant", TURNS[1]["content"]]],
+    "human and assistant in one entry": [{"human": TURNS[0]["content"], "assistant": TURNS[1]["content"]}],
+    "input and output in one entry": [{"input": TURNS[0]["content"], "output": TURNS[1]["content"], "system": ""}],
+}
+
+
+@pytest.mark.parametrize("shape", READ)
+def test_chat_in_a_shape_of_the_field_is_read_as_turns(shape):
+    assert data_messages.read_messages({"messages": READ[shape]}, "messages") == TURNS
+
+
+REFUSED = {
+    "texts": ["hello", "hi"],
+    "pairs of texts": [["hello", "hi"], ["how are you", "fine"]],
+    "one turn": TURNS[0],
+    "mapping of turns": {"turns": TURNS},
+    "lists of different lengths": {"role": ["user", "assistant"], "content": ["a"]},
+    "plain text": "user: hello",
+    "broken JSON": "[{'role': 'user', content",
+    "empty list": [],
+    "empty text": "",
+    "nothing": None,
+    "number": 7,
+    "unknown speakers": [{"speaker": "customer", "text": "a"}, {"speaker": "agent", "text": "b"}],
+    "no speaker": [{"content": "a"}],
+}
+
+
+def test_chat_that_leaves_open_who_speaks_is_named_with_what_to_write(matches):
+    messages = []
+    for shape, value in REFUSED.items():
+        with pytest.raises(data_messages.FormatError) as error:
+            data_messages.read_messages({"messages": value}, "messages")
+        messages.append(f"{shape}: {error.value.problem}\n    -> {error.value.fix}")
+    matches("turn_shapes_refused", "\n".join(messages) + "\n")
+
+
+def test_system_prompt_of_an_entry_with_question_and_answer_is_a_turn():
+    turns = turn_shapes.list_turns([{"system": "Be kind.", "input": "a", "output": "b"}])
+    assert [turn["role"] for turn in turns] == ["system", "user", "assistant"]
+
+
+def test_key_of_an_entry_that_nothing_reads_is_reported():
+    row = {"messages": [{"human": "a", "assistant": "b", "rating": 5}]}
+    assert data_messages.unused_keys(row) == {"messages.rating"}
+    row = {"messages": [{"role": "user", "content": "a", "text": "b"}]}
+    assert data_messages.unused_keys(row) == {"messages.text"}
+
+
+def test_keys_of_a_mapping_of_lists_are_reported():
+    row = {"messages": {"role": ["user"], "content": ["a"], "score": [1]}}
+    assert data_messages.unused_keys(row) == {"messages.score"}
