@@ -15,7 +15,8 @@ import numpy as np
 from datasets import Dataset, concatenate_datasets
 
 from trl_sft.console import format_rows
-from trl_sft.data import mix
+from trl_sft.data import mix, rendered_text
+from trl_sft.data.file_diagnosis import diagnose
 from trl_sft.data.formats import PAIRS, TEXT, TokenizerFeatures
 from trl_sft.data.pipeline import FormattedSource, Split, format_source, join_splits
 from trl_sft.errors import DataError, Fault, RecipeError, UserError
@@ -64,6 +65,8 @@ def load(run: Run, features: TokenizerFeatures, head: int | None = None) -> RunR
     row_type = _common_row_type(run, sources)
     notes = [note for source in sources for note in source.notes]
     train = join_splits(train_splits)
+    if row_type == TEXT and run.data.get("loss_on") not in (None, "all"):
+        raise RecipeError(_explain_text(run, train))
     loss_on = _choose_loss_on(run, row_type, train.sources, streaming=streaming)
     names = _evaluation_names([split.sources[0] for split in eval_splits])
     evaluation = dict(zip(names, eval_splits, strict=True))
@@ -142,9 +145,6 @@ def _choose_loss_on(run: Run, row_type: str, sources: Sequence[FormattedSource],
     choice = run.data.get("loss_on")
     where = run.recipe.where(("data", "loss_on"))
     if row_type == TEXT:
-        if choice not in (None, "all"):
-            problem = f"loss_on: {choice}, but rows of text have no response"
-            raise RecipeError(Fault(where, problem, "Set `loss_on: all`, or remove it.", code="data.loss_on_mismatch"))
         return "all"
     if row_type == PAIRS and choice in ("assistant", "last_turn"):
         fix = (
@@ -166,6 +166,16 @@ def _choose_loss_on(run: Run, row_type: str, sources: Sequence[FormattedSource],
     if choice == "completion":
         return "completion" if has_completion == {True} else "last_turn"
     return str(choice or ("completion" if has_completion == {True} else "assistant"))
+
+
+def _explain_text(run: Run, train: Split) -> Fault:
+    """Return the fault of a `loss_on` that names the answer, where rows are texts: how to split them."""
+    source = train.sources[0].source
+    entry = diagnose.read_entry(run.recipe, source)
+    advice, new_entry = rendered_text.advise_split(train.rows["text"][: rendered_text.SAMPLE], entry)
+    problem = f"loss_on: {run.data['loss_on']}, but {source.name} has rows of text, which do not say what the answer is"
+    fix = f"{advice}. Set the source to `{diagnose.write_value(new_entry)}`. Or set `loss_on: all` to train all tokens."
+    return Fault(run.recipe.where(("data", "loss_on")), problem, fix, code="data.loss_on_mismatch")
 
 
 def _evaluation_names(sources: Sequence[FormattedSource]) -> list[str]:

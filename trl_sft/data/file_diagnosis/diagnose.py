@@ -119,11 +119,15 @@ def find_builder(file: Path) -> str:
 
 def write_source(recipe: Recipe, source: Source, values: dict[str, Any]) -> str:
     """Return the entry of a source with further keys, as YAML on one line: `{path: rows.csv, encoding: gbk}`."""
+    return write_value(read_entry(recipe, source) | values)
+
+
+def read_entry(recipe: Recipe, source: Source) -> dict[str, Any]:
+    """Return the entry of a source as the recipe has it; a path alone is a mapping with `path`."""
     entry: Any = recipe.values
     for part in source.key:
         entry = entry[part]
-    entry = dict(entry) if isinstance(entry, dict) else {"path": entry}
-    return write_value(entry | values)
+    return dict(entry) if isinstance(entry, dict) else {"path": entry}
 
 
 def make_edits(recipe: Recipe, source: Source, values: dict[str, Any]) -> tuple[Edit, ...]:
