@@ -7,13 +7,14 @@ of a run's screen, progress bars (tqdm, like upstream's), and upstream's warning
 
 from __future__ import annotations
 
+import contextlib
 import math
 import os
 import re
 import shlex
 import shutil
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, TextIO
 
@@ -29,9 +30,59 @@ _INDENT = "  "
 _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
 
 
-def say(text: str = "") -> None:
-    """Print one line of result; under `--json` it goes to standard error."""
-    print(text, flush=True)
+_COLOURS = re.compile(r"(\x1b\[[0-9;]*m)")  # what `render_colours` writes
+# Whether a stream that nothing reads any more is ignored. Not a ContextVar: `datasets` pickles what a stream refers to.
+_STATE = {"ignores_closed": False}
+
+
+def say(text: str = "", *, has_colours: bool = False) -> None:
+    """Print one line of result; under `--json` it goes to standard error.
+
+    Args:
+        text: What rows, files, keys and models contain is escaped: no control character reaches the terminal.
+        has_colours: Whether the text comes from `render_colours`; its colours are then kept.
+
+    """
+    _print(text, sys.stdout, has_colours=has_colours)
+
+
+def say_error(text: str) -> None:
+    """Print one line to standard error, escaped as `say` does."""
+    _print(text, sys.stderr)
+
+
+@contextlib.contextmanager
+def ignoring_closed_streams() -> Iterator[None]:
+    """Inside the block a reader that goes away (`| head`, a closed terminal) does not end the command."""
+    before, _STATE["ignores_closed"] = _STATE["ignores_closed"], True
+    try:
+        yield
+    finally:
+        _STATE["ignores_closed"] = before
+
+
+def discard_output(stream: TextIO) -> None:
+    """Send the rest of a stream to the null device, so that Python's last flush raises nothing."""
+    null = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(null, stream.fileno())
+    os.close(null)
+
+
+def _print(text: str, stream: TextIO, *, has_colours: bool = False) -> None:
+    """Print a text, escaped; what the stream's encoding lacks is printed as its code."""
+    if has_colours:
+        parts = _COLOURS.split(text)  # every second part is a colour
+        text = "".join(part if number % 2 else escape_control_characters(part) for number, part in enumerate(parts))
+    else:
+        text = escape_control_characters(text)
+    try:
+        encoding = getattr(stream, "encoding", None) or "utf-8"
+        print(text.encode(encoding, "backslashreplace").decode(encoding), file=stream, flush=True)
+    except OSError:  # a pipe without a reader (EPIPE), a terminal that is gone (EIO)
+        if not _STATE["ignores_closed"]:
+            raise
+        with contextlib.suppress(OSError, ValueError):
+            discard_output(stream)
 
 
 def print_lines(lines: Iterable[tuple[str, str]]) -> None:
@@ -79,7 +130,7 @@ def print_faults(faults: Sequence[Fault]) -> None:
     """Print faults to standard error, all at once; in colour on a terminal. They are part of a JSON answer."""
     json_output.add_faults(faults)
     heading = "1 problem to fix" if len(faults) == 1 else f"{len(faults)} problems to fix"
-    text = "\n\n".join([f"trl_sft: {heading}", *map(str, faults)])
+    text = escape_control_characters("\n\n".join([f"trl_sft: {heading}", *map(str, faults)]))
     if shows_colour(sys.stderr):
         from rich.text import Text
 
@@ -87,7 +138,7 @@ def print_faults(faults: Sequence[Fault]) -> None:
         coloured.highlight_regex(r"(?m)^\S.*", "bold")  # the heading, and the place of each fault
         coloured.highlight_regex(r"(?m)^ +-> .*", "green")
         text = render_colours(coloured)
-    print(text, file=sys.stderr, flush=True)
+    _print(text, sys.stderr, has_colours=shows_colour(sys.stderr))
 
 
 def render_colours(text: Text) -> str:

@@ -9,9 +9,10 @@ from __future__ import annotations
 import contextlib
 import logging
 import re
-import sys
 import warnings
 from collections.abc import Iterator
+
+from trl_sft import console
 
 _UPSTREAM = ("transformers", "trl", "datasets", "peft", "accelerate", "huggingface_hub", "bitsandbytes", "torch")
 # Warnings of upstream on which a user cannot act, with the versions that print them.
@@ -59,7 +60,7 @@ class _OnceHandler(logging.Handler):
             return
         self._seen.add(text)
         name = "Python" if record.name == "py.warnings" else record.name.partition(".")[0]
-        print(f"note from {name}: {text}", file=sys.stderr, flush=True)
+        console.say_error(f"note from {name}: {text}")
 
 
 @contextlib.contextmanager

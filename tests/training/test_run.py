@@ -391,7 +391,7 @@ def start_process(here, *overrides):
     )
 
 
-@pytest.mark.parametrize(("name", "code"), [("SIGINT", 130), ("SIGTERM", 143), ("SIGUSR1", 138)])
+@pytest.mark.parametrize(("name", "code"), [("SIGHUP", 129), ("SIGINT", 130), ("SIGTERM", 143), ("SIGUSR1", 138)])
 def test_signal_saves_a_checkpoint_and_sets_the_exit_code(name, code, here):
     (here / "recipe.yaml").write_text(FULL)
     process = start_process(here, "train.max_steps=100000", "train.logging_steps=1")

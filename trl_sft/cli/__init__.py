@@ -49,7 +49,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if not unread:
             raise
         for stream in unread:
-            _discard_output(stream)
+            console.discard_output(stream)
         return errors.EXIT_SIGNAL + signal.SIGPIPE
 
 
@@ -65,12 +65,12 @@ def _run_command(arguments: list[str]) -> int:
         console.print_faults(error.faults)
         return error.exit_code
     except errors.RunStopped as error:
-        print(f"trl_sft: {error}", file=sys.stderr)
+        console.say_error(f"trl_sft: {error}")
         _add_ending(str(error), error.code)
         return error.exit_code
     except KeyboardInterrupt:
         message = "stopped before training began; no checkpoint was written"
-        print(f"trl_sft: {message}", file=sys.stderr)
+        console.say_error(f"trl_sft: {message}")
         _add_ending(message, "run.interrupted")
         return errors.EXIT_SIGNAL + signal.SIGINT
 
@@ -134,13 +134,6 @@ def _has_lost_its_reader(stream: TextIO | None) -> bool:
     poll = select.poll()
     poll.register(descriptor, 0)  # 0: errors are reported without being named
     return bool(poll.poll(0))
-
-
-def _discard_output(stream: TextIO) -> None:
-    """Send the rest of a stream to the null device, so that Python's last flush raises nothing."""
-    null = os.open(os.devnull, os.O_WRONLY)
-    os.dup2(null, stream.fileno())
-    os.close(null)
 
 
 def _interrupt(_number: int, _frame: object) -> None:

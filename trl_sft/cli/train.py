@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from trl_sft import __version__, errors, json_output
+from trl_sft import __version__, console, errors, json_output
 from trl_sft.cli import arguments
 
 _DESCRIPTION = "Fine-tune a language model: one YAML recipe becomes a run of TRL's SFTTrainer."
@@ -28,8 +28,8 @@ commands (a first word that is not a command is a recipe):
 object. Overrides are checked as strictly as the recipe: train.max_steps=10, lora='{r: 8}', lora=null
 
 exit codes: 0 done, 1 an internal error, 2 a problem that you can fix, 3 the training failed (a loss that is not
-  finite), 4 out of memory, 75 the time limit (run.max_hours), 130 / 138 / 143 stopped by SIGINT / SIGUSR1 /
-  SIGTERM. After 75, 130, 138 and 143 the same command continues from the checkpoint."""
+  finite), 4 out of memory, 75 the time limit (run.max_hours), 129 / 130 / 138 / 143 stopped by SIGHUP / SIGINT /
+  SIGUSR1 / SIGTERM. After 75 and those of signals the same command continues from the checkpoint."""
 
 
 def main(argv: Sequence[str]) -> int:
@@ -43,7 +43,7 @@ def main(argv: Sequence[str]) -> int:
     run, _ = arguments.parse_recipe(parser, argv)
     from trl_sft import train
 
-    print(f"trl_sft {__version__}   {run.recipe.path.name} -> {run.output_dir}", flush=True)
+    console.say(f"trl_sft {__version__}   {run.recipe.path.name} -> {run.output_dir}")
     result = train(run)
     json_output.add_values(output_dir=result.output_dir, steps=result.steps, metrics=result.metrics)
     return errors.EXIT_DONE

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import re
-import sys
 import textwrap
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from pathlib import Path
@@ -106,13 +105,13 @@ def write(tool: str, settings: Settings, output: Path | None) -> int:
     json_output.add_values(output=output, recipe=text, omitted=omissions)
     for item in omitted:
         if item.warn:
-            print(f"trl_sft: {settings.where(item.name)}: {item.reason}", file=sys.stderr)
+            console.say_error(f"trl_sft: {settings.where(item.name)}: {item.reason}")
     if output is None:
         print(text, end="")
     else:
         run_folder.write_text(output, text)
     count = f"{len(lines)} lines. Settings that are not in it: {len(omitted)}"
-    print(f"trl_sft: The recipe has {count}. The comment at its end tells why.", file=sys.stderr)
+    console.say_error(f"trl_sft: The recipe has {count}. The comment at its end tells why.")
     faults = check_recipe(settings, lines, path)
     if faults:
         console.print_faults(faults)

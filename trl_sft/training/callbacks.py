@@ -24,7 +24,7 @@ from trl_sft import console, errors, run_folder
 
 _TIMED_STEPS = 3  # steps after which the time left is estimated
 _HIDDEN = ("total_flos", "runtime", "per_second")  # parts of names that are logged and not shown
-_SIGNALS = ("SIGINT", "SIGTERM", "SIGUSR1")
+_SIGNALS = ("SIGHUP", "SIGINT", "SIGTERM", "SIGUSR1")
 
 
 class AlreadyTrained(Exception):
@@ -96,7 +96,7 @@ class Progress(TrainerCallback):
 
     def _print(self, text: str) -> None:
         if self._bar is not None:
-            self._bar.write(text)
+            self._bar.write(console.escape_control_characters(text))
         else:
             console.say(text)
 
@@ -115,6 +115,8 @@ class Guard(TrainerCallback):
     def handle_signals(self) -> Iterator[None]:
         """Handle signals inside the block: the first one saves and stops, the second one stops at once."""
         numbers = [getattr(signal, name) for name in _SIGNALS if hasattr(signal, name)]
+        if _ignores_hangup():  # started by nohup: the run outlives its terminal
+            numbers.remove(signal.SIGHUP)
         try:
             before = {number: signal.signal(number, self._on_signal) for number in numbers}
         except ValueError:  # not the main thread, as in some notebooks: signals stay as they are
@@ -163,3 +165,8 @@ class Guard(TrainerCallback):
         self._signal = number
         name = signal.Signals(number).name
         console.say(f"{name}: saving at the end of this step, then stopping. Send it once more to stop at once.")
+
+
+def _ignores_hangup() -> bool:
+    """Tell whether this process was started so that it ignores SIGHUP."""
+    return hasattr(signal, "SIGHUP") and signal.getsignal(signal.SIGHUP) == signal.SIG_IGN

@@ -12,7 +12,7 @@ import functools
 from transformers import PreTrainedModel, TrainerState
 from trl import SFTConfig
 
-from trl_sft import earlier_run, run_folder
+from trl_sft import console, earlier_run, run_folder
 from trl_sft.errors import Fault, LaunchError
 from trl_sft.evaluation import before_after
 from trl_sft.recipe import resolved
@@ -67,7 +67,7 @@ def run(checked: Run, decision: run_folder.FolderDecision) -> Result:
             progress = callbacks.Progress(checked.output_dir, begin)
             guard = callbacks.Guard(checked.options.get("max_hours"), failures.resume_command(checked))
             replace_callbacks(trainer, [verification, progress, guard])
-            with guard.handle_signals(), contextlib.closing(progress):
+            with console.ignoring_closed_streams(), guard.handle_signals(), contextlib.closing(progress):
                 with contextlib.suppress(callbacks.AlreadyTrained):
                     trainer.train(resume_from_checkpoint=str(decision.checkpoint) if decision.checkpoint else None)
                 result = finish.save(checked, inputs, trainer, record=record, prompts=prompts)

@@ -36,8 +36,9 @@ def main(argv: Sequence[str]) -> int:
         preview = rows.build_preview(run, options.rows)
     json_output.add_values(**preview.describe(), html=options.html)
     if options.html is None:
-        for line in preview.lines(colour=console.shows_colour(sys.stdout)):
-            console.say(line)
+        colour = console.shows_colour(sys.stdout)
+        for line in preview.lines(colour=colour):
+            console.say(line, has_colours=colour)
         return errors.EXIT_DONE
     arguments.write_output("--html", options.html, preview.page(run.recipe.path.name))
     console.say(f"wrote {options.html}. Next: open it in a browser.")
