@@ -200,7 +200,7 @@ def test_own_keys_equal_the_frozen_list():
         "lora": set(),
         "data": {
             *("train", "eval", "eval_fraction", "loss_on", "overlong", "special_tokens_in_text"),
-            *("drop_leaked", "max_untrained"),
+            *("drop_leaked", "max_untrained", "on_bad_row"),
         },
         "data.*": {"path", "format", "wording", "rename", "task", "weight", "max_rows"},
         "train": set(),

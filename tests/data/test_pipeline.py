@@ -84,7 +84,7 @@ def format_messages(messages, column_types):
     """Return the content of the last message, formatted from a column `messages`."""
     source_format = SourceFormat("r", "messages", "chat", FEATURES)
     batch = {"messages": [messages]}
-    formatted = pipeline.format_batch(batch, [0], source_format=source_format, column_types=column_types)
+    formatted = pipeline.format_batch(batch, source_format=source_format, column_types=column_types)
     return formatted["completion"][0][0]["content"]
 
 

@@ -214,8 +214,8 @@ def test_answers_of_tools_carry_no_loss_in_any_template(name, checked, here):
     settings, _, chat, rows = stages.read_rows(run)
     encoder = build.make_encoder(run, chat, rows, args=settings.args)
     batch = encode.to_columns(rows.train.rows.with_format("arrow")[:])
-    texts = list(render.render_rows(encoder, batch, numbers=[0, 1], check=[checked] * 2, row_name=str))
-    made = encode.label_rows(encoder, texts, encode.tokenize(encoder, texts), row_name=str)
+    texts = list(render.render_rows(encoder, batch, numbers=[0, 1], check=[checked] * 2))
+    made = encode.label_rows(encoder, texts, encode.tokenize(encoder, texts))
     trained = chat.tokenizer.decode([label for label in made.rows[0]["labels"] if label != -100])
     assert "SECRETRESULT" not in trained
     assert "done" in trained

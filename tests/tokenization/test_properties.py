@@ -48,8 +48,8 @@ def run(name, rows, loss_on="assistant", **how):
     encoder = build_encoder(encoding_settings, made, {})
     batch = {"prompt": [row[:-1] for row in rows], "completion": [row[-1:] for row in rows]}
     numbers = list(range(len(rows)))
-    texts = list(render.render_rows(encoder, batch, numbers=numbers, check=[True] * len(rows), row_name=str))
-    return made, encoder, encode.label_rows(encoder, texts, encode.tokenize(encoder, texts), row_name=str)
+    texts = list(render.render_rows(encoder, batch, numbers=numbers, check=[True] * len(rows)))
+    return made, encoder, encode.label_rows(encoder, texts, encode.tokenize(encoder, texts))
 
 
 def few(count):

@@ -17,12 +17,14 @@ from datasets import Dataset, Features, Json, List, Value, concatenate_datasets
 from datasets.fingerprint import Hasher
 
 from trl_sft.console import format_rows
-from trl_sft.data import formats, load, messages, mix, user_function
+from trl_sft.data import bad_rows, formats, load, messages, mix, user_function
+from trl_sft.data.bad_rows import BadRow, Kinds
 from trl_sft.data.code_digest import digest_code, get_fingerprint
 from trl_sft.data.formats import CHAT, PAIRS, TEXT, TokenizerFeatures
 from trl_sft.data.source_format import SourceFormat, choose_format, describe_format, recognise_format
 from trl_sft.errors import DataError, Fault
 from trl_sft.recipe.checked import Run, Source
+from trl_sft.recipe.paths import FunctionLocation
 from trl_sft.recipe.yaml_reader import Recipe
 
 # Columns that a batch gets beside TRL's, for what is reported of all rows together; they are removed afterwards.
@@ -30,7 +32,9 @@ _AS_TEXT = "_as_text"  # what became text because the chat template does not ren
 _UNUSED = "_unused"  # keys of turns, and columns of the user's function, that nothing reads, joined by ", "
 _EARLIER_ANSWERS = "_earlier_answers"  # how many assistant turns the prompt holds
 _ESCAPED = "_escaped"  # whether a text holds a special token that is plain text
+BAD_ROW = "_bad_row"  # why the row is not trained, as `BadRow.to_json` writes it; its other columns are empty then
 _REPORT_COLUMNS = {
+    BAD_ROW: Value("string"),
     _AS_TEXT: Value("string"),
     _UNUSED: Value("string"),
     _EARLIER_ANSWERS: Value("int32"),
@@ -48,6 +52,11 @@ _CHAT_COLUMNS = Features(
     }
     | _REPORT_COLUMNS
 )
+_PAIR_COLUMNS = Features(
+    {"prompt": Value("string"), "completion": Value("string"), formats.TASK: Value("string")} | _REPORT_COLUMNS
+)
+_TEXT_COLUMNS = Features({"text": Value("string"), formats.TASK: Value("string")} | _REPORT_COLUMNS)
+_COLUMNS = {CHAT: _CHAT_COLUMNS, PAIRS: _PAIR_COLUMNS, TEXT: _TEXT_COLUMNS}  # TRL's dataset type -> columns
 _PURPOSES = {"train": "train", "eval": "evaluate"}  # key below `data:` -> the verb in notes
 # Rows that other code formatted must not come from the cache of `datasets`.
 CODE = digest_code(Path(__file__).parent)
@@ -84,6 +93,7 @@ class Split(NamedTuple):
         row_numbers: (rows,) the number of a row in its source, from 0.
         order: which rows, in the order of training; a row may occur several times.
         removed_rows: reason -> numbers of the rows that are removed for it.
+        bad_rows: the kinds of rows that cannot be formatted; each is a reason in `removed_rows` too.
         fingerprint: the key under which `datasets` caches what is computed from `rows`.
 
     """
@@ -94,6 +104,7 @@ class Split(NamedTuple):
     row_numbers: np.ndarray
     order: np.ndarray
     removed_rows: dict[str, np.ndarray]
+    bad_rows: Kinds
     fingerprint: str
 
     def row_name(self, number: int) -> str:
@@ -117,8 +128,11 @@ def format_source(run: Run, source: Source, features: TokenizerFeatures, *, max_
         max_rows: the number of rows to read from the beginning; None = all rows, or a sample where the source says
             `max_rows`.
 
+    Returns:
+        All rows that were read; those that cannot be formatted are in `bad_rows` and not in `order`.
+
     Raises:
-        DataError: the source cannot be read, or rows cannot be formatted.
+        DataError: the source cannot be read, or its columns fit no format.
         RecipeError: the keys of the source contradict each other.
 
     """
@@ -136,66 +150,85 @@ def format_source(run: Run, source: Source, features: TokenizerFeatures, *, max_
         source_format, unused_columns = choose_format(
             run.recipe, source, features, rows=rows, first_row_number=first_row_number
         )
-        formatted = _map_rows(rows, source_format, row_numbers, num_proc=run.train.get("dataset_num_proc"))
+        formatted = _map_rows(rows, source_format, num_proc=run.train.get("dataset_num_proc"))
     except UnicodeDecodeError as error:  # the JSON reader of `datasets` lets bytes through that are not UTF-8
         raise load.explain_unreadable(run.recipe, source, error) from None
+    every = np.arange(len(rows), dtype=np.int64)
+    split_rows = formatted.remove_columns(list(_REPORT_COLUMNS))
     formatted_source = FormattedSource(
         source=source,
         source_format=source_format,
-        row_type=_row_type(formatted, source_format),
+        row_type=_row_type(source_format),
         multi_turn=(pc.max(formatted.data[_EARLIER_ANSWERS]).as_py() or 0) > 0,
         has_escaped_tokens=bool(pc.any(formatted.data[_ESCAPED]).as_py()),
-        notes=tuple(_write_notes(source, source_format, formatted, unused=unused_columns, total=total, head=max_rows)),
     )
-    every = np.arange(len(rows), dtype=np.int64)
-    split_rows = formatted.remove_columns(list(_REPORT_COLUMNS))
-    return Split(
+    split = Split(
         rows=split_rows,
         sources=(formatted_source,),
         source_indices=np.zeros_like(every),
         row_numbers=every if row_numbers is None else row_numbers,
         order=every,
         removed_rows={},
+        bad_rows={},
         fingerprint=get_fingerprint(split_rows),
     )
+    split = _remove_bad_rows(split, formatted)
+    notes = _write_notes(run, split, formatted, unused=unused_columns, total=total, head=max_rows)
+    return split._replace(sources=(formatted_source._replace(notes=tuple(notes)),))
+
+
+def _remove_bad_rows(split: Split, formatted: Dataset) -> Split:
+    """Return a split without the rows that cannot be formatted, or that the user's function drops."""
+    kinds: Kinds = {}
+    numbers: dict[str, list[int]] = {}
+    column = formatted.data[BAD_ROW]
+    for number in np.flatnonzero(pc.is_valid(column).to_numpy()).tolist():
+        bad_row = bad_rows.read_json(column[number].as_py())
+        name = bad_row.kind
+        if bad_row.code:
+            name = bad_rows.add(kinds, bad_row, number=number, place=split.row_name(number))
+        numbers.setdefault(name, []).append(number)
+    if not numbers:
+        return split
+    removed_rows = {name: np.array(rows, dtype=np.int64) for name, rows in numbers.items()}
+    order = np.setdiff1d(split.order, np.concatenate(list(removed_rows.values())), assume_unique=True)
+    return split._replace(order=order, removed_rows=removed_rows, bad_rows=kinds)
 
 
 def join_splits(splits: Sequence[Split]) -> Split:
     """Return one split of all rows, source after source."""
     rows = concatenate_datasets([split.rows for split in splits])
+    starts = np.cumsum([0, *(len(split.rows) for split in splits)]).tolist()
+    removed_rows: dict[str, np.ndarray] = {}
+    for start, split in zip(starts, splits, strict=False):
+        for reason, numbers in split.removed_rows.items():
+            earlier = removed_rows.get(reason, np.zeros(0, dtype=np.int64))
+            removed_rows[reason] = np.concatenate([earlier, numbers + start])
     return Split(
         rows=rows,
         sources=tuple(source for split in splits for source in split.sources),
         source_indices=np.repeat(np.arange(len(splits)), [len(split.rows) for split in splits]),
         row_numbers=np.concatenate([split.row_numbers for split in splits]),
-        order=np.arange(len(rows), dtype=np.int64),
-        removed_rows={},
+        order=np.concatenate([split.order + start for start, split in zip(starts, splits, strict=False)]),
+        removed_rows=removed_rows,
+        bad_rows=bad_rows.join([split.bad_rows for split in splits], starts),
         fingerprint=get_fingerprint(rows),
     )
 
 
 def format_batch(
-    batch: Mapping[str, list[Any]],
-    indices: list[int],
-    *,
-    source_format: SourceFormat,
-    column_types: Features,
-    row_numbers: Sequence[int] | None = None,
+    batch: Mapping[str, list[Any]], *, source_format: SourceFormat, column_types: Features
 ) -> dict[str, list[Any]]:
     """Format a batch of rows, as `datasets.map` calls it.
 
     Args:
         batch: column -> values, (rows,) each.
-        indices: the numbers of the rows in the dataset that is mapped.
         source_format: how the rows are formatted.
         column_types: the types of the columns of the dataset.
-        row_numbers: the numbers of the dataset's rows in their source; None = the same numbers.
 
     Returns:
-        The columns of TRL's dataset type and `task`, with columns for the report, whose names begin with _.
-
-    Raises:
-        DataError: some rows cannot be formatted; the first `load.MAX_SHOWN` of them are named.
+        The columns of TRL's dataset type and `task`, with columns for the report, whose names begin with _. A row that
+        cannot be formatted has its problem in `_bad_row`, and its other columns are empty.
 
     """
     columns = {}
@@ -206,31 +239,22 @@ def format_batch(
         else:
             columns[column] = values
     formatted: list[dict[str, Any]] = []
-    faults: list[Fault] = []
-    for position, index in enumerate(indices):
+    for position in range(len(next(iter(batch.values())))):
         row = {column: values[position] for column, values in columns.items()}
         try:
             formatted.append(_format_one(row, source_format))
         except messages.FormatError as error:
-            number = index if row_numbers is None else int(row_numbers[index])
-            faults.append(
-                Fault(f"{source_format.source_name} row {number + 1}", error.problem, error.fix, code=error.code)
-            )
-    if len(faults) > load.MAX_SHOWN:
-        faults = _shorten(faults, source_format.source_name, indices)
-    if faults:
-        raise DataError(faults)
-    return {column: [row[column] for row in formatted] for column in formatted[0]}
+            bad_row = bad_rows.describe_problem(error.problem, error.fix, error.code)
+            formatted.append(_make_empty_row(source_format, bad_row))
+    return {column: [row[column] for row in formatted] for column in _COLUMNS[_row_type(source_format)]}
 
 
-def _shorten(faults: Sequence[Fault], source_name: str, indices: Sequence[int]) -> list[Fault]:
-    """Return the first faults of a batch, and one that counts the others."""
-    more = len(faults) - load.MAX_SHOWN
-    problem = f"{more} more faulty rows among rows {indices[0] + 1} to {indices[-1] + 1}"
-    return [
-        *faults[: load.MAX_SHOWN],
-        Fault(source_name, problem, "Correct them in the same way.", code="data.more_faulty_rows"),
-    ]
+def _make_empty_row(source_format: SourceFormat, bad_row: BadRow) -> dict[str, Any]:
+    """Return what stands for a row that is not trained."""
+    columns = dict.fromkeys(_COLUMNS[_row_type(source_format)])
+    content: Any = [] if source_format.wording == "chat" else ""
+    columns |= {name: content for name in ("prompt", "completion", "text") if name in columns}
+    return columns | {_AS_TEXT: "", _UNUSED: "", _EARLIER_ANSWERS: 0, _ESCAPED: False, BAD_ROW: bad_row.to_json()}
 
 
 def fingerprint(rows: Dataset, source_format: SourceFormat) -> str:
@@ -243,25 +267,21 @@ def fingerprint(rows: Dataset, source_format: SourceFormat) -> str:
     return str(Hasher.hash([get_fingerprint(rows), CODE, source_format, modules]))
 
 
-def _map_rows(
-    rows: Dataset, source_format: SourceFormat, row_numbers: np.ndarray | None, *, num_proc: int | None
-) -> Dataset:
+def _map_rows(rows: Dataset, source_format: SourceFormat, *, num_proc: int | None) -> Dataset:
     """Return the rows formatted, with the columns for the report; read from the cache of `datasets` where it has them.
 
     Args:
         rows: the rows of a source, as they were read.
         source_format: how they are formatted.
-        row_numbers: (rows,) their numbers in the source; None = they are all of it.
         num_proc: the number of processes that format them; None = this one.
 
     """
     return rows.map(
         format_batch,
         batched=True,
-        with_indices=True,
         remove_columns=rows.column_names,
-        features=_CHAT_COLUMNS if source_format.wording == "chat" else None,
-        fn_kwargs={"source_format": source_format, "column_types": rows.features, "row_numbers": row_numbers},
+        features=_COLUMNS[_row_type(source_format)],
+        fn_kwargs={"source_format": source_format, "column_types": rows.features},
         num_proc=num_proc,
         new_fingerprint=fingerprint(rows, source_format),
         desc=f"Formatting {source_format.source_name}",
@@ -269,36 +289,34 @@ def _map_rows(
 
 
 def _write_notes(
-    source: Source,
-    source_format: SourceFormat,
-    formatted: Dataset,
-    *,
-    unused: set[str],
-    total: int,
-    head: int | None,
+    run: Run, split: Split, formatted: Dataset, *, unused: set[str], total: int, head: int | None
 ) -> Iterator[str]:
     """Yield what the screen says of a source.
 
     Args:
-        source: the entry of `data.train` or `data.eval`.
-        source_format: how its rows are formatted.
-        formatted: its rows with the columns for the report.
+        run: the checked recipe.
+        split: the rows of the source.
+        formatted: the same rows with the columns for the report.
         unused: the columns that formatting does not read.
         total: the number of rows that were read.
         head: the number of rows to read from the beginning; None = all.
 
     """
+    source, source_format = split.sources[0].source, split.sources[0].source_format
     if files := load.find_unread_files(source):
         yield _note_unread_files(source, files)
     if head is None and source.max_rows not in (None, total):
         yield _note_sample(source, total)
-    count = f"{format_rows(len(formatted))} to {_PURPOSES[str(source.key[1])]}"
+    count = f"{format_rows(len(split.order))} to {_PURPOSES[str(source.key[1])]}"
     if head is not None:
         count = f"its first {format_rows(total)}"
     unused = unused | _distinct_names(formatted, _UNUSED)
     yield f"{source.name}: {count}; {describe_format(source, source_format, sorted(unused))}"
     if as_text := sorted(_distinct_names(formatted, _AS_TEXT)):
         yield _note_as_text(source_format, as_text)
+    for reason, numbers in split.removed_rows.items():
+        if bad_rows.drops_bad_rows(run) or reason not in split.bad_rows:
+            yield bad_rows.describe_left_out(reason, len(numbers), place=split.row_name(int(numbers[0])))
 
 
 def _note_unread_files(source: Source, files: Sequence[str]) -> str:
@@ -323,17 +341,21 @@ def _note_as_text(source_format: SourceFormat, parts: Sequence[str]) -> str:
     return f"{source_format.source_name}: {reader} does not render {' and '.join(parts)}: kept as text"
 
 
-def _row_type(formatted: Dataset, source_format: SourceFormat) -> str:
+def _row_type(source_format: SourceFormat) -> str:
     """Return TRL's dataset type of formatted rows."""
     if source_format.wording == "chat":
         return CHAT
-    return TEXT if "text" in formatted.column_names else PAIRS
+    is_text = "text" in source_format.wording if isinstance(source_format.wording, dict) else False
+    return TEXT if is_text or source_format.format == "text" else PAIRS
 
 
 def _format_one(row: dict[str, Any], source_format: SourceFormat) -> dict[str, Any]:
     """Return one row in TRL's dataset type, with its task and the columns for the report. Raises FormatError."""
     if source_format.function:
-        row = user_function.call_function(source_format.function, row)
+        columns = user_function.call_function(source_format.function, row)
+        if columns is None:
+            return _make_empty_row(source_format, _describe_dropped(source_format.function))
+        row = columns
     has_special_token = _has_special_token(row, source_format)
     if has_special_token:
         row = messages.escape(row, messages.special_pattern(source_format.features.special_tokens))
@@ -358,7 +380,13 @@ def _format_one(row: dict[str, Any], source_format: SourceFormat) -> dict[str, A
         _UNUSED: ", ".join(sorted(unused)),
         _EARLIER_ANSWERS: sum(message["role"] == "assistant" for message in earlier_messages),
         _ESCAPED: has_special_token,
+        BAD_ROW: None,
     }
+
+
+def _describe_dropped(function: FunctionLocation) -> BadRow:
+    """Return what stands for a row that the user's function drops; it has no code, because it is no fault."""
+    return BadRow("", "", "", f"dropped by {function.name}")
 
 
 def _has_special_token(row: Mapping[str, Any], source_format: SourceFormat) -> bool:

@@ -15,7 +15,7 @@ import numpy as np
 from datasets import Dataset, concatenate_datasets
 
 from trl_sft.console import format_rows
-from trl_sft.data import mix, rendered_text
+from trl_sft.data import bad_rows, mix, rendered_text
 from trl_sft.data.file_diagnosis import diagnose
 from trl_sft.data.formats import PAIRS, TEXT, TokenizerFeatures
 from trl_sft.data.pipeline import FormattedSource, Split, format_source, join_splits
@@ -52,8 +52,12 @@ def load(run: Run, features: TokenizerFeatures, head: int | None = None) -> RunR
         head: the number of rows of each training source to read, from its beginning, without an evaluation set;
             None = all rows.
 
+    Returns:
+        The rows. Those that cannot be formatted are in `bad_rows` of their split, and `tokenize` refuses them together
+        with those that the chat template does not take.
+
     Raises:
-        DataError: sources cannot be read or formatted, or too few rows are left; of all sources at once.
+        DataError: sources cannot be read, or too few rows are left; of all sources at once.
         RecipeError: keys of the recipe contradict each other or the rows.
 
     """
@@ -61,6 +65,17 @@ def load(run: Run, features: TokenizerFeatures, head: int | None = None) -> RunR
     train_splits, eval_splits = _format_sources(
         run, features, train_head=STREAM_HEAD if streaming else head, with_evaluation=head is None
     )
+    _check_rows_left(run, train_splits, eval_splits)
+    try:
+        return _arrange(run, train_splits, eval_splits, streaming=streaming, head=head)
+    except UserError as error:  # the faults of rows are shown with it
+        raise type(error)([*error.faults, *_list_bad_rows(run, train_splits, eval_splits)]) from None
+
+
+def _arrange(
+    run: Run, train_splits: list[Split], eval_splits: list[Split], *, streaming: bool, head: int | None
+) -> RunRows:
+    """Return the rows of a run from the rows of its sources. The arguments are those of `load`. Raises UserError."""
     sources = [source for split in (*train_splits, *eval_splits) for source in split.sources]
     row_type = _common_row_type(run, sources)
     notes = [note for source in sources for note in source.notes]
@@ -100,8 +115,52 @@ def _format_sources(
         except UserError as error:
             errors.append(error)
     if errors:
-        raise type(errors[0])([fault for error in errors for fault in error.faults])
+        faults = [fault for error in errors for fault in error.faults]
+        raise type(errors[0])([*faults, *_list_bad_rows(run, train, evaluation)])
     return train, evaluation
+
+
+def _list_bad_rows(run: Run, train_splits: Sequence[Split], eval_splits: Sequence[Split]) -> list[Fault]:
+    """Return the faults of rows that cannot be formatted, of all sources; [] = the run goes on without them."""
+    names = _evaluation_names([split.sources[0] for split in eval_splits])
+    parts = [("train", list(train_splits)), *((name, [split]) for name, split in zip(names, eval_splits, strict=True))]
+    faults = []
+    for part, splits in parts:
+        kinds = bad_rows.join(split.bad_rows for split in splits)
+        faults += bad_rows.list_faults(run, kinds, part=part, total=sum(len(split.rows) for split in splits))
+    return faults
+
+
+def check_bad_rows(run: Run, rows: RunRows) -> None:
+    """Refuse rows that cannot be formatted, where no tokenizer shows which of them cannot be rendered.
+
+    Raises:
+        DataError: one fault for each kind of problem.
+
+    """
+    faults = []
+    for part, split in {"train": rows.train, **rows.eval}.items():
+        total = len(np.unique(split.order)) + bad_rows.count(split.bad_rows)
+        faults += bad_rows.list_faults(run, split.bad_rows, part=part, total=total)
+    if faults:
+        raise DataError(faults)
+
+
+def _check_rows_left(run: Run, train_splits: Sequence[Split], eval_splits: Sequence[Split]) -> None:
+    """Refuse sources of which no row can be trained or evaluated. Raises DataError."""
+    empty = [split for split in (*train_splits, *eval_splits) if not len(split.order)]
+    if not empty:
+        return
+    faults = _list_bad_rows(run, train_splits, eval_splits)
+    for split in empty:
+        if faults and split.bad_rows:
+            continue
+        reasons = ", ".join(f"{len(numbers):,} {reason}" for reason, numbers in split.removed_rows.items())
+        source = split.sources[0]
+        problem = f"{source.name} has no row left: {reasons}"
+        where = run.recipe.where(source.source.key)
+        faults.append(Fault(where, problem, "Correct its rows, or remove the source.", code="data.no_rows_left"))
+    raise DataError(faults)
 
 
 def _common_row_type(run: Run, sources: Sequence[FormattedSource]) -> str:
@@ -196,14 +255,11 @@ def _hold_out(run: Run, train: Split, fraction: float) -> tuple[Split, Split]:
     if number in (0, total):
         problem = f"{fraction} of {total} rows leaves no row to train or none to evaluate"
         where = run.recipe.where(("data", "eval_fraction"))
-        raise RecipeError(
-            Fault(
-                where, problem, "Choose a fraction that leaves rows to train and to evaluate.", code="data.empty_split"
-            )
-        )
-    held_out = mix.sample_numbers(total, number, mix.run_seed(run))
+        fix = "Choose a fraction that leaves rows to train and to evaluate."
+        raise RecipeError(Fault(where, problem, fix, code="data.empty_split"))
+    held_out = train.order[mix.sample_numbers(total, number, mix.run_seed(run))]
     remaining = np.setdiff1d(train.order, held_out, assume_unique=True)
-    return train._replace(order=remaining), train._replace(order=held_out)
+    return train._replace(order=remaining), train._replace(order=held_out, removed_rows={}, bad_rows={})
 
 
 def _remove_leaked(train: Split, evaluation: dict[str, Split]) -> Split:
@@ -214,15 +270,18 @@ def _remove_leaked(train: Split, evaluation: dict[str, Split]) -> Split:
     train_keys = mix.dataset_keys(train.rows)[train.order]
     leaked = train.order[np.isin(train_keys, evaluation_keys)]
     remaining = np.setdiff1d(train.order, leaked, assume_unique=True)
-    return train._replace(order=remaining, removed_rows={LEAKED: leaked} if len(leaked) else {})
+    if not len(leaked):
+        return train
+    return train._replace(order=remaining, removed_rows={**train.removed_rows, LEAKED: leaked})
 
 
 def _note_leaked(train: Split) -> Iterator[str]:
-    """Yield a note on the rows that were removed from training."""
-    for reason, numbers in train.removed_rows.items():
+    """Yield a note on the rows that were removed from training because they are in the evaluation set."""
+    numbers = train.removed_rows.get(LEAKED)
+    if numbers is not None:
         verb = "is" if len(numbers) == 1 else "are"
         first = train.row_name(int(numbers[0]))
-        yield f"{format_rows(len(numbers))} to train {verb} {reason} and {verb} removed; the first is {first}"
+        yield f"{format_rows(len(numbers))} to train {verb} {LEAKED} and {verb} removed; the first is {first}"
 
 
 def _mix(run: Run, train: Split) -> Split:

@@ -11,7 +11,9 @@ from typing import Any, NamedTuple
 
 from datasets import Dataset
 
-from trl_sft.data import column_names, formats, messages, user_function, wordings
+from trl_sft.console import format_rows
+from trl_sft.data import bad_rows, column_names, formats, messages, user_function, wordings
+from trl_sft.data.bad_rows import Kinds
 from trl_sft.data.file_diagnosis import diagnose
 from trl_sft.data.formats import TokenizerFeatures
 from trl_sft.errors import DataError, Fault, RecipeError, first_line
@@ -55,16 +57,17 @@ def choose_format(
         RecipeError: format, wording and task of the source contradict each other.
 
     """
-    first_row = dict(rows[0])
     if source.function:
-        first_row = _call_for_first_row(recipe, source, first_row, number=first_row_number)
-        title = f"the result of {source.format} for row {first_row_number + 1}"
+        first_row, number = _call_for_first_row(recipe, source, rows, first_row_number=first_row_number)
+        title = f"the result of {source.format} for row {number + 1}"
         format_name = recognise_format(recipe, source, list(first_row), title=title)
     elif source.format or isinstance(source.wording, dict):
         format_name = source.format
     else:
         format_name = recognise_format(recipe, source, rows.column_names)
     columns_read = _columns_read(recipe, source, rows.column_names, format_name=format_name)
+    if not source.function:
+        first_row = _find_first_row(rows)
     wording = _choose_wording(recipe, source, features, format_name=format_name, first_row=first_row)
     source_format = SourceFormat(source.name, format_name, wording, features, source.task, source.function)
     return source_format, set(rows.column_names) - columns_read
@@ -160,21 +163,49 @@ def describe_format(source: Source, source_format: SourceFormat, unused: Sequenc
     return text
 
 
-def _call_for_first_row(recipe: Recipe, source: Source, row: dict[str, Any], *, number: int) -> dict[str, Any]:
-    """Return the columns that the user's function makes of the first row. Raises RecipeError, DataError."""
+def _call_for_first_row(
+    recipe: Recipe, source: Source, rows: Dataset, *, first_row_number: int
+) -> tuple[dict[str, Any], int]:
+    """Return the columns that the user's function makes of the first row that it takes, and the row's number.
+
+    Raises:
+        RecipeError: the function cannot be imported.
+        DataError: the function fails for every row, or drops every row.
+
+    """
     assert source.function is not None
     try:
         user_function.import_function(source.function)
     except (Exception, SystemExit) as error:
         problem = f"{source.format} cannot be imported: {type(error).__name__}: {first_line(error)}"
         fix = "Write FILE.py:FUNCTION or MODULE:FUNCTION, the name of a function that takes a row."
-        raise RecipeError(
-            Fault(recipe.where((*source.key, "format")), problem, fix, code="data.function_import")
-        ) from None
-    try:
-        return user_function.call_function(source.function, row)
-    except messages.FormatError as error:
-        raise DataError(Fault(f"{source.name} row {number + 1}", error.problem, error.fix, code=error.code)) from None
+        where = recipe.where((*source.key, "format"))
+        raise RecipeError(Fault(where, problem, fix, code="data.function_import")) from None
+    kinds: Kinds = {}
+    for index in range(len(rows)):
+        number = first_row_number + index
+        try:
+            columns = user_function.call_function(source.function, rows[index])
+        except messages.FormatError as error:
+            bad_row = bad_rows.describe_problem(error.problem, error.fix, error.code)
+            bad_rows.add(kinds, bad_row, number=number, place=f"{source.name} row {number + 1}")
+            continue
+        if columns is not None:
+            return columns, number
+    if kinds:
+        raise DataError(list(bad_rows.list_kinds(kinds)))
+    problem = f"{source.format} returns None for each of the {format_rows(len(rows))}, so no row is left"
+    where = recipe.where((*source.key, "format"))
+    raise DataError(Fault(where, problem, "Return the columns of a row.", code="data.no_rows_left"))
+
+
+def _find_first_row(rows: Dataset) -> dict[str, Any]:
+    """Return the first row that has a prompt; the first of all where there is no such column."""
+    if "prompt" in rows.column_names:
+        for row in rows.select_columns(["prompt"]):
+            if row["prompt"]:
+                return dict(row)
+    return dict(rows[0])
 
 
 def _columns_read(recipe: Recipe, source: Source, columns: Sequence[str], *, format_name: str) -> set[str]:

@@ -49,24 +49,28 @@ def import_function(location: FunctionLocation) -> Callable[[Mapping[str, Any]],
     return function  # type: ignore[no-any-return]
 
 
-def call_function(location: FunctionLocation, row: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the columns that the user's function makes of a row.
+def call_function(location: FunctionLocation, row: Mapping[str, Any]) -> dict[str, Any] | None:
+    """Return the columns that the user's function makes of a row; None = it drops the row.
 
     Raises:
-        FormatError: the function raised, or returned something other than a mapping or a text.
+        FormatError: the function raised, or returned something other than a mapping, a text or None.
 
     """
     try:
         columns = import_function(location)(row)
     except (Exception, SystemExit) as error:
         problem = f"{location.name} raised {type(error).__name__}: {first_line(error)}"
-        raise FormatError(
-            problem, f"Correct {location.name} in {location.file.name}.", code="data.function_failed"
-        ) from None
+        fix = f"Correct {location.name} in {location.file.name}."
+        raise FormatError(problem, fix, code="data.function_failed") from None
+    if columns is None:
+        return None
     if isinstance(columns, str):
         return {"text": columns}
     if not isinstance(columns, Mapping):
-        fix = "Return a mapping with the columns of a format, as messages, or prompt and completion; or return a text."
+        fix = (
+            "Return a mapping with the columns of a format, as messages, or prompt and completion; return a text; "
+            "or return None to drop the row."
+        )
         raise FormatError(f"{location.name} returned {type(columns).__name__}", fix, code="data.function_result")
     media = sorted(set(MEDIA) & set(columns))
     if media:

@@ -59,6 +59,7 @@ OWN_KEYS: dict[str, dict[str, str]] = {
         "special_tokens_in_text": "Literal['refuse', 'text']",
         "drop_leaked": "bool",
         "max_untrained": "float",
+        "on_bad_row": "Literal['stop', 'drop']",
     },
     "data.*": {
         "path": "str",
@@ -161,7 +162,10 @@ OWN_HELP: dict[str, dict[str, str]] = {
         "special_tokens_in_text": "What happens if a row's text holds a special token: refuse (the run stops), or text "
         "(it is trained as plain text). Unset: refuse.",
         "drop_leaked": "Remove training rows that also occur in the evaluation set. Unset: true.",
-        "max_untrained": "Stop the run if more than this share of the rows has no trained token. Unset: 0.05.",
+        "max_untrained": "Stop the run if more than this share of the rows is left out or has no trained token. "
+        "Unset: 0.05.",
+        "on_bad_row": "What happens to rows that cannot be trained: stop (the run stops and names them), or drop (they "
+        "are left out and counted). Unset: stop.",
     },
     "data.*": {
         "path": "A file, a glob, a folder, a hub id, or trl_sft:skills.",

@@ -13,10 +13,13 @@ from typing import Any, NamedTuple
 from datasets import Dataset, IterableDataset
 from trl import SFTConfig
 
+from trl_sft.data import bad_rows
+from trl_sft.data.pipeline import Split
 from trl_sft.data.rows import RunRows
 from trl_sft.errors import Fault, RecipeError
 from trl_sft.recipe.checked import Run
 from trl_sft.tokenization import cache, ledger, stream
+from trl_sft.tokenization.encode import EncodedRows
 from trl_sft.tokenization.encoder import Encoder, EncodingSettings, build_encoder
 from trl_sft.tokenization.tokenizer import ChatTokenizer
 
@@ -62,31 +65,23 @@ def tokenize(
         check_all: whether the loss mask of every row is checked, also of rows in the cache.
 
     Raises:
-        DataError: too many rows have no loss tokens, or a row is too long and `data.overlong` is error.
-        TemplateError: the template does not take a chat, or its loss cannot be placed.
+        DataError: rows cannot be formatted or rendered, too many rows have no loss tokens, or a row is too long and
+            `data.overlong` is error.
         RecipeError: settings contradict each other.
 
     """
     encoder = make_encoder(run, chat, rows, args=args)
+    encoded_parts = _encode_parts(run, chat, rows, args=args, encoder=encoder, check_all=check_all)
+    ledger.check_bad_rows(run, encoded_parts)
     datasets: dict[str, Dataset] = {}
     counts: dict[str, Any] = {}
-    cache_notes: list[tuple[str, str]] = []
     rejects: list[dict[str, Any]] = []
-    for part, split in (("train", rows.train), *rows.eval.items()):
-        packing = args.packing if part == "train" or args.eval_packing is None else args.eval_packing
-        part_encoder = dataclasses.replace(
-            encoder, settings=_make_settings(run, chat, rows, args=args, packing=packing)
-        )
-        title = f"Tokenizing {part}"
-        if rows.streaming and part == "train":
-            encoded = cache.encode_in_memory(split, part_encoder, title=title, check_all=check_all)
-        else:
-            recipe = run.recipe.path
-            encoded = cache.read_or_encode(split, part_encoder, recipe, title=title, check_all=check_all)
-            cache_notes.append(("cache", f"{part}: {encoded.source}"))
+    seed = args.seed if args.shuffle_dataset else None
+    for part, (split, encoded) in encoded_parts.items():
         ledger.check(run, split, encoded, part=part)
-        seed = args.seed if args.shuffle_dataset else None
-        packs = cache.pack(encoded, args.max_length, args.packing_strategy, seed=seed) if packing else None
+        packs = None
+        if _is_packed(args, part):
+            packs = cache.pack(encoded, args.max_length, args.packing_strategy, seed=seed)
         batch_size = args.per_device_train_batch_size if part == "train" else args.per_device_eval_batch_size
         counts[part] = ledger.count(split, encoded, packs, batch_size=batch_size, max_length=args.max_length)
         rejects += ledger.list_rejected(split, encoded, part)
@@ -97,13 +92,47 @@ def tokenize(
     train = datasets.pop("train")
     evaluation = datasets.get("eval") if set(datasets) == {"eval"} else datasets or None
     run_ledger = {"train": counts.pop("train"), "eval": counts}
-    notes = (*ledger.describe(run, rows, run_ledger, args=args, whole=not rows.streaming), *cache_notes)
+    left_out = [kind for _, encoded in encoded_parts.values() for kind in (encoded.bad_rows or {}).values()]
+    notes = (
+        *(
+            ("rows", bad_rows.describe_left_out(kind.bad_row.kind, kind.num_rows, place=kind.place))
+            for kind in left_out
+        ),
+        *ledger.describe(run, rows, run_ledger, args=args, whole=not rows.streaming),
+        *(("cache", f"{part}: {encoded.source}") for part, (_, encoded) in encoded_parts.items() if encoded.source),
+    )
     stream_counts = None
     if rows.streaming:
         notes = (("stream", "read during training; the counts are those of the first rows of each source"), *notes)
-        train, stream_counts = stream.build_stream(run, rows, encoder, args=args)
+        train, stream_counts = stream.build_stream(run, rows, encoder, args=args, rejects=rejects)
         run_ledger["train"] = stream.count_stream(stream_counts)
     return TokenizedRows(train, evaluation, run_ledger, rejects, encoder, notes, stream_counts)
+
+
+def _encode_parts(
+    run: Run, chat: ChatTokenizer, rows: RunRows, *, args: SFTConfig, encoder: Encoder, check_all: bool
+) -> dict[str, tuple[Split, EncodedRows]]:
+    """Return the rows to train and the evaluation sets, by name, each with its tokens."""
+    encoded_parts: dict[str, tuple[Split, EncodedRows]] = {}
+    for part, split in (("train", rows.train), *rows.eval.items()):
+        settings = _make_settings(run, chat, rows, args=args, packing=_is_packed(args, part))
+        part_encoder = dataclasses.replace(encoder, settings=settings)
+        title = f"Tokenizing {part}"
+        if rows.streaming and part == "train":
+            encoded = cache.encode_in_memory(split, part_encoder, title=title, check_all=check_all)
+        else:
+            # more rows than the limit stop the run; then they are counted and not listed
+            most = int(bad_rows.get_limit(run) * len(split.order)) + 1 if bad_rows.drops_bad_rows(run) else 0
+            encoded = cache.read_or_encode(
+                split, part_encoder, run.recipe.path, title=title, most_bad_rows=most, check_all=check_all
+            )
+        encoded_parts[part] = split, encoded
+    return encoded_parts
+
+
+def _is_packed(args: SFTConfig, part: str) -> bool:
+    """Tell whether the rows of a part of the run are packed."""
+    return bool(args.packing if part == "train" or args.eval_packing is None else args.eval_packing)
 
 
 def make_encoder(run: Run, chat: ChatTokenizer, rows: RunRows, *, args: SFTConfig) -> Encoder:

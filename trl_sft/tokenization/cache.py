@@ -12,10 +12,12 @@ import hashlib
 import json
 import shutil
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
+from typing import Any
 
 import datasets
+import numpy as np
 import pyarrow as pa
 import tokenizers
 import transformers
@@ -24,7 +26,8 @@ from datasets import Dataset
 from trl import pack_dataset
 
 from trl_sft import run_folder
-from trl_sft.data import code_digest
+from trl_sft.data import bad_rows, code_digest
+from trl_sft.data.bad_rows import BadRow, Kinds
 from trl_sft.data.code_digest import digest_code
 from trl_sft.data.formats import CHAT
 from trl_sft.data.pipeline import Split
@@ -37,7 +40,9 @@ _ROWS, _REJECTS, _KEY = "rows.arrow", "rejects.jsonl", "key.json"
 CODE = digest_code(Path(code_digest.__file__).parent, Path(__file__).parent)
 
 
-def read_or_encode(split: Split, encoder: Encoder, recipe: Path, *, title: str, check_all: bool = False) -> EncodedRows:
+def read_or_encode(
+    split: Split, encoder: Encoder, recipe: Path, *, title: str, most_bad_rows: int, check_all: bool = False
+) -> EncodedRows:
     """Return the tokens of a split, from the cache where it has them.
 
     Args:
@@ -45,22 +50,20 @@ def read_or_encode(split: Split, encoder: Encoder, recipe: Path, *, title: str, 
         encoder: made of the settings of the run.
         recipe: the file of the recipe, to say what changed since its last run.
         title: the words beside the progress bar; with `recipe` it names the split.
+        most_bad_rows: the most rows that cannot be trained that are listed among the rejected ones; all are counted.
         check_all: whether the loss mask of every row is checked, also of rows in the cache.
-
-    Raises:
-        DataError: a row is too long and `overlong` is error.
-        TemplateError: the template does not take a chat, or its loss cannot be placed.
 
     """
     parts = _digest_parts(split, encoder)
     key = _digest(json.dumps(parts, sort_keys=True))
     root = Path(datasets.config.HF_DATASETS_CACHE) / "trl_sft"
     folder, last = root / key, root / f"last-{_digest(f'{recipe} {title}')[:16]}.json"
+    checked_rows: Kinds | None = None
     if (folder / _KEY).is_file():
         source = f"read from {folder}"
         if check_all:  # the entry stays as it is: a run may be reading it
-            for _ in encode_split(split, encoder, title=title, check_all=True):
-                pass
+            batches = encode_split(split, encoder, title=title, check_all=True)
+            _, checked_rows = _collect(split, (entry for batch in batches for entry in batch.rejected), 0)
             source += ", every row checked again"
     else:
         source = f"tokenized now ({_explain_miss(last, parts)})"
@@ -69,16 +72,39 @@ def read_or_encode(split: Split, encoder: Encoder, recipe: Path, *, title: str, 
     # datasets gives rows of a file a random fingerprint, so later steps would never find their results in its cache
     rows = Dataset(Dataset.from_file(str(folder / _ROWS)).data, fingerprint=key)
     with (folder / _REJECTS).open(encoding="utf-8") as file:
-        rejected = [json.loads(line) for line in file]
-    return EncodedRows(rows, rejected, key, source)
+        rejected, kinds = _collect(split, map(json.loads, file), most_bad_rows)
+    return EncodedRows(rows, rejected, key, source, kinds if checked_rows is None else checked_rows)
 
 
 def encode_in_memory(split: Split, encoder: Encoder, *, title: str, check_all: bool = False) -> EncodedRows:
     """Return the tokens of a few rows without the cache. The arguments are those of `read_or_encode`."""
     batches = list(encode_split(split, encoder, title=title, check_all=check_all))
+    entries = (entry for batch in batches for entry in batch.rejected)
+    rejected, kinds = _collect(split, entries, len(split.order))
     rows = Dataset(pa.concat_tables([SCHEMA.empty_table(), *(batch.rows.data.table for batch in batches)]))
-    rejected = [row for batch in batches for row in batch.rejected]
-    return EncodedRows(rows, rejected)
+    return EncodedRows(rows, rejected, bad_rows=kinds)
+
+
+def _collect(split: Split, entries: Iterable[dict[str, Any]], most_bad_rows: int) -> tuple[list[dict[str, Any]], Kinds]:
+    """Return the rejected rows of a split, and the kinds of those that cannot be trained.
+
+    With weights a row may occur several times; among the kinds it counts once.
+    """
+    rejected: list[dict[str, Any]] = []
+    kinds: Kinds = {}
+    seen = np.zeros(len(split.rows), dtype=bool)
+    for entry in entries:
+        if "bad_row" not in entry:
+            rejected.append(entry)
+            continue
+        number = entry["row"]
+        if not seen[number]:
+            seen[number] = True
+            bad_row = BadRow(*entry["bad_row"])
+            bad_rows.add(kinds, bad_row, number=number, place=split.row_name(number))
+        if bad_rows.count(kinds) <= most_bad_rows:
+            rejected.append(entry)
+    return rejected, kinds
 
 
 def pack(encoded: EncodedRows, max_length: int, strategy: str, *, seed: int | None) -> Dataset:

@@ -9,7 +9,7 @@ tokenized, labelled and truncated here; memory does not grow with the number of 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from itertools import chain
 from typing import Any, NamedTuple
@@ -20,10 +20,10 @@ from datasets import Dataset
 from tqdm.auto import tqdm
 
 from trl_sft.console import shows_progress
+from trl_sft.data.bad_rows import BadRow, Kinds, describe_problem
 from trl_sft.data.formats import CHAT
 from trl_sft.data.messages import MARK
 from trl_sft.data.pipeline import Split
-from trl_sft.errors import DataError, Fault, TemplateError
 from trl_sft.tokenization import loss_mask
 from trl_sft.tokenization.encoder import Encoder, EncodingSettings
 from trl_sft.tokenization.loss_mask import Span
@@ -56,9 +56,11 @@ class EncodedRows(NamedTuple):
 
     Attributes:
         rows: the columns of `SCHEMA`; `input_ids` and `labels` are (tokens,) each.
-        rejected: the rows that are left out: row, reason, tokens, begins (their first characters).
+        rejected: the rows that are left out: row, reason, tokens, begins (their first characters); of a row that
+            cannot be trained also `bad_row`, the parts of a `BadRow`.
         key: their key in the cache; "" = they are not cached.
         source: whether they were read from the cache, and why not; "" = they are not cached.
+        bad_rows: the kinds of rows that cannot be trained; None where the rows are one batch.
 
     """
 
@@ -66,6 +68,7 @@ class EncodedRows(NamedTuple):
     rejected: list[dict[str, Any]]
     key: str = ""
     source: str = ""
+    bad_rows: Kinds | None = None
 
 
 def encode_split(split: Split, encoder: Encoder, *, title: str, check_all: bool = False) -> Iterator[EncodedRows]:
@@ -77,10 +80,6 @@ def encode_split(split: Split, encoder: Encoder, *, title: str, check_all: bool 
         title: the words beside the progress bar.
         check_all: whether the loss mask of every row is checked, in place of a sample.
 
-    Raises:
-        DataError: a row is too long and `overlong` is error.
-        TemplateError: the template does not take a chat, or its loss cannot be placed.
-
     """
     batches = _render_split(split, encoder, check_all)
     with (
@@ -91,11 +90,11 @@ def encode_split(split: Split, encoder: Encoder, *, title: str, check_all: bool 
         for batch in batches:
             encodings = pool.submit(tokenize, encoder, batch)
             if waiting is not None:
-                yield label_rows(encoder, waiting[0], waiting[1].result(), row_name=split.row_name)
+                yield label_rows(encoder, waiting[0], waiting[1].result())
                 bar.update(len(waiting[0]))
             waiting = batch, encodings
         if waiting is not None:
-            yield label_rows(encoder, waiting[0], waiting[1].result(), row_name=split.row_name)
+            yield label_rows(encoder, waiting[0], waiting[1].result())
             bar.update(len(waiting[0]))
 
 
@@ -149,20 +148,13 @@ def tokenize(encoder: Encoder, rows: Sequence[RenderedRow]) -> list[Any]:
     return encodings
 
 
-def label_rows(
-    encoder: Encoder, rows: Sequence[RenderedRow], encodings: Sequence[Any], *, row_name: Callable[[int], str]
-) -> EncodedRows:
+def label_rows(encoder: Encoder, rows: Sequence[RenderedRow], encodings: Sequence[Any]) -> EncodedRows:
     """Return rows as tokens with labels, truncated; rows without a loss token, or too long, are rejected.
 
     Args:
         encoder: says how rows are truncated.
         rows: a batch of rows as texts.
         encodings: the encoding of each, by `tokenize`.
-        row_name: the name of a row in messages, by its number.
-
-    Raises:
-        DataError: a row is too long and `overlong` is error.
-        TemplateError: the first or the last token of a text is doubled.
 
     """
     columns: dict[str, list[Any]] = {name: [] for name in SCHEMA.names}
@@ -173,7 +165,9 @@ def label_rows(
     for number, row in enumerate(rows):
         here = slice(bounds[number], bounds[number + 1])
         ids, labels = all_ids[here], all_labels[here]
-        _check_doubled_tokens(encoder, ids, eos_id, number=row.number, row_name=row_name)
+        if bad_row := row.bad_row or _find_doubled_token(encoder, ids, eos_id):
+            rejected.append(_reject(row, bad_row.kind, tokens=len(ids), bad_row=bad_row))
+            continue
         spans = spans_of_rows[number]
         loss_tokens, answer_end = sum(end - start for start, end in spans), spans[-1][1] if spans else 0
         if encoder.escaped_tokens and np.isin(ids, list(encoder.escaped_tokens)).any():
@@ -182,24 +176,30 @@ def label_rows(
             loss_tokens, answer_end = len(with_loss), int(with_loss[-1]) + 1 if len(with_loss) else 0
         length, loss_tokens_before, has_end, reason = len(ids), loss_tokens, True, ""
         if settings.max_length is not None and length > settings.max_length:
+            kind = f"longer than max_length {settings.max_length}"
             if settings.overlong == "error":
-                problem = f"{length:,} tokens, more than max_length {settings.max_length:,}"
-                fix = "Set a larger train.max_length, or set data.overlong: truncate."
-                raise DataError(Fault(row_name(row.number), problem, fix, code="data.too_long"))
-            reason = f"longer than max_length {settings.max_length}" if settings.overlong == "drop" else ""
+                rejected.append(_reject(row, kind, tokens=length, bad_row=_describe_long_row(length, kind)))
+                continue
+            reason = kind if settings.overlong == "drop" else ""
             ids, labels, has_end = _truncate(settings, ids, labels, answer_end=answer_end, eos_id=eos_id)
             loss_tokens = int((labels != IGNORED).sum())
         if not loss_tokens and not reason:
             within = f" within max_length {settings.max_length}" if loss_tokens_before else ""
             reason = f"{NO_LOSS_TOKENS}{within}"
         if reason:
-            begins = row.text[:_REJECT_CHARACTERS].replace(MARK, "")
-            rejected.append({"row": row.number, "reason": reason, "tokens": length, "begins": begins})
+            rejected.append(_reject(row, reason, tokens=length))
             continue
         values = (ids, labels, row.number, length, loss_tokens_before, loss_tokens, has_end)
         for column, value in zip(columns.values(), values, strict=True):
             column.append(value)
     return EncodedRows(_to_dataset(columns), rejected)
+
+
+def _reject(row: RenderedRow, reason: str, *, tokens: int, bad_row: BadRow | None = None) -> dict[str, Any]:
+    """Return the entry of a row that is left out."""
+    begins = row.text[:_REJECT_CHARACTERS].replace(MARK, "")
+    entry = {"row": row.number, "reason": reason, "tokens": tokens, "begins": begins}
+    return entry if bad_row is None else entry | {"bad_row": list(bad_row)}
 
 
 def _render_split(split: Split, encoder: Encoder, check_all: bool) -> Iterator[list[RenderedRow]]:
@@ -221,7 +221,6 @@ def _render_split(split: Split, encoder: Encoder, check_all: bool) -> Iterator[l
                 to_columns(table),
                 numbers=numbers.tolist(),
                 check=check[start : start + _BATCH_ROWS].tolist(),
-                row_name=split.row_name,
             )
         )
 
@@ -270,22 +269,26 @@ def _ids(encoding: Any) -> list[int]:
     return ids
 
 
-def _check_doubled_tokens(
-    encoder: Encoder, ids: np.ndarray, eos_id: int, *, number: int, row_name: Callable[[int], str]
-) -> None:
-    """Refuse a text whose first or last token the tokenizer adds a second time. Raises TemplateError."""
+def _find_doubled_token(encoder: Encoder, ids: np.ndarray, eos_id: int) -> BadRow | None:
+    """Return the problem of a row whose first or last token the tokenizer adds a second time; None = there is none."""
+    settings = encoder.settings
     if len(ids) < 2:
-        return
-    bos_id, is_chat = encoder.tokenizer.bos_token_id, encoder.settings.row_type == CHAT
+        return None
+    bos_id, is_chat = encoder.tokenizer.bos_token_id, settings.row_type == CHAT
     if bos_id is not None and ids[0] == bos_id == ids[1]:
         problem = f"begins with {encoder.tokenizer.bos_token} twice: the text has one, and the tokenizer adds one"
         fix = "Remove it from the rows, or set tokenizer.add_bos_token: false."
-        raise TemplateError(Fault(row_name(number), problem, fix, code="template.doubled_token"))
+        return describe_problem(problem, fix, "template.doubled_token")
     if not is_chat and ids[-1] == eos_id == ids[-2]:
-        problem = f"ends with {encoder.settings.eos_token} twice: the text has one, and the tokenizer adds one"
-        raise TemplateError(
-            Fault(row_name(number), problem, "Set tokenizer.add_eos_token: false.", code="template.doubled_token")
-        )
+        problem = f"ends with {settings.eos_token} twice: the text has one, and the tokenizer adds one"
+        return describe_problem(problem, "Set tokenizer.add_eos_token: false.", "template.doubled_token")
+    return None
+
+
+def _describe_long_row(num_tokens: int, kind: str) -> BadRow:
+    """Return the problem of a row that is too long, under `overlong: error`."""
+    fix = "Set a larger train.max_length, or set data.overlong: truncate."
+    return BadRow(f"{num_tokens:,} tokens: {kind}", fix, "data.too_long", kind, can_be_dropped=False)
 
 
 def _truncate(

@@ -17,6 +17,8 @@ from datasets import Dataset
 from trl import SFTConfig, pack_dataset
 
 from trl_sft.console import format_rows
+from trl_sft.data import bad_rows
+from trl_sft.data.bad_rows import BadRow
 from trl_sft.data.formats import TASK
 from trl_sft.data.pipeline import Split
 from trl_sft.data.rows import RunRows
@@ -24,7 +26,6 @@ from trl_sft.errors import DataError, Fault
 from trl_sft.recipe.checked import Run
 from trl_sft.tokenization.encode import NO_LOSS_TOKENS, EncodedRows
 
-MAX_UNTRAINED = 0.05  # of the rows may have no loss tokens, unless data.max_untrained says otherwise
 _QUANTILES = {"min": 0.0, "median": 0.5, "p90": 0.9, "p99": 0.99, "max": 1.0}
 _PACKED_SAMPLE = 1000  # rows that are packed to estimate the padding of packs; `datasets` maps as many at once
 _LOSS_ON = {
@@ -86,19 +87,44 @@ def count(
 
 
 def list_rejected(split: Split, encoded: EncodedRows, part: str) -> Iterator[dict[str, Any]]:
-    """Yield the lines of `rejects.jsonl`: part, source, row (from 1), reason; for long rows tokens and begins."""
+    """Yield the lines of `rejects.jsonl`: part, source, row (from 1), reason; for long rows tokens and begins.
+
+    A row that cannot be trained also has the code of its problem.
+    """
     for reason, numbers in split.removed_rows.items():
+        kind = split.bad_rows.get(reason)
+        details = {"reason": reason} if kind is None else {"reason": reason, "code": kind.bad_row.code}
         for number in numbers.tolist():
-            yield _locate_row(split, part, number) | {"reason": reason}
+            yield _locate_row(split, part, number) | details
     for reject in encoded.rejected:
-        details = {name: reject[name] for name in ("reason", "tokens", "begins")}
+        if "bad_row" in reject:
+            details = {"reason": reject["reason"], "code": BadRow(*reject["bad_row"]).code}
+        else:
+            details = {name: reject[name] for name in ("reason", "tokens", "begins")}
         yield _locate_row(split, part, reject["row"]) | details
+
+
+def check_bad_rows(run: Run, encoded_parts: Mapping[str, tuple[Split, EncodedRows]]) -> None:
+    """Refuse rows that cannot be formatted or rendered, of all parts at once. Raises DataError.
+
+    Args:
+        run: the checked recipe.
+        encoded_parts: train and the evaluation sets, by name: the formatted rows and their tokens.
+
+    """
+    faults: list[Fault] = []
+    for part, (split, encoded) in encoded_parts.items():
+        kinds = bad_rows.join([split.bad_rows, encoded.bad_rows or {}])
+        total = len(np.unique(split.order)) + bad_rows.count(split.bad_rows)
+        faults += bad_rows.list_faults(run, kinds, part=part, total=total)
+    if faults:
+        raise DataError(faults)
 
 
 def check(run: Run, split: Split, encoded: EncodedRows, *, part: str) -> None:
     """Refuse a split of which too many, or all, rows have no loss tokens. Raises DataError. `part`: its name."""
     untrained = [reject for reject in encoded.rejected if reject["reason"].startswith(NO_LOSS_TOKENS)]
-    limit = float(run.data.get("max_untrained", MAX_UNTRAINED))
+    limit = bad_rows.get_limit(run)
     is_truncated = any("max_length" in reject["reason"] for reject in encoded.rejected)
     key = ("train", "max_length") if is_truncated and "max_length" in run.train else ("data", part)
     where = run.recipe.where(key)
@@ -107,12 +133,15 @@ def check(run: Run, split: Split, encoded: EncodedRows, *, part: str) -> None:
         problem = f"no row of {part} has loss tokens; the first is {split.row_name(first['row'])}: {first['reason']}"
         fix = "Set a larger train.max_length, or shorten the prompts." if is_truncated else "Add rows with an answer."
         raise DataError(Fault(where, problem, fix, code="data.no_loss_tokens"))
-    if len(untrained) > limit * len(split.order) and "untrained_rows" not in run.options.get("allow", []):
+    num_bad = bad_rows.count(split.bad_rows) + sum("bad_row" in reject for reject in encoded.rejected)
+    if untrained and len(untrained) + num_bad > limit * (len(split.order) + bad_rows.count(split.bad_rows)):
         first = untrained[0]
         problem = (
             f"{len(untrained):,} of {len(split.order):,} rows of {part} have {first['reason']}, more than {limit:.0%}; "
             f"the first is {split.row_name(first['row'])}, {first['tokens']:,} tokens, {first['begins'][:40]!r}"
         )
+        if num_bad:
+            problem += f"; {num_bad:,} more {'row' if num_bad == 1 else 'rows'} cannot be trained"
         longer = "Set a larger train.max_length. Or: " if is_truncated else ""
         fix = f"{longer}Set data.max_untrained, or accept it with run.allow: [untrained_rows]."
         raise DataError(Fault(where, problem, fix, code="data.untrained_rows"))
@@ -210,7 +239,8 @@ def _count_source(split: Split, counts: RowCounts, rejected: Counter[str], *, nu
     source = split.sources[number]
     entry = {"name": source.name} | _sum_counts(counts, counts.source == number)
     epoch = split.order[split.source_indices[split.order] == number]
-    removed = sum(rejected[reason] for reason in split.removed_rows)  # rows removed before the sources were mixed
+    # rows removed before the sources were mixed
+    removed = sum(int((split.source_indices[numbers] == number).sum()) for numbers in split.removed_rows.values())
     entry["rows"]["input"] = len(epoch) + removed
     entry["rows"]["repeated"] = len(epoch) - len(np.unique(epoch))
     entry["rows"]["rejected"] = dict(rejected)

@@ -7,15 +7,16 @@ rendering, and with the template's own generation markers. Not here: tokens (`en
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from transformers.utils.chat_template_utils import render_jinja_template
 from trl.chat_template_utils import has_generation_markers
 
+from trl_sft.data.bad_rows import BadRow, describe_problem
 from trl_sft.data.formats import PAIRS, TEXT
 from trl_sft.data.messages import Message
-from trl_sft.errors import Fault, TemplateError, first_line
+from trl_sft.errors import first_line
 from trl_sft.tokenization import chat_template, loss_mask, mask_errors
 from trl_sft.tokenization.encoder import Encoder
 from trl_sft.tokenization.loss_mask import Span
@@ -30,6 +31,7 @@ class RenderedRow(NamedTuple):
         text: what is tokenized.
         spans: the characters that carry loss; None = all of them.
         answers: which of the answers carry loss, where tokens alone show where answers are; None = use `spans`.
+        bad_row: why the row cannot be trained, its text is empty then; None = it can.
 
     """
 
@@ -37,6 +39,7 @@ class RenderedRow(NamedTuple):
     text: str
     spans: list[Span] | None
     answers: list[bool] | None = None
+    bad_row: BadRow | None = None
 
 
 def render_rows(
@@ -45,19 +48,16 @@ def render_rows(
     *,
     numbers: Sequence[int],
     check: Sequence[bool],
-    row_name: Callable[[int], str],
 ) -> Iterator[RenderedRow]:
-    """Yield the rows of a batch as texts with the spans that carry loss.
+    """Yield the rows of a batch as texts with the spans that carry loss, and with their problem where they have none.
 
     Args:
         encoder: has the chat template, and says which tokens carry loss.
         batch: the formatted rows by column: text, or prompt and completion, with tools and untrained beside them.
         numbers: the number of each row among the formatted rows.
         check: for each row whether its spans are compared with those that other ways find.
-        row_name: the name of a row in messages, by its number.
 
     Raises:
-        TemplateError: the template does not take a chat, or its loss cannot be placed.
         AssertionError: the search for answers was wrong, after rows that were not checked.
 
     """
@@ -71,7 +71,7 @@ def render_rows(
             spans = None if settings.loss_on == "all" else [(len(prompt), len(text))]
             yield RenderedRow(number, text, spans)
     else:
-        yield from _render_chats(encoder, batch, numbers=numbers, check=check, row_name=row_name)
+        yield from _render_chats(encoder, batch, numbers=numbers, check=check)
 
 
 def _end_text(text: str, eos_token: str) -> str:
@@ -85,20 +85,18 @@ def _render_chats(
     *,
     numbers: Sequence[int],
     check: Sequence[bool],
-    row_name: Callable[[int], str],
 ) -> Iterator[RenderedRow]:
     """Yield the chats of a batch as texts with the spans that carry loss. The arguments are those of `render_rows`."""
     chats = [[*prompt, *completion] for prompt, completion in zip(batch["prompt"], batch["completion"], strict=True)]
     tools = batch.get("tools") or [None] * len(chats)
     untrained = batch.get("untrained") or [None] * len(chats)
-    try:
-        texts = _apply_template(encoder, chats, tools)
-    except Exception:
-        for number, turns, functions in zip(numbers, chats, tools, strict=True):
-            _check_template_takes(encoder, turns, functions, name=row_name(number))
-        raise
+    texts = _render_texts(encoder, chats, tools)
     errors_before = len(encoder.search_errors)
     for index, number in enumerate(numbers):
+        text = texts[index]
+        if isinstance(text, BadRow):
+            yield RenderedRow(number, "", [], bad_row=text)
+            continue
         answers = _list_answers_with_loss(
             encoder.settings.loss_on,
             chats[index],
@@ -108,7 +106,7 @@ def _render_chats(
         try:
             yield _place_loss(
                 encoder,
-                RenderedRow(number, texts[index], None),
+                RenderedRow(number, text, None),
                 chats[index],
                 tools=tools[index],
                 answers=answers,
@@ -116,7 +114,7 @@ def _render_chats(
             )
         except MaskError as error:
             fix = f"{error.fix}. Or accept it with run.allow: [{error.allow}]." if error.allow else f"{error.fix}."
-            raise TemplateError(Fault(row_name(number), error.problem, fix, code=error.code)) from None
+            yield RenderedRow(number, "", [], bad_row=describe_problem(error.problem, fix, error.code))
     if len(encoder.search_errors) > errors_before and not all(check):
         raise AssertionError(
             f"two ways to find the loss mask differ, and earlier rows were not checked: {encoder.search_errors[-1]}"
@@ -138,18 +136,26 @@ def _apply_template(
     ]
 
 
-def _check_template_takes(
-    encoder: Encoder, turns: Sequence[Message], tools: Sequence[Any] | None, *, name: str
-) -> None:
-    """Refuse a chat that the template does not render. Raises TemplateError."""
+def _render_texts(
+    encoder: Encoder, chats: Sequence[Sequence[Message]], tools: Sequence[Sequence[Any] | None]
+) -> list[str | BadRow]:
+    """Return chats as texts; a chat that the template does not take as its problem."""
     try:
-        _apply_template(encoder, [turns], [tools])
+        return list(_apply_template(encoder, chats, tools))
+    except Exception:
+        return [_render_text(encoder, turns, functions) for turns, functions in zip(chats, tools, strict=True)]
+
+
+def _render_text(encoder: Encoder, turns: Sequence[Message], tools: Sequence[Any] | None) -> str | BadRow:
+    """Return one chat as text, or its problem where the template does not take it."""
+    try:
+        return _apply_template(encoder, [turns], [tools])[0]
     except Exception as error:
+        reason = f"the chat template refuses this chat: {first_line(error)}"
         roles = ", ".join(str(turn["role"]) for turn in turns)
-        problem = f"the chat template refuses this chat: {first_line(error)}; its roles are {roles}"
-        raise TemplateError(
-            Fault(name, problem, "Change the row to what this model's template takes.", code="template.refuses_row")
-        ) from None
+        fix = "Change the row to what this model's template takes."
+        bad_row = describe_problem(reason, fix, "template.refuses_row")
+        return bad_row._replace(problem=f"{reason}; its roles are {roles}")
 
 
 def _list_answers_with_loss(

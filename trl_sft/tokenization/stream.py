@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import threading
 from collections import Counter
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -18,18 +18,21 @@ import pyarrow as pa
 from datasets import Dataset, Features, IterableDataset, List, Value, concatenate_datasets, interleave_datasets
 from trl import SFTConfig, pack_dataset
 
-from trl_sft.data import load, mix, pipeline
+from trl_sft.data import bad_rows, load, mix, pipeline
+from trl_sft.data.bad_rows import BadRow
 from trl_sft.data.pipeline import FormattedSource
 from trl_sft.data.rows import LEAKED, RunRows
 from trl_sft.errors import DataError, Fault
 from trl_sft.recipe.checked import Run, Source
-from trl_sft.tokenization import encode, ledger, render
+from trl_sft.tokenization import encode, render
 from trl_sft.tokenization.encode import EncodedRows
 from trl_sft.tokenization.encoder import Encoder
 
 _BATCH_ROWS = 1000
 _FEATURES = Features({"input_ids": List(Value("int32")), "labels": List(Value("int32"))})
 _REJECTED = "rejected: "  # begins the count of each reason
+_BAD_ROWS = "bad_rows"  # the count of rows that cannot be trained; rows that a function drops are not among them
+_MAX_LISTED = 100_000  # rows of a source that `rejects.jsonl` lists
 
 # source -> what was read of it so far: rows, kept, truncated, tokens, loss_tokens, missing_end_token, and for each
 # reason "rejected: REASON"
@@ -39,11 +42,20 @@ StreamCounts = dict[str, Counter[str]]
 _RENDERING = threading.Lock()
 
 
-def build_stream(run: Run, rows: RunRows, encoder: Encoder, *, args: SFTConfig) -> tuple[IterableDataset, StreamCounts]:
+def build_stream(
+    run: Run, rows: RunRows, encoder: Encoder, *, args: SFTConfig, rejects: list[dict[str, Any]]
+) -> tuple[IterableDataset, StreamCounts]:
     """Return the tokens of all sources as a stream, mixed by weight and packed as the recipe says.
 
     With weights rows are drawn by them with the run's seed until every source has ended once, so the shares are
     approximate. Without weights one source follows the other.
+
+    Args:
+        run: the checked recipe.
+        rows: the first rows of each source, formatted.
+        encoder: encodes the rows.
+        args: the settings of the trainer.
+        rejects: the lines of `rejects.jsonl`; rows that cannot be trained are added as they are read.
 
     Returns:
         The stream, which has no end, and the counts, which grow while it is read.
@@ -55,8 +67,8 @@ def build_stream(run: Run, rows: RunRows, encoder: Encoder, *, args: SFTConfig) 
         eval_keys = {int(key) for split in rows.eval.values() for key in mix.dataset_keys(split.rows)}
     sources = rows.train.sources
     streams = [
-        _stream_source(run, source, formatted, encoder=encoder, counts=counts, eval_keys=eval_keys)
-        for source, formatted in zip(run.sources["train"], sources, strict=True)
+        _stream_source(run, formatted, encoder=encoder, counts=counts, rejects=rejects, eval_keys=eval_keys)
+        for formatted in sources
     ]
     weights = [source.weight for source in sources if source.weight is not None]
     if weights and len(streams) > 1:
@@ -97,34 +109,47 @@ def count_stream(counts: StreamCounts) -> dict[str, Any]:
 
 def _stream_source(
     run: Run,
-    source: Source,
     formatted: FormattedSource,
     *,
     encoder: Encoder,
     counts: StreamCounts,
+    rejects: list[dict[str, Any]],
     eval_keys: Collection[int],
 ) -> IterableDataset:
-    """Return the tokens of one source; rows whose key is among `eval_keys` are removed."""
+    """Return the tokens of one source without rows that cannot be trained or whose key is among `eval_keys`."""
+    listed = {reject["row"] for reject in rejects if reject["part"] == "train" and reject["source"] == formatted.name}
 
-    def row_name(number: int) -> str:
-        return f"{formatted.name} row {number + 1}"
+    def leave_out(entries: Mapping[int, BadRow]) -> None:
+        """Count rows that cannot be trained, and list each once. Raises DataError if they stop the run."""
+        _check_bad_rows(run, formatted.name, entries)
+        for number, bad_row in entries.items():
+            counts[formatted.name].update({"rows": 1, f"{_REJECTED}{bad_row.kind}": 1, _BAD_ROWS: bool(bad_row.code)})
+            if number + 1 not in listed and len(listed) < _MAX_LISTED:
+                listed.add(number + 1)
+                rejects.append(_describe_reject(formatted.name, number, bad_row))
 
     def read_rows() -> Iterator[dict[str, Any]]:
         source_counts = counts.setdefault(formatted.name, Counter())
-        for start, formatted_rows in _read_batches(run, source, formatted):
+        for start, formatted_rows in _read_batches(run, formatted):
+            bad_rows_here = _find_bad_rows(formatted_rows[pipeline.BAD_ROW])
+            leave_out({start + index: bad_row for index, bad_row in bad_rows_here.items()})
             keys = mix.batch_keys(formatted_rows) if eval_keys else []
-            removed = {index for index, key in enumerate(keys) if key in eval_keys}
+            removed = {index for index, key in enumerate(keys) if key in eval_keys} - set(bad_rows_here)
             if removed:
                 source_counts.update({"rows": len(removed), f"{_REJECTED}{LEAKED}": len(removed)})
+            removed |= set(bad_rows_here)
             kept = [index for index in range(len(next(iter(formatted_rows.values())))) if index not in removed]
             batch = {column: [values[index] for index in kept] for column, values in formatted_rows.items()}
             numbers = [start + index for index in kept]
             check = (np.random.default_rng(start).random(len(numbers)) < encode.CHECKED_SHARE).tolist()
             with _RENDERING:
-                texts = list(render.render_rows(encoder, batch, numbers=numbers, check=check, row_name=row_name))
+                texts = list(render.render_rows(encoder, batch, numbers=numbers, check=check))
             for texts_at_once in encode.split_into_batches(iter(texts)):
                 encodings = encode.tokenize(encoder, texts_at_once)
-                encoded = encode.label_rows(encoder, texts_at_once, encodings, row_name=row_name)
+                encoded = encode.label_rows(encoder, texts_at_once, encodings)
+                leave_out(
+                    {reject["row"]: BadRow(*reject["bad_row"]) for reject in encoded.rejected if "bad_row" in reject}
+                )
                 source_counts.update(_count_batch(encoded))
                 _check_counts(run, formatted.name, source_counts)
                 yield from encoded.rows.data.table.select(["input_ids", "labels"]).to_pylist()
@@ -132,17 +157,14 @@ def _stream_source(
     return IterableDataset.from_generator(read_rows, features=_FEATURES)
 
 
-def _read_batches(run: Run, source: Source, formatted: FormattedSource) -> Iterator[tuple[int, Mapping[str, Any]]]:
+def _read_batches(run: Run, formatted: FormattedSource) -> Iterator[tuple[int, Mapping[str, Any]]]:
     """Yield batches of formatted rows by column, each with the number of its first row in the source."""
-    start, limit = 0, source.max_rows
-    for table in _read_tables(run, source):
+    start, limit = 0, formatted.source.max_rows
+    for table in _read_tables(run, formatted.source):
         rows = Dataset(table if limit is None else table.slice(0, limit - start))
         if not len(rows):
             return
-        numbers = list(range(start, start + len(rows)))
-        batch = pipeline.format_batch(
-            rows[:], numbers, source_format=formatted.source_format, column_types=rows.features
-        )
+        batch = pipeline.format_batch(rows[:], source_format=formatted.source_format, column_types=rows.features)
         if "tools" in batch:
             batch["tools"] = [json.loads(value) if value else None for value in batch["tools"]]
         yield start, batch
@@ -163,30 +185,56 @@ def _read_tables(run: Run, source: Source) -> Iterator[pa.Table]:
             raise load.explain_unreadable(run.recipe, source, error) from None
 
 
+def _find_bad_rows(column: Sequence[str | None]) -> dict[int, BadRow]:
+    """Return the rows of a batch that are not trained, by their position."""
+    return {index: bad_rows.read_json(text) for index, text in enumerate(column) if text is not None}
+
+
+def _check_bad_rows(run: Run, name: str, entries: Mapping[int, BadRow]) -> None:
+    """Stop the run for rows that cannot be trained, unless the recipe drops them. Raises DataError."""
+    kinds: bad_rows.Kinds = {}
+    for number, bad_row in entries.items():
+        if bad_row.code and not (bad_row.can_be_dropped and bad_rows.drops_bad_rows(run)):
+            bad_rows.add(kinds, bad_row, number=number, place=f"{name} row {number + 1}")
+    if kinds:
+        raise DataError(list(bad_rows.list_kinds(kinds, hint=bad_rows.HINT)))
+
+
+def _describe_reject(name: str, number: int, bad_row: BadRow) -> dict[str, Any]:
+    """Return the line of `rejects.jsonl` of a row that is left out."""
+    entry: dict[str, Any] = {"part": "train", "source": name, "row": number + 1, "reason": bad_row.kind}
+    return entry | ({"code": bad_row.code} if bad_row.code else {})
+
+
 def _count_batch(encoded: EncodedRows) -> Counter[str]:
-    """Return the counts of one batch."""
+    """Return the counts of one batch, without rows that cannot be trained."""
+    rejected = [reject for reject in encoded.rejected if "bad_row" not in reject]
     columns = {name: encoded.rows.data[name].to_numpy() for name in encode.SCHEMA.names if name not in _FEATURES}
     lengths = [len(ids) for ids in encoded.rows.data["input_ids"].to_pylist()]
     counts = Counter(
-        rows=len(encoded.rows) + len(encoded.rejected),
+        rows=len(encoded.rows) + len(rejected),
         kept=len(encoded.rows),
         tokens=sum(lengths),
         loss_tokens=int(columns["loss_tokens"].sum()),
         truncated=int((np.array(lengths, dtype=np.int64) < columns["tokens_before_truncation"]).sum()),
         missing_end_token=int((~columns["has_end_token"]).sum()),
     )
-    counts.update(f"{_REJECTED}{reject['reason']}" for reject in encoded.rejected)
+    counts.update(f"{_REJECTED}{reject['reason']}" for reject in rejected)
     return counts
 
 
 def _check_counts(run: Run, name: str, counts: Counter[str]) -> None:
-    """Refuse a stream of which too many rows have no loss tokens, once enough rows were read. Raises DataError."""
+    """Refuse a stream of which too many rows are left out or have no loss tokens. Raises DataError.
+
+    The shares are compared once enough rows were read.
+    """
     prefix = f"{_REJECTED}{encode.NO_LOSS_TOKENS}"
     untrained = sum(number for reason, number in counts.items() if reason.startswith(prefix))
-    limit = float(run.data.get("max_untrained", ledger.MAX_UNTRAINED))
-    is_allowed = "untrained_rows" in run.options.get("allow", [])
-    if counts["rows"] < _BATCH_ROWS or untrained <= limit * counts["rows"] or is_allowed:
+    limit = bad_rows.get_limit(run) * counts["rows"]
+    if counts["rows"] < _BATCH_ROWS or untrained + counts[_BAD_ROWS] <= limit:
         return
     problem = f"{untrained:,} of the first {counts['rows']:,} rows of {name} have no loss tokens"
+    if counts[_BAD_ROWS]:
+        problem += f", and {counts[_BAD_ROWS]:,} cannot be trained"
     fix = "Set a larger train.max_length or data.max_untrained, or accept it with run.allow: [untrained_rows]."
     raise DataError(Fault(run.recipe.where(("data", "train")), problem, fix, code="data.untrained_rows"))

@@ -57,8 +57,6 @@ class RunRecord:
         self._inputs = inputs
         self.trainer.model.register_forward_pre_hook(self._note_batch, with_kwargs=True)
         self._write_ledger()
-        rejects = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in inputs.datasets.rejects)
-        run_folder.write_text(folder / run_folder.REJECTS, rejects)
         if self.checkpoint:
             console.say(f"resume    from {self.checkpoint}")
 
@@ -91,3 +89,5 @@ class RunRecord:
         assert self._inputs is not None
         text = json.dumps(self._inputs.datasets.ledger, indent=2, ensure_ascii=False) + "\n"
         run_folder.write_text(self._run.output_dir / run_folder.LEDGER, text)
+        rejects = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in self._inputs.datasets.rejects)
+        run_folder.write_text(self._run.output_dir / run_folder.REJECTS, rejects)

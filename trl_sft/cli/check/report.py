@@ -90,7 +90,9 @@ def check(run: Run, machine: TargetMachine, seconds: float) -> Report:
     model, chat = _load_tokenizer(run, report)
     if model is None or chat is None or settings is None:
         with report.stage("rows"):
-            print_lines([("rows", line) for line in data_rows.load(run, _ALL_FEATURES).notes])
+            formatted = data_rows.load(run, _ALL_FEATURES)
+            print_lines([("rows", line) for line in formatted.notes])
+            data_rows.check_bad_rows(run, formatted)
         report.can_check("tokens", {"settings": settings, "the tokenizer": chat})
         return report
     rows, datasets = None, None

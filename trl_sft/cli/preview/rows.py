@@ -18,6 +18,8 @@ from transformers import PreTrainedTokenizerBase
 from trl import SFTConfig
 
 from trl_sft import console
+from trl_sft.data import bad_rows
+from trl_sft.data.pipeline import Split
 from trl_sft.data.rows import RunRows
 from trl_sft.recipe.checked import Run
 from trl_sft.tokenization import build, cache, ledger, special_tokens
@@ -141,6 +143,8 @@ def build_preview(run: Run, num_rows: int = 3) -> Preview:
     args = settings.args
     encoder = build.make_encoder(run, chat, rows, args=args)
     tokens = cache.encode_in_memory(rows.train, encoder, title="Tokenizing", check_all=True)
+    if not bad_rows.drops_bad_rows(run):
+        ledger.check_bad_rows(run, {"train": (rows.train, tokens)})
     packs = cache.pack(tokens, args.max_length, args.packing_strategy, seed=None) if args.packing else None
     batch_size = args.per_device_train_batch_size
     counts = ledger.count(rows.train, tokens, packs, batch_size=batch_size, max_length=args.max_length)
@@ -148,12 +152,19 @@ def build_preview(run: Run, num_rows: int = 3) -> Preview:
     summary += [("rows", note) for note in rows.notes]
     if len(tokens.rows):
         summary += ledger.describe(run, rows, {"train": counts, "eval": {}}, args=args, whole=False)
-    rejected = [
-        f"{rows.train.row_name(row['row'])}: {row['reason']}: {row['begins']!r}" for row in tokens.rejected[:num_rows]
-    ]
+    rejected = list(_describe_rejected(rows.train, tokens))[:num_rows]
     preview_rows = list(_select_rows(rows, tokens, chat.tokenizer, num_rows=num_rows))
     batch, batch_width = _measure_first_batch(tokens.rows, packs, args)
     return Preview(summary, preview_rows, rejected, batch, batch_width)
+
+
+def _describe_rejected(split: Split, tokens: EncodedRows) -> Iterator[str]:
+    """Yield the rows that are left out, each with its reason and, where there is a text, its first characters."""
+    for reason, numbers in split.removed_rows.items():
+        yield from (f"{split.row_name(number)}: {reason}" for number in numbers.tolist())
+    for row in tokens.rejected:
+        begins = f": {row['begins']!r}" if row["begins"] else ""
+        yield f"{split.row_name(row['row'])}: {row['reason']}{begins}"
 
 
 def _select_rows(
