@@ -13,7 +13,6 @@ import math
 import os
 import sys
 from collections.abc import Iterator, Sequence
-from contextvars import ContextVar
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TextIO
@@ -31,26 +30,27 @@ class Answer:
     exit_code: int = EXIT_DONE
 
 
-_current: ContextVar[Answer | None] = ContextVar("answer", default=None)
+# The answer of the running command, the innermost last. `datasets` pickles the functions of a stream with the
+# globals that they read, and a ContextVar cannot be pickled.
+_answers: list[Answer] = []
 
 
 def is_requested() -> bool:
     """Tell whether the running command answers a program."""
-    return _current.get() is not None
+    return bool(_answers)
 
 
 def add_values(**values: Any) -> None:
     """Put values into the answer, each under its name; nothing happens without `--json`."""
-    answer = _current.get()
-    if answer is not None:
-        answer.values |= values
+    if _answers:
+        _answers[-1].values |= values
 
 
 def add_faults(faults: Sequence[Fault]) -> None:
     """Put faults into the answer; nothing happens without `--json`."""
-    answer = _current.get()
-    if answer is not None:
-        answer.faults += [fault for fault in faults if fault not in answer.faults]
+    if _answers:
+        known = _answers[-1].faults
+        known += [fault for fault in faults if fault not in known]
 
 
 @contextlib.contextmanager
@@ -60,7 +60,7 @@ def collect(command: str) -> Iterator[Answer]:
     Inside the block standard output is standard error, also for other libraries and for subprocesses.
     """
     answer = Answer(command)
-    token = _current.set(answer)
+    _answers.append(answer)
     output, descriptor = sys.stdout, _get_descriptor(sys.stdout)
     errors_descriptor = _get_descriptor(sys.stderr)
     saved = None
@@ -72,7 +72,7 @@ def collect(command: str) -> Iterator[Answer]:
         with contextlib.redirect_stdout(sys.stderr):
             yield answer
     finally:
-        _current.reset(token)
+        _answers.pop()
         if saved is not None and descriptor is not None:
             output.flush()
             os.dup2(saved, descriptor)
