@@ -333,7 +333,7 @@ def test_bad_rows_are_told_without_a_tokenizer(here, go):
     ],
 )
 def test_problems_that_differ_in_values_alone_are_of_one_kind(one, other):
-    kinds = {bad_rows.describe_problem(problem, "", "code").kind for problem in (one, other)}
+    kinds = {bad_rows.describe_problem(problem, "", code="data.wrong_type").kind for problem in (one, other)}
     assert len(kinds) == 1
 
 
@@ -346,14 +346,14 @@ def test_problems_that_differ_in_values_alone_are_of_one_kind(one, other):
     ],
 )
 def test_problems_of_other_columns_or_roles_are_of_other_kinds(one, other):
-    assert bad_rows.describe_problem(one, "", "c").kind != bad_rows.describe_problem(other, "", "c").kind
+    assert bad_rows.describe_problem(one, "", code="c").kind != bad_rows.describe_problem(other, "", code="c").kind
 
 
 def test_kinds_are_bounded_whatever_a_function_raises():
     kinds = {}
     for number in range(2 * bad_rows.MAX_KINDS):
         word = "".join(chr(97 + int(digit)) for digit in str(number))
-        bad_row = bad_rows.describe_problem(f"f raised ValueError: {word}", "Correct it.", "data.function_failed")
+        bad_row = bad_rows.describe_problem(f"f raised ValueError: {word}", "Correct it.", code="data.function_failed")
         bad_rows.add(kinds, bad_row, number=number, place=f"row {number + 1}")
     assert len(kinds) == bad_rows.MAX_KINDS + 1
     assert bad_rows.count(kinds) == 2 * bad_rows.MAX_KINDS

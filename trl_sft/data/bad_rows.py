@@ -34,16 +34,16 @@ class BadRow(NamedTuple):
     Attributes:
         problem: what is wrong, with the value as it stands.
         fix: what to do, as an instruction.
-        code: the code of the fault; "" = a function of the user dropped the row, which is no fault.
         kind: the problem without what differs from row to row; rows of one kind are counted together.
+        code: the code of the fault; "" = a function of the user dropped the row, which is no fault.
         can_be_dropped: whether `data.on_bad_row: drop` may leave the row out.
 
     """
 
     problem: str
     fix: str
-    code: str
     kind: str
+    code: str
     can_be_dropped: bool = True
 
     def to_json(self) -> str:
@@ -71,10 +71,10 @@ class BadRowKind(NamedTuple):
 Kinds = dict[str, BadRowKind]  # kind -> its rows
 
 
-def describe_problem(problem: str, fix: str, code: str) -> BadRow:
+def describe_problem(problem: str, fix: str, *, code: str) -> BadRow:
     """Return a problem of a row with its kind: without quoted texts, numbers and the number of the turn."""
     kind = _QUOTED.sub("...", _TURN.sub("", problem))
-    return BadRow(problem, fix, code, _NUMBER.sub("...", kind))
+    return BadRow(problem, fix, _NUMBER.sub("...", kind), code)
 
 
 def read_json(text: str) -> BadRow:

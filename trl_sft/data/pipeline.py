@@ -244,7 +244,7 @@ def format_batch(
         try:
             formatted.append(_format_one(row, source_format))
         except messages.FormatError as error:
-            bad_row = bad_rows.describe_problem(error.problem, error.fix, error.code)
+            bad_row = bad_rows.describe_problem(error.problem, error.fix, code=error.code)
             formatted.append(_make_empty_row(source_format, bad_row))
     return {column: [row[column] for row in formatted] for column in _COLUMNS[_row_type(source_format)]}
 
@@ -386,7 +386,7 @@ def _format_one(row: dict[str, Any], source_format: SourceFormat) -> dict[str, A
 
 def _describe_dropped(function: FunctionLocation) -> BadRow:
     """Return what stands for a row that the user's function drops; it has no code, because it is no fault."""
-    return BadRow("", "", "", f"dropped by {function.name}")
+    return BadRow("", "", f"dropped by {function.name}", "")
 
 
 def _has_special_token(row: Mapping[str, Any], source_format: SourceFormat) -> bool:

@@ -187,7 +187,7 @@ def _call_for_first_row(
         try:
             columns = user_function.call_function(source.function, rows[index])
         except messages.FormatError as error:
-            bad_row = bad_rows.describe_problem(error.problem, error.fix, error.code)
+            bad_row = bad_rows.describe_problem(error.problem, error.fix, code=error.code)
             bad_rows.add(kinds, bad_row, number=number, place=f"{source.name} row {number + 1}")
             continue
         if columns is not None:

@@ -278,17 +278,17 @@ def _find_doubled_token(encoder: Encoder, ids: np.ndarray, eos_id: int) -> BadRo
     if bos_id is not None and ids[0] == bos_id == ids[1]:
         problem = f"begins with {encoder.tokenizer.bos_token} twice: the text has one, and the tokenizer adds one"
         fix = "Remove it from the rows, or set tokenizer.add_bos_token: false."
-        return describe_problem(problem, fix, "template.doubled_token")
+        return describe_problem(problem, fix, code="template.doubled_token")
     if not is_chat and ids[-1] == eos_id == ids[-2]:
         problem = f"ends with {settings.eos_token} twice: the text has one, and the tokenizer adds one"
-        return describe_problem(problem, "Set tokenizer.add_eos_token: false.", "template.doubled_token")
+        return describe_problem(problem, "Set tokenizer.add_eos_token: false.", code="template.doubled_token")
     return None
 
 
 def _describe_long_row(num_tokens: int, kind: str) -> BadRow:
     """Return the problem of a row that is too long, under `overlong: error`."""
     fix = "Set a larger train.max_length, or set data.overlong: truncate."
-    return BadRow(f"{num_tokens:,} tokens: {kind}", fix, "data.too_long", kind, can_be_dropped=False)
+    return BadRow(f"{num_tokens:,} tokens: {kind}", fix, kind, code="data.too_long", can_be_dropped=False)
 
 
 def _truncate(

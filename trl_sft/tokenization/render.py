@@ -114,7 +114,7 @@ def _render_chats(
             )
         except MaskError as error:
             fix = f"{error.fix}. Or accept it with run.allow: [{error.allow}]." if error.allow else f"{error.fix}."
-            yield RenderedRow(number, "", [], bad_row=describe_problem(error.problem, fix, error.code))
+            yield RenderedRow(number, "", [], bad_row=describe_problem(error.problem, fix, code=error.code))
     if len(encoder.search_errors) > errors_before and not all(check):
         raise AssertionError(
             f"two ways to find the loss mask differ, and earlier rows were not checked: {encoder.search_errors[-1]}"
@@ -154,7 +154,7 @@ def _render_text(encoder: Encoder, turns: Sequence[Message], tools: Sequence[Any
         reason = f"the chat template refuses this chat: {first_line(error)}"
         roles = ", ".join(str(turn["role"]) for turn in turns)
         fix = "Change the row to what this model's template takes."
-        bad_row = describe_problem(reason, fix, "template.refuses_row")
+        bad_row = describe_problem(reason, fix, code="template.refuses_row")
         return bad_row._replace(problem=f"{reason}; its roles are {roles}")
 
 
