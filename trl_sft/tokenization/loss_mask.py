@@ -230,18 +230,25 @@ def find_token_spans(
 
 
 def find_difference(
-    text: str, marked: Sequence[Span], spans: Sequence[Span], *, generation_prompt: str, all_answers: bool
+    text: str,
+    marked: Sequence[Span],
+    spans: Sequence[Span],
+    *,
+    generation_prompt: str,
+    pattern: re.Pattern[str],
+    all_answers: bool,
 ) -> Span | None:
     """Return the first place where a template's own generation markers and the spans disagree; None = nowhere.
 
-    Markers may begin with the generation prompt and may end with the spaces after the end of a turn, as several of
-    TRL's do. The spans leave out both, since generation writes neither.
+    Markers may begin with the generation prompt or special tokens and may end with the spaces after the end of a turn,
+    as several of TRL's do. The spans leave out both, since generation writes neither.
 
     Args:
         text: the rendered chat.
         marked: what the template marks, as spans of characters.
         spans: what carries loss.
         generation_prompt: what the template writes before an answer.
+        pattern: matches special tokens.
         all_answers: whether `spans` are those of all answers; False = markers of other answers are ignored.
 
     """
@@ -254,7 +261,9 @@ def find_difference(
         else:
             joined.append((start, end))
     for (mark_start, mark_end), (start, end) in zip(joined, spans, strict=False):
-        begins_alike = mark_start <= start and text[mark_start:start] in generation_prompt
+        header = text[mark_start:start]
+        is_header = header in generation_prompt or not pattern.sub("", header).strip()
+        begins_alike = mark_start <= start and is_header
         ends_alike = mark_end >= end and not text[end:mark_end].strip()
         if not begins_alike or not ends_alike:
             return min(mark_start, start), max(mark_end, end)

@@ -254,6 +254,7 @@ def _compare_with_markers(
         marked[0],
         spans,
         generation_prompt=loss_mask.find_generation_prompt(encoder.template, turns, tools),
+        pattern=encoder.template.special_pattern,
         all_answers=len(spans) == sum(turn["role"] == "assistant" for turn in turns),
     )
     if difference:

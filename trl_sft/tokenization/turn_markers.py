@@ -32,7 +32,8 @@ class TurnMarkers:
 
     Attributes:
         end_tokens: the special tokens that end the last answer of a chat, in order; empty = there is none.
-        stop_tokens: those of them that follow the answer with nothing between; generation stops on one of these.
+        turn_end_tokens: the special tokens that end an answer which another turn follows.
+        stop_tokens: those of `end_tokens` with nothing between answer and them; generation stops on one of these.
         header_tokens: the special tokens that begin a header, without those that end answers.
         appended_header: what the template writes after the end of the last answer: the header of a turn that does not
             follow; "" = nothing.
@@ -40,6 +41,7 @@ class TurnMarkers:
     """
 
     end_tokens: tuple[str, ...] = ()
+    turn_end_tokens: tuple[str, ...] = ()
     stop_tokens: tuple[str, ...] = ()
     header_tokens: frozenset[str] = frozenset()
     appended_header: str = ""
@@ -85,19 +87,25 @@ def find_turn_markers(tokenizer: PreTrainedTokenizerBase, kwargs: Mapping[str, A
     user_headers = _list_user_headers(texts, pattern, eos_token=str(tokenizer.eos_token))
     assistant_headers = [] if always_appends else generation_prompt[:1]
     headers = {*user_headers, *assistant_headers} - {str(tokenizer.eos_token)}
-    ends = _list_end_tokens(texts, pattern, headers=headers, always_appends=always_appends)
+    tail = texts.after_last_answer
+    limits = _list_tokens(texts.after_answer or "", pattern) if always_appends else None
+    ends = _list_end_tokens(tail, pattern, headers=headers, limits=limits)
     if not ends:
         ends = _list_header_as_end(texts, pattern, user_headers=user_headers, generation_prompt=generation_prompt)
-    tail = texts.after_last_answer
-    position = ends[-1][0] + len(ends[-1][1]) if ends else len(tail)
+    position = ends[-1][0] + len(ends[-1][1]) if ends else 0
     end_tokens = tuple(token for _, token in ends)
+    if always_appends:
+        headers |= {*generation_prompt}
+    headers -= {*end_tokens}
+    turn_ends = _list_end_tokens(texts.after_answer or "", pattern, headers=headers)
     # Phi-3 writes a newline between its two end tokens: generation has to stop on the first
     joined = tail[:position].strip()
     stop_tokens = tuple(
         token for number, token in enumerate(end_tokens) if joined.startswith("".join(end_tokens[: number + 1]))
     )
     appended = tail[position:] if tail[position:].strip() else ""
-    return TurnMarkers(end_tokens, stop_tokens, frozenset(headers - {*end_tokens}), appended)
+    turn_end_tokens = tuple(token for _, token in turn_ends)
+    return TurnMarkers(end_tokens, turn_end_tokens, stop_tokens, frozenset(headers), appended)
 
 
 def find_stop_token(tokenizer: PreTrainedTokenizerBase, kwargs: Mapping[str, Any]) -> str:
@@ -150,16 +158,16 @@ def find_end(markers: TurnMarkers, text: str, pattern: re.Pattern[str], *, answe
         text: the rendered chat.
         pattern: matches special tokens.
         answer: where the answer's own text begins and ends.
-        limit: where the search ends; -1 = only tokens count that follow the answer, or each other, with spaces
-            between alone.
+        limit: where the search ends; -1 = only tokens count that end the answers of a trial chat, and that follow
+            the answer, or each other, with spaces between alone.
 
     """
     start, parts_end = answer
     adjacent, limit = limit < 0, len(text) if limit < 0 else limit
-    end, last = -1, ""
+    end, last, known = -1, "", {*markers.end_tokens, *markers.turn_end_tokens}
     for position, token in list_special(text, pattern, start=parts_end, end=limit):
         gap = text[max(parts_end, end) : position]
-        if token in markers.header_tokens or (adjacent and gap.strip()):
+        if token in markers.header_tokens or (adjacent and (gap.strip() or token not in known)):
             break
         end, last = position + len(token), token
     return -1 if _closes_a_part(markers, last, text[start:end]) else end
@@ -235,25 +243,23 @@ def _list_user_headers(texts: _TrialTexts, pattern: re.Pattern[str], *, eos_toke
 
 
 def _list_end_tokens(
-    texts: _TrialTexts, pattern: re.Pattern[str], *, headers: Collection[str], always_appends: bool
+    tail: str, pattern: re.Pattern[str], *, headers: Collection[str], limits: Sequence[str] | None = None
 ) -> list[tuple[int, str]]:
-    """Return the tokens that end the last answer, as (position after the answer, token).
+    """Return the tokens that end an answer, as (position after the answer, token).
 
     Args:
-        texts: what stands around the turns of a trial chat.
+        tail: what follows the answer.
         pattern: matches special tokens.
         headers: tokens that begin headers.
-        always_appends: whether the generation prompt is always written, so that only those tokens end an answer that
-            follow it before a question too.
+        limits: the tokens that `tail` may begin with; None = any.
 
     """
     ends: list[tuple[int, str]] = []
-    in_chat = _list_tokens(texts.after_answer or "", pattern)
-    for number, (position, token) in enumerate(list_special(texts.after_last_answer, pattern)):
-        gap = texts.after_last_answer[ends[-1][0] + len(ends[-1][1]) : position] if ends else ""
+    for number, (position, token) in enumerate(list_special(tail, pattern)):
+        gap = tail[ends[-1][0] + len(ends[-1][1]) : position] if ends else ""
         if token in headers or gap.strip():
             break
-        if always_appends and in_chat[number : number + 1] != [token]:
+        if limits is not None and [*limits[number : number + 1]] != [token]:
             break
         ends.append((position, token))
     return ends
