@@ -338,3 +338,10 @@ def test_head_of_a_healthy_file_is_all_that_is_read_of_it(tmp_path, monkeypatch)
 @pytest.mark.parametrize("turns", [[{"role": "user", "content": "a"}], [{"from": "human", "value": "a"}]])
 def test_turns_of_a_chat_are_not_taken_for_rows_under_a_key(turns):
     assert json_text.find_row_key({"dialog": turns, "id": 1}) == ""
+
+
+def test_broken_byte_of_a_large_file_is_found_where_windows_cut_characters():
+    data = "日本語テキスト、\n".encode() * 20_000
+    assert encodings.find_broken_utf8(data) == []
+    position = 300_009  # the beginning of a character
+    assert encodings.find_broken_utf8(data[:position] + b"\xff" + data[position:]) == [position]

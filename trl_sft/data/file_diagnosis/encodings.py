@@ -72,6 +72,8 @@ _LEAST_PLAUSIBLE = 0.42  # candidates below this score are not offered
 _LEAST_PLAUSIBLE_OF_FEW = 0.6  # the same for a file with at most `_FEW_BYTES` bytes beyond ASCII
 _FEW_BYTES = 4
 _AMBIGUOUS = 0.88  # a second candidate from this share of the best score on is offered too
+_WINDOW = 1 << 16  # bytes that are decoded at once in search of bytes that are not UTF-8
+_MOST_BROKEN = 1000  # bytes that are not UTF-8, in a file that is UTF-8 apart from them
 _MAX_SCORED = 20_000  # characters beyond ASCII whose plausibility is computed
 _SAMPLE = 24  # characters of a sample
 
@@ -122,7 +124,7 @@ def find_candidates(data: bytes) -> list[EncodingCandidate]:
             continue
         candidates[text] = _make_candidate(name, text, _score(text, name) * _PRIORS.get(name, 1.0))
     ranked = sorted(candidates.values(), key=lambda candidate: -candidate.score)
-    is_short = sum(byte > 0x7F for byte in data) <= _FEW_BYTES
+    is_short = _count_bytes(data, 0x80) <= _FEW_BYTES
     if not ranked or ranked[0].score < (_LEAST_PLAUSIBLE_OF_FEW if is_short else _LEAST_PLAUSIBLE):
         return []
     near = [candidate for candidate in ranked if candidate.score >= _AMBIGUOUS * ranked[0].score]
@@ -135,24 +137,35 @@ def find_broken_utf8(data: bytes) -> list[int]:
     A file that is joined from parts of several encodings, or that was cut in the middle of a character, has few of
     them. In a file of another encoding nearly every byte beyond ASCII is one.
     """
-    offsets = []
+    offsets: list[int] = []
     position = 0
-    while True:
+    while position < len(data):
+        window = data[position : position + _WINDOW]
         try:
-            data[position:].decode("utf-8")
-            break
+            window.decode("utf-8")
+            position += len(window)
         except UnicodeDecodeError as error:
+            is_cut_by_window = error.reason == "unexpected end of data" and position + len(window) < len(data)
+            if is_cut_by_window and error.start > 0:
+                position += error.start
+                continue
             offsets.append(position + error.start)
             position += error.end
-        if len(offsets) > 1000:
+        if len(offsets) > _MOST_BROKEN:
             return []
-    characters = sum(1 for byte in data if byte >= 0xC2)  # the first bytes of characters, if the file is UTF-8
-    return offsets if characters - len(offsets) > 3 * len(offsets) or _is_cut(data, offsets) else []
+    characters = _count_bytes(data, 0xC2)  # the first bytes of characters, if the file is UTF-8
+    is_mostly_utf8 = characters - len(offsets) > 3 * len(offsets)
+    return offsets if is_mostly_utf8 or _is_cut(data, offsets) else []
+
+
+def _count_bytes(data: bytes, least: int) -> int:
+    """Return how many bytes have at least this value."""
+    return len(data) - len(data.translate(None, delete=bytes(range(least, 256))))
 
 
 def _is_cut(data: bytes, offsets: list[int]) -> bool:
     """Tell whether the only fault of a text is that it ends inside a character."""
-    return len(offsets) == 1 and offsets[0] >= len(data) - 3 and sum(byte >= 0x80 for byte in data) > 3
+    return len(offsets) == 1 and offsets[0] >= len(data) - 3 and _count_bytes(data, 0x80) > 3
 
 
 def _decode(data: bytes, name: str) -> str | None:
