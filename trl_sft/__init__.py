@@ -46,9 +46,9 @@ def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Run:
         trl_sft.errors.RecipeError: The recipe has faults; the error has all of them.
 
     """
-    from trl_sft.recipe import build, yaml_reader
+    from trl_sft.recipe import build
 
-    return build.build_run(yaml_reader.read_recipe(path, [overrides] if isinstance(overrides, str) else overrides))
+    return build.load_run(path, [overrides] if isinstance(overrides, str) else overrides)
 
 
 def show(run: Run, num_rows: int = 3) -> Preview:

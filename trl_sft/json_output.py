@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TextIO
 
-from trl_sft.errors import EXIT_DONE, Fault, Place, redact_passwords
+from trl_sft.errors import EXIT_DONE, Edit, Fault, Place, redact_passwords
 
 
 @dataclass
@@ -95,14 +95,6 @@ def format_answer(answer: Answer) -> str:
 def describe_fault(fault: Fault) -> dict[str, Any]:
     """Return a fault as a mapping that JSON can write."""
     place = fault.where if isinstance(fault.where, Place) else Place.parse(fault.where)
-    edits = []
-    for edit in fault.edits:
-        described: dict[str, Any] = {"action": edit.action, "key": list(edit.key)}
-        if edit.action == "set":
-            described["value"] = edit.value
-        if edit.action == "rename":
-            described["new"] = list(edit.new)
-        edits.append(described)
     return {
         "code": fault.code,
         "where": {
@@ -114,8 +106,18 @@ def describe_fault(fault: Fault) -> dict[str, Any]:
         },
         "problem": fault.problem,
         "fix": fault.fix,
-        "edits": edits,
+        "edits": [describe_edit(edit) for edit in fault.edits],
     }
+
+
+def describe_edit(edit: Edit) -> dict[str, Any]:
+    """Return an edit as a mapping that JSON can write."""
+    described: dict[str, Any] = {"action": edit.action, "key": list(edit.key)}
+    if edit.action == "set":
+        described["value"] = edit.value
+    if edit.action == "rename":
+        described["new"] = list(edit.new)
+    return described
 
 
 def _get_descriptor(stream: TextIO) -> int | None:

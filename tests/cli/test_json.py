@@ -57,6 +57,7 @@ def test_schema_of_the_page_is_valid_and_has_every_command():
         (["explain", "train.packing"], {"keys", "text"}),
         (["explain", "recipe.yaml"], {"values", "notes", "text"}),
         (["schema"], {"schema", "output"}),
+        (["fix", "recipe.yaml", "--fast"], {"output", "edits", "diff", "next"}),
         (["init", "trl_sft:tiny", "rows.jsonl", "-o", "new.yaml"], {"output", "recipe", "format", "columns", "rows"}),
         (["import", "axolotl", "axolotl.yaml"], {"output", "recipe", "omitted"}),
     ],
@@ -99,6 +100,7 @@ def test_fault_of_a_row_has_its_row(answer, here):
 @pytest.mark.parametrize(
     ("words", "code"),
     [
+        (["fix", "gone.yaml"], "recipe.not_found"),
         (["check", "gone.yaml"], "recipe.not_found"),
         (["chekc", "recipe.yaml"], "run.unknown_command"),
         (["check"], "run.bad_arguments"),

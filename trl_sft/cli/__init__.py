@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import TextIO
 
 from trl_sft import console, errors, json_output
-from trl_sft.cli import check, explain, import_settings, init, prepare, preview, schema, train
+from trl_sft.cli import check, explain, fix, import_settings, init, prepare, preview, schema, train
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -154,6 +154,7 @@ def _refuse_misspelt_command(word: str) -> None:
 COMMANDS: dict[str, Callable[[list[str]], int]] = {
     "check": check.main,
     "explain": explain.main,
+    "fix": fix.main,
     "import": import_settings.main,
     "init": init.main,
     "prepare": prepare.main,

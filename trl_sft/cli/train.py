@@ -20,6 +20,7 @@ commands (a first word that is not a command is a recipe):
   python -m trl_sft prepare RECIPE [section.key=value ...]   tokenize the rows ahead of time
   python -m trl_sft explain KEY [RECIPE]                     explain a key; show its value in a recipe
   python -m trl_sft explain RECIPE [section.key=value ...]   show every value of a run and who set it
+  python -m trl_sft fix RECIPE [-o FILE | --write] [--fast]  correct what is certain; list what is left to decide
   python -m trl_sft schema [-o FILE]                         write the JSON Schema of a recipe, for editors
   python -m trl_sft init MODEL DATA [-o RECIPE]              write a recipe for a model and a file of rows
   python -m trl_sft import TOOL FILE [-o RECIPE]             convert another trainer's settings to a recipe

@@ -10,28 +10,48 @@ from __future__ import annotations
 
 import dataclasses
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from trl_sft import run_folder
-from trl_sft.errors import Fault, RecipeError
-from trl_sft.recipe import key_check, paths, renamed_keys, rules, sections
+from trl_sft.errors import Edit, Fault, Place, RecipeError
+from trl_sft.recipe import key_check, misplaced_keys, paths, renamed_keys, rules, sections, yaml_reader
 from trl_sft.recipe.checked import Run, Source
 from trl_sft.recipe.paths import FunctionLocation, Location, LocationProblem
 from trl_sft.recipe.upstream import keys, nested
 from trl_sft.recipe.yaml_reader import Key, Recipe, describe_value, format_value
-from trl_sft.suggestions import LOOSE, nearest_name
+from trl_sft.suggestions import LOOSE, is_misspelling, nearest_name
 
 # section -> the key that a plain text in the place of the section stands for
 _MAIN_KEYS = {"model": "name_or_path", "data": "train"}
 _PARTS = ("train", "eval")  # of `data:`
 
 
-def build_run(recipe: Recipe) -> Run:
+def load_run(path: str | Path, overrides: Sequence[str] = (), *, text: str | None = None) -> Run:
+    """Read a recipe, and check it against the installed packages.
+
+    Args:
+        path: The YAML file.
+        overrides: Texts of the form `section.key=value`.
+        text: The text in place of that of the file.
+
+    Returns:
+        The checked run. Nothing is loaded.
+
+    Raises:
+        RecipeError: With every fault of the text and of its values.
+
+    """
+    return build_run(*yaml_reader.collect_faults(path, overrides, text=text))
+
+
+def build_run(recipe: Recipe, faults: Sequence[Fault] = ()) -> Run:
     """Check a recipe against the installed packages.
 
     Args:
         recipe: The recipe as written, with its overrides.
+        faults: The faults of its text. Further faults in the same lines are left out: they follow from these.
 
     Returns:
         The checked run. Nothing is loaded.
@@ -40,8 +60,9 @@ def build_run(recipe: Recipe) -> Run:
         RecipeError: With every fault of the recipe, in the order of its lines.
 
     """
-    faults: list[Fault] = []
+    faults_of_text, faults = list(faults), []
     notes: list[str] = []
+    recipe = misplaced_keys.move(recipe, faults)
     recipe = _require_mappings(recipe, faults)
     values = {name: _check_section(recipe, name, faults=faults, notes=notes) for name in sections.OWNERS}
     sources = {
@@ -54,6 +75,8 @@ def build_run(recipe: Recipe) -> Run:
     faults += rules.check(recipe, values, sources, is_adapter=is_adapter, notes=notes)
     faults += _find_missing_scheduler_arguments(recipe, values["train"])
     faults += rules.move_loss_keys(recipe, values["data"], values["train"])
+    lines = {fault.where.partition(" ")[0] for fault in faults_of_text}
+    faults = [*faults_of_text, *(fault for fault in faults if fault.where.partition(" ")[0] not in lines)]
     if faults or model is None:
         raise RecipeError(sorted(faults, key=_line_number))
     written = {name: recipe.values.get(name) for name in ("quantization", "lora", "evaluate")}
@@ -95,11 +118,9 @@ def _require_mappings(recipe: Recipe, faults: list[Fault]) -> Recipe:
         problem = f"the section is {describe_value(value)}, not a mapping"
         if name in _MAIN_KEYS and isinstance(value, str):
             values[name] = {_MAIN_KEYS[name]: value}
-            faults.append(
-                recipe.fault(
-                    (name,), problem, f"Write `{name}: {format_value(values[name])}`.", code="recipe.not_a_mapping"
-                )
-            )
+            fix = f"Write `{name}: {format_value(values[name])}`."
+            edit = Edit("set", (name,), values[name])
+            faults.append(recipe.fault((name,), problem, fix, code="recipe.not_a_mapping", edits=(edit,)))
         else:
             values[name] = None
             faults.append(
@@ -117,7 +138,16 @@ def _check_section(recipe: Recipe, name: str, *, faults: list[Fault], notes: lis
     if name == "evaluate" and isinstance(generation, dict):
         key = ("evaluate", "generation")
         values["generation"] = renamed_keys.translate(recipe, key, generation, faults=faults, notes=notes)
-    return key_check.check_section(recipe, name, values, faults=faults)
+    checked = key_check.check_section(recipe, name, values, faults=faults)
+    faults[:] = [_add_edits(recipe, fault) for fault in faults]
+    return checked
+
+
+def _add_edits(recipe: Recipe, fault: Fault) -> Fault:
+    """Return the fault of a removed key with the edits that follow its instruction, where it names another key."""
+    if fault.code != "recipe.removed_key" or fault.edits or not isinstance(fault.where, Place):
+        return fault
+    return fault._replace(edits=misplaced_keys.replace_refused(recipe, fault.where.key, fault.fix))
 
 
 def _build_sources(
@@ -147,7 +177,9 @@ def _build_source(recipe: Recipe, key: Key, entry: Any, *, faults: list[Fault], 
     path_key: Key = (*key, "path") if isinstance(entry, dict) else key
     location = paths.resolve_location(path, recipe.folder(path_key), tuple(sections.BUILDERS))
     if isinstance(location, LocationProblem):
-        faults.append(recipe.fault(path_key, f"{path}: {location.problem}", location.fix, code=location.code))
+        edits = (Edit("set", path_key, location.meant),) if location.meant else ()
+        problem = f"{path}: {location.problem}"
+        faults.append(recipe.fault(path_key, problem, location.fix, code=location.code, edits=edits))
         return None
     file = location.files[0] if location.files and location.files[0].is_file() else None
     builder = _find_builder(file) if file else ""
@@ -195,9 +227,11 @@ def _resolve_format_function(recipe: Recipe, key: Key, value: str, *, faults: li
         faults.append(recipe.fault(key, f"{value}: {location.problem}", location.fix, code=location.code))
         return None
     fix = f"Use one of {', '.join(sections.FORMATS)}, or your own function as FILE.py:FUNCTION."
+    edits: tuple[Edit, ...] = ()
     if nearest := nearest_name(value, sections.FORMATS, cutoff=LOOSE):
         fix = f"Did you mean `{nearest}`?"
-    faults.append(recipe.fault(key, f"there is no format `{value}`", fix, code="data.unknown_format_name"))
+        edits = (Edit("set", key, nearest),) if is_misspelling(value, nearest, sections.FORMATS) else ()
+    faults.append(recipe.fault(key, f"there is no format `{value}`", fix, code="data.unknown_format_name", edits=edits))
     return None
 
 
@@ -211,7 +245,9 @@ def _resolve_model(recipe: Recipe, value: str | None, faults: list[Fault]) -> Lo
         return None
     location = paths.resolve_location(value, recipe.folder(key))
     if isinstance(location, LocationProblem):
-        faults.append(recipe.fault(key, f"{value}: {location.problem}", location.fix, code=location.code))
+        edits = (Edit("set", key, location.meant),) if location.meant else ()
+        problem = f"{value}: {location.problem}"
+        faults.append(recipe.fault(key, problem, location.fix, code=location.code, edits=edits))
         return None
     if not location.files:
         return location
@@ -241,7 +277,9 @@ def _resolve_chat_template(recipe: Recipe, value: str | None, faults: list[Fault
     key: Key = ("tokenizer", "chat_template")
     location = paths.resolve_template(value, recipe.folder(key))
     if isinstance(location, LocationProblem):
-        faults.append(recipe.fault(key, f"{value}: {location.problem}", location.fix, code=location.code))
+        edits = (Edit("set", key, location.meant),) if location.meant else ()
+        problem = f"{value}: {location.problem}"
+        faults.append(recipe.fault(key, problem, location.fix, code=location.code, edits=edits))
         return None
     return location
 

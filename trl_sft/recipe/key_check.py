@@ -11,12 +11,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from trl_sft.errors import Fault
-from trl_sft.recipe import sections
+from trl_sft.errors import Edit, Fault
+from trl_sft.recipe import corrections, misplaced_keys, sections
 from trl_sft.recipe.upstream import keys, nested, types
 from trl_sft.recipe.upstream.fields import Field
 from trl_sft.recipe.upstream.nested import NestedFields
 from trl_sft.recipe.yaml_reader import Key, Recipe, describe_value
+from trl_sft.suggestions import is_misspelling
 
 _OWNERS = sections.OWNERS | {keys.GENERATION: sections.GENERATION, keys.SOURCE: sections.LOAD_DATASET}
 _MAX_LISTED = 20  # a message lists the names of a mapping that has fewer; else it says how to list them
@@ -51,15 +52,11 @@ def check_source(
 
 def unknown_section(recipe: Recipe, name: str) -> Fault:
     """Return the fault of a section that does not exist."""
-    problem = f"a recipe has no section `{name}:`"
-    if nearest := types.suggest(str(name), sections.OWNERS):
-        return recipe.fault((name,), problem, _did_you_mean(nearest), code="recipe.unknown_section")
-    owners = [section for section in sections.OWNERS if name in keys.get_fields(section)]
-    if owners:
-        return recipe.fault((name,), problem, f"Move it to the section `{owners[0]}:`.", code="recipe.wrong_section")
-    return recipe.fault(
-        (name,), problem, f"Use one of {', '.join(sorted(sections.OWNERS))}.", code="recipe.unknown_section"
-    )
+    suggestion = misplaced_keys.suggest((name,))
+    if suggestion.keys:
+        return misplaced_keys.explain(recipe, (name,), suggestion)
+    fix = f"Use one of {', '.join(sorted(sections.OWNERS))}."
+    return recipe.fault((name,), misplaced_keys.describe_unknown((name,)), fix, code="recipe.unknown_section")
 
 
 def _check_mapping(
@@ -72,7 +69,8 @@ def _check_mapping(
         here = (*key, word)
         field = owner.fields.get(word)
         if word in refused:
-            faults.append(recipe.fault(here, f"`{word}` cannot be set here", refused[word], code="recipe.refused_key"))
+            problem, edits = f"`{word}` cannot be set here", misplaced_keys.replace_refused(recipe, here, refused[word])
+            faults.append(recipe.fault(here, problem, refused[word], code="recipe.refused_key", edits=edits))
         elif word in sections.NOT_YET.get(name, ()):
             faults.append(
                 recipe.fault(
@@ -85,6 +83,9 @@ def _check_mapping(
             continue  # `key=null` on the command line removes the key
         elif not types.accepts(field, value):
             faults.append(_wrong_value(recipe, here, value=value, field=field))
+            correction = corrections.correct(field, value)
+            if correction is not None:  # so that other faults of the corrected recipe are found too
+                checked[word] = correction.value
         elif _check_nested(recipe, here, values, name=name, faults=faults):
             checked[word] = value
     return checked
@@ -96,12 +97,16 @@ def _unknown_key(recipe: Recipe, key: Key, *, name: str, owner: NestedFields) ->
     section = str(key[0]) if name in (*sections.OWNERS, keys.SOURCE) else name
     problem = f"`{section}:` ({owner.owner_name}) has no key `{word}`"
     usable = [field for field in owner.fields if field not in sections.REFUSED.get(name, {})]
-    if nearest := types.suggest(word, usable):
-        return recipe.fault(key, problem, _did_you_mean(nearest), code="recipe.unknown_key")
     if name in _OWNERS:
-        others = [other for other in sections.OWNERS if other != key[0] and word in keys.get_fields(other)]
-        if others:
-            return recipe.fault(key, problem, f"Move it to the section `{others[0]}:`.", code="recipe.wrong_section")
+        suggestion = misplaced_keys.suggest(key)
+        if suggestion.keys:
+            return misplaced_keys.explain(recipe, key, suggestion)
+    elif nearest := types.suggest(word, usable):
+        new = (*key[:-1], nearest)
+        is_certain = is_misspelling(word, nearest, usable)
+        edits = misplaced_keys.plan(recipe, key, new) if is_certain else ()
+        names = nearest.split(" or ")
+        return recipe.fault(key, problem, misplaced_keys.ask_for(names), code="recipe.unknown_key", edits=edits)
     if not usable:
         return recipe.fault(key, problem, "Remove it.", code="recipe.unknown_key")
     if len(usable) < _MAX_LISTED:
@@ -117,21 +122,21 @@ def _unknown_key(recipe: Recipe, key: Key, *, name: str, owner: NestedFields) ->
     return recipe.fault(key, problem, f"Use a key of {owner.owner_name}.", code="recipe.unknown_key")
 
 
-def _did_you_mean(names: str) -> str:
-    """Return the instruction for names that `types.suggest` joined by " or "."""
-    return "Did you mean " + " or ".join(f"`{name}`" for name in names.split(" or ")) + "?"
-
-
 def _wrong_value(recipe: Recipe, key: Key, *, value: Any, field: Field) -> Fault:
-    """Return the fault of a value that the owner of its key does not accept; the fix suggests the nearest word."""
-    nearest = types.suggest(value, types.list_choices(field)) if isinstance(value, str) else ""
+    """Return the fault of a value that the owner of its key does not accept, with what it surely or likely means."""
     expected = types.describe(field)
+    correction = corrections.correct(field, value)
+    problem, code = f"the value is {describe_value(value)}", "recipe.wrong_type"
+    if correction is not None:
+        fix = correction.fix if correction.is_same_word else f"{correction.fix} Write {expected}."
+        return recipe.fault(key, problem, fix, code=code, edits=(Edit("set", key, correction.value),))
+    nearest = types.suggest(value, types.list_choices(field)) if isinstance(value, str) else ""
     fix = f"Write {expected}."
     if nearest:
-        fix = f"{_did_you_mean(nearest)} {fix}"
+        fix = f"{misplaced_keys.ask_for(nearest.split(' or '))} {fix}"
     elif expected.isidentifier() and expected[0].isupper():  # a class of Python
-        fix = f"Remove it: YAML cannot write {expected}."
-    return recipe.fault(key, f"the value is {describe_value(value)}", fix, code="recipe.wrong_type")
+        return recipe.fault(key, problem, f"Remove it: YAML cannot write {expected}.", code=code)
+    return recipe.fault(key, problem, fix, code=code)
 
 
 def _check_nested(recipe: Recipe, key: Key, siblings: Mapping[Any, Any], *, name: str, faults: list[Fault]) -> bool:

@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
 
-from trl_sft.errors import Fault
+from trl_sft.errors import Edit, Fault
 from trl_sft.recipe.yaml_reader import Key, Recipe, format_value
 
 Condition = Callable[[Mapping[str, Any]], bool]  # of the values of a section
@@ -55,7 +55,7 @@ def _packing_without_padding(train: Mapping[str, Any]) -> bool:
     return is_packed and train.get("padding_free") is False
 
 
-_REMOVE = "Remove it."
+_REMOVE, _REMOVE_ONE = "Remove it.", "Remove one of the two."
 _SET_EVALUATION = "Set `data.eval`, or `data.eval_fraction: 0.05`."
 _HUB = ("hub_model_id", "hub_strategy", "hub_private_repo", "hub_always_push", "hub_revision")
 _ADAM = ("adam_beta1", "adam_beta2", "adam_epsilon")
@@ -63,9 +63,7 @@ _WITHOUT_ADAM = ("adafactor", "sgd", "adagrad", "rmsprop")  # transformers.train
 _NO_WARMUP = ("constant", "reduce_lr_on_plateau", "greedy")  # transformers.optimization.get_scheduler
 _SAMPLING = ("temperature", "top_p", "top_k", "min_p", "typical_p", "epsilon_cutoff", "eta_cutoff")
 TRAIN = (
-    NoEffectRule(
-        ("num_train_epochs",), "max_steps", lambda train: (train.get("max_steps") or -1) > 0, "Remove one of the two."
-    ),
+    NoEffectRule(("num_train_epochs",), "max_steps", lambda train: (train.get("max_steps") or -1) > 0, _REMOVE_ONE),
     NoEffectRule(
         ("eval_steps",),
         "eval_strategy",
@@ -152,7 +150,18 @@ def check(
         if key not in recipe.overridden and recipe.overridden.intersection(causes):
             notes.append(f"{recipe.where(key)}: {problem}.")
         else:
-            yield recipe.fault(key, problem, fix, code="recipe.no_effect")
+            yield recipe.fault(
+                key, problem, fix, code="recipe.no_effect", edits=_remove(recipe, key, causes=causes, fix=fix)
+            )
+
+
+def _remove(recipe: Recipe, key: Key, *, causes: tuple[Key, ...], fix: str) -> tuple[Edit, ...]:
+    """Return the edit that removes a key, where the recipe itself sets the key that makes it useless.
+
+    Where that key is left out, or where both may be meant, a person has to decide.
+    """
+    is_written = any(cause in recipe.places and recipe.places[cause] != recipe.places.get(()) for cause in causes)
+    return (Edit("remove", key),) if fix == _REMOVE or (is_written and fix != _REMOVE_ONE) else ()
 
 
 def _apply_rules(values: Mapping[str, dict[str, Any]]) -> Iterator[_NoEffect]:

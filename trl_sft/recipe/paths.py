@@ -16,7 +16,7 @@ import sys
 from pathlib import Path
 from typing import NamedTuple
 
-from trl_sft.suggestions import LOOSE, nearest_name
+from trl_sft.suggestions import LOOSE, STRICT, is_misspelling, nearest_name
 
 EMBEDDED = Path(__file__).parents[1] / "embedded"
 TEMPLATES = Path(__file__).parents[1] / "templates"
@@ -40,6 +40,7 @@ class LocationProblem(NamedTuple):
     problem: str
     fix: str
     code: str
+    meant: str = ""  # the value that was surely meant, of which the value is a misspelling
 
 
 class FunctionLocation(NamedTuple):
@@ -96,7 +97,8 @@ def resolve_template(value: str, folder: Path) -> Location | LocationProblem:
     nearest = nearest_name(value, templates, cutoff=LOOSE)
     names = f"Did you mean `{nearest}`?" if nearest else f"Use one of {', '.join(templates)}."
     fix = f"{names} You can also name a .jinja file, or a tokenizer as FOLDER or OWNER/NAME."
-    return LocationProblem("there is no chat template of this name", fix, code="template.unknown_name")
+    meant = nearest if is_misspelling(value, nearest, templates) else ""
+    return LocationProblem("there is no chat template of this name", fix, code="template.unknown_name", meant=meant)
 
 
 def resolve_function(value: str, folder: Path) -> FunctionLocation | LocationProblem:
@@ -170,7 +172,16 @@ def resolve_location(value: str, folder: Path, suffixes: tuple[str, ...] = ()) -
     if not is_path and _HUB_ID.match(value):
         return Location((), value)
     problem = f"there is no such file or folder in {folder}" if is_path else "there is no such file or folder"
-    return LocationProblem(problem, _suggest_path(path), code="recipe.missing_file")
+    return LocationProblem(problem, _suggest_path(path), code="recipe.missing_file", meant=_find_meant(value, path))
+
+
+def _find_meant(value: str, path: Path) -> str:
+    """Return a path whose last part is misspelt with the only name that it can mean; "" if there is none."""
+    if not path.parent.is_dir() or not path.name:
+        return ""
+    names = [file.name for file in path.parent.iterdir()]
+    nearest = nearest_name(path.name, names, cutoff=STRICT)
+    return value.removesuffix(path.name) + nearest if is_misspelling(path.name, nearest, names) else ""
 
 
 def _resolve_embedded(value: str) -> Location | LocationProblem:

@@ -12,9 +12,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from trl_sft.errors import Fault
+from trl_sft.errors import Edit, Fault
 from trl_sft.recipe.upstream import keys, types
-from trl_sft.recipe.yaml_reader import Key, Recipe, describe_value, format_value
+from trl_sft.recipe.yaml_reader import Key, Recipe, describe_value, format_value, read_scalar
 
 REMOVED = "upstream has removed this key"
 
@@ -217,10 +217,16 @@ def _apply(
     mapping = target.get(outer, {}) if inner else target
     if rule.below is not None and not (isinstance(value, int | float) and 0 <= value < rule.below):
         fix = f"Write a number from 0 to less than {rule.below:g}, or use `{rule.new}`."
-        faults.append(recipe.fault(key, f"the value is {describe_value(value)}", fix, code="recipe.out_of_range"))
+        number = read_scalar(value.strip()) if isinstance(value, str) else None
+        is_quoted = isinstance(number, int | float) and not isinstance(number, bool) and 0 <= number < rule.below
+        edits = (Edit("set", key, number),) if is_quoted else ()
+        problem = f"the value is {describe_value(value)}"
+        faults.append(recipe.fault(key, problem, fix, code="recipe.out_of_range", edits=edits))
     elif not isinstance(mapping, dict) or (inner or outer) in mapping:
         problem = f"`{name}` is the old name of `{rule.new}`, which the recipe sets too"
-        faults.append(recipe.fault(key, problem, "Remove one of the two.", code="recipe.old_and_new_key"))
+        is_same = isinstance(mapping, dict) and mapping.get(inner or outer) == current
+        edits = (Edit("remove", key),) if is_same else ()
+        faults.append(recipe.fault(key, problem, "Remove one of the two.", code="recipe.old_and_new_key", edits=edits))
     else:
         target[outer] = mapping | {inner: current} if inner else current
         recipe.places.setdefault((*key[:-1], outer), recipe.places[key])

@@ -12,7 +12,7 @@ import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from trl_sft.errors import Fault
+from trl_sft.errors import Edit, Fault
 from trl_sft.recipe import no_effect, paths
 from trl_sft.recipe.checked import Source
 from trl_sft.recipe.yaml_reader import Key, Recipe, describe_value
@@ -104,7 +104,16 @@ def _check_data(recipe: Recipe, data: Mapping[str, Any], sources: Sources) -> It
         yield recipe.fault(("data", "train"), "the recipe names no training data", fix, code="recipe.no_training_data")
     fraction = data.get("eval_fraction")
     if fraction is not None and not 0 < fraction < 1:
-        yield _out_of_range(recipe, ("data", "eval_fraction"), fraction, expected="a number between 0 and 1")
+        fault = _out_of_range(recipe, ("data", "eval_fraction"), fraction, expected="a number between 0 and 1")
+        # a share of 0 says that there is no evaluation set
+        yield (
+            fault
+            if fraction
+            else fault._replace(
+                fix=f"{fault.fix} Or remove the key: without it there is no evaluation set.",
+                edits=(Edit("remove", ("data", "eval_fraction")),),
+            )
+        )
     yield from _check_sources(recipe, sources)
     if any(_is_streamed(source) for source in sources["train"]):
         yield from _check_streaming(recipe, sources)
@@ -141,9 +150,8 @@ def _check_sources(recipe: Recipe, sources: Sources) -> Iterator[Fault]:
     for source in sources["eval"]:
         if source.weight is not None:
             problem = "`weight` has no meaning in an evaluation set"
-            yield recipe.fault(
-                (*source.key, "weight"), problem, "Remove it. `max_rows` reads fewer rows.", code="recipe.no_effect"
-            )
+            key, fix = (*source.key, "weight"), "Remove it. `max_rows` reads fewer rows."
+            yield recipe.fault(key, problem, fix, code="recipe.no_effect", edits=(Edit("remove", key),))
     without_weight = [source for source in sources["train"] if source.weight is None]
     if without_weight and len(without_weight) < len(sources["train"]):
         problem = f"{without_weight[0].name} has no `weight`, but another source has one"
@@ -170,7 +178,8 @@ def _check_streaming(recipe: Recipe, sources: Sources) -> Iterator[Fault]:
         yield recipe.fault(("data", "eval_fraction"), problem, fix, code="recipe.streaming")
     if train.get("shuffle_dataset"):
         problem = "a stream is read in its own order, so `shuffle_dataset` has no effect"
-        yield recipe.fault(("train", "shuffle_dataset"), problem, "Remove it.", code="recipe.no_effect")
+        key = ("train", "shuffle_dataset")
+        yield recipe.fault(key, problem, "Remove it.", code="recipe.no_effect", edits=(Edit("remove", key),))
 
 
 def _check_quantization(recipe: Recipe, section: Mapping[str, Any], is_adapter: bool) -> Iterator[Fault]:

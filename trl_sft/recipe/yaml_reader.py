@@ -39,6 +39,7 @@ _MAX_CHARACTERS = 2**20  # of a recipe
 _MAX_DIGITS = 400  # the largest float has 309; Python refuses to read several thousand
 _MAX_SHOWN = 80  # characters of a value in a message
 _ENVIRONMENT_VARIABLE = re.compile(r"\$\{[A-Z_][A-Z0-9_]*\}")
+_UNREADABLE = ("recipe.invalid_yaml", "recipe.too_deep", "recipe.anchor")  # faults that leave values out
 _TYPE_NAMES = {
     bool: "true or false",
     int: "whole number",
@@ -85,10 +86,7 @@ class Recipe:
         parent = key
         while parent and parent not in self.places:
             parent = parent[:-1]
-        written = self.places.get(parent, self.path.name)
-        file, _, line = written.rpartition(":")
-        text = f"{written} {_dotted(key)}".rstrip()
-        return Place(text, file=file, line=int(line), key=key) if line.isdecimal() else Place(text, key=key)
+        return make_place(self.places.get(parent, self.path.name), key)
 
     def fault(self, key: Key, problem: str, fix: str, *, code: str, edits: tuple[Edit, ...] = ()) -> Fault:
         """Return a fault at the place of a key."""
@@ -98,6 +96,15 @@ class Recipe:
         """Return the folder to which a path under `key` is relative: the recipe's, or for an override the current."""
         is_override = any(key[:n] in self.overridden for n in range(1, len(key) + 1))
         return Path.cwd() if is_override else self.path.parent
+
+
+def make_place(written: str, key: Key) -> Place:
+    """Return the place of a key from the place where it is written: `recipe.yaml:12`, or an override in parentheses."""
+    file, _, line = written.rpartition(":")
+    text = f"{written} {_dotted(key)}".rstrip()
+    if line.isdecimal() and not written.startswith("("):
+        return Place(text, file=file, line=int(line), key=key)
+    return Place(text, file="" if written.startswith("(") else written, key=key)
 
 
 def _dotted(key: Key) -> str:
@@ -136,11 +143,35 @@ def read_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
         The recipe as written.
 
     Raises:
-        RecipeError: With every fault of the text. After an error of the YAML syntax the values are not checked.
+        RecipeError: With every fault of the text.
+
+    """
+    recipe, faults = collect_faults(path, overrides)
+    if faults:
+        raise RecipeError(faults)
+    return recipe
+
+
+def collect_faults(
+    path: str | Path, overrides: Sequence[str] = (), *, text: str | None = None
+) -> tuple[Recipe, list[Fault]]:
+    """Read a recipe as `read_recipe` does, and return the faults with which its values can still be checked.
+
+    Args:
+        path: The YAML file.
+        overrides: Texts of the form `section.key=value`.
+        text: The text in place of that of the file.
+
+    Returns:
+        The recipe; of a key that is written twice it has the last value. And keys that are written twice, tags,
+        environment variables, wrong overrides.
+
+    Raises:
+        RecipeError: The text is no mapping, or is not valid YAML.
 
     """
     path = Path(path)
-    text = _read_text(path)
+    text = read_text(path) if text is None else text
     faults: list[Fault] = []
     places: dict[Key, str] = {(): path.name}
     values = _parse(text, (), _Record(lambda line: f"{path.name}:{line + 1}", places, faults))
@@ -157,17 +188,28 @@ def read_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
         for override in overrides:
             record = _Record(functools.partial(_override_place, override), places, faults)
             _apply_override(values, override, record=record, overridden=overridden)
-    if faults:
+    if not isinstance(values, dict) or any(fault.code in _UNREADABLE for fault in faults):
         raise RecipeError(faults)
-    return Recipe(path.resolve(), text, values, places, frozenset(overridden), (str(path), *overrides))
+    arguments = (str(path), *overrides)
+    return Recipe(path.resolve(), text, values, places, frozenset(overridden), arguments), faults
+
+
+def compose(text: str) -> yaml.Node | None:
+    """Return the nodes of a YAML text, with their positions; None if it is empty. Raises yaml.YAMLError."""
+    return yaml.compose(text, Loader=_Loader)
+
+
+def parse_values(text: str) -> Any:
+    """Return the plain values of a YAML text, whatever its faults; of two equal keys the last one counts."""
+    return _parse(text, (), _Record(str, {}, []))
 
 
 def _override_place(override: str, _line: int) -> str:
     return f"({override})"
 
 
-def _read_text(path: Path) -> str:
-    """Return the text of a recipe file; refuse a file that is too long to be a recipe."""
+def read_text(path: Path) -> str:
+    """Return the text of a recipe file. Raises RecipeError if it cannot be read, or is too long for a recipe."""
     try:
         text = path.read_text(encoding="utf-8")
     except FileNotFoundError:
@@ -262,11 +304,17 @@ def _to_value(node: yaml.Node, key: Key, *, record: _Record, parents: tuple[int,
         scalar = _to_scalar(name_node, place, record)
         name = scalar if type(scalar) is int else name_node.value  # a number as a key: `max_memory: {0: 20GiB}`
         name_key = (*key, name)
-        if name in values:
-            problem = f"the key is written twice; the first is at {record.places[name_key]}"
-            record.add(f"{place} {_dotted(name_key)}", problem, "Remove one of the two.", code="recipe.duplicate_key")
+        first = record.places.get(name_key)
         record.places[name_key] = place
-        values[name] = _to_value(value_node, name_key, record=record, parents=parents)
+        value = _to_value(value_node, name_key, record=record, parents=parents)
+        if name in values:
+            problem = f"the key is written twice; the first is at {first}"
+            edits = (Edit("remove", name_key),) if values[name] == value else ()
+            where = make_place(place, name_key)
+            record.faults.append(
+                Fault(where, problem, "Remove one of the two.", code="recipe.duplicate_key", edits=edits)
+            )
+        values[name] = value
     return values
 
 
@@ -281,7 +329,20 @@ def _to_scalar(node: yaml.ScalarNode, place: str, record: _Record) -> Any:
             "Write the value itself, or set it on the command line: section.key=value.",
             code="recipe.environment_variable",
         )
-    match node.tag.rsplit(":", 1)[-1] if node.style is None else "str":
+    return _convert_scalar(node.tag.rsplit(":", 1)[-1], text) if node.style is None else text
+
+
+def read_scalar(text: str) -> Any:
+    """Return the value that a text without quotes has in YAML 1.2."""
+    for kind, pattern, _ in _CORE_SCHEMA:
+        if re.fullmatch(pattern, text):
+            return _convert_scalar(kind, text)
+    return text
+
+
+def _convert_scalar(kind: str, text: str) -> Any:
+    """Return the value of a text of a kind of `_CORE_SCHEMA`."""
+    match kind:
         case "null":
             return None
         case "bool":

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 from trl_sft import json_output
 from trl_sft.cli.explain.recipe import format_default, format_set_value, iterate_set_values
 from trl_sft.errors import Fault, RecipeError
-from trl_sft.recipe import build, renamed_keys, resolved, sections, yaml_reader
+from trl_sft.recipe import build, renamed_keys, resolved, sections
 from trl_sft.recipe.checked import Run
 from trl_sft.recipe.upstream import fields as upstream_fields
 from trl_sft.recipe.upstream import keys, nested, packages, types
@@ -65,7 +65,7 @@ def explain_key(word: str, recipe: Sequence[str] = ()) -> list[str]:
         RecipeError: There is no such key, or the recipe has faults.
 
     """
-    run = build.build_run(yaml_reader.read_recipe(recipe[0], recipe[1:])) if recipe else None
+    run = build.load_run(recipe[0], recipe[1:]) if recipe else None
     if word in sections.OWNERS:
         return list(_explain_section(word))
     sources = _find_keys(word, run)
