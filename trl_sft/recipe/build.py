@@ -192,6 +192,8 @@ def _build_source(recipe: Recipe, key: Key, entry: Any, *, faults: list[Fault], 
     values = key_check.check_source(recipe, key, values, builder=builder, faults=faults)
     if file and ".tsv" in file.name.lower():
         values.setdefault("sep", "\t")
+    if file and ".md" in map(str.lower, file.suffixes) and builder == "text":  # a line of Markdown is no whole text
+        values.setdefault("sample_by", "document")
     own = {name: values.pop(name, None) for name in sections.OWN_KEYS[keys.SOURCE]}
     return Source(
         key=key,

@@ -26,8 +26,8 @@ OWNERS = {
 GENERATION = ("transformers.GenerationConfig", "transformers.generation.configuration_utils:GenerationConfig.__init__")
 # suffix of a data file -> the builder of `datasets` that reads it
 BUILDERS = {
-    **{".json": "json", ".jsonl": "json", ".csv": "csv", ".tsv": "csv"},
-    **{".parquet": "parquet", ".arrow": "arrow", ".txt": "text"},
+    **{".json": "json", ".jsonl": "json", ".ndjson": "json", ".csv": "csv", ".tsv": "csv"},
+    **{".parquet": "parquet", ".arrow": "arrow", ".txt": "text", ".md": "text"},
 }
 LOAD_DATASET = ("datasets.load_dataset", "datasets.load:load_dataset")
 

@@ -46,7 +46,7 @@ _FREQUENT = set(
 )
 _FREQUENT_HANGUL = set("이다는의을를에가하고은로지기도한리사인나시어서대자해일수있만부정그라과보아제전주여요게니오들신")
 _WESTERN = set("àâäáãåæçèéêëìíîïñòóôöõøùúûüßœÀÂÄÁÃÅÆÇÈÉÊËÌÍÎÏÑÒÓÔÖÕØÙÚÛÜŒ")
-_CENTRAL = set("ąćęłńśźżčďěňřšťůžőűĄĆĘŁŃŚŹŻČĎĚŇŘŠŤŮŽŐŰ")
+_CENTRAL = set("ąćęłńśźżčďěňřšťůžőűţşăĄĆĘŁŃŚŹŻČĎĚŇŘŠŤŮŽŐŰ")
 _TURKISH = set("ğışİĞŞ")
 _QUOTES_AND_DASHES = set("‘’“”„–—…€•¡¿«»\u00a0")
 _SIGNS = set("°£§©®™´·±²³½")
@@ -120,9 +120,11 @@ def find_candidates(data: bytes) -> list[EncodingCandidate]:
     candidates: dict[str, EncodingCandidate] = {}  # text -> candidate
     for name in names:
         text = _decode(data, name)
-        if text is None or text in candidates:
+        if text is None:
             continue
-        candidates[text] = _make_candidate(name, text, _score(text, name) * _PRIORS.get(name, 1.0))
+        candidate = _make_candidate(name, text, _score(text, name) * _PRIORS.get(name, 1.0))
+        if text not in candidates or candidate.score > candidates[text].score:
+            candidates[text] = candidate
     ranked = sorted(candidates.values(), key=lambda candidate: -candidate.score)
     is_short = _count_bytes(data, 0x80) <= _FEW_BYTES
     if not ranked or ranked[0].score < (_LEAST_PLAUSIBLE_OF_FEW if is_short else _LEAST_PLAUSIBLE):
