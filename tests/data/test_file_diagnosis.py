@@ -345,3 +345,28 @@ def test_broken_byte_of_a_large_file_is_found_where_windows_cut_characters():
     assert encodings.find_broken_utf8(data) == []
     position = 300_009  # the beginning of a character
     assert encodings.find_broken_utf8(data[:position] + b"\xff" + data[position:]) == [position]
+
+
+def test_file_of_another_encoding_among_utf8_files_becomes_a_source_of_its_own(tmp_path, matches):
+    (tmp_path / "a.csv").write_text("question,answer\n说出苹果的颜色。,红色\n", encoding="utf-8")
+    (tmp_path / "b.csv").write_bytes("question,answer\n说出苹果的颜色。,红色\n".encode("gbk"))
+    matches("diagnosis_encoding_of_one_file", explain(tmp_path, "'*.csv'"))
+
+
+def test_file_of_another_separator_among_others_is_named(tmp_path):
+    (tmp_path / "a.csv").write_text("question,answer\na,b\n", encoding="utf-8")
+    (tmp_path / "b.csv").write_text("question;answer\na;b\n", encoding="utf-8")
+    assert explain(tmp_path, "'*.csv'").startswith("b.csv:1\n")
+
+
+def test_single_column_that_holds_semicolons_is_not_taken_for_several(tmp_path):
+    (tmp_path / "rows.csv").write_text("text\none; two\nthree; four\n", encoding="utf-8")
+    assert explain(tmp_path, "rows.csv") == ""
+
+
+def test_encoding_of_a_few_bytes_is_offered_but_never_set_by_itself(tmp_path):
+    (tmp_path / "rows.csv").write_bytes("question,answer\nsay,是\n".encode("gbk"))
+    recipe, source = read_source(tmp_path, "rows.csv")
+    fault = diagnose.check_head(recipe, source, tmp_path / "rows.csv")[0]
+    assert "encoding: gbk" in fault.fix
+    assert fault.edits == ()

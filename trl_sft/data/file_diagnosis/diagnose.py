@@ -42,11 +42,14 @@ def check_head(recipe: Recipe, source: Source, file: Path) -> list[Fault]:
     foreign = content.find_foreign_content(file, builder)
     if foreign:
         return [Fault(make_place(file.name), f"{file.name} {foreign.problem}", foreign.fix, code=foreign.code)]
-    if builder not in _TEXT_BUILDERS or "encoding" in source.load_kwargs:
+    if builder not in _TEXT_BUILDERS:
         return []
     head = content.read_head(file)
-    if source.load_kwargs.get("encoding_errors") in (None, "strict") and not _begins_as_utf8(head):
+    is_strict = "encoding" not in source.load_kwargs and source.load_kwargs.get("encoding_errors") in (None, "strict")
+    if is_strict and not _begins_as_utf8(head):
         return _explain_encoding(recipe, source, file, data=_read_data(file))
+    if builder == "csv":
+        return _explain_separator(recipe, source, file, text=_decode_head(source, head))
     return []
 
 
@@ -69,17 +72,33 @@ def explain_file(recipe: Recipe, source: Source, file: Path) -> list[Fault]:
     if builder not in _TEXT_BUILDERS:
         return []
     data = _read_data(file)
-    encoding = str(source.load_kwargs.get("encoding") or "utf-8")
     if source.load_kwargs.get("encoding_errors") in (None, "strict"):
         faults = _check_encoding(recipe, source, file, data=data)
         if faults:
             return faults
-    text = data.decode(encoding, errors="replace").removeprefix("\ufeff")
+    text = data.decode(_encoding_of(source), errors="replace").removeprefix("\ufeff")
     if builder == "json" and "field" not in source.load_kwargs:
         return _explain_field(recipe, source, file) or json_text.find_faults(text, file.name)
     if builder == "csv":
         return _explain_table(recipe, source, file, text=text)
     return []
+
+
+def _decode_head(source: Source, head: bytes) -> str:
+    """Return the whole lines at the beginning of a file as text."""
+    text = head.decode(_encoding_of(source), errors="replace").removeprefix("\ufeff")
+    lines = text.splitlines(keepends=True)
+    return "".join(lines[:-1]) if len(head) == content.HEAD and len(lines) > 1 else text
+
+
+def _encoding_of(source: Source) -> str:
+    """Return the encoding with which a source is read, or UTF-8 where Python does not know it."""
+    encoding = str(source.load_kwargs.get("encoding") or "utf-8")
+    try:
+        codecs.lookup(encoding)
+    except LookupError:
+        return "utf-8"
+    return encoding
 
 
 def _begins_as_utf8(head: bytes) -> bool:
@@ -92,17 +111,12 @@ def _begins_as_utf8(head: bytes) -> bool:
 
 
 def explain_columns(recipe: Recipe, source: Source) -> list[Fault]:
-    """Return the faults of the files of a source whose columns fit no format: another separator, rows under a key."""
+    """Return the faults of the files of a source whose columns fit no format: rows under a key."""
     faults = []
     for file in source.location.files:
         if not file.is_file():
             continue
-        builder = source.builder
-        text = content.read_head(file).decode(str(source.load_kwargs.get("encoding") or "utf-8"), errors="replace")
-        text = text.removeprefix("\ufeff")
-        if builder == "csv":
-            faults += _explain_separator(recipe, source, file, text=text)
-        elif builder == "json" and "field" not in source.load_kwargs:
+        if source.builder == "json" and "field" not in source.load_kwargs:
             faults += _explain_field(recipe, source, file)
         if faults:
             return faults
@@ -177,6 +191,7 @@ def _explain_encoding(recipe: Recipe, source: Source, file: Path, *, data: bytes
     position = _find_undecodable(data, encoding)
     sample = data[: data.rfind(b"\n", 0, _ENCODING_SAMPLE) + 1] if len(data) > _ENCODING_SAMPLE else data
     candidates = encodings.find_candidates(sample)
+    others_are_utf8 = any(_is_utf8_beyond_ascii(other) for other in source.location.files if other != file)
     if candidates and candidates[0].name == "utf-8":  # the key is wrong, not the file
         problem = f"the file is UTF-8, not {encoding}"
         key: Key = (*source.key, "encoding")
@@ -191,9 +206,22 @@ def _explain_encoding(recipe: Recipe, source: Source, file: Path, *, data: bytes
         fix = "Save the file as UTF-8, or set `encoding` to the one that it was saved in."
         return [Fault(where, problem, fix, code="data.wrong_encoding")]
     problem += _describe_candidates(candidates)
+    if others_are_utf8:
+        entry = write_value({"path": file.name, "encoding": candidates[0].name})
+        fix = (
+            f"Save the file as UTF-8, like the other files of the source. Or name it as a source of its own: `{entry}`."
+        )
+        return [Fault(where, problem, fix, code="data.wrong_encoding")]
     fix = _offer(recipe, source, candidates)
-    edits = make_edits(recipe, source, {"encoding": candidates[0].name}) if len(candidates) == 1 else ()
+    is_certain = len(candidates) == 1 and encodings.count_bytes(sample, 0x80) > encodings.FEW_BYTES
+    edits = make_edits(recipe, source, {"encoding": candidates[0].name}) if is_certain else ()
     return [Fault(where, problem, fix, code="data.wrong_encoding", edits=edits)]
+
+
+def _is_utf8_beyond_ascii(file: Path) -> bool:
+    """Tell whether the beginning of a file is UTF-8 and has characters that other encodings write otherwise."""
+    head = content.read_head(file) if file.is_file() else b""
+    return not head.isascii() and _begins_as_utf8(head)
 
 
 def _describe_candidates(candidates: list[EncodingCandidate]) -> str:
@@ -290,7 +318,7 @@ def _explain_separator(recipe: Recipe, source: Source, file: Path, *, text: str)
 
 def _explain_field(recipe: Recipe, source: Source, file: Path) -> list[Fault]:
     """Return the fault of a JSON file that is one object with its rows under a key."""
-    text = _read_data(file).decode(str(source.load_kwargs.get("encoding") or "utf-8"), errors="replace")
+    text = _read_data(file).decode(_encoding_of(source), errors="replace")
     try:
         value = json.loads(text.removeprefix("\ufeff"))
     except ValueError:

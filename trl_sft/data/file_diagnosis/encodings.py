@@ -69,8 +69,8 @@ _MOSTLY_NUL = (
     0.2  # the share of NUL bytes from which a file without a mark may be UTF-16; JSON and CSV have ASCII in it
 )
 _LEAST_PLAUSIBLE = 0.42  # candidates below this score are not offered
-_LEAST_PLAUSIBLE_OF_FEW = 0.6  # the same for a file with at most `_FEW_BYTES` bytes beyond ASCII
-_FEW_BYTES = 4
+_LEAST_PLAUSIBLE_OF_FEW = 0.6  # the same for a file with at most `FEW_BYTES` bytes beyond ASCII
+FEW_BYTES = 4
 _AMBIGUOUS = 0.88  # a second candidate from this share of the best score on is offered too
 _WINDOW = 1 << 16  # bytes that are decoded at once in search of bytes that are not UTF-8
 _MOST_BROKEN = 1000  # bytes that are not UTF-8, in a file that is UTF-8 apart from them
@@ -126,7 +126,7 @@ def find_candidates(data: bytes) -> list[EncodingCandidate]:
         if text not in candidates or candidate.score > candidates[text].score:
             candidates[text] = candidate
     ranked = sorted(candidates.values(), key=lambda candidate: -candidate.score)
-    is_short = _count_bytes(data, 0x80) <= _FEW_BYTES
+    is_short = count_bytes(data, 0x80) <= FEW_BYTES
     if not ranked or ranked[0].score < (_LEAST_PLAUSIBLE_OF_FEW if is_short else _LEAST_PLAUSIBLE):
         return []
     near = [candidate for candidate in ranked if candidate.score >= _AMBIGUOUS * ranked[0].score]
@@ -155,19 +155,19 @@ def find_broken_utf8(data: bytes) -> list[int]:
             position += error.end
         if len(offsets) > _MOST_BROKEN:
             return []
-    characters = _count_bytes(data, 0xC2)  # the first bytes of characters, if the file is UTF-8
+    characters = count_bytes(data, 0xC2)  # the first bytes of characters, if the file is UTF-8
     is_mostly_utf8 = characters - len(offsets) > 3 * len(offsets)
     return offsets if is_mostly_utf8 or _is_cut(data, offsets) else []
 
 
-def _count_bytes(data: bytes, least: int) -> int:
+def count_bytes(data: bytes, least: int) -> int:
     """Return how many bytes have at least this value."""
     return len(data) - len(data.translate(None, delete=bytes(range(least, 256))))
 
 
 def _is_cut(data: bytes, offsets: list[int]) -> bool:
     """Tell whether the only fault of a text is that it ends inside a character."""
-    return len(offsets) == 1 and offsets[0] >= len(data) - 3 and _count_bytes(data, 0x80) > 3
+    return len(offsets) == 1 and offsets[0] >= len(data) - 3 and count_bytes(data, 0x80) > 3
 
 
 def _decode(data: bytes, name: str) -> str | None:
