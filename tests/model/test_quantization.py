@@ -6,7 +6,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from trl_sft.model import device, load, patches
+from trl_sft.model import device, needed_packages, patches
+from trl_sft.training import stages
 
 EIGHT = "quantization: {load_in_8bit: true}\n"
 FOUR = "quantization: {load_in_4bit: true, bnb_4bit_quant_type: nf4}\n"
@@ -85,11 +86,21 @@ def test_compute_dtype_reaches_the_layers_and_the_record(go, here, monkeypatch):
 
 
 def test_missing_bitsandbytes_is_reported_before_anything_loads(go, monkeypatch):
-    monkeypatch.setattr(load.importlib.util, "find_spec", lambda name: None)
-    monkeypatch.setattr(load, "find_model", None)
+    monkeypatch.setattr(needed_packages, "is_installed", lambda modules: False)
+    monkeypatch.setattr(stages, "find_model", None)
     code, _, err = go(EIGHT + RECIPE)
     assert code == 2
     assert "pip install 'trl-sft[quantization]'" in err
+
+
+def test_missing_packages_are_told_all_at_once_with_one_line_for_pip(go, monkeypatch):
+    monkeypatch.setattr(needed_packages, "is_installed", lambda modules: False)
+    train = ("train.report_to=[wandb, mlflow]", "train.use_liger_kernel=true", "train.optim=adamw_bnb_8bit")
+    code, _, err = go(EIGHT + RECIPE, *train)
+    assert code == 2
+    assert err.count("pip install") == 1
+    assert "`pip install liger-kernel mlflow 'trl-sft[quantization]' wandb` in this Python environment" in err
+    assert "wandb (for `train.report_to`)" in err
 
 
 @pytest.mark.parametrize("section", ["", EIGHT])

@@ -265,7 +265,8 @@ def test_sources_of_different_forms_are_refused(go, here, matches):
 
 def test_model_folder_without_tokenizer_is_reported(go, here, matches):
     (here / "m").mkdir()
-    (here / "m" / "config.json").write_text((paths.EMBEDDED / "tiny" / "config.json").read_text())
+    for name in ("config.json", "model.safetensors"):
+        (here / "m" / name).write_bytes((paths.EMBEDDED / "tiny" / name).read_bytes())
     code, _, err = go("model: {name_or_path: ./m}\n" + DATA)
     assert code == 2
     assert "no tokenizer can be loaded" in err

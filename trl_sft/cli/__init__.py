@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import os
 import select
+import shlex
 import signal
 import sys
 import traceback
@@ -59,7 +60,7 @@ def _run_command(arguments: list[str]) -> int:
         if arguments and arguments[0] in COMMANDS:
             return COMMANDS[arguments[0]](arguments[1:])
         if arguments:
-            _refuse_misspelt_command(arguments[0])
+            _refuse_misspelt_command(arguments)
         return train.main(arguments)
     except errors.UserError as error:
         console.print_faults(error.faults)
@@ -141,16 +142,37 @@ def _interrupt(_number: int, _frame: object) -> None:
     raise errors.Interrupted
 
 
-def _refuse_misspelt_command(word: str) -> None:
-    """Raise RecipeError if the first word is not a file and resembles a command."""
+def _refuse_misspelt_command(arguments: list[str]) -> None:
+    """Raise RecipeError if the first word is no file, and means or resembles a command."""
     from trl_sft.suggestions import STRICT, nearest_name
 
-    command = nearest_name(word, COMMANDS, cutoff=STRICT) if word.isalpha() else ""
-    if command and not Path(word).exists():
-        problem = f"{word} is not a command, and no file has this name"
-        raise errors.RecipeError(errors.Fault(word, problem, f"Did you mean `{command}`?", code="run.unknown_command"))
+    word = arguments[0]
+    if Path(word).exists() or not word.replace("-", "").isalpha():
+        return
+    code = "run.unknown_command"
+    problem = f"{word} is not a command, and no file has this name"
+    if word in _TRAIN_WORDS:
+        command_line = shlex.join(["python", "-m", "trl_sft", *(arguments[1:] or ["RECIPE"])])
+        fix = f"Write `{command_line}`: to train, the recipe alone is named."
+        raise errors.RecipeError(errors.Fault(word, problem, fix, code=code))
+    command = _COMMAND_WORDS.get(word) or nearest_name(word, COMMANDS, cutoff=STRICT)
+    if command:
+        raise errors.RecipeError(errors.Fault(word, problem, f"Did you mean `{command}`?", code=code))
 
 
+# Words by which other tools call what the commands do.
+_TRAIN_WORDS = ("train", "run", "sft", "finetune", "fine-tune", "fit", "start", "launch")
+_COMMAND_WORDS = {
+    **dict.fromkeys(["validate", "lint", "verify", "test", "dry-run", "dryrun"], "check"),
+    **dict.fromkeys(["show", "view", "inspect"], "preview"),
+    **dict.fromkeys(["tokenize", "preprocess"], "prepare"),
+    **dict.fromkeys(["new", "create", "generate"], "init"),
+    **dict.fromkeys(["convert", "migrate"], "import"),
+    **dict.fromkeys(["repair", "correct", "autofix"], "fix"),
+    **dict.fromkeys(["describe", "doc", "docs"], "explain"),
+    "help": "--help",
+    "version": "--version",
+}
 COMMANDS: dict[str, Callable[[list[str]], int]] = {
     "check": check.main,
     "explain": explain.main,

@@ -7,6 +7,7 @@ that is named there, and the command that continues with it. Not here: the argum
 from __future__ import annotations
 
 import argparse
+import re
 import shlex
 from collections.abc import Sequence
 from pathlib import Path
@@ -44,11 +45,29 @@ class _CommandParser(argparse.ArgumentParser):
     """A parser whose errors are faults where a program asked for JSON."""
 
     def error(self, message: str) -> NoReturn:
-        """End the process as argparse does; raise UsageError under `--json`."""
+        """End the process as argparse does, with a hint; raise UsageError under `--json`."""
+        hint = self._suggest(message)
         if json_output.is_requested():
-            fix = f"Write `{self.format_usage().strip()}`."
+            fix = hint or f"Write `{self.format_usage().strip().removeprefix('usage: ')}`."
             raise errors.UsageError(errors.Fault("the command line", message, fix, code="run.bad_arguments"))
-        super().error(message)
+        super().error(f"{message}\n{hint}" if hint else message)
+
+    def _suggest(self, message: str) -> str:
+        """Return what to write in place of an option that does not exist; "" if nothing is near."""
+        found = re.search(r"unrecognized arguments: (?:.*? )?--?([\w-]+)(?:[= ](\S+))?", message)
+        if found is None:
+            return ""
+        from trl_sft.suggestions import STRICT, nearest_name
+
+        options = [option for action in self._actions for option in action.option_strings]
+        if option := nearest_name(f"--{found[1]}", options, cutoff=STRICT):
+            return f"Did you mean `{option}`?"
+        from trl_sft.recipe import misplaced_keys
+
+        suggestion = misplaced_keys.suggest((found[1].replace("-", "_"),))
+        if not suggestion.keys or len(suggestion.keys[0]) < 2:
+            return "Values of a recipe are written as section.key=value, for example train.max_steps=10."
+        return f"Did you mean `{'.'.join(map(str, suggestion.keys[0]))}={found[2] or 'VALUE'}`?"
 
 
 def parse_recipe(parser: argparse.ArgumentParser, argv: Sequence[str]) -> tuple[Run, argparse.Namespace]:

@@ -9,17 +9,14 @@ from __future__ import annotations
 
 import os
 import platform
-from collections.abc import Sequence
 from typing import Any
 
 import torch
 from huggingface_hub import constants, get_token
-from transformers.integrations import get_available_reporting_integrations
-from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK
-from transformers.utils import is_liger_kernel_available, is_torch_bf16_gpu_available
+from transformers.utils import is_torch_bf16_gpu_available
 from trl import SFTConfig
 
-from trl_sft.errors import Fault, LaunchError, MissingPackage
+from trl_sft.errors import Fault, LaunchError
 from trl_sft.recipe import processes
 from trl_sft.recipe.checked import Run, Setting
 from trl_sft.recipe.yaml_reader import Key
@@ -58,34 +55,19 @@ def check_machine(run: Run) -> None:
         raise LaunchError(Fault("train.fp16", "fp16 has no effect on a CPU", fix, code="machine.no_fp16"))
 
 
-def check_packages(run: Run) -> None:
-    """Refuse a run whose packages or hub token upstream would miss only later. Raises MissingPackage, LaunchError."""
-    if run.train.get("use_liger_kernel") and not is_liger_kernel_available():
-        where = run.recipe.where(("train", "use_liger_kernel"))
-        fix = "Run `pip install liger-kernel`, or remove the key."
-        raise MissingPackage(Fault(where, "liger-kernel is not installed", fix, code="package.missing"))
-    if run.train.get("push_to_hub"):
-        where = run.recipe.where(("train", "push_to_hub"))
-        if constants.HF_HUB_OFFLINE:
-            fix = "Remove the key and push the folder later, or unset HF_HUB_OFFLINE."
-            raise LaunchError(
-                Fault(
-                    where, "the model cannot be pushed to the hub while HF_HUB_OFFLINE is set", fix, code="hub.offline"
-                )
-            )
-        if not (run.train.get("hub_token") or get_token()):
-            fix = "Run `hf auth login`, or set HF_TOKEN."
-            raise LaunchError(
-                Fault(where, "the model cannot be pushed to the hub without a token", fix, code="hub.no_token")
-            )
-
-
-def check_trackers(where: str, names: Sequence[str]) -> None:
-    """Refuse trackers that are not installed, before the weights load. Raises MissingPackage."""
-    missing = sorted(set(names) & set(INTEGRATION_TO_CALLBACK) - set(get_available_reporting_integrations()))
-    if missing:
-        fix = "Install the tracker's package with pip, or set train.report_to: none."
-        raise MissingPackage(Fault(where, f"tracker not installed: {', '.join(missing)}", fix, code="package.missing"))
+def check_hub(run: Run) -> None:
+    """Refuse a push to the hub that upstream would miss a token for only later. Raises LaunchError."""
+    if not run.train.get("push_to_hub"):
+        return
+    where = run.recipe.where(("train", "push_to_hub"))
+    if constants.HF_HUB_OFFLINE:
+        problem = "the model cannot be pushed to the hub while HF_HUB_OFFLINE is set"
+        fix = "Remove the key and push the folder later, or unset HF_HUB_OFFLINE."
+        raise LaunchError(Fault(where, problem, fix, code="hub.offline"))
+    if not (run.train.get("hub_token") or get_token()):
+        fix = "Run `hf auth login`, or set HF_TOKEN."
+        problem = "the model cannot be pushed to the hub without a token"
+        raise LaunchError(Fault(where, problem, fix, code="hub.no_token"))
 
 
 def choose_machine_settings(train: dict[str, Any], quantization: dict[str, Any]) -> dict[Key, Setting]:

@@ -7,7 +7,6 @@ upstream's classes (`patches`), and the same model without weights (`meta_model`
 
 from __future__ import annotations
 
-import importlib.util
 import inspect
 import json
 from collections.abc import Sequence
@@ -164,11 +163,6 @@ def choose_adapter_settings(run: Run) -> dict[Key, Setting]:
     return {("lora", "task_type"): Setting("CAUSAL_LM", why)}
 
 
-def has_bitsandbytes() -> bool:
-    """Tell whether bitsandbytes, which quantizes, is installed."""
-    return importlib.util.find_spec("bitsandbytes") is not None
-
-
 def make_quantization_config(run: Run, settings: dict[Key, Setting]) -> BitsAndBytesConfig | None:
     """Return the quantization config of a run; None if weights are not quantized.
 
@@ -176,18 +170,13 @@ def make_quantization_config(run: Run, settings: dict[Key, Setting]) -> BitsAndB
         run: The checked recipe.
         settings: The settings that this package chose, of all sections.
 
-
     Raises:
         RecipeError: BitsAndBytesConfig refuses the values.
-        MissingPackage: bitsandbytes is not installed.
 
     """
     if run.quantization is None:
         return None
     where = run.recipe.where(("quantization",))
-    if not has_bitsandbytes():
-        fix = "Run `pip install 'trl-sft[quantization]'` in this Python."
-        raise MissingPackage(Fault(where, "bitsandbytes is not installed", fix, code="package.missing"))
     defaults = {str(key[-1]): setting.value for key, setting in settings.items() if key[0] == "quantization"}
     try:
         values = defaults | run.quantization

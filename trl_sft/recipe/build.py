@@ -9,6 +9,7 @@ needs torch, a tokenizer or rows.
 from __future__ import annotations
 
 import dataclasses
+import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,7 +17,7 @@ from typing import Any
 
 from trl_sft import run_folder
 from trl_sft.errors import Edit, Fault, Place, RecipeError
-from trl_sft.recipe import key_check, misplaced_keys, paths, renamed_keys, rules, sections, yaml_reader
+from trl_sft.recipe import key_check, misplaced_keys, other_tools, paths, renamed_keys, rules, sections, yaml_reader
 from trl_sft.recipe.checked import Run, Source
 from trl_sft.recipe.paths import FunctionLocation, Location, LocationProblem
 from trl_sft.recipe.upstream import keys, nested
@@ -60,6 +61,8 @@ def build_run(recipe: Recipe, faults: Sequence[Fault] = ()) -> Run:
         RecipeError: With every fault of the recipe, in the order of its lines.
 
     """
+    if tool := other_tools.recognise(recipe.values):
+        raise RecipeError(_explain_other_tool(recipe, tool))
     faults_of_text, faults = list(faults), []
     notes: list[str] = []
     recipe = misplaced_keys.move(recipe, faults)
@@ -98,6 +101,15 @@ def build_run(recipe: Recipe, faults: Sequence[Fault] = ()) -> Run:
         options=_resolve_options(recipe, values["run"]),
         notes=tuple(notes),
     )
+
+
+def _explain_other_tool(recipe: Recipe, tool: str) -> Fault:
+    """Return the fault of a file of another trainer."""
+    names = ", ".join(list(recipe.values)[:3])
+    file = shlex.quote(recipe.arguments[0]) if recipe.arguments else recipe.path.name
+    fix = f"Run `python -m trl_sft import {tool} {file} -o NEW.yaml`, which converts it to a recipe."
+    problem = f"this is no recipe, but a file of settings for {tool} ({names}, ...)"
+    return recipe.fault((), problem, fix, code="recipe.other_tool")
 
 
 def _line_number(fault: Fault) -> int:

@@ -12,6 +12,7 @@ import functools
 import json
 import math
 import re
+import shlex
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -39,6 +40,19 @@ _MAX_CHARACTERS = 2**20  # of a recipe
 _MAX_DIGITS = 400  # the largest float has 309; Python refuses to read several thousand
 _MAX_SHOWN = 80  # characters of a value in a message
 _ENVIRONMENT_VARIABLE = re.compile(r"\$\{[A-Z_][A-Z0-9_]*\}")
+# endings of files that are no recipes, with what to do
+_OTHER_FILES = {
+    **dict.fromkeys(
+        (".jsonl", ".csv", ".tsv", ".parquet", ".arrow", ".txt"),
+        ("a file of rows", "Run `python -m trl_sft init MODEL {file}`, which writes a recipe for these rows."),
+    ),
+    ".toml": (
+        "TOML",
+        "Write it as YAML: `[train]` becomes `train:`, and `max_steps = 3` becomes `max_steps: 3` below it, indented.",
+    ),
+    ".py": ("Python", "Write the path of a recipe, a YAML file."),
+    ".ipynb": ("a notebook", "Write the path of a recipe, a YAML file."),
+}
 _UNREADABLE = ("recipe.invalid_yaml", "recipe.too_deep", "recipe.anchor")  # faults that leave values out
 _TYPE_NAMES = {
     bool: "true or false",
@@ -210,6 +224,10 @@ def _override_place(override: str, _line: int) -> str:
 
 def read_text(path: Path) -> str:
     """Return the text of a recipe file. Raises RecipeError if it cannot be read, or is too long for a recipe."""
+    if path.suffix.lower() in _OTHER_FILES and path.is_file():
+        kind, fix = _OTHER_FILES[path.suffix.lower()]
+        problem, fix = f"this is {kind}, not a recipe", fix.format(file=shlex.quote(str(path)))
+        raise RecipeError(Fault(str(path), problem, fix, code="recipe.other_file"))
     try:
         text = path.read_text(encoding="utf-8")
     except FileNotFoundError:

@@ -21,7 +21,7 @@ from trl_sft.data.formats import CHAT
 from trl_sft.data.rows import RunRows
 from trl_sft.errors import LaunchError, MissingPackage, RecipeError, UserError
 from trl_sft.evaluation import before_after
-from trl_sft.model import cpu_loss, device, load, packed_attention, patches, trust, weights
+from trl_sft.model import cpu_loss, device, load, needed_packages, packed_attention, patches, trust, weights
 from trl_sft.model.load import ModelSource
 from trl_sft.recipe import processes as recipe_processes
 from trl_sft.recipe.checked import Run, Setting
@@ -156,9 +156,11 @@ def settle_settings(run: Run, *, elsewhere: bool = False, processes: int = 1) ->
 
     Raises:
         RecipeError: upstream refuses a value.
-        MissingPackage: quantization without bitsandbytes.
+        MissingPackage: packages that keys of the recipe need.
 
     """
+    if not elsewhere:
+        needed_packages.check(run)
     chosen = {} if elsewhere else device.choose_machine_settings(run.train, run.quantization or {})
     chosen |= (
         load.choose_adapter_settings(run)
@@ -172,14 +174,14 @@ def settle_settings(run: Run, *, elsewhere: bool = False, processes: int = 1) ->
         args = SFTConfig(**keywords)
     except (ValueError, TypeError) as error:
         raise refusals.as_fault(run, error) from error
-    can_quantize = not elsewhere or load.has_bitsandbytes()
+    can_quantize = not elsewhere or needed_packages.is_installed("bitsandbytes")
     return RunSettings(args, load.make_quantization_config(run, chosen) if can_quantize else None, chosen)
 
 
 def check_packages(run: Run, settings: RunSettings) -> None:
-    """Refuse settings whose packages are not installed. Raises MissingPackage."""
-    device.check_packages(run)
-    device.check_trackers(run.recipe.where(("train", "report_to")), settings.args.report_to)
+    """Refuse settings whose packages are not installed, and a push without a token. Raises UserError."""
+    needed_packages.check(run, settings.args.report_to)
+    device.check_hub(run)
 
 
 def describe_machine(run: Run, settings: RunSettings) -> str:

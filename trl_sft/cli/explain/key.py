@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 from trl_sft import json_output
 from trl_sft.cli.explain.recipe import format_default, format_set_value, iterate_set_values
 from trl_sft.errors import Fault, RecipeError
-from trl_sft.recipe import build, renamed_keys, resolved, sections
+from trl_sft.recipe import build, misplaced_keys, renamed_keys, resolved, sections
 from trl_sft.recipe.checked import Run
 from trl_sft.recipe.upstream import fields as upstream_fields
 from trl_sft.recipe.upstream import keys, nested, packages, types
@@ -273,6 +273,10 @@ def _wrap_paragraphs(text: str) -> Iterator[str]:
 
 def _suggest_key(word: str) -> str:
     """Return the key that a word most likely means, as a fix; else how to list keys."""
+    section, _, last = word.rpartition(".")
+    suggestion = misplaced_keys.suggest((section, last) if section in sections.OWNERS else (last,))
+    if suggestion.keys:
+        return misplaced_keys.ask_for([".".join(map(str, key)) for key in suggestion.keys])
     full_names: dict[str, str] = {}
     for section in reversed(_ALL_SECTIONS):
         for name in (*keys.get_fields(section), *renamed_keys.renamed_in(section)):
