@@ -31,7 +31,7 @@ CHAT = [{"question": f"q{n}", "answer": f"answer {n}"} for n in range(9)]
 def test_tokens_with_loss_are_marked_and_special_tokens_are_visible(show, here):
     code, out, err = show(CHAT)
     assert code == 0, err
-    assert "── r.jsonl row 1: " in out
+    assert "── r.jsonl row 1 (line 1): " in out
     assert "<|im_start|>user\nq0<|im_end|>\n<|im_start|>assistant\n⟦answer 0⟧⟦<|im_end|>⟧\n" in out
     assert out.count("── r.jsonl row") == 3
     assert "format question_answer, wording chat" in out
@@ -49,7 +49,7 @@ def test_truncated_end_is_marked_and_rejected_row_is_named(show):
     code, out, _ = show(rows, "train.max_length=40")
     assert code == 0
     assert re.search(r"✂ \d+ tokens are truncated", out)
-    assert "left out: r.jsonl row 2: no loss tokens within max_length 40" in out
+    assert "left out: r.jsonl row 2 (line 2): no loss tokens within max_length 40" in out
 
 
 def test_packed_layout_of_the_first_batch_is_shown(show):
@@ -94,7 +94,7 @@ def test_only_the_first_rows_are_read(here, monkeypatch):
         file.write("{broken\n")
     (here / "recipe.yaml").write_text(RECIPE.replace("rows.jsonl", "r.jsonl"))
     preview = preview_rows.build_preview(load_recipe("recipe.yaml"), 2)
-    assert [row.name for row in preview.rows] == ["r.jsonl row 1", "r.jsonl row 2"]
+    assert [row.name for row in preview.rows] == ["r.jsonl row 1 (line 1)", "r.jsonl row 2 (line 2)"]
 
 
 def test_preview_refuses_what_a_run_refuses(show):
@@ -103,7 +103,8 @@ def test_preview_refuses_what_a_run_refuses(show):
     assert "special_tokens_in_text" in err
 
 
-def test_run_reads_the_tokens_that_prepare_made(go):
+def test_run_reads_the_tokens_that_prepare_made(here, go):
+    jsonl(here / "rows.jsonl", [{"question": f"Prepare {n}?", "answer": "yes"} for n in range(40)])  # of no other test
     code, out, _ = go(RECIPE, command=["prepare"])
     assert code == 0
     assert "tokenized now" in out

@@ -63,8 +63,8 @@ def test_bad_rows_are_left_out_counted_by_reason_and_listed(here, go, capsys):
         (12, empty, "data.empty_value"),
         (21, "question is empty (null)", "data.wrong_type"),
     ]
-    assert f"2 rows are left out: {empty}; the first is r.jsonl row 6" in out
-    assert "1 row is left out: question is empty (null); the first is r.jsonl row 21" in out
+    assert f"2 rows are left out: {empty}; the first is r.jsonl row 6 (line 6)" in out
+    assert "1 row is left out: question is empty (null); the first is r.jsonl row 21 (line 21)" in out
     assert "97 to train; rejected: 2 answer is empty" in out
 
 
@@ -73,9 +73,9 @@ def test_stop_is_the_default_and_names_each_kind_with_its_number_and_first_row(h
     code, _, err = go(f"{MODEL}data: {{train: r.jsonl}}\n", command=["check"])
     assert code == 2
     assert "2 problems to fix" in err
-    assert "r.jsonl row 6" in err
+    assert "r.jsonl row 6 (line 6)" in err
     assert "answer is empty: there is nothing to learn (the first of 2 such rows)" in err
-    assert "r.jsonl row 21" in err
+    assert "r.jsonl row 21 (line 21)" in err
     assert "Or set `data.on_bad_row: drop`, which leaves such rows out." in err
     assert "row 12" not in err
 
@@ -94,11 +94,11 @@ def test_faults_of_formatting_and_of_the_template_are_told_at_once_for_all_sourc
         code, _, err = go(text, command=command)
         assert code == 2
         assert "4 problems to fix" in err, err
-        assert "a.jsonl row 8\n    messages has no assistant turn" in err
-        assert "a.jsonl row 4\n    the chat template refuses this chat: no loud words" in err
+        assert "a.jsonl row 8 (line 8)\n    messages has no assistant turn" in err
+        assert "a.jsonl row 4 (line 4)\n    the chat template refuses this chat: no loud words" in err
         assert "(the first of 2 such rows)" in err
-        assert "b.jsonl row 1\n    messages has an empty assistant turn (turn 2)" in err
-        assert "e.jsonl row 1\n    the chat template refuses this chat: no loud words" in err
+        assert "b.jsonl row 1 (line 1)\n    messages has an empty assistant turn (turn 2)" in err
+        assert "e.jsonl row 1 (line 1)\n    the chat template refuses this chat: no loud words" in err
 
 
 def test_rows_that_the_template_refuses_are_dropped_and_the_sums_hold(here):
@@ -133,7 +133,7 @@ def test_more_bad_rows_than_the_share_stop_the_run_and_every_kind_is_named(here)
     assert first.code == "data.too_many_bad_rows"
     assert first.problem == "3 of 40 rows of train cannot be trained (7.5%), more than data.max_untrained: 0.05"
     assert first.fix == "Correct the rows, or set data.max_untrained: 0.08."
-    assert [fault.where for fault in kinds] == ["r.jsonl row 6", "r.jsonl row 21"]
+    assert [fault.where for fault in kinds] == ["r.jsonl row 6 (line 6)", "r.jsonl row 21 (line 21)"]
     for words in ("data.max_untrained=0.08", "run.allow=[untrained_rows]"):
         ready = prepare(here, "{train: r.jsonl, on_bad_row: drop}", words)
         assert ready.datasets.ledger["train"]["rows"]["kept"] == 37
@@ -183,7 +183,7 @@ def test_a_bad_row_that_weights_repeat_is_one_row(here):
     data = "{train: [{path: a.jsonl, weight: 1}, {path: b.jsonl, weight: 1}]}"
     with pytest.raises(UserError) as error:
         prepare(here, data, extra=TEMPLATE)
-    assert [fault.where for fault in error.value.faults] == ["a.jsonl row 1"]
+    assert [fault.where for fault in error.value.faults] == ["a.jsonl row 1 (line 1)"]
     assert "such rows)" not in error.value.faults[0].problem
     ready = prepare(here, data.replace("]}", "], on_bad_row: drop, max_untrained: 0.02}"), extra=TEMPLATE)
     check_sums(ready.datasets.ledger["train"])
@@ -211,7 +211,7 @@ def test_function_may_return_none_to_drop_a_row_whatever_the_share(here, go):
     jsonl(here / "r.jsonl", [{"n": n} for n in range(40)])
     code, out, err = go(f"{MODEL}data: {{train: {{path: r.jsonl, format: 'f.py:odd'}}}}\n")
     assert code == 0, err
-    assert "20 rows are left out: dropped by odd; the first is r.jsonl row 1" in out
+    assert "20 rows are left out: dropped by odd; the first is r.jsonl row 1 (line 1)" in out
     ledger = json.loads((here / "out" / "ledger.json").read_text())["train"]
     assert ledger["rows"]["rejected"] == {"dropped by odd": 20}
     check_sums(ledger)
@@ -226,7 +226,7 @@ def test_function_that_fails_for_some_rows_is_told_by_kind_and_can_be_dropped(he
     data = "{train: {path: r.jsonl, format: 'f.py:f'}}"
     with pytest.raises(UserError) as error:
         prepare(here, data)
-    assert [fault.where for fault in error.value.faults] == ["r.jsonl row 1", "r.jsonl row 5"]
+    assert [fault.where for fault in error.value.faults] == ["r.jsonl row 1 (line 1)", "r.jsonl row 5 (line 5)"]
     assert "f raised ZeroDivisionError" in error.value.faults[0].problem
     assert "(the first of 2 such rows)" in error.value.faults[0].problem
     ready = prepare(here, data.replace("}}", "}, on_bad_row: drop}"))
@@ -263,7 +263,7 @@ def test_overlong_error_stops_also_where_bad_rows_are_dropped(here):
     jsonl(here / "r.jsonl", [*questions(60), {"question": "long " * 200, "answer": "x"}])
     with pytest.raises(UserError, match="longer than max_length 64") as error:
         prepare(here, "{train: r.jsonl, on_bad_row: drop, overlong: error}", "train.max_length=64")
-    assert error.value.faults[0].where == "r.jsonl row 61"
+    assert error.value.faults[0].where == "r.jsonl row 61 (line 61)"
 
 
 def test_stream_leaves_bad_rows_out_counts_and_lists_them(here, go):
@@ -279,7 +279,7 @@ def test_stream_leaves_bad_rows_out_counts_and_lists_them(here, go):
     )
     code, out, err = go(text)
     assert code == 0, err
-    assert "1 row is left out: messages has an empty assistant turn; the first is r.jsonl row 6" in out
+    assert "1 row is left out: messages has an empty assistant turn; the first is r.jsonl row 6 (line 6)" in out
     source = json.loads((here / "out" / "ledger.json").read_text())["train"]["sources"][0]
     rejected = source["rows"]["rejected"]
     assert rejected["messages has an empty assistant turn"] >= 2
@@ -289,18 +289,18 @@ def test_stream_leaves_bad_rows_out_counts_and_lists_them(here, go):
     assert sorted(row["row"] for row in rejects) == [6, 401, 451], "each once, although the stream is read twice"
     code, _, err = go(text.replace("on_bad_row: drop", "on_bad_row: stop").replace("output_dir: out", "output_dir: o2"))
     assert code == 2
-    assert "r.jsonl row 6" in err
+    assert "r.jsonl row 6 (line 6)" in err
 
 
 def test_preview_shows_what_is_left_out_and_refuses_under_stop(here, go):
     jsonl(here / "r.jsonl", spoil(questions(40)))
     code, out, err = go(f"{MODEL}data: {{train: r.jsonl, on_bad_row: drop}}\n", command=["preview"])
     assert code == 0, err
-    assert "left out: r.jsonl row 6: answer is empty: there is nothing to learn" in out
+    assert "left out: r.jsonl row 6 (line 6): answer is empty: there is nothing to learn" in out
     code, _, err = go(f"{MODEL}data: {{train: r.jsonl}}\n", command=["preview"])
     assert code == 2
-    assert "r.jsonl row 6" in err
-    assert "r.jsonl row 21" in err
+    assert "r.jsonl row 6 (line 6)" in err
+    assert "r.jsonl row 21 (line 21)" in err
 
 
 def test_bad_rows_are_told_where_another_source_cannot_be_read(here, go):
@@ -309,7 +309,7 @@ def test_bad_rows_are_told_where_another_source_cannot_be_read(here, go):
     code, _, err = go(f"{MODEL}data: {{train: [a.jsonl, b.jsonl]}}\n", command=["check"])
     assert code == 2
     assert "b.jsonl has the columns frage" in err
-    assert "a.jsonl row 6" in err
+    assert "a.jsonl row 6 (line 6)" in err
 
 
 def test_bad_rows_are_told_without_a_tokenizer(here, go):
@@ -317,7 +317,7 @@ def test_bad_rows_are_told_without_a_tokenizer(here, go):
     text = MODEL.replace("trl_sft:tiny", "nobody/nothing") + "data: {train: a.jsonl}\n"
     code, out, err = go(text, command=["check"])
     assert code == 2
-    assert "a.jsonl row 6" in out + err
+    assert "a.jsonl row 6 (line 6)" in out + err
 
 
 @pytest.mark.parametrize(

@@ -30,7 +30,8 @@ def read_source(folder, source):
 
 def read_rows(folder, source):
     """Return the rows of a source, without the columns that only describe them."""
-    return [dict(row) for row in load.load_source(*read_source(folder, source))]
+    source_rows = load.load_source(*read_source(folder, source))
+    return [source_rows.decode_row(number) for number in range(len(source_rows.rows))]
 
 
 def explain(folder, source):

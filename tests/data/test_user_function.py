@@ -79,7 +79,7 @@ def test_own_function_that_changed_does_not_read_the_cache_of_the_old_one(german
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("rows.py:broken", "g.jsonl row 1\n    broken raised KeyError: 'answer'"),
+        ("rows.py:broken", "g.jsonl row 1 (line 1)\n    broken raised KeyError: 'answer'"),
         ("rows.py:number", "number returned int"),
         ("rows.py:nothing", "nothing is int, not a function"),
         ("rows.py:gone", "cannot be imported: AttributeError"),

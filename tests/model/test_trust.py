@@ -185,7 +185,7 @@ def test_page_escapes_names_of_files_and_columns(here, go):
     assert code == 0, err
     page = (here / "page.html").read_text(encoding="utf-8")
     assert "<script" not in page
-    assert "&lt;script&gt;1.jsonl row 1" in page
+    assert "&lt;script&gt;1.jsonl row 1 (line 1)" in page
     assert "&lt;script&gt;alert(1)&lt;/script&gt;" in page  # the column, which is not used
 
 

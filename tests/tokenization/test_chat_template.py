@@ -153,7 +153,7 @@ def test_text_that_begins_twice_with_the_first_token_is_refused(here):
     )
     with pytest.raises(UserError) as refused:
         stages.prepare(load_recipe("recipe.yaml"))
-    assert refused.value.faults[0].where == "r.jsonl row 2"
+    assert refused.value.faults[0].where == "r.jsonl row 2 (line 2)"
     assert "begins with <s> twice" in refused.value.faults[0].problem
 
 

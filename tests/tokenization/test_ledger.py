@@ -53,7 +53,7 @@ def test_run_leaves_its_ledger_and_what_was_left_out(here, go):
     assert of["eval"]["eval"]["rows"]["kept"] == 2
     left = [json.loads(line) for line in (here / "out" / "rejects.jsonl").read_text().splitlines()]
     assert left == [{"part": "train", "source": "rows.jsonl", "row": 4, "reason": "also in the evaluation set"}]
-    assert "1 row to train is also in the evaluation set and is removed; the first is rows.jsonl row 4" in out
+    assert "1 row to train is also in the evaluation set and is removed; the first is rows.jsonl row 4 (line 4)" in out
 
 
 def test_rows_removed_from_training_are_not_counted_in_the_evaluation_set(here):
@@ -143,7 +143,7 @@ def test_overlong_error_names_the_row(here):
     jsonl(here / "r.jsonl", [{"question": "q", "answer": "yes " * n} for n in (2, 60)])
     with pytest.raises(UserError) as refused:
         prepare(here, "{train: r.jsonl, overlong: error}", "train.max_length=40")
-    assert refused.value.faults[0].where == "r.jsonl row 2"
+    assert refused.value.faults[0].where == "r.jsonl row 2 (line 2)"
 
 
 def test_cut_at_a_length_that_nobody_wrote_is_said(here, capsys):
@@ -158,7 +158,7 @@ def test_too_many_rows_without_a_trained_token_stop_the_run_and_the_first_is_nam
     with pytest.raises(UserError) as refused:
         prepare(here, "{train: r.jsonl}", "train.max_length=60")
     assert "4 of 40 rows of train have no loss tokens within max_length 60" in refused.value.faults[0].problem
-    assert "r.jsonl row 4" in refused.value.faults[0].problem
+    assert "r.jsonl row 4 (line 4)" in refused.value.faults[0].problem
     for words in (["data.max_untrained=0.1"], ["run.allow=[untrained_rows]"]):
         of = prepare(here, "{train: r.jsonl}", "train.max_length=60", *words).datasets.ledger["train"]
         assert of["rows"]["kept"] == 36
@@ -215,7 +215,7 @@ def test_max_rows_draws_with_the_seed_and_keeps_the_files_row_numbers(here, caps
     questions = [row["content"] for form in ready.rows.train.rows for row in form["prompt"]]
     assert len(questions) == 7
     for number, question in enumerate(questions):
-        line = int(ready.rows.train.row_name(number).rpartition(" ")[2])
+        line = int(ready.rows.train.row_name(number).rpartition(" ")[2].rstrip(")"))
         assert question == f"What is {line - 1}?"
     assert (
         prepare(here, "{train: {path: a.jsonl, max_rows: 7}}").rows.train.rows["prompt"]
@@ -265,7 +265,7 @@ def test_special_string_in_a_row_is_refused_or_plain_text(here):
     jsonl(here / "r.jsonl", rows)
     with pytest.raises(UserError) as refused:
         prepare(here, "{train: r.jsonl}")
-    assert refused.value.faults[0].where == "r.jsonl row 2"
+    assert refused.value.faults[0].where == "r.jsonl row 2 (line 2)"
     assert "the text holds <|im_end|>" in refused.value.faults[0].problem
     ready = prepare(here, "{train: r.jsonl, special_tokens_in_text: text}")
     end = ready.chat.tokenizer.convert_tokens_to_ids("<|im_end|>")
@@ -280,6 +280,7 @@ def test_pass_is_read_again_and_what_changed_is_said(here, capsys):
         prepare(here, "{train: rows.jsonl}", *words)
         return next(line for line in capsys.readouterr().out.splitlines() if line.startswith("cache"))
 
+    jsonl(here / "rows.jsonl", [{"question": f"Is {n} odd?", "answer": "yes"} for n in range(40)])  # of no other test
     assert "tokenized now (first run of this recipe)" in said()
     assert "read from" in said()
     assert "tokenized now (changed: settings)" in said("train.max_length=77")

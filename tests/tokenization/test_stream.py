@@ -90,7 +90,7 @@ def test_bad_row_of_a_stream_stops_the_run_and_is_named(rows, here, go):
     jsonl(here / "r.jsonl", rows)
     code, _, err = go(TEXT, "train.max_steps=400", "train.per_device_train_batch_size=4")
     assert code == 2
-    assert "r.jsonl row 1251" in err
+    assert "r.jsonl row 1251 (line 1251)" in err
     assert "answer is empty" in err
     assert "then run the same command. The run resumes" in err
 

@@ -30,7 +30,7 @@ from trl_sft.tokenization import build, tokenizer
 
 PACKAGE = Path(trl_sft.__file__).parent
 MARKER = "wombat"
-MOST_CONTAINERS = 4
+MOST_CONTAINERS = 6
 SOURCES = {
     "chat": (
         "messages",
@@ -148,7 +148,7 @@ def test_walk_notices_a_row_in_each_kind_of_argument():
     """What the walk sees, and what it does not: an argument that hides the row would pass for none."""
     ids = {"w": list(b"a wombat b")}
     walk = Walk(lambda numbers: bytes(n for n in numbers if n < 256).decode())
-    split = Split(Dataset.from_dict({"text": [MARKER]}), (), *[np.arange(1)] * 3, {}, "key")
+    split = Split(Dataset.from_dict({"text": [MARKER]}), (), *[np.arange(1)] * 3, {}, {}, "key")
     holding = [f"a {MARKER}", {"a": [MARKER]}, (MARKER,), Dataset.from_dict({"text": ["x", MARKER]}), ids, ids["w"]]
     assert all(walk.holders(value) == {None} for value in [*holding, np.array(ids["w"]), pa.table({"a": [MARKER]})])
     assert walk.holders(split) == {"Split"}

@@ -114,8 +114,8 @@ FAULTS = {  # name -> (text to replace or "rows" or "template", replacement, pla
     ),
     # rows: they replace the forty rows of rows.jsonl
     "a row without an answer": ("rows", [{"question": "q", "answer": "a"}, {"question": "q"}], "rows.jsonl row 2", ""),
-    "an answer that is a number": ("rows", [{"question": "q", "answer": 3}], "rows.jsonl row 1", "answer"),
-    "an empty answer": ("rows", [{"question": "q", "answer": ""}] * 9, "rows.jsonl row 1", "answer"),
+    "an answer that is a number": ("rows", [{"question": "q", "answer": 3}], "rows.jsonl row 1 (line 1)", "answer"),
+    "an empty answer": ("rows", [{"question": "q", "answer": ""}] * 9, "rows.jsonl row 1 (line 1)", "answer"),
     "columns of another format": ("rows", [{"prompt": "q", "response": "a"}] * 9, "recipe.yaml:5", "question"),
     "a line with invalid JSON": ("rows", '{"question": "q", "answer": "a"}\n{"question": \n', "rows.jsonl:2", "JSON"),
     "an empty data file": ("rows", "", "recipe.yaml:5", "0 bytes"),
@@ -135,7 +135,7 @@ FAULTS = {  # name -> (text to replace or "rows" or "template", replacement, pla
     ),
     "a template with generation markers around the prompt": (
         *("template", TEMPLATE.replace("{{ m['role']", "{% generation %}{{ m['role']").replace(
-            "eos_token }}", "eos_token }}{% endgeneration %}"), "rows.jsonl row 1", "markers"),
+            "eos_token }}", "eos_token }}{% endgeneration %}"), "rows.jsonl row 1 (line 1)", "markers"),
     ),
     "a template without chat rows": (
         *("template", (TEMPLATE, "question_answer, wording: plain"), "recipe.yaml:4", "no row becomes a chat"),

@@ -639,7 +639,7 @@ def test_row_with_an_empty_response_is_refused(go, here):
     jsonl(here / "rows.jsonl", [{"question": "a", "answer": " "}])
     code, _, err = go(RECIPE)
     assert code == 2
-    assert "rows.jsonl row 1\n    answer is empty: there is nothing to learn" in err
+    assert "rows.jsonl row 1 (line 1)\n    answer is empty: there is nothing to learn" in err
 
 
 def test_file_name_with_brackets_is_not_a_glob(go, here):

@@ -1,19 +1,32 @@
-"""Reads the rows of one source with `datasets` and renames its columns.
+"""Reads the rows of one source: files of JSON, CSV and text without types, all others as `datasets` reads them.
 
-Inputs: a `Source` of the recipe. Outputs: a `Dataset` (or an `IterableDataset`), or a fault that names the file
-and, where JSON is broken, the line and the column, which upstream's readers do not report.
-Deliberately not here: what the columns mean (`source_format`) and what becomes of a row (`pipeline`).
+Inputs: a `Source` of the recipe. Outputs: `SourceRows`, whose rows `source_rows.decode_batch` parses: of all files, of
+their beginning, or batch by batch as a stream; the same rows each time. Files of folders and of the hub are read like
+files that a recipe names. What is cached has the digest of the files' content in its key, never their time alone.
+Every exception of another package becomes a fault here; `explain_unreadable` is the one place for what is wrong with a
+file. Deliberately not here: how a file is read (`readers`), what the columns mean (`source_format`), and what becomes
+of a row (`pipeline`).
 """
 
 from __future__ import annotations
 
+import contextlib
+import dataclasses
 import glob
+import re
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any, NamedTuple
 
+import datasets
+import numpy as np
+import pyarrow as pa
 from datasets import (
     Dataset,
     DatasetDict,
     IterableDataset,
+    ReadInstruction,
     concatenate_datasets,
     load_dataset,
     load_dataset_builder,
@@ -22,7 +35,15 @@ from datasets import (
 from datasets.data_files import FILES_TO_IGNORE
 
 from trl_sft.data.file_diagnosis import diagnose
-from trl_sft.errors import DataError, Fault, UserError, first_line
+from trl_sft.data.messages import FormatError
+from trl_sft.data.readers import record_store
+from trl_sft.data.readers.csv_records import OptionError
+from trl_sft.data.readers.data_file import CompressionError, DataFile, digest_file
+from trl_sft.data.readers.record_block import ReadingError
+from trl_sft.data.readers.record_store import FileError, RecordReader
+from trl_sft.data.source_rows import FILE, RECORD, RowPlaces, SourceRows, place_records
+from trl_sft.data.typed_rows import make_record_tables, read_schema
+from trl_sft.errors import DataError, Fault, NotAsAsked, RecipeError, UserError, first_line
 from trl_sft.recipe import hub, sections
 from trl_sft.recipe.checked import Source
 from trl_sft.recipe.yaml_reader import Recipe
@@ -32,10 +53,22 @@ MAX_SHOWN = 5  # faulty lines, or rows, that are listed one by one
 _SAVED_DATASET_FILES = ("dataset_dict.json", "state.json")  # what Dataset.save_to_disk writes beside the rows
 # key below `data:` -> the split of a folder or a hub id where the source names none
 _DEFAULT_SPLITS = {"train": "train", "eval": "test"}
+_STREAM_ROWS = 1000  # rows of a batch of a stream
+# arguments of `load_dataset` that its builder does not take
+_LOADING_KEYWORDS = ("split", "streaming", "num_proc", "keep_in_memory", "verification_mode", "save_infos")
+_SPLIT = re.compile(r"(\w+(?:\.\w+)*)(\[[^]]*\](?:\(\w+\))?)?")  # the name of a split, and a part of it
 
 
-def load_source(recipe: Recipe, source: Source, max_rows: int | None = None) -> Dataset:
-    """Return the rows of a source as `datasets` reads them, with the columns renamed.
+class SourceFiles(NamedTuple):
+    """The files of one source that a builder of `datasets` would read."""
+
+    builder: str  # json, csv, text, parquet, arrow
+    splits: Mapping[str, Sequence[DataFile]]
+    keywords: Mapping[str, Any]  # of the configuration of the builder
+
+
+def load_source(recipe: Recipe, source: Source, max_rows: int | None = None) -> SourceRows:
+    """Return the rows of a source.
 
     Args:
         recipe: the recipe, for the place of a fault.
@@ -44,25 +77,36 @@ def load_source(recipe: Recipe, source: Source, max_rows: int | None = None) -> 
 
     Raises:
         DataError: the source cannot be read, or `rename` does not fit its columns.
+        RecipeError: a key of the source cannot be carried out.
 
     """
-    rows = _load_dataset(recipe, source, streaming=max_rows is not None)
-    if isinstance(rows, IterableDataset):
-        try:
-            rows = _first_rows(rows, max_rows or 0)
-        except Exception as error:
-            raise explain_unreadable(recipe, source, error) from None
-    if not source.rename:
-        return rows
-    _check_renames(recipe, source, rows)
-    return rows.rename_columns(source.rename)
+    if max_rows is not None:
+        rows = _join_batches(_take_rows(stream_source(recipe, source), max_rows))
+    else:
+        with _explaining(recipe, source):
+            rows = _load_all(recipe, source)
+    if rows.unparsed:
+        _refuse_unparsed(recipe, source, rows)
+    if source.rename:
+        _check_renames(recipe, source, list(rows.columns))
+        columns = {source.rename.get(column, column): count for column, count in rows.columns.items()}
+        rows = rows._replace(columns=columns, rename=source.rename)
+    return rows
 
 
-def stream_source(recipe: Recipe, source: Source) -> IterableDataset:
-    """Return the rows of a source as a stream, with the columns renamed. Raises DataError."""
-    rows = _load_dataset(recipe, source, streaming=True)
-    assert isinstance(rows, IterableDataset)
-    return rows.rename_columns(source.rename) if source.rename else rows
+def stream_source(recipe: Recipe, source: Source) -> Iterator[SourceRows]:
+    """Yield the rows of a source batch by batch, reading on only when the next batch is due.
+
+    Raises:
+        DataError: the source cannot be read.
+        RecipeError: a key of the source cannot be carried out.
+
+    """
+    with _explaining(recipe, source):
+        for rows in _stream_all(recipe, source):
+            if rows.unparsed:
+                _refuse_unparsed(recipe, source, rows)
+            yield rows._replace(rename=source.rename)
 
 
 def find_unread_files(source: Source) -> list[str]:
@@ -70,8 +114,7 @@ def find_unread_files(source: Source) -> list[str]:
     if source.builder or not source.location.files or _is_saved_dataset(source):
         return []
     folder = source.location.files[0]
-    keywords = {name: value for name, value in source.load_kwargs.items() if name not in ("split", "streaming")}
-    splits = load_dataset_builder(str(folder), **keywords).config.data_files or {}
+    splits = load_dataset_builder(str(folder), **_builder_keywords(source)).config.data_files or {}
     read_files = {Path(file) for files in splits.values() for file in files}
     unread = []
     for path in sorted(folder.rglob("*")):
@@ -84,62 +127,249 @@ def find_unread_files(source: Source) -> list[str]:
 
 
 def explain_unreadable(recipe: Recipe, source: Source, error: Exception) -> UserError:
-    """Return our error for an exception with which `datasets`, pyarrow or the hub refused a source."""
+    """Return our error for an exception with which a reader, `datasets`, pyarrow or the hub refused a source."""
     where = recipe.where(source.key)
+    file: DataFile | None = None
+    if isinstance(error, FileError):
+        file, error = error.file, error.error
+    if not isinstance(error, OptionError) and (faults := _diagnose_files(recipe, source, file)):
+        return DataError(faults)
+    if isinstance(error, ReadingError) and file is not None:
+        return DataError(Fault(f"{file.name}:{error.line}", error.problem, error.fix, code=error.code))
+    if isinstance(error, OptionError):
+        return RecipeError(Fault(recipe.where((*source.key, error.key)), error.problem, error.fix, code=error.code))
+    name = file.name if file is not None else source.name
+    if isinstance(error, CompressionError):
+        return DataError(Fault(where, f"{name} cannot be read: {error}", error.fix, code="data.unreadable_source"))
     hub_error = None if source.location.files else hub.translate_error(where, source.location.name, error)
     if hub_error is not None:
         return hub_error
-    faults = [
-        fault
-        for file in source.location.files
-        if file.is_file()
-        for fault in diagnose.explain_file(recipe, source, file)
-    ]
-    if faults:
-        return DataError(faults)
     if "corresponds to no data" in str(error):
-        return DataError(
-            Fault(where, f"{source.name} has no rows", "Name a source that has rows.", code="data.no_rows")
-        )
+        return DataError(Fault(where, f"{name} has no rows", "Name a source that has rows.", code="data.no_rows"))
     cause = error.__cause__ or error
     if isinstance(cause, UnicodeDecodeError):
         fix = "Save the file as UTF-8, or set `encoding`."
-    elif "split" in str(error):
+    elif "split" in str(error).lower():
         fix = "Set `split` to one that the source has."
     else:
         fix = "Name a file whose content fits its suffix, or correct the keys of the source."
-    return DataError(
-        Fault(where, f"{source.name} cannot be read: {first_line(cause)}", fix, code="data.unreadable_source")
-    )
+    return DataError(Fault(where, f"{name} cannot be read: {first_line(cause)}", fix, code="data.unreadable_source"))
 
 
-def _load_dataset(recipe: Recipe, source: Source, streaming: bool) -> Dataset | IterableDataset:
-    """Return the rows of a source as they are; exceptions of other packages become DataError here."""
-    for file in source.location.files:
-        if file.is_file() and file.stat().st_size == 0:
-            where = recipe.where(source.key)
-            raise DataError(
-                Fault(where, f"{source.name} is empty: 0 bytes", "Name a file that has rows.", code="data.no_rows")
-            )
-        if file.is_file() and (faults := diagnose.check_head(recipe, source, file)):
-            raise DataError(faults)
-    default_split = "train" if source.builder else _DEFAULT_SPLITS[str(source.key[1])]
-    keywords = {"split": default_split} | source.load_kwargs | {"streaming": streaming}
+def _diagnose_files(recipe: Recipe, source: Source, file: DataFile | None) -> list[Fault]:
+    """Return what the bytes of a file show to be wrong; without a file those of each file of the source."""
+    paths = list(source.location.files) if file is None else [Path(file.path)]
+    return [fault for path in paths if path.is_file() for fault in diagnose.explain_file(recipe, source, path)]
+
+
+@contextlib.contextmanager
+def _explaining(recipe: Recipe, source: Source) -> Iterator[None]:
+    """Turn exceptions of readers and of other packages into faults."""
     try:
-        if source.builder:
-            files = [glob.escape(str(file)) for file in source.location.files]  # datasets reads names as patterns
-            rows = load_dataset(source.builder, data_files=files, **keywords)
-        elif source.location.files and _is_saved_dataset(source):
-            rows = _load_saved_dataset(source, str(keywords["split"]), streaming)
-        else:
-            if not source.location.files:
-                hub.check_id("dataset", source.location.name, keywords)
-            rows = load_dataset(source.location.name, **keywords)
-    except (KeyboardInterrupt, MemoryError):
+        yield
+    except (UserError, NotAsAsked, MemoryError):
         raise
     except Exception as error:
         raise explain_unreadable(recipe, source, error) from None
-    return rows if isinstance(rows, Dataset | IterableDataset) else concatenate_datasets(rows)
+
+
+def _load_all(recipe: Recipe, source: Source) -> SourceRows:
+    """Return all rows of a source, under the names of its own columns."""
+    split = source.load_kwargs.get("split") or _default_split(source)
+    if source.location.files and not source.builder and _is_saved_dataset(source):
+        return _make_typed_rows(_load_saved_dataset(source, split), DataFile(source.name, ""))
+    files = _find_files(recipe, source)
+    if files is not None and files.builder in record_store.BUILDERS:
+        return _load_records(source, files, split)
+    if files is not None and source.builder:
+        return _load_typed_files(source, files, split)
+    rows = load_dataset(source.location.name, **({"split": split} | dict(source.load_kwargs)))
+    rows = rows if isinstance(rows, Dataset) else concatenate_datasets(rows)
+    return _make_typed_rows(rows, DataFile(source.name, ""))
+
+
+def _stream_all(recipe: Recipe, source: Source) -> Iterator[SourceRows]:
+    """Yield all rows of a source batch by batch, under the names of its own columns."""
+    split = str(source.load_kwargs.get("split") or _default_split(source))
+    if source.location.files and not source.builder and _is_saved_dataset(source):
+        yield from _split_rows(_load_saved_dataset(source, split), DataFile(source.name, ""))
+        return
+    files = _find_files(recipe, source)
+    if files is not None and files.builder in record_store.BUILDERS:
+        chosen = [file for name in _split_names(split, streaming=True) for file in _files_of_split(files, name)]
+        for table in record_store.read_tables(_make_reader(files), chosen):
+            rows = Dataset(table)
+            summary = record_store.summarize(table[0].to_pylist())
+            yield SourceRows(rows, summary.columns, place_records(chosen, rows), unparsed=summary.unparsed)
+        return
+    keywords = {"split": split} | dict(source.load_kwargs) | {"streaming": True}
+    if files is not None and source.builder:  # file by file: nothing is cast to the types of the first
+        for file in files.splits["train"]:
+            stream = load_dataset(source.builder, data_files=[glob.escape(file.path)], **keywords)
+            yield from _iterate_stream(stream, file)
+    else:
+        yield from _iterate_stream(load_dataset(source.location.name, **keywords), DataFile(source.name, ""))
+
+
+def _iterate_stream(stream: IterableDataset, file: DataFile) -> Iterator[SourceRows]:
+    """Yield the rows of a stream of typed columns batch by batch."""
+    start = 0
+    for table in stream.with_format("arrow").iter(_STREAM_ROWS):
+        features = stream.features or datasets.Features.from_arrow_schema(table.schema)
+        rows = Dataset(table, info=datasets.DatasetInfo(features=features))
+        yield _make_typed_rows(rows, file, first_row=-start)
+        start += len(rows)
+
+
+def _split_rows(rows: Dataset, file: DataFile) -> Iterator[SourceRows]:
+    """Yield the rows of a dataset batch by batch."""
+    for start in range(0, len(rows), _STREAM_ROWS):
+        batch = rows.select(range(start, min(start + _STREAM_ROWS, len(rows))))
+        yield _make_typed_rows(batch, file, first_row=-start)
+
+
+def _find_files(recipe: Recipe, source: Source) -> SourceFiles | None:
+    """Return the files of a source by split; None = `datasets` reads the source in a way of its own."""
+    if source.builder:
+        for file in source.location.files:
+            if file.stat().st_size == 0:
+                where = recipe.where(source.key)
+                problem = f"{file.name} is empty: 0 bytes"
+                raise DataError(Fault(where, problem, "Name a file that has rows.", code="data.no_rows"))
+            if faults := diagnose.check_head(recipe, source, file):
+                raise DataError(faults)
+        files = [DataFile(file.name, str(file)) for file in source.location.files]
+        return SourceFiles(source.builder, {"train": files}, source.load_kwargs)
+    if not source.location.files:
+        hub.check_id("dataset", source.location.name, source.load_kwargs)
+    builder = load_dataset_builder(source.location.name, **_builder_keywords(source))
+    name = type(builder).__module__.rpartition(".")[2]
+    if name not in record_store.BUILDERS:
+        return None
+    base = {field.name for field in dataclasses.fields(datasets.BuilderConfig)}
+    config = builder.config
+    defaults = {field.name: field.default for field in dataclasses.fields(config)}
+    keywords = {
+        key: getattr(config, key) for key in defaults if key not in base and getattr(config, key) != defaults[key]
+    }
+    if name == "text" and source.location.files:
+        keywords.setdefault("sample_by", "document")
+    splits = {
+        str(split): [_make_data_file(file, source, builder) for file in files]
+        for split, files in (config.data_files or {}).items()
+    }
+    return SourceFiles(name, splits, keywords)
+
+
+def _make_data_file(address: str, source: Source, builder: Any) -> DataFile:
+    """Return a file of a folder or of the hub."""
+    if source.location.files:
+        return DataFile(str(Path(address).relative_to(source.location.files[0])), address)
+    config = datasets.DownloadConfig(token=source.load_kwargs.get("token"))
+    if source.load_kwargs.get("streaming"):
+        return DataFile(f"{source.location.name}/{address.rpartition('/')[2]}", address, config)
+    manager = datasets.DownloadManager(dataset_name=builder.dataset_name, download_config=config)
+    return DataFile(f"{source.location.name}/{address.rpartition('/')[2]}", str(manager.download(address)))
+
+
+def _builder_keywords(source: Source) -> dict[str, Any]:
+    """Return the arguments of a source that `load_dataset_builder` takes."""
+    return {name: value for name, value in source.load_kwargs.items() if name not in _LOADING_KEYWORDS}
+
+
+def _make_reader(files: SourceFiles) -> RecordReader:
+    """Return the reader of the files of a source. Raises OptionError."""
+    return record_store.make_reader(files.builder, files.keywords)
+
+
+def _load_records(source: Source, files: SourceFiles, split: Any) -> SourceRows:
+    """Return the rows of files of JSON, CSV or text, of the splits that `split` names, or of parts of them."""
+    specs = split if isinstance(split, list) else [split]
+    splits = list(dict.fromkeys(name for spec in specs for name in _split_names(spec)))
+    chosen = [(name, file) for name in splits for file in _files_of_split(files, name)]
+    fresh = source.load_kwargs.get("download_mode") not in (None, "reuse_dataset_if_exists")
+    stored = record_store.store_records(
+        _make_reader(files), [file for _, file in chosen], _cache_folder(source), fresh=fresh
+    )
+    lengths: Counter[str] = Counter()
+    for (name, _), length in zip(chosen, stored.rows_per_file, strict=True):
+        lengths[name] += length
+    starts = dict(zip(splits, np.cumsum([0, *(lengths[name] for name in splits)]).tolist(), strict=False))
+    parts = [part for spec in specs for part in ReadInstruction.from_spec(spec).to_absolute(lengths)]
+    numbers = [np.arange(starts[part.splitname] + part.from_, starts[part.splitname] + part.to) for part in parts]
+    rows, summary = stored.rows, stored.summary
+    if len(parts) != len(splits) or sum(map(len, numbers)) != len(rows):
+        rows = rows.select(np.concatenate(numbers))
+        summary = record_store.summarize(rows[RECORD][:])
+    places = place_records([file for _, file in chosen], rows)
+    return SourceRows(rows, summary.columns, places, unparsed=summary.unparsed)
+
+
+def _load_typed_files(source: Source, files: SourceFiles, split: Any) -> SourceRows:
+    """Return the rows of files with types of their own; without a cast where the files differ in their types."""
+    every = files.splits["train"]
+    keywords = {"split": split} | dict(source.load_kwargs)
+    schemas = [read_schema(file.path) for file in every]
+    if all(schema == schemas[0] for schema in schemas):
+        rows = _load_typed(source, every, keywords)
+        is_whole = split == "train" and (files.builder == "parquet" or len(every) == 1) and "filters" not in keywords
+        if not is_whole:
+            return _make_typed_rows(rows, DataFile(source.name, ""))
+        lengths = [schema.num_rows for schema in schemas]
+        places = RowPlaces(tuple(every), None, (0, *np.cumsum(lengths[:-1]).tolist()))
+        return _make_typed_rows(rows, every[0])._replace(places=places)
+    if split != "train":
+        problem = f"the files have different types, so no part of them can be read: {split}"
+        raise OptionError("split", problem, "Remove `split`, or name one file.", code="data.wrong_keyword")
+    parts = [_load_typed(source, [file], keywords) for file in every]
+    key = record_store.digest_key([digest_file(file) for file in every], repr(keywords))
+    stored = record_store.store_tables(
+        lambda: make_record_tables(parts), num_files=len(every), root=_cache_folder(source), key=key
+    )
+    return SourceRows(stored.rows, stored.summary.columns, place_records(every, stored.rows))
+
+
+def _load_typed(source: Source, files: Sequence[DataFile], keywords: Mapping[str, Any]) -> Dataset:
+    """Return the rows of files of one type; what `datasets` caches of them lies in a folder of their digest."""
+    digests = [digest_file(file) for file in files]
+    folder = _cache_folder(source) / "trl_sft_files" / record_store.digest_key(digests)
+    patterns = [glob.escape(file.path) for file in files]  # datasets reads names as patterns
+    rows = load_dataset(source.builder, data_files=patterns, **(dict(keywords) | {"cache_dir": str(folder)}))
+    return rows if isinstance(rows, Dataset) else concatenate_datasets(rows)
+
+
+def _cache_folder(source: Source) -> Path:
+    """Return the folder of the cache: `cache_dir` of the source, or that of `datasets`."""
+    return Path(source.load_kwargs.get("cache_dir") or datasets.config.HF_DATASETS_CACHE)
+
+
+def _default_split(source: Source) -> str:
+    """Return the split of a source that names none."""
+    return "train" if source.builder else _DEFAULT_SPLITS[str(source.key[1])]
+
+
+def _split_names(spec: str, *, streaming: bool = False) -> list[str]:
+    """Return the names of the splits in a value of `split`: `train[:10%]+test`. Raises ValueError."""
+    names = []
+    for part in str(spec).split("+"):
+        match = _SPLIT.fullmatch(part.strip())
+        if match is None or (streaming and match[2]):
+            raise ValueError(f"split: {spec} is not the name of a split" + (", as streaming needs" * streaming))
+        names.append(match[1])
+    return names
+
+
+def _files_of_split(files: SourceFiles, name: str) -> Sequence[DataFile]:
+    """Return the files of a split. Raises ValueError if there is none."""
+    if name not in files.splits:
+        raise ValueError(f"there is no split {name}; the splits are {', '.join(files.splits)}")
+    return files.splits[name]
+
+
+def _make_typed_rows(rows: Dataset, file: DataFile, *, first_row: int = 0) -> SourceRows:
+    """Return rows with typed columns; `first_row` is minus the number of rows of the source before them."""
+    columns = {name: len(rows) - rows.data[name].null_count for name in rows.column_names}
+    return SourceRows(rows, columns, RowPlaces((file,), None, (first_row,)))
 
 
 def _is_saved_dataset(source: Source) -> bool:
@@ -147,46 +377,92 @@ def _is_saved_dataset(source: Source) -> bool:
     return any((source.location.files[0] / name).is_file() for name in _SAVED_DATASET_FILES)
 
 
-def _load_saved_dataset(source: Source, split: str, streaming: bool) -> Dataset | IterableDataset:
-    """Return the rows that `save_to_disk` wrote; of one split, where several were saved."""
-    rows = load_from_disk(str(source.location.files[0]))
+def _load_saved_dataset(source: Source, split: Any) -> Dataset:
+    """Return the rows that `save_to_disk` wrote, under the digest of their files; of one split, if it wrote several."""
+    folder = source.location.files[0]
+    rows = load_from_disk(str(folder))
     if isinstance(rows, DatasetDict):
         if split not in rows:
             raise ValueError(f"no split {split}; it has {', '.join(rows)}")
-        rows = rows[split]
+        rows, folder = rows[split], folder / split
     elif "split" in source.load_kwargs:
         raise ValueError(f"split: {split}, but it was saved as one data set without splits")
-    return rows.to_iterable_dataset() if streaming else rows
+    # the fingerprint that it was saved with does not change with its files
+    digests = [digest_file(DataFile(file.name, str(file))) for file in sorted(folder.iterdir()) if file.is_file()]
+    rows._fingerprint = record_store.digest_key(digests)
+    return rows
 
 
-def _first_rows(rows: IterableDataset, number: int) -> Dataset:
-    """Return the first rows of a stream."""
-    table = next(iter(rows.with_format("arrow").iter(number)), None)
-    return Dataset.from_dict({}) if table is None else Dataset(table)
+def _take_rows(batches: Iterable[SourceRows], number: int) -> list[SourceRows]:
+    """Return the first batches that hold so many rows, the last one cut."""
+    taken: list[SourceRows] = []
+    for batch in batches:
+        remaining = number - sum(len(earlier.rows) for earlier in taken)
+        taken.append(batch._replace(rows=batch.rows.select(range(min(remaining, len(batch.rows))))))
+        if len(batch.rows) >= remaining:
+            break
+    return taken
 
 
-def _check_renames(recipe: Recipe, source: Source, rows: Dataset) -> None:
+def _join_batches(batches: Sequence[SourceRows]) -> SourceRows:
+    """Return the rows of several batches of one source."""
+    if not batches:
+        return SourceRows(Dataset.from_dict({}), {}, RowPlaces((), None))
+    columns: Counter[str] = Counter()
+    for batch in batches:
+        columns.update(batch.columns)
+    first = batches[0]
+    parts = [batch.rows for batch in batches]
+    if RECORD in first.rows.column_names:
+        rows = concatenate_datasets(parts)
+        unparsed = sum(batch.unparsed for batch in batches)
+        return SourceRows(rows, columns, place_records(first.places.files, rows), unparsed=unparsed)
+    files = [batch.places.files[0] for batch in batches]
+    if any(part.features != first.rows.features for part in parts):
+        rows = Dataset(pa.concat_tables(make_record_tables(_join_files(files, parts))))
+        return SourceRows(rows, columns, place_records(list(dict.fromkeys(files)), rows))
+    starts: dict[DataFile, int] = {}
+    for file, start in zip(files, np.cumsum([0, *map(len, parts)]).tolist(), strict=False):
+        starts.setdefault(file, start)
+    return SourceRows(concatenate_datasets(parts), columns, RowPlaces(tuple(starts), None, tuple(starts.values())))
+
+
+def _join_files(files: Sequence[DataFile], parts: Sequence[Dataset]) -> list[Dataset]:
+    """Return one dataset for each file, from batches with the file of each."""
+    batches: dict[DataFile, list[Dataset]] = {}
+    for file, part in zip(files, parts, strict=True):
+        batches.setdefault(file, []).append(part)
+    return [concatenate_datasets(parts_of_file) for parts_of_file in batches.values()]
+
+
+def _refuse_unparsed(recipe: Recipe, source: Source, rows: SourceRows) -> None:
+    """Refuse rows that are not JSON, unless the recipe drops such rows and others are left. Raises DataError."""
+    if recipe.values["data"].get("on_bad_row") == "drop" and rows.unparsed < len(rows.rows):
+        return
+    for number in range(len(rows.rows)):
+        try:
+            rows.decode_row(number)
+        except FormatError as error:
+            fault = Fault(rows.places.name_row(number), error.problem, error.fix, code=error.code)
+            place = rows.places.rows[number] if rows.places.rows is not None else {FILE: 0}
+            file = rows.places.files[place[FILE]]
+            raise DataError(_diagnose_files(recipe, source, file) or fault) from None
+
+
+def _check_renames(recipe: Recipe, source: Source, columns: Sequence[str]) -> None:
     """Refuse to rename a column that is missing, or to a name that another column has. Raises DataError."""
-    columns = ", ".join(rows.column_names)
     for old in source.rename:
-        if old not in rows.column_names:
-            nearest = nearest_name(old, rows.column_names, cutoff=LOOSE)
+        if old not in columns:
+            nearest = nearest_name(old, columns, cutoff=LOOSE)
             fix = f"Did you mean `{nearest}`?" if nearest else "Name a column that the source has."
-            problem = f"{source.name} has no column {old}; its columns are {columns}"
+            problem = f"{source.name} has no column {old}; its columns are {', '.join(columns)}"
             raise DataError(Fault(recipe.where((*source.key, "rename", old)), problem, fix, code="data.missing_column"))
     where = recipe.where((*source.key, "rename"))
     for new in source.rename.values():
-        if new in rows.column_names and new not in source.rename:
+        if new in columns and new not in source.rename:
             fix = "Choose another name, or rename that column too."
-            raise DataError(
-                Fault(where, f"{source.name} already has a column {new}", fix, code="data.duplicate_column")
-            )
+            problem = f"{source.name} already has a column {new}"
+            raise DataError(Fault(where, problem, fix, code="data.duplicate_column"))
     if len(set(source.rename.values())) < len(source.rename):
-        raise DataError(
-            Fault(
-                where,
-                "two columns get the same name",
-                "Give each column a name of its own.",
-                code="data.duplicate_column",
-            )
-        )
+        fix = "Give each column a name of its own."
+        raise DataError(Fault(where, "two columns get the same name", fix, code="data.duplicate_column"))

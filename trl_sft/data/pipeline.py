@@ -22,6 +22,7 @@ from trl_sft.data.bad_rows import BadRow, Kinds
 from trl_sft.data.code_digest import digest_code, get_fingerprint
 from trl_sft.data.formats import CHAT, PAIRS, TEXT, TokenizerFeatures
 from trl_sft.data.source_format import SourceFormat, choose_format, describe_format, recognise_format
+from trl_sft.data.source_rows import RowPlaces, decode_batch
 from trl_sft.errors import DataError, Fault
 from trl_sft.recipe.checked import Run, Source
 from trl_sft.recipe.paths import FunctionLocation
@@ -67,6 +68,7 @@ class FormattedSource(NamedTuple):
 
     source: Source
     source_format: SourceFormat
+    places: RowPlaces  # where its rows stand
     row_type: str  # TRL's dataset type: CHAT, PAIRS or TEXT
     multi_turn: bool  # whether some prompt holds an earlier answer
     has_escaped_tokens: bool  # whether some text holds a special token that is plain text
@@ -108,14 +110,16 @@ class Split(NamedTuple):
     fingerprint: str
 
     def row_name(self, number: int) -> str:
-        """Return the name of a row in messages: its source, and its number there from 1."""
-        return f"{self.sources[self.source_indices[number]].name} row {self.row_numbers[number] + 1}"
+        """Return the name of a row in messages: its file, its number there from 1, and its line."""
+        places: RowPlaces = self.sources[self.source_indices[number]].places
+        return places.name_row(int(self.row_numbers[number]))
 
 
 def inspect_source(recipe: Recipe, source: Source) -> tuple[str, list[str], int]:
     """Return format, columns and number of rows of a source, without formatting it. Raises DataError."""
-    rows = load.load_source(recipe, source)
-    return recognise_format(recipe, source, rows.column_names), rows.column_names, len(rows)
+    source_rows = load.load_source(recipe, source)
+    columns = list(source_rows.columns)
+    return recognise_format(recipe, source, columns), columns, len(source_rows.rows)
 
 
 def format_source(run: Run, source: Source, features: TokenizerFeatures, *, max_rows: int | None = None) -> Split:
@@ -136,7 +140,8 @@ def format_source(run: Run, source: Source, features: TokenizerFeatures, *, max_
         RecipeError: the keys of the source contradict each other.
 
     """
-    rows = load.load_source(run.recipe, source, max_rows)
+    source_rows = load.load_source(run.recipe, source, max_rows)
+    rows = source_rows.rows
     total = len(rows)
     if total == 0:
         where = run.recipe.where(source.key)
@@ -145,19 +150,15 @@ def format_source(run: Run, source: Source, features: TokenizerFeatures, *, max_
     if max_rows is None and source.max_rows is not None and source.max_rows < total:
         row_numbers = mix.sample_numbers(total, source.max_rows, mix.run_seed(run))
         rows = rows.select(row_numbers)
-    first_row_number = 0 if row_numbers is None else int(row_numbers[0])
-    try:
-        source_format, unused_columns = choose_format(
-            run.recipe, source, features, rows=rows, first_row_number=first_row_number
-        )
-        formatted = _map_rows(rows, source_format, num_proc=run.train.get("dataset_num_proc"))
-    except UnicodeDecodeError as error:  # the JSON reader of `datasets` lets bytes through that are not UTF-8
-        raise load.explain_unreadable(run.recipe, source, error) from None
+    numbers = range(total) if row_numbers is None else row_numbers.tolist()
+    source_format, unused_columns = choose_format(run.recipe, source, features, rows=source_rows, numbers=numbers)
+    formatted = _map_rows(rows, source_format, num_proc=run.train.get("dataset_num_proc"))
     every = np.arange(len(rows), dtype=np.int64)
     split_rows = formatted.remove_columns(list(_REPORT_COLUMNS))
     formatted_source = FormattedSource(
         source=source,
         source_format=source_format,
+        places=source_rows.places,
         row_type=_row_type(source_format),
         multi_turn=(pc.max(formatted.data[_EARLIER_ANSWERS]).as_py() or 0) > 0,
         has_escaped_tokens=bool(pc.any(formatted.data[_ESCAPED]).as_py()),
@@ -231,17 +232,11 @@ def format_batch(
         cannot be formatted has its problem in `_bad_row`, and its other columns are empty.
 
     """
-    columns = {}
-    for column, values in batch.items():
-        column_type = column_types[column]
-        if not isinstance(column_type, Value | Json):  # structs may lie inside
-            columns[column] = [_without_struct_nulls(value, column_type) for value in values]
-        else:
-            columns[column] = values
     formatted: list[dict[str, Any]] = []
-    for position in range(len(next(iter(batch.values())))):
-        row = {column: values[position] for column, values in columns.items()}
+    for row in decode_batch(batch, column_types, dict(source_format.rename)):
         try:
+            if isinstance(row, messages.FormatError):
+                raise row
             formatted.append(_format_one(row, source_format))
         except messages.FormatError as error:
             bad_row = bad_rows.describe_problem(error.problem, error.fix, code=error.code)
@@ -409,23 +404,6 @@ def _has_special_token(row: Mapping[str, Any], source_format: SourceFormat) -> b
                 f"the text holds {match[0]}, a special token of this tokenizer", fix, code="data.special_token_in_text"
             )
     return False
-
-
-def _without_struct_nulls(value: Any, column_type: Any) -> Any:
-    """Return a value without the nulls that Arrow puts into structs; a null that a row's JSON holds stays.
-
-    `trl.trainer.utils.remove_none_values` (TRL 1.16) does not know the column types, so it removes both.
-    """
-    if isinstance(column_type, dict) and isinstance(value, Mapping):
-        return {
-            key: _without_struct_nulls(value[key], column_type[key])
-            for key in column_type
-            if value.get(key) is not None
-        }
-    item_type = column_type[0] if isinstance(column_type, list) else getattr(column_type, "feature", None)
-    if item_type is not None and isinstance(value, list):
-        return [_without_struct_nulls(item, item_type) for item in value]
-    return value
 
 
 def _distinct_names(rows: Dataset, column: str) -> set[str]:

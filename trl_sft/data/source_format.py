@@ -9,13 +9,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-from datasets import Dataset
-
 from trl_sft.console import format_rows
 from trl_sft.data import bad_rows, column_names, formats, messages, user_function, wordings
 from trl_sft.data.bad_rows import Kinds
 from trl_sft.data.file_diagnosis import diagnose
 from trl_sft.data.formats import TokenizerFeatures
+from trl_sft.data.source_rows import SourceRows
 from trl_sft.errors import DataError, Fault, RecipeError, first_line
 from trl_sft.recipe.checked import Source
 from trl_sft.recipe.paths import FunctionLocation
@@ -35,10 +34,11 @@ class SourceFormat(NamedTuple):
     features: TokenizerFeatures
     task: str = ""  # of all rows of the source; "" = the rows name theirs, or none
     function: FunctionLocation | None = None  # the user's formatting function
+    rename: tuple[tuple[str, str], ...] = ()  # columns of the file, each with the name that the format expects
 
 
 def choose_format(
-    recipe: Recipe, source: Source, features: TokenizerFeatures, *, rows: Dataset, first_row_number: int
+    recipe: Recipe, source: Source, features: TokenizerFeatures, *, rows: SourceRows, numbers: Sequence[int]
 ) -> tuple[SourceFormat, set[str]]:
     """Choose format and wording of a source by the recipe, the columns and the first row.
 
@@ -46,8 +46,8 @@ def choose_format(
         recipe: the recipe, for the place of a fault.
         source: the entry of `data.train` or `data.eval`.
         features: what the tokenizer can do.
-        rows: the rows of the source, at least one.
-        first_row_number: the number of the first of them in its source, from 0.
+        rows: all rows of the source.
+        numbers: the numbers of those that are formatted, from 0, at least one.
 
     Returns:
         The format, and the columns that formatting does not read.
@@ -57,20 +57,23 @@ def choose_format(
         RecipeError: format, wording and task of the source contradict each other.
 
     """
+    columns = list(rows.columns)
     if source.function:
-        first_row, number = _call_for_first_row(recipe, source, rows, first_row_number=first_row_number)
-        title = f"the result of {source.format} for row {number + 1}"
+        first_row, number = _call_for_first_row(recipe, source, rows, numbers=numbers)
+        title = f"the result of {source.format} for {rows.places.name_row(number)}"
         format_name = recognise_format(recipe, source, list(first_row), title=title)
     elif source.format or isinstance(source.wording, dict):
         format_name = source.format
     else:
-        format_name = recognise_format(recipe, source, rows.column_names)
-    columns_read = _columns_read(recipe, source, rows.column_names, format_name=format_name)
+        format_name = recognise_format(recipe, source, columns)
+    columns_read = _columns_read(recipe, source, columns, format_name=format_name)
     if not source.function:
-        first_row = _find_first_row(rows)
+        first_row = _find_first_row(rows, numbers)
     wording = _choose_wording(recipe, source, features, format_name=format_name, first_row=first_row)
-    source_format = SourceFormat(source.name, format_name, wording, features, source.task, source.function)
-    return source_format, set(rows.column_names) - columns_read
+    source_format = SourceFormat(
+        source.name, format_name, wording, features, source.task, source.function, tuple(source.rename.items())
+    )
+    return source_format, set(columns) - columns_read
 
 
 def recognise_format(recipe: Recipe, source: Source, columns: Sequence[str], *, title: str = "") -> str:
@@ -164,7 +167,7 @@ def describe_format(source: Source, source_format: SourceFormat, unused: Sequenc
 
 
 def _call_for_first_row(
-    recipe: Recipe, source: Source, rows: Dataset, *, first_row_number: int
+    recipe: Recipe, source: Source, rows: SourceRows, *, numbers: Sequence[int]
 ) -> tuple[dict[str, Any], int]:
     """Return the columns that the user's function makes of the first row that it takes, and the row's number.
 
@@ -182,30 +185,34 @@ def _call_for_first_row(
         where = recipe.where((*source.key, "format"))
         raise RecipeError(Fault(where, problem, fix, code="data.function_import")) from None
     kinds: Kinds = {}
-    for index in range(len(rows)):
-        number = first_row_number + index
+    for number in numbers:
         try:
-            columns = user_function.call_function(source.function, rows[index])
+            columns = user_function.call_function(source.function, rows.decode_row(number))
         except messages.FormatError as error:
             bad_row = bad_rows.describe_problem(error.problem, error.fix, code=error.code)
-            bad_rows.add(kinds, bad_row, number=number, place=f"{source.name} row {number + 1}")
+            bad_rows.add(kinds, bad_row, number=number, place=rows.places.name_row(number))
             continue
         if columns is not None:
             return columns, number
     if kinds:
         raise DataError(list(bad_rows.list_kinds(kinds)))
-    problem = f"{source.format} returns None for each of the {format_rows(len(rows))}, so no row is left"
+    problem = f"{source.format} returns None for each of the {format_rows(len(numbers))}, so no row is left"
     where = recipe.where((*source.key, "format"))
     raise DataError(Fault(where, problem, "Return the columns of a row.", code="data.no_rows_left"))
 
 
-def _find_first_row(rows: Dataset) -> dict[str, Any]:
-    """Return the first row that has a prompt; the first of all where there is no such column."""
-    if "prompt" in rows.column_names:
-        for row in rows.select_columns(["prompt"]):
-            if row["prompt"]:
-                return dict(row)
-    return dict(rows[0])
+def _find_first_row(rows: SourceRows, numbers: Sequence[int]) -> dict[str, Any]:
+    """Return the first row that has a prompt, where there is such a column; else the first row that can be parsed."""
+    first: dict[str, Any] = {}
+    for number in numbers:
+        try:
+            row = rows.decode_row(number)
+        except messages.FormatError:
+            continue
+        if row.get("prompt") or "prompt" not in rows.columns:
+            return row
+        first = first or row
+    return first
 
 
 def _columns_read(recipe: Recipe, source: Source, columns: Sequence[str], *, format_name: str) -> set[str]:

@@ -10,20 +10,20 @@ from __future__ import annotations
 import json
 import threading
 from collections import Counter
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
-from datasets import Dataset, Features, IterableDataset, List, Value, concatenate_datasets, interleave_datasets
+from datasets import Features, IterableDataset, List, Value, concatenate_datasets, interleave_datasets
 from trl import SFTConfig, pack_dataset
 
 from trl_sft.data import bad_rows, load, mix, pipeline
 from trl_sft.data.bad_rows import BadRow
 from trl_sft.data.pipeline import FormattedSource
 from trl_sft.data.rows import LEAKED, RunRows
+from trl_sft.data.source_rows import RowPlaces
 from trl_sft.errors import DataError, Fault
-from trl_sft.recipe.checked import Run, Source
+from trl_sft.recipe.checked import Run
 from trl_sft.tokenization import encode, render
 from trl_sft.tokenization.encode import EncodedRows
 from trl_sft.tokenization.encoder import Encoder
@@ -119,9 +119,12 @@ def _stream_source(
     """Return the tokens of one source without rows that cannot be trained or whose key is among `eval_keys`."""
     listed = {reject["row"] for reject in rejects if reject["part"] == "train" and reject["source"] == formatted.name}
 
-    def leave_out(entries: Mapping[int, BadRow]) -> None:
-        """Count rows that cannot be trained, and list each once. Raises DataError if they stop the run."""
-        _check_bad_rows(run, formatted.name, entries)
+    def leave_out(entries: Mapping[int, BadRow], start: int, places: RowPlaces) -> None:
+        """Count rows that cannot be trained, and list each once. Raises DataError if they stop the run.
+
+        `start`: the number of the first row of the batch, whose rows stand at `places`.
+        """
+        _check_bad_rows(run, entries, lambda number: places.name_row(number - start))
         for number, bad_row in entries.items():
             counts[formatted.name].update({"rows": 1, f"{_REJECTED}{bad_row.kind}": 1, _BAD_ROWS: bool(bad_row.code)})
             if number + 1 not in listed and len(listed) < _MAX_LISTED:
@@ -130,9 +133,9 @@ def _stream_source(
 
     def read_rows() -> Iterator[dict[str, Any]]:
         source_counts = counts.setdefault(formatted.name, Counter())
-        for start, formatted_rows in _read_batches(run, formatted):
+        for start, formatted_rows, places in _read_batches(run, formatted):
             bad_rows_here = _find_bad_rows(formatted_rows[pipeline.BAD_ROW])
-            leave_out({start + index: bad_row for index, bad_row in bad_rows_here.items()})
+            leave_out({start + index: bad_row for index, bad_row in bad_rows_here.items()}, start, places)
             keys = mix.batch_keys(formatted_rows) if eval_keys else []
             removed = {index for index, key in enumerate(keys) if key in eval_keys} - set(bad_rows_here)
             if removed:
@@ -147,9 +150,10 @@ def _stream_source(
             for texts_at_once in encode.split_into_batches(iter(texts)):
                 encodings = encode.tokenize(encoder, texts_at_once)
                 encoded = encode.label_rows(encoder, texts_at_once, encodings)
-                leave_out(
-                    {reject["row"]: BadRow(*reject["bad_row"]) for reject in encoded.rejected if "bad_row" in reject}
-                )
+                refused = {
+                    reject["row"]: BadRow(*reject["bad_row"]) for reject in encoded.rejected if "bad_row" in reject
+                }
+                leave_out(refused, start, places)
                 source_counts.update(_count_batch(encoded))
                 _check_counts(run, formatted.name, source_counts)
                 yield from encoded.rows.data.table.select(["input_ids", "labels"]).to_pylist()
@@ -157,32 +161,20 @@ def _stream_source(
     return IterableDataset.from_generator(read_rows, features=_FEATURES)
 
 
-def _read_batches(run: Run, formatted: FormattedSource) -> Iterator[tuple[int, Mapping[str, Any]]]:
-    """Yield batches of formatted rows by column, each with the number of its first row in the source."""
+def _read_batches(run: Run, formatted: FormattedSource) -> Iterator[tuple[int, Mapping[str, Any], RowPlaces]]:
+    """Yield batches of formatted rows by column, with the number of the first row in the source, and their places."""
     start, limit = 0, formatted.source.max_rows
-    for table in _read_tables(run, formatted.source):
-        rows = Dataset(table if limit is None else table.slice(0, limit - start))
+    for source_rows in load.stream_source(run.recipe, formatted.source):
+        rows = source_rows.rows
+        if limit is not None:
+            rows = rows.select(range(min(len(rows), limit - start)))
         if not len(rows):
             return
         batch = pipeline.format_batch(rows[:], source_format=formatted.source_format, column_types=rows.features)
         if "tools" in batch:
             batch["tools"] = [json.loads(value) if value else None for value in batch["tools"]]
-        yield start, batch
+        yield start, batch, source_rows.places
         start += len(rows)
-
-
-def _read_tables(run: Run, source: Source) -> Iterator[pa.Table]:
-    """Yield the rows of a source as datasets reads them. Other errors than ours become DataError here."""
-    tables = load.stream_source(run.recipe, source).with_format("arrow").iter(_BATCH_ROWS)
-    while True:
-        try:
-            yield next(tables)
-        except StopIteration:
-            return
-        except DataError:
-            raise
-        except Exception as error:
-            raise load.explain_unreadable(run.recipe, source, error) from None
 
 
 def _find_bad_rows(column: Sequence[str | None]) -> dict[int, BadRow]:
@@ -190,12 +182,12 @@ def _find_bad_rows(column: Sequence[str | None]) -> dict[int, BadRow]:
     return {index: bad_rows.read_json(text) for index, text in enumerate(column) if text is not None}
 
 
-def _check_bad_rows(run: Run, name: str, entries: Mapping[int, BadRow]) -> None:
+def _check_bad_rows(run: Run, entries: Mapping[int, BadRow], row_name: Callable[[int], str]) -> None:
     """Stop the run for rows that cannot be trained, unless the recipe drops them. Raises DataError."""
     kinds: bad_rows.Kinds = {}
     for number, bad_row in entries.items():
         if bad_row.code and not (bad_row.can_be_dropped and bad_rows.drops_bad_rows(run)):
-            bad_rows.add(kinds, bad_row, number=number, place=f"{name} row {number + 1}")
+            bad_rows.add(kinds, bad_row, number=number, place=row_name(number))
     if kinds:
         raise DataError(list(bad_rows.list_kinds(kinds, hint=bad_rows.HINT)))
 
