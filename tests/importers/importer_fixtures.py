@@ -42,13 +42,17 @@ def import_settings(here, capsys):
 
 @pytest.fixture
 def import_recipe(import_settings, here):
-    """Import settings without faults: the checked recipe, with overrides, and its text."""
+    """Import settings without faults: the checked recipe, with overrides, and its text.
 
-    def call(tool, settings, *overrides):
-        code, out, err = import_settings(tool, settings)
-        assert code == 0, err
-        (here / "imported.yaml").write_text(out)
-        return load_recipe("imported.yaml", overrides), out
+    `differs`: whether the recipe has to train something else than the settings; None = it may.
+    """
+
+    def call(tool, settings, *overrides, differs=None):
+        for name in ("imported.yaml", "imported.jinja", "imported_rows.py"):
+            (here / name).unlink(missing_ok=True)
+        code, _, err = import_settings(tool, settings, "-o", "imported.yaml")
+        assert code in ({True: [5], False: [0], None: [0, 5]}[differs]), err
+        return load_recipe("imported.yaml", overrides), (here / "imported.yaml").read_text()
 
     return call
 

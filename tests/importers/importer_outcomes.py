@@ -2,8 +2,8 @@
 
 import yaml
 
+from trl_sft.importers import conversion as conversions
 from trl_sft.importers import writer
-from trl_sft.importers.settings import RecipeLine
 from trl_sft.recipe import yaml_reader
 
 
@@ -18,11 +18,13 @@ def join_comments(out):
     return " ".join(out.replace("#", "").split())
 
 
+def find_place(name, *path):
+    """Return the place of a setting as its name alone."""
+    return ".".join(map(str, (name, *path)))
+
+
 def outcomes_of(name, tool, settings):
-    """Return the outcomes that come from one setting."""
-    outcomes = writer.convert_all(writer.TOOLS[tool], settings)
-    return [
-        outcome
-        for outcome in outcomes
-        if name in (outcome.names if isinstance(outcome, RecipeLine) else [outcome.name])
-    ]
+    """Return the outcomes that come from one setting, and the faults."""
+    conversion = conversions.convert_all(writer.TOOLS[tool], settings)
+    lines = [line for line in conversion.lines if name in line.names]
+    return [*lines, *(item for item in conversion.omitted if item.name == name), *conversion.faults]

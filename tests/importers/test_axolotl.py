@@ -1,7 +1,7 @@
 """axolotl's files become a recipe."""
 
 import pytest
-from importer_outcomes import read_lines
+from importer_outcomes import join_comments, read_lines
 
 from trl_sft.importers.recipe_parts import get_current_name
 
@@ -83,21 +83,23 @@ def test_file_becomes_a_recipe(import_recipe, import_settings):
     assert run.data == {"eval_fraction": 0.1, "overlong": "drop"}
     assert run.tokenizer == {"pad_token": "<|end_of_text|>"}
     alpaca, chat = run.sources["train"]
-    assert (alpaca.format, alpaca.wording) == ("alpaca", "alpaca")
+    assert alpaca.format == "imported_rows.py:rows_1"
     assert (chat.format, chat.wording, chat.rename) == ("sharegpt", "chat", {})
     for name in (
-        "model_type",
-        "dataset_prepared_path",
-        "train_on_inputs",
-        "lisa_n_layers",
-        "roles_to_train",
-        "lora_rr",
+        "model_type: ",
+        "dataset_prepared_path: ",
+        "train_on_inputs: ",
+        "weights: lisa_n_layers: ",
+        "lora_rr: ",
     ):
-        assert f"# - {name}" in out, name
-    assert "breaks the line after `### Response:`" in out
-    err = import_settings("axolotl", AXOLOTL)[2]
-    assert "config.yaml:48 lora_rr: trl_sft does not know this setting. Did you mean `lora_r`?" in err
-    assert "config.yaml:47 lisa_n_layers: trl_sft does not support this setting." in err
+        assert name in join_comments(out), name
+    code, _, err = import_settings("axolotl", AXOLOTL)
+    assert code == 5
+    assert (
+        "unknown    config.yaml:48 lora_rr: 1\n             -> trl_sft does not know this setting. Did you mean" in err
+    )
+    assert "weights    config.yaml:47 lisa_n_layers: 4\n             -> trl_sft does not support this setting." in err
+    assert 'mask       config.yaml:13 datasets.1.roles_to_train: ["assistant", "user"]' in err
 
 
 def test_defaults_become_lines(import_recipe):
@@ -107,7 +109,8 @@ def test_defaults_become_lines(import_recipe):
             "per_device_train_batch_size": 1,
             "gradient_accumulation_steps": 1,
             "num_train_epochs": 1.0,
-            "packing": False,
+            "packing": True,
+            "packing_strategy": "bfd_split",
         },
         **{"max_length": 512, "learning_rate": 5e-5, "weight_decay": 0.0, "lr_scheduler_type": "cosine"},
         **{"optim": "adamw_torch_fused", "warmup_steps": 0.03, "save_strategy": "epoch", "save_total_limit": 4},
@@ -121,9 +124,14 @@ def test_defaults_become_lines(import_recipe):
     ("settings", "expected"),
     [
         ({"train_on_inputs": True}, {"data.loss_on": "all"}),
-        ({"excess_length_strategy": "raise"}, {"data.overlong": "error"}),
+        ({"excess_length_strategy": "raise"}, {"data.overlong": None}),
+        (
+            {"excess_length_strategy": "raise", "datasets": [{"path": "rows.jsonl", "type": "alpaca"}]},
+            {"data.overlong": "error", "train.packing": False},
+        ),
         ({"chat_template": "chatml"}, {"tokenizer.chat_template": "chatml"}),
-        ({"chat_template": "tokenizer_default_fallback_qwen_25"}, {"tokenizer.chat_template": "qwen2_5"}),
+        ({"chat_template": "tokenizer_default_fallback_qwen_25"}, {"tokenizer.chat_template": None}),
+        ({"chat_template": "qwen_25"}, {"tokenizer.chat_template": "qwen2_5"}),
         (
             {"adapter": "lora", "lora_r": 8, "lora_target_linear": True},
             {"lora.target_modules": "all-linear", "lora.lora_dropout": 0.0},
@@ -159,7 +167,7 @@ def test_defaults_become_lines(import_recipe):
                     }
                 ]
             },
-            {"data.train": {"path": "rows.jsonl", "wording": {"prompt": "[{question}]", "completion": "{answer}"}}},
+            {"data.train": {"path": "rows.jsonl", "format": "imported_rows.py:rows_1"}},
         ),
     ],
 )

@@ -70,7 +70,7 @@ def test_file_becomes_a_recipe(import_recipe, dataset_info):
     assert run.chat_template.name == "llama3"
     first, second = run.sources["train"]
     assert (first.format, first.wording, first.max_rows, first.location.files[0].name) == (
-        "alpaca",
+        "imported_rows.py:rows_1",
         "chat",
         1000,
         "identity.json",
@@ -98,7 +98,7 @@ def test_file_becomes_a_recipe(import_recipe, dataset_info):
         ({"neat_packing": True}, {"train.packing": True}),
         ({"flash_attn": "fa2"}, {"model.attn_implementation": "flash_attention_2"}),
         ({"disable_gradient_checkpointing": True}, {f"train.{get_current_name('gradient_checkpointing')}": False}),
-        ({"dataset": "renamed"}, {"data.train": {"path": "data/identity.json", "format": "alpaca", "wording": "chat"}}),
+        ({"dataset": "renamed"}, {"data.train": {"path": "data/identity.json", "format": "imported_rows.py:rows_1"}}),
         ({"dataset": "openai"}, {"data.train": {"path": "org/openai", "format": "messages", "wording": "chat"}}),
         ({"dataset": "identity,chats", "mix_strategy": "interleave_over", "interleave_probs": "0.3,0.7"}, {}),
         (
@@ -119,10 +119,7 @@ def test_settings_become_lines(import_recipe, dataset_info, settings, expected):
             value_of_recipe = {name: part for name, part in value_of_recipe.items() if name in value}
         assert value_of_recipe == value, key
     if settings.get("dataset") == "renamed":
-        assert (run.sources["train"][0].rename, run.sources["train"][0].max_rows) == (
-            {"ask": "instruction", "say": "output"},
-            5,
-        )
+        assert run.sources["train"][0].max_rows == 5
     if "interleave_probs" in settings:
         assert [source.weight for source in run.sources["train"]] == [0.3, 0.7]
 

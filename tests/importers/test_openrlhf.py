@@ -1,5 +1,7 @@
 """OpenRLHF's flags become a recipe that trains the same."""
 
+import re
+
 import models
 import pytest
 from conftest import QUESTIONS, jsonl
@@ -7,6 +9,7 @@ from importer_outcomes import join_comments, outcomes_of, read_lines
 from transformers import AutoTokenizer
 
 from trl_sft import train
+from trl_sft.errors import RecipeError
 from trl_sft.importers import openrlhf, tables
 from trl_sft.importers.recipe_parts import get_current_name
 from trl_sft.recipe import processes
@@ -207,9 +210,14 @@ def test_every_flag_has_an_outcome(here):
         if name == "dataset_probs":
             continue  # tried with several sources
         text = "fp16" if "dtype" in name else "x"
-        value = {"switch": [], "int": ["1"], "float": ["0.5"], "str": [text]}[entry.type]
+        value = {"switch": [], "int": ["1"], "float": ["0.5"], "str": [text], "": [text]}[entry.type]
         count = entry.nargs if isinstance(entry.nargs, int) else 1
         words = [f"--{other}={value}" for other, value in required.items() if other != name]
-        outcomes = outcomes_of(name, "openrlhf", openrlhf.read([*words, f"--{name}", *value * count]))
+        settings = openrlhf.read([*words, f"--{name}", *value * count])
+        if entry.refused:
+            with pytest.raises(RecipeError, match=f"--{re.escape(name)}"):
+                outcomes_of(name, "openrlhf", settings)
+            continue
+        outcomes = outcomes_of(name, "openrlhf", settings)
         assert outcomes, name
         assert not [outcome for outcome in outcomes if "does not know" in getattr(outcome, "reason", "")], name

@@ -9,19 +9,22 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from trl_sft import errors
+from trl_sft import console, errors
 from trl_sft.cli import arguments
 
 
 def main(argv: Sequence[str]) -> int:
-    """Convert settings; return the exit code: 2 where the recipe has problems."""
+    """Convert settings; return the exit code: 2 if the recipe has problems, 5 if it differs."""
     parser = arguments.create_parser(
-        "import TOOL FILE [-o RECIPE] | import openrlhf [-o RECIPE] -- FLAGS...",
-        "Convert another trainer's settings to a recipe. The end of the recipe lists what it leaves out, and why.",
+        "import [TOOL] FILE [-o RECIPE] | import openrlhf [-o RECIPE] -- FLAGS...",
+        "Convert another trainer's settings to a recipe. What the recipe trains differently is shown, with exit code "
+        "5; its end lists what else it leaves out, and why.",
         example="import axolotl config.yaml -o recipe.yaml",
         epilog="tools: openrlhf, trl, alignment-handbook, axolotl, llamafactory",
     )
-    parser.add_argument("tool", metavar="TOOL", help="the trainer that the settings are for")
+    parser.add_argument(
+        "tool", metavar="TOOL", help="the trainer that the settings are for; without it the settings tell"
+    )
     parser.add_argument("settings", metavar="FILE", nargs="*", help="its file of settings, or its flags after --")
     parser.add_argument(
         "-o", "--output", metavar="RECIPE", type=Path, help="write the recipe to a file instead of the terminal"
@@ -36,6 +39,10 @@ def main(argv: Sequence[str]) -> int:
     options = parser.parse_intermixed_args(argv[:end])
     from trl_sft.importers import writer
 
+    if options.tool not in writer.TOOLS and not options.settings and Path(options.tool).is_file():
+        options.settings = [options.tool]
+        options.tool = writer.guess_tool(Path(options.tool))
+        console.say_error(f"trl_sft: The settings are read as those of {options.tool}.")
     if options.tool not in writer.TOOLS:
         problem = f"{options.tool} is not a tool whose settings can be imported"
         raise errors.RecipeError(

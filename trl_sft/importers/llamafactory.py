@@ -3,7 +3,7 @@
 Input: the settings, with the content of dataset_info.json among them. Output: lines of a recipe, and reasons for the
 settings that need none. A default of LLaMA-Factory that changes the training compared with trl_sft's becomes a
 line too. Names, defaults and most notes stand in `llamafactory.yaml`, which also names the release; the code here
-follows its sources.
+follows its sources. Deliberately not here: what one data set becomes (`llamafactory_rows`).
 """
 
 from __future__ import annotations
@@ -14,19 +14,32 @@ from pathlib import Path
 from typing import Any
 
 from trl_sft.errors import Fault, RecipeError
-from trl_sft.importers import recipe_parts, tables
-from trl_sft.importers.settings import OmittedSetting, Outcome, RecipeLine, Settings, join_sentences
+from trl_sft.importers import llamafactory_rows, recipe_parts, tables
+from trl_sft.importers.llamafactory_rows import FILE, FOLDER, INFO
+from trl_sft.importers.row_functions import RowFunction, make_file
+from trl_sft.importers.settings import OmittedSetting, Outcome, RecipeLine, Settings
 from trl_sft.importers.tables import Table
 from trl_sft.recipe import paths, sections
+from trl_sft.recipe.upstream import fields
 from trl_sft.recipe.yaml_reader import format_value
 
-_INFO, _FOLDER = "dataset_info", "_folder"  # content and folder of dataset_info.json, beside the settings
-_FILE = "dataset_info.json"
-_MEDIA = {"images", "videos", "audios"}
-_TAGS = {
-    *("from", "value", "role", "content", "human", "gpt", "user", "assistant", "observation", "function_call"),
-    "system",
+# settings that only a LLaMA-Factory file has
+MARKS = ("stage", "finetuning_type", "dataset", "dataset_dir", "template", "cutoff_len", "do_train", "lora_target")
+# settings that only the layout of LLaMA-Factory's v1 has
+_V1_MARKS = {
+    "model",
+    "model_class",
+    "train_dataset",
+    "eval_dataset_path",
+    "peft_config",
+    "dist_config",
+    "kernel_config",
 }
+_LORA_NAMES = (
+    *("lora_rank", "lora_alpha", "lora_dropout", "lora_target", "additional_target", "use_rslora", "use_dora"),
+    *("pissa_init", "pissa_iter"),
+)
+_TRAINING_ARGUMENTS = "transformers.training_args:TrainingArguments"
 # defaults of transformers' TrainingArguments, for which TRL has others
 _TRANSFORMERS_DEFAULTS = {"learning_rate": 5e-5, "logging_steps": 500}
 
@@ -38,7 +51,7 @@ def _load_table() -> Table:
 
 def list_names() -> set[str]:
     """Return every setting that is known here."""
-    return {*_load_table().entries, *recipe_parts.list_train_keys()}
+    return {*_load_table().entries, *_list_training_arguments()}
 
 
 def add_dataset_info(settings: Settings, file: Path | None, folder: Path) -> Settings:
@@ -60,12 +73,12 @@ def add_dataset_info(settings: Settings, file: Path | None, folder: Path) -> Set
     if file is None and str(place) == "ONLINE":
         hub_ids = [*_list_datasets(settings, "dataset"), *_list_datasets(settings, "eval_dataset")]
         return _add_info(settings, {name: {"hf_hub_url": name} for name in hub_ids}, str(place))
-    file = file or Path(str(place), _FILE)
+    file = file or Path(str(place), FILE)
     try:
         info = dict(json.loads(file.read_text(encoding="utf-8")))
     except (OSError, ValueError, TypeError) as error:
         problem = f"{file}: {error.strerror if isinstance(error, OSError) else error}"
-        fix = f"Add `--dataset-info FILE`, the {_FILE} of LLaMA-Factory."
+        fix = f"Add `--dataset-info FILE`, the {FILE} of LLaMA-Factory."
         raise RecipeError(Fault(settings.where("dataset_dir"), problem, fix, code="import.missing_file")) from None
     return _add_info(settings, info, str(file.parent))
 
@@ -73,50 +86,47 @@ def add_dataset_info(settings: Settings, file: Path | None, folder: Path) -> Set
 def _find_file_beside(settings: Settings, folder: Path) -> Path | None:
     """Return the dataset_info.json near the file of settings; None = there is none, or LLaMA-Factory's own exists."""
     place = Path(str(settings.get("dataset_dir", "data")))
-    if (place / _FILE).is_file():
+    if (place / FILE).is_file():
         return None
-    return next((path for path in (folder / place / _FILE, folder / _FILE) if path.is_file()), None)
+    return next((path for path in (folder / place / FILE, folder / FILE) if path.is_file()), None)
 
 
 def _add_info(settings: Settings, info: dict[str, Any], folder: str) -> Settings:
     """Return the settings with the descriptions of data sets and the folder of their files."""
-    return settings._replace(values=settings.values | {_INFO: info, _FOLDER: folder})
+
+    def where(name: str, *path: str | int) -> str:
+        if name != INFO:
+            return settings.where(name, *path)
+        inside = isinstance(settings.get("dataset_dir"), dict)
+        return settings.where("dataset_dir", *path) if inside else f"{FILE} {'.'.join(map(str, path))}"
+
+    return Settings(settings.values | {INFO: info, FOLDER: folder}, where)
 
 
-def convert(settings: Settings) -> Iterator[Outcome]:
-    """Yield what becomes of each setting, and the lines for LLaMA-Factory's defaults.
-
-    Raises:
-        RecipeError: A value that a recipe needs is missing or cannot be converted.
-    """
-    table = _load_table()
+def _convert_table(settings: Settings) -> Iterator[Outcome]:
+    """Yield the lines and the omitted settings that the table alone decides on."""
+    if _V1_MARKS & set(settings.values) and not settings.has("model_name_or_path"):
+        name = next(name for name in settings.values if name in _V1_MARKS)
+        problem = "this is a file for LLaMA-Factory v1, whose settings have other names and are not read here"
+        fix = "Import a file for LLaMA-Factory 0.9, with `model_name_or_path` and `stage`."
+        raise settings.make_error(name, problem, fix, code="import.other_release")
     stage = settings.get("stage", "sft")
     if stage not in ("sft", "pt"):
         problem = f"the value is {format_value(stage)}; trl_sft does supervised fine-tuning only"
-        raise settings.make_error(
-            "stage", problem, "Import a file whose stage is `sft` or `pt`.", code="import.other_objective"
-        )
-    if not settings.has("model_name_or_path"):
-        fix = "Set `model_name_or_path` to a folder or a hub id."
-        raise settings.make_error("model_name_or_path", recipe_parts.NO_MODEL, fix, code="import.no_model")
+        fix = "Import a file whose stage is `sft` or `pt`."
+        raise settings.make_error("stage", problem, fix, code="import.other_objective")
     if settings.has("stage"):
         reason = "The rows are texts." if stage == "pt" else "trl_sft does supervised fine-tuning only."
         yield OmittedSetting("stage", reason)
-    yield from table.make_outcomes(settings)
-    yield from _convert_model(settings, table)
-    yield from _convert_finetuning(settings, table)
-    yield from _convert_quantization(settings, table)
-    yield from _convert_data(settings, table)
-    yield from _convert_loss(settings)
-    yield from _convert_packing(settings)
-    yield from _convert_chat_template(settings, table)
-    yield from _convert_training(settings, table)
-    yield from recipe_parts.convert_resume(settings)
-    yield from recipe_parts.convert_launch(settings, fsdp=bool(settings.get("fsdp")))
+    yield from _load_table().make_outcomes(settings)
+    if not settings.has("model_name_or_path"):
+        fix = "Set `model_name_or_path` to a folder or a hub id."
+        raise settings.make_error("model_name_or_path", recipe_parts.NO_MODEL, fix, code="import.no_model")
 
 
-def _convert_model(settings: Settings, table: Table) -> Iterator[Outcome]:
-    """Yield the attention and gradient checkpointing."""
+def _convert_model(settings: Settings) -> Iterator[Outcome]:
+    """Yield the attention, gradient checkpointing and new tokens."""
+    table = _load_table()
     attention = settings.get("flash_attn", "auto")
     if attention in table.vocabulary["attention"]:
         yield RecipeLine(("model", "attn_implementation"), table.vocabulary["attention"][attention], ("flash_attn",))
@@ -130,13 +140,20 @@ def _convert_model(settings: Settings, table: Table) -> Iterator[Outcome]:
         key = f"train.{recipe_parts.get_current_name('gradient_checkpointing_kwargs')}"
         options = {"use_reentrant": table.get_value(settings, "use_reentrant_gc")}
         yield table.make_line(settings, key, "use_reentrant_gc", value=options)
+    names = settings.list_enabled(("add_special_tokens", "add_tokens"))
+    if names:
+        tokens = [token for name in names for token in _split_list(settings.get(name))]
+        yield RecipeLine(("tokenizer", "extra_special_tokens"), tokens, names)
 
 
-def _convert_finetuning(settings: Settings, table: Table) -> Iterator[Outcome]:
+def _convert_finetuning(settings: Settings) -> Iterator[Outcome]:
     """Yield the section `lora:`, which full fine-tuning does without."""
+    table = _load_table()
     kind = settings.get("finetuning_type", "lora")
     if kind == "full":
         yield OmittedSetting("finetuning_type", "Without a section `lora:` a recipe trains all weights.")
+        for name in settings.list_present(*_LORA_NAMES):
+            yield OmittedSetting(name, "LLaMA-Factory reads it with `finetuning_type: lora`.")
         return
     if kind != "lora":
         problem = f"the value is {format_value(kind)}; trl_sft does not support it"
@@ -149,8 +166,8 @@ def _convert_finetuning(settings: Settings, table: Table) -> Iterator[Outcome]:
     if settings.get("additional_target"):
         modules = _split_list(settings.get("additional_target"))
         yield RecipeLine(("lora", "modules_to_save"), modules, ("additional_target",))
-    for name in settings.list_enabled(("use_rslora", "use_dora")):
-        yield RecipeLine(("lora", name), True, (name,))
+    for name in settings.list_present("use_rslora", "use_dora"):
+        yield RecipeLine(("lora", name), settings.get(name), (name,))
     if settings.get("pissa_init"):
         steps = table.get_value(settings, "pissa_iter")
         weights = "pissa" if steps == -1 else f"pissa_niter_{steps}"
@@ -171,10 +188,13 @@ def _split_list(value: Any) -> Any:
     return [part.strip() for part in value.split(",")] if isinstance(value, str) else value
 
 
-def _convert_quantization(settings: Settings, table: Table) -> Iterator[Outcome]:
+def _convert_quantization(settings: Settings) -> Iterator[Outcome]:
     """Yield the section `quantization:`."""
+    table = _load_table()
     bits = settings.get("quantization_bit")
     if bits is None:
+        for name in settings.list_present("quantization_method", "quantization_type", "double_quantization"):
+            yield OmittedSetting(name, "It has no effect without `quantization_bit`.")
         return
     method = table.get_value(settings, "quantization_method")
     if bits not in (4, 8) or method not in ("bnb", "bitsandbytes"):
@@ -189,141 +209,143 @@ def _convert_quantization(settings: Settings, table: Table) -> Iterator[Outcome]
         yield table.make_line(settings, "quantization.bnb_4bit_use_double_quant", "double_quantization")
 
 
-def _convert_data(settings: Settings, table: Table) -> Iterator[Outcome]:
+def _convert_data(settings: Settings) -> Iterator[Outcome]:
     """Yield the training rows and the evaluation set."""
+    table = _load_table()
     names = _list_datasets(settings, "dataset")
     if not names:
-        raise settings.make_error(
-            "dataset", recipe_parts.NO_ROWS, f"Set `dataset` to a name in {_FILE}.", code="import.no_rows"
-        )
-    notes: list[str] = []
-    sources = [_make_source(settings, table, name, notes=notes) for name in names]
-    source_keys: dict[str, Any] = {}
-    if settings.get("max_samples"):
-        source_keys["max_rows"] = settings.get("max_samples")
-        notes.append(
-            f"LLaMA-Factory takes the first {source_keys['max_rows']:,} rows. `max_rows` takes as many at random."
-        )
-    if settings.get("streaming"):
-        source_keys["streaming"] = True
-    if settings.get("mix_strategy", "concat") != "concat":
-        epoch_note = "trl_sft ends an epoch after as many rows as all sources have."
-        notes.append(f"LLaMA-Factory draws rows until one source, or each, is used up. {epoch_note}")
-        weights = [float(part) for part in str(settings.get("interleave_probs") or "").split(",") if part]
-        sources = [
-            _add_keys(source, {"weight": weight})
-            for source, weight in zip(sources, weights or [1.0] * len(sources), strict=False)
+        fix = f"Set `dataset` to a name in {FILE}."
+        raise settings.make_error("dataset", recipe_parts.NO_ROWS, fix, code="import.no_rows")
+    functions: list[RowFunction] = []
+    outcomes: list[Outcome] = []
+
+    def make_sources(setting: str) -> list[Any]:
+        return [
+            llamafactory_rows.make_source(
+                settings, table, name, setting=setting, functions=functions, outcomes=outcomes
+            )
+            for name in _list_datasets(settings, setting)
         ]
-    if source_keys:
-        sources = [_add_keys(source, source_keys) for source in sources]
-    setting_names = (
-        "dataset",
-        "dataset_dir",
-        _INFO,
-        _FOLDER,
-        "max_samples",
-        "mix_strategy",
-        "interleave_probs",
-        "streaming",
-    )
-    yield RecipeLine(("data", "train"), recipe_parts.unwrap_single(sources), setting_names, join_sentences(*notes))
-    if names := _list_datasets(settings, "eval_dataset"):
-        sources = [_make_source(settings, table, name, setting="eval_dataset", notes=[]) for name in names]
+
+    sources = [_add_keys(source, keys) for source, keys in zip(make_sources("dataset"), _mix(settings), strict=True)]
+    line_names = ("dataset", "dataset_dir", INFO, FOLDER, *settings.list_present("streaming", "mix_strategy"))
+    yield RecipeLine(("data", "train"), recipe_parts.unwrap_single(sources), line_names)
+    yield from _explain_mix(settings)
+    if _list_datasets(settings, "eval_dataset"):
+        sources = make_sources("eval_dataset")
         yield RecipeLine(("data", "eval"), recipe_parts.unwrap_single(sources), ("eval_dataset",))
-    yield from recipe_parts.convert_eval_fraction(settings, "val_size")
+        if settings.get("val_size"):
+            yield OmittedSetting("val_size", "LLaMA-Factory does not take it beside `eval_dataset`.")
+    elif settings.has("val_size"):
+        yield from recipe_parts.convert_eval_fraction("val_size", settings.get("val_size"))
+    yield from outcomes
+    if functions:
+        yield make_file(functions, "LLaMA-Factory")
 
 
 def _list_datasets(settings: Settings, setting: str) -> list[str]:
     """Return the names of data sets, which LLaMA-Factory takes as a list or as a text with commas."""
-    return list(_split_list(settings.get(setting, [])))
+    return [str(name) for name in _split_list(settings.get(setting, []))]
 
 
-def _add_keys(source: Any, keys: dict[str, Any]) -> dict[str, Any]:
+def _mix(settings: Settings) -> list[dict[str, Any]]:
+    """Return the keys that each source has because of how the data sets are mixed. Raises RecipeError."""
+    count = len(_list_datasets(settings, "dataset"))
+    keys: dict[str, Any] = {"max_rows": settings.get("max_samples")} if settings.get("max_samples") else {}
+    if settings.get("streaming"):
+        keys["streaming"] = True
+    if settings.get("mix_strategy", "concat") == "concat":
+        return [keys] * count
+    text = str(settings.get("interleave_probs") or "")
+    try:
+        weights = [float(part) for part in text.split(",") if part] or [1.0] * count
+    except ValueError:
+        weights = []
+    if len(weights) != count:
+        problem = f"the value is {format_value(text)}, and there are {count} data sets"
+        fix = "Write one number for each data set, with commas between them."
+        raise settings.make_error("interleave_probs", problem, fix, code="import.wrong_type")
+    return [keys | {"weight": weight} for weight in weights]
+
+
+def _explain_mix(settings: Settings) -> Iterator[Outcome]:
+    """Yield what a mixture of data sets has and the sources lack."""
+    if settings.get("max_samples"):
+        rows = settings.get("max_samples")
+        reason = f"LLaMA-Factory takes the first {rows:,} rows of each data set. `max_rows` takes as many at random."
+        yield OmittedSetting("max_samples", reason, "rows")
+    strategy = settings.get("mix_strategy", "concat")
+    if strategy != "concat":
+        reason = (
+            "LLaMA-Factory draws rows until one source, or each, is used up. trl_sft ends an epoch after as many rows "
+            "as all sources have."
+        )
+        yield OmittedSetting("mix_strategy", reason, "rows")
+        if settings.has("interleave_probs"):
+            yield OmittedSetting("interleave_probs", "They are the `weight` of each source.")
+    elif settings.has("interleave_probs"):
+        yield OmittedSetting("interleave_probs", "LLaMA-Factory reads it with a `mix_strategy` that interleaves.")
+    if settings.get("disable_shuffling"):
+        yield RecipeLine(("train", "train_sampling_strategy"), "sequential", ("disable_shuffling",))
+    elif settings.has("disable_shuffling"):
+        yield OmittedSetting("disable_shuffling", tables.OFF)
+
+
+def _add_keys(source: Any, keys: dict[str, Any]) -> Any:
     """Return a source with more keys."""
-    return (source if isinstance(source, dict) else {"path": source}) | keys
-
-
-def _make_source(settings: Settings, table: Table, name: str, *, notes: list[str], setting: str = "dataset") -> Any:
-    """Return the source for one data set of dataset_info.json; `notes` takes sentences on what differs."""
-    info = settings.get(_INFO, {})
-    entry = info.get(name)
-    if not isinstance(entry, dict):
-        names = ", ".join(sorted(info)[:8]) or "none"
-        fix = f"Write a name that it has ({names}), or add `--dataset-info FILE`."
-        raise settings.make_error(setting, f"{_FILE} has no data set {name}", fix, code="import.unknown_dataset")
-    if entry.get("ranking"):
-        fix = "Choose a data set for supervised fine-tuning."
-        raise settings.make_error(setting, f"{name} holds pairs of answers to rank", fix, code="import.other_objective")
-    path = next((entry[key] for key in ("hf_hub_url", "ms_hub_url", "script_url") if key in entry), None)
-    if path is None and "file_name" not in entry:
-        fix = f"Add one of the two to {_FILE}."
-        raise settings.make_error(setting, f"{name} has neither file_name nor hf_hub_url", fix, code="import.no_rows")
-    if path is None:
-        path = str(Path(settings.get(_FOLDER, "."), entry["file_name"]))
-    if _MEDIA & set(entry.get("columns", {})):
-        notes.append(f"{name} has images, video or sound. trl_sft trains on text only.")
-    split = recipe_parts.omit_train_split(entry.get("split"))
-    keys = {"name": entry.get("subset"), "split": split, "data_dir": entry.get("folder")}
-    if settings.get("stage") == "pt":
-        keys |= _make_text_format(entry)
-    else:
-        keys |= _make_row_format(entry, table, notes)
-    return recipe_parts.make_source(path, max_rows=entry.get("num_samples"), **keys)
-
-
-def _make_text_format(entry: dict[str, Any]) -> dict[str, Any]:
-    """Return the keys of a source for the stage `pt`, whose rows are texts."""
-    columns = entry.get("columns", {})
-    column = columns.get("prompt", "text" if columns else "instruction")
-    return {"format": "text", "rename": recipe_parts.make_rename({column: "text"})}
-
-
-def _make_row_format(entry: dict[str, Any], table: Table, notes: list[str]) -> dict[str, Any]:
-    """Return the keys of a source that say how its rows become text."""
-    columns, tags = entry.get("columns", {}), entry.get("tags", {})
-    if entry.get("formatting", "alpaca") == "alpaca":
-        notes.append("LLaMA-Factory joins question and input by one line break, trl_sft by two.")
-        return {
-            "format": "alpaca",
-            "wording": "chat",
-            "rename": _make_rename(columns, table.vocabulary["alpaca_columns"]),
-        }
-    has_roles = tags.get("role_tag", "from") == "role" or entry.get("formatting") == "openai"
-    row_format, name = ("messages", "messages") if has_roles else ("sharegpt", "conversations")
-    unknown = sorted(set(tags.values()) - _TAGS)
-    if unknown:
-        notes.append(f"trl_sft does not know the tags {', '.join(unknown)}. Set `format: rows.py:FUNCTION`.")
-    columns_of_chat = recipe_parts.make_rename({columns.get("messages", "conversations"): name})
-    columns_of_chat |= _make_rename(columns, table.vocabulary["chat_columns"])
-    return {"format": row_format, "wording": "chat", "rename": columns_of_chat}
-
-
-def _make_rename(columns: dict[str, str], names: Any) -> dict[str, str]:
-    """Return `rename:` for the columns of dataset_info.json that have these names here."""
-    return recipe_parts.make_rename({columns[old]: new for old, new in names.items() if columns.get(old)})
+    if not keys:
+        return source
+    source = source if isinstance(source, dict) else {"path": source}
+    rows = [value for value in (source.get("max_rows"), keys.get("max_rows")) if value is not None]
+    return source | keys | ({"max_rows": min(rows)} if rows else {})
 
 
 def _convert_loss(settings: Settings) -> Iterator[Outcome]:
     """Yield which tokens carry loss."""
+    if settings.get("stage") == "pt":
+        for name in settings.list_present("train_on_prompt", "mask_history"):
+            yield OmittedSetting(name, "Every token of a text carries loss.")
+        return
     if settings.get("train_on_prompt"):
-        yield RecipeLine(("data", "loss_on"), "all", ("train_on_prompt",))
-    elif settings.get("mask_history"):
+        word, names = "all", settings.list_present("train_on_prompt", "mask_history")
+        note = "The template's own words carry loss too, which they do not in LLaMA-Factory."
+        yield RecipeLine(("data", "loss_on"), word, names, note)
+        return
+    if settings.get("mask_history"):
         yield RecipeLine(("data", "loss_on"), "last_turn", ("mask_history",))
-    elif settings.get("stage") != "pt":
+    else:
         yield RecipeLine(("data", "loss_on"), "assistant", (), _load_table().default_note)
+    for name in settings.list_present("train_on_prompt", "mask_history"):
+        if not settings.get(name):
+            yield OmittedSetting(name, tables.OFF)
 
 
 def _convert_packing(settings: Settings) -> Iterator[Outcome]:
-    """Yield whether several rows share a sequence."""
-    neat = settings.get("neat_packing")
-    if neat or settings.get("packing", settings.get("stage") == "pt"):
-        note = "Without `neat_packing` LLaMA-Factory lets documents of a pack attend to each other. trl_sft does not."
-        yield RecipeLine(("train", "packing"), True, ("packing", "neat_packing"), "" if neat else note)
-    elif settings.has("packing"):
-        yield RecipeLine(("train", "packing"), False, ("packing", "neat_packing"))
+    """Yield whether several rows share a sequence; texts of the stage pt are joined and split."""
+    names = settings.list_present("packing", "neat_packing")
+    is_text = settings.get("stage") == "pt"
+    if is_text and settings.get("packing", True):
+        note = (
+            "LLaMA-Factory joins all texts and splits them every `cutoff_len` tokens, so that all of them are trained."
+        )
+        yield RecipeLine(("train", "packing"), True, names, note)
+        yield RecipeLine(("train", "packing_strategy"), "wrapped", ())
+        allow_note = "Texts of a pack attend to each other, as in LLaMA-Factory."
+        yield RecipeLine(("run", "allow"), ["leaking_packing"], (), allow_note)
+        return
+    if settings.get("neat_packing") or settings.get("packing"):
+        yield RecipeLine(("train", "packing"), True, names)
+        if not settings.get("neat_packing"):
+            reason = (
+                "Without `neat_packing` LLaMA-Factory lets the rows of a pack attend to each other. In trl_sft they do "
+                "not."
+            )
+            yield OmittedSetting("packing", reason, "rows")
+    elif names:
+        yield RecipeLine(("train", "packing"), False, names)
 
 
-def _convert_chat_template(settings: Settings, table: Table) -> Iterator[Outcome]:
+def _convert_chat_template(settings: Settings) -> Iterator[Outcome]:
     """Yield the chat template: LLaMA-Factory has one for each family of models, trl_sft takes the tokenizer's."""
     if settings.get("enable_thinking") is False:
         yield RecipeLine(("tokenizer", "chat_template_kwargs"), {"enable_thinking": False}, ("enable_thinking",))
@@ -332,19 +354,28 @@ def _convert_chat_template(settings: Settings, table: Table) -> Iterator[Outcome
     if not settings.has("template"):
         return
     template = settings.get("template")
-    name = table.vocabulary["templates"].get(template, template)
-    if name in paths.list_templates():
+    name = _load_table().vocabulary["templates"].get(template, "")
+    if settings.get("stage") == "pt":
+        yield OmittedSetting("template", "The rows are texts.")
+    elif name in paths.list_templates():
         note = "Its words may differ from those of the tokenizer's template, which trl_sft uses without this line."
         yield RecipeLine(("tokenizer", "chat_template"), name, ("template",), note)
     else:
         problem = f"trl_sft has no template {format_value(template)} and uses the tokenizer's."
         reason = f"{problem} Compare the two with `preview`."
-        yield OmittedSetting("template", reason, warn=True)
+        yield OmittedSetting("template", reason, "wording")
 
 
-def _convert_training(settings: Settings, table: Table) -> Iterator[Outcome]:
+def _list_training_arguments() -> set[str]:
+    """Return the keys of `train:` that LLaMA-Factory takes: those of transformers, and not those of TRL."""
+    own = set(fields.read_fields(sections.OWNERS["train"][1])) - set(fields.read_fields(_TRAINING_ARGUMENTS))
+    return recipe_parts.list_train_keys() - own
+
+
+def _convert_training(settings: Settings) -> Iterator[Outcome]:
     """Yield the fields of transformers' TrainingArguments, which are keys of `train:`, and its defaults."""
-    known = recipe_parts.list_train_keys() - set(sections.REFUSED["train"]) - set(table.entries)
+    table = _load_table()
+    known = _list_training_arguments() - set(sections.REFUSED["train"]) - set(table.entries)
     for name in settings.values:
         if settings.has(name) and name in known:
             yield RecipeLine(("train", name), settings.get(name), (name,))
@@ -358,3 +389,23 @@ def _convert_training(settings: Settings, table: Table) -> Iterator[Outcome]:
     elif settings.get("bf16") and settings.get("finetuning_type", "lora") == "lora":
         note = "LLaMA-Factory loads frozen weights in this type and trains a float32 adapter."
         yield RecipeLine(("model", "dtype"), "bfloat16", ("bf16",), note)
+
+
+def _convert_launch(settings: Settings) -> Iterator[Outcome]:
+    """Yield the sections `run:` and `launch:`."""
+    yield from recipe_parts.convert_resume(settings)
+    yield from recipe_parts.convert_launch(settings, fsdp=bool(settings.get("fsdp")))
+
+
+STEPS = (
+    _convert_table,
+    _convert_model,
+    _convert_finetuning,
+    _convert_quantization,
+    _convert_data,
+    _convert_loss,
+    _convert_packing,
+    _convert_chat_template,
+    _convert_training,
+    _convert_launch,
+)

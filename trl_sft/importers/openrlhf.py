@@ -14,9 +14,14 @@ from typing import Any, NoReturn
 
 from trl_sft.errors import Fault, RecipeError
 from trl_sft.importers import recipe_parts, tables
-from trl_sft.importers.settings import OmittedSetting, Outcome, RecipeLine, Settings, join_sentences
+from trl_sft.importers.settings import CompanionFile, OmittedSetting, Outcome, RecipeLine, Settings, join_sentences
 from trl_sft.importers.tables import Entry, Table
 
+_OTHER_COMMANDS = tuple(
+    f"{name}{ending}"
+    for name in ("train_dpo", "train_rm", "train_ppo", "train_ppo_ray", "train_kto", "train_kd", "train_prm")
+    for ending in ("", ".py")
+)
 _TYPES: dict[str, type] = {"str": str, "int": int, "float": float}
 
 
@@ -63,6 +68,10 @@ def read(words: Sequence[str]) -> Settings:
         if word.endswith(("train_sft", "train_sft.py")):
             start = number
             break
+        if word.endswith(_OTHER_COMMANDS):
+            problem = f"{word} trains with another objective; trl_sft does supervised fine-tuning only"
+            fix = "Import a command of `openrlhf.cli.train_sft`."
+            raise RecipeError(Fault("openrlhf", problem, fix, code="import.other_objective"))
     words = words[start:]
     entries = _load_table().entries
     parser = _Parser(add_help=False, allow_abbrev=False, exit_on_error=False)
@@ -79,7 +88,7 @@ def read(words: Sequence[str]) -> Settings:
         ) from None
     values = vars(namespace) | _read_unknown_flags(unknown_words)
 
-    def where(name: str) -> str:
+    def where(name: str, *_path: str | int) -> str:
         dotted = f"--{entries[name].flag}" if name in entries else ""
         return dotted if dotted in options_in_words else f"--{name}"
 
@@ -89,10 +98,12 @@ def read(words: Sequence[str]) -> Settings:
 def _add_flag(parser: argparse.ArgumentParser, name: str, entry: Entry) -> None:
     """Add one flag under its flat and its dotted name."""
     options = dict.fromkeys(f"--{option}" for option in (name, entry.flag) if option)
-    if entry.type == "switch":
+    if entry.refused:
+        parser.add_argument(*options, dest=name, default=argparse.SUPPRESS, nargs="*")
+    elif entry.type == "switch":
         parser.add_argument(*options, dest=name, default=argparse.SUPPRESS, action="store_true")
     else:
-        kind = _TYPES[entry.type]
+        kind = _TYPES[entry.type or "str"]
         parser.add_argument(*options, dest=name, default=argparse.SUPPRESS, type=kind, nargs=entry.nargs)
 
 
@@ -127,32 +138,17 @@ def _is_dotted(settings: Settings) -> bool:
     )
 
 
-def convert(settings: Settings) -> Iterator[Outcome]:
-    """Yield what becomes of each flag, and the lines for OpenRLHF's defaults.
-
-    Raises:
-        RecipeError: A value that a recipe needs is missing or cannot be converted.
-    """
-    table = _load_table()
+def _convert_table(settings: Settings) -> Iterator[Outcome]:
+    """Yield the lines and the omitted settings that the table alone decides on."""
     if not settings.has("pretrain"):
         fix = "Add `--pretrain FOLDER`, or the id of a model on the hub."
         raise settings.make_error("pretrain", recipe_parts.NO_MODEL, fix, code="import.no_model")
-    yield from table.make_outcomes(settings)
-    yield from _convert_model(settings, table)
-    yield from _convert_lora(settings, table)
-    yield from _convert_data(settings, table)
-    yield from _convert_evaluation(settings, table)
-    yield from _convert_optimizer(settings, table)
-    yield from _convert_training(settings, table)
-    yield from _convert_precision(settings, table)
-    yield from _convert_checkpoints(settings, table)
-    yield from _convert_trackers(settings)
-    stage = table.get_value(settings, "zero_stage")
-    yield table.make_line(settings, "launch.engine", "zero_stage", value=recipe_parts.ZERO_ENGINES.get(stage, stage))
+    yield from _load_table().make_outcomes(settings)
 
 
-def _convert_model(settings: Settings, table: Table) -> Iterator[Outcome]:
+def _convert_model(settings: Settings) -> Iterator[Outcome]:
     """Yield the attention and the tokenizer."""
+    table = _load_table()
     if _is_dotted(settings) or settings.has("ds.attn_implementation"):
         yield table.make_line(settings, "model.attn_implementation", "ds.attn_implementation")
     elif names := settings.list_enabled(("flash_attn", "packing_samples")):
@@ -160,12 +156,21 @@ def _convert_model(settings: Settings, table: Table) -> Iterator[Outcome]:
     if not settings.get("apply_chat_template") or settings.get("pretrain_mode"):
         note = "OpenRLHF puts no beginning-of-text token before a text."
         yield RecipeLine(("tokenizer", "add_bos_token"), False, (), note)
+    if template := settings.get("tokenizer_chat_template"):
+        key = ("tokenizer", "chat_template")
+        if "{" in template:
+            yield CompanionFile("{stem}.jinja", template)
+            note = "This file holds the template of the command."
+            yield RecipeLine(key, "{stem}.jinja", ("tokenizer_chat_template",), note)
+        else:
+            yield RecipeLine(key, template, ("tokenizer_chat_template",))
     if settings.get("disable_fast_tokenizer"):
         yield RecipeLine(("tokenizer", "use_fast"), False, ("disable_fast_tokenizer",))
 
 
-def _convert_lora(settings: Settings, table: Table) -> Iterator[Outcome]:
+def _convert_lora(settings: Settings) -> Iterator[Outcome]:
     """Yield the sections `lora:` and `quantization:`."""
+    table = _load_table()
     if table.get_value(settings, "lora_rank"):
         for line in table.make_lines(settings, "lora"):
             if isinstance(line.value, list) and len(line.value) == 1:  # `all-linear` stands alone
@@ -183,8 +188,9 @@ def _convert_lora(settings: Settings, table: Table) -> Iterator[Outcome]:
             yield RecipeLine(("quantization", key), value, ("load_in_4bit",))
 
 
-def _convert_data(settings: Settings, table: Table) -> Iterator[Outcome]:
+def _convert_data(settings: Settings) -> Iterator[Outcome]:
     """Yield the training rows, how they become text, and which tokens carry loss."""
+    table = _load_table()
     if not settings.has("dataset"):
         fix = "Add `--dataset FILE`, a folder, or the id of a data set on the hub."
         raise settings.make_error("dataset", recipe_parts.NO_ROWS, fix, code="import.no_rows")
@@ -194,10 +200,15 @@ def _convert_data(settings: Settings, table: Table) -> Iterator[Outcome]:
     split = table.get_value(settings, "dataset_split")
     sources = _make_sources(settings.get("dataset"), split, keys=keys | {"max_rows": max_rows}, weights=weights)
     if max_rows:
-        notes.append(f"OpenRLHF takes the first {max_rows:,} rows. `max_rows` takes as many at random.")
+        reason = f"OpenRLHF takes the first {max_rows:,} rows. `max_rows` takes as many at random."
+        yield OmittedSetting("max_samples", reason, "rows")
     if weights:
         epoch_note = "trl_sft ends an epoch after as many rows as all sources have."
-        notes.append(f"OpenRLHF draws by `--dataset_probs` until each source is used up. {epoch_note}")
+        reason = f"OpenRLHF draws by `--dataset_probs` until each source is used up. {epoch_note}"
+        yield OmittedSetting("dataset_probs", reason, "rows")
+    if settings.get("pretrain_mode"):
+        reason = "OpenRLHF puts no end-of-text token after a text. trl_sft puts one, and trains it."
+        yield OmittedSetting("pretrain_mode", reason, "wording")
     names = settings.list_present(
         *("dataset", "dataset_split", "dataset_probs", "max_samples", "input_key", "output_key", "input_template"),
         "apply_chat_template",
@@ -242,8 +253,7 @@ def _make_row_format(settings: Settings, table: Table) -> tuple[dict[str, Any], 
     """Return the keys of a source that say how its rows become text, and sentences on what differs."""
     prompt, answer = table.get_value(settings, "input_key"), table.get_value(settings, "output_key")
     if settings.get("pretrain_mode"):
-        note = "OpenRLHF puts no end-of-text token after a text. TRL does."
-        return {"format": "text", "rename": recipe_parts.make_rename({prompt: "text"})}, [note]
+        return {"format": "text", "rename": recipe_parts.make_rename({prompt: "text"})}, []
     if settings.get("apply_chat_template"):
         return _make_chat_format(settings, prompt, answer), []
     if not answer:
@@ -300,8 +310,9 @@ def _make_prompt_wording(settings: Settings, table: Table, column: str) -> str:
     return wording
 
 
-def _convert_evaluation(settings: Settings, table: Table) -> Iterator[Outcome]:
+def _convert_evaluation(settings: Settings) -> Iterator[Outcome]:
     """Yield the evaluation set and when it is used."""
+    table = _load_table()
     if not settings.get("eval_dataset"):
         if settings.has("eval_steps"):
             yield OmittedSetting("eval_steps", "OpenRLHF evaluates nothing without `--eval_dataset`.")
@@ -319,8 +330,9 @@ def _convert_evaluation(settings: Settings, table: Table) -> Iterator[Outcome]:
     yield table.make_line(settings, "train.per_device_eval_batch_size", "micro_train_batch_size")
 
 
-def _convert_optimizer(settings: Settings, table: Table) -> Iterator[Outcome]:
+def _convert_optimizer(settings: Settings) -> Iterator[Outcome]:
     """Yield the schedule of the learning rate and the numbers of AdamW."""
+    table = _load_table()
     if table.get_value(settings, "lr_scheduler") == "cosine_with_min_lr":
         rate = {"min_lr_rate": table.get_value(settings, "min_lr_ratio")}
         yield table.make_line(settings, "train.lr_scheduler_kwargs", "min_lr_ratio", value=rate)
@@ -337,14 +349,15 @@ def _convert_optimizer(settings: Settings, table: Table) -> Iterator[Outcome]:
     yield table.make_line(settings, "train.adam_beta2", "adam_betas", value=beta2)
     if table.get_value(settings, "optim") != "adam":
         yield OmittedSetting(
-            "optim", "trl_sft trains with AdamW, not with Muon. Set `train.optim` to choose another.", warn=True
+            "optim", "trl_sft trains with AdamW, not with Muon. Set `train.optim` to choose another.", "weights"
         )
     elif settings.has("optim"):
         yield OmittedSetting("optim", "AdamW is the default of `train.optim` too.")
 
 
-def _convert_training(settings: Settings, table: Table) -> Iterator[Outcome]:
+def _convert_training(settings: Settings) -> Iterator[Outcome]:
     """Yield batches and gradient checkpointing."""
+    table = _load_table()
     note = (
         ""
         if _is_dotted(settings)
@@ -364,8 +377,9 @@ def _convert_training(settings: Settings, table: Table) -> Iterator[Outcome]:
         yield table.make_line(settings, key, name, value={"use_reentrant": bool(settings.get(name))})
 
 
-def _convert_precision(settings: Settings, table: Table) -> Iterator[Outcome]:
+def _convert_precision(settings: Settings) -> Iterator[Outcome]:
     """Yield the types of weights and arithmetic: `--bf16` in older releases, `--ds.param_dtype` in newer ones."""
+    table = _load_table()
     if _is_dotted(settings) or settings.get("ds.param_dtype"):
         fp16 = table.get_value(settings, "ds.param_dtype") == "fp16"
         yield table.make_line(settings, "train.bf16", "ds.param_dtype", value=not fp16)
@@ -379,8 +393,9 @@ def _convert_precision(settings: Settings, table: Table) -> Iterator[Outcome]:
         yield RecipeLine(("model", "dtype"), "auto", (), note)
 
 
-def _convert_checkpoints(settings: Settings, table: Table) -> Iterator[Outcome]:
+def _convert_checkpoints(settings: Settings) -> Iterator[Outcome]:
     """Yield when checkpoints are written and read."""
+    table = _load_table()
     steps = table.get_value(settings, "save_steps")
     if steps > 0:
         yield table.make_line(settings, "train.save_strategy", "save_steps", value="steps")
@@ -404,3 +419,25 @@ def _convert_trackers(settings: Settings) -> Iterator[Outcome]:
     if "use_wandb" in names:
         note = "Set WANDB_API_KEY to the key before the command."
     yield RecipeLine(("train", "report_to"), [trackers[name] for name in names], names, note)
+
+
+def _convert_launch(settings: Settings) -> Iterator[Outcome]:
+    """Yield the section `launch:`."""
+    table = _load_table()
+    stage = table.get_value(settings, "zero_stage")
+    yield table.make_line(settings, "launch.engine", "zero_stage", value=recipe_parts.ZERO_ENGINES.get(stage, stage))
+
+
+STEPS = (
+    _convert_table,
+    _convert_model,
+    _convert_lora,
+    _convert_data,
+    _convert_evaluation,
+    _convert_optimizer,
+    _convert_training,
+    _convert_precision,
+    _convert_checkpoints,
+    _convert_trackers,
+    _convert_launch,
+)

@@ -10,23 +10,24 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from trl_sft.importers.settings import OmittedSetting, Outcome, RecipeLine, Settings
+from trl_sft.importers.settings import OmittedSetting, Outcome, RecipeLine, Settings, join_sentences
 from trl_sft.recipe import renamed_keys, sections, yaml_reader
 from trl_sft.recipe.upstream import fields
 
 NO_MODEL = "the settings name no model"
 NO_ROWS = "the settings name no training rows"
 ZERO_ENGINES = {0: "ddp", 1: "zero1", 2: "zero2", 3: "zero3"}  # the stage of ZeRO: the engine of `launch:`
+# https://huggingface.co/docs/transformers/attention_interface; a kernel of the hub has a slash in its name
+_ATTENTION = ("eager", "sdpa", "flash_attention_2", "flash_attention_3", "flash_attention_4", "flex_attention")
+_EXPERTS = ("eager", "batched_mm", "grouped_mm")
 _FILE_BUILDERS = ("json", "csv", "parquet", "arrow", "text")  # load_dataset takes these words as a path
 
 
 def list_train_keys() -> set[str]:
-    """Return the keys of `train:`, with the older names of the same settings."""
+    """Return the keys of `train:`, with the older names of settings of upstream."""
     keys = set(fields.read_fields(sections.OWNERS["train"][1]))
-    for old_name, rule in renamed_keys.RENAMED_KEYS["train"].items():
-        if rule.new in keys and not rule.values:
-            keys = keys | {old_name}
-    return keys
+    old = {name for name, rule in renamed_keys.RENAMED_KEYS["train"].items() if rule.reason == renamed_keys.REMOVED}
+    return keys | old - {"tokenizer", "model_init"}
 
 
 def get_current_name(name: str) -> str:
@@ -56,33 +57,76 @@ def make_rename(columns: dict[str, str]) -> dict[str, str]:
     return {old: new for old, new in columns.items() if old != new}
 
 
-def resolve_data_files(path: str, data_files: Any, notes: list[str]) -> str:
+def is_local(path: Any) -> bool:
+    """Return whether a data set is a file or a folder of this machine."""
+    return isinstance(path, str) and (Path(path).exists() or Path(path).suffix in sections.BUILDERS)
+
+
+def read_columns(path: Any) -> set[str]:
+    """Return the columns of the first row of a JSON or JSONL file; empty = they cannot be read here."""
+    try:
+        with Path(str(path)).open(encoding="utf-8") as file:
+            text = file.readline() if str(path).endswith(".jsonl") else file.read()
+        rows = json.loads(text)
+    except (OSError, ValueError):
+        return set()
+    row = rows[0] if isinstance(rows, list) and rows else rows
+    return set(row) if isinstance(row, dict) else set()
+
+
+def resolve_data_files(path: str, data_files: Any) -> str:
     """Return the path of a data set whose settings have `data_files` beside a folder or a type of file.
 
     Args:
         path: A folder, a hub id, or a type of file such as `json`.
         data_files: A file, a list of files, or None.
-        notes: Takes a sentence where the recipe cannot say the same.
+
+    Returns:
+        The path; "" if a recipe cannot say the same.
     """
     if data_files is None:
         return path
     file = data_files[0] if isinstance(data_files, list) and len(data_files) == 1 else data_files
     is_folder = Path(path).is_dir()
     if not isinstance(file, str) or not (is_folder or path in _FILE_BUILDERS):
-        notes.append(f"`data_files` of {path} is not in the recipe. Write each file as a path of its own.")
-        return path
+        return ""
     return str(Path(path, file)) if is_folder else file
 
 
-def convert_eval_fraction(settings: Settings, name: str) -> Iterator[Outcome]:
-    """Yield what becomes of a setting that holds out a share of the rows, or a number of rows (1 and more)."""
-    size = settings.get(name, 0)
-    if size >= 1:
-        reason = "This is a number of rows. Set `data.eval_fraction` to their share of all rows."
-        yield OmittedSetting(name, reason, warn=True)
-    elif size:
+def translate_value(line: RecipeLine) -> RecipeLine | str:
+    """Return a line with a value that a recipe takes; or the reason why the value, a tool's own, is left out."""
+    key, value = line.key, line.value
+    is_attention = key == ("model", "attn_implementation") and isinstance(value, str)
+    if is_attention and value not in _ATTENTION and "/" not in value and not value.startswith("paged|"):
+        return f"transformers has no attention {value}. It chooses one, which gives the same result."
+    if key == ("model", "experts_implementation") and isinstance(value, str) and value not in _EXPERTS:
+        return f"transformers has no {value} for experts. It chooses a way that gives the same result."
+    if key == ("train", "packing_strategy") and value == "ffd":
+        return line._replace(value="bfd", note=join_sentences(line.note, "TRL calls it bfd since release 0.19."))
+    return line
+
+
+def convert_eval_fraction(name: str, value: Any, path: tuple[str, ...] = ()) -> Iterator[Outcome]:
+    """Yield what becomes of a setting that holds out a share of the rows, or a number of rows (1 and more).
+
+    Args:
+        name: The setting.
+        value: The share or the number.
+        path: Leads from the value of the setting to the share.
+    """
+    if value is None:
+        return
+    if value >= 1:
+        reason = (
+            f"These are {value} rows, and `data.eval_fraction` is a share. Set it to {value} divided by the number of "
+            "all rows. Without it nothing is evaluated."
+        )
+        yield OmittedSetting(name, reason, "rows", path)
+    elif value:
         note = "`train.seed` chooses the rows. The tool chooses other rows."
-        yield RecipeLine(("data", "eval_fraction"), size, (name,), note)
+        yield RecipeLine(("data", "eval_fraction"), value, (name,), note)
+    else:
+        yield OmittedSetting(name, "No rows are held out, as in a recipe.", "", path)
 
 
 def convert_resume(settings: Settings, note: str = "") -> Iterator[Outcome]:
@@ -90,7 +134,7 @@ def convert_resume(settings: Settings, note: str = "") -> Iterator[Outcome]:
     value = settings.get("resume_from_checkpoint")
     if value is None:
         return
-    word = {True: "auto", False: "never"}.get(value, value)
+    word = {True: "auto", False: "never"}.get(value, value) if isinstance(value, bool) else value
     yield RecipeLine(("run", "resume"), word, ("resume_from_checkpoint",), note if value is True else "")
 
 
@@ -107,11 +151,14 @@ def convert_launch(settings: Settings, *, fsdp: bool, config_note: str = "") -> 
         engine = _get_deepspeed_engine(config)
         if not engine:
             reason = "trl_sft cannot read the ZeRO stage. Set `launch: {engine: zero2, config: FILE}` in the recipe."
-            yield OmittedSetting("deepspeed", reason, warn=True)
+            yield OmittedSetting("deepspeed", reason, "unknown")
             return
         yield RecipeLine(("launch", "engine"), engine, ("deepspeed",))
         if engine != "ddp":
             yield RecipeLine(("launch", "config"), config, ("deepspeed",))
+        if settings.get("fsdp") or settings.get("fsdp_config"):
+            for name in settings.list_present("fsdp", "fsdp_config"):
+                yield OmittedSetting(name, "DeepSpeed takes its place.", "unknown")
     elif fsdp:
         value = settings.get("fsdp")
         note = f"The value of `fsdp` was {yaml_reader.format_value(value)}." if value else ""

@@ -1,4 +1,4 @@
-"""Settings of another trainer, and what each of them becomes: a line of a recipe, or a reason for its absence.
+"""Settings of another trainer, and what each of them becomes: a line, a file beside the recipe, or a reason.
 
 Input: a YAML or JSON file of settings. Output: `Settings`. The module of a tool converts them to `RecipeLine`s and
 `OmittedSetting`s. Each of these names its settings, so that `writer` finds the settings without a result.
@@ -8,7 +8,7 @@ Deliberately not here: what a setting means.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -18,15 +18,27 @@ from trl_sft.recipe.yaml_reader import Key
 
 # YAML 1.1, which the other trainers read, has more words for true and false than YAML 1.2
 _YAML_1_1 = {"yes": True, "on": True, "no": False, "off": False}
-_SECRET = re.compile(r"key|token$|_wandb$|secret|password", re.IGNORECASE)
-_LONGEST_VALUE = 60  # characters of a value in a comment
+_NUMBER_OF_YAML_1_1 = re.compile(r"[-+]?[0-9][0-9_]*")  # it also allows an underscore between digits
+_SECRET = re.compile(
+    r"api_?key|wandb_key|(hub|auth|hf|ms|om|access)_token$|^token$|^(use_)?wandb$|secret|password", re.IGNORECASE
+)
+
+# What of the training a setting that is not in the recipe would change, in the order of the screen
+AFFECTS = {
+    "rows": "which rows are trained or evaluated, and how many there are in a step",
+    "wording": "the text of a row",
+    "mask": "which tokens carry loss",
+    "objective": "what is minimized",
+    "weights": "which weights are trained, and how they are updated",
+    "unknown": "trl_sft does not know what it changes",
+}
 
 
 class Settings(NamedTuple):
     """Settings of another trainer as the user wrote them."""
 
     values: dict[str, Any]
-    where: Callable[[str], str]  # name -> its place: `config.yaml:12 sequence_len`, or `--max_len`
+    where: Callable[..., str]  # a name, and keys inside its value -> its place: `config.yaml:12 sequence_len`
 
     def has(self, name: str) -> bool:
         """Return whether a setting has a value; null counts as none."""
@@ -45,9 +57,21 @@ class Settings(NamedTuple):
         """Return the settings among these whose value is neither false, zero nor empty."""
         return tuple(name for name in names if self.get(name))
 
-    def make_error(self, name: str, problem: str, fix: str, *, code: str) -> RecipeError:
-        """Return the error of a setting that can neither become a line nor be omitted."""
-        return RecipeError(Fault(self.where(name), problem, fix, code=code))
+    def get_inner(self, name: str, path: Sequence[str | int]) -> Any:
+        """Return a value inside the value of a setting; None if there is none."""
+        value: Any = self.values.get(name)
+        for part in path:
+            try:
+                value = value[part]
+            except (KeyError, IndexError, TypeError):
+                return None
+        return value
+
+    def make_error(
+        self, name: str, problem: str, fix: str, *, code: str, path: Sequence[str | int] = ()
+    ) -> RecipeError:
+        """Return the error of a setting that can neither become a line nor be omitted; `path` leads into its value."""
+        return RecipeError(Fault(self.where(name, *path), problem, fix, code=code))
 
 
 class RecipeLine(NamedTuple):
@@ -60,14 +84,27 @@ class RecipeLine(NamedTuple):
 
 
 class OmittedSetting(NamedTuple):
-    """A setting that is no line of the recipe."""
+    """A setting, or a part of its meaning, that is no line of the recipe."""
 
     name: str
     reason: str  # sentences
-    warn: bool = False  # what is trained may differ: the screen shows it too
+    affects: str = ""  # a key of `AFFECTS`: what is trained differs without it; "" = nothing of it
+    path: tuple[str | int, ...] = ()  # leads into the value of the setting: (0, "shards") of `datasets`
+
+    @property
+    def full_name(self) -> str:
+        """The setting with the keys that lead into its value: `datasets.0.shards`."""
+        return ".".join(map(str, (self.name, *self.path)))
 
 
-Outcome = RecipeLine | OmittedSetting
+class CompanionFile(NamedTuple):
+    """A file that the recipe names and that stands beside it; `{stem}` in `name` is the name of the recipe."""
+
+    name: str  # `{stem}.jinja`
+    text: str
+
+
+Outcome = RecipeLine | OmittedSetting | CompanionFile
 
 
 def read_file(path: Path) -> Settings:
@@ -77,14 +114,20 @@ def read_file(path: Path) -> Settings:
         RecipeError: The file cannot be read.
     """
     file = yaml_reader.read_recipe(path)
-    values = {name: _read_switch(name, value) for name, value in file.values.items()}
-    return Settings(values, lambda name: file.where((name,)))
+    values = {name: _read_yaml_1_1(name, value) for name, value in file.values.items()}
+    return Settings(values, lambda name, *path: file.where((name, *path)))
 
 
-def _read_switch(name: str, value: Any) -> Any:
-    """Return true or false for a word of YAML 1.1, except where "no" is a word: `save_strategy: no`."""
+def _read_yaml_1_1(name: str, value: Any) -> Any:
+    """Return true, false or a number for a word of YAML 1.1, except where "no" is a word: `save_strategy: no`."""
+    if isinstance(value, dict):
+        return {key: _read_yaml_1_1(str(key), inner) for key, inner in value.items()}
+    if isinstance(value, list):
+        return [_read_yaml_1_1(name, inner) for inner in value]
     if not isinstance(value, str) or name.endswith("strategy"):
         return value
+    if "_" in value and _NUMBER_OF_YAML_1_1.fullmatch(value):
+        return int(value)
     return _YAML_1_1.get(value.lower(), value)
 
 
@@ -94,8 +137,17 @@ def join_sentences(*notes: str) -> str:
 
 
 def format_setting(name: str, value: Any) -> str:
-    """Return a setting as a comment shows it: long values are shortened, secrets are hidden."""
+    """Return a setting as a comment shows it; secrets are hidden."""
     if isinstance(value, str) and _SECRET.search(name):
         return f"{name}: ..."
-    text = yaml_reader.format_value(value)
-    return f"{name}: {text if len(text) <= _LONGEST_VALUE else text[: _LONGEST_VALUE - 3] + '...'}"
+    return f"{name}: {yaml_reader.format_value(_hide_secrets(value))}"
+
+
+def _hide_secrets(value: Any) -> Any:
+    """Return a value without the secrets inside it."""
+    if isinstance(value, dict):
+        return {
+            key: "..." if isinstance(inner, str) and _SECRET.search(str(key)) else _hide_secrets(inner)
+            for key, inner in value.items()
+        }
+    return [_hide_secrets(inner) for inner in value] if isinstance(value, list) else value

@@ -11,19 +11,21 @@ from collections.abc import Iterator
 from typing import Any
 
 from trl_sft.importers import recipe_parts, tables
-from trl_sft.importers.settings import OmittedSetting, Outcome, RecipeLine, Settings, join_sentences
+from trl_sft.importers.settings import CompanionFile, OmittedSetting, Outcome, RecipeLine, Settings
 from trl_sft.importers.tables import Table
 from trl_sft.recipe import paths, sections, yaml_reader
 from trl_sft.recipe.upstream import fields
 
 _MODEL_CONFIG = "trl.trainer.model_config:ModelConfig"
 _OWNERS = (_MODEL_CONFIG, "trl.scripts.utils:ScriptArguments", "trl.scripts.utils:DatasetMixtureConfig")
-_MIXTURE_KEYS = {
-    *("path", "id", "name", "config", "data_dir", "data_files", "split", "fraction", "weight", "columns"),
-}
-_LOSS = (
-    "TRL trains every token of a chat or a text unless `assistant_only_loss` is true, and the completion of prompt and "
-    "completion. trl_sft trains the answers by default. Set `data.loss_on: all` to train all tokens."
+# settings that only a file of TRL's scripts has, and those that only alignment-handbook has
+MARKS = ("dataset_name", "dataset_config", "dataset_train_split", "dataset_test_split", "use_peft", "eos_token")
+HANDBOOK_MARKS = ("dataset_mixer", "dataset_mixture", "dataset_splits", "dataset_configs", "preprocessing_num_workers")
+# values of `loss_type` that belong to a trainer for preferences or rewards
+_LOSSES = ("nll", "dft", "chunked_nll")
+_UNKNOWN_ROWS = (
+    "TRL trains every token of chats and texts, but only the completion of rows with prompt and completion. Remove "
+    "this line if the rows have these columns."
 )
 
 
@@ -38,41 +40,43 @@ def list_names() -> set[str]:
     return upstream | recipe_parts.list_train_keys() | set(_load_table().entries)
 
 
-def convert(settings: Settings) -> Iterator[Outcome]:
-    """Yield what becomes of each setting, and the lines for TRL's defaults.
-
-    Raises:
-        RecipeError: A value that a recipe needs is missing or cannot be converted.
-    """
-    table = _load_table()
-    yield from _convert_chat_template(settings)  # it goes before `chat_template_path`, which is in the table
-    yield from table.make_outcomes(settings)
-    yield from _convert_model(settings)
-    yield from _convert_lora(settings, table)
-    yield from _convert_quantization(settings, table)
-    yield from _convert_data(settings, table)
-    yield from _convert_training(settings, table)
-    auto_note = "TRL stops if there is no checkpoint. With `auto` training then starts from the beginning."
-    yield from recipe_parts.convert_resume(settings, auto_note)
-    yield from recipe_parts.convert_launch(settings, fsdp=bool(settings.get("fsdp")))
+def _convert_table(settings: Settings) -> Iterator[Outcome]:
+    """Yield the lines and the omitted settings that the table alone decides on."""
+    loss = settings.get("loss_type")
+    if loss is not None and loss not in _LOSSES:
+        problem = f"the value is {yaml_reader.format_value(loss)}; trl_sft does supervised fine-tuning only"
+        fix = "Import a file for TRL's sft script."
+        raise settings.make_error("loss_type", problem, fix, code=tables.OTHER_OBJECTIVE)
+    if not settings.has("model_name_or_path"):
+        fix = "Set `model_name_or_path` to a folder or a hub id."
+        raise settings.make_error("model_name_or_path", recipe_parts.NO_MODEL, fix, code="import.no_model")
+    yield from _load_table().make_outcomes(settings)
 
 
 def _convert_chat_template(settings: Settings) -> Iterator[Outcome]:
-    """Yield the chat template of alignment-handbook: a text, which a recipe takes only by the name of a template."""
+    """Yield the chat template of alignment-handbook: a text, which goes to a file, or a name."""
     if not settings.has("chat_template"):
         return
     template = settings.get("chat_template")
-    if template in paths.list_templates():
+    if settings.has("chat_template_path"):
+        yield OmittedSetting("chat_template", "`chat_template_path` takes its place.", "wording")
+    elif template in paths.list_templates():
         yield RecipeLine(("tokenizer", "chat_template"), template, ("chat_template",))
+    elif "{" in template:
+        yield CompanionFile("{stem}.jinja", template)
+        note = "This file holds the template of the settings."
+        yield RecipeLine(("tokenizer", "chat_template"), "{stem}.jinja", ("chat_template",), note)
     else:
-        reason = "Write the template to a file and set `tokenizer.chat_template: FILE.jinja`."
-        yield OmittedSetting("chat_template", reason, warn=True)
+        reason = f"trl_sft has no template {yaml_reader.format_value(template)} and uses the tokenizer's."
+        yield OmittedSetting("chat_template", reason, "wording")
 
 
 def _convert_model(settings: Settings) -> Iterator[Outcome]:
     """Yield the attention and the arguments of the model."""
     if settings.get("use_flash_attention_2"):
         yield RecipeLine(("model", "attn_implementation"), "flash_attention_2", ("use_flash_attention_2",))
+    elif settings.has("use_flash_attention_2"):
+        yield OmittedSetting("use_flash_attention_2", tables.OFF)
     for key, value in (settings.get("model_init_kwargs") or {}).items():
         yield RecipeLine(("model", key), value, ("model_init_kwargs",))
 
@@ -82,28 +86,41 @@ def _get_default(name: str) -> Any:
     return ast.literal_eval(fields.read_fields(_MODEL_CONFIG)[name].default)
 
 
-def _convert_lora(settings: Settings, table: Table) -> Iterator[Outcome]:
+def _convert_lora(settings: Settings) -> Iterator[Outcome]:
     """Yield the section `lora:`."""
-    for name in ("use_peft", "load_in_4bit", "load_in_8bit"):
-        if not isinstance(settings.get(name, False), bool):
-            problem = f"the value is {yaml_reader.describe_value(settings.get(name))}"
-            raise settings.make_error(name, problem, "Write `true` or `false`.", code="import.wrong_type")
+    table = _load_table()
     if not settings.get("use_peft"):
+        for name, _ in table.list_group("lora"):
+            if settings.has(name):
+                yield OmittedSetting(name, "TRL reads it with `use_peft: true`.")
+        if settings.has("use_peft"):
+            yield OmittedSetting("use_peft", tables.OFF)
         return
     for name, entry in table.list_group("lora"):
         value = settings.get(name, _get_default(name))
         if value is not None and value is not False:  # 0 is a value; the recipe's check refuses it
             note = "" if settings.has(name) else table.default_note
             yield RecipeLine(tuple(entry.key.split(".")), value, (*settings.list_present(name), "use_peft"), note)
+        elif settings.has(name):
+            yield OmittedSetting(name, tables.OFF)
 
 
-def _convert_quantization(settings: Settings, table: Table) -> Iterator[Outcome]:
+def _convert_quantization(settings: Settings) -> Iterator[Outcome]:
     """Yield the section `quantization:`."""
+    table = _load_table()
+    for name in ("load_in_4bit", "load_in_8bit"):
+        if settings.has(name) and not settings.get(name):
+            yield OmittedSetting(name, tables.OFF)
     if not settings.get("load_in_4bit"):
         if settings.get("load_in_8bit"):
             yield RecipeLine(("quantization", "load_in_8bit"), True, ("load_in_8bit",))
+        for name, _ in table.list_group("4bit"):
+            if settings.has(name):
+                yield OmittedSetting(name, "It has no effect without `load_in_4bit: true`.")
         return
     yield RecipeLine(("quantization", "load_in_4bit"), True, ("load_in_4bit",))
+    if settings.get("load_in_8bit"):
+        yield OmittedSetting("load_in_8bit", "TRL takes `load_in_4bit` first.")
     for name, entry in table.list_group("4bit"):
         value = settings.get(name, _get_default(name))
         if value is not None:
@@ -114,39 +131,66 @@ def _convert_quantization(settings: Settings, table: Table) -> Iterator[Outcome]
         yield RecipeLine(("quantization", "bnb_4bit_compute_dtype"), dtype, (), "TRL computes in `dtype`.")
 
 
-def _convert_data(settings: Settings, table: Table) -> Iterator[Outcome]:
+def _convert_data(settings: Settings) -> Iterator[Outcome]:
     """Yield the training rows and the evaluation set."""
-    notes: list[str] = []
-    train, test, names = _make_sources(settings, notes)
+    outcomes: list[Outcome] = []
+    train, test, names = _make_sources(settings, outcomes)
     if not train:
         fix = "Add `dataset_name`, `datasets`, or alignment-handbook's `dataset_mixer`."
         raise settings.make_error("dataset_name", recipe_parts.NO_ROWS, fix, code="import.no_rows")
-    if settings.get("assistant_only_loss") is not True and not settings.has("completion_only_loss"):
-        notes.append(_LOSS)
-    yield RecipeLine(("data", "train"), recipe_parts.unwrap_single(train), names, join_sentences(*notes))
+    yield RecipeLine(("data", "train"), recipe_parts.unwrap_single(train), names)
+    yield from _convert_loss(settings, train)
+    yield from outcomes
     mixture = settings.get("dataset_mixture") or {}
-    if mixture.get("test_split_size"):
-        note = table.entries["test_split_size"].note
-        yield RecipeLine(("data", "eval_fraction"), mixture["test_split_size"], ("dataset_mixture",), note)
+    if "test_split_size" in mixture:
+        size = mixture["test_split_size"]
+        yield from recipe_parts.convert_eval_fraction("dataset_mixture", size, ("test_split_size",))
+    if settings.has("test_split_size"):
+        yield from recipe_parts.convert_eval_fraction("test_split_size", settings.get("test_split_size"))
     strategy = settings.get("eval_strategy", settings.get("evaluation_strategy", "no"))
     if test and strategy != "no" and not settings.has("test_split_size"):
-        names = ("dataset_test_split", "eval_strategy", *names)
+        names = (*settings.list_present("dataset_test_split"), "eval_strategy", *names)
         yield RecipeLine(("data", "eval"), recipe_parts.unwrap_single(test), names)
+    elif test and strategy != "no" and settings.has("dataset_test_split"):
+        yield OmittedSetting("dataset_test_split", "`test_split_size` takes its place.")
 
 
-def _make_sources(settings: Settings, notes: list[str]) -> tuple[list[Any], list[Any], tuple[str, ...]]:
+def _convert_loss(settings: Settings, sources: list[Any]) -> Iterator[Outcome]:
+    """Yield which tokens carry loss: TRL's default depends on the columns of the rows."""
+    answers, completion = settings.get("assistant_only_loss"), settings.get("completion_only_loss")
+    names = settings.list_present("assistant_only_loss", "completion_only_loss")
+    key = ("data", "loss_on")
+    if answers:
+        yield RecipeLine(key, "assistant", names)
+        return
+    if completion is not None:
+        yield RecipeLine(key, "completion" if completion else "all", names)
+        return
+    columns = [recipe_parts.read_columns(source["path"] if isinstance(source, dict) else source) for source in sources]
+    are_pairs = [{"prompt", "completion"} <= known for known in columns]
+    if all(are_pairs):
+        yield RecipeLine(key, "completion", names, "TRL's default for rows with prompt and completion.")
+    elif any(are_pairs):
+        reason = "TRL trains the completion of some of these sources and every token of the others."
+        yield OmittedSetting("datasets" if settings.has("datasets") else "dataset_name", reason, "mask")
+    else:
+        note = "TRL's default for chats and texts." if all(columns) else _UNKNOWN_ROWS
+        yield RecipeLine(key, "all", names, note)
+
+
+def _make_sources(settings: Settings, outcomes: list[Outcome]) -> tuple[list[Any], list[Any], tuple[str, ...]]:
     """Return the sources of training rows, those of the evaluation set, and the settings that name them."""
     column = settings.get("dataset_text_field", "text")
     text: dict[str, Any] = {} if column == "text" else {"rename": {column: "text"}, "format": "text"}
-    mixture = settings.get("dataset_mixture") or {}
-    if entries := settings.get("datasets", mixture.get("datasets")):
-        text["streaming"] = bool(settings.get("streaming")) or None
-        sources = [_make_mixture_source(entry, text, notes) for entry in entries]
-        if "seed" in mixture:
-            notes.append("`train.seed` takes the place of the mixture's own seed.")
-        return sources, [], ("datasets", "dataset_mixture", "streaming", "dataset_text_field")
+    text_names = settings.list_present("dataset_text_field")
+    if settings.get("dataset_mixture") or settings.get("datasets"):
+        sources, names = _make_mixture_sources(settings, text, outcomes)
+        others = settings.list_present("dataset_name", "dataset_mixer")
+        outcomes += [OmittedSetting(name, f"`{names[0]}` takes its place.", "rows") for name in others]
+        return sources, [], (*names, *text_names)
     if settings.get("dataset_mixer"):
-        return _make_mixer_sources(settings, text)
+        train, test, names = _make_mixer_sources(settings, text, outcomes)
+        return train, test, (*names, *text_names)
     path = settings.get("dataset_name")
     if not path:
         return [], [], ()
@@ -156,22 +200,31 @@ def _make_sources(settings: Settings, notes: list[str]) -> tuple[list[Any], list
     train = recipe_parts.make_source(path, split=split, name=config, streaming=streaming, **text)
     test_split = settings.get("dataset_test_split", "test")
     test = recipe_parts.make_source(path, split=test_split, name=config, **text)
-    names = ("dataset_name", "dataset_config", "dataset_train_split", "dataset_streaming", "dataset_text_field")
-    return [train], [test], names
+    names = settings.list_present("dataset_name", "dataset_config", "dataset_train_split", "dataset_streaming")
+    return [train], [test], (*names, *text_names)
 
 
-def _make_mixer_sources(settings: Settings, text: dict[str, Any]) -> tuple[list[Any], list[Any], tuple[str, ...]]:
+def _make_mixer_sources(
+    settings: Settings, text: dict[str, Any], outcomes: list[Outcome]
+) -> tuple[list[Any], list[Any], tuple[str, ...]]:
     """Return the same as `_make_sources` for `dataset_mixer`, which names a share of each data set."""
     mixer = settings.get("dataset_mixer")
     configs = settings.get("dataset_configs") or [None] * len(mixer)
     train, test = [], []
     for (path, share), config in zip(mixer.items(), configs, strict=False):
-        for split in settings.get("dataset_splits", ["train", "test"]):
+        if isinstance(share, bool) or not isinstance(share, int | float):
+            problem = f"the value is {yaml_reader.describe_value(share)}"
+            fix = "Write the share of the rows, a number from 0 to 1."
+            raise settings.make_error("dataset_mixer", problem, fix, code="import.wrong_type", path=(path,))
+        for split in map(str, settings.get("dataset_splits", ["train", "test"])):
             if "test" in split:
                 test.append(recipe_parts.make_source(path, name=config, split=split, **text))
             else:
-                train.append(recipe_parts.make_source(path, name=config, split=split + _format_share(share), **text))
-    return train, test, ("dataset_mixer", "dataset_splits", "dataset_configs", "dataset_text_field")
+                part = recipe_parts.omit_train_split(split + _format_share(share))
+                train.append(recipe_parts.make_source(path, name=config, split=part, **text))
+    unused = range(len(mixer), len(configs))
+    outcomes += [OmittedSetting("dataset_configs", "There is no data set for it.", "", (number,)) for number in unused]
+    return train, test, ("dataset_mixer", *settings.list_present("dataset_splits", "dataset_configs"))
 
 
 def _format_share(share: float | None) -> str:
@@ -179,33 +232,106 @@ def _format_share(share: float | None) -> str:
     return f"[:{share * 100:g}%]" if share is not None and share < 1 else ""
 
 
-def _make_mixture_source(entry: dict[str, Any], text: dict[str, Any], notes: list[str]) -> Any:
+def _make_mixture_sources(
+    settings: Settings, text: dict[str, Any], outcomes: list[Outcome]
+) -> tuple[list[Any], tuple[str, ...]]:
+    """Return the sources of TRL's `datasets`, or of alignment-handbook's `dataset_mixture`, and their settings."""
+    table = _load_table()
+    name, path = ("datasets", ()) if settings.get("datasets") else ("dataset_mixture", ("datasets",))
+    if settings.get("dataset_mixture"):
+        outcomes += table.audit("dataset_mixture", settings, "dataset_mixture")
+        if name == "datasets":
+            outcomes.append(OmittedSetting("dataset_mixture", "`datasets` takes its place.", "rows"))
+    entries = settings.get_inner(name, path)
+    if not isinstance(entries, list) or not entries:
+        fix = "Write a list of data sets, each with its `id`."
+        raise settings.make_error(name, "the mixture names no data sets", fix, code="import.no_rows")
+    streaming = bool(settings.get("streaming")) or None
+    sources = []
+    for number, entry in enumerate(entries):
+        place = (*path, number)
+        if not isinstance(entry, dict):
+            problem = f"the value is {yaml_reader.describe_value(entry)}"
+            fix = "Write a mapping with `path`."
+            raise settings.make_error(name, problem, fix, code="import.wrong_type", path=place)
+        outcomes += table.audit("source", settings, name, path=place)
+        sources.append(
+            _make_mixture_source(settings, name, place, text=text | {"streaming": streaming}, outcomes=outcomes)
+        )
+    return sources, (name, *settings.list_present("streaming"))
+
+
+def _make_mixture_source(
+    settings: Settings, name: str, place: tuple[str | int, ...], *, text: dict[str, Any], outcomes: list[Outcome]
+) -> Any:
     """Return the source for one entry of TRL's `datasets`, or of alignment-handbook's `dataset_mixture`."""
-    path = recipe_parts.resolve_data_files(entry.get("path", entry.get("id", "")), entry.get("data_files"), notes)
-    notes += [f"trl_sft does not support `{key}` of {path}." for key in entry if key not in _MIXTURE_KEYS]
-    if "columns" in entry:
-        notes.append(f"`columns` of {path} is not in the recipe: a format reads the columns that it knows.")
+    entry = settings.get_inner(name, place)
+    path = entry.get("path", entry.get("id"))
+    if not path:
+        fix = "Set its `path` to a file, a folder or a hub id."
+        raise settings.make_error(name, "a data set has no path", fix, code="import.no_rows", path=place)
+    resolved = recipe_parts.resolve_data_files(path, entry.get("data_files"))
+    if not resolved:
+        reason = f"Write each file as a path of its own in place of {path}."
+        outcomes.append(OmittedSetting(name, reason, "rows", (*place, "data_files")))
+    if entry.get("columns"):
+        media = {"chosen", "rejected", "images", "image", "videos", "audio"} & set(map(str, entry["columns"]))
+        if media:
+            problem = f"the value has {', '.join(sorted(media))}; trl_sft does supervised fine-tuning on text only"
+            fix = "Import a file for supervised fine-tuning on text."
+            inner = (*place, "columns")
+            raise settings.make_error(name, problem, fix, code=tables.OTHER_OBJECTIVE, path=inner)
+        reason = "A format reads the columns that it knows."
+        outcomes.append(OmittedSetting(name, reason, "", (*place, "columns")))
         if "chat_template_kwargs" in entry["columns"]:
-            notes.append("trl_sft does not read `chat_template_kwargs` of a row.")
-    split = (entry.get("split") or "train") + _format_share(entry.get("fraction", entry.get("weight")))
-    config = entry.get("name", entry.get("config"))
-    split = recipe_parts.omit_train_split(split)
-    return recipe_parts.make_source(path, split=split, data_dir=entry.get("data_dir"), name=config, **text)
+            reason = (
+                "trl_sft does not read `chat_template_kwargs` of a row: the template gets the same ones for all rows."
+            )
+            outcomes.append(OmittedSetting(name, reason, "wording", (*place, "columns")))
+    split = entry.get("split") or "train"
+    keys: dict[str, Any] = {"data_dir": entry.get("data_dir"), "name": entry.get("name", entry.get("config"))}
+    if entry.get("fraction") is not None:
+        keys["weight"] = entry["fraction"]
+        reason = (
+            "TRL takes the first rows of each data set, so many that the shares are right and no row comes twice. With "
+            "`weight` trl_sft draws rows until as many are trained as all sources have."
+        )
+        outcomes.append(OmittedSetting(name, reason, "rows", (*place, "fraction")))
+    elif entry.get("weight") is not None and entry["weight"] < 1:
+        split += _format_share(entry["weight"])
+        reason = "alignment-handbook takes this share of the rows at random, the recipe takes the first ones."
+        outcomes.append(OmittedSetting(name, reason, "rows", (*place, "weight")))
+    elif entry.get("weight") is not None:
+        outcomes.append(OmittedSetting(name, "All rows are trained.", "", (*place, "weight")))
+    return recipe_parts.make_source(resolved or path, split=recipe_parts.omit_train_split(split), **keys, **text)
 
 
-def _convert_training(settings: Settings, table: Table) -> Iterator[Outcome]:
+def _convert_training(settings: Settings) -> Iterator[Outcome]:
     """Yield the fields of SFTConfig, which are keys of `train:`."""
+    table = _load_table()
     elsewhere = {name for name, entry in table.entries.items() if entry.key or entry.reason}
+    elsewhere |= {"assistant_only_loss", "completion_only_loss"}
     known = recipe_parts.list_train_keys() - set(sections.REFUSED["train"]) - elsewhere
     for name, value in settings.values.items():
         if name not in known or (value is None and name != "max_length"):  # `max_length: null` = no truncation
             continue
-        if name == "assistant_only_loss" and value is False:
-            reason = "This is its default, which does not say which tokens carry loss. `data.loss_on` does."
-            yield OmittedSetting(name, reason)
-        else:
-            yield RecipeLine(("train", name), value, (name,))
-    if settings.has("gradient_checkpointing_use_reentrant"):
-        options = {"use_reentrant": settings.get("gradient_checkpointing_use_reentrant")}
-        names = ("gradient_checkpointing_use_reentrant",)
-        yield RecipeLine(("train", "gradient_checkpointing_kwargs"), options, names)
+        yield RecipeLine(("train", name), value, (name,))
+
+
+def _convert_launch(settings: Settings) -> Iterator[Outcome]:
+    """Yield the sections `run:` and `launch:`."""
+    auto_note = "TRL stops if there is no checkpoint. With `auto` training then starts from the beginning."
+    yield from recipe_parts.convert_resume(settings, auto_note)
+    yield from recipe_parts.convert_launch(settings, fsdp=bool(settings.get("fsdp")))
+
+
+STEPS = (
+    _convert_chat_template,  # before `chat_template_path`, which is in the table
+    _convert_table,
+    _convert_model,
+    _convert_lora,
+    _convert_quantization,
+    _convert_data,
+    _convert_training,
+    _convert_launch,
+)

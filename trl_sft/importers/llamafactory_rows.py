@@ -1,0 +1,180 @@
+"""What a data set of LLaMA-Factory's dataset_info.json becomes: a source, or a function that makes its rows.
+
+Input: an entry of dataset_info.json. Output: the source, with what LLaMA-Factory's rows have and the source lacks.
+Follows `data/parser.py` and `data/converter.py`. Deliberately not here: settings of the file that names the data set.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from trl_sft.importers import recipe_parts
+from trl_sft.importers.row_functions import RowFunction, add_function
+from trl_sft.importers.settings import OmittedSetting, Outcome, Settings
+from trl_sft.importers.tables import Table
+from trl_sft.recipe.yaml_reader import format_value
+
+INFO, FOLDER = "dataset_info", "_folder"  # content and folder of dataset_info.json, beside the settings
+FILE = "dataset_info.json"
+# a tag of dataset_info.json -> its default, and the role of such a turn here
+_TAGS = {
+    "user_tag": ("human", "user"),
+    "assistant_tag": ("gpt", "assistant"),
+    "observation_tag": ("observation", "observation"),
+    "function_tag": ("function_call", "function_call"),
+    "system_tag": ("system", "system"),
+}
+# The names of turns that the format `messages` reads as the same roles. Of a file with other names, those of its tags
+# that LLaMA-Factory does not set by itself are none of its roles.
+_KNOWN_ROLES = {
+    "user": ("user", "human"),
+    "assistant": ("assistant", "gpt"),
+    "observation": ("observation", "tool", "function"),
+    "function_call": ("function_call",),
+    "system": ("system",),
+}
+
+
+def make_source(
+    settings: Settings,
+    table: Table,
+    name: str,
+    *,
+    setting: str,
+    functions: list[RowFunction],
+    outcomes: list[Outcome],
+) -> Any:
+    """Return the source for one data set of dataset_info.json.
+
+    Args:
+        settings: The user's settings.
+        table: The table of LLaMA-Factory.
+        name: The data set.
+        setting: `dataset` or `eval_dataset`.
+        functions: Takes a function that makes the rows, where no format does.
+        outcomes: Takes what the source lacks.
+
+    Raises:
+        RecipeError: The data set cannot be read, or is for another objective.
+    """
+    info = settings.get(INFO, {})
+    entry = info.get(name)
+    if not isinstance(entry, dict):
+        names = ", ".join(sorted(info)[:8]) or "none"
+        fix = f"Write a name that it has ({names}), or add `--dataset-info FILE`."
+        raise settings.make_error(setting, f"{FILE} has no data set {name}", fix, code="import.unknown_dataset")
+    outcomes += table.audit("dataset", settings, INFO, path=(name,))
+    for part in ("columns", "tags"):
+        if isinstance(entry.get(part), dict):
+            outcomes += table.audit(part, settings, INFO, path=(name, part))
+    path = _find_path(settings, name, outcomes)
+    split = entry.get("split") or "train"
+    if setting == "dataset" or recipe_parts.is_local(path):
+        split = recipe_parts.omit_train_split(split)
+    keys = {"name": entry.get("subset"), "split": split, "data_dir": entry.get("folder")}
+    if settings.get("stage") == "pt":
+        keys |= _make_text_format(name, entry, outcomes)
+    else:
+        keys |= _make_row_format(name, entry, functions=functions, outcomes=outcomes)
+    return recipe_parts.make_source(path, max_rows=entry.get("num_samples"), **keys)
+
+
+def _find_path(settings: Settings, name: str, outcomes: list[Outcome]) -> str:
+    """Return the path of a data set: a hub id, or a file in the folder of dataset_info.json."""
+    entry = settings.get(INFO)[name]
+    places = ("hf_hub_url", "ms_hub_url", "om_hub_url", "script_url", "cloud_file_name", "file_name")
+    present = [place for place in places if entry.get(place)]
+    if not present:
+        fix = f"Add one of the two to {FILE}."
+        problem = f"{name} has neither file_name nor hf_hub_url"
+        raise settings.make_error(INFO, problem, fix, code="import.no_rows", path=(name,))
+    reason = f"`{present[0]}` names the rows."
+    outcomes += [OmittedSetting(INFO, reason, "", (name, other)) for other in present[1:]]
+    if present[0] not in ("hf_hub_url", "file_name"):
+        reason = (
+            "trl_sft reads files, folders and data sets of the Hugging Face hub, and loads this path as one of them. "
+            "Set `path` to the rows."
+        )
+        outcomes.append(OmittedSetting(INFO, reason, "rows", (name, present[0])))
+    path = str(entry[present[0]])
+    return path if present[0] != "file_name" else str(Path(settings.get(FOLDER, "."), path))
+
+
+def _make_text_format(name: str, entry: dict[str, Any], outcomes: list[Outcome]) -> dict[str, Any]:
+    """Return the keys of a source for the stage `pt`, whose rows are texts."""
+    columns = entry.get("columns") or {}
+    column = columns.get("prompt", "text" if columns else "instruction")
+    others = [("columns", key) for key in columns if key != "prompt"]
+    outcomes += [OmittedSetting(INFO, "A text has one column.", "", (name, *other)) for other in others]
+    keys = [key for key in ("formatting", "tags") if entry.get(key)]
+    outcomes += [OmittedSetting(INFO, "The stage pt reads texts.", "", (name, key)) for key in keys]
+    return {"format": "text", "rename": recipe_parts.make_rename({column: "text"})}
+
+
+def _make_row_format(
+    name: str, entry: dict[str, Any], *, functions: list[RowFunction], outcomes: list[Outcome]
+) -> dict[str, Any]:
+    """Return the keys of a source that say how its rows become text."""
+    if entry.get("formatting", "alpaca") == "alpaca":
+        if entry.get("tags"):
+            outcomes.append(OmittedSetting(INFO, "Only rows with messages have tags.", "", (name, "tags")))
+        return {"format": _add_question(name, entry, functions=functions, outcomes=outcomes), "wording": "chat"}
+    if entry["formatting"] not in ("sharegpt", "openai"):
+        reason = f"trl_sft does not know the formatting {format_value(entry['formatting'])} and reads it as sharegpt."
+        outcomes.append(OmittedSetting(INFO, reason, "wording", (name, "formatting")))
+    return _make_chat_format(name, entry, functions=functions, outcomes=outcomes)
+
+
+def _add_question(name: str, entry: dict[str, Any], *, functions: list[RowFunction], outcomes: list[Outcome]) -> str:
+    """Return `format:` for rows of Alpaca: LLaMA-Factory joins question and input by one line break."""
+    columns = entry.get("columns")
+    if columns is None:
+        columns = {"prompt": "instruction", "query": "input", "response": "output"}
+    for key in ("messages", "tools"):
+        if columns.get(key):
+            reason = "Rows of Alpaca have no messages." if key == "messages" else "trl_sft reads tools beside messages."
+            outcomes.append(
+                OmittedSetting(INFO, reason, "" if key == "messages" else "wording", (name, "columns", key))
+            )
+    arguments = {key: columns.get(key) or "" for key in ("prompt", "query", "response", "system", "history")}
+    return add_function(functions, "read_question", **arguments)
+
+
+def _make_chat_format(
+    name: str, entry: dict[str, Any], *, functions: list[RowFunction], outcomes: list[Outcome]
+) -> dict[str, Any]:
+    """Return the keys of a source of chats, or of a function where turns, keys or roles have other names."""
+    columns, tags = entry.get("columns"), entry.get("tags")
+    column = (columns or {}).get("messages") or "conversations"
+    for key in ("prompt", "query", "response", "history"):
+        if (columns or {}).get(key):
+            reason = "Rows with messages have no such column."
+            outcomes.append(OmittedSetting(INFO, reason, "", (name, "columns", key)))
+    system, tools = (columns or {}).get("system") or "", (columns or {}).get("tools") or ""
+    is_openai = entry.get("formatting") == "openai"
+    role_key = (tags or {}).get("role_tag") or ("role" if is_openai else "from")
+    content_key = (tags or {}).get("content_tag") or ("content" if is_openai else "value")
+    roles = {}
+    for tag, (default, role) in _TAGS.items():
+        # a mapping of tags takes the place of all defaults
+        word = (tags or {}).get(tag, None if tags else default)
+        if word:
+            roles[word] = role
+    is_plain = (role_key, content_key) in (("role", "content"), ("from", "value"))
+    if is_plain and all(word in _KNOWN_ROLES[role] for word, role in roles.items()):
+        row_format, target = ("sharegpt", "conversations") if role_key == "from" else ("messages", "messages")
+        rename = recipe_parts.make_rename(
+            {column: target} | ({system: "system"} if system else {}) | ({tools: "tools"} if tools else {})
+        )
+        return {"format": row_format, "wording": "chat", "rename": rename}
+    function = add_function(
+        functions,
+        "read_chat",
+        turns=column,
+        keys={"role": role_key, "content": content_key},
+        roles=roles,
+        system=system,
+        tools=tools,
+    )
+    return {"format": function, "wording": "chat"}
