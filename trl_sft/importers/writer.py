@@ -90,7 +90,7 @@ def write(tool: str, settings: Settings, output: Path | None) -> int:
         if the recipe has faults, which are shown. In all three cases it is written.
 
     Raises:
-        RecipeError: No recipe can be made, or a file exists.
+        RecipeError: No recipe can be made of the settings, or a file exists. All faults are among them.
     """
     path = output or Path("recipe.yaml")
     stem = _get_stem(path)
@@ -100,10 +100,13 @@ def write(tool: str, settings: Settings, output: Path | None) -> int:
         if file.exists():
             fix = "Write `-o ANOTHER.yaml`, or delete the file."
             problem = "the file exists and is not overwritten"
-            raise RecipeError(Fault(str(file), problem, fix, code="run_folder.existing_file"))
+            raise RecipeError(Fault(str(file), problem, fix, code="run.file_exists"))
     importer = TOOLS[tool]
     title = f"{importer.title} (settings of {tables.load_table(importer.table).releases})"
     lines = [_relocate_line(line, path, stem) for line in conversion.lines]
+    faults = _check(settings, conversion, lines, path=path)
+    if conversion.faults:
+        raise RecipeError(faults)
     text = recipe_text.render(title, settings, lines, omitted=conversion.omitted)
     json_output.add_values(
         output=output,
@@ -120,7 +123,6 @@ def write(tool: str, settings: Settings, output: Path | None) -> int:
         run_folder.write_text(output, text)
         for file, content in companions.items():
             run_folder.write_text(file, content)
-    faults = _check(settings, conversion, lines, path=path)
     return _report(settings, conversion, faults, output=output, companions=list(companions))
 
 
