@@ -69,6 +69,14 @@ def _run_command(arguments: list[str]) -> int:
         console.say_error(f"trl_sft: {error}")
         _add_ending(str(error), error.code)
         return error.exit_code
+    except Exception as error:
+        from trl_sft import disk
+
+        fault = disk.explain(error)
+        if fault is None:
+            raise
+        console.print_faults([fault])
+        return errors.EXIT_USER_ERROR
     except KeyboardInterrupt:
         message = "stopped before training began; no checkpoint was written"
         console.say_error(f"trl_sft: {message}")

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import pickle
+import re
 import shlex
 from collections.abc import Iterator
 from typing import Any
@@ -15,14 +16,15 @@ from typing import Any
 import torch
 from trl import SFTConfig
 
-from trl_sft import console, errors, run_folder
-from trl_sft.errors import Fault, NotAsAsked, RecipeError, RunStopped, UserError
+from trl_sft import console, disk, errors, run_folder
+from trl_sft.errors import Fault, LaunchError, NotAsAsked, RecipeError, RunStopped, UserError
 from trl_sft.recipe import resolved
 from trl_sft.recipe.checked import Run
 from trl_sft.training import refusals
 from trl_sft.training.memory import fit
 from trl_sft.training.record import RunRecord
 
+_KILLED_WORKER = re.compile(r"DataLoader worker .* (is killed by signal|exited unexpectedly)|abruptly died")
 _OUT_OF_MEMORY = ("can't allocate memory", "CUDA error: out of memory", "MPS backend out of memory")
 
 
@@ -34,7 +36,8 @@ def explained(run: Run, record: RunRecord) -> Iterator[None]:
     except BaseException as error:
         explanation = _explain(error, run, record)
         outcome = str(explanation) if explanation else f"{type(error).__name__}: {error}"
-        record.close({"outcome": outcome})
+        with contextlib.suppress(OSError):  # of a full disk, or of a folder that is gone
+            record.close({"outcome": outcome})
         if explanation is None or explanation is error:
             raise
         raise explanation from error
@@ -74,6 +77,9 @@ def _explain(error: BaseException, run: Run, record: RunRecord) -> Exception | N
         return None
     if isinstance(error, RunStopped) or (isinstance(error, UserError) and not record.has_begun):
         return error
+    machine_error = _explain_machine(error, run, record)
+    if machine_error is not None:
+        return machine_error
     last = next(reversed(run_folder.list_checkpoints(run.output_dir)), None)
     saved = f"the last checkpoint is {last}" if last else "no checkpoint was saved yet"
     step = record.trainer.state.global_step if record.trainer and record.has_begun else 0
@@ -106,6 +112,22 @@ def _explain(error: BaseException, run: Run, record: RunRecord) -> Exception | N
         refusal = refusals.as_fault(run, error)
         return None if refusal is error else refusal
     return None
+
+
+def _explain_machine(error: BaseException, run: Run, record: RunRecord) -> LaunchError | None:
+    """Return the explanation of a disk that refuses, a run folder that is gone or a data worker that was killed."""
+    command = resume_command(run)
+    fault = disk.explain(error, [run.output_dir], command=command)
+    text = str(error)
+    if fault is None and record.has_begun and isinstance(error, OSError) and not run.output_dir.is_dir():
+        problem = "the run folder was removed while the run used it, with its checkpoints"
+        fix = f"Leave the folder in place, and start again: {command}"
+        fault = Fault(str(run.output_dir), problem, fix, code="run.folder_removed")
+    if fault is None and isinstance(error, RuntimeError) and _KILLED_WORKER.search(text):
+        problem = f"a process that prepares batches was killed: {errors.first_line(error)}"
+        fix = f"Often memory ran out: set train.dataloader_num_workers: 0, or free memory. Then run: {command}"
+        fault = Fault(run.recipe.where(("train", "dataloader_num_workers")), problem, fix, code="machine.killed_worker")
+    return LaunchError(fault) if fault else None
 
 
 def _explain_memory(run: Run, record: RunRecord, at: str, *, has_checkpoint: bool) -> Iterator[str]:

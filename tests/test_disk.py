@@ -1,0 +1,126 @@
+"""A disk that refuses to write ends a command with exit code 2, the folder, and the command that goes on."""
+
+import errno
+import json
+import resource
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from conftest import RECIPE
+
+from trl_sft import disk
+from trl_sft.recipe import paths
+
+FULL = RECIPE.replace("rows.jsonl}", "rows.jsonl, eval_fraction: 0.2}")
+SAVING = ("train.save_strategy=steps", "train.save_steps=1", "train.max_steps=3")
+
+
+def raise_from(outer, inner):
+    try:
+        try:
+            raise inner
+        except type(inner) as error:
+            raise outer from error
+    except type(outer) as error:
+        return error
+
+
+DISK_ERRORS = [
+    OSError(errno.ENOSPC, "No space left on device", "/tmp/x/file"),
+    OSError(errno.EDQUOT, "Disk quota exceeded"),
+    OSError(errno.EFBIG, "File too large"),
+    OSError(errno.EROFS, "Read-only file system"),
+    RuntimeError("[enforce fail at inline_container.cc] . PytorchStreamWriter failed writing file data/3: file write"),
+    RuntimeError("Error while serializing: I/O error: No space left on device (os error 28)"),
+    raise_from(ValueError("An error occurred while generating the dataset"), OSError(errno.ENOSPC, "No space left")),
+]
+
+
+@pytest.mark.parametrize("error", DISK_ERRORS, ids=lambda error: f"{type(error).__name__} {error}"[:40])
+def test_error_of_a_disk_is_recognised_and_names_a_folder_with_its_free_space(error, tmp_path):
+    fault = disk.explain(error, [tmp_path], command="python -m trl_sft r.yaml")
+    assert Path(fault.where).is_absolute()
+    assert "are free" in fault.problem
+    assert fault.fix.endswith("Then run: python -m trl_sft r.yaml")
+
+
+@pytest.mark.parametrize("error", [OSError(errno.ENOENT, "No such file"), ValueError("x"), MemoryError()])
+def test_other_errors_are_none_of_a_disk(error):
+    assert disk.explain(error) is None
+
+
+def start(here, size, *words):
+    """Run the command line in a process that may write files of at most `size` bytes."""
+    code = (
+        "import sys; from trl_sft import cli; from trl_sft.recipe import paths; "
+        f"paths.EMBEDDED = paths.Path({str(paths.EMBEDDED)!r}); sys.exit(cli.main(sys.argv[1:]))"
+    )
+    limit = {"preexec_fn": lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (size, size))} if size else {}
+    command = [sys.executable, "-c", code, *words]
+    return subprocess.run(command, cwd=here, capture_output=True, text=True, check=False, timeout=300, **limit)
+
+
+@pytest.mark.parametrize("size", [300_000, 700_000])
+def test_run_that_cannot_write_ends_with_exit_code_2_and_goes_on_to_the_same_weights(here, size):
+    """300,000 bytes are less than the weights; 700,000 more, but less than the optimizer's state."""
+    (here / "recipe.yaml").write_text(FULL)
+    whole = start(here, 0, "recipe.yaml", *SAVING, "train.output_dir=whole")
+    assert whole.returncode == 0, whole.stderr
+    stopped = start(here, size, "recipe.yaml", *SAVING)
+    assert stopped.returncode == 2, stopped.stderr
+    assert "Traceback" not in stopped.stderr
+    assert "ulimit -f" in stopped.stderr
+    assert "-m trl_sft recipe.yaml" in stopped.stderr
+    again = start(here, 0, "recipe.yaml", *SAVING)
+    assert again.returncode == 0, again.stderr
+    assert (here / "out/model.safetensors").read_bytes() == (here / "whole/model.safetensors").read_bytes()
+
+
+def test_run_whose_folder_is_removed_says_so(go, here, monkeypatch):
+    import shutil
+
+    from trl_sft.training.stages import SFTTrainer
+
+    def remove(self, *args, **kwargs):
+        shutil.rmtree(here / "out")
+        raise FileNotFoundError(errno.ENOENT, "No such file or directory", str(here / "out/checkpoint-1"))
+
+    monkeypatch.setattr(SFTTrainer, "_save_checkpoint", remove)
+    code, _, err = go(FULL, *SAVING)
+    assert code == 2, err
+    assert "was removed while the run used it" in err
+
+
+def test_full_disk_while_the_outcome_is_written_hides_nothing(go, monkeypatch):
+    from trl_sft.training.record import RunRecord
+    from trl_sft.training.stages import SFTTrainer
+
+    def fill(*_, **__):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(SFTTrainer, "_save_checkpoint", fill)
+    monkeypatch.setattr(RunRecord, "close", fill)
+    code, _, err = go(FULL, *SAVING)
+    assert code == 2
+    assert "the disk is full" in err
+
+
+def test_killed_data_worker_is_explained(go, monkeypatch):
+    from trl_sft.training.stages import SFTTrainer
+
+    def die(*_, **__):
+        raise RuntimeError("DataLoader worker (pid 5) is killed by signal: Killed.")
+
+    monkeypatch.setattr(SFTTrainer, "training_step", die)
+    code, _, err = go(FULL)
+    assert code == 2
+    assert "train.dataloader_num_workers: 0" in err
+
+
+def test_answer_under_json_has_the_fault(here):
+    (here / "recipe.yaml").write_text(FULL)
+    stopped = start(here, 300_000, "recipe.yaml", "--json", *SAVING)
+    answer = json.loads(stopped.stdout)
+    assert [fault["code"] for fault in answer["faults"]] == ["machine.disk_full"]
