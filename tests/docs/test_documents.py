@@ -55,7 +55,7 @@ def test_a_command_line_is_accepted_by_the_parser_of_its_command(place, words, p
     with pytest.raises(Parsed):
         cli.main(words)
     if words[0] not in ("init", "import", "explain", "schema"):
-        assert words[1 if words[0] in ("check", "preview", "prepare") else 0].endswith((".yaml", "RECIPE"))
+        assert words[1 if words[0] in ("check", "fix", "preview", "prepare") else 0].endswith((".yaml", "RECIPE"))
 
 
 def test_overrides_of_documented_commands_are_accepted(here, shipped):

@@ -43,11 +43,11 @@ from trl_sft.data.readers.record_block import ReadingError
 from trl_sft.data.readers.record_store import FileError, RecordReader
 from trl_sft.data.source_rows import FILE, RECORD, RowPlaces, SourceRows, place_records
 from trl_sft.data.typed_rows import make_record_tables, read_schema
-from trl_sft.errors import DataError, Fault, NotAsAsked, RecipeError, UserError, first_line
+from trl_sft.errors import DataError, Edit, Fault, NotAsAsked, RecipeError, UserError, first_line
 from trl_sft.recipe import hub, sections
 from trl_sft.recipe.checked import Source
 from trl_sft.recipe.yaml_reader import Recipe
-from trl_sft.suggestions import LOOSE, nearest_name
+from trl_sft.suggestions import LOOSE, is_misspelling, nearest_name
 
 MAX_SHOWN = 5  # faulty lines, or rows, that are listed one by one
 _SAVED_DATASET_FILES = ("dataset_dict.json", "state.json")  # what Dataset.save_to_disk writes beside the rows
@@ -456,7 +456,10 @@ def _check_renames(recipe: Recipe, source: Source, columns: Sequence[str]) -> No
             nearest = nearest_name(old, columns, cutoff=LOOSE)
             fix = f"Did you mean `{nearest}`?" if nearest else "Name a column that the source has."
             problem = f"{source.name} has no column {old}; its columns are {', '.join(columns)}"
-            raise DataError(Fault(recipe.where((*source.key, "rename", old)), problem, fix, code="data.missing_column"))
+            key = (*source.key, "rename", old)
+            is_certain = is_misspelling(old, nearest, columns)
+            edits = (Edit("rename", key, new=(*key[:-1], nearest)),) if is_certain else ()
+            raise DataError(Fault(recipe.where(key), problem, fix, code="data.missing_column", edits=edits))
     where = recipe.where((*source.key, "rename"))
     for new in source.rename.values():
         if new in columns and new not in source.rename:

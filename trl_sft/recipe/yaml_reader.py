@@ -43,7 +43,7 @@ _ENVIRONMENT_VARIABLE = re.compile(r"\$\{[A-Z_][A-Z0-9_]*\}")
 # endings of files that are no recipes, with what to do
 _OTHER_FILES = {
     **dict.fromkeys(
-        (".jsonl", ".csv", ".tsv", ".parquet", ".arrow", ".txt"),
+        (".jsonl", ".ndjson", ".csv", ".tsv", ".parquet", ".arrow", ".txt", ".md"),
         ("a file of rows", "Run `python -m trl_sft init MODEL {file}`, which writes a recipe for these rows."),
     ),
     ".toml": (
