@@ -4,8 +4,10 @@ import json
 import shutil
 
 import torch
-from tokenizers import processors
-from transformers import AutoConfig, AutoTokenizer, LlamaForCausalLM
+from tokenizers import Tokenizer, decoders, pre_tokenizers, processors
+from tokenizers.models import BPE
+from tokenizers.trainers import BpeTrainer
+from transformers import AutoConfig, AutoTokenizer, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from trl_sft.recipe import paths
 
@@ -69,4 +71,22 @@ def slow(folder):
     settings |= {"subword_tokenizer_type": "wordpiece", "eos_token": "</s>", "unk_token": "[UNK]", "pad_token": "[PAD]"}
     (folder / "tokenizer_config.json").write_text(json.dumps(settings))
     assert json.loads((folder / "config.json").read_text())["vocab_size"] >= len(words)
+    return folder
+
+
+def merging(folder):
+    """Write a model whose tokenizer has tokens over the border of words: space with `yes`, several line breaks."""
+    shutil.copytree(paths.EMBEDDED / "tiny", folder)
+    backend = Tokenizer(BPE())
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    backend.decoder = decoders.ByteLevel()
+    texts = ["Q: hi\nA: yes\n\n\n\nwhat assistant user system think\n\n"] * 300
+    size = json.loads((folder / "config.json").read_text())["vocab_size"]
+    special = ["<|pad|>", "<|im_start|>", "<|im_end|>"]
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    trainer = BpeTrainer(vocab_size=size, special_tokens=special, initial_alphabet=alphabet, show_progress=False)
+    backend.train_from_iterator(texts, trainer)
+    fast = PreTrainedTokenizerFast(tokenizer_object=backend, eos_token="<|im_end|>", pad_token="<|pad|>")
+    fast.chat_template = (folder / "chat_template.jinja").read_text(encoding="utf-8")
+    fast.save_pretrained(folder)
     return folder

@@ -250,10 +250,10 @@ def test_tokens_of_a_slow_tokenizer_are_trls(here):
     models.slow(here / "m")
     rows = [{"question": f"What is {n} plus {n % 7} ?", "answer": f"{n + n % 7}"} for n in range(40)]
     recipe(here, rows, ", wording: question_answer", model="./m")
-    ready = ours()
+    ready = ours("run.allow=[prompt_mismatch]")
     assert not ready.chat.tokenizer.is_fast
     assert differing(ready.chat.tokenizer, ready.datasets.train, reference(ready)) == (0, 0)
-    ready = ours("data.loss_on=all")
+    ready = ours("data.loss_on=all", "run.allow=[prompt_mismatch]")
     assert differing(ready.chat.tokenizer, ready.datasets.train, reference(ready, completion_only_loss=False)) == (0, 0)
 
 

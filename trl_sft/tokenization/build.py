@@ -78,7 +78,7 @@ def tokenize(
     rejects: list[dict[str, Any]] = []
     seed = args.seed if args.shuffle_dataset else None
     for part, (split, encoded) in encoded_parts.items():
-        ledger.check(run, split, encoded, part=part)
+        ledger.check(run, split, encoded, encoder=encoder, part=part)
         packs = None
         if _is_packed(args, part):
             packs = cache.pack(encoded, args.max_length, args.packing_strategy, seed=seed)

@@ -24,9 +24,10 @@ from trl_sft.data.bad_rows import BadRow, Kinds, describe_problem
 from trl_sft.data.formats import CHAT
 from trl_sft.data.messages import MARK
 from trl_sft.data.pipeline import Split
-from trl_sft.tokenization import loss_mask
+from trl_sft.tokenization import loss_mask, prompt_tokens
 from trl_sft.tokenization.encoder import Encoder, EncodingSettings
 from trl_sft.tokenization.loss_mask import Span
+from trl_sft.tokenization.prompt_tokens import TokenizedText
 from trl_sft.tokenization.render import RenderedRow, render_rows
 
 IGNORED = -100  # the label of a token without loss, torch.nn.CrossEntropyLoss's ignore_index
@@ -47,6 +48,7 @@ SCHEMA = pa.schema(
         "loss_tokens_before_truncation": pa.int32(),
         "loss_tokens": pa.int32(),
         "has_end_token": pa.bool_(),  # whether the end of the last answer is there
+        "prompt_mismatch": pa.bool_(),  # whether inference makes other tokens of a prompt of this row
     }
 )
 
@@ -106,6 +108,12 @@ def encode_prompt(encoder: Encoder, prompt: Any, tools: Any = None) -> list[int]
     return [int(token) for token in _unescape(encoder, ids, ids)[0]]
 
 
+def render_row(split: Split, encoder: Encoder, number: int) -> RenderedRow:
+    """Return a formatted row of a split as text. `number`: which of its rows."""
+    table = split.rows.with_format("arrow").select_columns(_list_columns(split))[number : number + 1]
+    return next(render_rows(encoder, to_columns(table), numbers=[number], check=[False]))
+
+
 def split_into_batches(rows: Iterator[RenderedRow]) -> Iterator[list[RenderedRow]]:
     """Yield rows in lists that are tokenized at once; the amount of text bounds them."""
     batch: list[RenderedRow] = []
@@ -132,7 +140,9 @@ def tokenize(encoder: Encoder, rows: Sequence[RenderedRow]) -> list[Any]:
         tokenizer = encoder.tokenizer
         return [list(tokenizer(row.text, add_special_tokens=add_special_tokens)["input_ids"]) for row in rows]
     without_offsets = [
-        number for number, row in enumerate(rows) if row.spans is None or (encoder.marks and row.answers is not None)
+        number
+        for number, row in enumerate(rows)
+        if (row.spans is None and not row.prompt_ends) or (encoder.marks and row.answers is not None)
     ]
     with_offsets = sorted(set(range(len(rows))) - set(without_offsets))
     encodings: list[Any] = [None] * len(rows)
@@ -159,7 +169,7 @@ def label_rows(encoder: Encoder, rows: Sequence[RenderedRow], encodings: Sequenc
     """
     columns: dict[str, list[Any]] = {name: [] for name in SCHEMA.names}
     rejected: list[dict[str, Any]] = []
-    all_ids, all_labels, bounds, spans_of_rows = _label_batch(encoder, rows, encodings)
+    all_ids, all_labels, bounds, spans_of_rows, mismatches = _label_batch(encoder, rows, encodings)
     settings = encoder.settings
     eos_id = encoder.tokenizer.convert_tokens_to_ids(settings.eos_token)
     for number, row in enumerate(rows):
@@ -189,7 +199,7 @@ def label_rows(encoder: Encoder, rows: Sequence[RenderedRow], encodings: Sequenc
         if reason:
             rejected.append(_reject(row, reason, tokens=length))
             continue
-        values = (ids, labels, row.number, length, loss_tokens_before, loss_tokens, has_end)
+        values = (ids, labels, row.number, length, loss_tokens_before, loss_tokens, has_end, mismatches[number])
         for column, value in zip(columns.values(), values, strict=True):
             column.append(value)
     return EncodedRows(_to_dataset(columns), rejected)
@@ -207,10 +217,7 @@ def _render_split(split: Split, encoder: Encoder, check_all: bool) -> Iterator[l
     share = 1 if check_all else CHECKED_SHARE
     check = np.random.default_rng(_SEED).random(len(split.order)) < share
     check[:_CHECKED_ROWS] = True
-    columns = [
-        name for name in ("prompt", "completion", "text", "tools", "untrained") if name in split.rows.column_names
-    ]
-    rows = split.rows.with_format("arrow").select_columns(columns)
+    rows = split.rows.with_format("arrow").select_columns(_list_columns(split))
     for start in range(0, len(split.order), _BATCH_ROWS):
         numbers = split.order[start : start + _BATCH_ROWS]
         in_sequence = numbers[-1] - numbers[0] == len(numbers) - 1 and bool((np.diff(numbers) == 1).all())
@@ -223,6 +230,11 @@ def _render_split(split: Split, encoder: Encoder, check_all: bool) -> Iterator[l
                 check=check[start : start + _BATCH_ROWS].tolist(),
             )
         )
+
+
+def _list_columns(split: Split) -> list[str]:
+    """Return the columns of formatted rows that rendering needs."""
+    return [name for name in ("prompt", "completion", "text", "tools", "untrained") if name in split.rows.column_names]
 
 
 def to_columns(table: pa.Table) -> dict[str, list[Any]]:
@@ -243,8 +255,14 @@ def to_columns(table: pa.Table) -> dict[str, list[Any]]:
 
 def _label_batch(
     encoder: Encoder, rows: Sequence[RenderedRow], encodings: Sequence[Any]
-) -> tuple[np.ndarray, np.ndarray, list[int], list[list[Span]]]:
-    """Return ids and labels of all rows one after another, where each row begins, and the spans with loss of each."""
+) -> tuple[np.ndarray, np.ndarray, list[int], list[list[Span]], list[bool]]:
+    """Return ids and labels of all rows one after another, and for each row what its tokens are.
+
+    Returns:
+        ids and labels, (tokens,) each; where each row begins in them; for each row the spans of tokens with loss, and
+        whether inference makes other tokens of one of its prompts.
+
+    """
     ids_of_rows = [_ids(encoding) for encoding in encodings]
     bounds = np.cumsum([0, *map(len, ids_of_rows)]).tolist()
     ids = np.fromiter(chain.from_iterable(ids_of_rows), dtype=np.int32, count=bounds[-1])
@@ -252,15 +270,21 @@ def _label_batch(
     known: list[list[Span] | None] = [None] * len(rows)
     if encoder.marks is not None:
         known = loss_mask.find_token_spans(encoder.marks, ids, bounds, with_loss=[row.answers for row in rows])
-    spans_of_rows = []
+    spans_of_rows, mismatches = [], [row.has_other_prompt for row in rows]
     for number, row in enumerate(rows):
+        # where tokens alone show the answers, those of the generation prompt stand before each
         spans, begin = known[number], bounds[number]
         if spans is None:
-            spans = _to_token_spans(encoder, row, encodings[number], num_tokens=bounds[number + 1] - begin)
+            encoding = _add_offsets(encoder, row, encodings[number])
+            tokens = TokenizedText(row.text, encoding, ids[begin : bounds[number + 1]])
+            spans = _to_token_spans(encoder, row, tokens)
+            mismatches[number] |= any(
+                prompt_tokens.differs(encoder.prompts, tokens, end) for end in row.list_prompt_ends()
+            )
         for start, end in spans:
             labels[begin + start : begin + end] = ids[begin + start : begin + end]
         spans_of_rows.append(spans)
-    return ids, labels, bounds, spans_of_rows
+    return ids, labels, bounds, spans_of_rows, mismatches
 
 
 def _ids(encoding: Any) -> list[int]:
@@ -312,34 +336,28 @@ def _truncate(
     return ids, labels, True
 
 
-def _to_token_spans(encoder: Encoder, row: RenderedRow, encoding: Any, *, num_tokens: int) -> list[Span]:
+def _add_offsets(encoder: Encoder, row: RenderedRow, encoding: Any) -> Any:
+    """Return the encoding of a row with offsets, where it was tokenized without them."""
+    if encoder.marks and row.answers is not None and encoder.backend is not None:
+        return encoder.backend.encode(row.text, add_special_tokens=False)
+    return encoding
+
+
+def _to_token_spans(encoder: Encoder, row: RenderedRow, tokens: TokenizedText) -> list[Span]:
     """Return the spans of a row in tokens, from its spans of characters."""
     if row.spans is None:
-        return [(0, num_tokens)]
-    if isinstance(encoding, list):
-        return [_align_slow_tokens(encoder, row.text, ids=encoding, span=span) for span in row.spans]
-    if encoder.marks and row.answers is not None and encoder.backend is not None:  # it was tokenized without offsets
-        encoding = encoder.backend.encode(row.text, add_special_tokens=False)
-    return [_align_tokens(row.text, encoding, span, num_tokens=num_tokens) for span in row.spans]
+        return [(0, len(tokens.ids))]
+    if encoder.backend is None:
+        return [_align_slow_tokens(encoder, row.text, ids=tokens.encoding, span=span) for span in row.spans]
+    return [_align_tokens(encoder, tokens, span) for span in row.spans]
 
 
-def _align_tokens(text: str, encoding: Any, span: Span, *, num_tokens: int) -> Span:
+def _align_tokens(encoder: Encoder, row: TokenizedText, span: Span) -> Span:
     """Return the tokens that hold any character of a span, up to the last token where the span ends the text."""
-    start, end = span
-    first = _token_at_or_after(encoding, start, end=len(text), num_tokens=num_tokens)
-    last = _token_at_or_after(encoding, end, end=len(text), num_tokens=num_tokens)
-    if last < num_tokens and encoding.token_to_chars(last)[0] < end:
+    first, last = (prompt_tokens.find_first_token(encoder.prompts, row, position) for position in span)
+    if last < len(row.ids) and row.encoding.token_to_chars(last)[0] < span[1]:
         last += 1
     return first, last
-
-
-def _token_at_or_after(encoding: Any, position: int, *, end: int, num_tokens: int) -> int:
-    """Return the token of the first character from `position` that is in a token; `num_tokens` = there is none."""
-    for character in range(position, end):
-        token = encoding.char_to_token(character)
-        if token is not None:
-            return int(token)
-    return num_tokens
 
 
 def _align_slow_tokens(encoder: Encoder, text: str, *, ids: Sequence[int], span: Span) -> Span:

@@ -15,8 +15,9 @@ from transformers import PreTrainedTokenizerBase
 
 from trl_sft.data.formats import CHAT
 from trl_sft.data.messages import MARK
-from trl_sft.tokenization import loss_mask
+from trl_sft.tokenization import loss_mask, prompt_tokens
 from trl_sft.tokenization.loss_mask import ChatTemplate, TokenMarks
+from trl_sft.tokenization.prompt_tokens import PromptTokenizer
 
 
 @dataclass(frozen=True)
@@ -56,10 +57,10 @@ class Encoder:
         template: the chat template; None = rows are no chats.
         backend: the fast tokenizer; None = the tokenizer is slow.
         escaped_tokens: id of an escaped special token -> the ids of its characters.
+        prompts: tokenizes prompts as inference does.
         marks: the tokens that the template writes before and after answers; None = masks need offsets.
         search_errors: chats in which the search for answers failed the check; after the first one every chat is
             rendered in parts.
-        advised: the codes of faults for whose rows another template was tried.
 
     """
 
@@ -69,9 +70,9 @@ class Encoder:
     template: ChatTemplate | None
     backend: Tokenizer | None
     escaped_tokens: dict[int, list[int]]
+    prompts: PromptTokenizer
     marks: TokenMarks | None
     search_errors: list[str] = field(default_factory=list)
-    advised: list[str] = field(default_factory=list)
 
 
 def build_encoder(
@@ -102,7 +103,12 @@ def build_encoder(
     if escaped and backend is not None:
         escaped_tokens = _add_escaped_tokens(backend, escaped)
     marks = loss_mask.find_token_marks(template, backend) if template is not None and backend is not None else None
-    return Encoder(settings, tokenizer, template_kwargs, template, backend, escaped_tokens, marks)
+    prompts = prompt_tokens.build_prompt_tokenizer(
+        tokenizer,
+        backend,
+        add_special_tokens=settings.row_type != CHAT,  # a template writes its own first token
+    )
+    return Encoder(settings, tokenizer, template_kwargs, template, backend, escaped_tokens, prompts, marks)
 
 
 def _add_escaped_tokens(backend: Tokenizer, strings: Sequence[str]) -> dict[int, list[int]]:

@@ -22,9 +22,11 @@ from trl_sft.data.bad_rows import BadRow
 from trl_sft.data.formats import TASK
 from trl_sft.data.pipeline import Split
 from trl_sft.data.rows import RunRows
-from trl_sft.errors import DataError, Fault
+from trl_sft.errors import DataError, Fault, TemplateError
 from trl_sft.recipe.checked import Run
-from trl_sft.tokenization.encode import NO_LOSS_TOKENS, EncodedRows
+from trl_sft.tokenization import prompt_tokens
+from trl_sft.tokenization.encode import NO_LOSS_TOKENS, EncodedRows, render_row
+from trl_sft.tokenization.encoder import Encoder
 
 _QUANTILES = {"min": 0.0, "median": 0.5, "p90": 0.9, "p99": 0.99, "max": 1.0}
 _PACKED_SAMPLE = 1000  # rows that are packed to estimate the padding of packs; `datasets` maps as many at once
@@ -46,6 +48,7 @@ class RowCounts(NamedTuple):
     loss_tokens: np.ndarray
     loss_tokens_before_truncation: np.ndarray
     has_end_token: np.ndarray  # whether the end of the last answer is there
+    prompt_mismatch: np.ndarray  # whether inference makes other tokens of a prompt
 
 
 def count(
@@ -121,8 +124,40 @@ def check_bad_rows(run: Run, encoded_parts: Mapping[str, tuple[Split, EncodedRow
         raise DataError(faults)
 
 
-def check(run: Run, split: Split, encoded: EncodedRows, *, part: str) -> None:
-    """Refuse a split of which too many, or all, rows have no loss tokens. Raises DataError. `part`: its name."""
+def check(run: Run, split: Split, encoded: EncodedRows, *, encoder: Encoder, part: str) -> None:
+    """Refuse a split of which too many rows have no loss tokens, or other prompt tokens at inference.
+
+    Args:
+        run: the checked recipe.
+        split: the formatted rows.
+        encoded: their tokens.
+        encoder: encoded them.
+        part: the name of the split.
+
+    Raises:
+        DataError: too many, or all, rows have no loss tokens.
+        TemplateError: too many rows have other prompt tokens at inference.
+
+    """
+    _check_untrained(run, split, encoded, part=part)
+    flags = encoded.rows.data["prompt_mismatch"].to_numpy()
+    if prompt_tokens.accepts(run, rows=len(flags), mismatches=int(flags.sum())):
+        return
+    number = int(encoded.rows.data["row"].to_numpy()[np.flatnonzero(flags)[0]])
+    row = render_row(split, encoder, number)
+    summary = f"{int(flags.sum()):,} of {format_rows(len(flags))} of {part} have"
+    fault = prompt_tokens.build_fault(
+        encoder.prompts,
+        run.recipe.where(("data", part)),
+        text=row.text,
+        prompt_ends=row.list_prompt_ends(),
+        counts=f"{split.row_name(number)}: {summary}",
+    )
+    raise TemplateError(fault)
+
+
+def _check_untrained(run: Run, split: Split, encoded: EncodedRows, *, part: str) -> None:
+    """Refuse a split of which too many, or all, rows have no loss tokens. Raises DataError."""
     untrained = [reject for reject in encoded.rejected if reject["reason"].startswith(NO_LOSS_TOKENS)]
     limit = bad_rows.get_limit(run)
     is_truncated = any("max_length" in reject["reason"] for reject in encoded.rejected)
@@ -169,6 +204,10 @@ def describe(
     yield "tokens", f"{tokens['kept']:,}, {tokens['loss']:,} of them loss tokens ({_LOSS_ON[rows.loss_on]})"
     if train["rows"]["truncated"]:
         yield "truncated", _describe_truncation(run, train, args)
+    for name, split in (("train", train), *ledger["eval"].items()):
+        if split["prompt_mismatch"]:
+            number = f"{split['prompt_mismatch']:,} of {format_rows(split['rows']['kept'])} of {name}"
+            yield "prompts", f"{number} have other prompt tokens at inference than in training"
     lengths = train["tokens_per_row"]
     yield "lengths", f"median {lengths['median']:,} tokens, 99% up to {lengths['p99']:,}, longest {lengths['max']:,}"
     yield "padding", _describe_padding(train, args)
@@ -231,6 +270,7 @@ def _sum_counts(counts: RowCounts, selected: np.ndarray) -> dict[str, Any]:
             "loss_before_truncation": int(counts.loss_tokens_before_truncation[selected].sum()),
         },
         "missing_end_token": int((~counts.has_end_token[selected]).sum()),
+        "prompt_mismatch": int(counts.prompt_mismatch[selected].sum()),
     }
 
 

@@ -7,11 +7,9 @@ rendering, and with the template's own generation markers. Not here: tokens (`en
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from transformers import PreTrainedTokenizerBase
 from transformers.utils.chat_template_utils import render_jinja_template
 from trl.chat_template_utils import has_generation_markers
 
@@ -19,15 +17,10 @@ from trl_sft.data.bad_rows import BadRow, describe_problem
 from trl_sft.data.formats import PAIRS, TEXT
 from trl_sft.data.messages import Message
 from trl_sft.errors import first_line
-from trl_sft.tokenization import chat_template, loss_mask, mask_errors, template_advice
-from trl_sft.tokenization.encoder import Encoder, build_encoder
+from trl_sft.tokenization import chat_template, loss_mask, mask_errors
+from trl_sft.tokenization.encoder import Encoder
 from trl_sft.tokenization.loss_mask import Span
 from trl_sft.tokenization.mask_errors import MaskError
-from trl_sft.tokenization.template_advice import TrialChat
-
-# faults of a chat that another template, or a keyword of the template, may solve
-_MAX_ADVISED = 3  # rows of one kind of fault for which other templates are tried, which takes up to some seconds each
-_CODES_OF_TEMPLATES = ("template.prompt_mismatch", "template.drops_content", "template.no_end_token")
 
 
 class RenderedRow(NamedTuple):
@@ -39,6 +32,9 @@ class RenderedRow(NamedTuple):
         spans: the characters that carry loss; None = all of them.
         answers: which of the answers carry loss, where tokens alone show where answers are; None = use `spans`.
         bad_row: why the row cannot be trained, its text is empty then; None = it can.
+        prompt_ends: where the prompts of answers end, in characters; None = where `spans` begin.
+        has_other_prompt: whether the template renders one of these prompts differently at inference, which the recipe
+            accepts.
 
     """
 
@@ -47,6 +43,12 @@ class RenderedRow(NamedTuple):
     spans: list[Span] | None
     answers: list[bool] | None = None
     bad_row: BadRow | None = None
+    prompt_ends: list[int] | None = None
+    has_other_prompt: bool = False
+
+    def list_prompt_ends(self) -> list[int]:
+        """Return where the prompts of answers end, in characters."""
+        return [start for start, _ in self.spans or []] if self.prompt_ends is None else self.prompt_ends
 
 
 def render_rows(
@@ -76,7 +78,7 @@ def render_rows(
         for number, prompt, completion in zip(numbers, batch["prompt"], batch["completion"], strict=True):
             text = prompt + _end_text(completion, settings.eos_token)
             spans = None if settings.loss_on == "all" else [(len(prompt), len(text))]
-            yield RenderedRow(number, text, spans)
+            yield RenderedRow(number, text, spans, prompt_ends=[len(prompt)])
     else:
         yield from _render_chats(encoder, batch, numbers=numbers, check=check)
 
@@ -120,36 +122,12 @@ def _render_chats(
                 check=check[index],
             )
         except MaskError as error:
-            chat = TrialChat(chats[index], answers, tools[index])
-            fix = _advise(encoder, chat, error)
+            fix = f"{error.fix}. Or accept it with run.allow: [{error.allow}]." if error.allow else f"{error.fix}."
             yield RenderedRow(number, "", [], bad_row=describe_problem(error.problem, fix, code=error.code))
     if len(encoder.search_errors) > errors_before and not all(check):
         raise AssertionError(
             f"two ways to find the loss mask differ, and earlier rows were not checked: {encoder.search_errors[-1]}"
         )
-
-
-def _advise(encoder: Encoder, chat: TrialChat, error: MaskError) -> str:
-    """Return what to do about a chat whose loss cannot be placed: first what a trial has shown to help."""
-    fixes = [error.fix]
-    if error.code in _CODES_OF_TEMPLATES and encoder.advised.count(error.code) < _MAX_ADVISED:
-        encoder.advised.append(error.code)
-
-        def train(tokenizer: PreTrainedTokenizerBase, kwargs: dict[str, Any], trial: TrialChat) -> None:
-            other = build_encoder(encoder.settings, tokenizer, kwargs)
-            assert other.template is not None
-            row = RenderedRow(0, other.template.render(trial.turns, trial.tools, False), None)
-            _place_loss(other, row, trial.turns, tools=trial.tools, answers=trial.answers, check=True)
-
-        keyword = template_advice.find_keyword(encoder.tokenizer, encoder.template_kwargs, chat, train=train)
-        name = template_advice.find_template(encoder.tokenizer, encoder.template_kwargs, chat, train=train)
-        if name:
-            fixes.insert(0, f"Set tokenizer.chat_template: {name}, which trains this row")
-        for word, value in keyword.items():
-            shown = json.dumps(value)
-            fixes.insert(0, f"Set tokenizer.chat_template_kwargs: {{{word}: {shown}}}, which trains this row")
-    advice = ". Or: ".join([fixes[0], *(f"{fix[:1].lower()}{fix[1:]}" for fix in fixes[1:])])
-    return f"{advice}. Or accept it with run.allow: [{error.allow}]." if error.allow else f"{advice}."
 
 
 def _apply_template(
@@ -216,7 +194,7 @@ def _place_loss(
     all_answers = [number for number, turn in enumerate(turns) if turn["role"] == "assistant"]
     if encoder.settings.loss_on == "all":
         _check_loss_on_all(text, turns, tools=tools, all_answers=all_answers, answers=answers)
-        return row
+        return _find_prompts(encoder, row, turns, tools=tools, answers=all_answers)
     spans = None if encoder.search_errors else loss_mask.find_spans_by_search(template, text, turns)
     if spans is not None:
         spans = [span for number, span in zip(all_answers, spans, strict=True) if number in answers]
@@ -229,7 +207,37 @@ def _place_loss(
         row = row._replace(answers=None)
     if check:
         _compare_with_markers(encoder, text, turns, tools=tools, spans=rendered)
-    return row._replace(spans=rendered)
+    accepts_others = encoder.settings.allow_prompt_mismatch
+    differs = accepts_others and _has_other_prompt(template, text, turns, tools=tools, answers=answers)
+    return row._replace(spans=rendered, has_other_prompt=differs)
+
+
+def _find_prompts(
+    encoder: Encoder, row: RenderedRow, turns: Sequence[Message], *, tools: Sequence[Any] | None, answers: Sequence[int]
+) -> RenderedRow:
+    """Return a chat whose every token carries loss with the places where its prompts end."""
+    template = encoder.template
+    assert template is not None
+    spans = loss_mask.find_spans_by_search(template, row.text, turns)
+    if spans is None:
+        try:
+            spans = loss_mask.find_spans_by_rendering(template, row.text, turns, answers=answers, tools=tools)
+        except MaskError:  # the loss needs no spans, and a prompt that is rendered differently is counted
+            spans = []
+    differs = not spans or _has_other_prompt(template, row.text, turns, tools=tools, answers=answers)
+    return row._replace(prompt_ends=[start for start, _ in spans], has_other_prompt=differs)
+
+
+def _has_other_prompt(
+    template: loss_mask.ChatTemplate,
+    text: str,
+    turns: Sequence[Message],
+    *,
+    tools: Sequence[Any] | None,
+    answers: Sequence[int],
+) -> bool:
+    """Tell whether the template renders the prompt of one of the answers differently at inference."""
+    return any(not text.startswith(template.render(turns[:number], tools, True)) for number in answers)
 
 
 def _check_loss_on_all(

@@ -22,11 +22,12 @@ from trl_sft.data.bad_rows import BadRow
 from trl_sft.data.pipeline import FormattedSource
 from trl_sft.data.rows import LEAKED, RunRows
 from trl_sft.data.source_rows import RowPlaces
-from trl_sft.errors import DataError, Fault
+from trl_sft.errors import DataError, Fault, TemplateError
 from trl_sft.recipe.checked import Run
-from trl_sft.tokenization import encode, render
+from trl_sft.tokenization import encode, prompt_tokens, render
 from trl_sft.tokenization.encode import EncodedRows
 from trl_sft.tokenization.encoder import Encoder
+from trl_sft.tokenization.render import RenderedRow
 
 _BATCH_ROWS = 1000
 _FEATURES = Features({"input_ids": List(Value("int32")), "labels": List(Value("int32"))})
@@ -34,8 +35,8 @@ _REJECTED = "rejected: "  # begins the count of each reason
 _BAD_ROWS = "bad_rows"  # the count of rows that cannot be trained; rows that a function drops are not among them
 _MAX_LISTED = 100_000  # rows of a source that `rejects.jsonl` lists
 
-# source -> what was read of it so far: rows, kept, truncated, tokens, loss_tokens, missing_end_token, and for each
-# reason "rejected: REASON"
+# source -> what was read of it so far: rows, kept, truncated, tokens, loss_tokens, missing_end_token,
+# prompt_mismatch, and for each reason "rejected: REASON"
 StreamCounts = dict[str, Counter[str]]
 
 # datasets reads several streams in threads; transformers keeps the markers of a template in one object for all
@@ -101,6 +102,7 @@ def count_stream(counts: StreamCounts) -> dict[str, Any]:
                 },
                 "tokens": {"kept": source["tokens"], "loss": source["loss_tokens"]},
                 "missing_end_token": source["missing_end_token"],
+                "prompt_mismatch": source["prompt_mismatch"],
             }
             for name, source in counts.items()
         ],
@@ -156,6 +158,7 @@ def _stream_source(
                 leave_out(refused, start, places)
                 source_counts.update(_count_batch(encoded))
                 _check_counts(run, formatted.name, source_counts)
+                _check_prompts(run, encoder, texts_at_once, encoded=encoded, counts=source_counts, name=formatted.name)
                 yield from encoded.rows.data.table.select(["input_ids", "labels"]).to_pylist()
 
     return IterableDataset.from_generator(read_rows, features=_FEATURES)
@@ -210,6 +213,7 @@ def _count_batch(encoded: EncodedRows) -> Counter[str]:
         loss_tokens=int(columns["loss_tokens"].sum()),
         truncated=int((np.array(lengths, dtype=np.int64) < columns["tokens_before_truncation"]).sum()),
         missing_end_token=int((~columns["has_end_token"]).sum()),
+        prompt_mismatch=int(columns["prompt_mismatch"].sum()),
     )
     counts.update(f"{_REJECTED}{reject['reason']}" for reject in rejected)
     return counts
@@ -230,3 +234,31 @@ def _check_counts(run: Run, name: str, counts: Counter[str]) -> None:
         problem += f", and {counts[_BAD_ROWS]:,} cannot be trained"
     fix = "Set a larger train.max_length or data.max_untrained, or accept it with run.allow: [untrained_rows]."
     raise DataError(Fault(run.recipe.where(("data", "train")), problem, fix, code="data.untrained_rows"))
+
+
+def _check_prompts(
+    run: Run,
+    encoder: Encoder,
+    rows: Sequence[RenderedRow],
+    *,
+    encoded: EncodedRows,
+    counts: Counter[str],
+    name: str,
+) -> None:
+    """Refuse a stream of which too many rows have other prompt tokens at inference, once enough rows were read.
+
+    Raises TemplateError.
+    """
+    total, mismatches = counts["kept"], counts["prompt_mismatch"]
+    if total < _BATCH_ROWS or prompt_tokens.accepts(run, rows=total, mismatches=mismatches):
+        return
+    different = set(encoded.rows.data["row"].filter(encoded.rows.data["prompt_mismatch"]).to_pylist())
+    row = next((row for row in rows if row.number in different), None)
+    if row is not None:
+        summary = f"{mismatches:,} of the first {total:,} rows, one of them {name} row {row.number + 1}, have"
+        where = run.recipe.where(("data", "train"))
+        raise TemplateError(
+            prompt_tokens.build_fault(
+                encoder.prompts, where, text=row.text, prompt_ends=row.list_prompt_ends(), counts=summary
+            )
+        )
