@@ -124,3 +124,16 @@ def test_answer_under_json_has_the_fault(here):
     stopped = start(here, 300_000, "recipe.yaml", "--json", *SAVING)
     answer = json.loads(stopped.stdout)
     assert [fault["code"] for fault in answer["faults"]] == ["machine.disk_full"]
+
+
+def test_full_cache_of_prepared_rows_is_no_fault_of_the_file(go, monkeypatch):
+    from trl_sft.data import load
+
+    def fill(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(load, "_load_all", fill)
+    code, _, err = go(FULL, command=["check"])
+    assert code == 2
+    assert "the disk is full" in err
+    assert "rows.jsonl cannot be read" not in err

@@ -34,6 +34,7 @@ from datasets import (
 )
 from datasets.data_files import FILES_TO_IGNORE
 
+from trl_sft import disk
 from trl_sft.data.file_diagnosis import diagnose
 from trl_sft.data.messages import FormatError
 from trl_sft.data.readers import record_store
@@ -43,7 +44,7 @@ from trl_sft.data.readers.record_block import ReadingError
 from trl_sft.data.readers.record_store import FileError, RecordReader
 from trl_sft.data.source_rows import FILE, RECORD, RowPlaces, SourceRows, place_records
 from trl_sft.data.typed_rows import make_record_tables, read_schema
-from trl_sft.errors import DataError, Edit, Fault, NotAsAsked, RecipeError, UserError, first_line
+from trl_sft.errors import DataError, Edit, Fault, LaunchError, NotAsAsked, RecipeError, UserError, first_line
 from trl_sft.recipe import hub, sections
 from trl_sft.recipe.checked import Source
 from trl_sft.recipe.yaml_reader import Recipe
@@ -132,6 +133,8 @@ def explain_unreadable(recipe: Recipe, source: Source, error: Exception) -> User
     file: DataFile | None = None
     if isinstance(error, FileError):
         file, error = error.file, error.error
+    if disk_fault := disk.explain(error):  # of the cache: the source itself is only read
+        return LaunchError(disk_fault)
     if not isinstance(error, OptionError) and (faults := _diagnose_files(recipe, source, file)):
         return DataError(faults)
     if isinstance(error, ReadingError) and file is not None:
