@@ -138,11 +138,25 @@ def _refuse_empty(content: str, column: str, reason: str = "there is nothing to 
 
 def _read_chat(row: Row, column: str) -> Chat:
     """Read a row of messages. Raises FormatError."""
-    messages = data_messages.read_messages(row, column)
-    if row.get("system") and messages[0]["role"] != "system":  # a column of its own, as in LLaMA-Factory's data
-        messages.insert(0, {"role": "system", "content": read_text(row, "system")})
+    messages = _put_system_prompt(row, data_messages.read_messages(row, column), column)
     data_messages.check_messages(messages, column)
     return Chat(messages, data_messages.read_tools(row))
+
+
+def _put_system_prompt(row: Row, messages: list[Message], column: str) -> list[Message]:
+    """Return messages after the system prompt of the column `system`, as in LLaMA-Factory's data. Raises FormatError.
+
+    A row may have its system prompt in both places, if it is the same.
+    """
+    if not row.get("system"):
+        return messages
+    prompt = read_text(row, "system")
+    if not messages or messages[0]["role"] != "system":
+        return [{"role": "system", "content": prompt}, *messages]
+    if messages[0]["content"].strip() != prompt.strip():
+        problem = f"the column system and the first turn of {column} hold different system prompts"
+        raise FormatError(problem, "Keep one of the two.", code="data.system_prompt")
+    return messages
 
 
 def _read_prompt_completion(row: Row) -> SingleTurn | Chat:
@@ -201,9 +215,10 @@ def _add_history(row: Row, turn: SingleTurn) -> Chat:
     if not isinstance(history, list):
         fix = "Write a list of [human, assistant], or of {role, content}."
         raise FormatError(f"history is {type(history).__name__}, not a list", fix, code="data.wrong_type")
-    messages = [{"role": "system", "content": read_text(row, "system")}] if row.get("system") else []
+    messages: list[Message] = []
     for item in history:
         messages += _read_history_item(item)
+    messages = _put_system_prompt(row, messages, "history")
     messages += wordings.to_messages(turn)
     data_messages.check_messages(messages, "history with this turn")
     return Chat(messages, [])

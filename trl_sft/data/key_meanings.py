@@ -86,7 +86,7 @@ _WITHOUT_LOSS = {"masked", "untrained", "skip", "ignore", "exclude", "excluded",
 _EMPTY_TEXTS = {"", "[]", "{}", "null", "none", "nan", '""'}  # what a cell of a table holds that has no value
 _TRUE, _FALSE = {"true", "1", "1.0", "yes"}, {"false", "0", "0.0", "no"}
 # Keys of nested mappings whose values are names, not content
-_NAMING_KEYS = {"role", "from", "speaker", "type", "id", "name"}
+_NAMING_KEYS = {"role", "from", "speaker", "type", "id"}
 _WORD_MEANINGS = {word: meaning for meaning, words in MEANINGS.items() for word in words}
 _JOINED = re.compile(
     "(?:" + "|".join(sorted(map(re.escape, (*_WORD_MEANINGS, *_FILLERS)), key=len, reverse=True)) + ")+?$"
@@ -118,6 +118,8 @@ def carries_meaning(name: str, value: Any, *, row_text: str = "") -> bool:
         return _changes_loss(name, value, is_flag=is_flag)
     if meaning in (MEDIA, TEMPLATE):
         return True
+    if meaning == TOOLS:
+        return not isinstance(value, bool | int | float)  # parallel_tool_calls: true
     texts = [text.strip() for text in _iterate_content(value) if text.strip()]
     if not texts:  # a number, or a switch: context: 4096
         return False

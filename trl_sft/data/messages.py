@@ -15,6 +15,7 @@ from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from trl_sft.data import turn_shapes
+from trl_sft.data.column_names import normalise
 from trl_sft.data.turn_shapes import ShapeError
 
 # Stands before a special token in a row's text that is trained as plain text; a noncharacter of Unicode, which no
@@ -26,17 +27,22 @@ Message = dict[str, Any]
 
 JSON_ARGUMENTS = "json_arguments"  # a feature of a template: it takes the arguments of tool calls as JSON text
 UNTRAINED = "untrained"  # key of a message that carries no loss, whatever `data.loss_on` says
-# Keys of a turn that say whether it carries loss: OpenAI's weight (0 or 1), and train (true or false)
-_LOSS_KEYS = ("weight", "train")
+# Keys of a turn that say whether it carries loss, in any case and with other separators. Their values are true and
+# false, or 1 and 0: OpenAI's weight, ms-swift's loss, what axolotl's message_field_training names
+_LOSS_KEYS = {
+    *("weight", "loss", "train", "trainable", "training", "trained", "learn", "learnable"),
+    *("train_on_turn", "train_turn", "compute_loss", "has_loss", "loss_weight", "with_loss"),
+}
+_NO_LOSS_KEYS = {"masked"}  # torchtune's: true takes the loss away
+# verl's, of a whole turn: 1 carries loss; `true` could also mean that the loss is masked, so it is refused
+_MASK_KEYS = {"loss_mask"}
 _REASONING_KEYS = ("reasoning_content", "thinking", "reasoning")
 _COPIED_KEYS = ("name", "tool_call_id")  # go to the chat template as they are
 _KNOWN_KEYS = {
     *("role", "content", "tool_calls", "function_call", "human", "assistant"),
-    *_LOSS_KEYS,
     *_REASONING_KEYS,
     *_COPIED_KEYS,
 }
-MEDIA = ("image", "images", "audio", "audios", "video", "videos")  # columns that this version does not train on
 
 
 class FormatError(ValueError):
@@ -108,20 +114,36 @@ def read_tools(row: Row) -> list[dict[str, Any]]:
     return tools
 
 
-def unused_keys(row: Row) -> set[str]:
-    """Return the keys of a row's turns that nothing here reads, as column.key."""
-    unused = set()
+def list_unread_keys(row: Row) -> dict[str, list[Any]]:
+    """Return the keys of a row's turns that nothing here reads, as column.key, with their values that are not null."""
+    unread: dict[str, list[Any]] = {}
     for column, value in row.items():
-        if column == "tools" or not isinstance(value, list | Mapping):
-            continue
-        try:
-            turns = turn_shapes.list_turns(value)
-        except ShapeError:
-            continue
-        for turn in turns:
-            if isinstance(turn, Mapping):
-                unused |= {f"{column}.{key}" for key in turn if key not in _KNOWN_KEYS and turn[key] is not None}
-    return unused
+        for turn in _list_turns(column, value):
+            for key, item in turn.items():
+                if key not in _KNOWN_KEYS and item is not None and not _is_loss_key(key):
+                    unread.setdefault(f"{column}.{key}", []).append(item)
+    return unread
+
+
+def iterate_read_texts(row: Row) -> Iterator[str]:
+    """Yield the texts of a row, without those of keys of turns that nothing here reads."""
+    for column, value in row.items():
+        turns = _list_turns(column, value)
+        if turns:
+            yield from iterate_texts([turn[key] for turn in turns for key in turn if key in _KNOWN_KEYS])
+        else:
+            yield from iterate_texts(value)
+
+
+def _list_turns(column: str, value: Any) -> list[Mapping[str, Any]]:
+    """Return the turns of a column that are mappings; [] = it holds no chat."""
+    is_chat = isinstance(value, list | Mapping) or column in ("messages", "conversations")  # in CSV they are text
+    if column == "tools" or not is_chat:
+        return []
+    try:
+        return [turn for turn in turn_shapes.list_turns(value) if isinstance(turn, Mapping)]
+    except ShapeError:
+        return []
 
 
 def iterate_texts(value: Any) -> Iterator[str]:
@@ -284,34 +306,58 @@ def _read_message(turn: Any, column: str) -> Message:
         )
     if calls:
         message["tool_calls"] = calls
-    reasoning = next((turn[key] for key in _REASONING_KEYS if turn.get(key)), None)
-    if reasoning is not None:
-        message["reasoning_content"] = read_text({column: reasoning}, column)
+    reasoning = {key: turn[key] for key in _REASONING_KEYS if turn.get(key)}
+    if reasoning:
+        message["reasoning_content"] = _read_reasoning(reasoning, column)
     if not _carries_loss(turn, role, column):
         message[UNTRAINED] = True
     return message | {key: turn[key] for key in _COPIED_KEYS if turn.get(key) is not None}
 
 
+def _read_reasoning(values: Mapping[str, Any], column: str) -> str:
+    """Return the reasoning of a turn, which stands under one key, or under several the same. Raises FormatError."""
+    texts = {
+        key: read_text({f"{key} of a turn of {column}": value}, f"{key} of a turn of {column}")
+        for key, value in values.items()
+    }
+    if len(set(texts.values())) > 1:
+        problem = f"{column} has a turn with different texts under {' and '.join(texts)}"
+        raise FormatError(problem, "Keep one of them.", code="data.reasoning_twice")
+    return next(iter(texts.values()))
+
+
 def _carries_loss(turn: Mapping[str, Any], role: str, column: str) -> bool:
-    """Tell whether a turn may carry loss, from its own `train` or `weight`. Raises FormatError."""
-    weights = {key: turn[key] for key in _LOSS_KEYS if turn.get(key) is not None}
-    for key, value in weights.items():
-        if value not in (0, 1):
-            problem = f"{column} has a turn with {key}: {value!r}"
-            raise FormatError(
-                problem,
-                "Write 0 or 1 (false or true): a turn carries all of its loss or none.",
-                code="data.invalid_turn_weight",
-            )
-        if value and role != "assistant":
-            problem = f"{column} has a {role} turn with {key}: {value!r}"
+    """Tell whether a turn may carry loss, from its own keys, as train or weight. Raises FormatError."""
+    weights = {key: turn[key] for key in turn if key not in _KNOWN_KEYS and _is_loss_key(key) and turn[key] is not None}
+    with_loss = {key: _read_loss(key, value, column) for key, value in weights.items()}
+    for key, has_loss in with_loss.items():
+        if has_loss and role != "assistant":
+            problem = f"{column} has a {role} turn with {key}: {weights[key]!r}"
             raise FormatError(problem, f"Set `{key}` on assistant turns only.", code="data.invalid_turn_weight")
-    if len({bool(value) for value in weights.values()}) > 1:
+    if len(set(with_loss.values())) > 1:
         shown = " and ".join(f"{key}: {value!r}" for key, value in weights.items())
         raise FormatError(
             f"{column} has a turn with {shown}", "Remove one of the two.", code="data.invalid_turn_weight"
         )
-    return all(weights.values())
+    return all(with_loss.values())
+
+
+@functools.lru_cache(maxsize=1024)
+def _is_loss_key(key: str) -> bool:
+    """Tell whether a key of a turn says whether the turn carries loss."""
+    return normalise(key) in {*_LOSS_KEYS, *_NO_LOSS_KEYS, *_MASK_KEYS}
+
+
+def _read_loss(key: str, value: Any, column: str) -> bool:
+    """Return whether a turn carries loss, by the value of one of its keys. Raises FormatError for other values."""
+    problem = f"{column} has a turn with {key}: {value!r}"
+    if normalise(key) in _MASK_KEYS and isinstance(value, bool):
+        fix = "Write `loss: true` or `loss: false`: a mask can mean that the loss is there, or that it is hidden."
+        raise FormatError(problem, fix, code="data.invalid_turn_weight")
+    if value not in (0, 1):
+        fix = "Write 0 or 1 (false or true): a turn carries all of its loss or none."
+        raise FormatError(problem, fix, code="data.invalid_turn_weight")
+    return bool(value) is not (normalise(key) in _NO_LOSS_KEYS)
 
 
 def _read_content(value: Any, column: str) -> str:

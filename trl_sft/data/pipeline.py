@@ -7,6 +7,7 @@ which caches them. Deliberately not here: what happens to several sources togeth
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -17,12 +18,13 @@ from datasets import Dataset, Features, Json, List, Value, concatenate_datasets
 from datasets.fingerprint import Hasher
 
 from trl_sft.console import format_rows
-from trl_sft.data import bad_rows, formats, load, messages, mix, user_function
+from trl_sft.data import bad_rows, formats, load, messages, mix, unread_keys, user_function
 from trl_sft.data.bad_rows import BadRow, Kinds
 from trl_sft.data.code_digest import digest_code, get_fingerprint
 from trl_sft.data.formats import CHAT, PAIRS, TEXT, TokenizerFeatures
 from trl_sft.data.source_format import SourceFormat, choose_format, describe_format, recognise_format
 from trl_sft.data.source_rows import RowPlaces, decode_batch
+from trl_sft.data.unread_keys import UnreadKey
 from trl_sft.errors import DataError, Fault
 from trl_sft.recipe.checked import Run, Source
 from trl_sft.recipe.paths import FunctionLocation
@@ -31,6 +33,7 @@ from trl_sft.recipe.yaml_reader import Recipe
 # Columns that a batch gets beside TRL's, for what is reported of all rows together; they are removed afterwards.
 _AS_TEXT = "_as_text"  # what became text because the chat template does not render it, joined by ", "
 _UNUSED = "_unused"  # keys of turns, and columns of the user's function, that nothing reads, joined by ", "
+UNREAD = "_unread"  # columns and keys of turns that nothing reads although they carry a meaning, joined by ", "
 _EARLIER_ANSWERS = "_earlier_answers"  # how many assistant turns the prompt holds
 _ESCAPED = "_escaped"  # whether a text holds a special token that is plain text
 BAD_ROW = "_bad_row"  # why the row is not trained, as `BadRow.to_json` writes it; its other columns are empty then
@@ -38,6 +41,7 @@ _REPORT_COLUMNS = {
     BAD_ROW: Value("string"),
     _AS_TEXT: Value("string"),
     _UNUSED: Value("string"),
+    UNREAD: Value("string"),
     _EARLIER_ANSWERS: Value("int32"),
     _ESCAPED: Value("bool"),
 }
@@ -73,6 +77,7 @@ class FormattedSource(NamedTuple):
     multi_turn: bool  # whether some prompt holds an earlier answer
     has_escaped_tokens: bool  # whether some text holds a special token that is plain text
     notes: tuple[str, ...] = ()  # lines for the screen
+    faults: tuple[Fault, ...] = ()  # columns that carry a meaning and are not read
 
     @property
     def name(self) -> str:
@@ -153,29 +158,63 @@ def format_source(run: Run, source: Source, features: TokenizerFeatures, *, max_
     numbers = range(total) if row_numbers is None else row_numbers.tolist()
     source_format, unused_columns = choose_format(run.recipe, source, features, rows=source_rows, numbers=numbers)
     formatted = _map_rows(rows, source_format, num_proc=run.train.get("dataset_num_proc"))
-    every = np.arange(len(rows), dtype=np.int64)
-    split_rows = formatted.remove_columns(list(_REPORT_COLUMNS))
+    split = _make_split(source, source_format, formatted, places=source_rows.places, row_numbers=row_numbers)
+    notes = list(_write_notes(run, split, formatted, unused=unused_columns, total=total, head=max_rows))
+    faults: list[Fault] = []
+    unread = _find_unread(split, formatted)
+    if unread and unread_keys.is_accepted(run):
+        notes.append(unread_keys.describe_accepted(source.name, unread))
+    else:
+        faults = unread_keys.explain(
+            run, source, unread, source_format=source_format, columns=list(source_rows.columns)
+        )
+    return split._replace(sources=(split.sources[0]._replace(notes=tuple(notes), faults=tuple(faults)),))
+
+
+def _make_split(
+    source: Source,
+    source_format: SourceFormat,
+    formatted: Dataset,
+    *,
+    places: RowPlaces,
+    row_numbers: np.ndarray | None,
+) -> Split:
+    """Return the formatted rows of one source, without those that cannot be formatted."""
+    every = np.arange(len(formatted), dtype=np.int64)
+    rows = formatted.remove_columns(list(_REPORT_COLUMNS))
     formatted_source = FormattedSource(
         source=source,
         source_format=source_format,
-        places=source_rows.places,
+        places=places,
         row_type=_row_type(source_format),
         multi_turn=(pc.max(formatted.data[_EARLIER_ANSWERS]).as_py() or 0) > 0,
         has_escaped_tokens=bool(pc.any(formatted.data[_ESCAPED]).as_py()),
     )
     split = Split(
-        rows=split_rows,
+        rows=rows,
         sources=(formatted_source,),
         source_indices=np.zeros_like(every),
         row_numbers=every if row_numbers is None else row_numbers,
         order=every,
         removed_rows={},
         bad_rows={},
-        fingerprint=get_fingerprint(split_rows),
+        fingerprint=get_fingerprint(rows),
     )
-    split = _remove_bad_rows(split, formatted)
-    notes = _write_notes(run, split, formatted, unused=unused_columns, total=total, head=max_rows)
-    return split._replace(sources=(formatted_source._replace(notes=tuple(notes)),))
+    return _remove_bad_rows(split, formatted)
+
+
+def _find_unread(split: Split, formatted: Dataset) -> list[UnreadKey]:
+    """Return the columns and keys of turns that carry a meaning and are not read, those of the first rows first."""
+    column = formatted.data[UNREAD]
+    first_rows: dict[str, int] = {}
+    counts: Counter[str] = Counter()
+    for entry in pc.value_counts(column).to_pylist():
+        first = pc.index(column, entry["values"]).as_py() if entry["values"] else 0
+        for name in filter(None, entry["values"].split(", ")):
+            counts[name] += entry["counts"]
+            first_rows[name] = min(first, first_rows.get(name, first))
+    names = sorted(counts, key=lambda name: first_rows[name])
+    return [UnreadKey(name, counts[name], split.row_name(first_rows[name])) for name in names]
 
 
 def _remove_bad_rows(split: Split, formatted: Dataset) -> Split:
@@ -249,7 +288,14 @@ def _make_empty_row(source_format: SourceFormat, bad_row: BadRow) -> dict[str, A
     columns = dict.fromkeys(_COLUMNS[_row_type(source_format)])
     content: Any = [] if source_format.wording == "chat" else ""
     columns |= {name: content for name in ("prompt", "completion", "text") if name in columns}
-    return columns | {_AS_TEXT: "", _UNUSED: "", _EARLIER_ANSWERS: 0, _ESCAPED: False, BAD_ROW: bad_row.to_json()}
+    return columns | {
+        _AS_TEXT: "",
+        _UNUSED: "",
+        UNREAD: "",
+        _EARLIER_ANSWERS: 0,
+        _ESCAPED: False,
+        BAD_ROW: bad_row.to_json(),
+    }
 
 
 def fingerprint(rows: Dataset, source_format: SourceFormat) -> str:
@@ -351,6 +397,10 @@ def _format_one(row: dict[str, Any], source_format: SourceFormat) -> dict[str, A
         if columns is None:
             return _make_empty_row(source_format, _describe_dropped(source_format.function))
         row = columns
+    unused, meaningful = unread_keys.list_unread(row, source_format.columns_read)
+    if source_format.function:
+        unused |= set(row) - {*source_format.columns_read, formats.TASK}
+    row = {column: value for column, value in row.items() if column in source_format.columns_read}
     has_special_token = _has_special_token(row, source_format)
     if has_special_token:
         row = messages.escape(row, messages.special_pattern(source_format.features.special_tokens))
@@ -361,11 +411,6 @@ def _format_one(row: dict[str, Any], source_format: SourceFormat) -> dict[str, A
         features=source_format.features,
         task=source_format.task,
     )
-    row_format = formats.FORMATS.get(source_format.format)
-    columns_read = {*row_format.columns, *row_format.optional_columns} if row_format else set(row)
-    unused = messages.unused_keys({column: row[column] for column in columns_read & set(row)})
-    if source_format.function:
-        unused |= set(row) - columns_read - {formats.TASK}
     prompt = formatted.columns.get("prompt")
     earlier_messages = prompt if isinstance(prompt, list) else []
     task = source_format.task or row.get(formats.TASK)
@@ -373,6 +418,7 @@ def _format_one(row: dict[str, Any], source_format: SourceFormat) -> dict[str, A
         formats.TASK: task if isinstance(task, str) and task else None,
         _AS_TEXT: ", ".join(sorted(formatted.as_text)),
         _UNUSED: ", ".join(sorted(unused)),
+        UNREAD: ", ".join(sorted(meaningful)),
         _EARLIER_ANSWERS: sum(message["role"] == "assistant" for message in earlier_messages),
         _ESCAPED: has_special_token,
         BAD_ROW: None,
@@ -396,7 +442,8 @@ def _has_special_token(row: Mapping[str, Any], source_format: SourceFormat) -> b
         return False
     pattern = messages.special_pattern(source_format.features.special_tokens)
     for text in messages.iterate_texts(row):
-        if match := pattern.search(text):
+        match = pattern.search(text)
+        if match and text in messages.iterate_read_texts(row):
             if source_format.features.escape_special_tokens:
                 return True
             fix = "Set `data.special_tokens_in_text: text` to train it as plain text, or remove it from the row."

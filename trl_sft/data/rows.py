@@ -37,6 +37,12 @@ class RunRows(NamedTuple):
     streaming: bool = False  # the rows to train are read while training goes on; `train` holds the first of them
 
     @property
+    def sources(self) -> list[FormattedSource]:
+        """All sources, each once, also where rows to train and to evaluate come from one source."""
+        sources = [source for split in (self.train, *self.eval.values()) for source in split.sources]
+        return list({source.source.key: source for source in sources}.values())
+
+    @property
     def eval_rows(self) -> Dataset | None:
         """All rows of the evaluation sets, formatted; None = there are none."""
         splits = [split.rows.select(split.order) for split in self.eval.values()]
@@ -124,7 +130,7 @@ def _list_bad_rows(run: Run, train_splits: Sequence[Split], eval_splits: Sequenc
     """Return the faults of rows that cannot be formatted, of all sources; [] = the run goes on without them."""
     names = _evaluation_names([split.sources[0] for split in eval_splits])
     parts = [("train", list(train_splits)), *((name, [split]) for name, split in zip(names, eval_splits, strict=True))]
-    faults = []
+    faults = [fault for split in (*train_splits, *eval_splits) for fault in split.sources[0].faults]
     for part, splits in parts:
         kinds = bad_rows.join(split.bad_rows for split in splits)
         faults += bad_rows.list_faults(run, kinds, part=part, total=sum(len(split.rows) for split in splits))
@@ -138,7 +144,7 @@ def check_bad_rows(run: Run, rows: RunRows) -> None:
         DataError: one fault for each kind of problem.
 
     """
-    faults = []
+    faults = [fault for source in rows.sources for fault in source.faults]
     for part, split in {"train": rows.train, **rows.eval}.items():
         total = len(np.unique(split.order)) + bad_rows.count(split.bad_rows)
         faults += bad_rows.list_faults(run, split.bad_rows, part=part, total=total)

@@ -35,6 +35,14 @@ class SourceFormat(NamedTuple):
     task: str = ""  # of all rows of the source; "" = the rows name theirs, or none
     function: FunctionLocation | None = None  # the user's formatting function
     rename: tuple[tuple[str, str], ...] = ()  # columns of the file, each with the name that the format expects
+    own_columns: tuple[str, ...] = ()  # that a wording of the recipe's own names
+
+    @property
+    def columns_read(self) -> tuple[str, ...]:
+        """The columns of a row, or of what the user's function returns, that formatting reads."""
+        row_format = formats.FORMATS.get(self.format)
+        columns = (*row_format.columns, *row_format.optional_columns) if row_format else self.own_columns
+        return (*columns, formats.TASK)
 
 
 def choose_format(
@@ -70,8 +78,16 @@ def choose_format(
     if not source.function:
         first_row = _find_first_row(rows, numbers)
     wording = _choose_wording(recipe, source, features, format_name=format_name, first_row=first_row)
+    own_columns = tuple(sorted(columns_read - {formats.TASK})) if isinstance(source.wording, dict) else ()
     source_format = SourceFormat(
-        source.name, format_name, wording, features, source.task, source.function, tuple(source.rename.items())
+        source.name,
+        format_name,
+        wording,
+        features,
+        source.task,
+        source.function,
+        rename=tuple(source.rename.items()),
+        own_columns=own_columns,
     )
     return source_format, set(columns) - columns_read
 
@@ -217,14 +233,6 @@ def _find_first_row(rows: SourceRows, numbers: Sequence[int]) -> dict[str, Any]:
 
 def _columns_read(recipe: Recipe, source: Source, columns: Sequence[str], *, format_name: str) -> set[str]:
     """Return the columns that formatting reads. Raises DataError if one is missing, RecipeError."""
-    for column in columns:
-        if column in messages.MEDIA:
-            problem = f"{source.name} has a column {column}, but this version trains on text alone"
-            raise DataError(
-                Fault(
-                    recipe.where(source.key), problem, "Remove the column, or train with TRL itself.", code="data.media"
-                )
-            )
     if source.function:
         return set(columns)
     if isinstance(source.wording, dict):

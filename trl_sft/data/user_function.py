@@ -15,7 +15,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from trl_sft.data.messages import MEDIA, FormatError
+from trl_sft.data.messages import FormatError
 from trl_sft.errors import first_line
 from trl_sft.recipe.paths import FunctionLocation
 
@@ -72,10 +72,6 @@ def call_function(location: FunctionLocation, row: Mapping[str, Any]) -> dict[st
             "or return None to drop the row."
         )
         raise FormatError(f"{location.name} returned {type(columns).__name__}", fix, code="data.function_result")
-    media = sorted(set(MEDIA) & set(columns))
-    if media:
-        problem = f"{location.name} returned {media[0]}, but this version trains on text alone"
-        raise FormatError(problem, "Return text alone.", code="data.function_result")
     return dict(columns)
 
 

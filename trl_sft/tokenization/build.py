@@ -72,7 +72,7 @@ def tokenize(
     """
     encoder = make_encoder(run, chat, rows, args=args)
     encoded_parts = _encode_parts(run, chat, rows, args=args, encoder=encoder, check_all=check_all)
-    ledger.check_bad_rows(run, encoded_parts)
+    ledger.check_bad_rows(run, rows, encoded_parts)
     datasets: dict[str, Dataset] = {}
     counts: dict[str, Any] = {}
     rejects: list[dict[str, Any]] = []

@@ -107,15 +107,19 @@ def list_rejected(split: Split, encoded: EncodedRows, part: str) -> Iterator[dic
         yield _locate_row(split, part, reject["row"]) | details
 
 
-def check_bad_rows(run: Run, encoded_parts: Mapping[str, tuple[Split, EncodedRows]]) -> None:
-    """Refuse rows that cannot be formatted or rendered, of all parts at once. Raises DataError.
+def check_bad_rows(run: Run, rows: RunRows, encoded_parts: Mapping[str, tuple[Split, EncodedRows]]) -> None:
+    """Refuse rows that cannot be formatted or rendered, and columns that nothing reads, of all parts at once.
 
     Args:
         run: the checked recipe.
+        rows: the formatted rows.
         encoded_parts: train and the evaluation sets, by name: the formatted rows and their tokens.
 
+    Raises:
+        DataError: the faults of all sources and rows.
+
     """
-    faults: list[Fault] = []
+    faults = [fault for source in rows.sources for fault in source.faults]
     for part, (split, encoded) in encoded_parts.items():
         kinds = bad_rows.join([split.bad_rows, encoded.bad_rows or {}])
         total = len(np.unique(split.order)) + bad_rows.count(split.bad_rows)

@@ -17,7 +17,7 @@ import numpy as np
 from datasets import Features, IterableDataset, List, Value, concatenate_datasets, interleave_datasets
 from trl import SFTConfig, pack_dataset
 
-from trl_sft.data import bad_rows, load, mix, pipeline
+from trl_sft.data import bad_rows, load, mix, pipeline, unread_keys
 from trl_sft.data.bad_rows import BadRow
 from trl_sft.data.pipeline import FormattedSource
 from trl_sft.data.rows import LEAKED, RunRows
@@ -136,6 +136,7 @@ def _stream_source(
     def read_rows() -> Iterator[dict[str, Any]]:
         source_counts = counts.setdefault(formatted.name, Counter())
         for start, formatted_rows, places in _read_batches(run, formatted):
+            _check_unread(run, formatted_rows[pipeline.UNREAD], places)
             bad_rows_here = _find_bad_rows(formatted_rows[pipeline.BAD_ROW])
             leave_out({start + index: bad_row for index, bad_row in bad_rows_here.items()}, start, places)
             keys = mix.batch_keys(formatted_rows) if eval_keys else []
@@ -178,6 +179,17 @@ def _read_batches(run: Run, formatted: FormattedSource) -> Iterator[tuple[int, M
             batch["tools"] = [json.loads(value) if value else None for value in batch["tools"]]
         yield start, batch, source_rows.places
         start += len(rows)
+
+
+def _check_unread(run: Run, column: Sequence[str], places: RowPlaces) -> None:
+    """Refuse a batch in which a column that nothing reads carries a meaning, unless accepted. Raises DataError."""
+    if unread_keys.is_accepted(run):
+        return
+    for number, names in enumerate(column):
+        if names:
+            problem = f"the row has {names}, which bears on the loss or on what the model gets, and nothing reads it"
+            fix = f"Rename it so that the format reads it, or accept with run.allow: [{unread_keys.ALLOW}]."
+            raise DataError(Fault(places.name_row(number), problem, fix, code="data.unused_meaning"))
 
 
 def _find_bad_rows(column: Sequence[str | None]) -> dict[int, BadRow]:

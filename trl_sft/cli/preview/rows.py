@@ -143,8 +143,9 @@ def build_preview(run: Run, num_rows: int = 3) -> Preview:
     args = settings.args
     encoder = build.make_encoder(run, chat, rows, args=args)
     tokens = cache.encode_in_memory(rows.train, encoder, title="Tokenizing", check_all=True)
-    if not bad_rows.drops_bad_rows(run):
-        ledger.check_bad_rows(run, {"train": (rows.train, tokens)})
+    # with `drop` the share of bad rows among the first rows says little about all
+    parts = {} if bad_rows.drops_bad_rows(run) else {"train": (rows.train, tokens)}
+    ledger.check_bad_rows(run, rows, parts)
     packs = cache.pack(tokens, args.max_length, args.packing_strategy, seed=None) if args.packing else None
     batch_size = args.per_device_train_batch_size
     counts = ledger.count(rows.train, tokens, packs, batch_size=batch_size, max_length=args.max_length)
