@@ -216,7 +216,8 @@ def test_function_may_return_none_to_drop_a_row_whatever_the_share(here, go):
     assert ledger["rows"]["rejected"] == {"dropped by odd": 20}
     check_sums(ledger)
     rejects = [json.loads(line) for line in (here / "out" / "rejects.jsonl").read_text().splitlines()]
-    assert rejects[0] == {"part": "train", "source": "r.jsonl", "row": 1, "reason": "dropped by odd"}
+    place = {"part": "train", "source": "r.jsonl", "row": 1, "file": "r.jsonl", "line": 1}
+    assert rejects[0] == place | {"reason": "dropped by odd"}
 
 
 def test_function_that_fails_for_some_rows_is_told_by_kind_and_can_be_dropped(here):

@@ -253,7 +253,7 @@ def test_turns_that_contradict_themselves_are_bad_rows(here):
             },
         ],
     )
-    assert [fault.where for fault in faults] == ["r.jsonl row 1", "r.jsonl row 2", "r.jsonl row 3"]
+    assert [fault.where for fault in faults] == [f"r.jsonl row {n} (line {n})" for n in (1, 2, 3)]
     assert "loss: True and masked: True" in faults[0].problem
     assert "user turn with loss: True" in faults[1].problem
     assert "different texts under thinking and reasoning" in faults[2].problem

@@ -52,7 +52,8 @@ def test_run_leaves_its_ledger_and_what_was_left_out(here, go):
     assert of["train"]["rows"]["rejected"] == {"also in the evaluation set": 1}
     assert of["eval"]["eval"]["rows"]["kept"] == 2
     left = [json.loads(line) for line in (here / "out" / "rejects.jsonl").read_text().splitlines()]
-    assert left == [{"part": "train", "source": "rows.jsonl", "row": 4, "reason": "also in the evaluation set"}]
+    place = {"part": "train", "source": "rows.jsonl", "row": 4, "file": "rows.jsonl", "line": 4}
+    assert left == [place | {"reason": "also in the evaluation set"}]
     assert "1 row to train is also in the evaluation set and is removed; the first is rows.jsonl row 4 (line 4)" in out
 
 

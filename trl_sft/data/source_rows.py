@@ -40,6 +40,13 @@ class RowPlaces(NamedTuple):
             return f"{self.files[index].name} row {number - self.first_rows[index] + 1}"
         return name_place(self.files, self.rows[number])
 
+    def locate_row(self, number: int) -> dict[str, Any]:
+        """Return `file` and `line` of a row by its number in the source, from 0; without those that are not known."""
+        if self.rows is None:
+            return {}
+        place = self.rows[number]
+        return {"file": self.files[place[FILE]].name} | ({"line": place[LINE]} if place[LINE] else {})
+
 
 class SourceRows(NamedTuple):
     """The rows of a source as they were read.

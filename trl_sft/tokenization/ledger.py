@@ -340,6 +340,7 @@ def _share(part: int, whole: int) -> float:
 
 
 def _locate_row(split: Split, part: str, number: int) -> dict[str, Any]:
-    """Return where a row stands: the part of the run, its source and its number there, from 1."""
+    """Return where a row stands: the part of the run, its source and its number there from 1, file and line."""
     source = split.sources[split.source_indices[number]]
-    return {"part": part, "source": source.name, "row": int(split.row_numbers[number]) + 1}
+    row = int(split.row_numbers[number])
+    return {"part": part, "source": source.name, "row": row + 1, **source.places.locate_row(row)}

@@ -131,7 +131,7 @@ def _stream_source(
             counts[formatted.name].update({"rows": 1, f"{_REJECTED}{bad_row.kind}": 1, _BAD_ROWS: bool(bad_row.code)})
             if number + 1 not in listed and len(listed) < _MAX_LISTED:
                 listed.add(number + 1)
-                rejects.append(_describe_reject(formatted.name, number, bad_row))
+                rejects.append(_describe_reject(formatted.name, number, bad_row, places=places, start=start))
 
     def read_rows() -> Iterator[dict[str, Any]]:
         source_counts = counts.setdefault(formatted.name, Counter())
@@ -207,10 +207,10 @@ def _check_bad_rows(run: Run, entries: Mapping[int, BadRow], row_name: Callable[
         raise DataError(list(bad_rows.list_kinds(kinds, hint=bad_rows.HINT)))
 
 
-def _describe_reject(name: str, number: int, bad_row: BadRow) -> dict[str, Any]:
-    """Return the line of `rejects.jsonl` of a row that is left out."""
-    entry: dict[str, Any] = {"part": "train", "source": name, "row": number + 1, "reason": bad_row.kind}
-    return entry | ({"code": bad_row.code} if bad_row.code else {})
+def _describe_reject(name: str, number: int, bad_row: BadRow, *, places: RowPlaces, start: int) -> dict[str, Any]:
+    """Return the line of `rejects.jsonl` of a row that is left out. `start`: the number of the first of `places`."""
+    place = {"part": "train", "source": name, "row": number + 1, **places.locate_row(number - start)}
+    return place | {"reason": bad_row.kind} | ({"code": bad_row.code} if bad_row.code else {})
 
 
 def _count_batch(encoded: EncodedRows) -> Counter[str]:
