@@ -25,6 +25,7 @@ ROWS = {
     "reasoning": {"Question": "Say a.", "Complex_CoT": "Easy.", "Response": "the reply"},
     "conversation": {"conversation": CHAT, "id": 7},
     "dialogue": {"Dialogue": CHAT},
+    "pairs": {"conversation": [{"human": "Say a.", "assistant": "the reply"}]},
     "content": {"content": "the reply", "url": "x"},
     "body": {"Body": "the reply"},
 }

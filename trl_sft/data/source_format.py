@@ -108,7 +108,9 @@ def recognise_format(recipe: Recipe, source: Source, columns: Sequence[str], *, 
     fitting = formats.recognise(columns)
     if len(fitting) == 1:
         return fitting[0]
-    if not title and not fitting and (faults := diagnose.explain_columns(recipe, source)):
+    suggestion = None if title else column_names.suggest_format(columns)
+    is_known = suggestion is not None and suggestion.is_known
+    if not title and not fitting and not is_known and (faults := diagnose.explain_columns(recipe, source)):
         raise DataError(faults)
     raise DataError(_explain_unknown_format(recipe, source, fitting, columns=columns, title=title))
 
