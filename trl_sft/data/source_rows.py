@@ -15,7 +15,7 @@ from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import pyarrow as pa
-from datasets import Dataset, Features, Json, Value
+from datasets import ClassLabel, Dataset, Features, Json, Value
 
 from trl_sft.data.messages import FormatError
 from trl_sft.data.readers.data_file import DataFile
@@ -110,7 +110,7 @@ def decode_batch(
         column_type = column_types[column]
         name = rename.get(column, column)
         if not isinstance(column_type, Value | Json):  # structs may lie inside
-            columns[name] = [_without_struct_nulls(value, column_type) for value in values]
+            columns[name] = [_read_typed_value(value, column_type) for value in values]
         else:
             columns[name] = list(values)
     for values in zip(*columns.values(), strict=True):
@@ -172,18 +172,22 @@ def _rename_columns(row: dict[str, Any], rename: Mapping[str, str]) -> dict[str,
     return renamed
 
 
-def _without_struct_nulls(value: Any, column_type: Any) -> Any:
-    """Return a value without the nulls that Arrow puts into structs; a null that a row's JSON holds stays.
+def _read_typed_value(value: Any, column_type: Any) -> Any:
+    """Return a value as the data set means it: class labels by their names, without the nulls of Arrow's structs.
 
+    Arrow puts a null into a struct where a row lacks a key; a null that a row's JSON holds stays.
     `trl.trainer.utils.remove_none_values` (TRL 1.16) does not know the column types, so it removes both.
     """
+    if isinstance(column_type, ClassLabel):
+        is_label = isinstance(value, int) and value >= 0  # -1 = not labelled
+        return column_type.int2str(value) if is_label else None
     if isinstance(column_type, dict) and isinstance(value, Mapping):
         return {
-            key: _without_struct_nulls(value[key], column_type[key])
+            key: _read_typed_value(value[key], column_type[key])
             for key in column_type
             if value.get(key) is not None
         }
     item_type = column_type[0] if isinstance(column_type, list) else getattr(column_type, "feature", None)
     if item_type is not None and isinstance(value, list):
-        return [_without_struct_nulls(item, item_type) for item in value]
+        return [_read_typed_value(item, item_type) for item in value]
     return value
