@@ -6,12 +6,17 @@ that nothing reads. Deliberately not here: reading, and which files `datasets` c
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections import Counter
+from collections.abc import Collection, Sequence
 from pathlib import Path
 
 from datasets.data_files import FILES_TO_IGNORE
 
+from trl_sft.data.file_diagnosis import diagnose
+from trl_sft.errors import DataError, Fault
 from trl_sft.recipe import sections
+from trl_sft.recipe.checked import Source
+from trl_sft.recipe.yaml_reader import Recipe
 
 DOCUMENT_SUFFIXES = (".txt", ".md")
 # What stands beside data and is no data: cards, licences, what Git and other tools write
@@ -49,6 +54,13 @@ def _find_split(file: Path) -> str:
     return "train"
 
 
+def count_tables(folder: Path) -> dict[str, int]:
+    """Return suffix -> number of the files of a folder that hold tables, the most frequent first."""
+    suffixes = Counter(suffix.lower() for file in list_files(folder) for suffix in file.suffixes)
+    tables = set(sections.BUILDERS) - set(DOCUMENT_SUFFIXES)
+    return {suffix: number for suffix, number in suffixes.most_common() if suffix in tables}
+
+
 def list_files(folder: Path) -> list[Path]:
     """Return the files of a folder and of the folders in it, in order, without hidden ones and those beside data."""
     files = []
@@ -64,8 +76,45 @@ def find_unread(folder: Path, read_files: Collection[Path]) -> list[str]:
     return [str(file.relative_to(folder)) for file in list_files(folder) if file not in read_files]
 
 
-def describe_unread(names: list[str], shown: int = 3) -> str:
+def describe_unread(names: Sequence[str], shown: int = 3) -> str:
     """Return how many files are not read, with the first of their names."""
     more = f" and {len(names) - shown:,} more" if len(names) > shown else ""
     number = "1 file" if len(names) == 1 else f"{len(names):,} files"
     return f"{number} NOT READ: {', '.join(names[:shown])}{more}"
+
+
+def check(recipe: Recipe, source: Source, *, builder_name: str, files: Sequence[Path]) -> None:
+    """Refuse a folder that `datasets` takes for another kind of data, or whose files are no data.
+
+    Args:
+        recipe: the recipe, for the place of a fault.
+        source: the source that is the folder.
+        builder_name: the builder that `datasets` chose for it.
+        files: the files that this builder reads.
+
+    Raises:
+        DataError: with what to write instead.
+
+    """
+    tables = count_tables(source.location.files[0])
+    if tables and builder_name not in sections.BUILDERS.values():
+        kinds = ", ".join(f"{number:,} {suffix}" for suffix, number in tables.items())
+        problem = f"{source.name} holds tables ({kinds}), but `datasets` takes its files for {builder_name}"
+        path = str(diagnose.read_entry(recipe, source)["path"]).rstrip("/")
+        fix = f"Set `path: {path}/**/*{next(iter(tables))}`."
+        raise DataError(Fault(recipe.where(source.key), problem, fix, code="data.unreadable_source"))
+    if builder_name.endswith("folder"):  # imagefolder, pdffolder, ...
+        raise DataError(explain_no_data(recipe, source))
+    for file in files:
+        if file.is_file() and (faults := diagnose.check_head(recipe, source, file)):
+            raise DataError(faults)
+
+
+def explain_no_data(recipe: Recipe, source: Source) -> Fault:
+    """Return the fault of a folder in which nothing can be read, with the files that it has."""
+    names = [str(file.relative_to(source.location.files[0])) for file in list_files(source.location.files[0])]
+    content = "it is empty" if not names else f"it has {', '.join(names[:3])}"
+    more = f" and {len(names) - 3:,} more" if len(names) > len(names[:3]) else ""
+    problem = f"{source.name} holds no file that a recipe reads: {content}{more}"
+    fix = f"Name a folder with files that end in one of {', '.join(sections.BUILDERS)}."
+    return Fault(recipe.where(source.key), problem, fix, code="data.no_rows")

@@ -32,10 +32,12 @@ from datasets import (
     load_dataset_builder,
     load_from_disk,
 )
-from datasets.data_files import FILES_TO_IGNORE
+from datasets.data_files import EmptyDatasetError
+from datasets.exceptions import DataFilesNotFoundError
 
 from trl_sft import disk
-from trl_sft.data.file_diagnosis import diagnose
+from trl_sft.data import folder
+from trl_sft.data.file_diagnosis import diagnose, upstream_message
 from trl_sft.data.messages import FormatError
 from trl_sft.data.readers import record_store
 from trl_sft.data.readers.csv_records import OptionError
@@ -45,7 +47,7 @@ from trl_sft.data.readers.record_store import FileError, RecordReader
 from trl_sft.data.source_rows import FILE, RECORD, RowPlaces, SourceRows, place_records
 from trl_sft.data.typed_rows import make_record_tables, read_schema
 from trl_sft.errors import DataError, Edit, Fault, LaunchError, NotAsAsked, RecipeError, UserError, first_line
-from trl_sft.recipe import hub, sections
+from trl_sft.recipe import hub
 from trl_sft.recipe.checked import Source
 from trl_sft.recipe.yaml_reader import Recipe
 from trl_sft.suggestions import LOOSE, is_misspelling, nearest_name
@@ -111,20 +113,15 @@ def stream_source(recipe: Recipe, source: Source) -> Iterator[SourceRows]:
 
 
 def find_unread_files(source: Source) -> list[str]:
-    """Return the data files in a folder that `datasets` does not read, because their names belong to no split."""
+    """Return the files in a folder that are not read: their kind or their split is another than that of the others."""
     if source.builder or not source.location.files or _is_saved_dataset(source):
         return []
-    folder = source.location.files[0]
-    splits = load_dataset_builder(str(folder), **_builder_keywords(source)).config.data_files or {}
-    read_files = {Path(file) for files in splits.values() for file in files}
-    unread = []
-    for path in sorted(folder.rglob("*")):
-        if path.suffix.lower() not in sections.BUILDERS or path in read_files or path.name in FILES_TO_IGNORE:
-            continue
-        relative = path.relative_to(folder)
-        if not any(part.startswith(".") for part in relative.parts):
-            unread.append(str(relative))
-    return unread
+    path = source.location.files[0]
+    documents = folder.find_documents(path)
+    splits: Mapping[str, Sequence[str | Path]] = documents or {}
+    if documents is None:
+        splits = load_dataset_builder(str(path), **_builder_keywords(source)).config.data_files or {}
+    return folder.find_unread(path, {Path(file) for files in splits.values() for file in files})
 
 
 def explain_unreadable(recipe: Recipe, source: Source, error: Exception) -> UserError:
@@ -147,6 +144,8 @@ def explain_unreadable(recipe: Recipe, source: Source, error: Exception) -> User
     hub_error = None if source.location.files else hub.translate_error(where, source.location.name, error)
     if hub_error is not None:
         return hub_error
+    if source.location.files and isinstance(error, DataFilesNotFoundError | EmptyDatasetError):
+        return DataError(folder.explain_no_data(recipe, source))
     if "corresponds to no data" in str(error):
         return DataError(Fault(where, f"{name} has no rows", "Name a source that has rows.", code="data.no_rows"))
     cause = error.__cause__ or error
@@ -156,7 +155,10 @@ def explain_unreadable(recipe: Recipe, source: Source, error: Exception) -> User
         fix = "Set `split` to one that the source has."
     else:
         fix = "Name a file whose content fits its suffix, or correct the keys of the source."
-    return DataError(Fault(where, f"{name} cannot be read: {first_line(cause)}", fix, code="data.unreadable_source"))
+    problem = f"{name} cannot be read: {first_line(cause)}"
+    if whole_message := upstream_message.keep_message(source.name, error):
+        problem = f"{problem}. {whole_message}"
+    return DataError(Fault(where, problem, fix, code="data.unreadable_source"))
 
 
 def _diagnose_files(recipe: Recipe, source: Source, file: DataFile | None) -> list[Fault]:
@@ -245,8 +247,13 @@ def _find_files(recipe: Recipe, source: Source) -> SourceFiles | None:
         return SourceFiles(source.builder, {"train": files}, source.load_kwargs)
     if not source.location.files:
         hub.check_id("dataset", source.location.name, source.load_kwargs)
+    elif documents := folder.find_documents(source.location.files[0]):
+        return _make_document_files(recipe, source, documents)
     builder = load_dataset_builder(source.location.name, **_builder_keywords(source))
     name = type(builder).__module__.rpartition(".")[2]
+    if source.location.files:
+        read_files = [Path(file) for files in (builder.config.data_files or {}).values() for file in files]
+        folder.check(recipe, source, builder_name=name, files=read_files)
     if name not in record_store.BUILDERS:
         return None
     base = {field.name for field in dataclasses.fields(datasets.BuilderConfig)}
@@ -255,13 +262,25 @@ def _find_files(recipe: Recipe, source: Source) -> SourceFiles | None:
     keywords = {
         key: getattr(config, key) for key in defaults if key not in base and getattr(config, key) != defaults[key]
     }
-    if name == "text" and source.location.files:
-        keywords.setdefault("sample_by", "document")
     splits = {
         str(split): [_make_data_file(file, source, builder) for file in files]
         for split, files in (config.data_files or {}).items()
     }
     return SourceFiles(name, splits, keywords)
+
+
+def _make_document_files(recipe: Recipe, source: Source, documents: Mapping[str, Sequence[Path]]) -> SourceFiles:
+    """Return the text files of a folder; each is one row, unless `sample_by` says otherwise. Raises DataError."""
+    path = source.location.files[0]
+    for file in (file for files in documents.values() for file in files):
+        if faults := diagnose.check_head(recipe, source, file):
+            raise DataError(faults)
+    splits = {
+        split: [DataFile(str(file.relative_to(path)), str(file)) for file in files]
+        for split, files in documents.items()
+    }
+    keywords = {key: value for key, value in source.load_kwargs.items() if key not in _LOADING_KEYWORDS}
+    return SourceFiles("text", splits, {"sample_by": "document"} | keywords)
 
 
 def _make_data_file(address: str, source: Source, builder: Any) -> DataFile:

@@ -18,7 +18,7 @@ from datasets import Dataset, Features, Json, List, Value, concatenate_datasets
 from datasets.fingerprint import Hasher
 
 from trl_sft.console import format_rows
-from trl_sft.data import bad_rows, formats, load, messages, mix, unread_keys, user_function
+from trl_sft.data import bad_rows, folder, formats, load, messages, mix, unread_keys, user_function
 from trl_sft.data.bad_rows import BadRow, Kinds
 from trl_sft.data.code_digest import digest_code, get_fingerprint
 from trl_sft.data.formats import CHAT, PAIRS, TEXT, TokenizerFeatures
@@ -26,6 +26,7 @@ from trl_sft.data.source_format import SourceFormat, choose_format, describe_for
 from trl_sft.data.source_rows import RowPlaces, decode_batch
 from trl_sft.data.unread_keys import UnreadKey
 from trl_sft.errors import DataError, Fault
+from trl_sft.recipe import sections
 from trl_sft.recipe.checked import Run, Source
 from trl_sft.recipe.paths import FunctionLocation
 from trl_sft.recipe.yaml_reader import Recipe
@@ -361,11 +362,13 @@ def _write_notes(
 
 
 def _note_unread_files(source: Source, files: Sequence[str]) -> str:
-    """Return a note on the files of a folder that `datasets` does not read."""
-    more = f" and {len(files) - 3} more" if len(files) > 3 else ""
-    pattern = f"{source.location.name}/*{Path(files[0]).suffix}"
-    rule = "in a folder, `datasets` reads files by the split in their name, as in train.jsonl"
-    return f"{source.name}: NOT READ: {', '.join(files[:3])}{more}; {rule}. Set `path` to {pattern} to read all files."
+    """Return a note on the files of a folder that are not read, with the pattern that reads those that hold data."""
+    note = f"{source.name}: {folder.describe_unread(files)}"
+    suffix = next((suffix for name in files if (suffix := Path(name).suffix.lower()) in sections.BUILDERS), "")
+    if not suffix:
+        return f"{note}; a recipe reads no files of these types"
+    rule = "in a folder, `datasets` reads files of one type, by the split in their name, as in train.jsonl"
+    return f"{note}; {rule}. Set `path` to {source.location.name}/**/*{suffix} to read all {suffix} files."
 
 
 def _note_sample(source: Source, total: int) -> str:

@@ -183,9 +183,7 @@ def _read_typed_value(value: Any, column_type: Any) -> Any:
         return column_type.int2str(value) if is_label else None
     if isinstance(column_type, dict) and isinstance(value, Mapping):
         return {
-            key: _read_typed_value(value[key], column_type[key])
-            for key in column_type
-            if value.get(key) is not None
+            key: _read_typed_value(value[key], column_type[key]) for key in column_type if value.get(key) is not None
         }
     item_type = column_type[0] if isinstance(column_type, list) else getattr(column_type, "feature", None)
     if item_type is not None and isinstance(value, list):

@@ -9,8 +9,10 @@ needs torch, a tokenizer or rows.
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import shlex
 import sys
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -27,6 +29,7 @@ from trl_sft.suggestions import LOOSE, is_misspelling, nearest_name
 # section -> the key that a plain text in the place of the section stands for
 _MAIN_KEYS = {"model": "name_or_path", "data": "train"}
 _PARTS = ("train", "eval")  # of `data:`
+_MAX_FILES_OF_FOLDER = 2000  # of a folder that is a source, by which its builder is chosen
 
 
 def load_run(path: str | Path, overrides: Sequence[str] = (), *, text: str | None = None) -> Run:
@@ -201,7 +204,9 @@ def _build_source(recipe: Recipe, key: Key, entry: Any, *, faults: list[Fault], 
             recipe.fault(path_key, f"{path}: files of this type cannot be read", fix, code="data.unknown_file_type")
         )
     values = renamed_keys.translate(recipe, key, values, faults=faults, notes=notes)
-    values = key_check.check_source(recipe, key, values, builder=builder, faults=faults)
+    folder = location.files[0] if location.files and location.files[0].is_dir() else None
+    builder_of_keys = _find_folder_builder(folder) if folder else builder
+    values = key_check.check_source(recipe, key, values, builder=builder_of_keys, faults=faults)
     if file and ".tsv" in file.name.lower():
         values.setdefault("sep", "\t")
     if file and ".md" in map(str.lower, file.suffixes) and builder == "text":  # a line of Markdown is no whole text
@@ -228,6 +233,16 @@ def _find_builder(file: Path) -> str:
         if suffix.lower() in sections.BUILDERS:
             return sections.BUILDERS[suffix.lower()]
     return ""
+
+
+def _find_folder_builder(folder: Path) -> str:
+    """Return the builder that reads most files of a folder, tables before texts; "" = it holds none, or a saved set."""
+    if any((folder / name).is_file() for name in ("state.json", "dataset_dict.json")):
+        return ""
+    files = itertools.islice(folder.rglob("*"), _MAX_FILES_OF_FOLDER)
+    counts = Counter(builder for file in files if (builder := _find_builder(file)) and file.name != "README.md")
+    tables = [builder for builder, _ in counts.most_common() if builder != "text"]
+    return next(iter(tables or counts), "")
 
 
 def _resolve_format_function(recipe: Recipe, key: Key, value: str, *, faults: list[Fault]) -> FunctionLocation | None:
