@@ -15,6 +15,7 @@ import datasets
 
 from trl_sft import errors
 
+_PACKAGE = Path(__file__).parents[2]
 FOLDER = "trl_sft_messages"  # in the cache of `datasets`
 
 
@@ -26,9 +27,12 @@ def keep_message(name: str, error: BaseException) -> str:
         error: what the library raised.
 
     Returns:
-        "" = the file could not be written, which is no reason to hide the fault.
+        "" = a line of this package raised it, whose message the fault has already, or the file could not be written.
 
     """
+    frames = traceback.extract_tb(error.__traceback__)
+    if frames and Path(frames[-1].filename).is_relative_to(_PACKAGE) and error.__cause__ is None:
+        return ""
     text = "".join(traceback.format_exception(error))
     text = errors.URL_PASSWORD.sub(r"\1" + errors.REDACTED, text)
     digest = hashlib.sha256(text.encode("utf-8", "replace")).hexdigest()[:8]
