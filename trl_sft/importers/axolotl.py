@@ -101,8 +101,8 @@ def _convert_plugins(settings: Settings) -> Iterator[Outcome]:
         note = "TRL applies all of Liger's kernels that the model has; the result is the same with each of them."
         yield RecipeLine(("train", "use_liger_kernel"), True, names, note)
     for name in settings.list_present(*_LIGER):
-        if not settings.get(name):
-            yield OmittedSetting(name, "A kernel changes how fast a step is, and not what is trained.")
+        reason = "`train.use_liger_kernel` has it." if settings.get(name) else tables.OFF
+        yield OmittedSetting(name, reason)
 
 
 def _convert_adapter(settings: Settings) -> Iterator[Outcome]:
@@ -196,6 +196,8 @@ def _convert_data(settings: Settings) -> Iterator[Outcome]:
     if name == "pretraining_dataset" or settings.get("streaming"):
         sources = [source | {"streaming": True} if isinstance(source, dict) else source for source in sources]
     names = (name, "streaming") if settings.has("streaming") else (name,)
+    if name == "pretraining_dataset" and settings.has("streaming"):
+        yield OmittedSetting("streaming", "axolotl streams a `pretraining_dataset` in any case.")
     yield RecipeLine(("data", "train"), recipe_parts.unwrap_single(sources), names)
     if settings.get("test_datasets"):
         test_entries = _list_entries(settings.get("test_datasets"))

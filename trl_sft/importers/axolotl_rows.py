@@ -159,9 +159,16 @@ def _make_row_format(
         fix = "Import a file for supervised fine-tuning on text."
         raise settings.make_error(name, problem, fix, code="import.other_objective", path=(number, "type"))
     word = kind.partition(":")[0]
+    if not word:
+        reason = "The data set has no `type`. The recipe recognises the format by the columns."
+        if entry.get("field_messages"):
+            reason = "The data set has no `type`. The recipe reads it as chats."
+        outcomes.append(OmittedSetting(name, reason, "wording", (number,)))
     if word in ("chat_template", "sharegpt") or (not word and entry.get("field_messages")):
         return _make_chat_format(place, entry, word, functions=functions, outcomes=outcomes)
     outcomes += _list_chat_keys(place, entry, kind)
+    if not word:
+        return {}
     if word in TEXT_TYPES:
         column = entry.get("field") or entry.get("text_column") or "text"
         return {"format": "text", "rename": recipe_parts.make_rename({column: "text"})}

@@ -88,7 +88,12 @@ def _convert_precision(settings: Settings) -> Iterator[Outcome]:
         yield RecipeLine(("train", "bf16"), True, names)
         yield RecipeLine(("model", "dtype"), "bfloat16", names, note)
     if fp16:
-        yield RecipeLine(("train", "fp16"), True, ("fp16", "float16"))
+        yield RecipeLine(("train", "fp16"), True, settings.list_present("fp16", "float16"))
+        for name in names:
+            yield OmittedSetting(name, "`fp16` takes its place.")
+    else:
+        for name in settings.list_present("fp16", "float16"):
+            yield OmittedSetting(name, tables.OFF)
     if settings.get("tf32") not in (None, "auto"):
         yield RecipeLine(("train", "tf32"), settings.get("tf32"), ("tf32",))
 
@@ -157,6 +162,8 @@ def _convert_checkpoints(settings: Settings) -> Iterator[Outcome]:
     names = settings.list_enabled(["resume_from_checkpoint", "auto_resume_from_checkpoints"])
     if names:
         yield RecipeLine(("run", "resume"), settings.get("resume_from_checkpoint") or "auto", names)
+    if len(names) == 2:
+        yield OmittedSetting("auto_resume_from_checkpoints", "`resume_from_checkpoint` takes its place.")
 
 
 def _convert_per_epoch(settings: Settings, table: Table, name: str) -> RecipeLine | None:

@@ -63,8 +63,13 @@ def add_dataset_info(settings: Settings, file: Path | None, folder: Path) -> Set
         folder: The folder of the file of settings.
 
     Raises:
-        RecipeError: The dataset_info.json cannot be read.
+        RecipeError: The dataset_info.json cannot be read, or the settings are for LLaMA-Factory's v1.
     """
+    if _V1_MARKS & set(settings.values) and not settings.has("model_name_or_path"):
+        name = next(name for name in settings.values if name in _V1_MARKS)
+        problem = "this is a file for LLaMA-Factory v1, whose settings have other names and are not read here"
+        fix = "Import a file for LLaMA-Factory 0.9, with `model_name_or_path` and `stage`."
+        raise settings.make_error(name, problem, fix, code="import.other_release")
     place = settings.get("dataset_dir", "data")
     if isinstance(place, dict):
         return _add_info(settings, place, ".")
@@ -105,11 +110,6 @@ def _add_info(settings: Settings, info: dict[str, Any], folder: str) -> Settings
 
 def _convert_table(settings: Settings) -> Iterator[Outcome]:
     """Yield the lines and the omitted settings that the table alone decides on."""
-    if _V1_MARKS & set(settings.values) and not settings.has("model_name_or_path"):
-        name = next(name for name in settings.values if name in _V1_MARKS)
-        problem = "this is a file for LLaMA-Factory v1, whose settings have other names and are not read here"
-        fix = "Import a file for LLaMA-Factory 0.9, with `model_name_or_path` and `stage`."
-        raise settings.make_error(name, problem, fix, code="import.other_release")
     stage = settings.get("stage", "sft")
     if stage not in ("sft", "pt"):
         problem = f"the value is {format_value(stage)}; trl_sft does supervised fine-tuning only"
@@ -231,6 +231,8 @@ def _convert_data(settings: Settings) -> Iterator[Outcome]:
     line_names = ("dataset", "dataset_dir", INFO, FOLDER, *settings.list_present("streaming", "mix_strategy"))
     yield RecipeLine(("data", "train"), recipe_parts.unwrap_single(sources), line_names)
     yield from _explain_mix(settings)
+    if isinstance(settings.get("dataset_dir"), str):
+        yield OmittedSetting("dataset_dir", f"The {FILE} in {settings.get(FOLDER)} is read.")
     if _list_datasets(settings, "eval_dataset"):
         sources = make_sources("eval_dataset")
         yield RecipeLine(("data", "eval"), recipe_parts.unwrap_single(sources), ("eval_dataset",))

@@ -381,6 +381,11 @@ def _convert_precision(settings: Settings) -> Iterator[Outcome]:
     """Yield the types of weights and arithmetic: `--bf16` in older releases, `--ds.param_dtype` in newer ones."""
     table = _load_table()
     if _is_dotted(settings) or settings.get("ds.param_dtype"):
+        if table.get_value(settings, "ds.param_dtype") not in ("bf16", "fp16"):
+            problem = f"the value is {settings.get('ds.param_dtype')}"
+            raise settings.make_error(
+                "ds.param_dtype", problem, "Write `bf16` or `fp16`.", code="import.unsupported_value"
+            )
         fp16 = table.get_value(settings, "ds.param_dtype") == "fp16"
         yield table.make_line(settings, "train.bf16", "ds.param_dtype", value=not fp16)
         if fp16:
@@ -415,7 +420,8 @@ def _convert_trackers(settings: Settings) -> Iterator[Outcome]:
     names = settings.list_enabled(trackers)
     if not names:
         return
-    note = "TENSORBOARD_LOGGING_DIR sets the folder."
+    folder = settings.get("use_tensorboard")
+    note = f"Set TENSORBOARD_LOGGING_DIR to the folder {folder} before the command."
     if "use_wandb" in names:
         note = "Set WANDB_API_KEY to the key before the command."
     yield RecipeLine(("train", "report_to"), [trackers[name] for name in names], names, note)

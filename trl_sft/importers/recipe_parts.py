@@ -6,6 +6,7 @@ Input: a user's settings. Output: values, lines and omitted settings. Deliberate
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ ZERO_ENGINES = {0: "ddp", 1: "zero1", 2: "zero2", 3: "zero3"}  # the stage of Ze
 # https://huggingface.co/docs/transformers/attention_interface; a kernel of the hub has a slash in its name
 _ATTENTION = ("eager", "sdpa", "flash_attention_2", "flash_attention_3", "flash_attention_4", "flex_attention")
 _EXPERTS = ("eager", "batched_mm", "grouped_mm")
+_STAGE = re.compile(r"z(?:ero)?_?-?([0-3])", re.IGNORECASE)  # in the name of a DeepSpeed file
 _FILE_BUILDERS = ("json", "csv", "parquet", "arrow", "text")  # load_dataset takes these words as a path
 
 
@@ -149,9 +151,15 @@ def convert_launch(settings: Settings, *, fsdp: bool, config_note: str = "") -> 
     if settings.has("deepspeed"):
         config = settings.get("deepspeed")
         engine = _get_deepspeed_engine(config)
+        if not engine and (stage := _STAGE.search(Path(str(config)).name)):
+            engine = ZERO_ENGINES[int(stage[1])]
+            reason = f"The file is not here. By its name it is for {engine}. Set `launch.config` to it."
+            yield RecipeLine(("launch", "engine"), engine, ("deepspeed",))
+            yield OmittedSetting("deepspeed", reason)
+            return
         if not engine:
             reason = "trl_sft cannot read the ZeRO stage. Set `launch: {engine: zero2, config: FILE}` in the recipe."
-            yield OmittedSetting("deepspeed", reason, "unknown")
+            yield OmittedSetting("deepspeed", reason, "weights")
             return
         yield RecipeLine(("launch", "engine"), engine, ("deepspeed",))
         if engine != "ddp":

@@ -151,7 +151,10 @@ def _convert_data(settings: Settings) -> Iterator[Outcome]:
     if test and strategy != "no" and not settings.has("test_split_size"):
         names = (*settings.list_present("dataset_test_split"), "eval_strategy", *names)
         yield RecipeLine(("data", "eval"), recipe_parts.unwrap_single(test), names)
-    elif test and strategy != "no" and settings.has("dataset_test_split"):
+    elif test and strategy == "no":
+        for name in settings.list_present("dataset_test_split", "dataset_splits"):
+            yield OmittedSetting(name, "Nothing is evaluated without `eval_strategy`.")
+    elif test and settings.has("dataset_test_split"):
         yield OmittedSetting("dataset_test_split", "`test_split_size` takes its place.")
 
 
@@ -212,9 +215,9 @@ def _make_mixer_sources(
     configs = settings.get("dataset_configs") or [None] * len(mixer)
     train, test = [], []
     for (path, share), config in zip(mixer.items(), configs, strict=False):
-        if isinstance(share, bool) or not isinstance(share, int | float):
+        if isinstance(share, bool) or not isinstance(share, int | float) or not 0 < share <= 1:
             problem = f"the value is {yaml_reader.describe_value(share)}"
-            fix = "Write the share of the rows, a number from 0 to 1."
+            fix = "Write the share of the rows, a number above 0, up to 1."
             raise settings.make_error("dataset_mixer", problem, fix, code="import.wrong_type", path=(path,))
         for split in map(str, settings.get("dataset_splits", ["train", "test"])):
             if "test" in split:

@@ -157,8 +157,8 @@ def _report(
         console.say_error("trl_sft: THE RECIPE DOES NOT TRAIN THE SAME AS THE SETTINGS:")
         for line in recipe_text.describe_differences(settings, differences):
             console.say_error(line)
-    count = f"{len(conversion.lines)} lines. Settings that are not in it: {len(conversion.omitted)}"
-    console.say_error(f"trl_sft: The recipe has {count}. The comments at its end tell why.")
+    counts = f"{_count_values(settings.values)} values became {len(conversion.lines)} lines"
+    console.say_error(f"trl_sft: {counts}. Not in the recipe: {len(conversion.omitted)}. Its last comments tell why.")
     for file in companions if output is not None else ():
         console.say(f"wrote {file}, which the recipe names")
     if faults:
@@ -171,6 +171,12 @@ def _report(
     if output is not None:
         console.say(f"Next: {console.get_python_command()} -m trl_sft check {output}")
     return EXIT_MEANING_DIFFERS if differences else EXIT_DONE
+
+
+def _count_values(settings: Any) -> int:
+    """Return the number of values in settings, also inside mappings and lists."""
+    items = settings.values() if isinstance(settings, dict) else settings if isinstance(settings, list) else None
+    return 1 if not items else sum(_count_values(item) for item in items)
 
 
 def _get_stem(recipe: Path) -> str:
