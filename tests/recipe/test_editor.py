@@ -85,6 +85,13 @@ def test_edits_one_after_another_keep_the_layout():
     assert text == expected.replace("  save_steps: 5  # often\n", "")
 
 
+def test_mapping_that_loses_its_only_key_stays_a_mapping():
+    """`lora:` without a value would mean that there is no LoRA."""
+    text = "lora:\n  peft_type: LORA  # always\ntrain:\n  seed: 1\n"
+    changed = editor.apply(text, Edit("remove", ("lora", "peft_type")))
+    assert parse_values(changed) == {"lora": {}, "train": {"seed": 1}}
+
+
 def test_second_of_two_equal_keys_is_removed():
     text = "train:\n  seed: 1  # first\n  max_steps: 2\n  seed: 1\n"
     assert editor.apply(text, Edit("remove", ("train", "seed"))) == "train:\n  seed: 1  # first\n  max_steps: 2\n"

@@ -86,6 +86,9 @@ def test_every_word_of_the_tables_names_a_key_of_today():
     for section in sections.OWNERS:
         known |= {f"{section}.{name}" for name in keys.get_fields(section)}
     known |= {f"evaluate.generation.{name}" for name in keys.get_fields(keys.GENERATION)}
+    for section, table in synonyms.SECTION_SYNONYMS.items():
+        assert {f"{section}.{name}" for name in table.values()} <= known
+    assert set(synonyms.SECTIONS.values()) <= set(sections.OWNERS)
     for table in (synonyms.SYNONYMS, synonyms.RELATED):
         assert set(table.values()) <= known
         assert all(word == word.lower() and "_" not in word for word in table)
@@ -117,6 +120,17 @@ def test_no_word_of_the_tables_is_a_key_of_the_section_that_it_names():
         ("trian: {max_steps: 3}", Edit("rename", ("trian",), new=("train",))),
         ("train: {learnign_rate: 1e-4}", Edit("rename", ("train", "learnign_rate"), new=("train", "learning_rate"))),
         ("lr: 1e-4", Edit("rename", ("lr",), new=("train", "learning_rate"))),
+        ("training: {max_steps: 3}", Edit("rename", ("training",), new=("train",))),
+        ("lora_config: {r: 8}", Edit("rename", ("lora_config",), new=("lora",))),
+        ("lora: {alpha: 8}", Edit("rename", ("lora", "alpha"), new=("lora", "lora_alpha"))),
+        ("lora: true", Edit("set", ("lora",), {})),
+        ("lora: {r: 4}\nquantization: 4bit", Edit("set", ("quantization",), {"load_in_4bit": True})),
+        ("evaluate: no", Edit("set", ("evaluate",), False)),
+        ("train:\n  max_steps = 3", Edit("set", ("train",), {"max_steps": 3})),
+        ("lora: 8", None),
+        ("training: fast", None),
+        ("tokenizer: {name_or_path: a/b}", None),
+        ("wandb_project: x", None),
         ("train: {resume_from_checkpoint: out/checkpoint-2}", None),
         ("train: {max_steps: many}", None),
         ("train: {max_steps: 3.5}", None),
@@ -157,6 +171,27 @@ def test_wrong_values_and_keys_hide_no_other_fault(faults_of):
         *("recipe.needs_key", "recipe.needs_evaluation_set"),
     }
     assert sum("learning_rate" in str(fault.where) for fault in faults) == 0  # it follows from the variable
+
+
+@pytest.mark.parametrize(
+    ("text", "place", "fix"),
+    [
+        ("train:\n\tseed: 1\n", "recipe.yaml:4", "Indent with spaces"),
+        (
+            "train:\n  report_to: [wandb\n  seed: 1\n",
+            "recipe.yaml:5",
+            "Close the bracket that opens in line 4, or write a comma here.",
+        ),
+        ("train:\n  report_to: [wandb\n", "recipe.yaml:4", "Close the bracket or the quotation mark."),
+        ("train:\n  run_name: 'a\n\n# end\n", "recipe.yaml:4", "Close the bracket or the quotation mark."),
+        ("wandb_project: x\n", "recipe.yaml:3", "Set the environment variable WANDB_PROJECT"),
+        ("train: {device: cuda}\n", "recipe.yaml:3", "Remove it: a GPU is used where there is one."),
+    ],
+)
+def test_fault_names_the_line_where_to_write_and_what(text, place, fix, faults_of):
+    (fault,) = faults_of(MODEL + DATA + text)
+    assert str(fault.where).startswith(place)
+    assert fix in fault.fix
 
 
 def test_keys_of_a_source_that_stand_in_data_are_moved_into_it(faults_of):

@@ -19,7 +19,17 @@ from typing import Any
 
 from trl_sft import run_folder
 from trl_sft.errors import Edit, Fault, Place, RecipeError
-from trl_sft.recipe import key_check, misplaced_keys, other_tools, paths, renamed_keys, rules, sections, yaml_reader
+from trl_sft.recipe import (
+    corrections,
+    key_check,
+    misplaced_keys,
+    other_tools,
+    paths,
+    renamed_keys,
+    rules,
+    sections,
+    yaml_reader,
+)
 from trl_sft.recipe.checked import Run, Source
 from trl_sft.recipe.paths import FunctionLocation, Location, LocationProblem
 from trl_sft.recipe.upstream import keys, nested
@@ -136,13 +146,12 @@ def _require_mappings(recipe: Recipe, faults: list[Fault]) -> Recipe:
             fix = f"Write `{name}: {format_value(values[name])}`."
             edit = Edit("set", (name,), values[name])
             faults.append(recipe.fault((name,), problem, fix, code="recipe.not_a_mapping", edits=(edit,)))
-        else:
-            values[name] = None
-            faults.append(
-                recipe.fault(
-                    (name,), problem, f"Write the keys of `{name}:` below it, indented.", code="recipe.not_a_mapping"
-                )
-            )
+            continue
+        correction = corrections.correct_section(name, value)
+        values[name] = correction.value if correction else None
+        fix = correction.fix if correction else f"Write the keys of `{name}:` below it, indented."
+        edits = (Edit("set", (name,), correction.value),) if correction else ()
+        faults.append(recipe.fault((name,), problem, fix, code="recipe.not_a_mapping", edits=edits))
     return dataclasses.replace(recipe, values=values)
 
 

@@ -16,6 +16,9 @@ from trl_sft.suggestions import is_misspelling
 
 _YAML_1_1 = {"yes": True, "y": True, "on": True, "no": False, "n": False, "off": False}  # read as text by YAML 1.2
 _NULLS = ("none", "null", "nil", "~")
+_BITS = re.compile(r"(?:int)?([48])(?:[ -]?bits?)?")
+_ASSIGNMENT = r"(\w+)\s*=\s*(\S+)"
+_ASSIGNMENTS = re.compile(rf"{_ASSIGNMENT}(?:\s+{_ASSIGNMENT})*")  # keys written as in TOML or on a command line
 _GROUPED = re.compile(r"[-+]?\d{1,3}(?:_\d{3})+")
 
 
@@ -49,6 +52,23 @@ def correct(field: Field, value: Any) -> Correction | None:
         if nearest and (lower or is_misspelling(value, nearest, choices)) and types.accepts(field, nearest):
             return Correction(nearest, f"Did you mean `{nearest}`?", is_same_word=False)
     return None
+
+
+def correct_section(name: str, value: Any) -> Correction | None:
+    """Return the mapping that a section written as one word stands for; None if somebody has to decide."""
+    text = str(value).strip().lower()
+    if name == "quantization" and (bits := _BITS.fullmatch(text)):
+        mapping: Any = {f"load_in_{bits[1]}bit": True}
+    elif name == "lora" and value is True:
+        mapping = {}
+    elif name == "evaluate" and text in ("no", "off", "false", "none"):
+        mapping = False
+    elif isinstance(value, str) and _ASSIGNMENTS.fullmatch(value.strip()):
+        pairs = re.findall(_ASSIGNMENT, value)
+        mapping = {word: read_scalar(scalar) for word, scalar in pairs}
+    else:
+        return None
+    return Correction(mapping, f"Write `{name}: {format_value(mapping)}`.")
 
 
 def _list_candidates(value: Any) -> list[tuple[Any, str]]:

@@ -86,6 +86,14 @@ def _find_pair(root: yaml.Node | None, key: Key) -> tuple[yaml.Node, yaml.Node] 
     return matching[-1] if matching else None
 
 
+def _require_pair(root: yaml.Node | None, key: Key) -> tuple[yaml.Node, yaml.Node]:
+    """Return the nodes of a key and of its value. Raises LookupError if it is not there."""
+    pair = _find_pair(root, key)
+    if pair is None:
+        raise LookupError(key)
+    return pair
+
+
 def _find(root: yaml.Node | None, key: Key) -> yaml.Node | None:
     """Return the node of the value of a key; None if there is none."""
     if not key:
@@ -162,9 +170,11 @@ def _remove(text: str, root: yaml.Node | None, key: Key) -> str:
             return text[:start] + text[following:]
         start = _end(parent.value[index - 1][1]) if index else start
         return text[:start] + text[end:]
+    if len(parent.value) == 1 and len(key) > 1:  # without a key it would be null, which may mean something else
+        return _set(text, _require_pair(root, key[:-1]), {})
     line = text.rfind("\n", 0, start) + 1
     if text[line:start].strip():  # the first key of an item of a list: `- path: x`
-        return text[:start] + (text[following:] if following is not None else "{}" + text[end:])
+        return text[:start] + text[following:]
     if isinstance(pair[1], yaml.ScalarNode) and pair[1].style in ("|", ">"):
         return text[:line] + text[end:]
     return text[:line] + text[min(len(text), _end_of_line(text, end) + 1) :]
@@ -227,9 +237,9 @@ def _put(values: Any, key: Key, value: Any) -> None:
 
 
 def _simplify(value: Any) -> Any:
-    """Return a value in which mappings without keys are null, and numbers have their type: 1 is not 1.0 or true."""
+    """Return a value in which numbers have their type: 1 is not 1.0 or true."""
     if isinstance(value, dict):
-        return {name: _simplify(inner) for name, inner in value.items()} or None
+        return {name: _simplify(inner) for name, inner in value.items()}
     if isinstance(value, list):
         return [_simplify(inner) for inner in value]
     return (type(value).__name__, repr(value)) if value is not None else None

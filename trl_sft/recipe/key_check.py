@@ -52,11 +52,14 @@ def check_source(
 
 def unknown_section(recipe: Recipe, name: str) -> Fault:
     """Return the fault of a section that does not exist."""
+    problem = misplaced_keys.describe_unknown((name,))
+    if instruction := misplaced_keys.find_instruction(name):
+        return recipe.fault((name,), problem, instruction, code="recipe.unknown_key")
     suggestion = misplaced_keys.suggest((name,))
     if suggestion.keys:
         return misplaced_keys.explain(recipe, (name,), suggestion)
     fix = f"Use one of {', '.join(sorted(sections.OWNERS))}."
-    return recipe.fault((name,), misplaced_keys.describe_unknown((name,)), fix, code="recipe.unknown_section")
+    return recipe.fault((name,), problem, fix, code="recipe.unknown_section")
 
 
 def _check_mapping(
@@ -98,6 +101,8 @@ def _unknown_key(recipe: Recipe, key: Key, *, name: str, owner: NestedFields) ->
     problem = f"`{section}:` ({owner.owner_name}) has no key `{word}`"
     usable = [field for field in owner.fields if field not in sections.REFUSED.get(name, {})]
     if name in _OWNERS:
+        if instruction := misplaced_keys.find_instruction(word):
+            return recipe.fault(key, problem, instruction, code="recipe.unknown_key")
         suggestion = misplaced_keys.suggest(key)
         if suggestion.keys:
             return misplaced_keys.explain(recipe, key, suggestion)

@@ -14,7 +14,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from trl_sft.errors import Edit, Fault
-from trl_sft.recipe import corrections, renamed_keys, sections, suggested_keys
+from trl_sft.recipe import corrections, renamed_keys, sections, suggested_keys, synonyms
 from trl_sft.recipe.suggested_keys import SuggestedKeys
 from trl_sft.recipe.upstream import keys
 from trl_sft.recipe.yaml_reader import Key, Recipe
@@ -89,6 +89,11 @@ def describe_unknown(key: Key) -> str:
     owner = {keys.SOURCE: sections.LOAD_DATASET[0], keys.GENERATION: sections.GENERATION[0]}.get(section, owner)
     shown = section if section == keys.GENERATION else key[0]
     return f"`{shown}:` ({owner}) has no key `{key[-1]}`"
+
+
+def find_instruction(word: object) -> str:
+    """Return what to do in place of a key that no section has; "" if nothing is known."""
+    return synonyms.INSTRUCTIONS.get(str(word).lower().replace("_", "").replace("-", ""), "")
 
 
 def ask_for(names: list[str]) -> str:

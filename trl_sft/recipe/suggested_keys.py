@@ -17,6 +17,14 @@ from trl_sft.suggestions import is_misspelling
 
 _SHORTEST_ELSEWHERE = 7  # letters of a word whose misspelling is looked for in other sections
 _MAX_SUGGESTIONS = 3
+_NAMES_OF_TOKENIZERS = (
+    "name_or_path",
+    "name",
+    "path",
+    "model_name_or_path",
+    "pretrained_model_name_or_path",
+    "tokenizer",
+)
 
 
 class SuggestedKeys(NamedTuple):
@@ -38,8 +46,10 @@ def suggest(word: str, key: Key, names: Collection[str]) -> SuggestedKeys:
         The keys with their sections; without keys if nothing is near.
 
     """
-    if word in sections.OWNERS and key:
+    if word in sections.OWNERS and len(key) > 1:
         return SuggestedKeys()
+    if key == ("tokenizer",) and word in _NAMES_OF_TOKENIZERS:
+        return SuggestedKeys()  # a recipe has no key for another tokenizer
     by_letters = types.suggest(word, names)
     if by_letters and is_misspelling(word, by_letters, names):
         return SuggestedKeys(((*key, by_letters),), True)
@@ -85,6 +95,11 @@ def _find_by_meaning(word: str, key: Key) -> SuggestedKeys:
         for table, is_certain in ((synonyms.SOURCE_SYNONYMS, True), (synonyms.SOURCE_RELATED, False)):
             if normalized in table:
                 return SuggestedKeys(((*key, table[normalized]),), is_certain)
+    if not key and normalized in synonyms.SECTIONS:
+        return SuggestedKeys(((synonyms.SECTIONS[normalized],),), True)
+    inner = synonyms.SECTION_SYNONYMS.get(str(key[0]), {}) if len(key) == 1 else {}
+    if normalized in inner:
+        return SuggestedKeys(((*key, inner[normalized]),), True)
     for table, is_certain in ((synonyms.SYNONYMS, True), (synonyms.RELATED, False)):
         meant: Key = tuple(table[normalized].split(".")) if normalized in table else ()
         if not meant or meant == key or (len(meant) == 2 and get_field(meant) is None):

@@ -75,8 +75,8 @@ SYNONYMS = _list_words(
         "train.report_to": "log_with logger tracker trackers logging_backend reporters",
         "train.run_name": "wandb_run_name wandb_name experiment_name",
         "train.seed": "random_seed train_seed",
-        "train.output_dir": "output out out_dir outdir output_path output_folder save_dir save_path save_folder "
-        "checkpoint_dir ckpt_dir result_dir results_dir run_dir",
+        "train.output_dir": "output output_directory out out_dir outdir output_path output_folder save_dir save_path "
+        "save_folder checkpoint_dir ckpt_dir result_dir results_dir run_dir",
         "train.dataloader_num_workers": "num_workers workers dataloader_workers num_dataloader_workers",
         "train.dataset_num_proc": "num_proc preprocessing_num_workers dataset_processes preprocess_workers",
         "train.hub_model_id": "hub_id hub_repo repo_id push_to_hub_model_id",
@@ -84,6 +84,41 @@ SYNONYMS = _list_words(
         "evaluate.generation.max_new_tokens": "generation_max_new_tokens max_new_token",
     }
 )
+# Words that mean exactly this key inside of one section, and may mean something else outside.
+SECTION_SYNONYMS = {
+    section: {word.replace("_", ""): key for key, words in table.items() for word in words.split()}
+    for section, table in {
+        "model": {"name_or_path": "name path id model repo_id folder"},
+        "tokenizer": {"chat_template": "template"},
+        "lora": {"lora_alpha": "alpha", "lora_dropout": "dropout", "target_modules": "targets modules target"},
+        "data": {"train": "path file files train_set training name_or_path"},
+        "train": {"output_dir": "dir folder"},
+    }.items()
+}
+# Words that mean a section, if a mapping stands below them.
+SECTIONS = _list_words(
+    {
+        "model": "model_config model_args model_arguments",
+        "tokenizer": "tokenizer_config tokenizer_args",
+        "quantization": "quantization_config bnb_config bitsandbytes bitsandbytes_config quant_config",
+        "lora": "lora_config peft_config peft lora_args lora_arguments",
+        "data": "data_config data_args data_arguments",
+        "train": "training training_args training_arguments trainer train_config training_config sft_config sft "
+        "train_args trainer_args",
+        "launch": "launcher",
+    }
+)
+# Words for what no key sets: the instruction.
+INSTRUCTIONS = {
+    "wandbproject": "Set the environment variable WANDB_PROJECT, and `train.report_to: wandb`.",
+    "wandbentity": "Set the environment variable WANDB_ENTITY, and `train.report_to: wandb`.",
+    "usewandb": "Set `train.report_to: wandb`.",
+    "hftoken": "Set the environment variable HF_TOKEN, or run `hf auth login`.",
+    "cudavisibledevices": "Set the environment variable CUDA_VISIBLE_DEVICES.",
+    "device": "Remove it: a GPU is used where there is one. `train.use_cpu: true` trains on the CPU.",
+    "earlystoppingpatience": "Remove it: this version does not stop early. `train.load_best_model_at_end: true` loads "
+    "the best checkpoint at the end.",
+}
 # Words that are near to a key, whose value may have to change: the key is suggested, and no program writes it.
 RELATED = _list_words(
     {
@@ -92,6 +127,7 @@ RELATED = _list_words(
         "train.weight_decay": "decay",
         "train.shuffle_dataset": "shuffle shuffle_data",
         "train.run_name": "name",
+        "train.adam_beta1": "betas adam_betas",
         "tokenizer.chat_template": "template",
         "data.eval_fraction": "val_set_size val_size validation_split val_split test_size eval_size eval_ratio "
         "val_ratio validation_ratio eval_split test_split held_out",

@@ -272,6 +272,13 @@ def _parse(text: str, key: Key, record: _Record) -> Any:
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         problem = getattr(error, "problem", None) or str(error).splitlines()[0]
+        opened = getattr(error, "context_mark", None)
+        if opened is not None and ("stream end" in problem or "end of stream" in problem):
+            mark, syntax = opened, "Close the bracket or the quotation mark."
+        elif opened is not None and problem.startswith("expected ',' or"):
+            syntax = f"Close the bracket that opens in line {opened.line + 1}, or write a comma here."
+        if "'\\t'" in problem:
+            syntax = "Indent with spaces: YAML takes no tab there."
         # a character that YAML does not allow has a position, but no mark
         line = mark.line if mark else text.count("\n", 0, getattr(error, "position", 0))
         record.add(record.describe_line(line), f"this is not valid YAML: {problem}", syntax, code="recipe.invalid_yaml")
