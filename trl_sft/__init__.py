@@ -88,9 +88,9 @@ def train(run: Run) -> Result:
 
     """
     from trl_sft import upstream_warnings
-    from trl_sft.recipe import resolved
+    from trl_sft.recipe import folder_decision
 
-    decision = resolved.check_folder(run)  # before the imports, which take seconds
+    decision = folder_decision.check_folder(run)  # before the imports, which take seconds
     # Large tensors on a CPU lie in pages of 2 MB: otherwise a step waits while the kernel clears pages of 4 KB one
     # by one (benchmarks/step.py). torch reads this variable before its first tensor; it has an effect on Linux only.
     os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")

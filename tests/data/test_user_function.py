@@ -93,7 +93,8 @@ def test_own_function_that_fails_is_refused_with_its_row(name, message, german):
 
 def test_changed_function_is_not_resumed_silently(german, here):
     assert german(", format: 'rows.py:chat'", "train.max_steps=4", "train.save_steps=2", "run.max_hours=1e-9")[0] == 75
-    (here / "rows.py").write_text(FUNCTIONS + "\n# changed\n")
+    (here / "rows.py").write_text(FUNCTIONS.replace("'frage'", "'antwort'").replace('"frage"', '"antwort"'))
+    user_function.import_function.cache_clear()  # a new process would have none
     code, _, err = german(", format: 'rows.py:chat'", "train.max_steps=4", "train.save_steps=2", "run.max_hours=1e-9")
     assert code == 2
     assert "run.allow: [changed_data]" in err

@@ -17,6 +17,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from trl_sft import load_recipe, run_folder, train
 from trl_sft.errors import RunStopped
 from trl_sft.recipe import paths
+from trl_sft.recipe.folder_decision import FolderDecision
 
 ROOT = Path(__file__).parents[2]
 FULL = RECIPE.replace("rows.jsonl}", "rows.jsonl, eval_fraction: 0.2}")
@@ -452,7 +453,7 @@ def test_resume_from_a_path_is_refused_for_a_finished_folder_or_another_recipe(g
     assert go(FULL, *SAVING, "run.resume=out/checkpoint-2")[0] == 2
     code, _, err = go(FULL, *SAVING, "run.resume=out/checkpoint-2", "train.output_dir=b", "train.weight_decay=0.1")
     assert code == 2
-    assert "is of another recipe\n    -> Set `run.allow: [changed_recipe]` to continue." in err
+    assert "is of another recipe (train.weight_decay: not set -> 0.1)\n    -> Remove `train.weight_decay` to" in err
     assert {p.name: p.read_bytes() for p in (here / "out").iterdir() if p.is_file()} == before
 
 
@@ -464,7 +465,7 @@ def test_run_killed_after_its_last_step_is_completed_without_another_step(go, he
     with monkeypatch.context() as patch:
         patch.setattr(finish, "_evaluate", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
         with pytest.raises(KeyboardInterrupt):
-            run.run(load_recipe("recipe.yaml", SAVING), run_folder.FolderDecision())
+            run.run(load_recipe("recipe.yaml", SAVING), FolderDecision())
     assert not (here / "out" / "model.safetensors").exists()
     code, out, _ = go(FULL, *SAVING)
     assert code == 0
@@ -494,7 +495,8 @@ def test_resume_refuses_changed_rows_unless_allowed(go, here):
     (here / "rows.jsonl").write_text(rows.replace("plus", "and"))
     code, _, err = go(FULL, *SAVING)
     assert code == 2
-    assert "of other rows in the same files" in err
+    assert "was trained on other tokens than the recipe prepares now: the training rows and the evaluation set" in err
+    assert f"changed: the file {here / 'rows.jsonl'}" in err
     assert go(FULL, *SAVING, "run.allow=[changed_data]")[0] == 0
 
 
@@ -623,15 +625,17 @@ def test_corrupt_checkpoint_is_reported_and_not_deleted(go, here):
     (here / "out" / "checkpoint-1" / "model.safetensors").write_bytes(b"corrupt")
     code, _, err = go(FULL, *SAVING)
     assert code == 2
-    assert "checkpoint-1: the run cannot resume from this checkpoint" in err
+    assert "the newest is checkpoint-1: model.safetensors has 7 of " in err
     assert (here / "out" / "checkpoint-1").exists()
 
 
 def test_invalid_value_on_resume_is_reported_at_its_key_and_not_at_the_checkpoint(go):
     assert go(FULL, *SAVING, "run.max_hours=1e-9")[0] == 75
-    code, _, err = go(FULL, *SAVING[:-1], "train.learning_rate=-1", "run.allow=[changed_recipe]")
+    code, _, err = go(
+        FULL, *SAVING[:-1], "train.max_grad_norm=1", "train.warmup_steps=-1", "run.allow=[changed_recipe]"
+    )
     assert code == 2
-    assert "Invalid learning rate: -1" in err
+    assert "train.warmup_steps" in err
     assert "the run cannot resume from this checkpoint" not in err
 
 

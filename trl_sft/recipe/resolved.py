@@ -15,8 +15,8 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from trl_sft import __version__, run_folder
-from trl_sft.errors import REDACTED, URL_PASSWORD, Fault, RecipeError
+from trl_sft import __version__
+from trl_sft.errors import REDACTED, URL_PASSWORD
 from trl_sft.recipe.checked import Run, Setting, Source
 from trl_sft.recipe.yaml_reader import Key, format_value
 
@@ -129,40 +129,30 @@ def _source_values(source: Source) -> dict[str, Any]:
     return values | {name: value for name, value in source.load_kwargs.items() if name not in SECRET_KEYS}
 
 
-def check_folder(run: Run) -> run_folder.FolderDecision:
-    """Decide whether the run may use its folder, from the files that are in it; nothing is written.
-
-    Raises:
-        RecipeError: The folder holds something else, or a run that may not be replaced or resumed.
-
-    """
-    decision = run_folder.decide(
-        run.output_dir,
-        fingerprint=compute_fingerprint(run),
-        hash_data=lambda: hash_files(run),
-        options=run.options,
-    )
-    if decision.problem:
-        raise RecipeError(Fault(run.recipe.where(decision.key), decision.problem, decision.fix, code=decision.code))
-    return decision
-
-
 def compute_fingerprint(run: Run) -> str:
     """Return a hash of everything that changes the trained weights: model, rows and settings, but no secrets.
 
     Two runs with equal fingerprints train the same. `evaluate:` and `launch:` are not part of it.
     """
-    values = [(line.key, line.value) for line in iterate_values(run, {}) if line.key[-1] not in SECRET_KEYS]
-    values = [(key, value) for key, value in values if key[0] not in ("evaluate", "launch")]
+    values = list_fingerprint_values(run)
     return hashlib.sha256(json.dumps(values, sort_keys=True, default=str).encode()).hexdigest()
 
 
+def list_fingerprint_values(run: Run) -> list[tuple[Key, Any]]:
+    """Return the keys that change the trained weights, each with its value."""
+    values = [(line.key, line.value) for line in iterate_values(run, {}) if line.key[-1] not in SECRET_KEYS]
+    return [(key, value) for key, value in values if key[0] not in ("evaluate", "launch")]
+
+
 def hash_files(run: Run) -> dict[str, str]:
-    """Return the SHA-256 of every local file that the rows depend on: data, format functions, chat template.
+    """Return the SHA-256 of every local file that the rows depend on: absolute path -> hexadecimal digest."""
+    return {str(path): _hash_file(path) for path in list_files(run)}
 
-    Returns:
-        Absolute path -> hexadecimal digest. A folder is listed as the files in it.
 
+def list_files(run: Run) -> list[Path]:
+    """Return the local files that the rows depend on: data, format functions, chat template; of a folder its files.
+
+    A file that cannot be read is left out.
     """
     sources = [source for part in run.sources.values() for source in part]
     paths = [file for source in sources for file in source.location.files]
@@ -173,7 +163,7 @@ def hash_files(run: Run) -> dict[str, str]:
             paths += [template / name for name in _TOKENIZER_FILES if (template / name).is_file()]
         else:
             paths.append(template)
-    return {str(file): _hash_file(file) for path in paths for file in _files_under(path)}
+    return [file for path in paths for file in _files_under(path) if os.access(file, os.R_OK)]
 
 
 def _files_under(path: Path) -> list[Path]:

@@ -8,6 +8,7 @@ SFTTrainer is told to change nothing (`skip_prepare_dataset`). Not here: how a r
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from datasets import Dataset, IterableDataset
@@ -40,6 +41,7 @@ class TokenizedRows(NamedTuple):
         encoder: encodes the rows to train; `encode.encode_prompt` needs it.
         notes: lines for the screen, name and value.
         stream_counts: counts of the rows that were read from the streams so far; None = nothing is streamed.
+        parts: digest of each part that decides what the tokens of the training rows are, by its name.
 
     """
 
@@ -50,6 +52,7 @@ class TokenizedRows(NamedTuple):
     encoder: Encoder
     notes: tuple[tuple[str, str], ...]
     stream_counts: stream.StreamCounts | None = None
+    parts: Mapping[str, str] = {}
 
 
 def tokenize(
@@ -106,7 +109,8 @@ def tokenize(
         notes = (("stream", "read during training; the counts are those of the first rows of each source"), *notes)
         train, stream_counts = stream.build_stream(run, rows, encoder, args=args, rejects=rejects)
         run_ledger["train"] = stream.count_stream(stream_counts)
-    return TokenizedRows(train, evaluation, run_ledger, rejects, encoder, notes, stream_counts)
+    parts = encoded_parts["train"][1].parts
+    return TokenizedRows(train, evaluation, run_ledger, rejects, encoder, notes, stream_counts, parts)
 
 
 def _encode_parts(

@@ -73,7 +73,7 @@ def read_or_encode(
     rows = Dataset(Dataset.from_file(str(folder / _ROWS)).data, fingerprint=key)
     with (folder / _REJECTS).open(encoding="utf-8") as file:
         rejected, kinds = _collect(split, map(json.loads, file), most_bad_rows)
-    return EncodedRows(rows, rejected, key, source, kinds if checked_rows is None else checked_rows)
+    return EncodedRows(rows, rejected, key, source, kinds if checked_rows is None else checked_rows, parts)
 
 
 def encode_in_memory(split: Split, encoder: Encoder, *, title: str, check_all: bool = False) -> EncodedRows:
@@ -82,7 +82,7 @@ def encode_in_memory(split: Split, encoder: Encoder, *, title: str, check_all: b
     entries = (entry for batch in batches for entry in batch.rejected)
     rejected, kinds = _collect(split, entries, len(split.order))
     rows = Dataset(pa.concat_tables([SCHEMA.empty_table(), *(batch.rows.data.table for batch in batches)]))
-    return EncodedRows(rows, rejected, bad_rows=kinds)
+    return EncodedRows(rows, rejected, bad_rows=kinds, parts=_digest_parts(split, encoder))
 
 
 def _collect(split: Split, entries: Iterable[dict[str, Any]], most_bad_rows: int) -> tuple[list[dict[str, Any]], Kinds]:

@@ -9,7 +9,7 @@ tokenized, labelled and truncated here; memory does not grow with the number of 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from itertools import chain
 from typing import Any, NamedTuple
@@ -63,6 +63,7 @@ class EncodedRows(NamedTuple):
         key: their key in the cache; "" = they are not cached.
         source: whether they were read from the cache, and why not; "" = they are not cached.
         bad_rows: the kinds of rows that cannot be trained; None where the rows are one batch.
+        parts: digest of each part that decides what the tokens are, by its name; empty = of a batch.
 
     """
 
@@ -71,6 +72,7 @@ class EncodedRows(NamedTuple):
     key: str = ""
     source: str = ""
     bad_rows: Kinds | None = None
+    parts: Mapping[str, str] = {}
 
 
 def encode_split(split: Split, encoder: Encoder, *, title: str, check_all: bool = False) -> Iterator[EncodedRows]:

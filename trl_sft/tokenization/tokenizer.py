@@ -7,6 +7,7 @@ to learn. Not here: what a template does (`chat_template`), and how its tokens a
 
 from __future__ import annotations
 
+import datetime
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -42,6 +43,7 @@ class ChatTokenizer(NamedTuple):
         new_tokens: ids that the model has not learned; their embeddings are trained.
         num_embeddings: rows that the embedding needs, never fewer than the base model has.
         notes: lines for the screen.
+        template_date: the day that the template writes in this run; None = it writes none.
 
     """
 
@@ -51,6 +53,7 @@ class ChatTokenizer(NamedTuple):
     new_tokens: tuple[int, ...]
     num_embeddings: int
     notes: tuple[str, ...]
+    template_date: datetime.date | None = None
 
 
 def load(run: Run, names: Sequence[str], num_embeddings: int) -> ChatTokenizer:

@@ -17,10 +17,11 @@ from types import FrameType
 from typing import Any
 
 from tqdm.auto import tqdm
-from transformers import TrainerCallback, TrainerControl, TrainerState
+from transformers import PreTrainedModel, TrainerCallback, TrainerControl, TrainerState
 from trl import SFTConfig
 
 from trl_sft import console, errors, run_folder
+from trl_sft.training import live
 
 _TIMED_STEPS = 3  # steps after which the time left is estimated
 _HIDDEN = ("total_flos", "runtime", "per_second")  # parts of names that are logged and not shown
@@ -132,6 +133,13 @@ class Guard(TrainerCallback):
         if self._signal or time.monotonic() > self._limit:
             args.save_only_model = False  # resuming needs the optimizer
             control.should_save = self._saving = True
+        if control.should_save:
+            self._check_weights(args, state, kwargs["model"])
+
+    def on_epoch_end(self, args: SFTConfig, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        """Look at the weights before they are saved."""
+        if control.should_save:
+            self._check_weights(args, state, kwargs["model"])
 
     def on_save(self, args: SFTConfig, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """End the run now that the checkpoint is complete."""
@@ -158,6 +166,15 @@ class Guard(TrainerCallback):
             raise errors.RunStopped(
                 f"{message}\nWhat to try: {advice}", errors.EXIT_TRAINING_FAILED, code="run.not_finite"
             )
+
+    def _check_weights(self, args: SFTConfig, state: TrainerState, model: PreTrainedModel) -> None:
+        """End the run before it saves weights that are not finite; an earlier checkpoint may still be good."""
+        if live.has_finite_weights(model):
+            return
+        last = next(reversed(run_folder.list_checkpoints(Path(str(args.output_dir)))), None)
+        saved = f"the last checkpoint is {last}" if last else "no checkpoint was saved yet"
+        message = f"the training failed: weights not finite after step {state.global_step}; {saved}"
+        raise errors.RunStopped(message, errors.EXIT_TRAINING_FAILED, code="run.not_finite")
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
         if self._signal:

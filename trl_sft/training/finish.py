@@ -9,7 +9,6 @@ from __future__ import annotations
 from pathlib import Path
 from typing import NamedTuple
 
-import torch
 from trl import SFTTrainer
 
 from trl_sft import console, errors, run_folder
@@ -19,7 +18,7 @@ from trl_sft.evaluation.metrics import METRICS
 from trl_sft.model import load
 from trl_sft.recipe import paths
 from trl_sft.recipe.checked import Run
-from trl_sft.training import manifest, summary
+from trl_sft.training import live, manifest, summary
 from trl_sft.training.record import RunRecord
 from trl_sft.training.stages import TrainingInputs
 
@@ -36,7 +35,7 @@ def save(
     run: Run, inputs: TrainingInputs, trainer: SFTTrainer, *, record: RunRecord, prompts: before_after.PromptSet
 ) -> Result:
     """Evaluate the trained model, save it, show the last screen. Raises RunStopped if weights are not finite."""
-    if not all(torch.isfinite(p).all() for p in trainer.model.parameters() if p.requires_grad):
+    if not live.has_finite_weights(trainer.model):
         message = f"the training failed: weights not finite after step {trainer.state.global_step}; nothing is saved"
         raise RunStopped(message, errors.EXIT_TRAINING_FAILED, code="run.not_finite")
     metrics = _evaluate(trainer, prompts)

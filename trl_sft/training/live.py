@@ -148,6 +148,11 @@ def fingerprints(model: PreTrainedModel) -> dict[str, Fingerprint]:
     return {name: _fingerprint(p) for name, p in model.named_parameters() if p.requires_grad}
 
 
+def has_finite_weights(model: PreTrainedModel) -> bool:
+    """Tell whether every trainable weight on this process is a finite number."""
+    return all(bool(torch.isfinite(p).all()) for p in model.parameters() if p.requires_grad)
+
+
 def round_to_digits(value: Any) -> float:
     """Return a number to six significant digits."""
     return float(f"{float(value):.6g}")

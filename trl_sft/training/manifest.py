@@ -41,9 +41,7 @@ def describe_start(run: Run, chosen: Mapping[Key, Setting], args: Any) -> dict[s
     return {
         "trl_sft": __version__,
         "versions": {name: packages.get_version(name) for name in names},
-        "fingerprint": resolved.compute_fingerprint(run),
         "git_commit": find_commit(run.recipe.path.parent),
-        "data": resolved.hash_files(run),
         "hardware": device.describe_hardware(),
         "seed": args.seed,
         "defaults": {name: _as_json(getattr(args, name)) for name in defaults if not name.endswith("token")},

@@ -14,9 +14,10 @@ from typing import Any
 import torch
 from trl import SFTTrainer
 
-from trl_sft import console, earlier_run, run_folder
+from trl_sft import checkpoints, console, earlier_run, run_folder
 from trl_sft.recipe import resolved
 from trl_sft.recipe.checked import Run
+from trl_sft.recipe.folder_decision import FolderDecision
 from trl_sft.tokenization import stream
 from trl_sft.training import manifest
 from trl_sft.training.stages import TrainingInputs
@@ -26,7 +27,7 @@ from trl_sft.training.verify import Verification
 class RunRecord:
     """The record of a running run: it writes the files and knows what failures report."""
 
-    def __init__(self, run: Run, decision: run_folder.FolderDecision) -> None:
+    def __init__(self, run: Run, decision: FolderDecision) -> None:
         """Start the clock; trainer and verification follow when they exist."""
         self.trainer: SFTTrainer | None = None
         self.verification: Verification | None = None
@@ -43,20 +44,30 @@ class RunRecord:
         """Whether the run folder is this run's."""
         return bool(self._entries)
 
-    def begin(self, inputs: TrainingInputs) -> None:
-        """Start writing into the run folder. An earlier run that may be replaced is set aside only now."""
+    def begin(self, inputs: TrainingInputs, entries: dict[str, Any]) -> None:
+        """Start writing into the run folder. An earlier run that may be replaced is set aside only now.
+
+        Args:
+            inputs: of the run.
+            entries: what a later process compares, for run.json.
+
+        """
         run, folder = self._run, self._run.output_dir
         if self._decision.replaces_earlier and (aside := earlier_run.set_aside(folder)):
             console.say(f"earlier   the run that this one replaces is in {aside} until this one is finished")
+        if self._decision.passed_over:
+            checkpoints.set_aside(self._decision.passed_over)
         assert self.trainer is not None
         measured = {"measured": self.verification.measured} if self.verification else {}
-        self._entries = manifest.describe_start(run, inputs.settings.chosen, self.trainer.args) | measured
+        self._entries = manifest.describe_start(run, inputs.settings.chosen, self.trainer.args) | entries | measured
         self._write({})
         run_folder.write_text(folder / run_folder.RECIPE, resolved.remove_secrets(run, run.recipe.text))
         run_folder.write_text(folder / run_folder.RESOLVED, resolved.format_recipe(run, inputs.settings.chosen))
         self._inputs = inputs
         self.trainer.model.register_forward_pre_hook(self._note_batch, with_kwargs=True)
         self._write_ledger()
+        for path, damage in self._decision.passed_over.damaged if self._decision.passed_over else ():
+            console.say(f"resume    {path.name} is passed over: {damage}; it is now {checkpoints.DAMAGED}{path.name}")
         if self.checkpoint:
             console.say(f"resume    from {self.checkpoint}")
 

@@ -8,6 +8,7 @@ these and nothing else. What cannot be honoured raises a `UserError` before the 
 
 from __future__ import annotations
 
+import datetime
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,10 +24,11 @@ from trl_sft.errors import LaunchError, MissingPackage, RecipeError, UserError
 from trl_sft.evaluation import before_after
 from trl_sft.model import cpu_loss, device, load, needed_packages, packed_attention, patches, trust, weights
 from trl_sft.model.load import ModelSource
+from trl_sft.recipe import folder_decision
 from trl_sft.recipe import processes as recipe_processes
 from trl_sft.recipe.checked import Run, Setting
 from trl_sft.recipe.yaml_reader import Key
-from trl_sft.tokenization import build, tokenizer
+from trl_sft.tokenization import build, template_date, tokenizer
 from trl_sft.tokenization.build import TokenizedRows
 from trl_sft.tokenization.tokenizer import ChatTokenizer
 from trl_sft.training import dry_run, refusals
@@ -202,8 +204,19 @@ def check_model(run: Run, model: ModelSource) -> None:
 
 
 def load_tokenizer(run: Run, model: ModelSource) -> ChatTokenizer:
-    """Return the tokenizer with its chat template set up and checked. Raises TemplateError."""
-    return tokenizer.load(run, *load.list_tokenizer_sources(model))
+    """Return the tokenizer with its chat template set up and checked. Raises TemplateError.
+
+    If the template writes a date, it writes that of the run's first day from now on, in this process.
+    """
+    template_date.pin(None)
+    chat = tokenizer.load(run, *load.list_tokenizer_sources(model))
+    if not template_date.writes_date(chat.tokenizer, run.chat_template_kwargs):
+        return chat
+    earlier = folder_decision.find_template_date(run)
+    day = earlier or datetime.date.today()
+    template_date.pin(day)
+    note = template_date.describe(chat.tokenizer, day, is_earlier=earlier is not None)
+    return chat._replace(template_date=day, notes=(*chat.notes, note))
 
 
 def load_rows(run: Run, chat: ChatTokenizer, settings: RunSettings, *, head: int | None = None) -> RunRows:

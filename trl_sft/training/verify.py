@@ -56,6 +56,24 @@ class Verification(TrainerCallback):
         self._tokens: Any = 0  # a tensor on the device, so that counting does not wait for the GPU
         self._loss_tokens: Any = None  # None = no batch had labels, so the number is unknown
         self._learning_rate = self._sum_of_rates = 0.0
+        self._earlier: dict[str, Any] = {}  # what earlier processes of this run consumed
+
+    def add_earlier_counts(self, counts: dict[str, Any]) -> None:
+        """Add what earlier processes of this run consumed, as `count_consumed` returned it."""
+        self._earlier = counts
+
+    def count_consumed(self) -> dict[str, Any]:
+        """Return steps, rows, tokens and loss tokens of the whole run so far; the same on every process."""
+        accelerator, device = self._trainer.accelerator, self._trainer.args.device
+        local = [int(self._tokens), 0 if self._loss_tokens is None else int(self._loss_tokens)]
+        tokens, loss_tokens = accelerator.reduce(torch.tensor(local, device=device), "sum").tolist()
+        counts = {"optimizer_steps": self._steps, "rows": self._rows, "tokens": tokens}
+        for name, number in self._earlier.items():
+            if name in counts:
+                counts[name] += number
+        earlier = self._earlier.get("loss_tokens")
+        unknown = self._loss_tokens is None and earlier is None
+        return counts | {"loss_tokens": None if unknown else loss_tokens + (earlier or 0)}
 
     def on_train_begin(self, args: SFTConfig, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Compare the readings before the first step with the recipe. Raises RecipeError, NotAsAsked."""
@@ -123,6 +141,9 @@ class Verification(TrainerCallback):
         steps = f"{end['optimizer_steps']} step{'s' * (end['optimizer_steps'] != 1)}"
         counts = f"{end['rows']:,} rows, {end['tokens']:,} tokens"
         counts += "" if end["loss_tokens"] is None else f", {end['loss_tokens']:,} of them with loss"
+        if not self._steps:  # an earlier process trained them
+            yield f"Trained: {steps}, {counts}"
+            return
         rate = f"last learning rate {end['last_learning_rate']:.3g}"
         yield f"Trained: {steps}, {counts}; {rate}; {tensors} trainable tensors changed"
         if unchanged and end["optimizer_steps"] > 1:  # in the first step one half of LoRA has no gradient
@@ -215,22 +236,14 @@ class Verification(TrainerCallback):
         changed = reduce(torch.tensor([int(now.bits != then.bits) for now, then in pairs], device=device), "sum")
         elements_changed = sum(int((now.sample != then.sample).sum()) for now, then in pairs)
         elements = sum(now.sample.numel() for now, _ in pairs)
-        counts = [
-            int(self._tokens),
-            0 if self._loss_tokens is None else int(self._loss_tokens),
-            elements_changed,
-            elements,
-        ]
-        tokens, loss_tokens, elements_changed, elements = reduce(torch.tensor(counts, device=device), "sum").tolist()
+        counts = torch.tensor([elements_changed, elements], device=device)
+        elements_changed, elements = reduce(counts, "sum").tolist()
         unchanged = [name for name, times in zip(names, changed.tolist(), strict=True) if not times]
         self._changed = len(names) - len(unchanged)
         self.measured["after_training"] = {
-            "optimizer_steps": self._steps,
+            **self.count_consumed(),
             "finished_steps": state.global_step,
             "planned_steps": state.max_steps,
-            "rows": self._rows,
-            "tokens": tokens,
-            "loss_tokens": None if self._loss_tokens is None else loss_tokens,
             "last_learning_rate": live.round_to_digits(self._learning_rate),
             "changed_tensors": self._changed,
             "unchanged_tensors": unchanged,

@@ -22,8 +22,8 @@ from trl_sft.data.formats import TokenizerFeatures
 from trl_sft.errors import Fault, LaunchError, MissingPackage, Unreached, UserError
 from trl_sft.model import device, trust
 from trl_sft.model.load import ModelSource
+from trl_sft.recipe import folder_decision
 from trl_sft.recipe import processes as recipe_processes
-from trl_sft.recipe import resolved
 from trl_sft.recipe.checked import Run
 from trl_sft.recipe.processes import TargetMachine
 from trl_sft.tokenization import chat_template
@@ -85,7 +85,7 @@ def check(run: Run, machine: TargetMachine, seconds: float) -> Report:
     with report.stage("machine"):
         device.check_machine(run)
     with report.stage("folder"):
-        resolved.check_folder(run)
+        folder_decision.check_folder(run)
     settings = _settle(run, report, machine)
     model, chat = _load_tokenizer(run, report)
     if model is None or chat is None or settings is None:

@@ -1,0 +1,119 @@
+"""Which checkpoints are whole: the record that this package writes, and each kind of damage."""
+
+import json
+import os
+import zipfile
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from trl_sft import checkpoints
+
+
+def make_checkpoint(folder, step, *, record=True, weights_only=False):
+    """Write a small checkpoint as the Trainer does, and its record; return the folder."""
+    path = Path(folder) / f"checkpoint-{step}"
+    path.mkdir(parents=True)
+    save_file({"w": torch.full((8,), float(step))}, path / "model.safetensors")
+    if not weights_only:
+        for name in ("optimizer.pt", "scheduler.pt", "rng_state.pth"):
+            torch.save({"state": torch.zeros(64)}, path / name)
+    (path / "trainer_state.json").write_text(json.dumps({"global_step": step}))
+    if record:
+        checkpoints.write_record(path, {"fingerprint": "f"})
+    return path
+
+
+def cut(path):
+    """Remove the second half of a file."""
+    os.truncate(path, path.stat().st_size // 2)
+
+
+def flip(path):
+    """Change one byte in the middle of a file."""
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+
+
+FILES = ["model.safetensors", "optimizer.pt", "scheduler.pt", "rng_state.pth", "trainer_state.json"]
+
+
+def test_whole_checkpoint_has_no_damage_and_its_record_names_every_file(tmp_path):
+    path = make_checkpoint(tmp_path, 4)
+    assert checkpoints.find_damage(path) == ""
+    record = checkpoints.read_record(path)
+    assert record["fingerprint"] == "f"
+    assert sorted(record["files"]) == sorted(FILES)
+    assert record["files"]["optimizer.pt"]["bytes"] == (path / "optimizer.pt").stat().st_size
+
+
+@pytest.mark.parametrize("record", [True, False])
+@pytest.mark.parametrize("name", FILES)
+@pytest.mark.parametrize("damage", [cut, Path.unlink])
+def test_file_that_is_cut_off_or_missing_is_named(damage, name, record, tmp_path):
+    path = make_checkpoint(tmp_path, 4, record=record)
+    damage(path / name)
+    text = checkpoints.find_damage(path)
+    assert text
+    if name != "model.safetensors" or record:
+        assert name.partition(".")[0] in text
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_file_with_one_changed_byte_is_named(name, tmp_path):
+    path = make_checkpoint(tmp_path, 4)
+    flip(path / name)
+    assert checkpoints.find_damage(path) == f"{name} has other contents than when it was saved"
+    assert checkpoints.find_damage(path, read_contents=False) in ("", "trainer_state.json cannot be read")
+
+
+def test_changed_byte_in_a_state_without_record_is_found_by_the_check_sums_of_its_archive(tmp_path):
+    path = make_checkpoint(tmp_path, 4, record=False)
+    with zipfile.ZipFile(path / "optimizer.pt") as archive:
+        info = max(archive.infolist(), key=lambda entry: entry.file_size)
+    content = bytearray((path / "optimizer.pt").read_bytes())
+    content[info.header_offset + 200] ^= 1
+    (path / "optimizer.pt").write_bytes(content)
+    assert checkpoints.find_damage(path) == "optimizer.pt cannot be read"
+
+
+def test_record_that_cannot_be_read_is_damage(tmp_path):
+    path = make_checkpoint(tmp_path, 4)
+    cut(path / checkpoints.RECORD)
+    assert checkpoints.find_damage(path) == "trl_sft.json cannot be read"
+
+
+def test_newest_whole_checkpoint_is_chosen_and_newer_ones_are_named(tmp_path):
+    for step in (2, 4, 10, 12):
+        make_checkpoint(tmp_path, step)
+    (tmp_path / "checkpoint-14").mkdir()
+    (tmp_path / "checkpoint-14" / "model.safetensors").write_bytes(b"")
+    cut(tmp_path / "checkpoint-12" / "optimizer.pt")
+    choice = checkpoints.choose(tmp_path)
+    assert choice.newest == tmp_path / "checkpoint-10"
+    assert [item.path.name for item in choice.damaged] == ["checkpoint-12"]
+    assert choice.unfinished == (tmp_path / "checkpoint-14",)
+
+
+def test_damaged_checkpoint_is_set_aside_under_another_name_and_an_unfinished_one_is_removed(tmp_path):
+    make_checkpoint(tmp_path, 2)
+    (make_checkpoint(tmp_path, 4) / "scheduler.pt").unlink()
+    (tmp_path / "checkpoint-6").mkdir()
+    checkpoints.set_aside(checkpoints.choose(tmp_path))
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["checkpoint-2", "damaged-checkpoint-4"]
+
+
+def test_checkpoint_of_weights_only_is_told_from_a_damaged_one(tmp_path):
+    assert checkpoints.is_weights_only(make_checkpoint(tmp_path, 2, weights_only=True))
+    whole = make_checkpoint(tmp_path, 4)
+    assert not checkpoints.is_weights_only(whole)
+    (whole / "optimizer.pt").unlink()
+    assert not checkpoints.is_weights_only(whole)
+
+
+def test_folder_without_checkpoints_has_no_choice(tmp_path):
+    assert checkpoints.choose(tmp_path) == checkpoints.Choice(None, (), ())
+    assert checkpoints.choose(tmp_path / "missing").newest is None

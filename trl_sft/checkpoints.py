@@ -1,0 +1,195 @@
+"""Checkpoints on disk: which are whole, which are damaged, and the record that this package adds to each.
+
+Inputs: run folders and the `checkpoint-N` folders in them. Outputs: records (`trl_sft.json`), descriptions of damage,
+the newest checkpoint that a run can resume from. The record is written last: a checkpoint that has one was complete.
+Not here: whether a run may resume from it (`recipe.folder_decision`), and loading. Needs no torch.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import zipfile
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import xxhash
+
+from trl_sft import run_folder
+
+RECORD = "trl_sft.json"
+DAMAGED = "damaged-"  # begins the name of a checkpoint that is set aside
+_FILES = "files"
+_CHUNK = 2**24  # bytes
+_TRAINER_STATE = "trainer_state.json"
+_STATE_NAMES = {  # pattern of a file or folder -> what is lost without it
+    "optimizer*": "the state of the optimizer",
+    "scheduler*": "the state of the learning rate schedule",
+    "rng_state*": "the states of the random numbers",
+}
+_SHARDED = "global_step*"  # a folder of DeepSpeed, which holds the optimizer and the schedule
+
+
+class DamagedCheckpoint(NamedTuple):
+    """A checkpoint that a run cannot resume from, and why."""
+
+    path: Path
+    damage: str  # `optimizer.pt has 1,000 of 52,344 bytes`
+
+
+class Choice(NamedTuple):
+    """The checkpoint that a run resumes from, and those that it passes over."""
+
+    newest: Path | None  # None = no checkpoint is whole
+    damaged: tuple[DamagedCheckpoint, ...]  # newer than `newest`, the newest first
+    unfinished: tuple[Path, ...]  # their writing was interrupted
+
+
+def write_record(checkpoint: Path, entries: dict[str, Any]) -> None:
+    """Write the record of a checkpoint: name, size and hash of each file, and `entries`; all is on the disk then.
+
+    Args:
+        checkpoint: The folder, which the Trainer has written.
+        entries: What the run needs to resume exactly, beside the files.
+    """
+    files = {}
+    for path in sorted(checkpoint.rglob("*")):
+        if path.is_file() and path.name != RECORD:
+            files[path.relative_to(checkpoint).as_posix()] = {"bytes": path.stat().st_size, "xxh128": hash_file(path)}
+            _flush(path)
+    run_folder.write_text(checkpoint / RECORD, json.dumps(entries | {_FILES: files}, ensure_ascii=False) + "\n")
+    _flush(checkpoint / RECORD)
+    _flush(checkpoint)
+
+
+def read_record(checkpoint: Path) -> dict[str, Any]:
+    """Return the record of a checkpoint; where there is none, what `run.json` beside it says about the run."""
+    return run_folder.read_json(checkpoint / RECORD) or run_folder.read_json(checkpoint.parent / run_folder.RUN)
+
+
+def hash_file(path: Path) -> str:
+    """Return the 128 bits of xxHash of a file, which find damage at more than the speed of a disk."""
+    digest = xxhash.xxh3_128()
+    with path.open("rb") as file:
+        while chunk := file.read(_CHUNK):
+            digest.update(chunk)
+    return digest.hexdigest()
+
+
+def choose(folder: Path, *, read_contents: bool = True) -> Choice:
+    """Return the newest checkpoint of a folder that is whole, with those that are not.
+
+    Args:
+        folder: The run folder.
+        read_contents: Whether the files are read and compared with their hashes; else their sizes alone.
+    """
+    paths = [path for path in folder.glob(run_folder.CHECKPOINT + "*") if run_folder.is_checkpoint(path)]
+    unfinished: list[Path] = []
+    damaged: list[DamagedCheckpoint] = []
+    for path in sorted(paths, key=run_folder.get_step, reverse=True):
+        damage = find_damage(path, read_contents=read_contents)
+        if not damage:
+            return Choice(path, tuple(damaged), tuple(unfinished))
+        if (path / RECORD).is_file() or (path / _TRAINER_STATE).is_file():  # the Trainer writes its state last
+            damaged.append(DamagedCheckpoint(path, damage))
+        else:
+            unfinished.append(path)
+    return Choice(None, tuple(damaged), tuple(unfinished))
+
+
+def find_damage(checkpoint: Path, *, read_contents: bool = True) -> str:
+    """Return what is wrong with the files of a checkpoint; "" = it is whole.
+
+    Args:
+        checkpoint: The folder.
+        read_contents: Whether files are compared with their hashes; else their sizes alone.
+    """
+    record = run_folder.read_json(checkpoint / RECORD)
+    if (checkpoint / RECORD).is_file() and not record:
+        return f"{RECORD} cannot be read"
+    for name, expected in record.get(_FILES, {}).items():
+        path = checkpoint / name
+        if not path.is_file():
+            return f"{name} is missing"
+        if path.stat().st_size != expected["bytes"]:
+            return f"{name} has {path.stat().st_size:,} of {expected['bytes']:,} bytes"
+        if read_contents and hash_file(path) != expected["xxh128"]:
+            return f"{name} has other contents than when it was saved"
+    return _find_missing(checkpoint) or ("" if record else _find_unreadable(checkpoint))
+
+
+def is_weights_only(checkpoint: Path) -> bool:
+    """Tell whether a checkpoint was saved without everything that training needs (`save_only_model`)."""
+    has_state = any(any(checkpoint.glob(pattern)) for pattern in (*_STATE_NAMES, _SHARDED))
+    return not has_state and not _find_missing(checkpoint, weights_only=True)
+
+
+def set_aside(choice: Choice) -> None:
+    """Rename damaged checkpoints, which the Trainer would count as its own, and remove unfinished ones."""
+    for path in choice.unfinished:
+        shutil.rmtree(path, ignore_errors=True)
+    for path in (path for path, _ in choice.damaged if not is_weights_only(path)):
+        target = path.with_name(DAMAGED + path.name)
+        shutil.rmtree(target, ignore_errors=True)
+        path.rename(target)
+
+
+def _find_missing(checkpoint: Path, *, weights_only: bool = False) -> str:
+    """Return which part of a checkpoint is missing; "" = none."""
+    if not run_folder.read_json(checkpoint / _TRAINER_STATE):
+        state = checkpoint / _TRAINER_STATE
+        return f"{_TRAINER_STATE} " + ("cannot be read" if state.is_file() else "is missing")
+    if not any(any(checkpoint.glob(pattern)) for pattern in run_folder.WEIGHTS):
+        return "the weights are missing"
+    if weights_only:
+        return ""
+    is_sharded = any(checkpoint.glob(_SHARDED))
+    for pattern, name in _STATE_NAMES.items():
+        if not any(checkpoint.glob(pattern)) and not (is_sharded and pattern != "rng_state*"):
+            return f"{pattern.rstrip('*')}, {name}, is missing"
+    return ""
+
+
+def _find_unreadable(checkpoint: Path) -> str:
+    """Return which file of a checkpoint without a record is cut off; "" = none."""
+    for path in sorted(checkpoint.rglob("*")):
+        if path.suffix in (".pt", ".pth"):
+            try:
+                with zipfile.ZipFile(path) as archive:
+                    broken = archive.testzip()
+            except (zipfile.BadZipFile, OSError):
+                broken = path.name
+            if broken is not None:
+                return f"{path.name} cannot be read"
+        if path.suffix == ".safetensors" and not _is_safetensors_whole(path):
+            return f"{path.name} is cut off"
+    return ""
+
+
+def _is_safetensors_whole(path: Path) -> bool:
+    """Tell whether a file of safetensors is as long as its header says."""
+    try:
+        with path.open("rb") as file:
+            length = int.from_bytes(file.read(8), "little")
+            if length > path.stat().st_size:
+                return False
+            header = json.loads(file.read(length))
+        ends = [tensor["data_offsets"][1] for name, tensor in header.items() if name != "__metadata__"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return False
+    return path.stat().st_size == 8 + length + max(ends, default=0)
+
+
+def _flush(path: Path) -> None:
+    """Have the operating system write a file or a folder to the disk; systems that cannot are left as they are."""
+    try:
+        descriptor = os.open(path, os.O_RDONLY)
+    except OSError:  # a folder on Windows
+        return
+    try:
+        os.fsync(descriptor)
+    except OSError:
+        pass
+    finally:
+        os.close(descriptor)

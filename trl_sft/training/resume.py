@@ -1,0 +1,260 @@
+"""A run that resumes: its tokens are those of the checkpoint, its counters go on, and what differs is told.
+
+In: the decision about the folder, the run's inputs, its live trainer. Out: a record in each checkpoint, a trainer that
+goes on as if it had not been stopped, and lines for the screen. Which keys may change is in `recipe.resume_keys`; the
+Trainer itself loads weights, optimizer, schedule and random states.
+
+Private parts of upstream that are read and set, written for transformers 5.17 to 5.23 and TRL 1.8 to 1.16:
+`Trainer._tr_loss`, `_total_loss_scalar`, `_globalstep_last_logged`; `SFTTrainer._metrics`, `_total_train_tokens`.
+tests/training/test_resume.py compares every logged value with those of an uninterrupted run.
+"""
+
+from __future__ import annotations
+
+import base64
+import datetime
+import math
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import TrainerCallback, TrainerControl, TrainerState, get_scheduler
+from trl import SFTConfig, SFTTrainer
+
+from trl_sft import checkpoints, console, run_folder
+from trl_sft.errors import Fault, RecipeError
+from trl_sft.recipe import folder_decision, resolved, resume_keys
+from trl_sft.recipe.checked import Run
+from trl_sft.recipe.folder_decision import CHANGED_DATA, FolderDecision
+from trl_sft.tokenization import token_digest
+from trl_sft.training import live
+from trl_sft.training.verify import Verification
+
+_TOKENS, _PROGRESS, _ROWS_PER_STEP = "tokens", "progress", "rows_per_step"
+_EPOCH_RANDOM_STATE = "random_state_of_epoch"  # in `_PROGRESS`
+
+
+def check_tokens(run: Run, decision: FolderDecision, tokens: dict[str, Any]) -> FolderDecision:
+    """Compare the prepared tokens with those that the checkpoint was trained on, and return the final decision.
+
+    Args:
+        run: the checked recipe.
+        decision: about the folder.
+        tokens: what `token_digest.compute` returns for this run.
+
+    Raises:
+        RecipeError: the tokens differ, and `run.allow` does not accept it.
+
+    """
+    if decision.checkpoint is None:
+        return decision
+    record = checkpoints.read_record(decision.checkpoint)
+    before = record.get(_TOKENS, {}) | {"files": record.get("data", {})}
+    difference = token_digest.describe_difference(before, tokens)
+    if not difference:
+        return decision
+    if CHANGED_DATA in run.options.get("allow", []):
+        console.say(f"changed   other tokens than before the checkpoint: {difference}")
+        return decision
+    is_path = run.options.get("resume", "auto") not in ("auto", "never")
+    if run.options.get("overwrite") and not is_path:
+        return FolderDecision(replaces_earlier=True)
+    problem = f"{decision.checkpoint} was trained on other tokens than the recipe prepares now: {difference}"
+    fix = f"Restore what changed, or set `run.allow: [{CHANGED_DATA}]` to continue with the new tokens"
+    fix += "." if is_path else ", or `run.overwrite: true` to start again."
+    where = run.recipe.where(("run", "resume") if is_path else ("train", "output_dir"))
+    raise RecipeError(Fault(where, problem, fix, code="resume.changed"))
+
+
+class ResumeState(TrainerCallback):
+    """Writes the record of each checkpoint, and sets the counters that the Trainer starts anew when it resumes."""
+
+    def __init__(
+        self, decision: FolderDecision, trainer: SFTTrainer, verification: Verification, entries: dict[str, Any]
+    ) -> None:
+        """Store the live objects.
+
+        Args:
+            decision: about the folder; its checkpoint is the one that the run resumes from.
+            trainer: the live trainer.
+            verification: counts what the loop consumes.
+            entries: what every checkpoint of the run records: recipe, tokens, the date that the template writes.
+
+        """
+        self._decision, self._trainer, self._verification = decision, trainer, verification
+        self._entries = entries
+        record = checkpoints.read_record(decision.checkpoint) if decision.checkpoint else {}
+        self._record: dict[str, Any] = record
+        self._random_state = torch.get_rng_state()
+        self._is_first_epoch = True
+
+    def on_train_begin(self, args: SFTConfig, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        """Refuse weights that are not finite; restore the counters. Raises RecipeError."""
+        if self._decision.checkpoint is None or state.global_step == 0:
+            return
+        self._check_weights(self._decision.checkpoint)
+        args.eval_on_start = False  # it is an evaluation before step 1
+        progress = self._record.get(_PROGRESS)
+        if progress is None:  # the process was killed between the checkpoint and its record
+            return
+        trainer = self._trainer
+        trainer._tr_loss = trainer._tr_loss + progress["loss_since_log"]
+        trainer._total_loss_scalar = progress["loss_until_log"]
+        trainer._globalstep_last_logged = progress["last_logged_step"]
+        trainer._total_train_tokens = progress["num_tokens"]
+        for name, values in progress["metrics"].items():
+            trainer._metrics["train"][name] = list(values)
+        self._verification.add_earlier_counts(progress["consumed"])
+
+    def on_epoch_begin(self, args: SFTConfig, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        """Draw the order of the epoch's rows from the same random state as before the stop.
+
+        Grouping by length draws it from torch's own generator when the epoch begins; the Trainer restores that
+        generator only after it has skipped the rows that are trained already.
+        """
+        saved = self._record.get(_PROGRESS, {}).get(_EPOCH_RANDOM_STATE)
+        if self._is_first_epoch and saved and not args.ignore_data_skip:
+            torch.set_rng_state(torch.frombuffer(bytearray(base64.b64decode(saved)), dtype=torch.uint8))
+        self._is_first_epoch = False
+        self._random_state = torch.get_rng_state()
+
+    def on_save(self, args: SFTConfig, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        """Write the record of the checkpoint, last."""
+        progress = self._describe_progress()  # on every process: it adds up what all of them consumed
+        folder = Path(str(args.output_dir)) / f"{run_folder.CHECKPOINT}{state.global_step}"
+        if args.should_save and folder.is_dir():
+            checkpoints.write_record(folder, self._entries | {_PROGRESS: progress})
+
+    def on_log(
+        self, args: SFTConfig, state: TrainerState, control: TrainerControl, logs: dict[str, Any], **kwargs: Any
+    ) -> None:
+        """Correct the mean of the train loss: upstream divides by the steps of this process alone."""
+        if "train_loss" in logs and state.global_step:
+            mean = self._trainer._total_loss_scalar / state.global_step
+            logs["train_loss"] = mean
+            if state.log_history and "train_loss" in state.log_history[-1]:
+                state.log_history[-1]["train_loss"] = mean
+
+    def describe_changes(self, args: SFTConfig, state: TrainerState) -> list[tuple[str, str]]:
+        """Return lines about what differs from the run that the checkpoint is of: keys, rows, the learning rate."""
+        changes = self._decision.changes
+        lines = [("changed", str(change)) for change in changes]
+        effects = {change.effect for change in changes}
+        if resume_keys.EFFECT_BATCH in effects:
+            lines += [("changed", line) for line in self._compare_rows(args, state)]
+        if resume_keys.EFFECT_SCHEDULE in effects or resume_keys.EFFECT_BATCH in effects:
+            lines += [("changed", line) for line in self._compare_rates(args, state)]
+        return lines
+
+    def _compare_rows(self, args: SFTConfig, state: TrainerState) -> list[str]:
+        """Return how many rows are skipped or trained twice, since the Trainer skips by steps."""
+        before, now = self._record.get(_ROWS_PER_STEP), count_rows_per_step(args)
+        if before is None or (before == now and not args.ignore_data_skip):
+            return []
+        dataset = self._trainer.train_dataset
+        rows = len(dataset) if hasattr(dataset, "__len__") else None
+        trained = _find_position(state.global_step, before, rows)
+        continues = _find_position(state.global_step, now, rows)
+        if args.ignore_data_skip and rows:
+            continues = continues // rows * rows
+        kind = "packs" if args.packing else "rows"
+        counts = f"{before} {kind} a step before the checkpoint, {now} now"
+        if continues > trained:
+            return [f"{counts}: {continues - trained:,} {kind} are skipped"]
+        if continues < trained:
+            return [f"{counts}: {trained - continues:,} {kind} are trained again"]
+        return [f"{counts}: no {kind} are skipped or repeated"]
+
+    def _compare_rates(self, args: SFTConfig, state: TrainerState) -> list[str]:
+        """Return the learning rate of the next step, if it is not the one that the recipe asks for."""
+        optimizer = self._trainer.optimizer
+        rate = optimizer.param_groups[0]["lr"]
+        expected = compute_learning_rate(args, state.global_step, state.max_steps)
+        if expected is None or math.isclose(rate, expected, rel_tol=1e-6):
+            return []
+        step = state.global_step + 1
+        return [
+            f"step {step} has the learning rate of the checkpoint, {rate:.4g}; the recipe asks for {expected:.4g}. "
+            f"From step {step + 1} on the schedule of the recipe applies"
+        ]
+
+    def _describe_progress(self) -> dict[str, Any]:
+        """Return the counters that a run needs to go on as if it had not been stopped."""
+        trainer = self._trainer
+        return {
+            "loss_since_log": trainer._tr_loss.item(),
+            "loss_until_log": trainer._total_loss_scalar,
+            "last_logged_step": trainer._globalstep_last_logged,
+            "num_tokens": trainer._total_train_tokens,
+            "metrics": {name: list(values) for name, values in trainer._metrics["train"].items() if values},
+            "consumed": self._verification.count_consumed(),
+            _EPOCH_RANDOM_STATE: base64.b64encode(self._random_state.numpy().tobytes()).decode(),
+        }
+
+    def _check_weights(self, checkpoint: Path) -> None:
+        """Refuse a checkpoint whose weights are not finite. Raises RecipeError."""
+        if live.has_finite_weights(self._trainer.model):
+            return
+        fix = "Set `run.resume` to an earlier checkpoint, with another `train.output_dir`; or start a new run."
+        problem = f"{checkpoint} holds weights that are not finite"
+        raise RecipeError(Fault(str(checkpoint), problem, fix, code="resume.unreadable_checkpoint"))
+
+
+def describe_run(run: Run, args: SFTConfig, *, tokens: dict[str, Any], day: datetime.date | None) -> dict[str, Any]:
+    """Return what run.json and every checkpoint record, so that a later process can tell what changed.
+
+    Args:
+        run: the checked recipe.
+        args: the live settings.
+        tokens: what `token_digest.compute` returns.
+        day: that the template writes; None = none.
+
+    """
+    entries = {
+        "fingerprint": resolved.compute_fingerprint(run),
+        folder_decision.VALUES: folder_decision.list_values(run),
+        "data": tokens["files"],
+        _TOKENS: {name: value for name, value in tokens.items() if name != "files"},
+        _ROWS_PER_STEP: count_rows_per_step(args),
+    }
+    return entries | ({folder_decision.TEMPLATE_DATE: day.isoformat()} if day else {})
+
+
+def finalize(trainer: SFTTrainer) -> None:
+    """Log the train loss and load the best weights, where the checkpoint is of the last step.
+
+    `Trainer.train` would train one more step. Written for transformers 5.17 to 5.23.
+    """
+    trainer._finalize_training(trial=None, num_train_samples=0, start_time=time.time())
+
+
+def count_rows_per_step(args: SFTConfig) -> int:
+    """Return the rows, or packs, of an optimizer step over all processes."""
+    return int(args.per_device_train_batch_size * args.gradient_accumulation_steps * args.world_size)
+
+
+def compute_learning_rate(args: SFTConfig, steps: int, max_steps: int) -> float | None:
+    """Return the learning rate of the recipe's own schedule after so many steps; None = it depends on the loss."""
+    if args.lr_scheduler_type.value in ("reduce_lr_on_plateau", "greedy"):
+        return None
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=args.learning_rate)
+    schedule = get_scheduler(
+        args.lr_scheduler_type,
+        optimizer,
+        num_warmup_steps=args.get_warmup_steps(max_steps),
+        num_training_steps=max_steps,
+        scheduler_specific_kwargs=args.lr_scheduler_kwargs,
+    )
+    optimizer.step()
+    for _ in range(steps):
+        schedule.step()
+    return float(optimizer.param_groups[0]["lr"])
+
+
+def _find_position(steps: int, rows_per_step: int, rows: int | None) -> int:
+    """Return how many rows lie before the next step, as the Trainer counts: whole epochs, then steps."""
+    if rows is None:
+        return steps * rows_per_step
+    steps_per_epoch = math.ceil(rows / rows_per_step)
+    return steps // steps_per_epoch * rows + min(rows, steps % steps_per_epoch * rows_per_step)
