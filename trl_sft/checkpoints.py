@@ -125,6 +125,11 @@ def is_weights_only(checkpoint: Path) -> bool:
     return not has_state and not _find_missing(checkpoint, weights_only=True)
 
 
+def is_damaged_name(path: Path) -> bool:
+    """Tell whether a path has the name of a checkpoint that was set aside."""
+    return path.name.startswith(DAMAGED) and run_folder.is_checkpoint(path.with_name(path.name.removeprefix(DAMAGED)))
+
+
 def set_aside(choice: Choice) -> None:
     """Rename damaged checkpoints, which the Trainer would count as its own, and remove unfinished ones."""
     for path in choice.unfinished:

@@ -3,7 +3,7 @@
 Inputs: a run folder, locked by this process. Outputs: the folder `_earlier_run` in it. `run.json` is moved last, so the
 earlier run is whole at any moment: where `run.json` is, once an interrupted move is taken back. Only files that the
 earlier run's own `run.json` names are moved or removed; a link is moved as a link. Not here: whether a run may replace
-another one (`run_folder.decide`).
+another one (`recipe.folder_decision`).
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
-from trl_sft import run_folder
+from trl_sft import checkpoints, run_folder
 from trl_sft.run_folder import EARLIER_RUN, REMOVED_RUN, RUN
 
 
@@ -86,7 +86,7 @@ def _remove_if_empty(folder: Path) -> None:
 def _list_files(folder: Path) -> Iterator[Path]:
     """Yield the files and folders of the run in a folder, `run.json` last, so that an interrupted move can go on."""
     for path in folder.iterdir():
-        if run_folder.is_checkpoint(path):
+        if run_folder.is_checkpoint(path) or checkpoints.is_damaged_name(path):
             yield path
     names = (*run_folder.OWN_FILES, *run_folder.read_json(folder / RUN).get("files", []))
     for name in dict.fromkeys(map(str, names)):
