@@ -14,8 +14,6 @@ import zipfile
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import xxhash
-
 from trl_sft import run_folder
 
 RECORD = "trl_sft.json"
@@ -70,6 +68,8 @@ def read_record(checkpoint: Path) -> dict[str, Any]:
 
 def hash_file(path: Path) -> str:
     """Return the 128 bits of xxHash of a file, which find damage at more than the speed of a disk."""
+    import xxhash  # not at the top: a refused run imports nothing that takes time
+
     digest = xxhash.xxh3_128()
     with path.open("rb") as file:
         while chunk := file.read(_CHUNK):

@@ -15,6 +15,7 @@ from trl_sft import checkpoints, run_folder
 from trl_sft.data import user_function
 from trl_sft.errors import Interrupted
 from trl_sft.training import callbacks, stages
+from trl_sft.training import run as training_run
 
 FULL = RECIPE.replace("rows.jsonl}", "rows.jsonl, eval_fraction: 0.2}")
 SAVING = ("train.save_strategy=steps", "train.save_steps=2", "train.max_steps=6", "train.learning_rate=1e-2")
@@ -149,7 +150,7 @@ def test_key_that_cannot_change_is_refused_before_the_weights_load(key, name, go
     def load(*args):
         raise AssertionError("the weights were loaded")
 
-    monkeypatch.setattr(stages, "build_trainer", load)
+    monkeypatch.setattr(training_run, "build_trainer", load)
     code, _, err = go(FULL, *combine(*SAVING, key, ALLOW))
     assert code == 2
     assert f"{name}: " in err

@@ -77,7 +77,7 @@ def find_template_date(run: Run) -> datetime.date | None:
     for place in places:
         record = run_folder.read_json(place)
         is_replaced = place.parent == run.output_dir and record.get("outcome") == run_folder.DONE
-        if TEMPLATE_DATE in record and not is_replaced:
+        if record.get(TEMPLATE_DATE) and not is_replaced:
             return datetime.date.fromisoformat(record[TEMPLATE_DATE])
     return None
 

@@ -12,9 +12,11 @@ tests/training/test_resume.py compares every logged value with those of an unint
 from __future__ import annotations
 
 import base64
+import contextlib
 import datetime
 import math
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -22,26 +24,77 @@ import torch
 from transformers import TrainerCallback, TrainerControl, TrainerState, get_scheduler
 from trl import SFTConfig, SFTTrainer
 
-from trl_sft import checkpoints, console, run_folder
-from trl_sft.errors import Fault, RecipeError
-from trl_sft.recipe import folder_decision, resolved, resume_keys
+from trl_sft import checkpoints, console, earlier_run, run_folder
+from trl_sft.errors import Fault, LaunchError, RecipeError
+from trl_sft.recipe import data_files, folder_decision, resolved, resume_keys
 from trl_sft.recipe.checked import Run
 from trl_sft.recipe.folder_decision import CHANGED_DATA, FolderDecision
 from trl_sft.tokenization import token_digest
-from trl_sft.training import live
+from trl_sft.training import live, stages
+from trl_sft.training.stages import TrainingInputs
 from trl_sft.training.verify import Verification
 
 _TOKENS, _PROGRESS, _ROWS_PER_STEP = "tokens", "progress", "rows_per_step"
 _EPOCH_RANDOM_STATE = "random_state_of_epoch"  # in `_PROGRESS`
 
 
-def check_tokens(run: Run, decision: FolderDecision, tokens: dict[str, Any]) -> FolderDecision:
+def prepare(run: Run, decision: FolderDecision) -> tuple[TrainingInputs, dict[str, Any]]:
+    """Run all stages that need no weights, and compare the tokens with those of the checkpoint.
+
+    Args:
+        run: the checked recipe.
+        decision: about the folder.
+
+    Returns:
+        The inputs of the run, and the digests of its tokens.
+
+    Raises:
+        UserError: a fault of the recipe, the rows, the tokenizer or the machine; a data file that changes meanwhile;
+            or tokens that differ.
+
+    """
+    files = data_files.read(run)
+    inputs = stages.prepare(run)
+    data_files.check_unchanged(run, files)
+    tokens = token_digest.compute(inputs.datasets, files.digests)
+    check_tokens(run, decision, tokens, show=False)
+    return inputs, tokens
+
+
+@contextlib.contextmanager
+def claim_folder(run: Run, tokens: dict[str, Any]) -> Iterator[FolderDecision]:
+    """Lock the run folder inside the block, and decide once more: another process may have trained there meanwhile.
+
+    Args:
+        run: the checked recipe.
+        tokens: digests of the prepared tokens.
+
+    Yields:
+        The final decision about the folder.
+
+    Raises:
+        LaunchError: another process trains in the folder.
+        RecipeError: the folder may no longer be used.
+
+    """
+    with run_folder.lock(run.output_dir) as is_ours:
+        if not is_ours:
+            problem = f"{run.output_dir}: another process trains there now"
+            fix = "Wait until that process ends, or set another train.output_dir."
+            raise LaunchError(Fault(run.recipe.where(("train", "output_dir")), problem, fix, code="run.folder_in_use"))
+        earlier_run.restore_interrupted(run.output_dir)
+        decision = folder_decision.check_folder(run, read_contents=True)
+        yield check_tokens(run, decision, tokens)
+
+
+def check_tokens(run: Run, decision: FolderDecision, tokens: dict[str, Any], *, show: bool = True) -> FolderDecision:
     """Compare the prepared tokens with those that the checkpoint was trained on, and return the final decision.
 
     Args:
         run: the checked recipe.
         decision: about the folder.
         tokens: what `token_digest.compute` returns for this run.
+        show: whether a difference that is accepted is printed.
 
     Raises:
         RecipeError: the tokens differ, and `run.allow` does not accept it.
@@ -55,7 +108,8 @@ def check_tokens(run: Run, decision: FolderDecision, tokens: dict[str, Any]) -> 
     if not difference:
         return decision
     if CHANGED_DATA in run.options.get("allow", []):
-        console.say(f"changed   other tokens than before the checkpoint: {difference}")
+        if show:
+            console.say(f"changed   other tokens than before the checkpoint: {difference}")
         return decision
     is_path = run.options.get("resume", "auto") not in ("auto", "never")
     if run.options.get("overwrite") and not is_path:
@@ -71,7 +125,7 @@ class ResumeState(TrainerCallback):
     """Writes the record of each checkpoint, and sets the counters that the Trainer starts anew when it resumes."""
 
     def __init__(
-        self, decision: FolderDecision, trainer: SFTTrainer, verification: Verification, entries: dict[str, Any]
+        self, decision: FolderDecision, trainer: SFTTrainer, *, verification: Verification, entries: dict[str, Any]
     ) -> None:
         """Store the live objects.
 
@@ -170,7 +224,8 @@ class ResumeState(TrainerCallback):
         """Return the learning rate of the next step, if it is not the one that the recipe asks for."""
         optimizer = self._trainer.optimizer
         rate = optimizer.param_groups[0]["lr"]
-        expected = compute_learning_rate(args, state.global_step, state.max_steps)
+        _, keywords = self._trainer.get_optimizer_cls_and_kwargs(args, self._trainer.model)
+        expected = compute_learning_rate(args, state, keywords["lr"])
         if expected is None or math.isclose(rate, expected, rel_tol=1e-6):
             return []
         step = state.global_step + 1
@@ -218,7 +273,7 @@ def describe_run(run: Run, args: SFTConfig, *, tokens: dict[str, Any], day: date
         _TOKENS: {name: value for name, value in tokens.items() if name != "files"},
         _ROWS_PER_STEP: count_rows_per_step(args),
     }
-    return entries | ({folder_decision.TEMPLATE_DATE: day.isoformat()} if day else {})
+    return entries | {folder_decision.TEMPLATE_DATE: day.isoformat() if day else None}
 
 
 def finalize(trainer: SFTTrainer) -> None:
@@ -234,20 +289,30 @@ def count_rows_per_step(args: SFTConfig) -> int:
     return int(args.per_device_train_batch_size * args.gradient_accumulation_steps * args.world_size)
 
 
-def compute_learning_rate(args: SFTConfig, steps: int, max_steps: int) -> float | None:
-    """Return the learning rate of the recipe's own schedule after so many steps; None = it depends on the loss."""
-    if args.lr_scheduler_type.value in ("reduce_lr_on_plateau", "greedy"):
+def compute_learning_rate(args: SFTConfig, state: TrainerState, first_rate: float | None) -> float | None:
+    """Return the learning rate that the recipe's own schedule has for the next step.
+
+    Args:
+        args: the live settings.
+        state: the Trainer's state, with the steps so far and in all.
+        first_rate: the learning rate of the recipe; None = the optimizer chooses its own.
+
+    Returns:
+        The learning rate; None = it depends on the loss or the optimizer.
+
+    """
+    if first_rate is None or args.lr_scheduler_type.value in ("reduce_lr_on_plateau", "greedy"):
         return None
-    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=args.learning_rate)
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], first_rate)
     schedule = get_scheduler(
         args.lr_scheduler_type,
         optimizer,
-        num_warmup_steps=args.get_warmup_steps(max_steps),
-        num_training_steps=max_steps,
+        num_warmup_steps=args.get_warmup_steps(state.max_steps),
+        num_training_steps=state.max_steps,
         scheduler_specific_kwargs=args.lr_scheduler_kwargs,
     )
     optimizer.step()
-    for _ in range(steps):
+    for _ in range(state.global_step):
         schedule.step()
     return float(optimizer.param_groups[0]["lr"])
 

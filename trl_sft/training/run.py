@@ -8,25 +8,23 @@ from __future__ import annotations
 
 import contextlib
 import functools
-from typing import Any
 
 from transformers import PreTrainedModel, TrainerState
 from trl import SFTConfig
 
-from trl_sft import console, earlier_run, run_folder
-from trl_sft.errors import Fault, LaunchError
+from trl_sft import console, earlier_run
 from trl_sft.evaluation import before_after
-from trl_sft.recipe import data_files, folder_decision
 from trl_sft.recipe.checked import Run
 from trl_sft.recipe.folder_decision import FolderDecision
-from trl_sft.tokenization import encode, template_date, token_digest
-from trl_sft.training import callbacks, failures, finish, resume, stages, summary
+from trl_sft.tokenization import encode, template_date
+from trl_sft.training import callbacks, failures, finish, resume, summary
 from trl_sft.training.finish import Result
 from trl_sft.training.record import RunRecord
-from trl_sft.training.stages import TrainingInputs, build_trainer, replace_callbacks
+from trl_sft.training.stages import build_trainer, replace_callbacks
 from trl_sft.training.verify import Verification
 
 
+@template_date.restored()
 def run(checked: Run, decision: FolderDecision) -> Result:
     """Train, evaluate and save one run in its run folder.
 
@@ -39,54 +37,36 @@ def run(checked: Run, decision: FolderDecision) -> Result:
         RunStopped: training began and ended early.
 
     """
-    with template_date.restored():
-        files = data_files.read(checked)
-        inputs = stages.prepare(checked)
-        data_files.check_unchanged(checked, files)
-        tokens = token_digest.compute(inputs.datasets, files.digests)
-        resume.check_tokens(checked, decision, tokens)
-        with run_folder.lock(checked.output_dir) as is_ours:
-            if not is_ours:
-                problem = f"{checked.output_dir}: another process trains there now"
-                fix = "Wait until that process ends, or set another train.output_dir."
-                raise LaunchError(
-                    Fault(checked.recipe.where(("train", "output_dir")), problem, fix, code="run.folder_in_use")
-                )
-            earlier_run.restore_interrupted(checked.output_dir)
-            # once more: another process may have trained here meanwhile
-            decision = folder_decision.check_folder(checked, read_contents=True)
-            decision = resume.check_tokens(checked, decision, tokens)
-            return _train(checked, inputs, decision=decision, tokens=tokens)
+    inputs, tokens = resume.prepare(checked, decision)
+    with resume.claim_folder(checked, tokens) as final_decision:
+        record = RunRecord(checked, final_decision)
+        with failures.explained(checked, record):
+            trainer = record.trainer = build_trainer(checked, inputs)
+            verification = record.verification = Verification(checked, inputs, trainer)
+            entries = resume.describe_run(checked, inputs.args, tokens=tokens, day=inputs.chat.template_date)
+            resume_state = resume.ResumeState(final_decision, trainer, verification=verification, entries=entries)
+            encode_prompt = functools.partial(encode.encode_prompt, inputs.datasets.encoder)
+            prompts = before_after.select_prompts(
+                checked, inputs.rows, encode=encode_prompt, ledger=inputs.datasets.ledger
+            )
 
+            def begin(args: SFTConfig, state: TrainerState, model: PreTrainedModel) -> list[tuple[str, str]]:
+                """Start writing the run folder, after the last check; return the table before step 1."""
+                record.begin(inputs, entries)
+                rows = None if inputs.rows.streaming else len(trainer.train_dataset)
+                answers = before_after.ask_base(checked, trainer, prompts)
+                lines = resume_state.describe_changes(args, state)
+                lines += summary.before(args, state, model, rows=rows) + verification.first_screen()
+                return lines + ([("answers", answers)] if answers else [])
 
-def _train(checked: Run, inputs: TrainingInputs, *, decision: FolderDecision, tokens: dict[str, Any]) -> Result:
-    """Train, evaluate and save in the locked run folder; `tokens`: digests of the prepared tokens."""
-    record = RunRecord(checked, decision)
-    with failures.explained(checked, record):
-        trainer = record.trainer = build_trainer(checked, inputs)
-        verification = record.verification = Verification(checked, inputs, trainer)
-        entries = resume.describe_run(checked, inputs.args, tokens=tokens, day=inputs.chat.template_date)
-        resume_state = resume.ResumeState(decision, trainer, verification, entries)
-        encode_prompt = functools.partial(encode.encode_prompt, inputs.datasets.encoder)
-        prompts = before_after.select_prompts(checked, inputs.rows, encode=encode_prompt, ledger=inputs.datasets.ledger)
-
-        def begin(args: SFTConfig, state: TrainerState, model: PreTrainedModel) -> list[tuple[str, str]]:
-            """Start writing the run folder, after the last check; return the table before step 1."""
-            record.begin(inputs, entries)
-            rows = None if inputs.rows.streaming else len(trainer.train_dataset)
-            answers = before_after.ask_base(checked, trainer, prompts)
-            lines = resume_state.describe_changes(args, state)
-            lines += summary.before(args, state, model, rows=rows) + verification.first_screen()
-            return lines + ([("answers", answers)] if answers else [])
-
-        progress = callbacks.Progress(checked.output_dir, begin)
-        guard = callbacks.Guard(checked.options.get("max_hours"), failures.resume_command(checked))
-        replace_callbacks(trainer, [verification, resume_state, progress, guard])
-        with console.ignoring_closed_streams(), guard.handle_signals(), contextlib.closing(progress):
-            try:
-                trainer.train(resume_from_checkpoint=str(decision.checkpoint) if decision.checkpoint else None)
-            except callbacks.AlreadyTrained:
-                resume.finalize(trainer)
-            result = finish.save(checked, inputs, trainer, record=record, prompts=prompts)
-            earlier_run.remove(checked.output_dir)
-            return result
+            progress = callbacks.Progress(checked.output_dir, begin)
+            guard = callbacks.Guard(checked.options.get("max_hours"), failures.resume_command(checked))
+            replace_callbacks(trainer, [verification, resume_state, progress, guard])
+            with console.ignoring_closed_streams(), guard.handle_signals(), contextlib.closing(progress):
+                try:
+                    trainer.train(resume_from_checkpoint=str(record.checkpoint) if record.checkpoint else None)
+                except callbacks.AlreadyTrained:
+                    resume.finalize(trainer)
+                result = finish.save(checked, inputs, trainer, record=record, prompts=prompts)
+                earlier_run.remove(checked.output_dir)
+                return result
