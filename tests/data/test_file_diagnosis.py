@@ -11,6 +11,7 @@ import tarfile
 import zipfile
 
 import pytest
+from conftest import RECIPE as CLI_RECIPE
 
 from trl_sft.data import load, pipeline
 from trl_sft.data.file_diagnosis import content, diagnose, encodings, json_text, table
@@ -63,6 +64,9 @@ QUESTIONS = {
 WRITERS = {
     "csv": lambda question, answer: f'question,answer\n"{question}","{answer}"\n',
     "tsv": lambda question, answer: f"question\tanswer\n{question}\t{answer}\n",
+    "json": lambda question, answer: (
+        json.dumps([{"question": question, "answer": answer}], ensure_ascii=False, indent=1) + "\n"
+    ),
     "jsonl": lambda question, answer: json.dumps({"question": question, "answer": answer}, ensure_ascii=False) + "\n",
 }
 
@@ -371,3 +375,25 @@ def test_encoding_of_a_few_bytes_is_offered_but_never_set_by_itself(tmp_path):
     fault = diagnose.check_head(recipe, source, tmp_path / "rows.csv")[0]
     assert "encoding: gbk" in fault.fix
     assert fault.edits == ()
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        '{"question": "hi \\ud83d", "answer": "x"}',
+        '{"question": "hi", "answer": "\\ude00 x"}',
+        '{"messages": [{"role": "user", "content": "\\ude00"}, {"role": "assistant", "content": "x"}]}',
+    ],
+)
+def test_half_of_a_character_in_a_text_that_is_read_is_a_fault_of_its_row(go, here, row):
+    (here / "rows.jsonl").write_text(row + "\n", encoding="utf-8")
+    code, _, err = go(CLI_RECIPE, command=["preview"])
+    assert code == 2
+    assert "rows.jsonl row 1" in err
+    assert "lone surrogate" in err
+
+
+def test_half_of_a_character_in_a_column_that_nothing_reads_does_not_matter(go, here):
+    (here / "rows.jsonl").write_text('{"question": "hi", "answer": "x", "extra": "\\ud83d"}\n', encoding="utf-8")
+    code, _, err = go(CLI_RECIPE, command=["preview"])
+    assert code == 0, err

@@ -121,6 +121,8 @@ def suggest_format(columns: Sequence[str]) -> FormatSuggestion | None:
         None = the names say nothing, and there are not two of them.
 
     """
+    if not columns:
+        return None
     meanings = {meaning: column for meaning in _NAMES if (column := _find_column(columns, meaning))}
     solution = next((column for column in columns if normalise(column) == "solution"), "")
     if solution and "reasoning" not in meanings and meanings.get("answer") != solution:  # the steps, then the result

@@ -22,6 +22,8 @@ from trl_sft.data.turn_shapes import ShapeError
 # text holds.
 MARK = "\ufdd0"
 
+_HALF_CHARACTER = re.compile("[\ud800-\udfff]")
+
 Row = Mapping[str, Any]
 Message = dict[str, Any]
 
@@ -153,6 +155,16 @@ def iterate_texts(value: Any) -> Iterator[str]:
     elif isinstance(value, Mapping | list):
         for item in value.values() if isinstance(value, Mapping) else value:
             yield from iterate_texts(item)
+
+
+def refuse_half_characters(row: Row) -> None:
+    """Refuse a row with half of a surrogate pair in its texts, which no tokenizer takes. Raises FormatError."""
+    for text in iterate_texts(row):
+        match = None if text.isascii() else _HALF_CHARACTER.search(text)
+        if match:
+            problem = f"a text holds \\u{ord(match[0]):04x}, half of a character (a lone surrogate)"
+            fix = "Write the whole character, or remove that escape."
+            raise FormatError(problem, fix, code="data.lone_surrogate")
 
 
 @functools.cache

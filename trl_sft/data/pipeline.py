@@ -404,6 +404,7 @@ def _format_one(row: dict[str, Any], source_format: SourceFormat) -> dict[str, A
     if source_format.function:
         unused |= set(row) - {*source_format.columns_read, formats.TASK}
     row = {column: value for column, value in row.items() if column in source_format.columns_read}
+    messages.refuse_half_characters(row)
     has_special_token = _has_special_token(row, source_format)
     if has_special_token:
         row = messages.escape(row, messages.special_pattern(source_format.features.special_tokens))

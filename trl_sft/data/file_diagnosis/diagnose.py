@@ -49,7 +49,8 @@ def check_head(recipe: Recipe, source: Source, file: Path) -> list[Fault]:
     if is_strict and not _begins_as_utf8(head):
         return _explain_encoding(recipe, source, file, data=_read_data(file))
     if builder == "csv":
-        return _explain_separator(recipe, source, file, text=_decode_head(source, head))
+        text = _decode_head(source, head)
+        return table.find_json(text, file.name) or _explain_separator(recipe, source, file, text=text)
     return []
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import csv
 import io
+import re
 from collections import Counter
 
 from trl_sft.data.file_diagnosis import json_text
@@ -16,6 +17,7 @@ from trl_sft.errors import Fault
 
 SEPARATORS = (",", ";", "\t", "|")
 _TITLES = {",": "commas", ";": "semicolons", "\t": "tabs", "|": "vertical bars"}
+_JSON = re.compile(r"\s*(\{\s*[\"}]|\[\s*[{\"\]])")
 _SAMPLE_RECORDS = 20  # records by which a separator is judged
 _MAX_CELL = 1 << 30  # characters; the standard library stops at 131,072
 
@@ -50,6 +52,15 @@ def describe_separator(separator: str) -> str:
     return _TITLES.get(separator, repr(separator))
 
 
+def find_json(text: str, file_name: str) -> list[Fault]:
+    """Return the fault of a table that holds JSON, by its beginning."""
+    if not _JSON.match(text):
+        return []
+    problem = "the file holds JSON, not CSV"
+    fix = f"Rename the file to {file_name.partition('.')[0]}.jsonl."
+    return [Fault(make_place(file_name, 1), problem, fix, code="data.other_content")]
+
+
 def find_faults(text: str, file_name: str, separator: str, *, quote: str = '"') -> list[Fault]:
     """Return the faults of a table, at most `json_text.MAX_SHOWN`: long records, an open quote.
 
@@ -63,12 +74,8 @@ def find_faults(text: str, file_name: str, separator: str, *, quote: str = '"') 
     if not text.strip():
         problem = "the file has only empty lines"
         return [Fault(make_place(file_name), problem, "Name a file that has rows.", code="data.no_rows")]
-    if text.lstrip()[:1] in ("{", "["):
-        name = file_name.partition(".")[0]
-        problem = "the file holds JSON, not CSV"
-        return [
-            Fault(make_place(file_name, 1), problem, f"Rename the file to {name}.jsonl.", code="data.other_content")
-        ]
+    if faults := find_json(text, file_name):
+        return faults
     old_limit = csv.field_size_limit(_MAX_CELL)
     try:
         return _find_record_faults(text, file_name, separator, quote=quote)
