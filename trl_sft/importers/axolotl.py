@@ -284,15 +284,22 @@ def _convert_loss(settings: Settings) -> Iterator[Outcome]:
         word, outcomes = _read_loss(name, number, entry, is_all=is_all)
         words.add(word)
         yield from outcomes
+    if settings.has("train_on_inputs") and not is_all:
+        yield OmittedSetting("train_on_inputs", "Only answers carry loss, as in a recipe.")
     chosen = words.pop() if len(words) == 1 else ""
     names = ("train_on_inputs",) if is_all else (name,)
     if chosen:
         yield RecipeLine(("data", "loss_on"), chosen, names)
     elif words:
         reason = "The data sets differ in which tokens carry loss, and `data.loss_on` is one word for all of them."
+        if "" in words:
+            reason = (
+                "axolotl trains prompts as text beside chats. The rows of a recipe are one or the other. Set `wording` "
+                "of the sources so that they agree, and `data.loss_on`."
+            )
+            yield OmittedSetting(name, reason, "wording")
+            return
         yield OmittedSetting(name, reason, "mask")
-    if settings.has("train_on_inputs") and not is_all:
-        yield OmittedSetting("train_on_inputs", "Only answers carry loss, as in a recipe.")
 
 
 def _read_loss(name: str, number: int, entry: dict[str, Any], *, is_all: bool) -> tuple[str, list[Outcome]]:

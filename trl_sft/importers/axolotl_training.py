@@ -137,9 +137,8 @@ def _convert_evaluation(settings: Settings) -> Iterator[Outcome]:
     table = _load_table()
     if not (settings.get("test_datasets") or 0 < settings.get("val_set_size", 0) < 1):
         return
-    if line := _convert_per_epoch(settings, table, "evals_per_epoch"):
-        yield line
-        yield RecipeLine(("train", "eval_strategy"), "steps", ("evals_per_epoch",))
+    if settings.get("evals_per_epoch"):
+        yield from _convert_per_epoch(settings, table, "evals_per_epoch")
     elif settings.get("eval_steps"):
         yield table.make_line(settings, "train.eval_steps", "eval_steps")
         yield RecipeLine(("train", "eval_strategy"), "steps", ("eval_steps",))
@@ -151,9 +150,8 @@ def _convert_evaluation(settings: Settings) -> Iterator[Outcome]:
 def _convert_checkpoints(settings: Settings) -> Iterator[Outcome]:
     """Yield when checkpoints are written and read."""
     table = _load_table()
-    if line := _convert_per_epoch(settings, table, "saves_per_epoch"):
-        yield line
-        yield RecipeLine(("train", "save_strategy"), "steps", ("saves_per_epoch",))
+    if settings.get("saves_per_epoch"):
+        yield from _convert_per_epoch(settings, table, "saves_per_epoch")
     elif settings.get("save_steps"):
         yield table.make_line(settings, "train.save_steps", "save_steps")
         yield RecipeLine(("train", "save_strategy"), "steps", ("save_steps",))
@@ -166,17 +164,17 @@ def _convert_checkpoints(settings: Settings) -> Iterator[Outcome]:
         yield OmittedSetting("auto_resume_from_checkpoints", "`resume_from_checkpoint` takes its place.")
 
 
-def _convert_per_epoch(settings: Settings, table: Table, name: str) -> RecipeLine | None:
-    """Return the line for a number of evaluations or checkpoints in an epoch; None = one at the end of all steps."""
-    if not settings.get(name):
-        return None
+def _convert_per_epoch(settings: Settings, table: Table, name: str) -> Iterator[RecipeLine]:
+    """Yield the lines for a number of evaluations or checkpoints in an epoch."""
+    kind = {"evals_per_epoch": "eval", "saves_per_epoch": "save"}[name]
     number = settings.get(name) * table.get_value(settings, "num_epochs")
-    share = 1 / number if number else 1
-    if share >= 1:
-        return None
-    key = {"evals_per_epoch": "eval_steps", "saves_per_epoch": "save_steps"}[name]
-    note = f"This is {settings.get(name)} times in an epoch, as a share of all steps."
-    return RecipeLine(("train", key), round(share, 6), (name,), note)
+    if number <= 1:
+        yield RecipeLine(("train", f"{kind}_strategy"), "epoch", (name,), "This is once, at the end.")
+        return
+    times = "once" if settings.get(name) == 1 else f"{settings.get(name)} times"
+    note = f"This is {times} in an epoch, as a share of all steps."
+    yield RecipeLine(("train", f"{kind}_steps"), round(1 / number, 6), (name,), note)
+    yield RecipeLine(("train", f"{kind}_strategy"), "steps", (name,))
 
 
 def _convert_hub(settings: Settings) -> Iterator[Outcome]:

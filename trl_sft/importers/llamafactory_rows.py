@@ -161,8 +161,8 @@ def _make_chat_format(
         word = (tags or {}).get(tag, None if tags else default)
         if word:
             roles[word] = role
-    for tag in ("role_tag", "content_tag", *_TAGS) if tags else ():
-        if tag not in tags:
+    for tag in ("role_tag", "content_tag", *_TAGS):
+        if tags and tag not in tags:
             is_needed = tag not in ("observation_tag", "function_tag", "system_tag")
             reason = f"{FILE} has `tags` without `{tag}`, so LLaMA-Factory has none and skips rows with such turns."
             outcomes.append(OmittedSetting(INFO, reason, "rows" if is_needed else "", (name, "tags")))

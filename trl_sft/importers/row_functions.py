@@ -6,7 +6,6 @@ recipe, `format: FILE.py:FUNCTION`. Deliberately not here: which settings need o
 
 from __future__ import annotations
 
-import pprint
 from typing import Any, NamedTuple
 
 from trl_sft.importers.settings import CompanionFile
@@ -86,9 +85,8 @@ def add_function(functions: list[RowFunction], kind: str, **arguments: Any) -> s
         kind: `read_chat`, `read_question` or `read_instruction`.
         arguments: The arguments of that kind.
     """
-    lines = [f"        {name}={pprint.pformat(value, width=90)}," for name, value in arguments.items() if value]
-    empty = [f"        {name}={value!r}," for name, value in arguments.items() if not value]
-    function = RowFunction(kind, "\n".join(lines + empty))
+    lines = [f"        {name}={value!r}," for name, value in arguments.items()]
+    function = RowFunction(kind, "\n".join(lines))
     if function not in functions:
         functions.append(function)
     return f"{_FILE}:rows_{functions.index(function) + 1}"
