@@ -85,6 +85,9 @@ def judge(tokenizer, turns, tools, *, ends, kwargs=None, answers=None):
         end = find_end(outline, last, ends, limit=next_word(outline, last, words, number))
         if end is None:
             return Verdict(None, f"no end of turn {number}")
+        before = max([m.end() for m in find_foreign(outline, words, number) if m.end() <= begin], default=0)
+        if not all(call["function"]["name"] in outline[before:end] for call in turns[number].get("tool_calls") or []):
+            return Verdict(None, f"the name of a call of turn {number} is lost")
         prompt = render(tokenizer, marked[:number], tools, kwargs, prompt=True)
         if prompt is None:
             return Verdict(None, f"no prompt before turn {number}")
@@ -92,8 +95,6 @@ def judge(tokenizer, turns, tools, *, ends, kwargs=None, answers=None):
             start = len(prompt)
         else:
             is_mismatch = True
-            foreign = [(m.end()) for word, (_, n) in words.items() if n != number for m in re.finditer(word, outline)]
-            foreign = max([position for position in foreign if position <= begin], default=0)
             without = render(tokenizer, marked[:number], tools, kwargs)
             # a chat that ends with the question may end with one more token, or with a header
             alike = without is not None and outline.startswith(re.sub(r"(<[^<>]*>|\s)*$", "", without))
@@ -101,9 +102,14 @@ def judge(tokenizer, turns, tools, *, ends, kwargs=None, answers=None):
             squeezed = "".join(outline.split()).startswith("".join(prompt.split()))
             if not (alike or squeezed):
                 return Verdict(None, f"the chat before turn {number} is not its prompt")
-            start = (foreign, begin)
+            start = (before, begin)
         spans.append(text[filled(start) : filled(end)] if isinstance(start, int) else (start, end, filled, text))
     return Verdict(tuple(spans), is_mismatch=is_mismatch, may_be_refused=may_be_refused)
+
+
+def find_foreign(outline, words, number):
+    """Return where the texts of other turns stand, as matches."""
+    return [match for word, (_, owner) in words.items() if owner != number for match in re.finditer(word, outline)]
 
 
 def own_words(words, turn, number):
@@ -166,6 +172,6 @@ def fill(outline, words):
 
 def is_within(span, trained):
     """Tell whether what is trained lies between the turn before and the end that `judge` found for a mismatch."""
-    (foreign, begin), end, filled, text = span
-    whole, least = text[filled(foreign) : filled(end)], text[filled(begin) : filled(end)]
+    (before, begin), end, filled, text = span
+    whole, least = text[filled(before) : filled(end)], text[filled(begin) : filled(end)]
     return trained.endswith(least) and whole.endswith(trained)

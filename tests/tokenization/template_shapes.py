@@ -78,6 +78,19 @@ SHAPES = {
     "header_of_the_assistant_ends_the_question": (
         loop("<|usr|>{{ m.content }}<|bot|>", "{{ m.content }}<|fin|>", after=""), *(FIN, {}),
     ),
+    "header_of_the_assistant_in_the_question": (
+        loop(
+            "<|im_start|>user\n{{ m.content }}<|im_end|>\n<|im_start|>assistant\n", "{{ m.content }}<|im_end|>\n",
+            system=CHATML, tool=CHATML, after="",
+        ),
+        *(IM_END, {}),
+    ),
+    "identifiers_for_names_of_calls": (
+        loop(USER, "<|bot|>{{ m.content }}{% for call in m.tool_calls or [] %}<call>{{ call.id }} "
+             "{{ call.function.arguments | tojson }}</call>{% endfor %}<|fin|>",
+             tool="<|obs|>{{ m.name }}: {{ m.content }}<|fin|>", before=TOOLS),
+        *(FIN, {}),
+    ),
     "drops_the_system_prompt": (loop(USER, ANSWER, system=""), FIN, {}),
     "drops_the_system_prompt_after_an_answer": (
         loop(USER, ANSWER, system="{% if messages[-1].role == 'user' %}<|sys|>{{ m.content }}<|fin|>{% endif %}"),

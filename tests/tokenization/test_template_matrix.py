@@ -16,9 +16,9 @@ from template_shapes import SHAPES
 from tokenizers import AddedToken
 
 from trl_sft.data import formats
+from trl_sft.data.bad_rows import BadRow
 from trl_sft.data.formats import CHAT, TokenizerFeatures
 from trl_sft.data.messages import FormatError
-from trl_sft.errors import Fault, UserError
 from trl_sft.recipe import paths
 from trl_sft.tokenization import chat_template, encode, render, special_tokens
 from trl_sft.tokenization.encoder import EncodingSettings, build_encoder
@@ -212,15 +212,14 @@ def train(name, row, accepted):
     batch["tools"] = [json.loads(columns["tools"]) if columns["tools"] else None]
     turns = [*columns["prompt"], *columns["completion"]]
     parts = []
-    try:
-        for check in (True, False):  # by both ways, and by the search alone
-            rows = list(render.render_rows(encoder, batch, numbers=[0], check=[check], row_name=str))
-            parts.append(tuple(rows[0].text[start:end] for start, end in rows[0].spans))
-            encoded = encode.label_rows(encoder, rows, encode.tokenize(encoder, rows), row_name=str)
-            trained = [label for label in encoded.rows[0]["labels"] if label != encode.IGNORED]
-            assert trained == list_tokens(encoder.tokenizer, rows[0].text, rows[0].spans)
-    except UserError as error:
-        return turns, batch["tools"][0], error.faults[0]
+    for check in (True, False):  # by both ways, and by the search alone
+        rows = list(render.render_rows(encoder, batch, numbers=[0], check=[check]))
+        if rows[0].bad_row is not None:
+            return turns, batch["tools"][0], rows[0].bad_row
+        parts.append(tuple(rows[0].text[start:end] for start, end in rows[0].spans))
+        encoded = encode.label_rows(encoder, rows, encode.tokenize(encoder, rows))
+        trained = [label for label in encoded.rows[0]["labels"] if label != encode.IGNORED]
+        assert trained == list_tokens(encoder.tokenizer, rows[0].text, rows[0].spans)
     assert not encoder.search_errors
     assert parts[0] == parts[1], "the search finds what rendering finds"
     return turns, batch["tools"][0], parts[0]
@@ -235,7 +234,7 @@ def compare(name, kind, accepted):
     except FormatError as error:
         return ("refused rightly" if kind in NEVER else "wrong"), error.problem
     verdict = judge(load_tokenizer(name), turns, functions, ends=TEMPLATES[name][1])
-    refused = isinstance(trained, Fault)
+    refused = isinstance(trained, BadRow)
     if verdict.is_unclear:
         return "unclear", trained if refused else repr(trained)
     if refused:

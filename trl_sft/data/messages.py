@@ -298,6 +298,16 @@ def adapt_calls(message: Message, template_features: Collection[str]) -> Message
     return message | {"tool_calls": calls}
 
 
+def restore_calls(message: Message) -> Message:
+    """Return a turn with the arguments of its tool calls as mappings, as rows hold them; undoes `adapt_calls`."""
+    calls = [dict(call) for call in message.get("tool_calls") or []]
+    for call in calls:
+        arguments = call["function"]["arguments"]
+        if isinstance(arguments, str):
+            call["function"] = call["function"] | {"arguments": json.loads(arguments)}
+    return message | ({"tool_calls": calls} if calls else {})
+
+
 def _read_message(turn: Any, column: str) -> Message:
     """Return one turn as a message. Raises FormatError."""
     name = turn.get("role") if isinstance(turn, Mapping) else turn

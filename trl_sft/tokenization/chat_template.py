@@ -21,7 +21,7 @@ from trl_sft.errors import Fault, TemplateError, first_line
 _SIMPLE = re.compile(r"[A-Za-z0-9]+")
 _TURN_NAMES = {"system": "the system prompt", "user": "a turn of the user", "tool": "the answer of a tool"}
 QUESTION, ANSWER = "trlsftasks", "trlsftanswers"  # words of trial chats, which no template writes itself
-_CHAT: list[dict[str, Any]] = [{"role": "user", "content": QUESTION}, {"role": "assistant", "content": ANSWER}]
+TRIAL_CHAT: list[dict[str, Any]] = [{"role": "user", "content": QUESTION}, {"role": "assistant", "content": ANSWER}]
 _CALL: dict[str, Any] = {
     "type": "function",
     "id": "trlsftid1",  # Mistral's templates take ids of nine letters and digits alone
@@ -47,17 +47,21 @@ _TOOL_TURN: dict[str, Any] = {
     "name": "trlsftname",
     "tool_call_id": "trlsftid1",
 }
-_CHAT_WITH_CALL: list[dict[str, Any]] = [_CHAT[0], _CALLING_TURN, _TOOL_TURN, _CHAT[1]]
+_CHAT_WITH_CALL: list[dict[str, Any]] = [TRIAL_CHAT[0], _CALLING_TURN, _TOOL_TURN, TRIAL_CHAT[1]]
 # DeepSeek's and Functionary's templates take arguments as JSON text alone.
 _CALL_FORMS: tuple[tuple[str, ...], ...] = ((), (JSON_ARGUMENTS,))
 # what a template may render -> messages, tools, and the words that show that it renders it
 _TRIALS: dict[str, tuple[list[dict[str, Any]], list[Any] | None, tuple[str, ...]]] = {
-    "system": ([{"role": "system", "content": "trlsftsystem"}, *_CHAT], None, ("trlsftsystem",)),
-    "tools": (_CHAT, [_TOOL], ("trlsfttool", "trlsftdescription")),
+    "system": ([{"role": "system", "content": "trlsftsystem"}, *TRIAL_CHAT], None, ("trlsftsystem",)),
+    "tools": (TRIAL_CHAT, [_TOOL], ("trlsfttool", "trlsftdescription")),
     "tool_calls": (_CHAT_WITH_CALL, [_TOOL], ("trlsftname", "trlsftvalue")),
     "tool": (_CHAT_WITH_CALL, [_TOOL], ("trlsftresult",)),
-    "reasoning_content": ([_CHAT[0], _CHAT[1] | {"reasoning_content": "trlsftthought"}], None, ("trlsftthought",)),
-    "thinking": ([_CHAT[0], _CHAT[1] | {"thinking": "trlsftthought"}], None, ("trlsftthought",)),
+    "reasoning_content": (
+        [TRIAL_CHAT[0], TRIAL_CHAT[1] | {"reasoning_content": "trlsftthought"}],
+        None,
+        ("trlsftthought",),
+    ),
+    "thinking": ([TRIAL_CHAT[0], TRIAL_CHAT[1] | {"thinking": "trlsftthought"}], None, ("trlsftthought",)),
 }
 NAMES = ("messages", *_TRIALS)
 
@@ -86,7 +90,7 @@ def find_features(where: str, tokenizer: PreTrainedTokenizerBase, kwargs: dict[s
 
     """
     try:
-        rendered = tokenizer.apply_chat_template(_CHAT, tokenize=False, **kwargs)
+        rendered = tokenizer.apply_chat_template(TRIAL_CHAT, tokenize=False, **kwargs)
     except jinja2.TemplateSyntaxError as error:
         problem = f"the chat template is not valid Jinja, line {error.lineno}: {error.message}"
         raise TemplateError(
@@ -239,7 +243,7 @@ def _find_thoughts_of_calls(
     if {"reasoning_content", "thinking"} & set(shown) or "tool_calls" not in shown:
         return []
     for key in ("reasoning_content", "thinking"):
-        messages = _set_call_form([_CHAT[0], _CALLING_TURN | {key: "trlsftthought"}], form)
+        messages = _set_call_form([TRIAL_CHAT[0], _CALLING_TURN | {key: "trlsftthought"}], form)
         if "trlsftthought" in _render(tokenizer, messages, kwargs, tools=[_TOOL]):
             return [key]
     return []

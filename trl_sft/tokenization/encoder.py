@@ -61,6 +61,7 @@ class Encoder:
         marks: the tokens that the template writes before and after answers; None = masks need offsets.
         search_errors: chats in which the search for answers failed the check; after the first one every chat is
             rendered in parts.
+        advised: the codes of faults for whose rows another template was tried.
 
     """
 
@@ -73,6 +74,7 @@ class Encoder:
     prompts: PromptTokenizer
     marks: TokenMarks | None
     search_errors: list[str] = field(default_factory=list)
+    advised: list[str] = field(default_factory=list)
 
 
 def build_encoder(

@@ -384,15 +384,18 @@ def _find_end(
     start: int,
 ) -> int:
     """Return where turn `number`, which begins at `start`, ends: after the token that ends it. Raises MaskError."""
-    markers, pattern = template.markers, template.special_pattern
-    parts_end = turn_markers.find_parts_end(turns[number], text, pattern, start=start)
-    if number == len(turns) - 1:
-        limit = len(markers.strip_appended(text))
-    else:
-        limit = parts_end + _length_of_tail(
-            template, text, turns[: number + 1], tools=tools, start=start, position=parts_end
-        )
-    end = turn_markers.find_end(markers, text, pattern, answer=(start, parts_end), limit=limit)
+    markers, pattern, turn = template.markers, template.special_pattern, turns[number]
+    beginning = _render_beginning(template, text, turns[: number + 1], tools=tools, is_last=number == len(turns) - 1)
+    if text.startswith(beginning) and len(beginning) > start:  # nothing of the next turn is in it
+        parts_end = turn_markers.find_parts_end(turn, beginning, pattern, start=start)
+        end = turn_markers.find_end(markers, beginning, pattern, answer=(start, parts_end), limit=len(beginning))
+    else:  # the last answer of a chat is rendered in another way: with a thought before it, or another end after it
+        parts_end = turn_markers.find_parts_end(turn, text, pattern, start=start)
+        common = 0
+        if beginning.startswith(text[:start]):
+            last_end = turn_markers.find_parts_end(turn, beginning, pattern, start=start)
+            common = common_prefix_length(beginning[last_end:], text[parts_end:])
+        end = turn_markers.find_end(markers, text, pattern, answer=(start, parts_end), limit=parts_end + common)
     if end < 0:  # another token ends the last answer of a chat
         end = turn_markers.find_end(markers, text, pattern, answer=(start, parts_end), limit=-1)
     if end < 0:
@@ -400,37 +403,19 @@ def _find_end(
     return end
 
 
-def _length_of_tail(
-    template: ChatTemplate,
-    text: str,
-    turns: Sequence[Message],
-    *,
-    tools: Sequence[Any] | None,
-    start: int,
-    position: int,
-) -> int:
-    """Return how many characters follow an answer, at `position`, that follow it as the last turn of a chat too.
+def _render_beginning(
+    template: ChatTemplate, text: str, turns: Sequence[Message], *, tools: Sequence[Any] | None, is_last: bool
+) -> str:
+    """Return a chat up to an answer as text, without an appended header; "" where the template refuses that.
 
-    Args:
-        template: renders the chat.
-        text: the rendering of the whole chat.
-        turns: its messages up to the answer.
-        tools: the JSON schemas of functions that the chat offers.
-        start: where the answer begins in `text`.
-        position: where its own text ends.
-
+    `text`: the rendering of the whole chat, which ends with the answer where `is_last`.
     """
+    if is_last:
+        return template.markers.strip_appended(text)
     try:
-        beginning = template.markers.strip_appended(template.render(turns, tools, False))
+        return template.markers.strip_appended(template.render(turns, tools, False))
     except Exception:  # a template may refuse a chat that breaks off here
-        return 0
-    if text.startswith(beginning):
-        return len(beginning) - position
-    if not beginning.startswith(text[:start]):
-        return 0
-    # the last answer of a chat may be rendered in another way: with an empty thought before it
-    end = turn_markers.find_parts_end(turns[-1], beginning, template.special_pattern, start=start)
-    return common_prefix_length(beginning[end:], text[position:])
+        return ""
 
 
 def _first_end(positions: np.ndarray, tokens: Sequence[int], start: int) -> int:

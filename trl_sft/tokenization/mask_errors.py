@@ -69,7 +69,7 @@ def dropped_part(part: str, is_last: bool) -> MaskError:
     fix = "Use a template that renders it, or remove it from the rows"
     return MaskError(
         f"the chat template drops a part of an answer: {part[:60]!r}",
-        fix if is_last else f"Set data.loss_on: last_turn. Or: {fix}",
+        fix if is_last else f"Set data.loss_on: last_turn. Or: {fix[:1].lower()}{fix[1:]}",
         code="template.drops_content",
     )
 

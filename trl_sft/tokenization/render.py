@@ -7,9 +7,11 @@ rendering, and with the template's own generation markers. Not here: tokens (`en
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
+from transformers import PreTrainedTokenizerBase
 from transformers.utils.chat_template_utils import render_jinja_template
 from trl.chat_template_utils import has_generation_markers
 
@@ -17,10 +19,15 @@ from trl_sft.data.bad_rows import BadRow, describe_problem
 from trl_sft.data.formats import PAIRS, TEXT
 from trl_sft.data.messages import Message
 from trl_sft.errors import first_line
-from trl_sft.tokenization import chat_template, loss_mask, mask_errors
-from trl_sft.tokenization.encoder import Encoder
+from trl_sft.tokenization import chat_template, loss_mask, mask_errors, template_advice
+from trl_sft.tokenization.encoder import Encoder, build_encoder
 from trl_sft.tokenization.loss_mask import Span
 from trl_sft.tokenization.mask_errors import MaskError
+from trl_sft.tokenization.template_advice import TrialChat
+
+# faults of a chat that another template, or a keyword of the template, may solve
+_MAX_ADVISED = 3  # rows of one kind of fault for which other templates are tried, which takes up to some seconds each
+_CODES_OF_TEMPLATES = ("template.prompt_mismatch", "template.drops_content", "template.no_end_token")
 
 
 class RenderedRow(NamedTuple):
@@ -122,12 +129,36 @@ def _render_chats(
                 check=check[index],
             )
         except MaskError as error:
-            fix = f"{error.fix}. Or accept it with run.allow: [{error.allow}]." if error.allow else f"{error.fix}."
+            chat = TrialChat(chats[index], answers, tools[index])
+            fix = _advise(encoder, chat, error)
             yield RenderedRow(number, "", [], bad_row=describe_problem(error.problem, fix, code=error.code))
     if len(encoder.search_errors) > errors_before and not all(check):
         raise AssertionError(
             f"two ways to find the loss mask differ, and earlier rows were not checked: {encoder.search_errors[-1]}"
         )
+
+
+def _advise(encoder: Encoder, chat: TrialChat, error: MaskError) -> str:
+    """Return what to do about a chat whose loss cannot be placed: first what a trial has shown to help."""
+    fixes = [error.fix]
+    if error.code in _CODES_OF_TEMPLATES and encoder.advised.count(error.code) < _MAX_ADVISED:
+        encoder.advised.append(error.code)
+
+        def train(tokenizer: PreTrainedTokenizerBase, kwargs: dict[str, Any], trial: TrialChat) -> None:
+            other = build_encoder(encoder.settings, tokenizer, kwargs)
+            assert other.template is not None
+            row = RenderedRow(0, other.template.render(trial.turns, trial.tools, False), None)
+            _place_loss(other, row, trial.turns, tools=trial.tools, answers=trial.answers, check=True)
+
+        keyword = template_advice.find_keyword(encoder.tokenizer, encoder.template_kwargs, chat, train=train)
+        name = template_advice.find_template(encoder.tokenizer, encoder.template_kwargs, chat, train=train)
+        if name:
+            fixes.insert(0, f"Set tokenizer.chat_template: {name}, which trains this row")
+        for word, value in keyword.items():
+            shown = json.dumps(value)
+            fixes.insert(0, f"Set tokenizer.chat_template_kwargs: {{{word}: {shown}}}, which trains this row")
+    advice = ". Or: ".join([fixes[0], *(f"{fix[:1].lower()}{fix[1:]}" for fix in fixes[1:])])
+    return f"{advice}. Or accept it with run.allow: [{error.allow}]." if error.allow else f"{advice}."
 
 
 def _apply_template(

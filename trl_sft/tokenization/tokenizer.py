@@ -20,7 +20,8 @@ from trl_sft.errors import Fault, TemplateError, first_line
 from trl_sft.recipe import hub, paths
 from trl_sft.recipe.checked import Run, Setting
 from trl_sft.recipe.yaml_reader import Key
-from trl_sft.tokenization import chat_template, special_tokens, template_limits, turn_markers
+from trl_sft.tokenization import chat_template, special_tokens, template_advice, template_limits, turn_markers
+from trl_sft.tokenization.template_advice import TrialChat
 
 # keywords of `model:` that another repository, and the tokenizer of the same one, are loaded with
 _HUB_KWARGS = ("cache_dir", "local_files_only", "token", "trust_remote_code")
@@ -144,6 +145,11 @@ def choose_settings(run: Run, chat: ChatTokenizer, chats: bool) -> dict[Key, Set
     if not chat.stop_token:
         problem = "the chat template ends an assistant's turn with no token that generation could stop on"
         fix = "Set tokenizer.chat_template to a template that writes {{ eos_token }} after the answer."
+        trial = TrialChat(chat_template.TRIAL_CHAT, answers=[1])
+        kwargs = run.chat_template_kwargs
+        name = template_advice.find_template(chat.tokenizer, kwargs, trial, train=template_advice.place_loss)
+        if name:
+            fix = f"Set tokenizer.chat_template: {name}, which ends an answer as this model's generation does."
         raise TemplateError(Fault(_where(run), problem, fix, code="template.no_end_token"))
     for key, section in ((("train", "eos_token"), run.train), (("tokenizer", "eos_token"), run.tokenizer)):
         if section.get("eos_token") not in (None, chat.stop_token):

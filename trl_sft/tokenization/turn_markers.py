@@ -83,9 +83,8 @@ def find_turn_markers(tokenizer: PreTrainedTokenizerBase, kwargs: Mapping[str, A
     """
     texts = _render_trial(tokenizer, kwargs)
     pattern = special_pattern(special_tokens.list_strings(tokenizer))
-    generation_prompt, always_appends = _find_generation_prompt(texts, pattern)
+    generation_prompt, assistant_headers, always_appends = _find_generation_prompt(texts, pattern)
     user_headers = _list_user_headers(texts, pattern, eos_token=str(tokenizer.eos_token))
-    assistant_headers = [] if always_appends else generation_prompt[:1]
     headers = {*user_headers, *assistant_headers} - {str(tokenizer.eos_token)}
     tail = texts.after_last_answer
     limits = _list_tokens(texts.after_answer or "", pattern) if always_appends else None
@@ -215,21 +214,22 @@ def _list_tokens(text: str, pattern: re.Pattern[str]) -> list[str]:
     return [token for _, token in list_special(text, pattern)]
 
 
-def _find_generation_prompt(texts: _TrialTexts, pattern: re.Pattern[str]) -> tuple[list[str], bool]:
-    """Return the special tokens of the generation prompt, and whether the template writes it after every chat.
+def _find_generation_prompt(texts: _TrialTexts, pattern: re.Pattern[str]) -> tuple[list[str], list[str], bool]:
+    """Return the tokens of a generation prompt, those of its header, and whether it is written after every chat.
 
-    Where it does, the tokens that end the question are among those of the prompt.
+    The tokens of a prompt that the template writes with every question are those that end the question too; which of
+    them begin the header is then unknown, and there are none.
     """
     tokens = _list_tokens(texts.prompt, pattern)
     if texts.prompt == texts.after_question:
         last = _list_tokens(texts.after_last_answer, pattern)
-        return tokens, bool(tokens) and last[-1:] == tokens[-1:]
+        return tokens, [], bool(tokens) and last[-1:] == tokens[-1:]
     # a chat that ends with the question may end with one more token, as Phi-3's does
     for token in _list_tokens(texts.after_question, pattern):
         if tokens[:1] != [token]:
             break
         tokens = tokens[1:]
-    return tokens, False
+    return tokens, tokens[:1], False
 
 
 def _list_user_headers(texts: _TrialTexts, pattern: re.Pattern[str], *, eos_token: str) -> list[str]:
