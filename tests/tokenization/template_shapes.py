@@ -43,12 +43,12 @@ SHAPES = {
         *(IM_END, {}),
     ),
     "header_always_appended": (
-        "<s>" + loop(LLAMA, LLAMA, tool=LLAMA, system=LLAMA, after="<|header|>assistant<|/header|>\n\n"),
+        "<s>" + loop(LLAMA, LLAMA, tool=LLAMA, system=LLAMA, after="<|header|>assistant<|/header|>{{ '\n\n' }}"),
         *(EOT, {"bos": "<s>"}),
     ),
     "header_always_appended_own_system_prompt": (
         loop(
-            CHATML, CHATML, tool=CHATML, system=CHATML, after="<|im_start|>assistant\n",
+            CHATML, CHATML, tool=CHATML, system=CHATML, after="<|im_start|>assistant{{ '\n' }}",
             before="{% if messages[0].role != 'system' %}<|im_start|>system\nBe kind.<|im_end|>\n{% endif %}",
         ),
         *(IM_END, {}),
@@ -158,7 +158,7 @@ SHAPES = {
     ),
     "tool_answers_as_json": (loop(USER, ANSWER, before=TOOLS, tool="<|obs|>{{ m.content | tojson }}<|fin|>"), FIN, {}),
     "newline_after_a_tool_that_a_turn_follows": (
-        loop(USER, ANSWER, before=TOOLS, tool="<|obs|>{{ m.content }}{% if not loop.last %}\n{% endif %}<|fin|>"),
+        loop(USER, ANSWER, before=TOOLS, tool="<|obs|>{{ m.content }}{{ '' if loop.last else '\n' }}<|fin|>"),
         *(FIN, {}),
     ),
     "strips_thoughts_from_history": (
@@ -168,6 +168,11 @@ SHAPES = {
     ),
     "strips_all_thoughts": (loop(USER, "<|bot|>{{ m.content.split('</think>')[-1] }}<|fin|>"), FIN, {}),
     "writes_an_empty_thought": (loop(USER, "<|bot|><think></think>{{ m.content }}<|fin|>"), FIN, {}),
+    "thoughts_before_calls_alone": (
+        loop(USER, "<|bot|><think>{% if m.tool_calls %}{{ m.reasoning_content }}{% endif %}</think>{{ m.content }}"
+             + CALLS + "<|fin|>", before=TOOLS),
+        *(FIN, {}),
+    ),
     "writes_thoughts": (
         loop(USER, THOUGHT + "<|bot|><think>{{ thought }}</think>{{ m.content }}" + CALLS + "<|fin|>", before=TOOLS),
         *(FIN, {}),

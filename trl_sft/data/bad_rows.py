@@ -14,7 +14,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 from trl_sft.console import format_rows
-from trl_sft.errors import DataError, Fault
+from trl_sft.errors import DataError, Edit, Fault
 from trl_sft.recipe.checked import Run
 
 MAX_UNTRAINED = 0.05  # share of the rows that need not be trained, unless data.max_untrained says otherwise
@@ -37,6 +37,7 @@ class BadRow(NamedTuple):
         kind: the problem without what differs from row to row; rows of one kind are counted together.
         code: the code of the fault; "" = a function of the user dropped the row, which is no fault.
         can_be_dropped: whether `data.on_bad_row: drop` may leave the row out.
+        edits: changes of the recipe with which the row is trained.
 
     """
 
@@ -45,6 +46,7 @@ class BadRow(NamedTuple):
     kind: str
     code: str
     can_be_dropped: bool = True
+    edits: tuple[Edit, ...] = ()
 
     def to_json(self) -> str:
         """Return the row as a text of JSON, for a column of a dataset."""
@@ -198,7 +200,9 @@ def list_kinds(kinds: Mapping[str, BadRowKind], *, hint: str = "") -> Iterator[F
     for kind in listed[:_MAX_SHOWN]:
         same = f" (the first of {kind.num_rows:,} such rows)" if kind.num_rows > 1 else ""
         bad_row = kind.bad_row
-        yield Fault(kind.place, f"{bad_row.problem}{same}", f"{bad_row.fix}{hint}", code=bad_row.code)
+        yield Fault(
+            kind.place, f"{bad_row.problem}{same}", f"{bad_row.fix}{hint}", code=bad_row.code, edits=bad_row.edits
+        )
     if hidden := listed[_MAX_SHOWN:]:
         number = sum(kind.num_rows for kind in hidden)
         problem = f"{len(hidden):,} more kinds of problems, in {format_rows(number)}"

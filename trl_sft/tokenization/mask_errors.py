@@ -28,10 +28,10 @@ class MaskError(ValueError):
 
 def dropped_turn(missing: str) -> MaskError:
     """Return the error for a turn that is no answer and that the template does not render."""
-    problem = f"the chat template drops {missing}"
-    return MaskError(
-        problem, "Use a template that renders it, or remove it from the rows", code="template.drops_content"
-    )
+    fix = "Use a template that renders it, or remove it from the rows"
+    if missing.startswith("the system prompt"):
+        fix = "Move it to the beginning of the first user turn, or use a template that renders it"
+    return MaskError(f"the chat template drops {missing}", fix, code="template.drops_content")
 
 
 def prompt_mismatch(prompt: str, text: str, *, number: int, is_last: bool, can_accept: bool) -> MaskError:

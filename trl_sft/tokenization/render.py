@@ -18,7 +18,7 @@ from trl.chat_template_utils import has_generation_markers
 from trl_sft.data.bad_rows import BadRow, describe_problem
 from trl_sft.data.formats import PAIRS, TEXT
 from trl_sft.data.messages import Message
-from trl_sft.errors import first_line
+from trl_sft.errors import Edit, first_line
 from trl_sft.tokenization import chat_template, loss_mask, mask_errors, template_advice
 from trl_sft.tokenization.encoder import Encoder, build_encoder
 from trl_sft.tokenization.loss_mask import Span
@@ -130,17 +130,16 @@ def _render_chats(
             )
         except MaskError as error:
             chat = TrialChat(chats[index], answers, tools[index])
-            fix = _advise(encoder, chat, error)
-            yield RenderedRow(number, "", [], bad_row=describe_problem(error.problem, fix, code=error.code))
+            yield RenderedRow(number, "", [], bad_row=_advise(encoder, chat, error))
     if len(encoder.search_errors) > errors_before and not all(check):
         raise AssertionError(
             f"two ways to find the loss mask differ, and earlier rows were not checked: {encoder.search_errors[-1]}"
         )
 
 
-def _advise(encoder: Encoder, chat: TrialChat, error: MaskError) -> str:
-    """Return what to do about a chat whose loss cannot be placed: first what a trial has shown to help."""
-    fixes = [error.fix]
+def _advise(encoder: Encoder, chat: TrialChat, error: MaskError) -> BadRow:
+    """Return the problem of a chat whose loss cannot be placed, with what a trial has shown to help."""
+    fixes, edits = [error.fix], []
     if error.code in _CODES_OF_TEMPLATES and encoder.advised.count(error.code) < _MAX_ADVISED:
         encoder.advised.append(error.code)
 
@@ -154,11 +153,14 @@ def _advise(encoder: Encoder, chat: TrialChat, error: MaskError) -> str:
         name = template_advice.find_template(encoder.tokenizer, encoder.template_kwargs, chat, train=train)
         if name:
             fixes.insert(0, f"Set tokenizer.chat_template: {name}, which trains this row")
+            edits = [Edit("set", ("tokenizer", "chat_template"), name)]
         for word, value in keyword.items():
             shown = json.dumps(value)
             fixes.insert(0, f"Set tokenizer.chat_template_kwargs: {{{word}: {shown}}}, which trains this row")
+            edits = [Edit("set", ("tokenizer", "chat_template_kwargs", word), value)]
     advice = ". Or: ".join([fixes[0], *(f"{fix[:1].lower()}{fix[1:]}" for fix in fixes[1:])])
-    return f"{advice}. Or accept it with run.allow: [{error.allow}]." if error.allow else f"{advice}."
+    fix = f"{advice}. Or accept it with run.allow: [{error.allow}]." if error.allow else f"{advice}."
+    return describe_problem(error.problem, fix, code=error.code)._replace(edits=tuple(edits))
 
 
 def _apply_template(

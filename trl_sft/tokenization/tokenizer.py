@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from trl_sft.data.formats import TokenizerFeatures
-from trl_sft.errors import Fault, TemplateError, first_line
+from trl_sft.errors import Edit, Fault, TemplateError, first_line
 from trl_sft.recipe import hub, paths
 from trl_sft.recipe.checked import Run, Setting
 from trl_sft.recipe.yaml_reader import Key
@@ -150,7 +150,8 @@ def choose_settings(run: Run, chat: ChatTokenizer, chats: bool) -> dict[Key, Set
         name = template_advice.find_template(chat.tokenizer, kwargs, trial, train=template_advice.place_loss)
         if name:
             fix = f"Set tokenizer.chat_template: {name}, which ends an answer as this model's generation does."
-        raise TemplateError(Fault(_where(run), problem, fix, code="template.no_end_token"))
+        edits = (Edit("set", ("tokenizer", "chat_template"), name),) if name else ()
+        raise TemplateError(Fault(_where(run), problem, fix, code="template.no_end_token", edits=edits))
     for key, section in ((("train", "eos_token"), run.train), (("tokenizer", "eos_token"), run.tokenizer)):
         if section.get("eos_token") not in (None, chat.stop_token):
             problem = f"{section['eos_token']}, but the template ends the assistant's turns with {chat.stop_token}"

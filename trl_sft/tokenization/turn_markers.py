@@ -102,7 +102,7 @@ def find_turn_markers(tokenizer: PreTrainedTokenizerBase, kwargs: Mapping[str, A
     stop_tokens = tuple(
         token for number, token in enumerate(end_tokens) if joined.startswith("".join(end_tokens[: number + 1]))
     )
-    appended = tail[position:] if tail[position:].strip() else ""
+    appended = tail[position:] if tail[position:].strip() and (ends or always_appends) else ""
     turn_end_tokens = tuple(token for _, token in turn_ends)
     return TurnMarkers(end_tokens, turn_end_tokens, stop_tokens, frozenset(headers), appended)
 
