@@ -137,6 +137,11 @@ def test_defaults_become_lines(import_recipe):
             {"lora.target_modules": "all-linear", "lora.lora_dropout": 0.0},
         ),
         ({"adapter": "lora", "load_in_8bit": True, "lora_target_linear": True}, {"quantization.load_in_8bit": True}),
+        ({"tokens": {"bos_token": "<s>"}}, {"tokenizer.bos_token": "<s>"}),
+        (
+            {"tokens": ["<a>"], "special_tokens": {"additional_special_tokens": ["<b>"]}},
+            {"tokenizer.extra_special_tokens": ["<b>", "<a>"]},
+        ),
         ({"batch_size": 8, "micro_batch_size": 2}, {"train.gradient_accumulation_steps": 4}),
         ({"bf16": True}, {"train.bf16": True, "model.dtype": "bfloat16"}),
         ({"bf16": False}, {"train.bf16": False, "model.dtype": None}),

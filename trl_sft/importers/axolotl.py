@@ -64,16 +64,26 @@ def _convert_model(settings: Settings) -> Iterator[Outcome]:
     for name in settings.list_enabled(table.vocabulary["attention"]):
         if not settings.has("attn_implementation"):
             yield RecipeLine(("model", "attn_implementation"), table.vocabulary["attention"][name], (name,))
-    extra = list(settings.get("tokens") or [])
-    names = list(settings.list_enabled(["tokens"]))
-    if settings.get("special_tokens"):
-        yield from table.audit("special_tokens", settings, "special_tokens")
-        for token, value in settings.get("special_tokens").items():
-            if token in _TOKENS and value is not None:
-                yield RecipeLine(("tokenizer", token), value, ("special_tokens",))
-        if additional := settings.get("special_tokens").get("additional_special_tokens"):
-            extra = [*additional, *extra]
-            names.append("special_tokens")
+    yield from _convert_tokens(settings, table)
+
+
+def _convert_tokens(settings: Settings, table: Table) -> Iterator[Outcome]:
+    """Yield the special tokens and new ones; in early releases `tokens` was what `special_tokens` is today."""
+    extra: list[Any] = []
+    names: list[str] = []
+    for name in settings.list_enabled(["special_tokens", "tokens"]):
+        value = settings.get(name)
+        if isinstance(value, list):
+            extra += value
+            names.append(name)
+            continue
+        yield from table.audit("special_tokens", settings, name)
+        for token in _TOKENS:
+            if value.get(token) is not None:
+                yield RecipeLine(("tokenizer", token), value[token], (name,))
+        if value.get("additional_special_tokens"):
+            extra += value["additional_special_tokens"]
+            names.append(name)
     if extra:
         yield RecipeLine(("tokenizer", "extra_special_tokens"), extra, tuple(names))
 
