@@ -10,6 +10,7 @@ import sqlite3
 import tarfile
 import zipfile
 
+import pandas
 import pytest
 from conftest import RECIPE as CLI_RECIPE
 
@@ -397,3 +398,28 @@ def test_half_of_a_character_in_a_column_that_nothing_reads_does_not_matter(go, 
     (here / "rows.jsonl").write_text('{"question": "hi", "answer": "x", "extra": "\\ud83d"}\n', encoding="utf-8")
     code, _, err = go(CLI_RECIPE, command=["preview"])
     assert code == 0, err
+
+
+COLUMNS = {
+    "lists": {"question": ["a", "b"], "answer": ["c", "d"]},
+    "pandas": {"question": {"0": "a", "1": "b"}, "answer": {"0": "c", "1": "d"}},
+    "unknown names": {"foo": ["a", "b"], "bar": ["c", "d"]},
+}
+
+
+@pytest.mark.parametrize("name", COLUMNS)
+def test_file_of_columns_is_named_with_the_command_that_writes_rows(tmp_path, name):
+    (tmp_path / "rows.json").write_text(json.dumps(COLUMNS[name]), encoding="utf-8")
+    message = explain(tmp_path, "rows.json")
+    assert "one object that holds the columns" in message
+    command = re.search(r"`(pandas.*?)`", message)[1].replace("'rows.json'", "FILE").replace("'lines.jsonl'", "OUT")
+
+    eval(command, {"pandas": pandas, "FILE": tmp_path / "rows.json", "OUT": tmp_path / "lines.jsonl"})
+    rows = [json.loads(line) for line in (tmp_path / "lines.jsonl").read_text(encoding="utf-8").splitlines()]
+    assert [list(row.values()) for row in rows] == [["a", "c"], ["b", "d"]]
+
+
+def test_single_row_with_a_chat_is_no_file_of_columns(tmp_path):
+    turns = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
+    (tmp_path / "rows.jsonl").write_text(json.dumps({"messages": turns, "tools": []}) + "\n", encoding="utf-8")
+    assert explain(tmp_path, "rows.jsonl") == ""

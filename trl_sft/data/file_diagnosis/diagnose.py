@@ -111,14 +111,21 @@ def _begins_as_utf8(head: bytes) -> bool:
     return "\0" not in text
 
 
-def explain_columns(recipe: Recipe, source: Source) -> list[Fault]:
-    """Return the faults of the files of a source whose columns fit no format: rows under a key."""
+def explain_columns(recipe: Recipe, source: Source, *, stored: bool = False) -> list[Fault]:
+    """Return the faults of the files of a source whose columns fit no format: rows under a key.
+
+    Args:
+        recipe: the recipe, for the text to write.
+        source: the source that names the files.
+        stored: only the fault of a file that is one object of columns, whatever their names.
+
+    """
     faults = []
     for file in source.location.files:
         if not file.is_file():
             continue
         if source.builder == "json" and "field" not in source.load_kwargs:
-            faults += _explain_field(recipe, source, file)
+            faults += _explain_field(recipe, source, file, only_columns=stored)
         if faults:
             return faults
     return faults
@@ -317,7 +324,7 @@ def _explain_separator(recipe: Recipe, source: Source, file: Path, *, text: str)
     return [Fault(make_place(file.name, 1), problem, fix, code="data.wrong_separator", edits=edits)]
 
 
-def _explain_field(recipe: Recipe, source: Source, file: Path) -> list[Fault]:
+def _explain_field(recipe: Recipe, source: Source, file: Path, *, only_columns: bool = False) -> list[Fault]:
     """Return the fault of a JSON file that is one object with its rows under a key."""
     text = _read_data(file).decode(_encoding_of(source), errors="replace")
     try:
@@ -326,15 +333,14 @@ def _explain_field(recipe: Recipe, source: Source, file: Path) -> list[Fault]:
         return []
     if not isinstance(value, dict):
         return []
-    field = json_text.find_row_key(value)
+    field = "" if only_columns else json_text.find_row_key(value)
     if field:
         problem = f"the file is one object, whose key {field} holds {len(value[field]):,} rows"
         entry = write_source(recipe, source, {"field": field})
         fix = f"Set `field: {write_value(field)}` in the source: `{entry}`."
         edits = make_edits(recipe, source, {"field": field})
         return [Fault(make_place(file.name), problem, fix, code="data.rows_under_key", edits=edits)]
-    kinds = {type(item) for item in value.values()}
-    if len(value) > 1 and kinds in ({list}, {dict}):
+    if json_text.has_columns(value) or (not only_columns and json_text.has_ids(value)):
         problem, fix = json_text.explain_no_rows(value, file.name)
         return [Fault(make_place(file.name), problem, fix, code="data.not_rows")]
     return []

@@ -241,12 +241,30 @@ def find_row_key(value: dict[str, Any]) -> str:
     return max(lists, key=lambda key: lists[key], default="")
 
 
+def has_columns(value: dict[str, Any]) -> bool:
+    """Tell whether an object holds columns: lists of texts of one length, or texts by the number of their row."""
+    items = list(value.values())
+    if len(items) < _MIN_HEADER_CELLS:
+        return False
+    if all(isinstance(item, list) for item in items):
+        texts = all(isinstance(cell, str | int | float | None) for item in items for cell in item)
+        return texts and len({len(item) for item in items}) == 1 and len(items[0]) > 0
+    if all(isinstance(item, dict) and item for item in items):  # as pandas writes it
+        return all(set(item) == set(items[0]) and all(key.isdecimal() for key in item) for item in items)
+    return False
+
+
+def has_ids(value: dict[str, Any]) -> bool:
+    """Tell whether an object holds rows under their ids, or lists under names."""
+    return len(value) > 1 and {type(item) for item in value.values()} in ({list}, {dict})
+
+
 def explain_no_rows(value: dict[str, Any], file_name: str) -> tuple[str, str]:
     """Return problem and fix for an object that is no row and has no rows under a key."""
-    lengths = {len(item) for item in value.values() if isinstance(item, list)}
-    if value and len(lengths) == 1 and all(isinstance(item, list) for item in value.values()):
-        problem = f"the file is one object that holds the columns {', '.join(list(value)[:5])} as lists"
-        return problem, "Save it row by row: `pandas.DataFrame(columns).to_json(FILE, orient='records', lines=True)`."
+    if has_columns(value):
+        problem = f"the file is one object that holds the columns {', '.join(list(value)[:5])} one after another"
+        fix = f"Save it row by row: `pandas.read_json('{file_name}').to_json('lines.jsonl', orient='records', lines=True)`."
+        return problem, fix
     mappings = [item for item in value.values() if isinstance(item, dict)]
     if value and len(mappings) == len(value):
         if all(find_row_key(item) for item in mappings):
