@@ -90,12 +90,9 @@ def load_source(recipe: Recipe, source: Source, max_rows: int | None = None) -> 
             rows = _load_all(recipe, source)
     if rows.unparsed:
         _refuse_unparsed(recipe, source, rows)
-    if (
-        len(rows.rows) == 1
-        and source.builder == "json"
-        and (faults := diagnose.explain_columns(recipe, source, stored=True))
-    ):
-        raise DataError(faults)  # the one row is a whole file of columns
+    is_single = len(rows.rows) == 1 and source.builder == "json" and not source.function
+    if is_single and (faults := diagnose.explain_columns(recipe, source, stored=True)):  # the row is a file of columns
+        raise DataError(faults)
     if source.rename:
         _check_renames(recipe, source, list(rows.columns))
         columns = {source.rename.get(column, column): count for column, count in rows.columns.items()}

@@ -263,8 +263,8 @@ def explain_no_rows(value: dict[str, Any], file_name: str) -> tuple[str, str]:
     """Return problem and fix for an object that is no row and has no rows under a key."""
     if has_columns(value):
         problem = f"the file is one object that holds the columns {', '.join(list(value)[:5])} one after another"
-        fix = f"Save it row by row: `pandas.read_json('{file_name}').to_json('lines.jsonl', orient='records', lines=True)`."
-        return problem, fix
+        call = f"pandas.read_json('{file_name}').to_json('lines.jsonl', orient='records', lines=True)"
+        return problem, f"Save it row by row: `{call}`."
     mappings = [item for item in value.values() if isinstance(item, dict)]
     if value and len(mappings) == len(value):
         if all(find_row_key(item) for item in mappings):
