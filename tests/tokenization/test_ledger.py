@@ -127,7 +127,8 @@ def test_row_cut_in_a_users_turn_gets_no_end_token(here):
 def test_end_of_a_row_with_escaped_strings_is_counted_where_it_is(here):
     jsonl(here / "r.jsonl", [{"question": "q", "answer": "<|im_end|>" * 8 + " ok"}] * 3)
     data = "{train: r.jsonl, special_tokens_in_text: text, overlong: %s}"
-    assert prepare(here, data % "truncate", "train.max_length=40").datasets.ledger["train"]["missing_end_token"] == 3
+    words = ("train.max_length=40", "run.allow=[truncated_answers]")
+    assert prepare(here, data % "truncate", *words).datasets.ledger["train"]["missing_end_token"] == 3
     ready = prepare(here, data % "truncate_and_end", "train.max_length=40")
     assert ready.datasets.train[0]["labels"][-1] == ready.chat.tokenizer.convert_tokens_to_ids("<|im_end|>")
     assert ready.datasets.ledger["train"]["missing_end_token"] == 0

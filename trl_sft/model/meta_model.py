@@ -39,6 +39,12 @@ def build_trainer_arguments(
     return {"model": model, "peft_config": peft_config}
 
 
+def build(run: Run, source: ModelSource) -> PreTrainedModel:
+    """Return the model of a run, without an adapter, on the meta device."""
+    with torch.device("meta"):
+        return _build(run, source)
+
+
 def _build(run: Run, source: ModelSource, **keywords: Any) -> PreTrainedModel:
     """Build the model of the class that TRL loads: the configuration names it; it may be multimodal."""
     if "attn_implementation" in run.model:

@@ -81,7 +81,7 @@ OWN_KEYS: dict[str, dict[str, str]] = {
         "resume": "str",
         "overwrite": "bool",
         "allow": "list[Literal['changed_recipe', 'changed_data', 'untrained_rows', 'leaking_packing', "
-        "'prompt_mismatch', 'template_markers', 'unused_weights', 'unused_columns']]",
+        "'prompt_mismatch', 'template_markers', 'unused_weights', 'unused_columns', 'truncated_answers']]",
         "max_hours": "float",
         "logits_gib": "float",
         "global_batch_size": "int",

@@ -40,6 +40,7 @@ class TokenizedRows(NamedTuple):
         rejects: the lines of `rejects.jsonl`.
         encoder: encodes the rows to train; `encode.encode_prompt` needs it.
         notes: lines for the screen, name and value.
+        encoded: train and the evaluation sets by name: the formatted rows and their tokens; of a stream its first rows.
         stream_counts: counts of the rows that were read from the streams so far; None = nothing is streamed.
         parts: digest of each part that decides what the tokens of the training rows are, by its name.
 
@@ -51,6 +52,7 @@ class TokenizedRows(NamedTuple):
     rejects: list[dict[str, Any]]
     encoder: Encoder
     notes: tuple[tuple[str, str], ...]
+    encoded: Mapping[str, tuple[Split, EncodedRows]]
     stream_counts: stream.StreamCounts | None = None
     parts: Mapping[str, str] = {}
 
@@ -110,7 +112,7 @@ def tokenize(
         train, stream_counts = stream.build_stream(run, rows, encoder, args=args, rejects=rejects)
         run_ledger["train"] = stream.count_stream(stream_counts)
     parts = encoded_parts["train"][1].parts
-    return TokenizedRows(train, evaluation, run_ledger, rejects, encoder, notes, stream_counts, parts)
+    return TokenizedRows(train, evaluation, run_ledger, rejects, encoder, notes, encoded_parts, stream_counts, parts)
 
 
 def _encode_parts(

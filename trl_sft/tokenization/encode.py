@@ -48,6 +48,7 @@ SCHEMA = pa.schema(
         "loss_tokens_before_truncation": pa.int32(),
         "loss_tokens": pa.int32(),
         "has_end_token": pa.bool_(),  # whether the end of the last answer is there
+        "has_answer_end": pa.bool_(),  # whether the end of any answer is there
         "prompt_mismatch": pa.bool_(),  # whether inference makes other tokens of a prompt of this row
     }
 )
@@ -201,10 +202,23 @@ def label_rows(encoder: Encoder, rows: Sequence[RenderedRow], encodings: Sequenc
         if reason:
             rejected.append(_reject(row, reason, tokens=length))
             continue
-        values = (ids, labels, row.number, length, loss_tokens_before, loss_tokens, has_end, mismatches[number])
+        has_answer_end = has_end or _has_answer_end(ids, labels, eos_id)
+        counts = (row.number, length, loss_tokens_before, loss_tokens)
+        values = (ids, labels, *counts, has_end, has_answer_end, mismatches[number])
         for column, value in zip(columns.values(), values, strict=True):
             column.append(value)
     return EncodedRows(_to_dataset(columns), rejected)
+
+
+def _has_answer_end(ids: np.ndarray, labels: np.ndarray, eos_id: int) -> bool:
+    """Tell whether a row without the end of its last answer has that of an earlier one: tokens without loss follow it.
+
+    Where all tokens carry loss, the end token itself shows it.
+    """
+    has_loss = labels != IGNORED
+    if has_loss.all():
+        return bool((ids == eos_id).any())
+    return bool((has_loss[:-1] & ~has_loss[1:]).any())
 
 
 def _reject(row: RenderedRow, reason: str, *, tokens: int, bad_row: BadRow | None = None) -> dict[str, Any]:

@@ -19,7 +19,7 @@ from trl import SFTConfig, pack_dataset
 from trl_sft.console import format_rows
 from trl_sft.data import bad_rows
 from trl_sft.data.bad_rows import BadRow
-from trl_sft.data.formats import TASK
+from trl_sft.data.formats import TASK, TEXT
 from trl_sft.data.pipeline import Split
 from trl_sft.data.rows import RunRows
 from trl_sft.errors import DataError, Fault, TemplateError
@@ -28,6 +28,10 @@ from trl_sft.tokenization import prompt_tokens
 from trl_sft.tokenization.encode import NO_LOSS_TOKENS, EncodedRows, render_row
 from trl_sft.tokenization.encoder import Encoder
 
+MOST_TRUNCATED = (
+    0.5  # share of the rows to train that may lose the end of each answer; above it the model hardly learns to stop
+)
+ALLOW_TRUNCATED = "truncated_answers"  # the word of `run.allow` that accepts more
 _QUANTILES = {"min": 0.0, "median": 0.5, "p90": 0.9, "p99": 0.99, "max": 1.0}
 _PACKED_SAMPLE = 1000  # rows that are packed to estimate the padding of packs; `datasets` maps as many at once
 _LOSS_ON = {
@@ -139,11 +143,13 @@ def check(run: Run, split: Split, encoded: EncodedRows, *, encoder: Encoder, par
         part: the name of the split.
 
     Raises:
-        DataError: too many, or all, rows have no loss tokens.
+        DataError: too many, or all, rows have no loss tokens, or too many answers lose their end.
         TemplateError: too many rows have other prompt tokens at inference.
 
     """
     _check_untrained(run, split, encoded, part=part)
+    if part == "train" and encoder.settings.row_type != TEXT:  # the end of a text is no answer's end
+        _check_answer_ends(run, split, encoded, max_length=encoder.settings.max_length)
     flags = encoded.rows.data["prompt_mismatch"].to_numpy()
     if prompt_tokens.accepts(run, rows=len(flags), mismatches=int(flags.sum())):
         return
@@ -158,6 +164,32 @@ def check(run: Run, split: Split, encoded: EncodedRows, *, encoder: Encoder, par
         counts=f"{split.row_name(number)}: {summary}",
     )
     raise TemplateError(fault)
+
+
+def _check_answer_ends(run: Run, split: Split, encoded: EncodedRows, *, max_length: int | None) -> None:
+    """Refuse rows to train of which most lose the end of each answer to truncation. Raises DataError."""
+    without_end = np.flatnonzero(~encoded.rows.data["has_answer_end"].to_numpy())
+    if len(without_end) <= MOST_TRUNCATED * len(encoded.rows) or ALLOW_TRUNCATED in run.options.get("allow", []):
+        return
+    default = "" if "max_length" in run.train else " (TRL's default)"
+    name = split.row_name(int(encoded.rows.data["row"].to_numpy()[without_end[0]]))
+    longest = int(encoded.rows.data["tokens_before_truncation"].to_numpy().max())
+    problem = (
+        f"{len(without_end):,} of {format_rows(len(encoded.rows))} to train lose the end of each answer at max_length "
+        f"{max_length}{default}, so the model hardly learns to stop; the first is {name}"
+    )
+    raise DataError(
+        Fault(run.recipe.where(("train", "max_length")), problem, advise_longer(longest), code="data.truncated_answers")
+    )
+
+
+def advise_longer(longest: int | None) -> str:
+    """Return what to do about answers that lose their end. `longest`: the tokens of the longest row; None = unknown."""
+    known = "" if longest is None else f" (the longest row has {longest:,} tokens)"
+    return (
+        f"Set a larger train.max_length{known}, or set data.overlong to drop or truncate_and_end. Or accept it with "
+        f"run.allow: [{ALLOW_TRUNCATED}]."
+    )
 
 
 def _check_untrained(run: Run, split: Split, encoded: EncodedRows, *, part: str) -> None:

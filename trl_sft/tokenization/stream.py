@@ -19,12 +19,13 @@ from trl import SFTConfig, pack_dataset
 
 from trl_sft.data import bad_rows, load, mix, pipeline, unread_keys
 from trl_sft.data.bad_rows import BadRow
+from trl_sft.data.formats import TEXT
 from trl_sft.data.pipeline import FormattedSource
 from trl_sft.data.rows import LEAKED, RunRows
 from trl_sft.data.source_rows import RowPlaces
 from trl_sft.errors import DataError, Fault, TemplateError
 from trl_sft.recipe.checked import Run
-from trl_sft.tokenization import encode, prompt_tokens, render
+from trl_sft.tokenization import encode, ledger, prompt_tokens, render
 from trl_sft.tokenization.encode import EncodedRows
 from trl_sft.tokenization.encoder import Encoder
 from trl_sft.tokenization.render import RenderedRow
@@ -33,6 +34,7 @@ _BATCH_ROWS = 1000
 _FEATURES = Features({"input_ids": List(Value("int32")), "labels": List(Value("int32"))})
 _REJECTED = "rejected: "  # begins the count of each reason
 _BAD_ROWS = "bad_rows"  # the count of rows that cannot be trained; rows that a function drops are not among them
+_NO_ANSWER_END = "no_answer_end"  # the count of rows that lose the end of each answer
 _MAX_LISTED = 100_000  # rows of a source that `rejects.jsonl` lists
 
 # source -> what was read of it so far: rows, kept, truncated, tokens, loss_tokens, missing_end_token,
@@ -159,6 +161,8 @@ def _stream_source(
                 leave_out(refused, start, places)
                 source_counts.update(_count_batch(encoded))
                 _check_counts(run, formatted.name, source_counts)
+                if encoder.settings.row_type != TEXT:
+                    _check_answer_ends(run, formatted.name, source_counts)
                 _check_prompts(run, encoder, texts_at_once, encoded=encoded, counts=source_counts, name=formatted.name)
                 yield from encoded.rows.data.table.select(["input_ids", "labels"]).to_pylist()
 
@@ -225,6 +229,7 @@ def _count_batch(encoded: EncodedRows) -> Counter[str]:
         loss_tokens=int(columns["loss_tokens"].sum()),
         truncated=int((np.array(lengths, dtype=np.int64) < columns["tokens_before_truncation"]).sum()),
         missing_end_token=int((~columns["has_end_token"]).sum()),
+        no_answer_end=int((~columns["has_answer_end"]).sum()),
         prompt_mismatch=int(columns["prompt_mismatch"].sum()),
     )
     counts.update(f"{_REJECTED}{reject['reason']}" for reject in rejected)
@@ -274,3 +279,17 @@ def _check_prompts(
                 encoder.prompts, where, text=row.text, prompt_ends=row.list_prompt_ends(), counts=summary
             )
         )
+
+
+def _check_answer_ends(run: Run, name: str, counts: Counter[str]) -> None:
+    """Refuse a stream of which most answers lose their end to truncation, once enough rows were read."""
+    is_accepted = ledger.ALLOW_TRUNCATED in run.options.get("allow", []) or counts["rows"] < _BATCH_ROWS
+    if is_accepted or counts[_NO_ANSWER_END] <= ledger.MOST_TRUNCATED * counts["kept"]:
+        return
+    number = counts[_NO_ANSWER_END]
+    problem = (
+        f"{number:,} of the first {counts['kept']:,} rows of {name} lose the end of each answer at max_length, so the "
+        "model hardly learns to stop"
+    )
+    where = run.recipe.where(("train", "max_length"))
+    raise DataError(Fault(where, problem, ledger.advise_longer(None), code="data.truncated_answers"))

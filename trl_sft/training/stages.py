@@ -31,7 +31,7 @@ from trl_sft.recipe.yaml_reader import Key
 from trl_sft.tokenization import build, template_date, tokenizer
 from trl_sft.tokenization.build import TokenizedRows
 from trl_sft.tokenization.tokenizer import ChatTokenizer
-from trl_sft.training import dry_run, refusals
+from trl_sft.training import dry_run, refusals, row_lengths
 
 
 @dataclass(frozen=True)
@@ -86,6 +86,7 @@ def prepare(run: Run, *, any_machine: bool = False) -> TrainingInputs:
     settings, model, chat, rows = read_rows(run, any_machine=any_machine, show=console.print_lines)
     datasets = tokenize(run, chat, rows, settings=settings)
     console.print_lines([*datasets.notes, *recipe_processes.describe_settings(settings.chosen)])
+    console.print_lines(check_row_lengths(run, model, datasets, settings=settings))
     dry_run.check(run, model, chat, args=settings.args, datasets=datasets)
     return TrainingInputs(settings, model, chat, rows, datasets)
 
@@ -263,6 +264,13 @@ def tokenize(
 
     """
     return build.tokenize(run, chat, rows, args=settings.args, check_all=thorough)
+
+
+def check_row_lengths(
+    run: Run, model: ModelSource, datasets: TokenizedRows, *, settings: RunSettings
+) -> list[tuple[str, str]]:
+    """Return lines on rows that are longer than the model's positions. Raises DataError where it has no more."""
+    return list(row_lengths.check(run, model, datasets, args=settings.args))
 
 
 def build_trainer(run: Run, inputs: TrainingInputs) -> SFTTrainer:

@@ -106,6 +106,7 @@ def check(run: Run, machine: TargetMachine, seconds: float) -> Report:
             attention = str(run.model.get("attn_implementation", ""))
             advice = packing_advice.advise(datasets.train, datasets.ledger["train"], settings.args, attention=attention)
             print_lines(list(advice))
+            print_lines(stages.check_row_lengths(run, model, datasets, settings=settings))
     with report.stage("trainer"):
         settings.args.dataset_kwargs = {"skip_prepare_dataset": True}
         if reason := dry_run.check(run, model, chat, args=settings.args, datasets=datasets):
