@@ -172,7 +172,7 @@ def test_defaults_become_lines(import_recipe):
                     }
                 ]
             },
-            {"data.train": {"path": "rows.jsonl", "format": "imported_rows.py:rows_1"}},
+            {"data.train": {"path": "rows.jsonl", "format": "imported_rows.py:rows_1", "wording": "plain"}},
         ),
     ],
 )

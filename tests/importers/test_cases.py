@@ -185,6 +185,33 @@ def test_alpaca_styles_have_their_own_wording(import_case, here):
     ]
 
 
+def decode_first_row(*overrides):
+    """Return the text of the first training row of the recipe, and the text of its tokens with loss."""
+    row = stages.prepare(load_recipe("recipe.yaml", ["train.bf16=false", *overrides])).datasets.train[0]
+    tokenizer = read_tokenizer()
+    trained = [label for label in row["labels"] if label != -100]
+    return tokenizer.decode(row["input_ids"]), tokenizer.decode(trained)
+
+
+def test_text_of_an_alpaca_row_has_no_chat_template_around_it(here, capsys):
+    jsonl("rows.jsonl", [{"instruction": f"Add {n}.", "input": "", "output": "3"} for n in range(40)])
+    (here / "config.yaml").write_text("base_model: trl_sft:tiny\ndatasets: [{path: rows.jsonl, type: 'alpaca:chat'}]\n")
+    assert cli.main(["import", "axolotl", "config.yaml", "-o", "recipe.yaml"]) == 0
+    text, trained = decode_first_row()
+    assert text.startswith("SYSTEM: Below is an instruction that describes a task. Write")
+    assert text.partition("request.")[2].startswith("\nUSER: Add 0.\nASSISTANT:3")
+    assert trained.startswith("3")
+
+
+def test_prompts_and_completions_of_trl_are_texts_without_a_chat_template(here, capsys):
+    jsonl("rows.jsonl", [{"prompt": f"Add {n}: ", "completion": "3"} for n in range(40)])
+    (here / "config.yaml").write_text("model_name_or_path: trl_sft:tiny\ndataset_name: rows.jsonl\n")
+    assert cli.main(["import", "trl", "config.yaml", "-o", "recipe.yaml"]) == 0
+    text, trained = decode_first_row()
+    assert text.startswith("Add 0: 3")
+    assert trained.startswith("3")
+
+
 def test_keys_of_a_message_are_mapped(import_case, here):
     code, values, _ = import_case("axolotl", "ax-content-mapping-lost")
     assert code == 0

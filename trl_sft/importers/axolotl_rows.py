@@ -174,7 +174,7 @@ def _make_row_format(
         return {"format": "text", "rename": recipe_parts.make_rename({column: "text"})}
     style = f"alpaca:{entry['conversation']}" if word == "alpaca_chat.load" and entry.get("conversation") else kind
     if style in _ALPACA_TYPES:
-        return {"format": _add_alpaca(style, functions)}
+        return {"format": _add_alpaca(style, functions), "wording": "plain"}
     reason = (
         f"axolotl has its own text for rows of type {format_value(kind)}, and trl_sft does not have it. Set `format` "
         "and `wording` of the source, and compare the rows with `preview`."
@@ -299,4 +299,4 @@ def _make_wording(kind: dict[str, Any], functions: list[RowFunction]) -> dict[st
         form=form,
         form_without_input=form_without_input,
     )
-    return {"format": function}
+    return {"format": function, "wording": "plain"}

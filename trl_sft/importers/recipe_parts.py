@@ -64,16 +64,16 @@ def is_local(path: Any) -> bool:
     return isinstance(path, str) and (Path(path).exists() or Path(path).suffix in sections.BUILDERS)
 
 
-def read_columns(path: Any) -> set[str]:
-    """Return the columns of the first row of a JSON or JSONL file; empty = they cannot be read here."""
+def read_first_row(path: Any) -> dict[str, Any]:
+    """Return the first row of a JSON or JSONL file; empty = it cannot be read here."""
     try:
         with Path(str(path)).open(encoding="utf-8") as file:
             text = file.readline() if str(path).endswith(".jsonl") else file.read()
         rows = json.loads(text)
     except (OSError, ValueError):
-        return set()
+        return {}
     row = rows[0] if isinstance(rows, list) and rows else rows
-    return set(row) if isinstance(row, dict) else set()
+    return row if isinstance(row, dict) else {}
 
 
 def resolve_data_files(path: str, data_files: Any) -> str:

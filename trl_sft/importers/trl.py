@@ -25,7 +25,7 @@ HANDBOOK_MARKS = ("dataset_mixer", "dataset_mixture", "dataset_splits", "dataset
 _LOSSES = ("nll", "dft", "chunked_nll")
 _UNKNOWN_ROWS = (
     "TRL trains every token of chats and texts, but only the completion of rows with prompt and completion. Remove "
-    "this line if the rows have these columns."
+    "this line if the rows have these columns, and set `wording: plain` of the source if they are texts."
 )
 
 
@@ -138,6 +138,7 @@ def _convert_data(settings: Settings) -> Iterator[Outcome]:
     if not train:
         fix = "Add `dataset_name`, `datasets`, or alignment-handbook's `dataset_mixer`."
         raise settings.make_error("dataset_name", recipe_parts.NO_ROWS, fix, code="import.no_rows")
+    train, test = [_set_wording(source) for source in train], [_set_wording(source) for source in test]
     yield RecipeLine(("data", "train"), recipe_parts.unwrap_single(train), names)
     yield from _convert_loss(settings, train)
     yield from outcomes
@@ -158,6 +159,14 @@ def _convert_data(settings: Settings) -> Iterator[Outcome]:
         yield OmittedSetting("dataset_test_split", "`test_split_size` takes its place.")
 
 
+def _set_wording(source: Any) -> Any:
+    """Return a source whose prompts are texts with `wording: plain`: TRL puts a chat template around chats alone."""
+    row = recipe_parts.read_first_row(source["path"] if isinstance(source, dict) else source)
+    if not isinstance(row.get("prompt"), str) or "completion" not in row:
+        return source
+    return (source if isinstance(source, dict) else {"path": source}) | {"wording": "plain"}
+
+
 def _convert_loss(settings: Settings, sources: list[Any]) -> Iterator[Outcome]:
     """Yield which tokens carry loss: TRL's default depends on the columns of the rows."""
     answers, completion = settings.get("assistant_only_loss"), settings.get("completion_only_loss")
@@ -169,8 +178,10 @@ def _convert_loss(settings: Settings, sources: list[Any]) -> Iterator[Outcome]:
     if completion is not None:
         yield RecipeLine(key, "completion" if completion else "all", names)
         return
-    columns = [recipe_parts.read_columns(source["path"] if isinstance(source, dict) else source) for source in sources]
-    are_pairs = [{"prompt", "completion"} <= known for known in columns]
+    columns = [
+        recipe_parts.read_first_row(source["path"] if isinstance(source, dict) else source) for source in sources
+    ]
+    are_pairs = [{"prompt", "completion"} <= set(known) for known in columns]
     if all(are_pairs):
         yield RecipeLine(key, "completion", names, "TRL's default for rows with prompt and completion.")
     elif any(are_pairs):
