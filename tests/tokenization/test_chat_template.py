@@ -317,3 +317,28 @@ def test_thought_that_a_template_strips_from_earlier_turns_is_refused_with_the_w
     assert "data.loss_on: last_turn" in err
     code, _, err = go(text, "data.loss_on=last_turn", command=["check"])
     assert code == 0, err
+
+
+@pytest.mark.parametrize(
+    ("template", "keyword", "fix", "edit"),
+    [
+        ("{{ x }}", "enable_thinking", "Remove it: the template reads no further names.", "remove"),
+        (
+            "{% if enable_thinking is defined %}{% endif %}",
+            "enable_thinkin",
+            "Did you mean `enable_thinking`?",
+            "rename",
+        ),
+        ("{% if a is not defined %}{% endif %}{{ m.b is defined }}", "colour", "Use a name that it reads: a.", None),
+    ],
+)
+def test_keyword_that_the_template_does_not_read_names_those_that_it_reads(template, keyword, fix, edit, go, here):
+    body = "{% for message in messages %}{{ message['role'] }}: {{ message['content'] }}{{ eos_token }}{% endfor %}"
+    (here / "t.jinja").write_text(template.replace("{{ x }}", "") + body)
+    jsonl("rows.jsonl", [{"question": f"q{n}", "answer": f"a{n}"} for n in range(4)])
+    text = "model: {name_or_path: trl_sft:tiny}\ndata: {train: {path: rows.jsonl, wording: chat}}\n"
+    text += f"tokenizer: {{chat_template: ./t.jinja, chat_template_kwargs: {{{keyword}: true}}}}\n"
+    code, _, err = go(text, command=["check"])
+    assert code == 2
+    assert fix in err
+    assert go(None, command=["fix"])[0] == (0 if edit else 2)

@@ -20,6 +20,7 @@ from trl_sft.errors import Edit, Fault, TemplateError, first_line
 from trl_sft.recipe import hub, paths
 from trl_sft.recipe.checked import Run, Setting
 from trl_sft.recipe.yaml_reader import Key
+from trl_sft.suggestions import STRICT, is_misspelling, nearest_name
 from trl_sft.tokenization import chat_template, special_tokens, template_advice, template_limits, turn_markers
 from trl_sft.tokenization.template_advice import TrialChat
 
@@ -27,6 +28,8 @@ from trl_sft.tokenization.template_advice import TrialChat
 _HUB_KWARGS = ("cache_dir", "local_files_only", "token", "trust_remote_code")
 _MODEL_KWARGS = ("cache_dir", "force_download", "local_files_only", "revision", "token", "trust_remote_code")
 # names that transformers passes to a template, or takes itself
+# a name that a template uses if it is passed: `enable_thinking is defined and ...`
+_OPTIONAL_NAME = re.compile(r"(?<![.\w])([A-Za-z_]\w*) is (?:not )?(?:defined|undefined)\b")
 _RESERVED_KWARGS = {
     *("messages", "conversation", "tools", "documents", "chat_template", "add_generation_prompt", "tokenize"),
     *("continue_final_message", "padding", "truncation", "max_length", "return_tensors", "return_dict"),
@@ -263,28 +266,28 @@ def _list_special_strings(run: Run, tokenizer: PreTrainedTokenizerBase) -> list[
 
 def _check_template_kwargs(run: Run, template: str) -> None:
     """Refuse keywords that transformers passes itself, or that the template does not read. Raises TemplateError."""
+    code = "template.unknown_keyword"
     reserved = sorted(set(run.chat_template_kwargs) & _RESERVED_KWARGS)
     if reserved:
-        where = run.recipe.where(("tokenizer", "chat_template_kwargs", reserved[0]))
-        raise TemplateError(
-            Fault(
-                where,
-                f"transformers passes {reserved[0]} to the template itself",
-                "Remove it.",
-                code="template.unknown_keyword",
-            )
-        )
+        key = ("tokenizer", "chat_template_kwargs", reserved[0])
+        problem = f"transformers passes {reserved[0]} to the template itself"
+        raise TemplateError(Fault(run.recipe.where(key), problem, "Remove it.", code=code))
     unread = [name for name in run.chat_template_kwargs if not re.search(rf"\b{re.escape(name)}\b", template)]
-    if unread:
-        where = run.recipe.where(("tokenizer", "chat_template_kwargs", unread[0]))
-        raise TemplateError(
-            Fault(
-                where,
-                f"the chat template reads no {unread[0]}",
-                "Use a name that it reads.",
-                code="template.unknown_keyword",
-            )
-        )
+    if not unread:
+        return
+    key = ("tokenizer", "chat_template_kwargs", unread[0])
+    optional = sorted({*_OPTIONAL_NAME.findall(template)} - _RESERVED_KWARGS - {*chat_template.NAMES})
+    edits: tuple[Edit, ...] = ()
+    if not optional:
+        fix, edits = "Remove it: the template reads no further names.", (Edit("remove", key),)
+    else:
+        nearest = nearest_name(unread[0], optional, cutoff=STRICT)
+        fix = f"Use a name that it reads: {', '.join(optional)}."
+        if is_misspelling(unread[0], nearest, optional):
+            fix, edits = f"Did you mean `{nearest}`?", (Edit("rename", key, new=(*key[:2], nearest)),)
+    raise TemplateError(
+        Fault(run.recipe.where(key), f"the chat template reads no {unread[0]}", fix, code=code, edits=edits)
+    )
 
 
 def _where(run: Run) -> str:
