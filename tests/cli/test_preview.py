@@ -140,3 +140,13 @@ def test_value_that_no_machine_accepts_is_still_a_fault(go, command):
     code, _, err = go(RECIPE, "train.optim=no_such_optimizer", command=[command])
     assert code == 2
     assert "optim" in err
+
+
+def test_html_page_marks_line_breaks_and_spaces_with_a_legend(show, here):
+    code, _, _ = show([{"question": "two  spaces\nand a line \x1b[1m", "answer": "yes"}], "--html", "page.html")
+    assert code == 0
+    page = (here / "page.html").read_text(encoding="utf-8")
+    assert "two<span class='space'>  </span>spaces<span class='break'></span>\nand a line" in page
+    assert "\x1b" not in page
+    assert "trained: carries loss" in page
+    assert "line break in the text" in page

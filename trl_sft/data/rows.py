@@ -17,9 +17,10 @@ from datasets import Dataset, concatenate_datasets
 from trl_sft.console import format_rows
 from trl_sft.data import bad_rows, mix, rendered_text
 from trl_sft.data.file_diagnosis import diagnose
-from trl_sft.data.formats import PAIRS, TEXT, TokenizerFeatures
+from trl_sft.data.formats import CHAT, PAIRS, TEXT, TokenizerFeatures
 from trl_sft.data.pipeline import FormattedSource, Split, format_source, join_splits
 from trl_sft.errors import DataError, Fault, RecipeError, UserError
+from trl_sft.recipe import rules
 from trl_sft.recipe.checked import Run
 
 STREAM_HEAD = 200  # rows of each stream that are read, formatted and checked before training
@@ -33,6 +34,7 @@ class RunRows(NamedTuple):
     eval: dict[str, Split]  # by the name under which each is evaluated; `eval` where there is one
     row_type: str  # TRL's dataset type of all rows: CHAT, PAIRS or TEXT
     loss_on: str  # which part carries loss: completion, assistant, last_turn or all
+    skips_empty_thoughts: bool  # whether an empty thought at the beginning of an answer carries no loss
     notes: tuple[str, ...] = ()  # lines for the screen: rows, format and wording of each source
     streaming: bool = False  # the rows to train are read while training goes on; `train` holds the first of them
 
@@ -89,6 +91,7 @@ def _arrange(
     if row_type == TEXT and run.data.get("loss_on") not in (None, "all"):
         raise RecipeError(_explain_text(run, train))
     loss_on = _choose_loss_on(run, row_type, train.sources, streaming=streaming)
+    skips_empty_thoughts = _skips_empty_thoughts(run, row_type)
     names = _evaluation_names([split.sources[0] for split in eval_splits])
     evaluation = dict(zip(names, eval_splits, strict=True))
     if head is None and not streaming:
@@ -102,7 +105,7 @@ def _arrange(
             train = _remove_leaked(train, evaluation)
             notes += _note_leaked(train)
         train = _mix(run, train)
-    return RunRows(train, evaluation, row_type, loss_on, tuple(notes), streaming and head is None)
+    return RunRows(train, evaluation, row_type, loss_on, skips_empty_thoughts, tuple(notes), streaming and head is None)
 
 
 def _format_sources(
@@ -207,7 +210,7 @@ def _choose_loss_on(run: Run, row_type: str, sources: Sequence[FormattedSource],
         RecipeError: `data.loss_on` does not fit the rows, or the rows leave it open.
 
     """
-    choice = run.data.get("loss_on")
+    choice = rules.split_loss_on(run.data.get("loss_on"))[0] or None
     where = run.recipe.where(("data", "loss_on"))
     if row_type == TEXT:
         return "all"
@@ -231,6 +234,18 @@ def _choose_loss_on(run: Run, row_type: str, sources: Sequence[FormattedSource],
     if choice == "completion":
         return "completion" if has_completion == {True} else "last_turn"
     return str(choice or ("completion" if has_completion == {True} else "assistant"))
+
+
+def _skips_empty_thoughts(run: Run, row_type: str) -> bool:
+    """Tell whether empty thoughts carry no loss. Raises RecipeError where rows are no chats, which alone have any."""
+    skips = rules.split_loss_on(run.data.get("loss_on"))[1]
+    if skips and row_type != CHAT:
+        problem = (
+            f"loss_on: {rules.WITHOUT_EMPTY_THOUGHTS}, but the rows are {row_type}: a chat template writes thoughts"
+        )
+        fix = f"Remove {rules.WITHOUT_EMPTY_THOUGHTS}, or set `wording: chat`."
+        raise RecipeError(Fault(run.recipe.where(("data", "loss_on")), problem, fix, code="data.loss_on_mismatch"))
+    return skips
 
 
 def _explain_text(run: Run, train: Split) -> Fault:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from trl_sft.errors import Edit, Fault
@@ -43,6 +43,7 @@ _GENERATION_MINIMUMS = {
 }
 _NEEDS_EVALUATION = ("eval_on_start", "load_best_model_at_end")
 _SET_EVALUATION = "Set `data.eval`, or `data.eval_fraction: 0.05`."
+WITHOUT_EMPTY_THOUGHTS = "without_empty_thoughts"  # word of `data.loss_on`
 _REMOVE_ONE = "Remove one of the two."
 
 
@@ -271,11 +272,27 @@ def _check_ranges(recipe: Recipe, values: Sections) -> Iterator[Fault]:
         yield _out_of_range(recipe, ("lora", "r"), rank, expected="at least 1")
 
 
+def split_loss_on(value: str | Sequence[str] | None) -> tuple[str, bool]:
+    """Return the word of `data.loss_on` that names the tokens, and whether it leaves out empty thoughts.
+
+    "" = it has no such word; several words are joined by a space.
+    """
+    words = [value] if isinstance(value, str) else list(value or [])
+    named = [word for word in dict.fromkeys(words) if word != WITHOUT_EMPTY_THOUGHTS]
+    return " ".join(named), WITHOUT_EMPTY_THOUGHTS in words
+
+
 def move_loss_keys(recipe: Recipe, data: dict[str, Any], train: dict[str, Any]) -> Iterator[Fault]:
     """Move SFTConfig's two keys for the loss mask from `train` into `data["loss_on"]`; yield contradictions."""
     meanings: dict[Key, str] = {}
+    skips = False
     if "loss_on" in data:
-        meanings["data", "loss_on"] = data["loss_on"]
+        word, skips = split_loss_on(data["loss_on"])
+        if " " in word:
+            problem = f"`loss_on` names {word.replace(' ', ' and ')}"
+            yield recipe.fault(("data", "loss_on"), problem, "Keep one of them.", code="recipe.contradiction")
+        elif word:
+            meanings["data", "loss_on"] = word
     for name, words in (
         ("completion_only_loss", {True: "completion", False: "all"}),
         ("assistant_only_loss", {True: "assistant"}),
@@ -295,4 +312,4 @@ def move_loss_keys(recipe: Recipe, data: dict[str, Any], train: dict[str, Any]) 
         problem = ", but ".join(f"`{'.'.join(map(str, key))}` means `{word}`" for key, word in meanings.items())
         yield recipe.fault(list(meanings)[-1], problem, "Keep only `data.loss_on`.", code="recipe.contradiction")
     for word in meanings.values():
-        data["loss_on"] = word
+        data["loss_on"] = [word, WITHOUT_EMPTY_THOUGHTS] if skips else word

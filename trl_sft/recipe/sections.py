@@ -54,7 +54,8 @@ OWN_KEYS: dict[str, dict[str, str]] = {
         "train": "Any",
         "eval": "Any",
         "eval_fraction": "float",
-        "loss_on": "Literal['completion', 'assistant', 'last_turn', 'all']",
+        "loss_on": "Literal['completion', 'assistant', 'last_turn', 'all'] | "
+        "list[Literal['completion', 'assistant', 'last_turn', 'without_empty_thoughts']]",
         "overlong": "Literal['truncate', 'drop', 'truncate_and_end', 'error']",
         "special_tokens_in_text": "Literal['refuse', 'text']",
         "drop_leaked": "bool",
@@ -157,7 +158,7 @@ OWN_HELP: dict[str, dict[str, str]] = {
         "eval": "The evaluation set: a path, {path: ...}, or a list. In a list, each entry has its own metrics.",
         "eval_fraction": "The share of the rows for the evaluation set, between 0 and 1. train.seed chooses the rows.",
         "loss_on": "Which tokens carry loss: the last answer (completion, last_turn), every assistant turn "
-        "(assistant), or all. Unset: the answer; in plain text, all.",
+        "(assistant), or all. A list may add without_empty_thoughts. Unset: the answer; in plain text, all.",
         "overlong": "What happens to rows longer than train.max_length. Unset: truncate.",
         "special_tokens_in_text": "What happens if a row's text holds a special token: refuse (the run stops), or text "
         "(it is trained as plain text). Unset: refuse.",

@@ -19,7 +19,7 @@ from trl_sft.data.pipeline import Split
 from trl_sft.data.rows import RunRows
 from trl_sft.errors import Fault, RecipeError
 from trl_sft.recipe.checked import Run
-from trl_sft.tokenization import cache, ledger, stream
+from trl_sft.tokenization import cache, ledger, stream, thinking
 from trl_sft.tokenization.encode import EncodedRows
 from trl_sft.tokenization.encoder import Encoder, EncodingSettings, build_encoder
 from trl_sft.tokenization.tokenizer import ChatTokenizer
@@ -104,6 +104,7 @@ def tokenize(
             for kind in left_out
         ),
         *ledger.describe(run, rows, run_ledger, args=args, whole=not rows.streaming),
+        *thinking.describe(encoder.thoughts, run_ledger["train"]["answers"]),
         *(("cache", f"{part}: {encoded.source}") for part, (_, encoded) in encoded_parts.items() if encoded.source),
     )
     stream_counts = None
@@ -168,6 +169,7 @@ def _make_settings(run: Run, chat: ChatTokenizer, rows: RunRows, *, args: SFTCon
         keep_end=args.truncation_mode == "keep_end",
         allow_prompt_mismatch="prompt_mismatch" in allowed,
         allow_template_markers="template_markers" in allowed,
+        skip_empty_thoughts=rows.skips_empty_thoughts,
     )
 
 

@@ -24,7 +24,7 @@ from trl_sft.data.bad_rows import BadRow, Kinds, describe_problem
 from trl_sft.data.formats import CHAT
 from trl_sft.data.messages import MARK
 from trl_sft.data.pipeline import Split
-from trl_sft.tokenization import loss_mask, prompt_tokens
+from trl_sft.tokenization import loss_mask, prompt_tokens, thinking
 from trl_sft.tokenization.encoder import Encoder, EncodingSettings
 from trl_sft.tokenization.loss_mask import Span
 from trl_sft.tokenization.prompt_tokens import TokenizedText
@@ -50,6 +50,8 @@ SCHEMA = pa.schema(
         "has_end_token": pa.bool_(),  # whether the end of the last answer is there
         "has_answer_end": pa.bool_(),  # whether the end of any answer is there
         "prompt_mismatch": pa.bool_(),  # whether inference makes other tokens of a prompt of this row
+        # how many of the answers with loss begin so, under a template for thoughts
+        **dict.fromkeys(thinking.BEGINNINGS, pa.int32()),
     }
 )
 
@@ -204,7 +206,8 @@ def label_rows(encoder: Encoder, rows: Sequence[RenderedRow], encodings: Sequenc
             continue
         has_answer_end = has_end or _has_answer_end(ids, labels, eos_id)
         counts = (row.number, length, loss_tokens_before, loss_tokens)
-        values = (ids, labels, *counts, has_end, has_answer_end, mismatches[number])
+        beginnings = (row.beginnings.count(beginning) for beginning in thinking.BEGINNINGS)
+        values = (ids, labels, *counts, has_end, has_answer_end, mismatches[number], *beginnings)
         for column, value in zip(columns.values(), values, strict=True):
             column.append(value)
     return EncodedRows(_to_dataset(columns), rejected)

@@ -15,9 +15,10 @@ from transformers import PreTrainedTokenizerBase
 
 from trl_sft.data.formats import CHAT
 from trl_sft.data.messages import MARK
-from trl_sft.tokenization import loss_mask, prompt_tokens
+from trl_sft.tokenization import loss_mask, prompt_tokens, thinking
 from trl_sft.tokenization.loss_mask import ChatTemplate, TokenMarks
 from trl_sft.tokenization.prompt_tokens import PromptTokenizer
+from trl_sft.tokenization.thinking import ThoughtMarks
 
 
 @dataclass(frozen=True)
@@ -33,6 +34,7 @@ class EncodingSettings:
         keep_end: whether truncation keeps the end of a row in place of its beginning.
         allow_prompt_mismatch: whether `run.allow` has `prompt_mismatch`.
         allow_template_markers: whether `run.allow` has `template_markers`.
+        skip_empty_thoughts: whether an empty thought at the beginning of an answer carries no loss.
 
     """
 
@@ -44,6 +46,7 @@ class EncodingSettings:
     keep_end: bool = False
     allow_prompt_mismatch: bool = False
     allow_template_markers: bool = False
+    skip_empty_thoughts: bool = False
 
 
 @dataclass(frozen=True)
@@ -58,6 +61,7 @@ class Encoder:
         backend: the fast tokenizer; None = the tokenizer is slow.
         escaped_tokens: id of an escaped special token -> the ids of its characters.
         prompts: tokenizes prompts as inference does.
+        thoughts: what the template writes around thoughts; None = it has none, or rows are no chats.
         marks: the tokens that the template writes before and after answers; None = masks need offsets.
         search_errors: chats in which the search for answers failed the check; after the first one every chat is
             rendered in parts.
@@ -72,6 +76,7 @@ class Encoder:
     backend: Tokenizer | None
     escaped_tokens: dict[int, list[int]]
     prompts: PromptTokenizer
+    thoughts: ThoughtMarks | None
     marks: TokenMarks | None
     search_errors: list[str] = field(default_factory=list)
     advised: list[str] = field(default_factory=list)
@@ -93,9 +98,10 @@ def build_encoder(
         escaped: special tokens that rows may hold as plain text.
 
     """
-    template = None
+    template = thoughts = None
     if settings.row_type == CHAT:
         template = loss_mask.inspect_template(tokenizer, template_kwargs, settings.allow_prompt_mismatch)
+        thoughts = thinking.find_thought_marks(tokenizer, template_kwargs)
     backend = tokenizer.backend_tokenizer if tokenizer.is_fast else None
     escaped_tokens: dict[int, list[int]] = {}
     if backend is not None:
@@ -110,7 +116,7 @@ def build_encoder(
         backend,
         add_special_tokens=settings.row_type != CHAT,  # a template writes its own first token
     )
-    return Encoder(settings, tokenizer, template_kwargs, template, backend, escaped_tokens, prompts, marks)
+    return Encoder(settings, tokenizer, template_kwargs, template, backend, escaped_tokens, prompts, thoughts, marks)
 
 
 def _add_escaped_tokens(backend: Tokenizer, strings: Sequence[str]) -> dict[int, list[int]]:

@@ -24,7 +24,7 @@ from trl_sft.data.pipeline import Split
 from trl_sft.data.rows import RunRows
 from trl_sft.errors import DataError, Fault, TemplateError
 from trl_sft.recipe.checked import Run
-from trl_sft.tokenization import prompt_tokens
+from trl_sft.tokenization import prompt_tokens, thinking
 from trl_sft.tokenization.encode import NO_LOSS_TOKENS, EncodedRows, render_row
 from trl_sft.tokenization.encoder import Encoder
 
@@ -53,6 +53,10 @@ class RowCounts(NamedTuple):
     loss_tokens_before_truncation: np.ndarray
     has_end_token: np.ndarray  # whether the end of the last answer is there
     prompt_mismatch: np.ndarray  # whether inference makes other tokens of a prompt
+    with_thought: np.ndarray  # answers that begin so
+    with_empty_thought: np.ndarray
+    after_empty_thought: np.ndarray
+    without_thought: np.ndarray
 
 
 def count(
@@ -307,6 +311,7 @@ def _sum_counts(counts: RowCounts, selected: np.ndarray) -> dict[str, Any]:
         },
         "missing_end_token": int((~counts.has_end_token[selected]).sum()),
         "prompt_mismatch": int(counts.prompt_mismatch[selected].sum()),
+        "answers": {name: int(getattr(counts, name)[selected].sum()) for name in thinking.BEGINNINGS},
     }
 
 

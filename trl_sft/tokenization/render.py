@@ -19,7 +19,7 @@ from trl_sft.data.bad_rows import BadRow, describe_problem
 from trl_sft.data.formats import PAIRS, TEXT
 from trl_sft.data.messages import Message
 from trl_sft.errors import Edit, first_line
-from trl_sft.tokenization import chat_template, loss_mask, mask_errors, template_advice
+from trl_sft.tokenization import chat_template, loss_mask, mask_errors, template_advice, thinking
 from trl_sft.tokenization.encoder import Encoder, build_encoder
 from trl_sft.tokenization.loss_mask import Span
 from trl_sft.tokenization.mask_errors import MaskError
@@ -27,7 +27,12 @@ from trl_sft.tokenization.template_advice import TrialChat
 
 # faults of a chat that another template, or a keyword of the template, may solve
 _MAX_ADVISED = 3  # rows of one kind of fault for which other templates are tried, which takes up to some seconds each
-_CODES_OF_TEMPLATES = ("template.prompt_mismatch", "template.drops_content", "template.no_end_token")
+_CODES_OF_TEMPLATES = (
+    "template.prompt_mismatch",
+    "template.drops_content",
+    "template.no_end_token",
+    "template.second_thought",
+)
 
 
 class RenderedRow(NamedTuple):
@@ -42,6 +47,7 @@ class RenderedRow(NamedTuple):
         prompt_ends: where the prompts of answers end, in characters; None = where `spans` begin.
         has_other_prompt: whether the template renders one of these prompts differently at inference, which the recipe
             accepts.
+        beginnings: how each of the answers with loss begins, as `thinking.BEGINNINGS` has it.
 
     """
 
@@ -52,6 +58,7 @@ class RenderedRow(NamedTuple):
     bad_row: BadRow | None = None
     prompt_ends: list[int] | None = None
     has_other_prompt: bool = False
+    beginnings: tuple[str, ...] = ()
 
     def list_prompt_ends(self) -> list[int]:
         """Return where the prompts of answers end, in characters."""
@@ -120,7 +127,7 @@ def _render_chats(
             untrained=untrained[index],
         )
         try:
-            yield _place_loss(
+            row = _place_loss(
                 encoder,
                 RenderedRow(number, text, None),
                 chats[index],
@@ -128,6 +135,7 @@ def _render_chats(
                 answers=answers,
                 check=check[index],
             )
+            yield _read_thoughts(encoder, row)
         except MaskError as error:
             chat = TrialChat(chats[index], answers, tools[index])
             yield RenderedRow(number, "", [], bad_row=_advise(encoder, chat, error))
@@ -243,6 +251,26 @@ def _place_loss(
     accepts_others = encoder.settings.allow_prompt_mismatch
     differs = accepts_others and _has_other_prompt(template, text, turns, tools=tools, answers=answers)
     return row._replace(spans=rendered, has_other_prompt=differs)
+
+
+def _read_thoughts(encoder: Encoder, row: RenderedRow) -> RenderedRow:
+    """Return a chat with how its answers begin, and without loss on empty thoughts where the settings say so."""
+    marks = encoder.thoughts
+    if marks is None:
+        return row
+    starts = row.list_prompt_ends()
+    beginnings = [marks.classify(row.text, start) for start in starts]
+    if thinking.EMPTY not in beginnings:
+        return row._replace(beginnings=tuple(beginnings))
+    if second := next(filter(None, (marks.find_second_thought(row.text, start) for start in starts)), ""):
+        problem = f"the template writes an empty thought before the thought of the answer: {second!r}"
+        fix = "Use a template that renders thoughts, or remove them from the rows"
+        raise MaskError(problem, fix, code="template.second_thought")
+    if not encoder.settings.skip_empty_thoughts or row.spans is None:
+        return row._replace(beginnings=tuple(beginnings))
+    beginnings = [thinking.SKIPPED if beginning == thinking.EMPTY else beginning for beginning in beginnings]
+    spans = [(marks.skip_empty(row.text, start), end) for start, end in row.spans]
+    return row._replace(spans=spans, answers=None, prompt_ends=starts, beginnings=tuple(beginnings))
 
 
 def _find_prompts(

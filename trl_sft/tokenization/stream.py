@@ -25,7 +25,7 @@ from trl_sft.data.rows import LEAKED, RunRows
 from trl_sft.data.source_rows import RowPlaces
 from trl_sft.errors import DataError, Fault, TemplateError
 from trl_sft.recipe.checked import Run
-from trl_sft.tokenization import encode, ledger, prompt_tokens, render
+from trl_sft.tokenization import encode, ledger, prompt_tokens, render, thinking
 from trl_sft.tokenization.encode import EncodedRows
 from trl_sft.tokenization.encoder import Encoder
 from trl_sft.tokenization.render import RenderedRow
@@ -38,7 +38,7 @@ _NO_ANSWER_END = "no_answer_end"  # the count of rows that lose the end of each 
 _MAX_LISTED = 100_000  # rows of a source that `rejects.jsonl` lists
 
 # source -> what was read of it so far: rows, kept, truncated, tokens, loss_tokens, missing_end_token,
-# prompt_mismatch, and for each reason "rejected: REASON"
+# prompt_mismatch, answers by their beginning (`thinking.BEGINNINGS`), and for each reason "rejected: REASON"
 StreamCounts = dict[str, Counter[str]]
 
 # datasets reads several streams in threads; transformers keeps the markers of a template in one object for all
@@ -105,6 +105,7 @@ def count_stream(counts: StreamCounts) -> dict[str, Any]:
                 "tokens": {"kept": source["tokens"], "loss": source["loss_tokens"]},
                 "missing_end_token": source["missing_end_token"],
                 "prompt_mismatch": source["prompt_mismatch"],
+                "answers": {beginning: source[beginning] for beginning in thinking.BEGINNINGS},
             }
             for name, source in counts.items()
         ],
@@ -231,6 +232,7 @@ def _count_batch(encoded: EncodedRows) -> Counter[str]:
         missing_end_token=int((~columns["has_end_token"]).sum()),
         no_answer_end=int((~columns["has_answer_end"]).sum()),
         prompt_mismatch=int(columns["prompt_mismatch"].sum()),
+        **{name: int(columns[name].sum()) for name in thinking.BEGINNINGS},
     )
     counts.update(f"{_REJECTED}{reject['reason']}" for reject in rejected)
     return counts

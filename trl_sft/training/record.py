@@ -58,6 +58,11 @@ class RunRecord:
         if self._decision.passed_over:
             checkpoints.set_aside(self._decision.passed_over)
         assert self.trainer is not None
+        thoughts = inputs.datasets.encoder.thoughts
+        if thoughts is not None and self.verification:
+            answers = inputs.datasets.ledger["train"].get("answers")  # of a stream they stand in ledger.json
+            thinking = {"generation_prompt": thoughts.generation_prompt, "answers": answers}
+            self.verification.measured["thinking"] = thinking
         measured = {"measured": self.verification.measured} if self.verification else {}
         self._entries = manifest.describe_start(run, inputs.settings.chosen, self.trainer.args) | entries | measured
         self._write({})

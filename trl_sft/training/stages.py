@@ -273,6 +273,18 @@ def check_row_lengths(
     return list(row_lengths.check(run, model, datasets, args=settings.args))
 
 
+def read_first_rows(run: Run, number: int) -> tuple[RunSettings, ChatTokenizer, RunRows]:
+    """Return settings, tokenizer and the first rows of each source, on any machine. Raises UserError.
+
+    Args:
+        run: the checked recipe.
+        number: how many rows of each source.
+
+    """
+    settings, _, chat, rows = read_rows(run, head=number, any_machine=True)
+    return settings, chat, rows
+
+
 def build_trainer(run: Run, inputs: TrainingInputs) -> SFTTrainer:
     """Load the weights and return the trainer that trains them.
 

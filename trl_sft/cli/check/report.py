@@ -28,7 +28,7 @@ from trl_sft.recipe.checked import Run
 from trl_sft.recipe.processes import TargetMachine
 from trl_sft.tokenization import chat_template
 from trl_sft.tokenization.tokenizer import ChatTokenizer
-from trl_sft.training import dry_run, stages
+from trl_sft.training import dry_run, stages, thinking_choices
 from trl_sft.training.memory import fit
 from trl_sft.training.stages import RunSettings, TrainingInputs
 
@@ -107,6 +107,8 @@ def check(run: Run, machine: TargetMachine, seconds: float) -> Report:
             advice = packing_advice.advise(datasets.train, datasets.ledger["train"], settings.args, attention=attention)
             print_lines(list(advice))
             print_lines(stages.check_row_lengths(run, model, datasets, settings=settings))
+            if datasets.encoder.thoughts is not None:
+                print_lines(thinking_choices.advise(run, stages.read_first_rows))
     with report.stage("trainer"):
         settings.args.dataset_kwargs = {"skip_prepare_dataset": True}
         if reason := dry_run.check(run, model, chat, args=settings.args, datasets=datasets):

@@ -8,6 +8,7 @@ control characters on a terminal. Not here: how rows become tokens (`tokenizatio
 from __future__ import annotations
 
 import html
+import re
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
@@ -22,7 +23,7 @@ from trl_sft.data import bad_rows
 from trl_sft.data.pipeline import Split
 from trl_sft.data.rows import RunRows
 from trl_sft.recipe.checked import Run
-from trl_sft.tokenization import build, cache, ledger, special_tokens
+from trl_sft.tokenization import build, cache, ledger, special_tokens, thinking
 from trl_sft.tokenization.encode import IGNORED, EncodedRows
 from trl_sft.training import stages
 
@@ -33,10 +34,22 @@ _STYLE = """\
 .trl_sft .trained {background: #2a91; background: color-mix(in srgb, #2a9d3a 30%, transparent)}
 .trl_sft .special {border: 1px solid #8888; border-radius: 3px; padding: 0 .15em; font-size: 90%}
 .trl_sft .cut {color: #c22}
+.trl_sft .break::before {content: "↵"; color: #2a66c9; opacity: .6}
+.trl_sft .space {box-shadow: inset 0 -.2em #2a66c955}
 .trl_sft .pack {display: flex; height: 1.2em; max-width: 60em; border: 1px solid #8888; margin: .2em 0}
 .trl_sft .pack span {border-right: 1px solid #8888; background: #2a66c944; font-size: 75%; overflow: hidden}
 </style>
 """
+
+
+_LEGEND = (
+    "<p><span class='trained'>trained: carries loss</span> &nbsp; not trained: context &nbsp; "
+    "<span class='special'>special token</span> &nbsp; <span class='break'></span> line break in the text (a line "
+    "that only wraps has no mark) &nbsp; <span class='space'> &nbsp;</span> space or tab at the end of a line, or more "
+    "than one &nbsp; <span class='cut'>✂</span> truncated end</p>"
+)
+# spaces that are easily overlooked: several, tabs, and those at either end of a line
+_SPACES = re.compile(r"(?<=\n)[ \t]+|[ \t]+(?=\n)|^[ \t]+|[ \t]+$|\t+|[ \t]{2,}")
 
 
 class Segment(NamedTuple):
@@ -86,12 +99,25 @@ class Preview(NamedTuple):
             "batch_width": self.batch_width,
         }
 
-    def lines(self, *, colour: bool) -> Iterator[str]:
-        """Yield the lines of a terminal; without `colour` tokens with loss stand between ⟦ and ⟧."""
+    def row_lines(self, *, colour: bool) -> Iterator[str]:
+        """Yield the lines of the rows alone."""
         for row in self.rows:
             yield f"── {row.title}"
             yield console.render_colours(_style_row(row)) if colour else _bracket_row(row)
             yield ""
+
+    def format_rows(self) -> str:
+        """Return the rows alone as HTML."""
+        out = []
+        for row in self.rows:
+            out.append(f"<p>{html.escape(row.title)}</p><pre>")
+            out += [_mark_up(segment) for segment in row.segments]
+            out.append(f"<span class='cut'>{row.truncation}</span></pre>" if row.truncation else "</pre>")
+        return "\n".join(out)
+
+    def lines(self, *, colour: bool) -> Iterator[str]:
+        """Yield the lines of a terminal; without `colour` tokens with loss stand between ⟦ and ⟧."""
+        yield from self.row_lines(colour=colour)
         yield from (f"left out: {line}" for line in self.rejected)
         yield from (f"{name:<9} {value}" for name, value in self.summary)
         kind = "pack" if any(len(lengths) > 1 for lengths in self.batch) else "row"
@@ -104,11 +130,8 @@ class Preview(NamedTuple):
 
     def _repr_html_(self) -> str:
         """Return what a notebook shows."""
-        out = [_STYLE, "<div class='trl_sft'>"]
-        for row in self.rows:
-            out.append(f"<p>{html.escape(row.title)}</p><pre>")
-            out += [_mark_up(segment) for segment in row.segments]
-            out.append(f"<span class='cut'>{row.truncation}</span></pre>" if row.truncation else "</pre>")
+        out = [_STYLE, "<div class='trl_sft'>", _LEGEND]
+        out.append(self.format_rows())
         out += [f"<p>left out: {html.escape(line)}</p>" for line in self.rejected]
         out.append("<table>")
         out += [f"<tr><td>{html.escape(name)}</td><td>{html.escape(value)}</td></tr>" for name, value in self.summary]
@@ -120,9 +143,18 @@ class Preview(NamedTuple):
 
     def page(self, title: str) -> str:
         """Return a page of HTML that needs no other file."""
-        head = f"<!doctype html><meta charset='utf-8'><title>{html.escape(title)}</title>"
-        body = f"<h1>{html.escape(title)}</h1>{self._repr_html_()}"
-        return f"{head}<body style='font: 15px sans-serif; margin: 2em'>{body}"
+        return _format_page(title, self._repr_html_())
+
+
+def format_page(title: str, body: str) -> str:
+    """Return a page of HTML around rows as HTML, with the legend."""
+    return _format_page(title, f"{_STYLE}<div class='trl_sft'>{_LEGEND}{body}</div>")
+
+
+def _format_page(title: str, body: str) -> str:
+    """Return a whole page of HTML."""
+    head = f"<!doctype html><meta charset='utf-8'><title>{html.escape(title)}</title>"
+    return f"{head}<body style='font: 15px sans-serif; margin: 2em'><h1>{html.escape(title)}</h1>{body}"
 
 
 def build_preview(run: Run, num_rows: int = 3) -> Preview:
@@ -153,6 +185,7 @@ def build_preview(run: Run, num_rows: int = 3) -> Preview:
     summary += [("rows", note) for note in rows.notes]
     if len(tokens.rows):
         summary += ledger.describe(run, rows, {"train": counts, "eval": {}}, args=args, whole=False)
+        summary += thinking.describe(encoder.thoughts, counts["answers"])
     rejected = list(_describe_rejected(rows.train, tokens))[:num_rows]
     preview_rows = list(_select_rows(rows, tokens, chat.tokenizer, num_rows=num_rows))
     batch, batch_width = _measure_first_batch(tokens.rows, packs, args)
@@ -235,8 +268,14 @@ def _bracket_row(row: PreviewRow) -> str:
     return "".join(f"⟦{text}⟧" if has_loss else text for text, has_loss in texts) + row.truncation
 
 
+def _mark_spaces(text: str) -> str:
+    """Return escaped text with a mark at each line break and at spaces that are easily overlooked."""
+    marked = _SPACES.sub(lambda match: f"<span class='space'>{match.group()}</span>", text)
+    return marked.replace("\n", "<span class='break'></span>\n")
+
+
 def _mark_up(segment: Segment) -> str:
     """Return a segment as HTML."""
     classes = " ".join(["trained"] * segment.has_loss + ["special"] * segment.is_special)
-    text = html.escape(segment.text)
+    text = _mark_spaces(html.escape(console.escape_control_characters(segment.text)))
     return f"<span class='{classes}'>{text}</span>" if classes else text
