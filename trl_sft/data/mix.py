@@ -16,10 +16,12 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 from datasets import Dataset, Features, Value
 from datasets.fingerprint import Hasher
 
 from trl_sft.data.code_digest import get_fingerprint
+from trl_sft.data.formatted_columns import read_columns
 from trl_sft.data.messages import Message
 from trl_sft.recipe.checked import Run
 
@@ -84,13 +86,17 @@ def dataset_keys(rows: Dataset) -> np.ndarray:
 
     """
     columns = [name for name in _COMPARED_COLUMNS if name in rows.column_names]
-    keys = rows.select_columns(columns).map(
-        _map_keys,
-        batched=True,
-        remove_columns=columns,
-        features=Features({"key": Value("int64")}),
-        new_fingerprint=Hasher.hash([get_fingerprint(rows), "key 2"]),  # 2: the version of the key
-        desc="Comparing rows",
+    keys = (
+        rows.select_columns(columns)
+        .with_format("arrow")
+        .map(
+            _map_keys,
+            batched=True,
+            remove_columns=columns,
+            features=Features({"key": Value("int64")}),
+            new_fingerprint=Hasher.hash([get_fingerprint(rows), "key 2"]),  # 2: the version of the key
+            desc="Comparing rows",
+        )
     )
     return np.asarray(keys.data["key"].to_numpy())
 
@@ -105,9 +111,9 @@ def batch_keys(batch: Mapping[str, Sequence[Any]]) -> list[int]:
     return keys
 
 
-def _map_keys(batch: Mapping[str, Sequence[Any]]) -> dict[str, list[int]]:
+def _map_keys(table: pa.Table) -> pa.Table:
     """Return the keys of a batch as the column that `datasets.map` expects."""
-    return {"key": batch_keys(batch)}
+    return pa.table({"key": pa.array(batch_keys(read_columns(table)), pa.int64())})
 
 
 def _compared_texts(content: str | Sequence[Message]) -> list[str]:

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.compute as pc
 from datasets import Dataset, Features, Json, List, Value, concatenate_datasets
 from datasets.fingerprint import Hasher
@@ -22,6 +23,7 @@ from trl_sft.data import bad_rows, folder, formats, load, messages, mix, unread_
 from trl_sft.data.bad_rows import BadRow, Kinds
 from trl_sft.data.code_digest import digest_code, get_fingerprint
 from trl_sft.data.formats import CHAT, PAIRS, TEXT, TokenizerFeatures
+from trl_sft.data.formatted_columns import write_table
 from trl_sft.data.source_format import SourceFormat, choose_format, describe_format, recognise_format
 from trl_sft.data.source_rows import RowPlaces, decode_batch
 from trl_sft.data.unread_keys import UnreadKey
@@ -299,6 +301,12 @@ def _make_empty_row(source_format: SourceFormat, bad_row: BadRow) -> dict[str, A
     }
 
 
+def _format_table(batch: Mapping[str, list[Any]], *, source_format: SourceFormat, column_types: Features) -> pa.Table:
+    """Format a batch of rows as the table that `datasets.map` stores. The arguments are those of `format_batch`."""
+    columns = format_batch(batch, source_format=source_format, column_types=column_types)
+    return write_table(columns, _COLUMNS[_row_type(source_format)])
+
+
 def fingerprint(rows: Dataset, source_format: SourceFormat) -> str:
     """Return the name under which `datasets` caches the formatted rows.
 
@@ -319,7 +327,7 @@ def _map_rows(rows: Dataset, source_format: SourceFormat, *, num_proc: int | Non
 
     """
     return rows.map(
-        format_batch,
+        _format_table,
         batched=True,
         remove_columns=rows.column_names,
         features=_COLUMNS[_row_type(source_format)],
@@ -415,6 +423,7 @@ def _format_one(row: dict[str, Any], source_format: SourceFormat) -> dict[str, A
         features=source_format.features,
         task=source_format.task,
     )
+    _refuse_half_characters(formatted.columns)
     prompt = formatted.columns.get("prompt")
     earlier_messages = prompt if isinstance(prompt, list) else []
     task = source_format.task or row.get(formats.TASK)
@@ -432,6 +441,17 @@ def _format_one(row: dict[str, Any], source_format: SourceFormat) -> dict[str, A
 def _describe_dropped(function: FunctionLocation) -> BadRow:
     """Return what stands for a row that the user's function drops; it has no code, because it is no fault."""
     return BadRow("", "", f"dropped by {function.name}", "")
+
+
+def _refuse_half_characters(columns: Mapping[str, Any]) -> None:
+    """Refuse a lone surrogate, which JSON can write and no text can hold. Raises FormatError."""
+    for text in messages.iterate_texts(columns):
+        try:
+            text.encode()
+        except UnicodeEncodeError as error:
+            problem = f"the text holds \\u{ord(text[error.start]):04x}, a lone surrogate: one half of a character"
+            fix = "Write the whole character, or remove it from the row."
+            raise messages.FormatError(problem, fix, code="data.lone_surrogate") from None
 
 
 def _has_special_token(row: Mapping[str, Any], source_format: SourceFormat) -> bool:

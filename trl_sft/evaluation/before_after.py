@@ -21,6 +21,7 @@ from trl import SFTTrainer
 from trl_sft import run_folder
 from trl_sft.console import format_columns
 from trl_sft.data.formats import TEXT
+from trl_sft.data.formatted_columns import read_row
 from trl_sft.data.messages import unescape
 from trl_sft.data.rows import RunRows
 from trl_sft.evaluation.generate import answer_prompts, build_generation_config
@@ -81,14 +82,14 @@ def select_prompts(
     """
     eval_rows = rows.eval_rows
     loss_tokens = {name: counts["tokens"]["loss"] for name, counts in ledger["eval"].items()}
-    first = rows.train.rows[int(rows.train.order[0])] if eval_rows is None else eval_rows[0]
+    first = read_row(rows.train.rows, int(rows.train.order[0])) if eval_rows is None else read_row(eval_rows, 0)
     example = first["text"][:40] if rows.row_type == TEXT else _read_prompt(0, first).content
     if run.evaluate is None or eval_rows is None or rows.row_type == TEXT:
         return PromptSet([], [], example, loss_tokens)
     number = min(int(run.evaluate.get("max_rows", _MAX_ROWS)), len(eval_rows))
     indices = sorted(random.Random(run.train.get("seed", 42)).sample(range(len(eval_rows)), number))
-    selected = [eval_rows[index] for index in indices]
-    ids = [encode(row["prompt"], json.loads(row.get("tools") or "null")) for row in selected]
+    selected = [read_row(eval_rows, index) for index in indices]
+    ids = [encode(row["prompt"], row.get("tools")) for row in selected]
     prompts = [_read_prompt(index, row) for index, row in zip(indices, selected, strict=True)]
     if len(rows.eval) > 1:  # a row without a task gets the name of its evaluation set as its task
         names = list(rows.eval)

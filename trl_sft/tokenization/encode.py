@@ -257,7 +257,10 @@ def _list_columns(split: Split) -> list[str]:
 
 
 def to_columns(table: pa.Table) -> dict[str, list[Any]]:
-    """Return a batch of formatted rows as Python's values by column; messages and tools are JSON in Arrow."""
+    """Return a batch of formatted rows as Python's values by column; messages and tools are JSON in Arrow.
+
+    `formatted_columns.read_columns` does the same for the package `data`, to which a row never returns.
+    """
     columns = {}
     for name in table.column_names:
         column = table[name].combine_chunks()

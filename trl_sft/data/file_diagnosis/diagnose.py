@@ -10,6 +10,7 @@ from __future__ import annotations
 import codecs
 import json
 import re
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -42,7 +43,7 @@ def check_head(recipe: Recipe, source: Source, file: Path) -> list[Fault]:
     foreign = content.find_foreign_content(file, builder)
     if foreign:
         return [Fault(make_place(file.name), f"{file.name} {foreign.problem}", foreign.fix, code=foreign.code)]
-    if builder not in _TEXT_BUILDERS:
+    if builder not in _TEXT_BUILDERS or zipfile.is_zipfile(file):
         return []
     head = content.read_head(file)
     is_strict = "encoding" not in source.load_kwargs and source.load_kwargs.get("encoding_errors") in (None, "strict")
@@ -70,7 +71,7 @@ def explain_file(recipe: Recipe, source: Source, file: Path) -> list[Fault]:
     if broken:
         return [Fault(make_place(file.name), f"{file.name} {broken.problem}", broken.fix, code=broken.code)]
     builder = source.builder or find_builder(file)
-    if builder not in _TEXT_BUILDERS:
+    if builder not in _TEXT_BUILDERS or zipfile.is_zipfile(file):
         return []
     data = _read_data(file)
     if source.load_kwargs.get("encoding_errors") in (None, "strict"):
@@ -307,6 +308,8 @@ def _explain_table(recipe: Recipe, source: Source, file: Path, *, text: str) -> 
 
 def _explain_separator(recipe: Recipe, source: Source, file: Path, *, text: str) -> list[Fault]:
     """Return the fault of a table that is read with another separator than it has."""
+    if "dialect" in source.load_kwargs:  # it says what separates the cells
+        return []
     separator = str(source.load_kwargs.get("sep") or source.load_kwargs.get("delimiter") or ",")
     better = table.find_separator(text, separator) if len(separator) == 1 else ""
     if not better:

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from trl_sft.data.readers.data_file import DataFile, count_line_breaks, open_text
-from trl_sft.data.readers.record_block import BLOCK_CHARACTERS, RecordBlock
+from trl_sft.data.readers.record_block import BLOCK_CHARACTERS, ReadingError, RecordBlock
 from trl_sft.errors import Fault, NotAsAsked
 
 _SAMPLED_ROWS = 8  # of each block, beside its first and its last row
@@ -99,7 +99,10 @@ class LineGuard:
             raise GuardError(self.file, self.line, f"the reader says that a row begins on line {line}: {record[:200]}")
         lines = self._take(until)
         if len(lines) != 1 or self.is_sampled:
-            expected = self.parse(lines, line)
+            try:
+                expected = self.parse(lines, line)
+            except ReadingError as error:
+                raise GuardError(self.file, line, f"the reader gave {record[:200]}, but {error.problem}") from None
             if len(expected) != 1 or not self.is_equal(record, expected[0]):
                 shown = "".join(lines)[:200]
                 raise GuardError(self.file, line, f"the reader gave {record[:200]}, the file has {shown}")
