@@ -232,12 +232,7 @@ def test_packs_are_trls(form, strategy, shuffled, here):
     pair = ", wording: question_answer"
     keywords = {"pairs": pair, "completions": pair, "chat": "", "text": ", wording: {text: '{answer}'}"}[form]
     recipe(here, rows, keywords)
-    packing = [
-        "train.packing=true",
-        f"train.packing_strategy={strategy}",
-        "train.max_length=64",
-        "run.allow=[truncated_answers]",
-    ]
+    packing = ["train.packing=true", f"train.packing_strategy={strategy}", "train.max_length=64"]
     packing += [f"train.shuffle_dataset={str(shuffled).lower()}", "run.allow=[leaking_packing, truncated_answers]"]
     everything = form != "completions"
     ready = ours(*packing, *(["data.loss_on=all"] if everything else []))
