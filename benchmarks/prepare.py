@@ -149,7 +149,9 @@ def prepare_with_trl_sft(kind, tokenizer, dataset, *, memory):
 
     row_type = PAIRS if kind == "plain" else CHAT
     every = np.arange(len(dataset))
-    split = Split(dataset, (), np.zeros_like(every), every, every, {}, "rows")  # the cache is empty, so any key will do
+    split = Split(
+        dataset, (), np.zeros_like(every), every, every, {}, {}, "rows"
+    )  # the cache is empty, so any key will do
     memory.start()
     began = time.perf_counter()
     encoder = build_encoder(EncodingSettings(row_type, KINDS[kind], "<|im_end|>", LENGTH), tokenizer, {})
