@@ -178,11 +178,15 @@ def test_each_setting_of_a_template_that_opens_a_thought_is_measured(name, write
             assert trained(*overrides)[1].datasets.ledger["train"]["answers"] == trial.answers
 
 
-def test_a_second_thought_of_an_answer_is_refused(write, go):
-    write(WRITES_EMPTY_THOUGHTS, thoughtful("so it goes", "and so on"))
-    code, _, err = go(None, command=["check"])
-    assert code == 2
-    assert "the template writes an empty thought before the thought of the answer: '<think></think><think>" in err
+def test_one_thought_is_trained_where_the_template_writes_an_empty_one_before_it(write):
+    write(WRITES_EMPTY_THOUGHTS, thoughtful("so it goes", "and so on"), PLAIN)
+    rows, inputs = trained()
+    assert sorted(rows, key=lambda row: len(row[0])) == [
+        ["<think></think>a<|im_end|>", "<think></think>b<|im_end|>"],
+        ["<think>\nso it goes\n</think>\n\na<|im_end|>", "<think>\nand so on\n</think>\n\nb<|im_end|>"],
+    ]
+    counts = inputs.datasets.ledger["train"]["answers"]
+    assert (counts["with_thought"], counts["with_empty_thought"]) == (2, 2)
 
 
 @pytest.mark.parametrize("name", ["chatml", "llama3", "gemma", "qwen2_5"])

@@ -6,6 +6,7 @@ here: rows.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -14,7 +15,7 @@ from tokenizers import AddedToken, Tokenizer
 from transformers import PreTrainedTokenizerBase
 
 from trl_sft.data.formats import CHAT
-from trl_sft.data.messages import MARK
+from trl_sft.data.messages import MARK, Message
 from trl_sft.tokenization import loss_mask, prompt_tokens, thinking
 from trl_sft.tokenization.loss_mask import ChatTemplate, TokenMarks
 from trl_sft.tokenization.prompt_tokens import PromptTokenizer
@@ -102,6 +103,8 @@ def build_encoder(
     if settings.row_type == CHAT:
         template = loss_mask.inspect_template(tokenizer, template_kwargs, settings.allow_prompt_mismatch)
         thoughts = thinking.find_thought_marks(tokenizer, template_kwargs)
+        if thoughts is not None:
+            template = _keep_one_thought(template, thoughts)
     backend = tokenizer.backend_tokenizer if tokenizer.is_fast else None
     escaped_tokens: dict[int, list[int]] = {}
     if backend is not None:
@@ -117,6 +120,16 @@ def build_encoder(
         add_special_tokens=settings.row_type != CHAT,  # a template writes its own first token
     )
     return Encoder(settings, tokenizer, template_kwargs, template, backend, escaped_tokens, prompts, thoughts, marks)
+
+
+def _keep_one_thought(template: ChatTemplate, thoughts: ThoughtMarks) -> ChatTemplate:
+    """Return a template that writes no empty thought before a thought of a row."""
+    render = template.render
+
+    def render_one(messages: Sequence[Message], tools: Sequence[Any] | None, add_generation_prompt: bool) -> str:
+        return thoughts.keep_one(render(messages, tools, add_generation_prompt))
+
+    return dataclasses.replace(template, render=render_one)
 
 
 def _add_escaped_tokens(backend: Tokenizer, strings: Sequence[str]) -> dict[int, list[int]]:

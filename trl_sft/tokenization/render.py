@@ -31,7 +31,6 @@ _CODES_OF_TEMPLATES = (
     "template.prompt_mismatch",
     "template.drops_content",
     "template.no_end_token",
-    "template.second_thought",
 )
 
 
@@ -180,6 +179,8 @@ def _apply_template(
     texts: Iterator[str] = iter(())
     if plain:
         texts = iter(encoder.tokenizer.apply_chat_template(plain, tokenize=False, **encoder.template_kwargs))
+    if encoder.thoughts is not None:
+        texts = map(encoder.thoughts.keep_one, texts)
     return [
         encoder.template.render(turns, functions, False) if functions else next(texts)
         for turns, functions in zip(chats, tools, strict=True)
@@ -262,10 +263,6 @@ def _read_thoughts(encoder: Encoder, row: RenderedRow) -> RenderedRow:
     beginnings = [marks.classify(row.text, start) for start in starts]
     if thinking.EMPTY not in beginnings:
         return row._replace(beginnings=tuple(beginnings))
-    if second := next(filter(None, (marks.find_second_thought(row.text, start) for start in starts)), ""):
-        problem = f"the template writes an empty thought before the thought of the answer: {second!r}"
-        fix = "Use a template that renders thoughts, or remove them from the rows"
-        raise MaskError(problem, fix, code="template.second_thought")
     if not encoder.settings.skip_empty_thoughts or row.spans is None:
         return row._replace(beginnings=tuple(beginnings))
     beginnings = [thinking.SKIPPED if beginning == thinking.EMPTY else beginning for beginning in beginnings]

@@ -72,10 +72,14 @@ class ThoughtMarks:
         end = text.find(self.closing, self._find_thought(text, start)) + len(self.closing)
         return end + len(text[end:]) - len(text[end:].lstrip())
 
-    def find_second_thought(self, text: str, start: int) -> str:
-        """Return what an answer has where a thought follows an empty one; "" = it has one thought at most."""
-        begin = self.skip_empty(text, start)
-        return text[start : begin + 40] if begin > start and text.startswith(self.opening, begin) else ""
+    def keep_one(self, text: str) -> str:
+        """Return a rendered chat without the empty thoughts that the template writes before a thought of a row.
+
+        Such a template does not render thoughts, so a row's thought is a part of its text: `<think></think>` of the
+        template is followed by `<think>` of the row. Generation writes one.
+        """
+        twice = rf"{re.escape(self.opening)}\s*{re.escape(self.closing)}\s*(?={re.escape(self.opening)})"
+        return re.sub(twice, "", text) if self.opening in text else text
 
     def _find_thought(self, text: str, start: int) -> int:
         """Return where the thought of an answer begins, after its opening; -1 = the answer has none."""
