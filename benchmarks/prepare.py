@@ -157,7 +157,7 @@ def prepare_with_trl_sft(kind, tokenizer, dataset, *, memory):
     encoder = build_encoder(EncodingSettings(row_type, KINDS[kind], "<|im_end|>", LENGTH), tokenizer, {})
 
     def tokenize_and_pack():
-        encoded = tokenization_cache.read_or_encode(split, encoder, Path("bench"), title="Tokenizing")
+        encoded = tokenization_cache.read_or_encode(split, encoder, Path("bench"), title="Tokenizing", most_bad_rows=0)
         return tokenization_cache.pack(encoded, LENGTH, "bfd", seed=None)
 
     packs = tokenize_and_pack()
