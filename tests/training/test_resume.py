@@ -72,16 +72,30 @@ EPOCHS = ("train.max_steps=-1", "train.num_train_epochs=2")  # of 32 rows: 16 st
     ("step", "overrides"),
     [
         (3, ("train.logging_steps=2", "train.eval_strategy=steps", "train.eval_steps=2", "train.eval_on_start=true")),
-        (4, ("train.eval_strategy=steps", "train.eval_steps=4", "train.eval_on_start=true")),
+        pytest.param(
+            4, ("train.eval_strategy=steps", "train.eval_steps=4", "train.eval_on_start=true"), marks=pytest.mark.long
+        ),
         (5, ("train.logging_steps=4", "lora={r: 4, target_modules: all-linear, lora_dropout: 0.1}")),
-        (3, ("train.gradient_accumulation_steps=3", "train.logging_steps=5", "train.max_grad_norm=0.1")),
+        pytest.param(
+            3,
+            ("train.gradient_accumulation_steps=3", "train.logging_steps=5", "train.max_grad_norm=0.1"),
+            marks=pytest.mark.long,
+        ),
         (22, (*EPOCHS, "train.train_sampling_strategy=group_by_length", "train.logging_steps=7")),
-        (16, (*EPOCHS, "train.train_sampling_strategy=group_by_length")),
-        (21, (*EPOCHS, "lora={r: 4, target_modules: all-linear, lora_dropout: 0.2}")),
+        pytest.param(16, (*EPOCHS, "train.train_sampling_strategy=group_by_length"), marks=pytest.mark.long),
+        pytest.param(
+            21, (*EPOCHS, "lora={r: 4, target_modules: all-linear, lora_dropout: 0.2}"), marks=pytest.mark.long
+        ),
         (11, ("train.packing=true", "train.max_length=64", "train.max_steps=14")),
         (3, ("data.train={path: rows.jsonl, streaming: true}", "data.eval_fraction=null", "data.eval=other.jsonl")),
-        (19, (*EPOCHS, "train.optim=adafactor", "train.lr_scheduler_type=cosine", "train.warmup_steps=3")),
-        (20, (*EPOCHS, "train.train_sampling_strategy=sequential", "train.optim=sgd")),
+        pytest.param(
+            19,
+            (*EPOCHS, "train.optim=adafactor", "train.lr_scheduler_type=cosine", "train.warmup_steps=3"),
+            marks=pytest.mark.long,
+        ),
+        pytest.param(
+            20, (*EPOCHS, "train.train_sampling_strategy=sequential", "train.optim=sgd"), marks=pytest.mark.long
+        ),
     ],
     ids=lambda value: value if isinstance(value, int) else " ".join(value).replace("train.", "")[:60],
 )
@@ -323,8 +337,9 @@ def test_data_file_that_changes_while_it_is_read_is_refused(go, here, monkeypatc
     assert not (here / "out" / "run.json").exists()
 
 
-@pytest.mark.parametrize("name", ["optimizer.pt", "scheduler.pt", "rng_state.pth", "model.safetensors"])
-@pytest.mark.parametrize("damage", ["missing", "cut"])
+@pytest.mark.parametrize(
+    ("name", "damage"), [("optimizer.pt", "cut"), ("scheduler.pt", "missing"), ("rng_state.pth", "cut")]
+)
 def test_damaged_newest_checkpoint_is_named_and_the_one_before_it_is_taken(name, damage, go, here, stop_after):
     assert go(FULL, *SAVING, "train.output_dir=whole")[0] == 0
     stop_after(5)

@@ -5,7 +5,9 @@ Each function names the versions that it was written for and, where it repairs a
 `tests/model/test_upstream_internals.py` fails where upstream renames or changes one of these parts.
 
 Deliberately absent: the private parts of PyTorch under fake tensors (`training.memory.fake_tensors`), of datasets
-(`data.code_digest`), of tokenizers (`tokenization.special_tokens`), and upstream's sources (`recipe.upstream`).
+(`data.code_digest`), of tokenizers (`tokenization.special_tokens`), the clock of chat templates
+(`tokenization.template_date`), the counters that a resumed run restores (`training.resume`), and upstream's sources
+(`recipe.upstream`).
 """
 
 from __future__ import annotations

@@ -105,7 +105,8 @@ def _explain(error: BaseException, run: Run, record: RunRecord) -> Exception | N
         unreadable = isinstance(error, OSError | RuntimeError | EOFError) or type(error).__name__ == "SafetensorError"
         if record.checkpoint is not None and (unpickled or unreadable):
             problem = f"{record.checkpoint}: the run cannot resume from this checkpoint: {errors.first_line(error)}"
-            fix = "Set run.resume to the path of an earlier checkpoint."
+            fix = f"Move {record.checkpoint.name} to another place, then run the same command: the run resumes from the"
+            fix += " checkpoint before it."
             return RecipeError(
                 Fault(run.recipe.where(("run", "resume")), problem, fix, code="resume.unreadable_checkpoint")
             )
