@@ -143,6 +143,15 @@ def test_what_the_fix_says_trains_with_the_column(row, here):
     assert next(value for value in row.values() if isinstance(value, str)) in text
 
 
+def test_fix_keeps_the_renames_that_the_source_has(here):
+    row = {"instruction": "Sum it up.", "context": "A long text.", "response": "s", "category": "x"}
+    (fault,) = refuse(here, [row] * 2, "{train: {path: r.jsonl, rename: {response: output}}}")
+    assert "Set `rename: {response: output, context: input}`" in fault.fix
+    assert fault.edits == (Edit("set", ("data", "train", "rename"), {"response": "output", "context": "input"}),)
+    ready = prepare(here, "{train: {path: r.jsonl, rename: {response: output, context: input}}}")
+    assert ready.rows.notes[0].endswith("not used: category")
+
+
 @pytest.mark.parametrize("value", [None, "", [], {}])
 def test_column_that_is_empty_in_every_row_is_not_refused(value, here):
     jsonl(here / "r.jsonl", [{"context": value, "system_prompt": value, "images": value, **QA}] * 3)

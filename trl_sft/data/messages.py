@@ -120,6 +120,8 @@ def list_unread_keys(row: Row) -> dict[str, list[Any]]:
     """Return the keys of a row's turns that nothing here reads, as column.key, with their values that are not null."""
     unread: dict[str, list[Any]] = {}
     for column, value in row.items():
+        if isinstance(value, list) and all(type(turn) is dict and turn.keys() <= _KNOWN_KEYS for turn in value):
+            continue  # the usual case
         for turn in _list_turns(column, value):
             for key, item in turn.items():
                 if key not in _KNOWN_KEYS and item is not None and not _is_loss_key(key):

@@ -140,7 +140,11 @@ def _advise(
     if meaning == key_meanings.TEMPLATE:
         return "Set `tokenizer.chat_template_kwargs` for all rows, in place of the column.", ()
     values = _find_rename(column, meaning=meaning, format_name=format_name, columns=columns)
-    if values and not source.function and not source.rename and not source.wording:
+    if "rename" in values:  # columns have the names that the source's own `rename` gives them
+        names_in_file = {new: old for old, new in source.rename.items()}
+        renames = {names_in_file.get(old, old): new for old, new in values["rename"].items()}
+        values["rename"] = source.rename | renames
+    if values and not source.function and not source.wording:
         fix = " and ".join(f"`{key}: {diagnose.write_value(value)}`" for key, value in values.items())
         return f"Set {fix} to train with it.", diagnose.make_edits(run.recipe, source, values)
     if format_name == "text":
