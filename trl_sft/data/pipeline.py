@@ -412,7 +412,6 @@ def _format_one(row: dict[str, Any], source_format: SourceFormat) -> dict[str, A
     if source_format.function:
         unused |= set(row) - {*source_format.columns_read, formats.TASK}
     row = {column: value for column, value in row.items() if column in source_format.columns_read}
-    messages.refuse_half_characters(row)
     has_special_token = _has_special_token(row, source_format)
     if has_special_token:
         row = messages.escape(row, messages.special_pattern(source_format.features.special_tokens))
@@ -423,7 +422,7 @@ def _format_one(row: dict[str, Any], source_format: SourceFormat) -> dict[str, A
         features=source_format.features,
         task=source_format.task,
     )
-    _refuse_half_characters(formatted.columns)
+    messages.refuse_half_characters(formatted.columns)  # also what a text of JSON inside a row holds
     prompt = formatted.columns.get("prompt")
     earlier_messages = prompt if isinstance(prompt, list) else []
     task = source_format.task or row.get(formats.TASK)
@@ -441,17 +440,6 @@ def _format_one(row: dict[str, Any], source_format: SourceFormat) -> dict[str, A
 def _describe_dropped(function: FunctionLocation) -> BadRow:
     """Return what stands for a row that the user's function drops; it has no code, because it is no fault."""
     return BadRow("", "", f"dropped by {function.name}", "")
-
-
-def _refuse_half_characters(columns: Mapping[str, Any]) -> None:
-    """Refuse a lone surrogate, which JSON can write and no text can hold. Raises FormatError."""
-    for text in messages.iterate_texts(columns):
-        try:
-            text.encode()
-        except UnicodeEncodeError as error:
-            problem = f"the text holds \\u{ord(text[error.start]):04x}, a lone surrogate: one half of a character"
-            fix = "Write the whole character, or remove it from the row."
-            raise messages.FormatError(problem, fix, code="data.lone_surrogate") from None
 
 
 def _has_special_token(row: Mapping[str, Any], source_format: SourceFormat) -> bool:

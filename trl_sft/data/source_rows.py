@@ -9,6 +9,7 @@ columns mean (`formats`).
 
 from __future__ import annotations
 
+import functools
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from types import MappingProxyType
@@ -124,17 +125,11 @@ def parse_record(record: str) -> dict[str, Any]:
         FormatError: the record is not JSON, no object, or writes a key twice.
 
     """
-    repeated: list[str] = []
-
-    def make_object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        result = dict(pairs)
-        if len(result) != len(pairs):
-            names = [name for name, _ in pairs]
-            repeated.append(next(name for name in names if names.count(name) > 1))
-        return result
-
     try:
-        row = json.loads(record, object_pairs_hook=make_object)
+        row = _make_decoder().decode(record)
+    except _RepeatedKeyError as error:
+        problem = f"the key {error} is written twice in one object"
+        raise FormatError(problem, "Remove one of the two.", code="data.repeated_key") from None
     except json.JSONDecodeError as error:
         line = record.count("\n", 0, error.pos) + 1
         place = f"column {error.colno}" if line == 1 else f"its line {line}, column {error.colno}"
@@ -146,9 +141,6 @@ def parse_record(record: str) -> dict[str, Any]:
         raise FormatError(problem, "Remove levels of lists and objects.", code="data.invalid_json") from None
     except ValueError as error:  # a number of more than 4,300 digits
         raise FormatError(f"the row cannot be read: {error}", "Correct the row.", code="data.invalid_json") from None
-    if repeated:
-        problem = f"the key {repeated[0]} is written twice in one object"
-        raise FormatError(problem, "Remove one of the two.", code="data.repeated_key")
     if isinstance(row, str):
         return {"text": row}
     if not isinstance(row, dict):
@@ -156,6 +148,25 @@ def parse_record(record: str) -> dict[str, Any]:
         fix = 'Write each row as an object, as in {"question": ..., "answer": ...}.'
         raise FormatError(problem, fix, code="data.not_rows")
     return row
+
+
+class _RepeatedKeyError(Exception):
+    """An object has a key twice; the text of the exception is the key."""
+
+
+@functools.cache
+def _make_decoder() -> json.JSONDecoder:
+    """Return the decoder of records; making one takes as long as decoding a short record."""
+    return json.JSONDecoder(object_pairs_hook=_make_object)
+
+
+def _make_object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Return an object from its keys and values; raise _RepeatedKeyError if it has a key twice."""
+    result = dict(pairs)
+    if len(result) != len(pairs):
+        names = [name for name, _ in pairs]
+        raise _RepeatedKeyError(next(name for name in names if names.count(name) > 1))
+    return result
 
 
 def _rename_columns(row: dict[str, Any], rename: Mapping[str, str]) -> dict[str, Any]:
