@@ -136,6 +136,18 @@ def test_stream_needs_a_length_where_positions_end(here, go):
     assert go(text, "train.max_length=64", command=["check"])[0] == 0
 
 
+@pytest.mark.usefixtures("gpt2")
+def test_answers_of_the_evaluation_end_with_the_positions(here, go):
+    question = [{"role": "user", "content": "ab " * 12}]
+    rows = [{"messages": [*question, {"role": "assistant", "content": f"{'w ' * 9}{n}"}]} for n in range(20)]
+    jsonl(here / "r.jsonl", rows)
+    text = TEXT.replace("r.jsonl}", "r.jsonl, eval_fraction: 0.4}") + "evaluate: {generation: {max_new_tokens: 50}}\n"
+    code, _, err = go(text, "train.max_length=64")
+    assert code == 0, err
+    samples = (here / "out" / "samples.jsonl").read_text(encoding="utf-8").splitlines()
+    assert len(samples) == 8
+
+
 def test_rows_longer_than_rotary_positions_are_a_line(here, go):
     jsonl(here / "r.jsonl", [chat(3), chat(2000), chat(5)])
     text = TEXT.replace("./gpt2", "trl_sft:tiny")

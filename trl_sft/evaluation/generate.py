@@ -6,6 +6,7 @@ prompts (`before_after`) and the metrics (`metrics`).
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -15,6 +16,7 @@ from transformers import GenerationConfig
 from trl import SFTTrainer
 
 from trl_sft.console import shows_progress
+from trl_sft.model import positions
 
 _MAX_NEW_TOKENS = 256  # of an answer, unless the longest reference is shorter or the recipe says otherwise
 _MARGIN = 8  # tokens beyond the longest reference, so that an answer that does not stop becomes visible
@@ -24,6 +26,9 @@ def answer_prompts(
     trainer: SFTTrainer, prompt_ids: Sequence[list[int]], config: GenerationConfig, *, label: str
 ) -> list[str]:
     """Return the live model's answers, in the order of the prompts.
+
+    A model with a table of positions (GPT-2) stops an answer at its last position; a prompt that fills the table has
+    the answer "".
 
     Args:
         trainer: holds the model, its tokenizer and the batch size of an evaluation.
@@ -38,6 +43,8 @@ def answer_prompts(
     # longest prompts first: an out-of-memory error comes at once, and a batch needs little padding
     order = sorted(range(len(prompt_ids)), key=lambda index: -len(prompt_ids[index]))
     answers = [""] * len(prompt_ids)
+    limit = positions.read_limit(model.config)
+    table = None if limit is None else positions.find_table(model, limit)
     was_training = model.training
     model.eval()
     bar = tqdm(total=len(order), desc=f"answers {label}", unit="prompt", disable=not shows_progress(), leave=False)
@@ -46,7 +53,10 @@ def answer_prompts(
             for start in range(0, len(order), size):
                 batch = order[start : start + size]
                 input_ids, mask = _pad_left([prompt_ids[i] for i in batch], tokenizer.pad_token_id, trainer.args.device)
-                output = model.generate(input_ids=input_ids, attention_mask=mask, generation_config=config)
+                batch_config = _fit_positions(config, width=input_ids.shape[1], table=table)
+                if batch_config is None:
+                    continue
+                output = model.generate(input_ids=input_ids, attention_mask=mask, generation_config=batch_config)
                 for index, tokens in zip(batch, output[:, input_ids.shape[1] :], strict=True):
                     answers[index] = tokenizer.decode(tokens, skip_special_tokens=True)
                 bar.update(len(batch))
@@ -54,6 +64,24 @@ def answer_prompts(
         bar.close()
         model.train(was_training)
     return answers
+
+
+def _fit_positions(config: GenerationConfig, *, width: int, table: int | None) -> GenerationConfig | None:
+    """Return a config whose answers end with the positions of the model; None = a prompt leaves no position.
+
+    Args:
+        config: how to decode.
+        width: the tokens of the longest prompt.
+        table: the number of positions; None = they have no end.
+
+    """
+    if table is None or width + (config.max_new_tokens or table) <= table:
+        return config
+    if width >= table:
+        return None
+    shorter = copy.deepcopy(config)
+    shorter.max_new_tokens = table - width
+    return shorter
 
 
 def build_generation_config(
