@@ -502,3 +502,34 @@ def test_row_that_cannot_be_parsed_is_an_error_of_that_row_alone(tmp_path):
     first, second, third = decode(rows)
     assert (first, third) == ({"a": 1}, {"a": 3})
     assert isinstance(second, FormatError)
+
+
+def test_files_of_the_hub_are_read_exactly_and_again_without_a_network(tmp_path, monkeypatch):
+    """`datasets` is told that the hub's data set is a folder; its cache is that of the tests."""
+    folder = tmp_path / "hub"
+    folder.mkdir()
+    jsonl(folder / "train-0.jsonl", [{"a": "00007"}])
+    jsonl(folder / "train-1.jsonl", [{"a": 5}])
+    original, is_online = load.load_dataset_builder, [True]
+
+    def build(name, **keywords):
+        if not is_online[0]:
+            raise ConnectionError("no network")
+        return original(str(folder), **keywords)
+
+    monkeypatch.setattr(load, "load_dataset_builder", build)
+    monkeypatch.setattr(load.hub, "check_id", lambda *_: is_online[0])
+    monkeypatch.setattr(
+        load.hub_files.datasets,
+        "DownloadManager",
+        lambda **_: type("Manager", (), {"download": staticmethod(lambda path: path)}),
+    )
+    expected = [{"a": "00007"}, {"a": 5}]
+    source = f"someone/{tmp_path.name.replace('_', '-')}"
+    assert canonical(read_head(tmp_path, source)) == canonical(expected)
+    assert canonical(read_whole(tmp_path, source)) == canonical(expected)
+    is_online[0] = False
+    for reading in READINGS.values():
+        assert canonical(reading(tmp_path, source)) == canonical(expected)
+    with pytest.raises(UserError, match="other"):
+        read_whole(tmp_path, "someone/other")

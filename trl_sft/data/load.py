@@ -11,13 +11,12 @@ of a row (`pipeline`).
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import glob
 import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import datasets
 import numpy as np
@@ -36,8 +35,9 @@ from datasets.data_files import EmptyDatasetError
 from datasets.exceptions import DataFilesNotFoundError
 
 from trl_sft import disk
-from trl_sft.data import folder
+from trl_sft.data import folder, hub_files
 from trl_sft.data.file_diagnosis import diagnose, upstream_message
+from trl_sft.data.hub_files import SourceFiles
 from trl_sft.data.messages import FormatError
 from trl_sft.data.readers import record_store
 from trl_sft.data.readers.csv_records import OptionError
@@ -60,14 +60,6 @@ _STREAM_ROWS = 1000  # rows of a batch of a stream
 # arguments of `load_dataset` that its builder does not take
 _LOADING_KEYWORDS = ("split", "streaming", "num_proc", "keep_in_memory", "verification_mode", "save_infos")
 _SPLIT = re.compile(r"(\w+(?:\.\w+)*)(\[[^]]*\](?:\(\w+\))?)?")  # the name of a split, and a part of it
-
-
-class SourceFiles(NamedTuple):
-    """The files of one source that a builder of `datasets` would read."""
-
-    builder: str  # json, csv, text, parquet, arrow
-    splits: Mapping[str, Sequence[DataFile]]
-    keywords: Mapping[str, Any]  # of the configuration of the builder
 
 
 def load_source(recipe: Recipe, source: Source, max_rows: int | None = None) -> SourceRows:
@@ -249,27 +241,50 @@ def _find_files(recipe: Recipe, source: Source) -> SourceFiles | None:
         files = [DataFile(file.name, str(file)) for file in source.location.files]
         return SourceFiles(source.builder, {"train": files}, source.load_kwargs)
     if not source.location.files:
-        hub.check_id("dataset", source.location.name, source.load_kwargs)
-    elif documents := folder.find_documents(source.location.files[0]):
+        return _find_hub_files(source)
+    if documents := folder.find_documents(source.location.files[0]):
         return _make_document_files(recipe, source, documents)
     builder = load_dataset_builder(source.location.name, **_builder_keywords(source))
     name = type(builder).__module__.rpartition(".")[2]
-    if source.location.files:
-        read_files = [Path(file) for files in (builder.config.data_files or {}).values() for file in files]
-        folder.check(recipe, source, builder_name=name, files=read_files)
+    found = builder.config.data_files or {}
+    folder.check(recipe, source, builder_name=name, files=[Path(file) for files in found.values() for file in files])
     if name not in record_store.BUILDERS:
         return None
-    base = {field.name for field in dataclasses.fields(datasets.BuilderConfig)}
-    config = builder.config
-    defaults = {field.name: field.default for field in dataclasses.fields(config)}
-    keywords = {
-        key: getattr(config, key) for key in defaults if key not in base and getattr(config, key) != defaults[key]
-    }
+    path = source.location.files[0]
     splits = {
-        str(split): [_make_data_file(file, source, builder) for file in files]
-        for split, files in (config.data_files or {}).items()
+        str(split): [DataFile(str(Path(file).relative_to(path)), file) for file in files]
+        for split, files in found.items()
     }
-    return SourceFiles(name, splits, keywords)
+    return SourceFiles(name, splits, hub_files.list_config_keywords(builder.config))
+
+
+def _find_hub_files(source: Source) -> SourceFiles | None:
+    """Return the files of a data set of the hub; without a network those that an earlier run read."""
+    name, keywords = source.location.name, _builder_keywords(source)
+    is_reached = hub.check_id("dataset", name, source.load_kwargs)
+    if not is_reached and (noted := hub_files.read_note(name, keywords)):
+        return noted
+    builder = load_dataset_builder(name, **keywords)
+    builder_name = type(builder).__module__.rpartition(".")[2]
+    if builder_name not in record_store.BUILDERS:
+        return None
+    download_config = datasets.DownloadConfig(token=source.load_kwargs.get("token"))
+    splits = {
+        str(split): [DataFile(f"{name}/{Path(file).name}", file, download_config) for file in files]
+        for split, files in (builder.config.data_files or {}).items()
+    }
+    return SourceFiles(builder_name, splits, hub_files.list_config_keywords(builder.config))
+
+
+def _download_files(source: Source, files: SourceFiles, splits: Sequence[str]) -> SourceFiles:
+    """Return the files of a source with those of some splits on this machine, and note where they are."""
+    wanted = {name: _files_of_split(files, name) for name in splits}
+    if all(file.download_config is None for entries in wanted.values() for file in entries):
+        return files
+    local = {name: hub_files.download(entries) for name, entries in wanted.items()}
+    files = files._replace(splits={**files.splits, **local})
+    hub_files.note_files(source.location.name, _builder_keywords(source), files)
+    return files
 
 
 def _make_document_files(recipe: Recipe, source: Source, documents: Mapping[str, Sequence[Path]]) -> SourceFiles:
@@ -286,17 +301,6 @@ def _make_document_files(recipe: Recipe, source: Source, documents: Mapping[str,
     return SourceFiles("text", splits, {"sample_by": "document"} | keywords)
 
 
-def _make_data_file(address: str, source: Source, builder: Any) -> DataFile:
-    """Return a file of a folder or of the hub."""
-    if source.location.files:
-        return DataFile(str(Path(address).relative_to(source.location.files[0])), address)
-    config = datasets.DownloadConfig(token=source.load_kwargs.get("token"))
-    if source.load_kwargs.get("streaming"):
-        return DataFile(f"{source.location.name}/{address.rpartition('/')[2]}", address, config)
-    manager = datasets.DownloadManager(dataset_name=builder.dataset_name, download_config=config)
-    return DataFile(f"{source.location.name}/{address.rpartition('/')[2]}", str(manager.download(address)))
-
-
 def _builder_keywords(source: Source) -> dict[str, Any]:
     """Return the arguments of a source that `load_dataset_builder` takes."""
     return {name: value for name, value in source.load_kwargs.items() if name not in _LOADING_KEYWORDS}
@@ -311,6 +315,7 @@ def _load_records(source: Source, files: SourceFiles, split: Any) -> SourceRows:
     """Return the rows of files of JSON, CSV or text, of the splits that `split` names, or of parts of them."""
     specs = split if isinstance(split, list) else [split]
     splits = list(dict.fromkeys(name for spec in specs for name in _split_names(spec)))
+    files = _download_files(source, files, splits)
     chosen = [(name, file) for name in splits for file in _files_of_split(files, name)]
     fresh = source.load_kwargs.get("download_mode") not in (None, "reuse_dataset_if_exists")
     stored = record_store.store_records(
