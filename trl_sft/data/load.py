@@ -14,13 +14,12 @@ import contextlib
 import glob
 import re
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import datasets
 import numpy as np
-import pyarrow as pa
 from datasets import (
     Dataset,
     DatasetDict,
@@ -44,6 +43,7 @@ from trl_sft.data.readers.csv_records import OptionError
 from trl_sft.data.readers.data_file import CompressionError, DataFile, digest_file
 from trl_sft.data.readers.record_block import ReadingError
 from trl_sft.data.readers.record_store import FileError, RecordReader
+from trl_sft.data.source_batches import join_batches, take_rows
 from trl_sft.data.source_rows import FILE, RECORD, RowPlaces, SourceRows, place_records
 from trl_sft.data.typed_rows import make_record_tables, read_schema
 from trl_sft.errors import DataError, Edit, Fault, LaunchError, NotAsAsked, RecipeError, UserError, first_line
@@ -76,7 +76,7 @@ def load_source(recipe: Recipe, source: Source, max_rows: int | None = None) -> 
 
     """
     if max_rows is not None:
-        rows = _join_batches(_take_rows(stream_source(recipe, source), max_rows))
+        rows = join_batches(take_rows(stream_source(recipe, source), max_rows))
     else:
         with _explaining(recipe, source):
             rows = _load_all(recipe, source)
@@ -421,48 +421,6 @@ def _load_saved_dataset(source: Source, split: Any) -> Dataset:
     digests = [digest_file(DataFile(file.name, str(file))) for file in sorted(folder.iterdir()) if file.is_file()]
     rows._fingerprint = record_store.digest_key(digests)
     return rows
-
-
-def _take_rows(batches: Iterable[SourceRows], number: int) -> list[SourceRows]:
-    """Return the first batches that hold so many rows, the last one cut."""
-    taken: list[SourceRows] = []
-    for batch in batches:
-        remaining = number - sum(len(earlier.rows) for earlier in taken)
-        taken.append(batch._replace(rows=batch.rows.select(range(min(remaining, len(batch.rows))))))
-        if len(batch.rows) >= remaining:
-            break
-    return taken
-
-
-def _join_batches(batches: Sequence[SourceRows]) -> SourceRows:
-    """Return the rows of several batches of one source."""
-    if not batches:
-        return SourceRows(Dataset.from_dict({}), {}, RowPlaces((), None))
-    columns: Counter[str] = Counter()
-    for batch in batches:
-        columns.update(batch.columns)
-    first = batches[0]
-    parts = [batch.rows for batch in batches]
-    if RECORD in first.rows.column_names:
-        rows = concatenate_datasets(parts)
-        unparsed = sum(batch.unparsed for batch in batches)
-        return SourceRows(rows, columns, place_records(first.places.files, rows), unparsed=unparsed)
-    files = [batch.places.files[0] for batch in batches]
-    if any(part.features != first.rows.features for part in parts):
-        rows = Dataset(pa.concat_tables(make_record_tables(_join_files(files, parts))))
-        return SourceRows(rows, columns, place_records(list(dict.fromkeys(files)), rows))
-    starts: dict[DataFile, int] = {}
-    for file, start in zip(files, np.cumsum([0, *map(len, parts)]).tolist(), strict=False):
-        starts.setdefault(file, start)
-    return SourceRows(concatenate_datasets(parts), columns, RowPlaces(tuple(starts), None, tuple(starts.values())))
-
-
-def _join_files(files: Sequence[DataFile], parts: Sequence[Dataset]) -> list[Dataset]:
-    """Return one dataset for each file, from batches with the file of each."""
-    batches: dict[DataFile, list[Dataset]] = {}
-    for file, part in zip(files, parts, strict=True):
-        batches.setdefault(file, []).append(part)
-    return [concatenate_datasets(parts_of_file) for parts_of_file in batches.values()]
 
 
 def _refuse_unparsed(recipe: Recipe, source: Source, rows: SourceRows) -> None:
