@@ -127,7 +127,9 @@ def check_bad_rows(run: Run, rows: RunRows, encoded_parts: Mapping[str, tuple[Sp
         DataError: the faults of all sources and rows.
 
     """
-    faults = [fault for source in rows.sources for fault in source.faults]
+    splits = [rows.train, *rows.eval.values()]
+    sources = {source.source.key: source for split in splits for source in split.sources}  # one may be in two splits
+    faults = [fault for source in sources.values() for fault in source.faults]
     for part, (split, encoded) in encoded_parts.items():
         kinds = bad_rows.join([split.bad_rows, encoded.bad_rows or {}])
         total = len(np.unique(split.order)) + bad_rows.count(split.bad_rows)

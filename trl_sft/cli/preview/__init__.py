@@ -9,10 +9,13 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from trl_sft import console, errors, json_output
 from trl_sft.cli import arguments
-from trl_sft.recipe.checked import Run
+
+if TYPE_CHECKING:
+    from trl_sft.recipe.checked import Run
 
 
 def main(argv: Sequence[str]) -> int:
