@@ -5,14 +5,14 @@ import subprocess
 import sys
 from pathlib import Path
 
-# Measured on 2026-11-25. The numbers may fall, and rise only with a reason in the log; the architecture page says why
+# Measured on 2026-11-26. The numbers may fall, and rise only with a reason in the log; the architecture page says why
 # they are not lower. The floors are there because a profile that sees nothing proves nothing.
 LIMITS = {
-    "modules": (40, 64),
-    "calls_between_modules": (60, 120),
-    "functions": (200, 400),
-    "statements": (1500, 3200),
-    "lines": (2000, 4300),
+    "modules": (40, 88),
+    "calls_between_modules": (60, 150),
+    "functions": (200, 515),
+    "statements": (1500, 4060),
+    "lines": (2000, 5500),
 }
 
 

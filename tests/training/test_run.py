@@ -542,7 +542,7 @@ def test_model_card_of_a_continued_adapter_names_peft_and_lora(go, here):
         (("train.weight_decay=.nan",), "a finite number"),
         (("train.fp16=true",), "fp16 has no effect on a CPU"),
         (("train.activation_offloading=true",), "recipe.yaml:3 train"),
-        (("train.report_to=comet_ml",), "not installed: comet_ml"),
+        (("train.report_to=comet_ml",), "not installed: comet-ml"),
         (
             ("data={train: rows.jsonl, eval_fraction: 0.5}", "train.eval_steps=1"),
             "`eval_steps` has no effect without `eval_strategy`",
