@@ -161,7 +161,7 @@ def check(run: Run, split: Split, encoded: EncodedRows, *, encoder: Encoder, par
         return
     number = int(encoded.rows.data["row"].to_numpy()[np.flatnonzero(flags)[0]])
     row = render_row(split, encoder, number)
-    summary = f"{int(flags.sum()):,} of {format_rows(len(flags))} of {part} have"
+    summary = f"{int(flags.sum()):,} of {len(flags):,} rows of {part} have"
     fault = prompt_tokens.build_fault(
         encoder.prompts,
         run.recipe.where(("data", part)),
@@ -248,7 +248,7 @@ def describe(
         yield "truncated", _describe_truncation(run, train, args)
     for name, split in (("train", train), *ledger["eval"].items()):
         if split["prompt_mismatch"]:
-            number = f"{split['prompt_mismatch']:,} of {format_rows(split['rows']['kept'])} of {name}"
+            number = f"{split['prompt_mismatch']:,} of {split['rows']['kept']:,} rows of {name}"
             yield "prompts", f"{number} have other prompt tokens at inference than in training"
     lengths = train["tokens_per_row"]
     yield "lengths", f"median {lengths['median']:,} tokens, 99% up to {lengths['p99']:,}, longest {lengths['max']:,}"
