@@ -31,9 +31,11 @@ class Verdict:
 def render(tokenizer, turns, tools, kwargs, prompt=False):
     """Return a chat as text; None where the template raises an error."""
     try:
-        return tokenizer.apply_chat_template(
+        text = tokenizer.apply_chat_template(
             turns, tools=tools or None, tokenize=False, add_generation_prompt=prompt, **kwargs
         )
+        # generation writes one thought, so the template's empty one is not trained before that of the row
+        return text.replace("<think></think><think>", "<think>")
     except Exception:
         return None
 
