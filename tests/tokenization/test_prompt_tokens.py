@@ -213,7 +213,7 @@ def test_a_prompt_that_ends_in_a_space_is_refused_with_what_to_write(loss_on, he
     jsonl(here / "r.jsonl", PAIRS[:2])
     code, _, err = go(RECIPE, f"data.loss_on={loss_on}", command=["prepare"])
     assert code == 2
-    assert "r.jsonl row 1: 1 of 2 rows of train have other prompt tokens at inference than in training" in err
+    assert "r.jsonl row 1 (line 1): 1 of 2 rows of train have other prompt tokens at inference than in training" in err
     assert "-> Move the white space at the end of the prompt to the beginning of the completion." in err
     assert "run.allow: [prompt_mismatch]" in err
     code, out, _ = go(RECIPE, f"data.loss_on={loss_on}", ACCEPT, command=["prepare"])
