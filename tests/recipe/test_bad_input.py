@@ -311,7 +311,7 @@ def test_read_only_filesystem_is_refused(go, monkeypatch):
     def refuse(**_):
         raise OSError(30, "Read-only file system")
 
-    monkeypatch.setattr("trl_sft.run_folder.tempfile.TemporaryFile", refuse)
+    monkeypatch.setattr("trl_sft.recipe.folder_decision.tempfile.TemporaryFile", refuse)
     code, _, err = go(RECIPE)
     assert code == 2
     assert "cannot be written to: Read-only file system" in err
