@@ -117,7 +117,7 @@ FAULTS = {  # name -> (text to replace or "rows" or "template", replacement, pla
     "an answer that is a number": ("rows", [{"question": "q", "answer": 3}], "rows.jsonl row 1 (line 1)", "answer"),
     "an empty answer": ("rows", [{"question": "q", "answer": ""}] * 9, "rows.jsonl row 1 (line 1)", "answer"),
     "columns of another format": ("rows", [{"prompt": "q", "response": "a"}] * 9, "recipe.yaml:5", "question"),
-    "a line with invalid JSON": ("rows", '{"question": "q", "answer": "a"}\n{"question": \n', "rows.jsonl:2", "JSON"),
+    "a line with invalid JSON": ("rows", '{"question": "q", "answer": "a"}\n{"question": \n', "rows.jsonl:2", "middle"),
     "an empty data file": ("rows", "", "recipe.yaml:5", "0 bytes"),
     "invalid UTF-8": ("rows", b'{"question": "\xff", "answer": "a"}\n', "rows.jsonl", "UTF-8"),
     "a special token in the text": (
