@@ -142,7 +142,7 @@ def test_pickle_in_a_checkpoint_runs_nothing_on_resume(name, here, planted, go):
     code, _, err = go(RECIPE, *words)
     assert not planted.exists()
     assert code == 2, err
-    assert "checkpoint-1: the run cannot resume from this checkpoint" in err
+    assert name in err
 
 
 @pytest.mark.parametrize("path", ["rows.pkl", "folder"])

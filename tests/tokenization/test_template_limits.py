@@ -30,7 +30,7 @@ HOSTILE = {
     "repeated text": ("{{ 'a' * 4000000000 }}" + TURNS, "of memory"),
     "list that doubles": (
         "{% set ns = namespace(x='a') %}{% for i in range(60) %}{% set ns.x = ns.x + ns.x %}{% endfor %}" + TURNS,
-        "of memory",
+        "of memory|processor time",
     ),
     "long text": ("{{ 'a' * 3000000 }}" + TURNS, "1,000,000 characters"),
 }

@@ -170,7 +170,7 @@ def test_same_seed_gives_the_same_split_and_loss(train_with):
 
 
 def test_max_length_truncates_rows_and_the_summary_reports_it(train_with, capsys):
-    trainer = train_with("train.max_length=35")[0]
+    trainer = train_with("train.max_length=35", "run.allow=[truncated_answers]")[0]
     lengths = [len(ids) for ids in trainer.train_dataset["input_ids"]]
     assert max(lengths) == 35
     out = capsys.readouterr().out
@@ -183,13 +183,15 @@ def test_report_to_sends_the_log_to_the_tracker(train_with, monkeypatch):
     from transformers import TrainerCallback
     from transformers.integrations import integration_utils
 
+    from trl_sft.model import needed_packages
+
     tracked_logs = []
 
     class Tracker(TrainerCallback):
         def on_log(self, args, state, control, logs=None, **kwargs):
             tracked_logs.append(logs)
 
-    monkeypatch.setattr("trl_sft.model.device.get_available_reporting_integrations", lambda: ["tensorboard"])
+    monkeypatch.setitem(needed_packages._TRACKERS, "tensorboard", ("json", "tensorboard"))  # json is installed
     monkeypatch.setitem(integration_utils.INTEGRATION_TO_CALLBACK, "tensorboard", Tracker)
     train_with()
     assert tracked_logs == []

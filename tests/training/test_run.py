@@ -342,7 +342,7 @@ def test_check_lists_files_of_a_folder_that_belong_to_no_split(go, here):
     (here / "rows" / "notes.pdf").write_bytes(b"%PDF")
     code, out, err = go(RECIPE.replace("rows.jsonl", "rows"), command=["check"])
     assert code == 0, err
-    assert "rows: NOT READ: more.jsonl, some.csv; " in out
+    assert "NOT READ: more.jsonl, notes.pdf, some.csv" in out
     pattern = next(word for word in out.split() if word.endswith("/*.jsonl"))
     code, out, err = go(RECIPE.replace("rows.jsonl", pattern), command=["check"])
     assert code == 0, err
