@@ -1,6 +1,7 @@
 """A data file is diagnosed from its raw bytes: what it is, which line is wrong, and the exact text to write."""
 
 import bz2
+import contextlib
 import gzip
 import io
 import json
@@ -318,22 +319,18 @@ def test_head_of_a_healthy_file_is_all_that_is_read_of_it(tmp_path, monkeypatch)
     sizes = []
     original = content.open_bytes
 
+    class Counted:
+        def __init__(self, file):
+            self.file = file
+
+        def read(self, size=-1):
+            sizes.append(size)
+            return self.file.read(size)
+
+    @contextlib.contextmanager
     def open_counted(path):
-        file = original(path)
-        read = file.read
-
-        class Counted:
-            def __enter__(self):
-                return self
-
-            def __exit__(self, *_):
-                file.close()
-
-            def read(self, size=-1):
-                sizes.append(size)
-                return read(size)
-
-        return Counted()
+        with original(path) as file:
+            yield Counted(file)
 
     monkeypatch.setattr(content, "open_bytes", open_counted)
     assert diagnose.check_head(recipe, source, tmp_path / "rows.jsonl") == []
@@ -423,3 +420,19 @@ def test_single_row_with_a_chat_is_no_file_of_columns(tmp_path):
     turns = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
     (tmp_path / "rows.jsonl").write_text(json.dumps({"messages": turns, "tools": []}) + "\n", encoding="utf-8")
     assert explain(tmp_path, "rows.jsonl") == ""
+
+
+@pytest.mark.parametrize("name", ["rows.jsonl.gz", "rows.jsonl.bz2", "rows.jsonl.xz"])
+@pytest.mark.parametrize("share", [0.1, 0.3, 0.5, 0.9])
+def test_damage_inside_a_compressed_file_is_a_fault_of_the_file(go, here, name, share):
+    """Each decompressor raises errors of its own: zlib.error, LZMAError, OSError, EOFError."""
+    compress = {"gz": gzip.compress, "bz2": bz2.compress, "xz": lzma.compress}[name.rpartition(".")[2]]
+    rows = "".join(json.dumps({"question": f"What is {n * n}?", "answer": str(n * n)}) + "\n" for n in range(3000))
+    data = bytearray(compress(rows.encode()))
+    start = int(len(data) * share)
+    data[start : start + 40] = bytes(40)
+    (here / name).write_bytes(data)
+    code, _, err = go(CLI_RECIPE.replace("rows.jsonl", name), command=["check"])
+    assert code == 2
+    assert "-> Download or copy the file again." in err
+    assert "Traceback" not in err

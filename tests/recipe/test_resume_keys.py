@@ -8,11 +8,21 @@ from trl import SFTConfig
 from trl_sft.recipe import resume_keys, sections
 from trl_sft.recipe.resume_keys import KeyChange, compare
 
+# The state in the checkpoint does not fit, or the weights would be of two runs: optimizer, precision, objective, order.
+REFUSED = frozenset(
+    """
+    optim optim_target_modules bf16 fp16 average_tokens_across_devices label_smoothing_factor
+    neftune_noise_alpha loss_type router_aux_loss_coef padding_free eos_token pad_token seed data_seed
+    train_sampling_strategy dataloader_drop_last metric_for_best_model greater_is_better accelerator_config
+    parallelism_config distributed_config fsdp fsdp_config deepspeed local_rank model_init_kwargs
+    trust_remote_code
+    """.split()
+)
 LISTS = {
     "allowed": resume_keys.ALLOWED_TRAIN_KEYS,
     "data": resume_keys.DATA_TRAIN_KEYS,
     "checkpoint": resume_keys.CHECKPOINT_TRAIN_KEYS,
-    "refused": resume_keys.REFUSED_TRAIN_KEYS,
+    "refused": REFUSED,
 }
 
 

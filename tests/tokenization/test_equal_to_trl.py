@@ -13,6 +13,7 @@ from test_formats import EXPECTED, IN_CHAT, ROWS
 from trl import SFTConfig, SFTTrainer, data_utils
 
 from trl_sft import load_recipe
+from trl_sft.data.formatted_columns import read_columns
 from trl_sft.data.messages import MARK
 from trl_sft.errors import UserError
 from trl_sft.recipe import paths
@@ -213,7 +214,7 @@ def test_answers_of_tools_carry_no_loss_in_any_template(name, checked, here):
     run = load_recipe("recipe.yaml", ["train.max_length=8192", "run.allow=[prompt_mismatch, template_markers]"])
     settings, _, chat, rows = stages.read_rows(run)
     encoder = build.make_encoder(run, chat, rows, args=settings.args)
-    batch = encode.to_columns(rows.train.rows.with_format("arrow")[:])
+    batch = read_columns(rows.train.rows.with_format("arrow")[:])
     texts = list(render.render_rows(encoder, batch, numbers=[0, 1], check=[checked] * 2))
     made = encode.label_rows(encoder, texts, encode.tokenize(encoder, texts))
     trained = chat.tokenizer.decode([label for label in made.rows[0]["labels"] if label != -100])

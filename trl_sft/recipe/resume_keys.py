@@ -74,16 +74,6 @@ CHECKPOINT_TRAIN_KEYS = frozenset(
     learning_rate embedding_learning_rate weight_decay adam_beta1 adam_beta2 adam_epsilon optim_args
     """.split()
 )
-# The state in the checkpoint does not fit, or the weights would be of two runs: optimizer, precision, objective, order.
-REFUSED_TRAIN_KEYS = frozenset(
-    """
-    optim optim_target_modules bf16 fp16 average_tokens_across_devices label_smoothing_factor
-    neftune_noise_alpha loss_type router_aux_loss_coef padding_free eos_token pad_token seed data_seed
-    train_sampling_strategy dataloader_drop_last metric_for_best_model greater_is_better accelerator_config
-    parallelism_config distributed_config fsdp fsdp_config deepspeed local_rank model_init_kwargs
-    trust_remote_code
-    """.split()
-)
 # schedules whose state in a checkpoint is not that of the others
 _STATEFUL_SCHEDULES = ("reduce_lr_on_plateau", "greedy")
 

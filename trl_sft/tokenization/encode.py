@@ -8,7 +8,6 @@ tokenized, labelled and truncated here; memory does not grow with the number of 
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from itertools import chain
@@ -22,6 +21,7 @@ from tqdm.auto import tqdm
 from trl_sft.console import shows_progress
 from trl_sft.data.bad_rows import BadRow, Kinds, describe_problem
 from trl_sft.data.formats import CHAT
+from trl_sft.data.formatted_columns import read_columns
 from trl_sft.data.messages import MARK
 from trl_sft.data.pipeline import Split
 from trl_sft.tokenization import loss_mask, prompt_tokens, thinking
@@ -116,7 +116,7 @@ def encode_prompt(encoder: Encoder, prompt: Any, tools: Any = None) -> list[int]
 def render_row(split: Split, encoder: Encoder, number: int) -> RenderedRow:
     """Return a formatted row of a split as text. `number`: which of its rows."""
     table = split.rows.with_format("arrow").select_columns(_list_columns(split))[number : number + 1]
-    return next(render_rows(encoder, to_columns(table), numbers=[number], check=[False]))
+    return next(render_rows(encoder, read_columns(table), numbers=[number], check=[False]))
 
 
 def split_into_batches(rows: Iterator[RenderedRow]) -> Iterator[list[RenderedRow]]:
@@ -244,7 +244,7 @@ def _render_split(split: Split, encoder: Encoder, check_all: bool) -> Iterator[l
         yield from split_into_batches(
             render_rows(
                 encoder,
-                to_columns(table),
+                read_columns(table),
                 numbers=numbers.tolist(),
                 check=check[start : start + _BATCH_ROWS].tolist(),
             )
@@ -254,25 +254,6 @@ def _render_split(split: Split, encoder: Encoder, check_all: bool) -> Iterator[l
 def _list_columns(split: Split) -> list[str]:
     """Return the columns of formatted rows that rendering needs."""
     return [name for name in ("prompt", "completion", "text", "tools", "untrained") if name in split.rows.column_names]
-
-
-def to_columns(table: pa.Table) -> dict[str, list[Any]]:
-    """Return a batch of formatted rows as Python's values by column; messages and tools are JSON in Arrow.
-
-    `formatted_columns.read_columns` does the same for the package `data`, to which a row never returns.
-    """
-    columns = {}
-    for name in table.column_names:
-        column = table[name].combine_chunks()
-        if name in ("prompt", "completion") and pa.types.is_list(column.type):
-            messages = json.loads("[" + ",".join(column.flatten().to_pylist()) + "]")
-            ends = np.cumsum(column.value_lengths().to_numpy(zero_copy_only=False)).tolist()
-            columns[name] = [messages[start:end] for start, end in zip([0, *ends[:-1]], ends, strict=True)]
-        elif name == "tools":
-            columns[name] = [json.loads(value) if value else None for value in column.to_pylist()]
-        else:
-            columns[name] = column.to_pylist()
-    return columns
 
 
 def _label_batch(

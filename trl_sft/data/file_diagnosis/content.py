@@ -7,18 +7,16 @@ suffix promises, with the instruction that mends it. Deliberately not here: enco
 
 from __future__ import annotations
 
-import bz2
-import gzip
-import importlib
-import importlib.util
-import lzma
 import re
 import zipfile
-from collections.abc import Callable
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import IO, Any, NamedTuple
+from typing import IO, NamedTuple
 
 from trl_sft.console import format_bytes
+from trl_sft.data.readers import data_file
+from trl_sft.data.readers.data_file import CompressionError
 
 HEAD = 4096  # bytes that are read of a file before it is read as a whole
 _LFS_POINTER = b"version https://git-lfs.github.com/spec/"
@@ -101,56 +99,36 @@ def read_head(path: Path) -> bytes:
     with open_bytes(path) as file:
         try:
             return file.read(HEAD)
-        except (OSError, EOFError, lzma.LZMAError, zipfile.BadZipFile):
+        except Exception:  # of each decompressor its own; `find_compression_fault` says what is wrong
             return b""
 
 
-def open_bytes(path: Path) -> IO[bytes]:
-    """Open a file for reading bytes; what gzip, bzip2, xz or (with Python 3.14 or `zstandard`) zstd compressed is read.
-
-    The first bytes decide, not the suffix, as in `datasets`.
-    """
-    with path.open("rb") as file:
-        start = file.read(6)
-    opener: Callable[[Path], Any] = lambda path: path.open("rb")  # noqa: E731 (one entry of the choice)
-    if start.startswith(b"\x1f\x8b"):
-        opener = gzip.open
-    elif start.startswith(b"BZh"):
-        opener = bz2.open
-    elif start.startswith(b"\xfd7zXZ\0"):
-        opener = lzma.open
-    elif start.startswith(b"\x28\xb5\x2f\xfd"):
-        opener = _open_zstd
-    return opener(path)  # type: ignore[no-any-return]
-
-
-def _open_zstd(path: Path) -> Any:
-    """Open a zstd file with the package that `datasets` uses for it; without one, as it is."""
-    if importlib.util.find_spec("zstandard") is None:
-        return path.open("rb")
-    return importlib.import_module("zstandard").open(path, "rb")
+@contextmanager
+def open_bytes(path: Path) -> Iterator[IO[bytes]]:
+    """Open a file for reading bytes, decompressed; a zip archive, and what no installed package reads, as it is."""
+    with path.open("rb") as raw:
+        try:
+            data = data_file.decompress(raw)
+        except CompressionError:
+            data = raw
+        yield data
 
 
 def find_compression_fault(path: Path) -> Content | None:
     """Return the problem of a compressed file that cannot be unpacked to its end; None = it can."""
-    with path.open("rb") as file:
-        start = file.read(4)
     try:
-        with open_bytes(path) as data:
+        with path.open("rb") as raw:
+            data = data_file.decompress(raw)
             while data.read(1 << 20):
                 pass
-    except (OSError, EOFError, lzma.LZMAError) as error:
+    except CompressionError as error:
+        return Content(f"cannot be read: {error}", error.fix, code="data.missing_decompressor")
+    except Exception as error:  # of each decompressor its own
         if isinstance(error, EOFError) or "ended before" in str(error):
             problem = "is compressed and ends too early: it was not copied to its end"
             return Content(problem, "Download or copy the file again.", code="data.truncated_file")
         fix = "Download or copy the file again."
         return Content(f"cannot be decompressed: {error}", fix, code="data.truncated_file")
-    if start == b"\x28\xb5\x2f\xfd" and importlib.util.find_spec("zstandard") is None:
-        return Content(
-            "is compressed with zstd, for which a package is missing",
-            "Run `pip install zstandard`.",
-            code="data.missing_decompressor",
-        )
     return None
 
 

@@ -100,6 +100,16 @@ def _decompress(raw: IO[bytes]) -> Iterator[IO[bytes]]:
         with zipfile.ZipFile(raw) as archive, archive.open(_find_member(archive)) as member:
             yield member
         return
+    yield decompress(raw)
+
+
+def decompress(raw: IO[bytes]) -> IO[bytes]:
+    """Return the decompressed bytes of a stream; the stream itself where it is not compressed, or is a zip archive.
+
+    The first bytes decide, not the suffix, as in `datasets`. Raises CompressionError if no installed package reads it.
+    """
+    begin = raw.read(len(_XZ))
+    raw.seek(0)
     opened: Any = raw
     if begin.startswith(_GZIP):
         opened = gzip.GzipFile(fileobj=raw)
@@ -109,7 +119,7 @@ def _decompress(raw: IO[bytes]) -> Iterator[IO[bytes]]:
         opened = lzma.LZMAFile(raw)  # noqa: SIM115 (closed by the caller's `with` of the raw file)
     elif begin.startswith(_ZSTD):
         opened = _open_zstandard(raw)
-    yield opened
+    return opened  # type: ignore[no-any-return]
 
 
 def _find_member(archive: zipfile.ZipFile) -> str:
