@@ -325,7 +325,7 @@ def test_bad_rows_are_told_without_a_tokenizer(here, go):
     ("one", "other"),
     [
         ("messages has the role 'robot' (turn 1)", 'messages has the role "it\'s" (turn 12)'),
-        ("answer is '4' (int), not text", "answer is '5.5' (int), not text"),
+        ("answer is 4 (whole number), not text", "answer is 55 (whole number), not text"),
         ("messages has a turn with weight: 0.5 (turn 2)", "messages has a turn with weight: -2 (turn 4)"),
         (
             "f raised ValueError: invalid literal for int() with base 10: 'x'",

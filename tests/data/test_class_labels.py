@@ -99,4 +99,4 @@ def test_number_without_names_stays_a_fault(go, here):
     (here / "rows.jsonl").write_text(json.dumps({"question": "a", "answer": 1}) + "\n", encoding="utf-8")
     code, _, err = go(command=["preview"])
     assert code == 2
-    assert "answer is '1' (int)" in err
+    assert "answer is 1 (whole number)" in err

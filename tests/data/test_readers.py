@@ -351,7 +351,7 @@ def test_file_that_cannot_be_read_is_refused_at_its_line(name, reading, tmp_path
 
 
 WRONG = {
-    "a number": ('{"question": "q", "answer": 5}', "answer is '5' (int)"),
+    "a number": ('{"question": "q", "answer": 5}', "answer is 5 (whole number)"),
     "null": ('{"question": "q", "answer": null}', "answer is empty (null)"),
     "a list": ('{"question": "q", "answer": ["a"]}', "answer is \"['a']\" (list)"),
     "a key written twice": ('{"question": "q", "answer": "a", "answer": "b"}', "answer"),

@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 from trl_sft.data import turn_shapes
 from trl_sft.data.column_names import normalise
 from trl_sft.data.turn_shapes import ShapeError
+from trl_sft.recipe.yaml_reader import describe_value
 
 # Stands before a special token in a row's text that is trained as plain text; a noncharacter of Unicode, which no
 # text holds.
@@ -77,7 +78,12 @@ def read_text(row: Row, column: str) -> str:
     value = row.get(column)
     if isinstance(value, str):
         return value
-    shown = "empty (null)" if value is None else f"{str(value)[:40]!r} ({type(value).__name__}), not text"
+    if value is None:
+        shown = "empty (null)"
+    elif isinstance(value, bool | int | float):
+        shown = f"{describe_value(value)}, not text"
+    else:  # in quotes, so that lists of any content are one kind of problem (`bad_rows`)
+        shown = f"{str(value)[:40]!r} ({type(value).__name__}), not text"
     raise FormatError(f"{column} is {shown}", "Write text there, or remove the row.", code="data.wrong_type")
 
 
