@@ -8,9 +8,9 @@ import sys
 from pathlib import Path
 
 import pytest
-from conftest import RECIPE
+from conftest import QUESTIONS, RECIPE, jsonl
 
-from trl_sft import disk
+from trl_sft import cli, disk
 from trl_sft.recipe import paths
 
 FULL = RECIPE.replace("rows.jsonl}", "rows.jsonl, eval_fraction: 0.2}")
@@ -57,25 +57,35 @@ def start(here, size, *words):
         "import sys; from trl_sft import cli; from trl_sft.recipe import paths; "
         f"paths.EMBEDDED = paths.Path({str(paths.EMBEDDED)!r}); sys.exit(cli.main(sys.argv[1:]))"
     )
-    limit = {"preexec_fn": lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (size, size))} if size else {}
+    limit = {"preexec_fn": lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (size, size))}
     command = [sys.executable, "-c", code, *words]
     return subprocess.run(command, cwd=here, capture_output=True, text=True, check=False, timeout=300, **limit)
 
 
+@pytest.fixture(scope="module")
+def whole_run(tmp_path_factory):
+    """Train the run that nothing stops; return the bytes of its weights."""
+    folder = tmp_path_factory.mktemp("whole")
+    jsonl(folder / "rows.jsonl", QUESTIONS)
+    (folder / "recipe.yaml").write_text(FULL)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        assert cli.main(["recipe.yaml", *SAVING]) == 0
+    return (folder / "out/model.safetensors").read_bytes()
+
+
 @pytest.mark.parametrize("size", [300_000, 700_000])
-def test_run_that_cannot_write_ends_with_exit_code_2_and_goes_on_to_the_same_weights(here, size):
+def test_run_that_cannot_write_ends_with_exit_code_2_and_goes_on_to_the_same_weights(go, here, whole_run, size):
     """300,000 bytes are less than the weights; 700,000 more, but less than the optimizer's state."""
     (here / "recipe.yaml").write_text(FULL)
-    whole = start(here, 0, "recipe.yaml", *SAVING, "train.output_dir=whole")
-    assert whole.returncode == 0, whole.stderr
     stopped = start(here, size, "recipe.yaml", *SAVING)
     assert stopped.returncode == 2, stopped.stderr
     assert "Traceback" not in stopped.stderr
     assert "ulimit -f" in stopped.stderr
     assert "-m trl_sft recipe.yaml" in stopped.stderr
-    again = start(here, 0, "recipe.yaml", *SAVING)
-    assert again.returncode == 0, again.stderr
-    assert (here / "out/model.safetensors").read_bytes() == (here / "whole/model.safetensors").read_bytes()
+    code, _, err = go(FULL, *SAVING)
+    assert code == 0, err
+    assert (here / "out/model.safetensors").read_bytes() == whole_run
 
 
 def test_run_whose_folder_is_removed_says_so(go, here, monkeypatch):
