@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -75,11 +76,15 @@ def lock(folder: Path) -> Iterator[bool]:
     new_folders = [path for path in (folder, *folder.parents) if not path.exists()]
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / LOCK).open("w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            yield False
-            return
+        for is_last in (False, True):
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except OSError:
+                if is_last:
+                    yield False
+                    return
+                time.sleep(0.05)  # `is_locked` holds the lock for an instant
         try:
             yield True
         finally:
@@ -87,6 +92,25 @@ def lock(folder: Path) -> Iterator[bool]:
             for path in new_folders:  # a run that did not start leaves no empty folder behind
                 with contextlib.suppress(OSError):
                     path.rmdir()
+
+
+def is_locked(folder: Path) -> bool:
+    """Tell whether a process trains in a folder. Nothing is created; without fcntl the answer is whether a lock exists.
+
+    A lock file alone proves nothing: a process that was killed leaves it behind.
+    """
+    try:
+        import fcntl
+    except ImportError:
+        return (folder / LOCK).exists()
+    try:
+        with (folder / LOCK).open("rb") as file:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except FileNotFoundError:
+        return False
+    except OSError:
+        return True
+    return False
 
 
 def is_plain_name(name: str) -> bool:

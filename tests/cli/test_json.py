@@ -57,6 +57,7 @@ def test_schema_of_the_page_is_valid_and_has_every_command():
         (["explain", "train.packing"], {"keys", "text"}),
         (["explain", "recipe.yaml"], {"values", "notes", "text"}),
         (["schema"], {"schema", "output"}),
+        (["runs", "."], {"runs"}),
         (["fix", "recipe.yaml", "--fast"], {"output", "edits", "diff", "next"}),
         (["init", "trl_sft:tiny", "rows.jsonl", "-o", "new.yaml"], {"output", "recipe", "format", "columns", "rows"}),
         (["import", "axolotl", "axolotl.yaml"], {"output", "recipe", "omitted"}),

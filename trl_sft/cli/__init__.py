@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import TextIO
 
 from trl_sft import console, errors, json_output
-from trl_sft.cli import check, explain, fix, import_settings, init, prepare, preview, schema, train
+from trl_sft.cli import check, explain, fix, import_settings, init, prepare, preview, runs, schema, train
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -178,6 +178,7 @@ _COMMAND_WORDS = {
     **dict.fromkeys(["convert", "migrate"], "import"),
     **dict.fromkeys(["repair", "correct", "autofix"], "fix"),
     **dict.fromkeys(["describe", "doc", "docs"], "explain"),
+    **dict.fromkeys(["list", "ls", "history", "status"], "runs"),
     "help": "--help",
     "version": "--version",
 }
@@ -189,5 +190,6 @@ COMMANDS: dict[str, Callable[[list[str]], int]] = {
     "init": init.main,
     "prepare": prepare.main,
     "preview": preview.main,
+    "runs": runs.main,
     "schema": schema.main,
 }

@@ -8,83 +8,32 @@ control characters on a terminal. Not here: how rows become tokens (`tokenizatio
 from __future__ import annotations
 
 import html
-import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
-import numpy as np
 from datasets import Dataset
 from rich.text import Text
-from transformers import PreTrainedTokenizerBase
 from trl import SFTConfig
 
 from trl_sft import console
 from trl_sft.data import bad_rows
 from trl_sft.data.pipeline import Split
-from trl_sft.data.rows import RunRows
 from trl_sft.recipe.checked import Run
-from trl_sft.tokenization import build, cache, ledger, special_tokens, thinking
-from trl_sft.tokenization.encode import IGNORED, EncodedRows
+from trl_sft.reports import row_markup
+from trl_sft.tokenization import build, cache, ledger, row_segments, thinking
+from trl_sft.tokenization.encode import EncodedRows
+from trl_sft.tokenization.row_segments import SegmentedRow
 from trl_sft.training import stages
 
 _MIN_ROWS_READ = 200  # of each source; more where more are shown
-_STYLE = """\
-<style>
-.trl_sft pre {white-space: pre-wrap; overflow-wrap: anywhere; border: 1px solid #8884; padding: .6em}
-.trl_sft .trained {background: #2a91; background: color-mix(in srgb, #2a9d3a 30%, transparent)}
-.trl_sft .special {border: 1px solid #8888; border-radius: 3px; padding: 0 .15em; font-size: 90%}
-.trl_sft .cut {color: #c22}
-.trl_sft .break::before {content: "↵"; color: #2a66c9; opacity: .6}
-.trl_sft .space {box-shadow: inset 0 -.2em #2a66c955}
-.trl_sft .pack {display: flex; height: 1.2em; max-width: 60em; border: 1px solid #8888; margin: .2em 0}
-.trl_sft .pack span {border-right: 1px solid #8888; background: #2a66c944; font-size: 75%; overflow: hidden}
-</style>
-"""
-
-
-_LEGEND = (
-    "<p><span class='trained'>trained: carries loss</span> &nbsp; not trained: context &nbsp; "
-    "<span class='special'>special token</span> &nbsp; <span class='break'></span> line break in the text (a line "
-    "that only wraps has no mark) &nbsp; <span class='space'> &nbsp;</span> space or tab at the end of a line, or more "
-    "than one &nbsp; <span class='cut'>✂</span> truncated end</p>"
-)
-# spaces that are easily overlooked: several, tabs, and those at either end of a line
-_SPACES = re.compile(r"(?<=\n)[ \t]+|[ \t]+(?=\n)|^[ \t]+|[ \t]+$|\t+|[ \t]{2,}")
-
-
-class Segment(NamedTuple):
-    """Neighbouring tokens of a row that are alike: with or without loss, special or not."""
-
-    text: str
-    has_loss: bool
-    is_special: bool
-
-
-class PreviewRow(NamedTuple):
-    """One row."""
-
-    name: str
-    segments: list[Segment]
-    num_tokens: int  # before truncation
-    num_loss_tokens: int
-    num_truncated: int
-
-    @property
-    def title(self) -> str:
-        """The name of the row and its counts."""
-        return f"{self.name}: {self.num_tokens:,} tokens, {self.num_loss_tokens:,} with loss"
-
-    @property
-    def truncation(self) -> str:
-        """The mark at the end of a truncated row; "" for a whole row."""
-        return f" ✂ {self.num_truncated:,} tokens are truncated" if self.num_truncated else ""
+_STYLE = f"<style>\n{row_markup.STYLE}</style>\n"
 
 
 class Preview(NamedTuple):
     """The first rows of a run as the model sees them."""
 
     summary: list[tuple[str, str]]  # format and wording of each source, counts of the rows that were read
-    rows: list[PreviewRow]
+    rows: list[SegmentedRow]
     rejected: list[str]  # rows that are not trained on, with the reason
     batch: list[list[int]]  # the first batch: token counts of the documents of each pack, or of each row
     batch_width: int  # positions of a pack; without packing the tokens of the longest row
@@ -108,12 +57,7 @@ class Preview(NamedTuple):
 
     def format_rows(self) -> str:
         """Return the rows alone as HTML."""
-        out = []
-        for row in self.rows:
-            out.append(f"<p>{html.escape(row.title)}</p><pre>")
-            out += [_mark_up(segment) for segment in row.segments]
-            out.append(f"<span class='cut'>{row.truncation}</span></pre>" if row.truncation else "</pre>")
-        return "\n".join(out)
+        return "\n".join(map(row_markup.format_row, self.rows))
 
     def lines(self, *, colour: bool) -> Iterator[str]:
         """Yield the lines of a terminal; without `colour` tokens with loss stand between ⟦ and ⟧."""
@@ -130,7 +74,7 @@ class Preview(NamedTuple):
 
     def _repr_html_(self) -> str:
         """Return what a notebook shows."""
-        out = [_STYLE, "<div class='trl_sft'>", _LEGEND]
+        out = [_STYLE, "<div class='trl_sft'>", row_markup.LEGEND]
         out.append(self.format_rows())
         out += [f"<p>left out: {html.escape(line)}</p>" for line in self.rejected]
         out.append("<table>")
@@ -148,7 +92,7 @@ class Preview(NamedTuple):
 
 def format_page(title: str, body: str) -> str:
     """Return a page of HTML around rows as HTML, with the legend."""
-    return _format_page(title, f"{_STYLE}<div class='trl_sft'>{_LEGEND}{body}</div>")
+    return _format_page(title, f"{_STYLE}<div class='trl_sft'>{row_markup.LEGEND}{body}</div>")
 
 
 def _format_page(title: str, body: str) -> str:
@@ -187,7 +131,7 @@ def build_preview(run: Run, num_rows: int = 3) -> Preview:
         summary += ledger.describe(run, rows, {"train": counts, "eval": {}}, args=args, whole=False)
         summary += thinking.describe(encoder.thoughts, counts["answers"])
     rejected = list(_describe_rejected(rows.train, tokens))[:num_rows]
-    preview_rows = list(_select_rows(rows, tokens, chat.tokenizer, num_rows=num_rows))
+    preview_rows = list(row_segments.select_first_rows(rows, tokens, chat.tokenizer, num_rows=num_rows))
     batch, batch_width = _measure_first_batch(tokens.rows, packs, args)
     return Preview(summary, preview_rows, rejected, batch, batch_width)
 
@@ -201,48 +145,6 @@ def _describe_rejected(split: Split, tokens: EncodedRows) -> Iterator[str]:
         yield f"{split.row_name(row['row'])}: {row['reason']}{begins}"
 
 
-def _select_rows(
-    rows: RunRows, tokens: EncodedRows, tokenizer: PreTrainedTokenizerBase, *, num_rows: int
-) -> Iterator[PreviewRow]:
-    """Yield the first rows of each source."""
-    special_ids = {*tokenizer.convert_tokens_to_ids(list(special_tokens.list_strings(tokenizer)))}
-    numbers = np.asarray(tokens.rows.data["row"].to_numpy())
-    source_indices = rows.train.source_indices[numbers]
-    for source in range(len(rows.train.sources)):
-        for index in np.flatnonzero(source_indices == source)[:num_rows].tolist():
-            row = tokens.rows[index]
-            yield PreviewRow(
-                name=rows.train.row_name(int(numbers[index])),
-                segments=list(
-                    _split_into_segments(tokenizer, row["input_ids"], row["labels"], special_ids=special_ids)
-                ),
-                num_tokens=row["tokens_before_truncation"],
-                num_loss_tokens=row["loss_tokens"],
-                num_truncated=row["tokens_before_truncation"] - len(row["input_ids"]),
-            )
-
-
-def _split_into_segments(
-    tokenizer: PreTrainedTokenizerBase, ids: Sequence[int], labels: Sequence[int], *, special_ids: set[int]
-) -> Iterator[Segment]:
-    """Yield neighbouring tokens that are alike; each special token is a segment of its own."""
-    kinds = [(label != IGNORED, token in special_ids) for token, label in zip(ids, labels, strict=True)]
-    start = 0
-    for end in range(1, len(ids) + 1):
-        start_is_special = kinds[start][1]
-        if end == len(ids) or kinds[end] != kinds[start] or start_is_special:
-            has_loss, is_special = kinds[start]
-            yield Segment(_decode(tokenizer, list(ids[start:end])), has_loss, is_special)
-            start = end
-
-
-def _decode(tokenizer: PreTrainedTokenizerBase, ids: list[int]) -> str:
-    """Return tokens as text, with the space that some tokenizers drop at the beginning of a text."""
-    text = str(tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False))
-    starts_with_space = str(tokenizer.convert_ids_to_tokens(ids[0])).startswith("▁")
-    return f" {text}" if starts_with_space and not text.startswith(" ") else text
-
-
 def _measure_first_batch(rows: Dataset, packs: Dataset | None, args: SFTConfig) -> tuple[list[list[int]], int]:
     """Return the token counts of the documents in each row of the first batch, and the positions of a row."""
     size = args.per_device_train_batch_size
@@ -253,7 +155,7 @@ def _measure_first_batch(rows: Dataset, packs: Dataset | None, args: SFTConfig) 
     return [[length] for length in lengths], max(lengths, default=0)
 
 
-def _style_row(row: PreviewRow) -> Text:
+def _style_row(row: SegmentedRow) -> Text:
     """Return a row with colours: green for loss, reversed for special tokens, red for truncation."""
     text = Text()
     for segment in row.segments:
@@ -262,20 +164,7 @@ def _style_row(row: PreviewRow) -> Text:
     return text.append(row.truncation, "red")
 
 
-def _bracket_row(row: PreviewRow) -> str:
+def _bracket_row(row: SegmentedRow) -> str:
     """Return a row as plain text, tokens with loss between ⟦ and ⟧."""
     texts = [(console.escape_control_characters(segment.text), segment.has_loss) for segment in row.segments]
     return "".join(f"⟦{text}⟧" if has_loss else text for text, has_loss in texts) + row.truncation
-
-
-def _mark_spaces(text: str) -> str:
-    """Return escaped text with a mark at each line break and at spaces that are easily overlooked."""
-    marked = _SPACES.sub(lambda match: f"<span class='space'>{match.group()}</span>", text)
-    return marked.replace("\n", "<span class='break'></span>\n")
-
-
-def _mark_up(segment: Segment) -> str:
-    """Return a segment as HTML."""
-    classes = " ".join(["trained"] * segment.has_loss + ["special"] * segment.is_special)
-    text = _mark_spaces(html.escape(console.escape_control_characters(segment.text)))
-    return f"<span class='{classes}'>{text}</span>" if classes else text

@@ -1,0 +1,1 @@
+"""Files of runs become tables and HTML pages; nothing here trains or loads a model."""
