@@ -256,7 +256,7 @@ def test_folder_of_a_finished_run_is_a_valid_model(go):
 
 def test_last_screen_without_evaluation_set_recommends_eval_fraction(go):
     _, out, _ = go(RECIPE)
-    assert "Whether it worked is unknown: no rows were held out." in out
+    assert "Verdict: cannot be told\n  No rows were held out" in out
     assert "data.eval_fraction: 0.05" in out
 
 

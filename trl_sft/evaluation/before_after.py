@@ -8,6 +8,7 @@ run does not generate them again.
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 import random
@@ -24,12 +25,13 @@ from trl_sft.data.formats import TEXT
 from trl_sft.data.formatted_columns import read_row
 from trl_sft.data.messages import unescape
 from trl_sft.data.rows import RunRows
-from trl_sft.evaluation.generate import answer_prompts, build_generation_config
+from trl_sft.evaluation.generate import GeneratedAnswer, answer_prompts, build_generation_config
 from trl_sft.evaluation.metrics import METRICS
 from trl_sft.recipe.checked import Run, Setting
 from trl_sft.recipe.yaml_reader import Key
 
 BEFORE, AFTER = "before", "after"
+STOPPED = "stopped"  # in a sample: side -> whether the model ended its answer; None = it cannot be told
 _MAX_ROWS = 100  # held-out prompts that are answered: the default of evaluate.max_rows
 _SHOWN = 5  # prompts side by side on the last screen
 _LOSS, _ACCURACY = "eval_loss", "eval_mean_token_accuracy"
@@ -57,7 +59,7 @@ class PromptSet(NamedTuple):
 class Comparison(NamedTuple):
     """The answers and metrics before and after training."""
 
-    samples: list[dict[str, Any]]  # row, task, prompt, reference, before, after
+    samples: list[dict[str, Any]]  # row, task, prompt, reference, before, after, stopped
     summary: dict[str, Any]  # as in eval.json
 
 
@@ -116,7 +118,8 @@ def ask_base(run: Run, trainer: SFTTrainer, prompts: PromptSet) -> str:
             answers = _ask(run, trainer, prompts, label=BEFORE)
     else:
         answers = _ask(run, trainer, prompts, label=BEFORE)
-    _write(path, [_sample(prompt) | {BEFORE: text} for prompt, text in zip(prompts.prompts, answers, strict=True)])
+    pairs = zip(prompts.prompts, answers, strict=True)
+    _write(path, [_sample(prompt) | _describe_answer(answer, BEFORE) for prompt, answer in pairs])
     return ""
 
 
@@ -134,8 +137,11 @@ def compare(run: Run, trainer: SFTTrainer, prompts: PromptSet, *, metrics: Mappi
     path = run.output_dir / run_folder.SAMPLES
     earlier = {sample["row"]: sample for sample in _read(path)} if prompts.prompts else {}
     samples = []
-    for prompt, text in zip(prompts.prompts, _ask(run, trainer, prompts, label=AFTER), strict=True):
-        samples.append(_sample(prompt) | {BEFORE: earlier.get(prompt.row, {}).get(BEFORE), AFTER: text})
+    for prompt, answer in zip(prompts.prompts, _ask(run, trainer, prompts, label=AFTER), strict=True):
+        before = earlier.get(prompt.row, {})
+        described = _describe_answer(answer, AFTER)
+        described[STOPPED] = {BEFORE: None} | before.get(STOPPED, {}) | described[STOPPED]
+        samples.append(_sample(prompt) | {BEFORE: before.get(BEFORE)} | described)
     first = read_metrics(trainer.state.log_history, 0, prompts.loss_tokens)
     summary = {
         "prompts": len(samples),
@@ -168,6 +174,22 @@ def read_metrics(log_history: Sequence[Mapping[str, Any]], step: int, loss_token
             unnamed = name and not key.startswith(f"eval_{name}_")
             metrics[f"eval_{name}_{key.removeprefix('eval_')}" if unnamed else key] = value
     return average_metrics(metrics, loss_tokens)
+
+
+def list_eval_losses(
+    log_history: Sequence[Mapping[str, Any]], loss_tokens: Mapping[str, int]
+) -> tuple[tuple[int, float], ...]:
+    """Return (step, eval loss) of each evaluation during training, in order; step 0 = before training.
+
+    Args:
+        log_history: of the Trainer's state; the evaluation after the entry with `train_loss` is of the weights that
+            the Trainer loaded at the end, and not in the result.
+        loss_tokens: the tokens with loss of each evaluation set, by its name.
+    """
+    during = list(itertools.takewhile(lambda entry: "train_loss" not in entry, log_history))
+    steps = dict.fromkeys(entry["step"] for entry in during if any(key.startswith("eval_") for key in entry))
+    metrics = ((step, read_metrics(during, step, loss_tokens)) for step in steps)
+    return tuple((step, values[_LOSS]) for step, values in metrics if _LOSS in values)
 
 
 def average_metrics(metrics: Mapping[str, Any], loss_tokens: Mapping[str, int]) -> dict[str, Any]:
@@ -204,12 +226,24 @@ def last_screen(comparison: Comparison) -> Iterator[str]:
         yield from format_columns(table)
 
 
-def _ask(run: Run, trainer: SFTTrainer, prompts: PromptSet, *, label: str) -> list[str]:
+def _ask(run: Run, trainer: SFTTrainer, prompts: PromptSet, *, label: str) -> list[GeneratedAnswer]:
+    """Return the answers; of one that the limit cut before its reference would have ended, `stopped` is None."""
     if not prompts.prompts:
         return []
     references = [prompt.reference for prompt in prompts.prompts]
     config = build_generation_config(trainer, references, (run.evaluate or {}).get("generation", {}))
-    return answer_prompts(trainer, prompts.ids, config, label=label)
+    answers = answer_prompts(trainer, prompts.ids, config, label=label)
+    for index, reference in enumerate(references):
+        # the reference and its end token
+        needed = len(trainer.processing_class(reference)["input_ids"]) + 1
+        if not answers[index].stopped and needed > (config.max_new_tokens or needed):
+            answers[index] = answers[index]._replace(stopped=None)
+    return answers
+
+
+def _describe_answer(answer: GeneratedAnswer, side: str) -> dict[str, Any]:
+    """Return the keys of samples.jsonl that one answer has."""
+    return {side: answer.text, STOPPED: {side: answer.stopped}}
 
 
 def _percentages(scores: Mapping[str, Any], name: str) -> str:

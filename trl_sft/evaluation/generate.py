@@ -1,14 +1,14 @@
 """Generation of answers to prompts: in batches, greedy unless `evaluate.generation` sets another decoding.
 
-In: a live model, its tokenizer, token ids of prompts. Out: texts. Deliberately absent: the choice of
-prompts (`before_after`) and the metrics (`metrics`).
+In: a live model, its tokenizer, token ids of prompts. Out: texts, and whether the model ended them. Deliberately
+absent: the choice of prompts (`before_after`) and the metrics (`metrics`).
 """
 
 from __future__ import annotations
 
 import copy
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from tqdm.auto import tqdm
@@ -22,9 +22,16 @@ _MAX_NEW_TOKENS = 256  # of an answer, unless the longest reference is shorter o
 _MARGIN = 8  # tokens beyond the longest reference, so that an answer that does not stop becomes visible
 
 
+class GeneratedAnswer(NamedTuple):
+    """The answer to one prompt."""
+
+    text: str
+    stopped: bool | None  # whether the model ended it; None = the positions of the model did, before the limit
+
+
 def answer_prompts(
     trainer: SFTTrainer, prompt_ids: Sequence[list[int]], config: GenerationConfig, *, label: str
-) -> list[str]:
+) -> list[GeneratedAnswer]:
     """Return the live model's answers, in the order of the prompts.
 
     A model with a table of positions (GPT-2) stops an answer at its last position; a prompt that fills the table has
@@ -42,9 +49,11 @@ def answer_prompts(
     size = trainer.args.per_device_eval_batch_size
     # longest prompts first: an out-of-memory error comes at once, and a batch needs little padding
     order = sorted(range(len(prompt_ids)), key=lambda index: -len(prompt_ids[index]))
-    answers = [""] * len(prompt_ids)
+    answers = [GeneratedAnswer("", None)] * len(prompt_ids)
     limit = positions.read_limit(model.config)
     table = None if limit is None else positions.find_table(model, limit)
+    end_tokens = config.eos_token_id if config.eos_token_id is not None else model.generation_config.eos_token_id
+    stops = set(end_tokens) if isinstance(end_tokens, list) else {end_tokens}
     was_training = model.training
     model.eval()
     bar = tqdm(total=len(order), desc=f"answers {label}", unit="prompt", disable=not shows_progress(), leave=False)
@@ -57,8 +66,11 @@ def answer_prompts(
                 if batch_config is None:
                     continue
                 output = model.generate(input_ids=input_ids, attention_mask=mask, generation_config=batch_config)
-                for index, tokens in zip(batch, output[:, input_ids.shape[1] :], strict=True):
-                    answers[index] = tokenizer.decode(tokens, skip_special_tokens=True)
+                is_short = batch_config is not config
+                for index, tokens in zip(batch, output[:, input_ids.shape[1] :].tolist(), strict=True):
+                    stopped = len(tokens) < (batch_config.max_new_tokens or 0) or bool(stops.intersection(tokens))
+                    text = tokenizer.decode(tokens, skip_special_tokens=True)
+                    answers[index] = GeneratedAnswer(text, stopped if stopped or not is_short else None)
                 bar.update(len(batch))
     finally:
         bar.close()

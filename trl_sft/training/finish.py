@@ -1,24 +1,25 @@
 """The end of a run: evaluate the trained model, save it, show the last screen.
 
-In: the trained trainer. Out: a `Result`, the model or adapter with its tokenizer and model card, `eval.json` and
-`samples.jsonl`. Early ends are `failures`.
+In: the trained trainer. Out: a `Result`, the model or adapter with its tokenizer and model card, `eval.json`,
+`samples.jsonl`, the verdict. Early ends are `failures`.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from trl import SFTTrainer
 
 from trl_sft import console, errors, run_folder
 from trl_sft.errors import RunStopped
-from trl_sft.evaluation import before_after
+from trl_sft.evaluation import answer_counts, before_after
 from trl_sft.evaluation.metrics import METRICS
 from trl_sft.model import load
 from trl_sft.recipe import paths
 from trl_sft.recipe.checked import Run
-from trl_sft.training import live, manifest, summary
+from trl_sft.training import live, manifest, summary, verdict
 from trl_sft.training.record import RunRecord
 from trl_sft.training.stages import TrainingInputs
 
@@ -50,28 +51,55 @@ def save(
     is_adapter = paths.is_adapter(run.output_dir)
     differs = is_adapter and load.differs_from_base(run, inputs.model, trainer.model)
     best = manifest.describe_best(trainer.args, trainer.state)
+    best_line = [f"Best: {manifest.write_best(best)}"] if best else []
+    outcome = _judge(trainer, metrics, comparison, prompts=prompts, best=best)
     card = manifest.write_model_card(
-        run, inputs.model.name, metrics, is_adapter=is_adapter, differs_from_base=differs, best=best
+        run,
+        inputs.model.name,
+        metrics,
+        is_adapter=is_adapter,
+        differs_from_base=differs,
+        outcome=[f"{outcome.headline}. {outcome.text}", outcome.advice, *best_line],
     )
     run_folder.write_text(run.output_dir / run_folder.CARD, card)
     steps = trainer.state.global_step
-    outcome = {"outcome": run_folder.DONE, "steps": steps, "metrics": metrics, "files": files}
-    record.close(outcome | ({"best": best} if best else {}))
+    entries = {"outcome": run_folder.DONE, "verdict": outcome.as_json(), "steps": steps, "metrics": metrics}
+    record.close(entries | {"files": files} | ({"best": best} if best else {}))
     code = manifest.write_usage(summary.relative(run.output_dir), differs_from_base=differs)
     screen = summary.LastScreen(
         seconds=record.seconds(),
+        verdict=outcome.list_lines(),
         first_metrics=before_after.read_metrics(trainer.state.log_history, 0, prompts.loss_tokens),
         metrics=metrics,
-        trained=[
-            *(record.verification.last_screen() if record.verification else []),
-            *([f"Best: {manifest.write_best(best)}"] if best else []),
-        ],
+        trained=[*(record.verification.last_screen() if record.verification else []), *best_line],
         answers=list(before_after.last_screen(comparison)) if comparison else [],
         command=summary.ask_command(code, prompts.example),
     )
     for line in summary.after(run, trainer.state, screen):
         console.say(line)
     return Result(run.output_dir, steps, metrics)
+
+
+def _judge(
+    trainer: SFTTrainer,
+    metrics: Mapping[str, float],
+    comparison: before_after.Comparison | None,
+    *,
+    prompts: before_after.PromptSet,
+    best: Mapping[str, Any] | None,
+) -> verdict.Verdict:
+    """Return the verdict on the weights that are saved."""
+    state = trainer.state
+    evidence = verdict.Evidence(
+        eval_losses=before_after.list_eval_losses(state.log_history, prompts.loss_tokens),
+        train_losses=tuple((entry["step"], entry["loss"]) for entry in state.log_history if "loss" in entry),
+        final_loss=metrics.get("eval_loss"),
+        saved_step=best["step"] if best else state.global_step,
+        steps=state.global_step,
+        answers=answer_counts.count_answers(comparison.samples) if comparison else None,
+        peak_rate=live.read_peak_rate(trainer.optimizer),
+    )
+    return verdict.judge(evidence)
 
 
 def _list_versions(folder: Path) -> set[tuple[str, tuple[int, int]]]:

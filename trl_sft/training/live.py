@@ -97,6 +97,13 @@ def count_processes() -> int:
     return torch.distributed.get_world_size() if initialized else 1
 
 
+def read_peak_rate(optimizer: Any) -> float | None:
+    """Return the learning rate of the first group of parameters before the schedule; None = the optimizer has none."""
+    groups = getattr(optimizer, "param_groups", None)
+    rate = groups[0].get("initial_lr", groups[0].get("lr")) if groups else None
+    return None if rate is None else float(rate)
+
+
 def live_engine(trainer: SFTTrainer) -> str:
     """Return the engine that runs the steps, from the class that wraps the model; DeepSpeed with its stage."""
     wrapped = patches.unwrap_compiled(trainer.model_wrapped)

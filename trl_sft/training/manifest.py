@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import enum
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -118,7 +118,7 @@ def write_model_card(
     *,
     is_adapter: bool,
     differs_from_base: bool,
-    best: Mapping[str, Any] | None = None,
+    outcome: Sequence[str],
 ) -> str:
     """Return the model card; TRL's own names neither a local base nor results.
 
@@ -128,7 +128,7 @@ def write_model_card(
         metrics: of the last evaluation, as the Trainer names them.
         is_adapter: whether the folder holds an adapter.
         differs_from_base: as in `write_usage`.
-        best: the step whose weights are saved, as `describe_best` returns it; None = the last one.
+        outcome: lines on what came out: the verdict, and the step whose weights are saved.
     """
     is_local = Path(base).is_absolute()
     name = Path(base).name if is_local else base
@@ -142,8 +142,10 @@ def write_model_card(
     lines = ["---", *(f"{key}: {format_value(value)}" for key, value in header.items()), "tags: [trl, sft, trl_sft]"]
     lines += ["---", "", f"# {run.output_dir.name}", ""]
     lines += [f"`{name}`, {'with LoRA' if is_adapter else 'all weights'} fine-tuned by trl_sft {__version__}."]
-    lines += [f"Best: {write_best(best)}."] if best else []
-    lines += ["", "## Results", "", *results, "", "## Use", ""]
+    lines += ["", "## Results", ""]
+    for line in filter(None, outcome):
+        lines += [line, ""]
+    lines += [*results, "", "## Use", ""]
     lines += ["```python", *write_usage(run.output_dir.name, differs_from_base=differs_from_base), "```", ""]
     lines += [f"`{run.output_dir.name}` is this folder.", ""]
     if is_adapter:

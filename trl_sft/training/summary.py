@@ -33,6 +33,7 @@ class LastScreen:
     """What the last screen shows beside the Trainer's own state."""
 
     seconds: float  # wall time of the run
+    verdict: list[str]  # what came out, and what to try
     first_metrics: dict[str, float]  # on held-out rows before step 1; empty = not evaluated
     metrics: dict[str, float]  # on held-out rows at the end; empty = no rows are held out
     trained: list[str]  # what the training loop did
@@ -117,6 +118,7 @@ def after(run: Run, state: TrainerState, screen: LastScreen) -> list[str]:
     return [
         "",
         f"Done: {steps} in {format_duration(screen.seconds)}{trained}",
+        *screen.verdict,
         *screen.trained,
         *_evaluation_lines(screen.first_metrics, screen.metrics),
         *screen.answers,
@@ -139,12 +141,9 @@ def after(run: Run, state: TrainerState, screen: LastScreen) -> list[str]:
 
 
 def _evaluation_lines(first: dict[str, float], metrics: dict[str, float]) -> list[str]:
-    """Return the lines about the evaluation set: losses before and after, and what is missing to compare them."""
+    """Return the lines about the evaluation set: losses and token accuracy before and after; none without rows."""
     if "eval_loss" not in metrics:
-        return [
-            "Whether it worked is unknown: no rows were held out.",
-            "  Set data.eval_fraction: 0.05 (or data.eval: FILE) and train.eval_on_start: true, then run again.",
-        ]
+        return []
     names = {"eval_loss": "eval loss", "eval_mean_token_accuracy": "token accuracy"}
     values = [f"{name} {_change(first, metrics, key)}" for key, name in names.items() if key in metrics]
     lines = ["Held-out rows: " + ", ".join(values)]
@@ -152,10 +151,6 @@ def _evaluation_lines(first: dict[str, float], metrics: dict[str, float]) -> lis
         name = key.removeprefix("eval_").removesuffix("_loss")
         if key.endswith("_loss") and key != "eval_loss":
             lines.append(f"  {name}: eval loss {_change(first, metrics, key)}")
-    if not first:
-        lines.append("  There is no value from before training to compare with. Set train.eval_on_start: true.")
-    elif metrics["eval_loss"] >= first["eval_loss"]:
-        lines.append("  The eval loss did not fall: the model did not improve on rows that it has not seen.")
     return lines
 
 

@@ -1,0 +1,132 @@
+"""The verdict on a run: which word, with which numbers and which key to change."""
+
+import json
+
+import pytest
+from conftest import RECIPE
+
+from trl_sft.evaluation.answer_counts import AnswerCounts, BrokenAnswers
+from trl_sft.training import verdict
+from trl_sft.training.verdict import Evidence, judge
+
+HELD_OUT = RECIPE.replace("rows.jsonl}", "rows.jsonl, eval_fraction: 0.2}")
+FALLING = ((10, 5.0), (20, 3.0), (30, 2.0), (40, 1.0), (50, 0.5))
+
+
+def broken(empty=0, repeating=0, endless=0):
+    return BrokenAnswers(empty, repeating, endless, max(empty, repeating, endless))
+
+
+def answers(*, equal=0, right=(0, 0), lost=0, after=None):
+    """Return counts of 40 prompts; all right answers after training are gained."""
+    return AnswerCounts(40, equal, *right, right[1], lost, broken(), after or broken())
+
+
+def evidence(*losses, counts=None, saved_step=None, final=None, train=FALLING):
+    """Return the evidence of a run that was evaluated every 10 steps."""
+    evals = tuple((10 * n, loss) for n, loss in enumerate(losses))
+    last = evals[-1][0] if evals else 50
+    final = losses[-1] if losses and final is None else final
+    return Evidence(evals, train, final, saved_step if saved_step is not None else last, last, counts, 2e-5)
+
+
+CASES = {
+    "better": (evidence(2.0, 1.5, 1.2, 1.19, counts=answers(right=(0, 30))), "better", ""),
+    "better, still falling": (evidence(2.0, 1.5, 1.2, 1.0), "better", "train.num_train_epochs"),
+    "better by its answers alone": (evidence(2.0, 1.99, counts=answers(right=(0, 9))), "better", ""),
+    "equal answers": (evidence(7.0, 6.9, counts=answers(equal=40)), "little_changed", "train.learning_rate"),
+    "equal loss": (evidence(2.0, 1.99, counts=answers(equal=3)), "little_changed", "train.learning_rate"),
+    "a little worse": (evidence(2.0, 2.06), "little_changed", "train.learning_rate"),
+    "overfitted": (evidence(7.0, 3.0, 4.0, 6.0), "overfitted", "train.load_best_model_at_end"),
+    "overfitted from the start": (evidence(1.0, 1.2, 1.5, 2.0), "overfitted", "train.learning_rate"),
+    "best step saved": (evidence(7.0, 3.0, 4.0, 6.0, saved_step=10, final=3.0), "better", ""),
+    "empty": (evidence(7.0, 3.8, counts=answers(after=broken(empty=40))), "broken", "train.learning_rate"),
+    "repeating": (evidence(3.0, 2.0, counts=answers(after=broken(repeating=21))), "broken", "train.learning_rate"),
+    "endless": (evidence(3.0, 2.0, counts=answers(after=broken(endless=30))), "broken", "preview"),
+    "worse": (evidence(2.0, 3.0, train=((10, 2.0), (20, 4.0), (30, 5.0))), "broken", "train.learning_rate"),
+    "fewer right answers, same loss": (
+        evidence(2.0, 1.99, counts=answers(right=(20, 0), lost=20)),
+        "broken",
+        "train.learning_rate",
+    ),
+    "fewer right answers": (evidence(2.0, 1.5, counts=answers(right=(20, 0), lost=20)), "unknown", "samples.jsonl"),
+    "nothing held out": (evidence(), "unknown", "data.eval_fraction"),
+    "no value from before": (Evidence(((10, 2.0),), FALLING, 2.0, 10, 10), "unknown", "train.eval_on_start"),
+    "no value from before, broken": (
+        Evidence(((10, 2.0),), FALLING, 2.0, 10, 10, answers(after=broken(empty=40))),
+        "broken",
+        "train.learning_rate",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_verdict_has_the_word_and_the_key_to_change(name):
+    facts, code, key = CASES[name]
+    result = judge(facts)
+    assert result.code == code
+    assert key in result.advice
+    assert bool(key) == bool(result.advice)
+    assert json.loads(json.dumps(result.as_json())) == result.as_json()
+
+
+def test_verdicts_read_as_sentences(matches):
+    text = "\n\n".join("\n".join([f"[{name}]", *judge(facts).list_lines()]) for name, (facts, *_) in CASES.items())
+    matches("verdicts", text + "\n")
+
+
+def test_overfitting_begins_at_the_best_step():
+    result = judge(evidence(7.0, 4.0, 3.0, 4.0, 6.0))
+    assert result.numbers["best_step"] == 20
+    assert result.headline == "Verdict: overfitted since step 20"
+    assert result.text.startswith("Eval loss 7 -> 3 at step 20 -> 6 at the end")
+
+
+@pytest.mark.parametrize(("best", "last", "code"), [(1.0, 1.04, "better"), (1.0, 1.06, "overfitted")])
+def test_rise_of_the_eval_loss_by_five_percent_is_overfitting(best, last, code):
+    assert judge(evidence(2.0, best, last)).code == code
+
+
+def test_rise_near_zero_is_not_overfitting():
+    assert judge(evidence(2.0, 0.010, 0.020)).code == "better"
+
+
+def test_risen_loss_is_not_overfitting_where_the_train_loss_rose_too():
+    assert judge(evidence(2.0, 1.0, 1.5, train=((10, 2.0), (20, 3.0), (30, 4.0)))).code == "better"
+
+
+def test_saved_step_is_named_where_it_is_not_the_last():
+    text = judge(evidence(7.0, 3.0, 4.0, 6.0, saved_step=10, final=3.0)).text
+    assert "with the weights of step 10 of 30, which are saved (the last step: 6)" in text
+
+
+@pytest.mark.parametrize(
+    ("gained", "lost", "p"), [(0, 0, 1), (1, 0, 1), (5, 0, 0.0625), (6, 0, 0.03125), (9, 2, 67 / 1024), (3, 3, 1)]
+)
+def test_mcnemar_is_the_exact_binomial_test(gained, lost, p):
+    """The values are those of R's `binom.test(gained, gained + lost)`."""
+    assert verdict.compute_mcnemar(gained, lost) == verdict.compute_mcnemar(lost, gained) == pytest.approx(p)
+
+
+def test_verdict_is_the_line_after_done_and_in_run_json_and_on_the_model_card(go, here):
+    """The untrained toy ends no answer, so the samples say that too."""
+    code, out, err = go(HELD_OUT, "train.learning_rate=1e-9")
+    assert code == 0, err
+    lines = out.splitlines()
+    done = next(number for number, line in enumerate(lines) if line.startswith("Done: "))
+    assert lines[done + 1] == "Verdict: little changed"
+    assert lines[done + 2].startswith("  8 of 8 answers equal the base model's; eval loss ")
+    assert "Raise train.learning_rate (1e-09 now)" in " ".join(lines[done + 3 : done + 5])
+    written = json.loads((here / "out" / "run.json").read_text())["verdict"]
+    assert written["code"] == "little_changed"
+    assert written["numbers"]["equal_answers"] == 8
+    card = (here / "out" / "README.md").read_text()
+    assert f"Verdict: little changed. {written['text']}\n\n{written['advice']}\n" in card
+    samples = [json.loads(line) for line in (here / "out" / "samples.jsonl").read_text().splitlines()]
+    assert [sample["stopped"] for sample in samples] == [{"before": False, "after": False}] * 8
+
+
+def test_answer_that_a_short_limit_cuts_is_not_called_endless(go, here):
+    assert go(HELD_OUT, "train.max_steps=1", "evaluate.generation={max_new_tokens: 1}")[0] == 0
+    samples = [json.loads(line) for line in (here / "out" / "samples.jsonl").read_text().splitlines()]
+    assert [sample["stopped"]["after"] for sample in samples] == [None] * 8

@@ -1,0 +1,99 @@
+"""How many answers are equal to the base model's, right, empty, repeating, or not ended by the model.
+
+In: the samples of `before_after`. Out: counts. Deliberately absent: what they mean for the run (`training.verdict`).
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from trl_sft.evaluation.before_after import AFTER, BEFORE, STOPPED
+from trl_sft.evaluation.metrics import exact_match
+
+# One unit at least four times in a row. Two or three times occur in answers that are meant ("no, no, no").
+_LOOP = re.compile(r"(.{1,200}?)\1{3,}", re.DOTALL)
+_LOOP_SHARE = 0.5  # of the text
+_LOOP_CHARACTERS = 12  # at least: "aaaa" or "1111" may be an answer
+_LONGEST = 4000  # characters that are searched, from the end: an answer that loops does not leave its loop
+
+
+@dataclass(frozen=True)
+class BrokenAnswers:
+    """How many answers of one model nobody can use, by reason; an answer may have several."""
+
+    empty: int
+    repeating: int
+    endless: int  # the model did not end them, where the limit left room for the reference and its end token
+    broken: int  # at least one of the three
+
+
+@dataclass(frozen=True)
+class AnswerCounts:
+    """Counts of the prompts that both models answered."""
+
+    prompts: int
+    equal: int  # the tuned model's answer is the base model's
+    right_before: int
+    right_after: int
+    gained: int  # right after training only
+    lost: int  # right before training only
+    before: BrokenAnswers
+    after: BrokenAnswers
+
+
+def count_answers(samples: Sequence[Mapping[str, Any]]) -> AnswerCounts | None:
+    """Return the counts; None where no prompt has both answers.
+
+    Args:
+        samples: entries of samples.jsonl.
+
+    """
+    pairs = [sample for sample in samples if sample.get(BEFORE) is not None and sample.get(AFTER) is not None]
+    if not pairs:
+        return None
+    right = [tuple(exact_match(sample[side], sample["reference"]) == 1 for side in (BEFORE, AFTER)) for sample in pairs]
+    return AnswerCounts(
+        prompts=len(pairs),
+        equal=sum(sample[BEFORE].strip() == sample[AFTER].strip() for sample in pairs),
+        right_before=sum(before for before, _ in right),
+        right_after=sum(after for _, after in right),
+        gained=sum(after and not before for before, after in right),
+        lost=sum(before and not after for before, after in right),
+        before=_count_broken(pairs, BEFORE),
+        after=_count_broken(pairs, AFTER),
+    )
+
+
+def is_repeating(text: str) -> bool:
+    """Tell whether at least half of a text is one unit again and again.
+
+    Example:
+        >>> is_repeating("The answer is is is is is is is")
+        True
+        >>> is_repeating("no, no, no")
+        False
+
+    """
+    end = text.strip()[-_LONGEST:]
+    longest = max((len(match[0]) for match in _LOOP.finditer(end)), default=0)
+    return longest >= max(_LOOP_CHARACTERS, _LOOP_SHARE * len(end))
+
+
+def _count_broken(samples: Sequence[Mapping[str, Any]], side: str) -> BrokenAnswers:
+    """Return how many answers of one side are broken; what the reference is too, an answer may be."""
+    empty = repeating = endless = broken = 0
+    for sample in samples:
+        text, reference = sample[side].strip(), sample["reference"].strip()
+        reasons = (
+            not text and bool(reference),
+            is_repeating(text) and not is_repeating(reference),
+            sample.get(STOPPED, {}).get(side) is False,
+        )
+        empty += reasons[0]
+        repeating += reasons[1]
+        endless += reasons[2]
+        broken += any(reasons)
+    return BrokenAnswers(empty, repeating, endless, broken)
