@@ -87,9 +87,10 @@ def train(run: Run) -> Result:
         trl_sft.errors.RunStopped: Training started and ended early: memory, time limit, signal, loss not finite.
 
     """
-    from trl_sft import upstream_warnings
+    from trl_sft import earlier_run, upstream_warnings
     from trl_sft.recipe import folder_decision
 
+    earlier_run.recover(run.output_dir)
     decision = folder_decision.check_folder(run)  # before the imports, which take seconds
     # Large tensors on a CPU lie in pages of 2 MB: otherwise a step waits while the kernel clears pages of 4 KB one
     # by one (benchmarks/step.py). torch reads this variable before its first tensor; it has an effect on Linux only.

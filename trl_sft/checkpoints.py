@@ -1,14 +1,14 @@
 """Checkpoints on disk: which are whole, which are damaged, and the record that this package adds to each.
 
 Inputs: run folders and the `checkpoint-N` folders in them. Outputs: records (`trl_sft.json`), descriptions of damage,
-the newest checkpoint that a run can resume from. The record is written last: a checkpoint that has one was complete.
+the newest checkpoint that a run can resume from. The record is written last: a checkpoint that has one was complete,
+and one of this version that has none was not.
 Not here: whether a run may resume from it (`recipe.folder_decision`), and loading. Needs no torch.
 """
 
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import zipfile
 from pathlib import Path
@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 from trl_sft import run_folder
 
 RECORD = "trl_sft.json"
+ROWS_PER_STEP = "rows_per_step"  # of a record, and of a run.json whose checkpoints have records
 DAMAGED = "damaged-"  # begins the name of a checkpoint that is set aside
 _FILES = "files"
 _CHUNK = 2**24  # bytes
@@ -41,7 +42,7 @@ class Choice(NamedTuple):
 
     newest: Path | None  # None = no checkpoint is whole
     damaged: tuple[DamagedCheckpoint, ...]  # newer than `newest`, the newest first
-    unfinished: tuple[Path, ...]  # their writing was interrupted
+    unfinished: tuple[Path, ...]  # their writing was interrupted: they have no record
 
 
 def write_record(checkpoint: Path, entries: dict[str, Any]) -> None:
@@ -55,10 +56,10 @@ def write_record(checkpoint: Path, entries: dict[str, Any]) -> None:
     for path in sorted(checkpoint.rglob("*")):
         if path.is_file() and path.name != RECORD:
             files[path.relative_to(checkpoint).as_posix()] = {"bytes": path.stat().st_size, "xxh128": hash_file(path)}
-            _flush(path)
+            run_folder.flush(path)
     run_folder.write_text(checkpoint / RECORD, json.dumps(entries | {_FILES: files}, ensure_ascii=False) + "\n")
-    _flush(checkpoint / RECORD)
-    _flush(checkpoint)
+    run_folder.flush(checkpoint)
+    run_folder.flush(checkpoint.parent)
 
 
 def read_record(checkpoint: Path) -> dict[str, Any]:
@@ -87,7 +88,11 @@ def choose(folder: Path, *, read_contents: bool = True) -> Choice:
     paths = [path for path in folder.glob(run_folder.CHECKPOINT + "*") if run_folder.is_checkpoint(path)]
     unfinished: list[Path] = []
     damaged: list[DamagedCheckpoint] = []
+    has_records = ROWS_PER_STEP in run_folder.read_json(folder / run_folder.RUN)
     for path in sorted(paths, key=run_folder.get_step, reverse=True):
+        if has_records and not (path / RECORD).is_file():
+            unfinished.append(path)
+            continue
         damage = find_damage(path, read_contents=read_contents)
         if not damage:
             return Choice(path, tuple(damaged), tuple(unfinished))
@@ -184,17 +189,3 @@ def _is_safetensors_whole(path: Path) -> bool:
     except (OSError, ValueError, KeyError, TypeError):
         return False
     return path.stat().st_size == 8 + length + max(ends, default=0)
-
-
-def _flush(path: Path) -> None:
-    """Have the operating system write a file or a folder to the disk; systems that cannot are left as they are."""
-    try:
-        descriptor = os.open(path, os.O_RDONLY)
-    except OSError:  # a folder on Windows
-        return
-    try:
-        os.fsync(descriptor)
-    except OSError:
-        pass
-    finally:
-        os.close(descriptor)

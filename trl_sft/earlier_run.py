@@ -13,7 +13,7 @@ import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
-from trl_sft import checkpoints, run_folder
+from trl_sft import checkpoints, console, run_folder
 from trl_sft.run_folder import EARLIER_RUN, REMOVED_RUN, RUN
 
 
@@ -41,8 +41,28 @@ def set_aside(folder: Path) -> Path | None:
     aside.mkdir(exist_ok=True)
     for path in list(_list_files(folder)):
         _make_durable_move(path, aside / path.relative_to(folder))
-    _synchronize(aside)
+    run_folder.flush(aside)
+    run_folder.flush(folder)
     return aside
+
+
+def recover(folder: Path) -> None:
+    """Complete what a process began in a folder before it was killed, unless another process has the lock.
+
+    A run that was being set aside is moved back. The removal of a run that a finished one has replaced goes on.
+    """
+    left_over = [name for name in (EARLIER_RUN, REMOVED_RUN) if (folder / name).is_dir()]
+    is_finished = run_folder.read_json(folder / RUN).get("outcome") == run_folder.DONE
+    if not left_over or (is_set_aside(folder) and not is_finished):
+        return
+    with run_folder.lock(folder) as is_ours:
+        if not is_ours:
+            return
+        restore_interrupted(folder)
+        if run_folder.read_json(folder / RUN).get("outcome") == run_folder.DONE:
+            if is_set_aside(folder):
+                console.say(f"earlier   {folder / EARLIER_RUN} is removed: the run that replaced it is finished")
+            remove(folder)
 
 
 def restore_interrupted(folder: Path) -> None:
@@ -110,14 +130,3 @@ def _make_durable_move(path: Path, target: Path) -> None:
     if target.is_dir() and not target.is_symlink():
         shutil.rmtree(target)
     path.rename(target)
-
-
-def _synchronize(folder: Path) -> None:
-    """Write a folder's entries to the disk, where the system can (not on Windows)."""
-    if not hasattr(os, "O_DIRECTORY"):
-        return
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -8,13 +8,17 @@ torch.
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
+import os
+import re
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 LOCK = ".lock"
+_LOCKED_BY_ANOTHER = (errno.EWOULDBLOCK, errno.EACCES)
 RECIPE, RESOLVED, RUN, LOG, CARD = "recipe.yaml", "resolved.yaml", "run.json", "log.jsonl", "README.md"
 SAMPLES, EVAL = "samples.jsonl", "eval.json"
 LEDGER, REJECTS = "ledger.json", "rejects.jsonl"
@@ -26,6 +30,7 @@ _TRAINER_STATE = "trainer_state.json"
 _TRAINING_ARGS = "training_args.bin"
 # the files of a run beside the model; run.json names those of the model
 OWN_FILES = (RECIPE, RESOLVED, LOG, CARD, SAMPLES, EVAL, LEDGER, REJECTS, _TRAINING_ARGS)
+_TEMPORARY = re.compile(r"\.tmp[A-Za-z0-9]{6}")  # safetensors 0.8 writes to such a name first
 WEIGHTS = ("model*.safetensors", "adapter_model.safetensors", "pytorch_model*.bin", "adapter_model.bin")
 
 
@@ -65,26 +70,16 @@ def is_checkpoint(path: Path) -> bool:
 def lock(folder: Path) -> Iterator[bool]:
     """Lock a folder for this process inside the block; yield False if another process has it locked.
 
-    The operating system removes the lock when the process ends, also after a crash. Without fcntl (on Windows) nothing
-    is locked.
+    The operating system removes the lock when the process ends, also after a crash. Without fcntl (on Windows), and on
+    disks without locks, nothing is locked.
     """
-    try:
-        import fcntl
-    except ImportError:
-        yield True
-        return
     new_folders = [path for path in (folder, *folder.parents) if not path.exists()]
     folder.mkdir(parents=True, exist_ok=True)
-    with (folder / LOCK).open("w") as file:
-        for is_last in (False, True):
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            except OSError:
-                if is_last:
-                    yield False
-                    return
-                time.sleep(0.05)  # `is_locked` holds the lock for an instant
+    file = _open_locked(folder / LOCK)
+    if file is None:
+        yield False
+        return
+    with file:
         try:
             yield True
         finally:
@@ -92,6 +87,32 @@ def lock(folder: Path) -> Iterator[bool]:
             for path in new_folders:  # a run that did not start leaves no empty folder behind
                 with contextlib.suppress(OSError):
                     path.rmdir()
+
+
+def _open_locked(path: Path) -> TextIO | None:
+    """Return the file of a lock that this process has; None = another process has it."""
+    try:
+        import fcntl
+    except ImportError:
+        return path.open("a")
+    attempts = 2
+    while True:
+        file = path.open("a")  # "w" would empty the file that a link leads to
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            if error.errno not in _LOCKED_BY_ANOTHER:  # ENOLCK, ENOTSUP: the disk has no locks
+                return file
+            file.close()
+            attempts -= 1
+            if not attempts:
+                return None
+            time.sleep(0.05)  # `is_locked` holds the lock for an instant
+            continue
+        with contextlib.suppress(FileNotFoundError):
+            if os.path.samestat(os.fstat(file.fileno()), path.stat()):
+                return file
+        file.close()  # the process that had the lock removed this file meanwhile
 
 
 def is_locked(folder: Path) -> bool:
@@ -108,8 +129,8 @@ def is_locked(folder: Path) -> bool:
             fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
     except FileNotFoundError:
         return False
-    except OSError:
-        return True
+    except OSError as error:
+        return error.errno in _LOCKED_BY_ANOTHER
     return False
 
 
@@ -120,20 +141,54 @@ def is_plain_name(name: str) -> bool:
 
 def is_left_over(path: Path) -> bool:
     """Tell whether a file is a lock, a half-written file of this package, or the folder with the earlier run."""
-    own = {f".{name}.part" for name in (*OWN_FILES, RUN)}
+    own = {_name_part(name) for name in (*OWN_FILES, RUN)}
     return path.name in (LOCK, EARLIER_RUN, REMOVED_RUN) or path.name in own
 
 
+def remove_left_overs(folder: Path) -> None:
+    """Remove the half-written files that a killed process left in a run folder."""
+    own = {_name_part(name) for name in (*OWN_FILES, RUN)}
+    for path in folder.iterdir():
+        if path.name in own or (_TEMPORARY.fullmatch(path.name) and path.is_file() and not path.is_symlink()):
+            path.unlink()
+
+
+def flush(path: Path) -> None:
+    """Have the operating system write a file or a folder to the disk; systems that cannot are left as they are.
+
+    Raises:
+        OSError: The disk cannot hold the file: it is full, or reports an error.
+
+    """
+    try:
+        descriptor = os.open(path, os.O_RDONLY)
+    except OSError:  # a folder on Windows
+        return
+    try:
+        os.fsync(descriptor)
+    except OSError as error:
+        if error.errno in (errno.EIO, errno.ENOSPC, errno.EDQUOT):  # what was written may be lost
+            raise OSError(error.errno, error.strerror, str(path)) from None
+    finally:
+        os.close(descriptor)
+
+
 def write_text(path: Path, text: str) -> None:
-    """Write a text file as a whole or not at all."""
+    """Write a text file as a whole or not at all; its contents are on the disk then."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f".{path.name}.part")
+    part = path.with_name(_name_part(path.name))
     try:
         part.write_text(text, encoding="utf-8")
+        flush(part)
         part.replace(path)
     except BaseException:
         part.unlink(missing_ok=True)
         raise
+
+
+def _name_part(name: str) -> str:
+    """Return the name under which a file is written before it gets its own."""
+    return f".{name}.part"
 
 
 def append_json(path: Path, entry: dict[str, Any]) -> None:

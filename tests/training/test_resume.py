@@ -359,16 +359,35 @@ def test_damaged_newest_checkpoint_is_named_and_the_one_before_it_is_taken(name,
     assert checkpoints.find_damage(here / "out" / "checkpoint-6") == ""
 
 
-def test_checkpoint_whose_record_was_never_written_is_resumed_exactly_in_its_weights(go, here, stop_after):
+def test_checkpoint_whose_record_was_never_written_is_removed_and_the_one_before_it_is_taken(go, here, stop_after):
     """The process may be killed after the Trainer wrote the checkpoint and before the record follows."""
     assert go(FULL, *SAVING, "train.output_dir=whole")[0] == 0
     stop_after(3)
     assert go(FULL, *SAVING)[0] == 143
     stop_after(None)
     (here / "out" / "checkpoint-3" / checkpoints.RECORD).unlink()
-    code, _, err = go(FULL, *SAVING)
+    code, out, err = go(FULL, *SAVING)
     assert code == 0, err
+    assert "resume    checkpoint-3 was not written to its end and is removed" in out
+    assert f"resume    from {here / 'out' / 'checkpoint-2'}" in out
+    assert not (here / "out" / "checkpoint-3").exists()
     assert are_equal("out", "whole")
+    assert read_log("out") == read_log("whole")
+
+
+def test_old_checkpoint_is_removed_only_after_the_record_of_the_new_one(go, here, monkeypatch):
+    write = checkpoints.write_record
+    before = []
+
+    def write_record(checkpoint, entries):
+        before.append(sorted(path.name for path in (here / "out").glob("checkpoint-*")))
+        write(checkpoint, entries)
+        os.utime(checkpoint, (0, 0))  # steps count, not times
+
+    monkeypatch.setattr(checkpoints, "write_record", write_record)
+    assert go(FULL, *SAVING, "train.save_total_limit=1")[0] == 0
+    assert before == [["checkpoint-2"], ["checkpoint-2", "checkpoint-4"], ["checkpoint-4", "checkpoint-6"]]
+    assert [path.name for path in (here / "out").glob("checkpoint-*")] == ["checkpoint-6"]
 
 
 def test_weights_that_are_not_finite_are_not_saved_as_a_checkpoint(go, here, monkeypatch):
@@ -398,7 +417,7 @@ def test_checkpoint_with_weights_that_are_not_finite_is_refused(go, here):
     save_file(
         tensors | {name: torch.full_like(tensors[name], float("nan"))}, path / "model.safetensors", {"format": "pt"}
     )
-    (path / checkpoints.RECORD).unlink()
+    checkpoints.write_record(path, checkpoints.read_record(path))
     code, _, err = go(FULL, *SAVING)
     assert code == 2
     assert "checkpoint-1 holds weights that are not finite" in err

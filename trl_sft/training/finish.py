@@ -62,6 +62,8 @@ def save(
         outcome=[f"{outcome.headline}. {outcome.text}", outcome.advice, *best_line],
     )
     run_folder.write_text(run.output_dir / run_folder.CARD, card)
+    for name in files:  # run.json says only then that the run is done
+        run_folder.flush(run.output_dir / name)
     steps = trainer.state.global_step
     entries = {"outcome": run_folder.DONE, "verdict": outcome.as_json(), "steps": steps, "metrics": metrics}
     record.close(entries | {"files": files} | ({"best": best} if best else {}))

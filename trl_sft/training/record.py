@@ -55,6 +55,7 @@ class RunRecord:
         run, folder = self._run, self._run.output_dir
         if self._decision.replaces_earlier and (aside := earlier_run.set_aside(folder)):
             console.say(f"earlier   the run that this one replaces is in {aside} until this one is finished")
+        run_folder.remove_left_overs(folder)
         if self._decision.passed_over:
             checkpoints.set_aside(self._decision.passed_over)
         assert self.trainer is not None
@@ -73,6 +74,8 @@ class RunRecord:
         self._write_ledger()
         for path, damage in self._decision.passed_over.damaged if self._decision.passed_over else ():
             console.say(f"resume    {path.name} is passed over: {damage}; it is now {checkpoints.DAMAGED}{path.name}")
+        for path in self._decision.passed_over.unfinished if self._decision.passed_over else ():
+            console.say(f"resume    {path.name} was not written to its end and is removed")
         if self.checkpoint:
             console.say(f"resume    from {self.checkpoint}")
 
@@ -100,6 +103,7 @@ class RunRecord:
             self._write_ledger()
         text = json.dumps(self._entries, indent=2, ensure_ascii=False) + "\n"
         run_folder.write_text(self._run.output_dir / run_folder.RUN, resolved.remove_secrets(self._run, text))
+        run_folder.flush(self._run.output_dir)
 
     def _write_ledger(self) -> None:
         assert self._inputs is not None

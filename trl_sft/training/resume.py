@@ -5,7 +5,8 @@ goes on as if it had not been stopped, and lines for the screen. Which keys may 
 Trainer itself loads weights, optimizer, schedule and random states.
 
 Private parts of upstream that are read and set, written for transformers 5.17 to 5.23 and TRL 1.8 to 1.16:
-`Trainer._tr_loss`, `_total_loss_scalar`, `_globalstep_last_logged`; `SFTTrainer._metrics`, `_total_train_tokens`.
+`Trainer._tr_loss`, `_total_loss_scalar`, `_globalstep_last_logged`; `SFTTrainer._metrics`, `_total_train_tokens`; the
+name `rotate_checkpoints` in the module of the Trainer.
 tests/training/test_resume.py compares every logged value with those of an uninterrupted run.
 """
 
@@ -21,7 +22,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import transformers.trainer
 from transformers import TrainerCallback, TrainerControl, TrainerState, get_scheduler
+from transformers.trainer_utils import rotate_checkpoints
 from trl import SFTConfig, SFTTrainer
 
 from trl_sft import checkpoints, console, earlier_run, run_folder
@@ -34,8 +37,8 @@ from trl_sft.training import live, stages
 from trl_sft.training.stages import TrainingInputs
 from trl_sft.training.verify import Verification
 
-_TOKENS, _PROGRESS, _ROWS_PER_STEP = "tokens", "progress", "rows_per_step"
-_EPOCH_RANDOM_STATE = "random_state_of_epoch"  # in `_PROGRESS`
+_TOKENS, _PROGRESS = "tokens", "progress"
+_EPOCH_RANDOM_STATE, _MEASURED = "random_state_of_epoch", "measured"  # in `_PROGRESS`
 
 
 def prepare(run: Run, decision: FolderDecision) -> tuple[TrainingInputs, dict[str, Any]]:
@@ -142,6 +145,7 @@ class ResumeState(TrainerCallback):
         self._record: dict[str, Any] = record
         self._random_state = torch.get_rng_state()
         self._is_first_epoch = True
+        self._evaluates_on_start = trainer.args.eval_on_start
 
     def on_train_begin(self, args: SFTConfig, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Refuse weights that are not finite; restore the counters. Raises RecipeError."""
@@ -150,7 +154,7 @@ class ResumeState(TrainerCallback):
         self._check_weights(self._decision.checkpoint)
         args.eval_on_start = False  # it is an evaluation before step 1
         progress = self._record.get(_PROGRESS)
-        if progress is None:  # the process was killed between the checkpoint and its record
+        if progress is None:  # a checkpoint that another program wrote
             return
         trainer = self._trainer
         trainer._tr_loss = trainer._tr_loss + progress["loss_since_log"]
@@ -160,6 +164,8 @@ class ResumeState(TrainerCallback):
         for name, values in progress["metrics"].items():
             trainer._metrics["train"][name] = list(values)
         self._verification.add_earlier_counts(progress["consumed"])
+        if state.global_step >= state.max_steps:  # nothing is left to train, so nothing can be measured
+            self._verification.measured |= progress.get(_MEASURED, {})
 
     def on_epoch_begin(self, args: SFTConfig, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Draw the order of the epoch's rows from the same random state as before the stop.
@@ -171,14 +177,20 @@ class ResumeState(TrainerCallback):
         if self._is_first_epoch and saved and not args.ignore_data_skip:
             torch.set_rng_state(torch.frombuffer(bytearray(base64.b64decode(saved)), dtype=torch.uint8))
         self._is_first_epoch = False
+        args.eval_on_start = self._evaluates_on_start
         self._random_state = torch.get_rng_state()
 
+    def on_train_end(self, args: SFTConfig, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        """Set back the argument that resuming changed: the arguments are saved with the model."""
+        args.eval_on_start = self._evaluates_on_start
+
     def on_save(self, args: SFTConfig, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        """Write the record of the checkpoint, last."""
+        """Write the record of the checkpoint, then remove the checkpoints that `save_total_limit` does not keep."""
         progress = self._describe_progress()  # on every process: it adds up what all of them consumed
         folder = Path(str(args.output_dir)) / f"{run_folder.CHECKPOINT}{state.global_step}"
         if args.should_save and folder.is_dir():
             checkpoints.write_record(folder, self._entries | {_PROGRESS: progress})
+            remove_old_checkpoints(args, state)
 
     def on_log(
         self, args: SFTConfig, state: TrainerState, control: TrainerControl, logs: dict[str, Any], **kwargs: Any
@@ -203,7 +215,7 @@ class ResumeState(TrainerCallback):
 
     def _compare_rows(self, args: SFTConfig, state: TrainerState) -> list[str]:
         """Return how many rows are skipped or trained twice, since the Trainer skips by steps."""
-        before, now = self._record.get(_ROWS_PER_STEP), count_rows_per_step(args)
+        before, now = self._record.get(checkpoints.ROWS_PER_STEP), count_rows_per_step(args)
         if before is None or (before == now and not args.ignore_data_skip):
             return []
         dataset = self._trainer.train_dataset
@@ -236,7 +248,7 @@ class ResumeState(TrainerCallback):
 
     def _describe_progress(self) -> dict[str, Any]:
         """Return the counters that a run needs to go on as if it had not been stopped."""
-        trainer = self._trainer
+        trainer, measured = self._trainer, self._verification.measured
         return {
             "loss_since_log": trainer._tr_loss.item(),
             "loss_until_log": trainer._total_loss_scalar,
@@ -244,6 +256,7 @@ class ResumeState(TrainerCallback):
             "num_tokens": trainer._total_train_tokens,
             "metrics": {name: list(values) for name, values in trainer._metrics["train"].items() if values},
             "consumed": self._verification.count_consumed(),
+            _MEASURED: {name: measured[name] for name in ("first_step", "after_training") if name in measured},
             _EPOCH_RANDOM_STATE: base64.b64encode(self._random_state.numpy().tobytes()).decode(),
         }
 
@@ -271,9 +284,37 @@ def describe_run(run: Run, args: SFTConfig, *, tokens: dict[str, Any], day: date
         folder_decision.VALUES: folder_decision.list_values(run),
         "data": tokens["files"],
         _TOKENS: {name: value for name, value in tokens.items() if name != "files"},
-        _ROWS_PER_STEP: count_rows_per_step(args),
+        checkpoints.ROWS_PER_STEP: count_rows_per_step(args),
     }
     return entries | {folder_decision.TEMPLATE_DATE: day.isoformat() if day else None}
+
+
+@contextlib.contextmanager
+def removing_no_checkpoints() -> Iterator[None]:
+    """Inside the block the Trainer itself removes no old checkpoint.
+
+    It removes them before `on_save`: a process that is killed then leaves the new checkpoint without its record, and
+    no older one to resume from.
+    """
+    upstream = transformers.trainer.rotate_checkpoints
+    transformers.trainer.rotate_checkpoints = lambda *_, **__: None
+    try:
+        yield
+    finally:
+        transformers.trainer.rotate_checkpoints = upstream
+
+
+def remove_old_checkpoints(args: SFTConfig, state: TrainerState) -> None:
+    """Remove the checkpoints that `save_total_limit` does not keep, the lowest step first.
+
+    The Trainer goes by the times of the folders, which a copy or a wrong clock changes.
+    """
+    rotate_checkpoints(
+        output_dir=args.output_dir,
+        save_total_limit=args.save_total_limit,
+        best_model_checkpoint=state.best_model_checkpoint,
+        use_mtime=False,
+    )
 
 
 def finalize(trainer: SFTTrainer) -> None:
@@ -281,6 +322,7 @@ def finalize(trainer: SFTTrainer) -> None:
 
     `Trainer.train` would train one more step. Written for transformers 5.17 to 5.23.
     """
+    remove_old_checkpoints(trainer.args, trainer.state)  # the process may have been killed before
     trainer._finalize_training(trial=None, num_train_samples=0, start_time=time.time())
 
 

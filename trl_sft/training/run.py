@@ -64,7 +64,8 @@ def run(checked: Run, decision: FolderDecision) -> Result:
             replace_callbacks(trainer, [verification, resume_state, progress, guard])
             with console.ignoring_closed_streams(), guard.handle_signals(), contextlib.closing(progress):
                 try:
-                    trainer.train(resume_from_checkpoint=str(record.checkpoint) if record.checkpoint else None)
+                    with resume.removing_no_checkpoints():
+                        trainer.train(resume_from_checkpoint=str(record.checkpoint) if record.checkpoint else None)
                 except callbacks.AlreadyTrained:
                     resume.finalize(trainer)
                 result = finish.save(checked, inputs, trainer, record=record, prompts=prompts)
