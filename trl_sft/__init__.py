@@ -98,4 +98,8 @@ def train(run: Run) -> Result:
     with upstream_warnings.quiet():
         from trl_sft.training import run as training_run
 
-        return training_run.run(run, decision)
+        result = training_run.run(run, decision)
+    from trl_sft.reports import page
+
+    page.write_at_end(run.output_dir)
+    return result

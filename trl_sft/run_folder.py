@@ -22,6 +22,7 @@ _LOCKED_BY_ANOTHER = (errno.EWOULDBLOCK, errno.EACCES)
 RECIPE, RESOLVED, RUN, LOG, CARD = "recipe.yaml", "resolved.yaml", "run.json", "log.jsonl", "README.md"
 SAMPLES, EVAL = "samples.jsonl", "eval.json"
 LEDGER, REJECTS = "ledger.json", "rejects.jsonl"
+ROWS, REPORT = "rows.jsonl", "report.html"
 EARLIER_RUN = "_earlier_run"  # holds the run that a new one replaces; a push to the hub leaves out names with _
 REMOVED_RUN = "_removed_run"  # what an interrupted removal of it leaves
 CHECKPOINT = "checkpoint-"  # plus the number of the step
@@ -29,7 +30,7 @@ RUNNING, DONE = "running", "done"  # `outcome` in run.json
 _TRAINER_STATE = "trainer_state.json"
 _TRAINING_ARGS = "training_args.bin"
 # the files of a run beside the model; run.json names those of the model
-OWN_FILES = (RECIPE, RESOLVED, LOG, CARD, SAMPLES, EVAL, LEDGER, REJECTS, _TRAINING_ARGS)
+OWN_FILES = (RECIPE, RESOLVED, LOG, CARD, SAMPLES, EVAL, LEDGER, REJECTS, ROWS, REPORT, _TRAINING_ARGS)
 _TEMPORARY = re.compile(r"\.tmp[A-Za-z0-9]{6}")  # safetensors 0.8 writes to such a name first
 WEIGHTS = ("model*.safetensors", "adapter_model.safetensors", "pytorch_model*.bin", "adapter_model.bin")
 
@@ -42,6 +43,11 @@ def default_folder(recipe: Path) -> Path:
     if recipe.name == RESOLVED and (recipe.parent / RUN).is_file():
         return recipe.parent.with_name(recipe.parent.name + "-again")
     return Path.cwd() / "runs" / recipe.stem
+
+
+def shorten_path(path: Path) -> str:
+    """Return a path relative to the current folder, where it lies in it."""
+    return str(path.relative_to(Path.cwd())) if path.is_relative_to(Path.cwd()) else str(path)
 
 
 def list_checkpoints(folder: Path) -> list[Path]:

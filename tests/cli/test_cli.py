@@ -161,7 +161,9 @@ def test_warning_of_transformers_is_shown_once(here):
         "import logging, trl_sft\n"
         "run = trl_sft.load_recipe('recipe.yaml')\n"
         "import trl_sft.training.run as t\n"
+        "import trl_sft.reports.page as p\n"
         "t.run = lambda *_: logging.getLogger('transformers.trainer').warning('look here')\n"
+        "p.write_at_end = lambda folder: None\n"
         "trl_sft.train(run)\n"
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=here, capture_output=True, text=True, check=True)

@@ -37,6 +37,8 @@ def answer(here, capsys):
 
     (here / "recipe.yaml").write_text(RECIPE)
     (here / "axolotl.yaml").write_text(AXOLOTL)
+    (here / "done").mkdir()
+    (here / "done" / "run.json").write_text('{"outcome": "done"}')
     return call
 
 
@@ -58,6 +60,7 @@ def test_schema_of_the_page_is_valid_and_has_every_command():
         (["explain", "recipe.yaml"], {"values", "notes", "text"}),
         (["schema"], {"schema", "output"}),
         (["runs", "."], {"runs"}),
+        (["report", "done"], {"output"}),
         (["fix", "recipe.yaml", "--fast"], {"output", "edits", "diff", "next"}),
         (["init", "trl_sft:tiny", "rows.jsonl", "-o", "new.yaml"], {"output", "recipe", "format", "columns", "rows"}),
         (["import", "axolotl", "axolotl.yaml"], {"output", "recipe", "omitted"}),

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import TextIO
 
 from trl_sft import console, errors, json_output
-from trl_sft.cli import check, explain, fix, import_settings, init, prepare, preview, runs, schema, train
+from trl_sft.cli import check, explain, fix, import_settings, init, prepare, preview, report, runs, schema, train
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -190,6 +190,7 @@ COMMANDS: dict[str, Callable[[list[str]], int]] = {
     "init": init.main,
     "prepare": prepare.main,
     "preview": preview.main,
+    "report": report.main,
     "runs": runs.main,
     "schema": schema.main,
 }

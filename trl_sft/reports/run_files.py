@@ -28,6 +28,7 @@ class RunFiles:
     ledger: dict[str, Any]  # ledger.json
     evaluation: dict[str, Any]  # eval.json; empty = nothing was held out
     samples: list[dict[str, Any]]  # samples.jsonl
+    rows: list[dict[str, Any]]  # rows.jsonl: the first training rows as the model sees them
     recipe: str  # recipe.yaml
     resolved: str  # resolved.yaml
     damaged: list[str]  # files that exist and cannot be read, with the reason
@@ -74,6 +75,7 @@ def read_run(folder: Path) -> RunFiles:
         ledger=_read_object(folder / run_folder.LEDGER, damaged),
         evaluation=_read_object(folder / run_folder.EVAL, damaged),
         samples=_read_lines(folder / run_folder.SAMPLES, damaged),
+        rows=_read_lines(folder / run_folder.ROWS, damaged),
         recipe=_read_text(folder / run_folder.RECIPE, damaged),
         resolved=_read_text(folder / run_folder.RESOLVED, damaged),
         damaged=damaged,

@@ -67,7 +67,7 @@ def save(
     steps = trainer.state.global_step
     entries = {"outcome": run_folder.DONE, "verdict": outcome.as_json(), "steps": steps, "metrics": metrics}
     record.close(entries | {"files": files} | ({"best": best} if best else {}))
-    code = manifest.write_usage(summary.relative(run.output_dir), differs_from_base=differs)
+    code = manifest.write_usage(run_folder.shorten_path(run.output_dir), differs_from_base=differs)
     screen = summary.LastScreen(
         seconds=record.seconds(),
         verdict=outcome.list_lines(),

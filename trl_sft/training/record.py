@@ -1,4 +1,4 @@
-"""The files that a run writes into its folder during the run: run.json, the recipe, the ledger, rejected rows.
+"""The files that a run writes into its folder during the run: run.json, the recipe, the ledger, rows.
 
 In: the run's inputs and its live trainer. Out: files, each whole or absent. Nothing is written before
 `RunRecord.begin`, so a refused run changes no folder. The contents come from `manifest`.
@@ -18,10 +18,12 @@ from trl_sft import checkpoints, console, earlier_run, run_folder
 from trl_sft.recipe import resolved
 from trl_sft.recipe.checked import Run
 from trl_sft.recipe.folder_decision import FolderDecision
-from trl_sft.tokenization import stream
+from trl_sft.tokenization import segmentation, stream
 from trl_sft.training import manifest
 from trl_sft.training.stages import TrainingInputs
 from trl_sft.training.verify import Verification
+
+_ROWS_SHOWN = 3  # of each source, in rows.jsonl
 
 
 class RunRecord:
@@ -72,6 +74,7 @@ class RunRecord:
         self._inputs = inputs
         self.trainer.model.register_forward_pre_hook(self._note_batch, with_kwargs=True)
         self._write_ledger()
+        self._write_first_rows()
         for path, damage in self._decision.passed_over.damaged if self._decision.passed_over else ():
             console.say(f"resume    {path.name} is passed over: {damage}; it is now {checkpoints.DAMAGED}{path.name}")
         for path in self._decision.passed_over.unfinished if self._decision.passed_over else ():
@@ -104,6 +107,15 @@ class RunRecord:
         text = json.dumps(self._entries, indent=2, ensure_ascii=False) + "\n"
         run_folder.write_text(self._run.output_dir / run_folder.RUN, resolved.remove_secrets(self._run, text))
         run_folder.flush(self._run.output_dir)
+
+    def _write_first_rows(self) -> None:
+        """Write the first training rows of each source as the model sees them."""
+        assert self._inputs is not None
+        split, encoded = self._inputs.datasets.encoded["train"]
+        tokenizer = self._inputs.chat.tokenizer
+        rows = segmentation.select_first_rows(split, encoded, tokenizer, num_rows=_ROWS_SHOWN)
+        lines = (json.dumps(row._asdict(), ensure_ascii=False) + "\n" for row in rows)
+        run_folder.write_text(self._run.output_dir / run_folder.ROWS, "".join(lines))
 
     def _write_ledger(self) -> None:
         assert self._inputs is not None

@@ -123,7 +123,7 @@ def after(run: Run, state: TrainerState, screen: LastScreen) -> list[str]:
         *_evaluation_lines(screen.first_metrics, screen.metrics),
         *screen.answers,
         "",
-        f"  {relative(run.output_dir)}/",
+        f"  {run_folder.shorten_path(run.output_dir)}/",
         f"    {kind}, tokenizer, README.md (model card), training_args.bin (TRL's, a pickle)",
         f"    {run_folder.RESOLVED}   the recipe, with who set each value",
         f"    {run_folder.RUN}        versions, defaults, timings, outcome",
@@ -174,8 +174,3 @@ def ask_command(code: Sequence[str], prompt: Any) -> str:
         written = repr(prompt)
     call = f'print(ask({written}, max_new_tokens=64)[0]["generated_text"]{answer})'
     return f"{get_python_command()} -c {shlex.quote('; '.join([*code, call]))}"
-
-
-def relative(folder: Path) -> str:
-    """Return a folder relative to the current one, where it lies in it."""
-    return str(folder.relative_to(Path.cwd())) if folder.is_relative_to(Path.cwd()) else str(folder)

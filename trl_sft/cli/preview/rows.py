@@ -20,7 +20,7 @@ from trl_sft.data import bad_rows
 from trl_sft.data.pipeline import Split
 from trl_sft.recipe.checked import Run
 from trl_sft.reports import row_markup
-from trl_sft.tokenization import build, cache, ledger, row_segments, thinking
+from trl_sft.tokenization import build, cache, ledger, segmentation, thinking
 from trl_sft.tokenization.encode import EncodedRows
 from trl_sft.tokenization.row_segments import SegmentedRow
 from trl_sft.training import stages
@@ -131,7 +131,7 @@ def build_preview(run: Run, num_rows: int = 3) -> Preview:
         summary += ledger.describe(run, rows, {"train": counts, "eval": {}}, args=args, whole=False)
         summary += thinking.describe(encoder.thoughts, counts["answers"])
     rejected = list(_describe_rejected(rows.train, tokens))[:num_rows]
-    preview_rows = list(row_segments.select_first_rows(rows, tokens, chat.tokenizer, num_rows=num_rows))
+    preview_rows = list(segmentation.select_first_rows(rows.train, tokens, chat.tokenizer, num_rows=num_rows))
     batch, batch_width = _measure_first_batch(tokens.rows, packs, args)
     return Preview(summary, preview_rows, rejected, batch, batch_width)
 

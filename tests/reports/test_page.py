@@ -1,0 +1,259 @@
+"""The report: one page about a run or several, which says what the files say, and is safe whatever they hold."""
+
+import dataclasses
+import json
+import re
+import shutil
+import subprocess
+from html.parser import HTMLParser
+
+import pytest
+
+from trl_sft import cli, run_folder
+from trl_sft.reports import charts, comparison, page, run_files
+
+PLANTED = "<script>document.title = 'planted'</script>"
+LOG = [
+    {"eval_loss": 2.0, "step": 0},
+    *({"loss": 2.0 - step / 10, "learning_rate": 1e-4, "grad_norm": 1.0, "step": step} for step in range(1, 11)),
+    {"loss": float("nan"), "step": 11},
+    {"eval_loss": 0.5, "step": 11},
+]
+RECORD = {
+    "outcome": "done",
+    "steps": 11,
+    "seconds": 75.0,
+    "metrics": {"eval_loss": 0.5},
+    "recipe": {"train.learning_rate": 1e-4},
+    "versions": {"trl": "1.16.0", "torch": "2.13.0+cpu"},
+    "verdict": {"code": "better", "text": "Better: eval loss 2 -> 0.5."},
+}
+ROWS = {"input": 12, "kept": 10, "truncated": 1, "rejected": {"empty answer": 2}}
+COUNTS = {"rows": ROWS, "tokens": {"kept": 90, "loss": 30}}
+LENGTHS = {"min": 3, "median": 9, "p90": 12, "p99": 14, "max": 20}
+TRAIN = COUNTS | {"tokens_per_row": LENGTHS, "sources": [COUNTS | {"name": "skills"}]}
+LEDGER = {"train": TRAIN, "eval": {"eval": COUNTS}}
+SEGMENTS = [["<|user|>", False, True], [PLANTED, False, False], ["yes", True, False]]
+ROW = {"name": "row 1", "segments": SEGMENTS, "num_tokens": 5, "num_loss_tokens": 1, "num_truncated": 0}
+
+
+def lines(values):
+    return "".join(json.dumps(value) + "\n" for value in values)
+
+
+@pytest.fixture
+def make_run(tmp_path):
+    """Return a function that writes the files of a run."""
+
+    def make(name="first", after="yes", **changes):
+        folder = tmp_path / "runs" / name
+        folder.mkdir(parents=True)
+        sample = {"reference": "yes", "before": "no"}
+        answers = ["no", after] * 10
+        samples = [sample | {"prompt": f"{PLANTED} {row}", "after": text} for row, text in enumerate(answers)]
+        sides = {side: {"loss": loss, "exact_match": 0.5} for side, loss in (("before", 2.0), ("after", 0.5))}
+        files = {
+            run_folder.RUN: json.dumps(RECORD | changes),
+            run_folder.LOG: lines(LOG),
+            run_folder.LEDGER: json.dumps(LEDGER),
+            run_folder.EVAL: json.dumps(sides | {"prompts": 20, "tasks": {}}),
+            run_folder.SAMPLES: lines(samples),
+            run_folder.ROWS: lines([ROW]),
+            run_folder.RECIPE: f"model: x  # {PLANTED}\n",
+            run_folder.RESOLVED: "train: {learning_rate: 1e-4}\n",
+        }
+        for file, text in files.items():
+            (folder / file).write_text(text)
+        return folder
+
+    return make
+
+
+LOADING = ("src", "srcset", "href", "action", "onload", "onerror")
+
+
+class Texts(HTMLParser):
+    """Collects the text of a page outside scripts and styles, and the elements that could load something."""
+
+    def __init__(self):
+        super().__init__()
+        self.text, self.loads, self._skipped = "", [], False
+
+    def handle_starttag(self, tag, attrs):
+        self._skipped = tag in ("script", "style")
+        self.loads += [(tag, name) for name, _ in attrs if name in LOADING]
+
+    def handle_endtag(self, tag):
+        self._skipped = False
+
+    def handle_data(self, data):
+        if not self._skipped:
+            self.text += data
+
+
+def read(text):
+    parser = Texts()
+    parser.feed(text)
+    return parser
+
+
+def test_page_shows_what_the_files_hold(make_run):
+    text = page.format_page([run_files.read_run(make_run())])
+    shown = read(text).text
+    for expected in (
+        "Better: eval loss 2 -> 0.5.",
+        "Train loss and eval loss by step",
+        "empty answer: 2",
+        "min 3",
+        "skills",
+        "row 1: 5 tokens, 1 with loss",
+        "pip install trl==1.16.0 torch==2.13.0",
+        "resolved.yaml",
+        "20",
+        "1 min 15 s",
+    ):
+        assert expected in shown
+    assert len(text) < 2_000_000
+
+
+def test_page_loads_nothing_and_shows_planted_markup_as_text(make_run):
+    parser = read(page.format_page([run_files.read_run(make_run())]))
+    assert parser.loads == []
+    assert parser.text.count(PLANTED) >= 3  # a prompt, a row, the recipe
+
+
+def test_every_label_is_in_english_and_chinese():
+    texts = page._read_texts()
+    assert all(len(pair) == 2 and all(pair) for pair in texts.values())
+    assert all(re.search(r"[\u4e00-\u9fff]", chinese) for _, chinese in texts.values())
+    used = set(re.findall(r'\bt\("(\w+)"\)', (page._HERE / "page.html.jinja").read_text(encoding="utf-8")))
+    assert used <= set(texts)
+    assert {f"chart_{name}" for name in charts._CHARTS} <= set(texts)
+
+
+def test_values_that_are_not_finite_are_left_out_and_counted(make_run):
+    run = run_files.read_run(make_run())
+    loss = charts.make_charts([run], ["first"])[0].series[0]
+    assert (loss.name, len(loss.values), loss.omitted) == ("loss", 10, 1)
+
+
+def test_long_curve_is_thinned_and_keeps_its_last_step():
+    curve = charts._collect([{"loss": 1.0, "step": step} for step in range(9001)], "loss", "loss")
+    assert len(curve.steps) <= charts._MAX_POINTS + 1
+    assert curve.steps[-1] == 9000
+
+
+@pytest.mark.parametrize(("low", "high"), [(0, 1), (5, 5), (0, 0), (-3, 1e9), (1e-9, 2e-9), (1e300, 2e300)])
+def test_ticks_cover_the_range_and_are_few(low, high):
+    ticks = charts.find_ticks(low, high)
+    assert ticks[0] <= low
+    assert ticks[-1] >= high
+    assert 2 <= len(ticks) <= 12
+
+
+def test_several_runs_show_keys_that_differ_and_the_paired_difference(make_run):
+    first = make_run("first")
+    second = make_run("second", after="no", recipe={"train.learning_rate": 2e-4, "train.seed": 1})
+    runs = [run_files.read_run(folder) for folder in (first, second)]
+    assert comparison.find_differing_keys(runs) == [
+        ("train.learning_rate", ["0.0001", "0.0002"]),
+        ("train.seed", ["-", "1"]),
+    ]
+    (difference,) = comparison.compare_runs(runs, ["first", "second"])
+    assert (difference.metric, difference.pairs, difference.mean) == ("exact_match", 20, -0.5)
+    # of ten differences of 0 and ten of -1: standard error sqrt(0.25 * 20 / 19 / 20)
+    assert difference.low == pytest.approx(-0.5 - 1.96 * (0.25 / 19) ** 0.5)
+    assert difference.high == pytest.approx(-0.5 + 1.96 * (0.25 / 19) ** 0.5)
+    shown = read(page.format_page(runs)).text
+    assert "first: loss" in shown
+    assert "second: loss" in shown
+    assert "-0.5" in shown
+
+
+def test_runs_without_common_rows_have_no_paired_difference(make_run):
+    runs = [run_files.read_run(make_run("first")), run_files.read_run(make_run("second"))]
+    other = [sample | {"prompt": "another"} for sample in runs[1].samples]
+    runs[1] = dataclasses.replace(runs[1], samples=other)
+    assert comparison.compare_runs(runs, ["a", "b"]) == []
+
+
+READ = (run_folder.LOG, run_folder.LEDGER, run_folder.EVAL, run_folder.SAMPLES, run_folder.ROWS)
+ODD = b'{"train": 3, "before": [], "tasks": {"a": 1}}'
+
+
+@pytest.mark.parametrize("name", READ)
+@pytest.mark.parametrize("damage", [None, b"", b"\xff\x00", b"[1, 2]", ODD], ids=str)
+def test_page_is_written_whatever_a_file_holds(make_run, name, damage):
+    path = make_run() / name
+    if damage is None:
+        path.unlink()
+    else:
+        path.write_bytes(damage)
+    run = run_files.read_run(path.parent)
+    assert "</html>" in page.format_page([run])
+    assert bool(run.damaged) == (damage in (b"\xff\x00", b"[1, 2]"))
+
+
+def test_record_with_values_of_other_types_makes_a_page(make_run):
+    odd = {"verdict": "x", "findings": {"a": 1}, "versions": [1], "metrics": 3, "best": [], "hardware": "cpu"}
+    assert "</html>" in page.format_page([run_files.read_run(make_run(**odd))])
+
+
+def test_command_refuses_several_runs_without_a_file_and_a_folder_without_a_run(make_run, tmp_path, capsys):
+    first, second = make_run("first"), make_run("second")
+    assert cli.main(["report", str(first), str(second)]) == 2
+    assert "Name it, for example -o comparison.html." in capsys.readouterr().err
+    assert cli.main(["report", str(tmp_path)]) == 2
+    assert "the folder holds no run" in capsys.readouterr().err
+    assert cli.main(["report", str(first), str(second), "-o", str(tmp_path / "both.html")]) == 0
+    assert "second" in (tmp_path / "both.html").read_text()
+
+
+def test_finished_run_has_a_report_with_its_rows(go, here):
+    code, out, err = go()
+    assert code == 0, err
+    assert out.endswith("Report: open out/report.html in a browser.\n")
+    shown = read((here / "out" / "report.html").read_text(encoding="utf-8")).text
+    stored = [json.loads(line) for line in (here / "out" / "rows.jsonl").read_text(encoding="utf-8").splitlines()]
+    assert len(stored) == 3
+    for row in stored:
+        assert f"{row['name']}: {row['num_tokens']} tokens, {row['num_loss_tokens']} with loss" in shown
+        assert all(text.strip("\n ") in shown for text, has_loss, _ in row["segments"] if has_loss)
+
+
+def test_report_that_cannot_be_written_does_not_fail_a_finished_run(make_run, capsys):
+    folder = make_run()
+    (folder / run_folder.REPORT).mkdir()
+    page.write_at_end(folder)
+    assert "Report: not written: " in capsys.readouterr().out
+
+
+def browse(path, tmp_path):
+    """Open a page in headless Chromium; return its document, the lines of its console, and the URLs it requested."""
+    flags = "--headless --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking"
+    flags += " --disable-component-update --disable-sync --enable-logging=stderr --virtual-time-budget=2000 --dump-dom"
+    net_log = tmp_path / "net.json"
+    command = ["chromium", *flags.split(), f"--log-net-log={net_log}", f"--user-data-dir={tmp_path / 'profile'}"]
+    done = subprocess.run([*command, path.as_uri()], capture_output=True, text=True, timeout=120, check=True)
+    events = json.loads(net_log.read_text(encoding="utf-8"))["events"]
+    requests = [event["params"] for event in events if "initiator" in event.get("params", {})]
+    # what Chromium itself asks for has no origin; that of a local page is null
+    urls = {request["url"] for request in requests if request["initiator"] == "null"}
+    console = [line for line in done.stderr.splitlines() if "CONSOLE" in line]
+    return done.stdout, console, {url for url in urls if not url.startswith("data:")}
+
+
+@pytest.mark.skipif(shutil.which("chromium") is None, reason="Chromium is not installed")
+def test_browser_draws_the_curves_without_an_error_or_a_request(make_run, tmp_path):
+    path = tmp_path / "report.html"
+    text = page.format_page([run_files.read_run(make_run())])
+    path.write_text(text, encoding="utf-8")
+    document, console, requests = browse(path, tmp_path)
+    assert document.count("<canvas") == 3  # loss, learning rate, gradient norm
+    assert "<title>first - trl_sft</title>" in document
+    assert console == []
+    assert requests == set()
+    # the same with a picture of another host and without the policy: this test would notice a request
+    leaky = re.sub("<meta http-equiv[^>]*>", "", text).replace("<main", "<img src='http://127.0.0.1:9/x'><main", 1)
+    path.write_text(leaky, encoding="utf-8")
+    assert browse(path, tmp_path)[2] == {"http://127.0.0.1:9/x"}
