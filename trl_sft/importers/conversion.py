@@ -8,6 +8,7 @@ what the settings of one tool mean (its own module), and the text of the recipe 
 from __future__ import annotations
 
 import contextlib
+import re
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -19,6 +20,7 @@ from trl_sft.recipe import build, no_effect, renamed_keys
 from trl_sft.recipe.yaml_reader import Key, Recipe, format_value
 
 NO_VALUE = "It has no value."
+_HALF_CHARACTER = re.compile("[\ud800-\udfff]")
 _EVALUATION_SETS = (("data", "eval"), ("data", "eval_fraction"))
 
 # faults beside which no other one matters
@@ -83,6 +85,7 @@ def convert_all(importer: Importer, settings: Settings) -> Conversion:
     if wrong:  # a missing setting may be one whose value has a wrong type
         faults = [fault for fault in faults if fault.code not in ("import.no_model", "import.no_rows")]
     files = [outcome for outcome in outcomes if isinstance(outcome, CompanionFile)]
+    faults += list(_find_unwritable_files(settings, outcomes))
     omitted = [outcome for outcome in outcomes if isinstance(outcome, OmittedSetting)]
     lines, omitted_lines = _settle_lines(outcome for outcome in outcomes if isinstance(outcome, RecipeLine))
     omitted += omitted_lines
@@ -93,6 +96,16 @@ def convert_all(importer: Importer, settings: Settings) -> Conversion:
         if name not in names_with_outcome and name not in wrong
     ]
     return Conversion(lines, list(dict.fromkeys(omitted)), files, faults)
+
+
+def _find_unwritable_files(settings: Settings, outcomes: Iterable[Outcome]) -> Iterator[Fault]:
+    """Yield a fault for each file beside the recipe whose text UTF-8 does not have."""
+    names = {str(line.value): line.names[0] for line in outcomes if isinstance(line, RecipeLine) and line.names}
+    for file in outcomes:
+        if isinstance(file, CompanionFile) and _HALF_CHARACTER.search(file.text):
+            problem = "the text holds half a character (a lone surrogate)"
+            where = settings.where(names[file.name])
+            yield Fault(where, problem, "Write the whole character.", code="import.invalid_template")
 
 
 def _settle_lines(lines: Iterable[RecipeLine]) -> tuple[list[RecipeLine], list[OmittedSetting]]:

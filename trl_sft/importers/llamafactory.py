@@ -9,6 +9,7 @@ follows its sources. Deliberately not here: what one data set becomes (`llamafac
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ from trl_sft.errors import Fault, RecipeError
 from trl_sft.importers import llamafactory_rows, recipe_parts, tables
 from trl_sft.importers.llamafactory_rows import FILE, FOLDER, INFO
 from trl_sft.importers.row_functions import RowFunction, make_file
-from trl_sft.importers.settings import OmittedSetting, Outcome, RecipeLine, Settings
+from trl_sft.importers.settings import OmittedSetting, Outcome, RecipeLine, Settings, check_depth
 from trl_sft.importers.tables import Table
 from trl_sft.recipe import paths, sections
 from trl_sft.recipe.upstream import fields
@@ -81,8 +82,10 @@ def add_dataset_info(settings: Settings, file: Path | None, folder: Path) -> Set
     file = file or Path(str(place), FILE)
     try:
         info = dict(json.loads(file.read_text(encoding="utf-8")))
-    except (OSError, ValueError, TypeError) as error:
-        problem = f"{file}: {error.strerror if isinstance(error, OSError) else error}"
+        check_depth(info)
+    except (OSError, ValueError, TypeError, RecursionError, OverflowError) as error:
+        reason = (error.strerror if isinstance(error, OSError) else str(error)) or "its values are nested too deeply"
+        problem = f"{file}: {reason}"
         fix = f"Add `--dataset-info FILE`, the {FILE} of LLaMA-Factory."
         raise RecipeError(Fault(settings.where("dataset_dir"), problem, fix, code="import.missing_file")) from None
     return _add_info(settings, info, str(file.parent))
@@ -91,9 +94,9 @@ def add_dataset_info(settings: Settings, file: Path | None, folder: Path) -> Set
 def _find_file_beside(settings: Settings, folder: Path) -> Path | None:
     """Return the dataset_info.json near the file of settings; None = there is none, or LLaMA-Factory's own exists."""
     place = Path(str(settings.get("dataset_dir", "data")))
-    if (place / FILE).is_file():
+    if os.path.isfile(place / FILE):  # noqa: PTH113 (pathlib raises on a name that is too long)
         return None
-    return next((path for path in (folder / place / FILE, folder / FILE) if path.is_file()), None)
+    return next((path for path in (folder / place / FILE, folder / FILE) if os.path.isfile(path)), None)  # noqa: PTH113
 
 
 def _add_info(settings: Settings, info: dict[str, Any], folder: str) -> Settings:

@@ -6,6 +6,7 @@ Input: a user's settings. Output: values, lines and omitted settings. Deliberate
 from __future__ import annotations
 
 import json
+import os
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -60,8 +61,8 @@ def make_rename(columns: dict[str, str]) -> dict[str, str]:
 
 
 def is_local(path: Any) -> bool:
-    """Return whether a data set is a file or a folder of this machine."""
-    return isinstance(path, str) and (Path(path).exists() or Path(path).suffix in sections.BUILDERS)
+    """Return whether a data set is a file or a folder of this machine; pathlib raises on a name that is too long."""
+    return isinstance(path, str) and (os.path.exists(path) or Path(path).suffix in sections.BUILDERS)  # noqa: PTH110
 
 
 def read_first_row(path: Any) -> dict[str, Any]:
@@ -89,7 +90,7 @@ def resolve_data_files(path: str, data_files: Any) -> str:
     if data_files is None:
         return path
     file = data_files[0] if isinstance(data_files, list) and len(data_files) == 1 else data_files
-    is_folder = Path(path).is_dir()
+    is_folder = os.path.isdir(path)  # noqa: PTH112 (as in `is_local`)
     if not isinstance(file, str) or not (is_folder or path in _FILE_BUILDERS):
         return ""
     return str(Path(path, file)) if is_folder else file

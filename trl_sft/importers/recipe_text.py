@@ -11,6 +11,7 @@ import textwrap
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
+from trl_sft.console import escape_control_characters
 from trl_sft.importers.settings import (
     AFFECTS,
     CompanionFile,
@@ -24,6 +25,8 @@ from trl_sft.recipe.yaml_reader import format_value
 
 _WIDTH = 120
 _PLAIN_WORD = re.compile(r"(\.{0,2}/)?[A-Za-z_][\w./@+-]*")
+# what a YAML file cannot hold, and what would change how a terminal shows a text; inside quotation marks only
+_NOT_PRINTABLE = re.compile("[\x7f-\x9f\u200b-\u200f\u2028-\u202e\u2066-\u2069\ufeff\ufffe\uffff\ud800-\udfff]")
 _YAML_WORDS = ("null", "true", "false", "yes", "no", "on", "off", "y", "n")  # of YAML 1.1 or 1.2
 
 
@@ -160,7 +163,8 @@ def _comment(text: str) -> list[str]:
 
 def _render_line(line: RecipeLine) -> Iterator[str]:
     """Yield a line of the recipe with its comment beside it, or above it where both are too long for one line."""
-    text = f"  {line.key[1]}: {_format_yaml(line.value)}"
+    name = _format_yaml(line.key[1])
+    text = f"  {name}: {_format_yaml(line.value)}"
     note = _join_lines(line.note)
     if note and len(f"{text}  # {note}") <= _WIDTH:
         yield f"{text}  # {note}"
@@ -169,7 +173,7 @@ def _render_line(line: RecipeLine) -> Iterator[str]:
     if len(text) <= _WIDTH or not isinstance(line.value, dict | list):
         yield text
         return
-    yield f"  {line.key[1]}:"
+    yield f"  {name}:"
     is_list = isinstance(line.value, list)
     for item in line.value if is_list else [line.value]:
         pairs = [_format_yaml(item)]
@@ -190,9 +194,9 @@ def _format_yaml(value: Any) -> str:
         return "[" + ", ".join(_format_yaml(v) for v in value) + "]"
     if isinstance(value, str) and _PLAIN_WORD.fullmatch(value) and value.lower() not in _YAML_WORDS:
         return value
-    return format_value(value)
+    return _NOT_PRINTABLE.sub(lambda match: f"\\u{ord(match[0]):04x}", format_value(value))
 
 
 def _join_lines(text: str) -> str:
-    """Return a comment on one line."""
-    return re.sub(r"\s+", " ", text).strip()
+    """Return a comment on one line, with its control characters as codes."""
+    return escape_control_characters(re.sub(r"\s+", " ", text).strip())

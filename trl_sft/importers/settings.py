@@ -19,6 +19,8 @@ from trl_sft.recipe.yaml_reader import Key
 # YAML 1.1, which the other trainers read, has more words for true and false than YAML 1.2
 _YAML_1_1 = {"yes": True, "on": True, "no": False, "off": False}
 _NUMBER_OF_YAML_1_1 = re.compile(r"[-+]?[0-9][0-9_]*")  # it also allows an underscore between digits
+_MAX_DEPTH = 50  # levels of mappings and lists in a setting
+_MAX_DIGITS = 400  # of a number; Python refuses to read several thousand
 _SECRET = re.compile(
     r"api_?key|wandb_key|(hub|auth|hf|ms|om|access)_token$|^token$|^(use_)?wandb$|secret|password", re.IGNORECASE
 )
@@ -114,8 +116,29 @@ def read_file(path: Path) -> Settings:
         RecipeError: The file cannot be read.
     """
     file = yaml_reader.read_recipe(path)
-    values = {name: _read_yaml_1_1(name, value) for name, value in file.values.items()}
-    return Settings(values, lambda name, *path: file.where((name, *path)))
+    keys = {str(key): key for key in file.values}  # a key may be a number, the name of a setting is a text
+
+    def where(name: str, *path: str | int) -> str:
+        return file.where((keys.get(name, name), *path))
+
+    values: dict[str, Any] = {}
+    for name, key in keys.items():
+        try:
+            check_depth(file.values[key])
+            values[name] = _read_yaml_1_1(name, file.values[key])
+        except OverflowError:
+            problem = f"the values are nested more than {_MAX_DEPTH} levels deep"
+            fault = Fault(where(name), problem, "Nest the values less deeply.", code="recipe.too_deep")
+            raise RecipeError(fault) from None
+    return Settings(values, where)
+
+
+def check_depth(value: Any, depth: int = 0) -> None:
+    """Raise OverflowError for values that are nested too deeply to be shown."""
+    if depth > _MAX_DEPTH:
+        raise OverflowError
+    for inner in value.values() if isinstance(value, dict) else value if isinstance(value, list) else ():
+        check_depth(inner, depth + 1)
 
 
 def _read_yaml_1_1(name: str, value: Any) -> Any:
@@ -126,7 +149,7 @@ def _read_yaml_1_1(name: str, value: Any) -> Any:
         return [_read_yaml_1_1(name, inner) for inner in value]
     if not isinstance(value, str) or name.endswith("strategy"):
         return value
-    if "_" in value and _NUMBER_OF_YAML_1_1.fullmatch(value):
+    if "_" in value and len(value) < _MAX_DIGITS and _NUMBER_OF_YAML_1_1.fullmatch(value):
         return int(value)
     return _YAML_1_1.get(value.lower(), value)
 

@@ -104,9 +104,12 @@ def write(tool: str, settings: Settings, output: Path | None) -> int:
     importer = TOOLS[tool]
     title = f"{importer.title} (settings of {tables.load_table(importer.table).releases})"
     lines = [_relocate_line(line, path, stem) for line in conversion.lines]
-    faults = _check(settings, conversion, lines, path=path)
     if conversion.faults:
-        raise RecipeError(faults)
+        known = (
+            conversion.files if not any(fault.code == "import.invalid_template" for fault in conversion.faults) else []
+        )
+        raise RecipeError(_check(settings, conversion._replace(files=known), lines, path=path))
+    faults = _check(settings, conversion, lines, path=path)
     text = recipe_text.render(title, settings, lines, omitted=conversion.omitted)
     json_output.add_values(
         output=output,
@@ -118,7 +121,7 @@ def write(tool: str, settings: Settings, output: Path | None) -> int:
         ],
     )
     if output is None:
-        print(text + recipe_text.render_files(conversion.files, stem), end="")
+        console.say((text + recipe_text.render_files(conversion.files, stem)).removesuffix("\n"))
     else:
         run_folder.write_text(output, text)
         for file, content in companions.items():

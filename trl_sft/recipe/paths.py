@@ -211,8 +211,8 @@ def relative_to_file(file: Path, value: str) -> str:
 
     A value that is not an existing relative path is returned unchanged.
     """
-    path = Path(value).expanduser()
-    if not path.exists() or path.is_absolute():
+    path = Path(os.path.expanduser(value))  # noqa: PTH111 (pathlib raises on an unknown user)
+    if not os.path.exists(path) or path.is_absolute():  # noqa: PTH110 (pathlib raises on a name that is too long)
         return value
     try:
         return str(path.absolute().relative_to(file.absolute().parent))

@@ -354,7 +354,10 @@ def _to_scalar(node: yaml.ScalarNode, place: str, record: _Record) -> Any:
             "Write the value itself, or set it on the command line: section.key=value.",
             code="recipe.environment_variable",
         )
-    return _convert_scalar(node.tag.rsplit(":", 1)[-1], text) if node.style is None else text
+    try:
+        return _convert_scalar(node.tag.rsplit(":", 1)[-1], text) if node.style is None else text
+    except ValueError:  # a tag that does not fit, `!!int x`: the tag is a fault already
+        return text
 
 
 def read_scalar(text: str) -> Any:
