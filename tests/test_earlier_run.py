@@ -8,8 +8,11 @@ from pathlib import Path
 
 import pytest
 from conftest import RECIPE
+from test_checkpoints import make_checkpoint
 
-from trl_sft import earlier_run, run_folder
+from trl_sft import earlier_run, load_recipe, run_folder
+from trl_sft.errors import RecipeError
+from trl_sft.recipe import folder_decision
 
 FULL = RECIPE.replace("rows.jsonl}", "rows.jsonl, eval_fraction: 0.2}")
 SAVING = ("train.save_strategy=steps", "train.save_steps=1")
@@ -147,6 +150,56 @@ def test_interrupted_removal_is_taken_for_no_run(folder, tmp_path, monkeypatch):
         assert not (copy / "model.safetensors").exists(), number
         earlier_run.remove(copy)
         assert set(snapshot(copy)) == {"notes.txt", "plots/a.png", "run.json"}, number
+
+
+def test_move_that_a_kill_interrupted_is_taken_back_by_any_command(folder, tmp_path, monkeypatch):
+    before = snapshot(folder)
+    with monkeypatch.context() as patch:
+        interrupt(patch, 4)
+        with contextlib.suppress(Killed):
+            earlier_run.set_aside(folder)
+    assert (folder / "_earlier_run").is_dir()
+    assert not is_whole(folder, before)
+    with run_folder.lock(folder):  # another process trains there
+        earlier_run.recover(folder)
+        assert not is_whole(folder, before)
+    earlier_run.recover(folder)
+    assert is_whole(folder, before)
+    assert not (folder / "_earlier_run").exists()
+
+
+@pytest.mark.parametrize("number", [0, 1, 5])
+def test_removal_that_a_kill_interrupted_is_completed_by_any_command(folder, monkeypatch, number):
+    earlier_run.set_aside(folder)
+    (folder / "run.json").write_text(json.dumps({"outcome": "done", "files": []}))
+    with monkeypatch.context() as patch:
+        interrupt(patch, number)
+        with contextlib.suppress(Killed):
+            earlier_run.remove(folder)
+    earlier_run.recover(folder)
+    assert set(snapshot(folder)) == {"notes.txt", "plots/a.png", "run.json"}
+
+
+def test_earlier_run_stays_aside_while_the_run_that_replaces_it_is_unfinished(folder):
+    before = snapshot(folder)
+    earlier_run.set_aside(folder)
+    (folder / "run.json").write_text(json.dumps({"outcome": "running"}))
+    earlier_run.recover(folder)
+    assert is_whole(folder / "_earlier_run", before)
+
+
+@pytest.mark.parametrize("has_checkpoint", [False, True])
+def test_refusal_names_the_place_of_the_run_that_an_unfinished_one_was_to_replace(here, folder, has_checkpoint):
+    (here / "recipe.yaml").write_text(FULL)
+    run = load_recipe("recipe.yaml")
+    assert folder == run.output_dir
+    earlier_run.set_aside(folder)
+    (folder / "run.json").write_text(json.dumps({"outcome": "running"}))
+    if has_checkpoint:
+        make_checkpoint(folder, 1)
+    with pytest.raises(RecipeError, match="_earlier_run") as error:
+        folder_decision.check_folder(run)
+    assert ("holds an unfinished run of another recipe" in str(error.value)) == has_checkpoint
 
 
 def test_run_that_trained_nothing_is_removed_and_not_set_aside(folder):

@@ -284,9 +284,14 @@ def test_mistakes_of_a_new_user_are_shown_at_their_place(words, go):
 def test_metric_that_no_evaluation_logs_is_refused_before_weights(go):
     words = ["data={train: rows.jsonl, eval_fraction: 0.2}", "train.load_best_model_at_end=true"]
     words += ["train.eval_strategy=epoch", "train.save_strategy=epoch"]
-    code, _, err = go(RECIPE, *words, "train.metric_for_best_model=eval_los", command=["check"])
-    assert code == 2
-    assert "no evaluation logs eval_los\n    -> Set one of eval_loss, eval_mean_token_accuracy" in err
+    for readers in (
+        words[1:],
+        [words[2], "train.save_strategy=best"],
+        [words[2], "train.lr_scheduler_type=reduce_lr_on_plateau"],
+    ):
+        code, _, err = go(RECIPE, words[0], *readers, "train.metric_for_best_model=eval_los", command=["check"])
+        assert code == 2
+        assert "no evaluation logs eval_los\n    -> Set one of eval_loss, eval_mean_token_accuracy" in err
     for name in ("eval_loss", "mean_token_accuracy"):
         assert go(RECIPE, *words, f"train.metric_for_best_model={name}", "run.overwrite=true")[0] == 0
 

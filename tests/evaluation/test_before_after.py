@@ -140,7 +140,7 @@ def test_multi_turn_chat_is_evaluated_on_its_last_answer(folder, go):
 
 
 def test_generation_follows_the_recipe(folder):
-    text = RECIPE + "evaluate: {max_rows: 3, generation: {max_new_tokens: 2}}\n"
+    text = RECIPE + "evaluate: {max_rows: 3, generation: {max_new_tokens: 2, guidance_scale: 1.5}}\n"
     (folder / "recipe.yaml").write_text(text)
     train(load_recipe("recipe.yaml"))
     answers = read_samples(folder / "out")

@@ -52,7 +52,8 @@ def check_folder(run: Run, *, read_contents: bool = False) -> FolderDecision:
     """
     decision = _decide(run, read_contents=read_contents)
     if decision.problem:
-        raise RecipeError(Fault(run.recipe.where(decision.key), decision.problem, decision.fix, code=decision.code))
+        problem = decision.problem + _describe_set_aside(run.output_dir, decision.problem)
+        raise RecipeError(Fault(run.recipe.where(decision.key), problem, decision.fix, code=decision.code))
     refused = [change for change in decision.changes if _refuses(change)]
     if refused and decision.checkpoint:
         raise RecipeError([_explain_refusal(run, change, decision.checkpoint) for change in refused])
@@ -104,7 +105,8 @@ def _decide(run: Run, *, read_contents: bool) -> FolderDecision:
     if resume not in ("auto", "never"):
         return _decide_from_path(run, Path(resume), is_finished=is_finished, newest=choice.newest)
     aside = folder / run_folder.EARLIER_RUN
-    if not earlier and (aside / run_folder.RUN).is_file() and not options.get("overwrite"):
+    nothing_trained = not is_finished and choice.newest is None
+    if nothing_trained and (aside / run_folder.RUN).is_file() and not options.get("overwrite"):
         problem = f"{aside} holds a run that a new one was to replace, and the new one was not finished"
         fix = "Set `run.overwrite: true` to start the new one again, or move that folder to keep its run."
         return FolderDecision(problem, fix, code="run.finished")
@@ -180,6 +182,14 @@ def _find_changes(run: Run, checkpoint: Path) -> list[KeyChange]:
         return []
     changes = resume_keys.compare(record.get(VALUES, {}), list_values(run))
     return changes or [KeyChange("run", "another version of trl_sft", "this one", resume_keys.REFUSED)]
+
+
+def _describe_set_aside(folder: Path, problem: str) -> str:
+    """Return where the run is that an unfinished one was to replace; "" = there is none, or the problem names it."""
+    aside = folder / run_folder.EARLIER_RUN
+    if str(aside) in problem or not (aside / run_folder.RUN).is_file():
+        return ""
+    return f"; the run that it was to replace is in {aside}"
 
 
 def _refuses(change: KeyChange) -> bool:

@@ -23,7 +23,7 @@ Sources = Mapping[str, tuple[Source, ...]]  # "train", "eval"
 # Keys of SFTConfig: upstream takes smaller values and fails during training, or trains nothing without an error.
 MINIMUMS = {
     **dict.fromkeys(["per_device_train_batch_size", "per_device_eval_batch_size", "gradient_accumulation_steps"], 1),
-    **dict.fromkeys(["max_length", "save_total_limit"], 1),
+    **dict.fromkeys(["max_length", "save_total_limit", "pad_to_multiple_of", "eval_accumulation_steps"], 1),
     **dict.fromkeys(["seed", "data_seed", "warmup_steps", "weight_decay", "neftune_noise_alpha"], 0),
 }
 POSITIVE = ("num_train_epochs", "save_steps", "eval_steps", "logging_steps")

@@ -12,6 +12,8 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from datasets import Dataset, IterableDataset
+from transformers import SchedulerType
+from transformers.trainer_utils import SaveStrategy
 from trl import SFTConfig
 
 from trl_sft.data import bad_rows
@@ -175,7 +177,12 @@ def _make_settings(run: Run, chat: ChatTokenizer, rows: RunRows, *, args: SFTCon
 
 def _check_best_model(run: Run, args: SFTConfig, names: list[str]) -> None:
     """Refuse a metric for the best model that no evaluation logs. Raises RecipeError. `names`: the evaluation sets."""
-    if not args.load_best_model_at_end:
+    reads_metric = (
+        args.load_best_model_at_end
+        or args.save_strategy == SaveStrategy.BEST
+        or args.lr_scheduler_type == SchedulerType.REDUCE_ON_PLATEAU
+    )
+    if not reads_metric:
         return
     written = str(args.metric_for_best_model or "loss")
     metric = written.removeprefix("eval_")

@@ -81,6 +81,8 @@ class RunRecord:
             console.say(f"resume    {path.name} was not written to its end and is removed")
         if self.checkpoint:
             console.say(f"resume    from {self.checkpoint}")
+            if earlier_run.is_set_aside(folder):
+                console.say(f"earlier   the run that this one replaces is in {folder / run_folder.EARLIER_RUN}")
 
     def close(self, entries: dict[str, Any]) -> None:
         """Write down how the run ended."""
@@ -91,10 +93,12 @@ class RunRecord:
         """Return the wall time since the inputs were ready."""
         return time.monotonic() - self._started
 
-    def _note_batch(self, model: torch.nn.Module, _: Any, batch: dict[str, Any]) -> None:
+    def _note_batch(self, model: torch.nn.Module, arguments: tuple[Any, ...], batch: dict[str, Any]) -> None:
         """Store the shape of the largest training batch, for the message when memory runs out."""
-        shape, self.in_training = tuple(batch["input_ids"].shape), model.training
-        if self.in_training and math.prod(shape) > math.prod(self.largest_batch or (0,)):
+        self.in_training = model.training
+        input_ids = batch.get("input_ids", arguments[0] if arguments else None)  # guidance hands them over by position
+        shape = () if input_ids is None else tuple(input_ids.shape)
+        if shape and self.in_training and math.prod(shape) > math.prod(self.largest_batch or (0,)):
             self.largest_batch = shape
 
     def _write(self, entries: dict[str, Any]) -> None:
