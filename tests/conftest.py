@@ -13,7 +13,7 @@ os.environ["TQDM_DISABLE"] = "1"
 
 import pytest
 
-from trl_sft import cli
+from trl_sft import cli, redaction
 from trl_sft.recipe import paths
 
 # In the tests `trl_sft:tiny` is a smaller, untrained model and `trl_sft:phrases` its rows (tests/build_toy.py): a run
@@ -26,6 +26,12 @@ QUESTIONS = [{"question": f"What is {n} plus {n}?", "answer": str(n + n)} for n 
 
 def pytest_addoption(parser):
     parser.addoption("--update", action="store_true", help="rewrite the snapshots")
+
+
+@pytest.fixture(autouse=True)
+def no_known_secrets():
+    """Forget the secrets of other tests: a process of a user reads one recipe."""
+    redaction._known.clear()
 
 
 @pytest.fixture

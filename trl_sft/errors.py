@@ -23,14 +23,13 @@ import re
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
+from trl_sft import redaction
+
 EXIT_DONE, EXIT_INTERNAL, EXIT_USER_ERROR, EXIT_TRAINING_FAILED, EXIT_OUT_OF_MEMORY = 0, 1, 2, 3, 4
 EXIT_MEANING_DIFFERS = 5  # `import` wrote a recipe, which trains something else than the settings say
 EXIT_TIME_LIMIT = 75  # EX_TEMPFAIL of sysexits.h: try again
 EXIT_SIGNAL = 128  # plus the number of the signal, as shells report it
 
-# Name and password of a URL, `https://name:password@host`. One slash is matched too: pathlib joins the two into one.
-URL_PASSWORD = re.compile(r"(?<=:/)(/?)[^/@\s:]+:[^/@\s]+(?=@)")
-REDACTED = "(left out)"
 _PLACE = re.compile(r"(?P<file>[^\s(][^:]*?)(?: row (?P<row>\d+)(?: \(line (?P<row_line>\d+)\))?|:(?P<line>\d+))(?!\S)")
 
 
@@ -85,8 +84,8 @@ class Fault(NamedTuple):
     edits: tuple[Edit, ...] = ()  # changes of the recipe that solve it; () = a person has to decide
 
     def __str__(self) -> str:
-        """Return three lines: the place, the problem, the fix; without the password of a URL."""
-        return redact_passwords(f"{self.where}\n    {self.problem}\n    -> {self.fix}")
+        """Return three lines: the place, the problem, the fix; without secrets."""
+        return redaction.redact_shapes(f"{self.where}\n    {self.problem}\n    -> {self.fix}")
 
 
 class UserError(Exception):
@@ -147,7 +146,7 @@ class RunStopped(Exception):
     def __init__(self, message: str, exit_code: int, *, code: str) -> None:
         """Take the message for the user, the exit code of the process, and the kind of end (`fault_codes.yaml`)."""
         self.exit_code, self.code = exit_code, code
-        super().__init__(message)
+        super().__init__(redaction.redact(message))
 
 
 class Interrupted(KeyboardInterrupt):
@@ -157,11 +156,6 @@ class Interrupted(KeyboardInterrupt):
     process with SIGINT and ignores our exit code. It does not do this for a subclass of KeyboardInterrupt
     (Python/pythonrun.c, `unhandled_keyboard_interrupt`; observed on 3.11).
     """
-
-
-def redact_passwords(text: str) -> str:
-    """Return a text without the names and passwords of its URLs."""
-    return URL_PASSWORD.sub(r"\1" + REDACTED, text)
 
 
 def first_line(error: BaseException) -> str:

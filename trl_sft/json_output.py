@@ -17,7 +17,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TextIO
 
-from trl_sft.errors import EXIT_DONE, Edit, Fault, Place, redact_passwords
+from trl_sft import redaction
+from trl_sft.errors import EXIT_DONE, Edit, Fault, Place
 
 
 @dataclass
@@ -89,7 +90,7 @@ def format_answer(answer: Answer) -> str:
         "faults": [describe_fault(fault) for fault in answer.faults],
         **answer.values,
     }
-    return json.dumps(_to_json(content), ensure_ascii=True, indent=1)
+    return json.dumps(redaction.redact_values(_to_json(content)), ensure_ascii=True, indent=1)
 
 
 def describe_fault(fault: Fault) -> dict[str, Any]:
@@ -98,14 +99,14 @@ def describe_fault(fault: Fault) -> dict[str, Any]:
     return {
         "code": fault.code,
         "where": {
-            "text": str(place),
+            "text": redaction.redact_shapes(str(place)),
             "file": place.file or None,
             "line": place.line,
             "row": place.row,
             "key": list(place.key),
         },
-        "problem": fault.problem,
-        "fix": fault.fix,
+        "problem": redaction.redact_shapes(fault.problem),
+        "fix": redaction.redact_shapes(fault.fix),
         "edits": [describe_edit(edit) for edit in fault.edits],
     }
 
@@ -140,4 +141,4 @@ def _to_json(value: Any) -> Any:
         return value if math.isfinite(value) else None
     if hasattr(value, "item"):  # a number of numpy or torch
         return _to_json(value.item())
-    return redact_passwords(str(value.as_posix() if isinstance(value, Path) else value))
+    return str(value.as_posix() if isinstance(value, Path) else value)

@@ -17,6 +17,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, TextIO
 
+from trl_sft import redaction
+
 LOCK = ".lock"
 _LOCKED_BY_ANOTHER = (errno.EWOULDBLOCK, errno.EACCES)
 RECIPE, RESOLVED, RUN, LOG, CARD = "recipe.yaml", "resolved.yaml", "run.json", "log.jsonl", "README.md"
@@ -179,8 +181,17 @@ def flush(path: Path) -> None:
         os.close(descriptor)
 
 
-def write_text(path: Path, text: str) -> None:
-    """Write a text file as a whole or not at all; its contents are on the disk then."""
+def write_text(path: Path, text: str, *, keeps_secrets: bool = False) -> None:
+    """Write a text file as a whole or not at all; its contents are on the disk then.
+
+    Args:
+        path: The file; its folder is made where it is absent.
+        text: Its text. Secrets are left out, since a run folder may be published.
+        keeps_secrets: Whether the text is the user's own file, which stays as it is.
+
+    """
+    if not keeps_secrets:
+        text = redaction.redact_json(text) if path.suffix in (".json", ".jsonl") else redaction.redact(text)
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(_name_part(path.name))
     try:
@@ -198,9 +209,9 @@ def _name_part(name: str) -> str:
 
 
 def append_json(path: Path, entry: dict[str, Any]) -> None:
-    """Append one line to a JSONL file."""
+    """Append one line to a JSONL file, without secrets."""
     with path.open("a", encoding="utf-8") as file:
-        file.write(json.dumps(entry, ensure_ascii=False) + "\n")
+        file.write(redaction.redact_json(json.dumps(entry, ensure_ascii=False)) + "\n")
 
 
 def read_json(path: Path) -> dict[str, Any]:

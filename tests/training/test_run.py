@@ -87,13 +87,6 @@ def test_resolved_recipe_reproduces_the_run_in_a_second_folder(go, here):
     assert "output_dir" not in text.partition("model:")[2]
 
 
-def test_run_folder_contains_no_secret(go, here):
-    code, _, _ = go(RECIPE.replace("trl_sft:tiny}", "trl_sft:tiny, token: hf_secret1}"), "train.hub_token=hf_secret2")
-    assert code == 0
-    for path in (here / "out").iterdir():
-        assert b"hf_secret" not in path.read_bytes(), path.name
-
-
 @pytest.mark.parametrize("lora_or_packing", [(), ("lora={r: 4, lora_dropout: 0.1}",), ("train.packing=true",)])
 def test_resumed_run_ends_bit_equal_to_an_uninterrupted_run(lora_or_packing, go, here, monkeypatch):
     overrides = (*SAVING, *lora_or_packing)
@@ -397,7 +390,7 @@ def test_signal_saves_a_checkpoint_and_sets_the_exit_code(name, code, here):
     (here / "recipe.yaml").write_text(FULL)
     process = start_process(here, "train.max_steps=100000", "train.logging_steps=1")
     for line in process.stdout:
-        if line.lstrip().startswith("s/"):
+        if line.startswith("step 5/"):
             process.send_signal(getattr(signal, name))
             break
     rest = process.communicate(timeout=60)[0]

@@ -16,9 +16,10 @@ import sys
 import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from types import TracebackType
 from typing import TextIO
 
-from trl_sft import console, errors, json_output
+from trl_sft import console, errors, json_output, redaction
 from trl_sft.cli import check, explain, fix, import_settings, init, prepare, preview, report, runs, schema, train
 
 
@@ -33,6 +34,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
+    redaction.register_arguments(arguments)
+    if argv is None:
+        sys.excepthook = _print_traceback
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")  # one of the documented departures from upstream's defaults
     # Upstream's progress bars: on a terminal only, and only for what takes longer than a second.
     os.environ.setdefault("TQDM_DELAY" if console.shows_progress() else "TQDM_DISABLE", "1")
@@ -105,7 +109,7 @@ def _answer_as_json(arguments: list[str]) -> int:
         except BrokenPipeError:
             raise
         except Exception as error:
-            traceback.print_exc()
+            _print_traceback(type(error), error, error.__traceback__)
             _add_internal_error(error)
     return answer.exit_code
 
@@ -143,6 +147,11 @@ def _has_lost_its_reader(stream: TextIO | None) -> bool:
     poll = select.poll()
     poll.register(descriptor, 0)  # 0: errors are reported without being named
     return bool(poll.poll(0))
+
+
+def _print_traceback(kind: type[BaseException], error: BaseException, frames: TracebackType | None) -> None:
+    """Print an error of this package with its traceback, without secrets."""
+    sys.stderr.write(redaction.redact_shapes("".join(traceback.format_exception(kind, error, frames))))
 
 
 def _interrupt(_number: int, _frame: object) -> None:

@@ -11,9 +11,9 @@ import re
 import shlex
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
-from trl_sft import errors, json_output
+from trl_sft import errors, json_output, redaction
 
 if TYPE_CHECKING:
     from trl_sft.recipe.checked import Run
@@ -51,6 +51,10 @@ class _CommandParser(argparse.ArgumentParser):
             fix = hint or f"Write `{self.format_usage().strip().removeprefix('usage: ')}`."
             raise errors.UsageError(errors.Fault("the command line", message, fix, code="run.bad_arguments"))
         super().error(f"{message}\n{hint}" if hint else message)
+
+    def _print_message(self, message: str, file: Any = None) -> None:
+        """Print a message without secrets: an error repeats what was typed."""
+        super()._print_message(redaction.redact(message), file)
 
     def _suggest(self, message: str) -> str:
         """Return what to write in place of an option that does not exist; "" if nothing is near."""
@@ -93,10 +97,9 @@ def parse_recipe(parser: argparse.ArgumentParser, argv: Sequence[str]) -> tuple[
 def format_next_command(run: Run, command: str = "") -> str:
     """Return the next command line for the same recipe and overrides, without secrets; `command` "" = train."""
     from trl_sft import console
-    from trl_sft.recipe import resolved
 
     command_line = shlex.join([*filter(None, [command]), *run.recipe.arguments])
-    return f"{console.get_python_command()} -m trl_sft {resolved.remove_secrets(run, command_line)}"
+    return f"{console.get_python_command()} -m trl_sft {redaction.redact(command_line)}"
 
 
 def write_output(option: str, path: Path, text: str) -> None:

@@ -12,8 +12,8 @@ from typing import Any
 
 from trl import SFTConfig
 
-from trl_sft import console
-from trl_sft.errors import REDACTED, Fault, RecipeError
+from trl_sft import console, redaction
+from trl_sft.errors import Fault, RecipeError
 from trl_sft.recipe import hub
 from trl_sft.recipe.checked import Run, Setting
 from trl_sft.recipe.yaml_reader import Key
@@ -81,11 +81,11 @@ def check_weights(run: Run, folders: list[str]) -> None:
 
 
 class HiddenToken(str):
-    """A hub token that is usable in this process and never pickled: the Trainer pickles its arguments."""
+    """A text with a secret that is usable in this process and never pickled: the Trainer pickles its arguments."""
 
     def __reduce__(self) -> tuple[type[str], tuple[str]]:
-        """Pickle the placeholder instead of the token."""
-        return str, (REDACTED,)
+        """Pickle the text without the secret."""
+        return str, (redaction.redact(self),)
 
     def __deepcopy__(self, _: Any) -> HiddenToken:
         """Return the token itself: a copy in this process must stay usable."""
@@ -93,10 +93,19 @@ class HiddenToken(str):
 
 
 def hide_tokens(args: SFTConfig) -> None:
-    """Keep hub tokens out of the files into which upstream writes its arguments.
+    """Keep tokens and other secrets out of the files into which upstream writes its arguments.
 
     Call this function after the model is loaded; the token for loading is then no longer needed.
     """
     args.model_init_kwargs = {k: v for k, v in (args.model_init_kwargs or {}).items() if k != "token"} or None
-    if isinstance(args.hub_token, str):
-        args.hub_token = HiddenToken(args.hub_token)
+    for name, value in vars(args).items():
+        setattr(args, name, _hide(value))
+
+
+def _hide(value: Any) -> Any:
+    """Return a value whose texts with a secret are `HiddenToken`s."""
+    if type(value) is str and redaction.redact(value) != value:
+        return HiddenToken(value)
+    if type(value) is dict:
+        return {name: _hide(inner) for name, inner in value.items()}
+    return [_hide(inner) for inner in value] if type(value) is list else value

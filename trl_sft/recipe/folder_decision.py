@@ -12,7 +12,7 @@ import tempfile
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from trl_sft import checkpoints, run_folder
+from trl_sft import checkpoints, redaction, run_folder
 from trl_sft.checkpoints import Choice
 from trl_sft.errors import Edit, Fault, RecipeError
 from trl_sft.recipe import resolved, resume_keys
@@ -63,7 +63,7 @@ def check_folder(run: Run, *, read_contents: bool = False) -> FolderDecision:
 def list_values(run: Run) -> dict[str, Any]:
     """Return the value of each key that changes the trained weights, by dotted key, as JSON has it; no secrets."""
     values = {".".join(map(str, key)): value for key, value in resolved.list_fingerprint_values(run)}
-    plain: dict[str, Any] = json.loads(json.dumps(values, default=str))
+    plain: dict[str, Any] = redaction.redact_values(json.loads(json.dumps(values, default=str)))
     return plain
 
 

@@ -1,7 +1,7 @@
-"""The resolved recipe as data: every value with who set it, its fingerprint, its files' hashes, its secrets.
+"""The resolved recipe as data: every value with who set it, its fingerprint, its files' hashes.
 
 Inputs: a checked `Run`, and the settings that the machine or the model demands.
-Outputs: values, the text of `resolved.yaml`, hashes, and texts without secrets.
+Outputs: values, the text of `resolved.yaml`, and hashes.
 Not here: what only a live trainer knows (`training.manifest` writes it to `run.json`). Needs no torch.
 """
 
@@ -10,19 +10,15 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from trl_sft import __version__
-from trl_sft.errors import REDACTED, URL_PASSWORD
 from trl_sft.recipe.checked import Run, Setting, Source
 from trl_sft.recipe.yaml_reader import Key, format_value
 
 SECRET_KEYS = ("token", "hub_token")
-_SECRET_VARIABLE = re.compile(r"(TOKEN|API_KEY|SECRET|PASSWORD)$")
-_MIN_SECRET_LENGTH = 8  # characters; a shorter value may be an ordinary word of the text
 # Words of `run.allow` that say how a run resumes. The others change how rows become tokens.
 _RESUME_WORDS = ("changed_recipe", "changed_data")
 _TOKENIZER_FILES = ("chat_template.jinja", "tokenizer.json", "tokenizer_config.json")
@@ -45,7 +41,7 @@ def format_recipe(run: Run, settings: Mapping[Key, Setting]) -> str:
         settings: Values that this package set, with the reason of each.
 
     Returns:
-        YAML without secrets.
+        YAML. `set_by` shows an override as typed; secrets are left out where the text is written.
 
     """
     lines = [f"# The recipe as it ran, with who set each value. trl_sft {__version__}, from {run.recipe.path.name}."]
@@ -59,7 +55,7 @@ def format_recipe(run: Run, settings: Mapping[Key, Setting]) -> str:
             lines.append(f"  # {key[1]}: a secret, left out  # {set_by}")
         elif key[1:]:
             lines.append(f"  {key[1]}: {format_value(value)}  # {set_by}")
-    return remove_secrets(run, "\n".join(lines) + "\n")  # `set_by` shows an override as typed
+    return "\n".join(lines) + "\n"
 
 
 def iterate_values(run: Run, settings: Mapping[Key, Setting]) -> Iterator[ResolvedValue]:
@@ -174,23 +170,3 @@ def _files_under(path: Path) -> list[Path]:
 def _hash_file(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def remove_secrets(run: Run, text: str) -> str:
-    """Replace the secrets of the recipe and the environment in a text, since a run folder may be published."""
-    for secret in sorted(_find_secrets(run), key=len, reverse=True):
-        text = text.replace(secret, REDACTED)
-    return URL_PASSWORD.sub(r"\1" + REDACTED, text)
-
-
-def _find_secrets(run: Run) -> list[str]:
-    """Return tokens of the recipe, and values of environment variables that are named as a secret."""
-    sections = [run.model, run.tokenizer, run.train]
-    sections += [source.load_kwargs for part in run.sources.values() for source in part]
-    tokens = [section.get(name) for section in sections for name in SECRET_KEYS]
-    variables = [
-        value
-        for name, value in os.environ.items()
-        if _SECRET_VARIABLE.search(name) and len(value) >= _MIN_SECRET_LENGTH
-    ]
-    return [secret for secret in (*tokens, *variables) if isinstance(secret, str) and secret]

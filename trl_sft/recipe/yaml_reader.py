@@ -20,7 +20,9 @@ from typing import Any, NamedTuple
 
 import yaml
 
+from trl_sft import redaction
 from trl_sft.errors import Edit, Fault, Place, RecipeError
+from trl_sft.recipe import secret_values
 
 Key = tuple[str | int, ...]  # ("data", "train", 0, "path")
 
@@ -126,10 +128,11 @@ def _dotted(key: Key) -> str:
 
 
 def describe_value(value: object) -> str:
-    """Return a value with its type, for a message: `"fast" (text)`."""
+    """Return a value with its type, for a message: `"fast" (text)`; without secrets."""
     if value is None:
         return "null"
     text = f'"{value}"' if isinstance(value, str) else format_value(value)
+    text = redaction.redact_shapes(text)  # before it is cut: a part of a secret is not recognised
     if len(text) > _MAX_SHOWN:
         text = text[: _MAX_SHOWN - 3] + "..."
     return text if isinstance(value, bool) else f"{text} ({_TYPE_NAMES.get(type(value), type(value).__name__)})"
@@ -186,6 +189,8 @@ def collect_faults(
     """
     path = Path(path)
     text = read_text(path) if text is None else text
+    redaction.register_text(text)
+    redaction.register_arguments(overrides)
     faults: list[Fault] = []
     places: dict[Key, str] = {(): path.name}
     values = _parse(text, (), _Record(lambda line: f"{path.name}:{line + 1}", places, faults))
@@ -211,6 +216,15 @@ def collect_faults(
 def compose(text: str) -> yaml.Node | None:
     """Return the nodes of a YAML text, with their positions; None if it is empty. Raises yaml.YAMLError."""
     return yaml.compose(text, Loader=_Loader)
+
+
+def mask_secrets(text: str) -> str:
+    """Return the text of a recipe without its secrets."""
+    try:
+        node = compose(text)
+    except (yaml.YAMLError, RecursionError):
+        node = None
+    return secret_values.mask(text, node)
 
 
 def parse_values(text: str) -> Any:
@@ -268,7 +282,13 @@ def _parse(text: str, key: Key, record: _Record) -> Any:
                     code="recipe.tag",
                 )
         node = yaml.compose(text, Loader=_Loader)
-        return None if node is None else _to_value(node, key, record=record, parents=())
+        if node is None:
+            return None
+        secret_values.register(node, text)
+        value = _to_value(node, key, record=record, parents=())
+        if any(redaction.is_secret_name(part) for part in key):  # an override
+            redaction.register(value)
+        return value
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         problem = getattr(error, "problem", None) or str(error).splitlines()[0]

@@ -16,9 +16,8 @@ from typing import Any
 import torch
 from trl import SFTConfig
 
-from trl_sft import console, disk, errors, run_folder
+from trl_sft import console, disk, errors, redaction, run_folder
 from trl_sft.errors import Fault, LaunchError, NotAsAsked, RecipeError, RunStopped, UserError
-from trl_sft.recipe import resolved
 from trl_sft.recipe.checked import Run
 from trl_sft.training import refusals
 from trl_sft.training.memory import fit
@@ -48,7 +47,7 @@ def resume_command(run: Run) -> str:
     words = [word for word in run.recipe.arguments if not word.startswith("run.resume=")]
     differs = run.options.get("resume", "auto") != "auto" or len(words) < len(run.recipe.arguments)
     words += ["run.resume=auto"] if differs else []
-    return resolved.remove_secrets(run, f"{console.get_python_command()} -m trl_sft {shlex.join(words)}")
+    return redaction.redact(f"{console.get_python_command()} -m trl_sft {shlex.join(words)}")
 
 
 def is_out_of_memory(error: BaseException) -> bool:

@@ -15,7 +15,7 @@ from typing import Any
 
 from trl_sft import __version__, run_folder
 from trl_sft.model import device
-from trl_sft.recipe import resolved
+from trl_sft.recipe import yaml_reader
 from trl_sft.recipe.checked import Run, Setting
 from trl_sft.recipe.upstream import packages
 from trl_sft.recipe.yaml_reader import Key, format_value
@@ -136,8 +136,8 @@ def write_model_card(
     header |= {} if is_local else {"base_model": base}
     values = [f"| {key.removeprefix('eval_')} | {metrics[key]:.4g} |" for key in metrics if key in _METRICS_OF_CARD]
     results = ["| metric on held-out rows | value |", "|---|---|", *values] if values else ["No rows were held out."]
-    recipe = resolved.remove_secrets(run, run.recipe.text).rstrip()
-    overrides = resolved.remove_secrets(run, " ".join(run.recipe.arguments[1:]))
+    recipe = yaml_reader.mask_secrets(run.recipe.text).rstrip()
+    overrides = " ".join(run.recipe.arguments[1:])
     versions = ", ".join(f"{package} {packages.get_version(package)}" for package in _PACKAGES)
     lines = ["---", *(f"{key}: {format_value(value)}" for key, value in header.items()), "tags: [trl, sft, trl_sft]"]
     lines += ["---", "", f"# {run.output_dir.name}", ""]

@@ -15,14 +15,12 @@ import torch
 from trl import SFTTrainer
 
 from trl_sft import checkpoints, console, earlier_run, run_folder
-from trl_sft.recipe import resolved
+from trl_sft.recipe import resolved, yaml_reader
 from trl_sft.recipe.checked import Run
 from trl_sft.recipe.folder_decision import FolderDecision
 from trl_sft.tokenization import segmentation, stream
 from trl_sft.training import manifest
-from trl_sft.training.progress import Progress
 from trl_sft.training.stages import TrainingInputs
-from trl_sft.training.throughput import Throughput
 from trl_sft.training.verify import Verification
 
 _ROWS_SHOWN = 3  # of each source, in rows.jsonl
@@ -35,8 +33,6 @@ class RunRecord:
         """Start the clock; trainer and verification follow when they exist."""
         self.trainer: SFTTrainer | None = None
         self.verification: Verification | None = None
-        self.progress: Progress | None = None
-        self.throughput: Throughput | None = None
         self.checkpoint = decision.checkpoint  # that the run resumes from
         self.largest_batch: tuple[int, ...] = ()  # so far: rows, tokens
         self.in_training = True  # whether the last batch was one to train, not to evaluate
@@ -73,7 +69,7 @@ class RunRecord:
         measured = {"measured": self.verification.measured} if self.verification else {}
         self._entries = manifest.describe_start(run, inputs.settings.chosen, self.trainer.args) | entries | measured
         self._write({})
-        run_folder.write_text(folder / run_folder.RECIPE, resolved.remove_secrets(run, run.recipe.text))
+        run_folder.write_text(folder / run_folder.RECIPE, yaml_reader.mask_secrets(run.recipe.text))
         run_folder.write_text(folder / run_folder.RESOLVED, resolved.format_recipe(run, inputs.settings.chosen))
         self._inputs = inputs
         self.trainer.model.register_forward_pre_hook(self._note_batch, with_kwargs=True)
@@ -91,8 +87,7 @@ class RunRecord:
     def close(self, entries: dict[str, Any]) -> None:
         """Write down how the run ended."""
         if self.has_begun:
-            throughput = self.throughput.describe() if self.throughput else {}
-            self._write(entries | {"throughput": throughput, "seconds": round(self.seconds(), 1)})
+            self._write(entries | {"seconds": round(self.seconds(), 1)})
 
     def seconds(self) -> float:
         """Return the wall time since the inputs were ready."""
@@ -114,7 +109,7 @@ class RunRecord:
             datasets.ledger["train"] = stream.count_stream(self._inputs.datasets.stream_counts)
             self._write_ledger()
         text = json.dumps(self._entries, indent=2, ensure_ascii=False) + "\n"
-        run_folder.write_text(self._run.output_dir / run_folder.RUN, resolved.remove_secrets(self._run, text))
+        run_folder.write_text(self._run.output_dir / run_folder.RUN, text)
         run_folder.flush(self._run.output_dir)
 
     def _write_first_rows(self) -> None:

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 from trl_sft import json_output
 from trl_sft.cli.explain.recipe import format_default, format_set_value, iterate_set_values
 from trl_sft.errors import Fault, RecipeError
-from trl_sft.recipe import build, misplaced_keys, renamed_keys, resolved, sections
+from trl_sft.recipe import build, misplaced_keys, renamed_keys, sections
 from trl_sft.recipe.checked import Run
 from trl_sft.recipe.upstream import fields as upstream_fields
 from trl_sft.recipe.upstream import keys, nested, packages, types
@@ -77,8 +77,7 @@ def explain_key(word: str, recipe: Sequence[str] = ()) -> list[str]:
     if len(sources) > 1:
         lines = [f"{word} is a key of several sections. Name one of them:"]
         return lines + [f"  {source.key:40} {source.owner}" for source in sources]
-    lines = list(_explain(sources[0], run))
-    return [resolved.remove_secrets(run, line) for line in lines] if run else lines  # an override shows its value
+    return list(_explain(sources[0], run))
 
 
 def _describe(source: KeySource) -> dict[str, Any]:

@@ -27,20 +27,20 @@ def explain_recipe(run: Run) -> list[str]:
     lines = [f"{run.recipe.path.name} as it would run. * = not the owner's default; ? = set when the run starts."]
     lines += [f"  {note}" for note in run.notes]
     set_values = list(iterate_set_values(run))
-    json_output.add_values(values=[_describe(run, value) for value in set_values], notes=list(run.notes))
+    json_output.add_values(values=[_describe(value) for value in set_values], notes=list(run.notes))
     for section in sections.OWNERS:
         in_section = {str(value.key[-1]): value for value in set_values if value.key[0] == section}
         is_off = section == "evaluate" and run.evaluate is None
         if is_off or (section in _OPTIONAL_SECTIONS and not in_section):
             continue
         lines += _explain_section(section, in_section)
-    return [resolved.remove_secrets(run, line) for line in lines]
+    return lines
 
 
-def _describe(run: Run, value: resolved.ResolvedValue) -> dict[str, Any]:
-    """Return a value of a run and who set it, as JSON has them; no secret is shown."""
+def _describe(value: resolved.ResolvedValue) -> dict[str, Any]:
+    """Return a value of a run and who set it, as JSON has them; a secret is not shown."""
     shown = format_set_value(str(value.key[-1]), value) if value.key[-1] in resolved.SECRET_KEYS else value.value
-    return {"key": list(value.key), "value": shown, "set_by": resolved.remove_secrets(run, value.set_by)}
+    return {"key": list(value.key), "value": shown, "set_by": value.set_by}
 
 
 def _explain_section(section: str, set_values: dict[str, resolved.ResolvedValue]) -> Iterator[str]:

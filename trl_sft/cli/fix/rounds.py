@@ -53,14 +53,17 @@ def fix(recipe: Path, overrides: Sequence[str], *, output: Path, fast: bool) -> 
     command = f"{console.get_python_command()} -m trl_sft check {shlex.join([str(name), *overrides])}"
     diff = "".join(
         difflib.unified_diff(
-            original.splitlines(keepends=True), draft.text.splitlines(keepends=True), str(recipe), str(output)
+            yaml_reader.mask_secrets(original).splitlines(keepends=True),
+            yaml_reader.mask_secrets(draft.text).splitlines(keepends=True),
+            str(recipe),
+            str(output),
         )
     )
     edits = [json_output.describe_edit(edit) for edit in draft.edits]
     json_output.add_values(output=output if edits else None, edits=edits, diff=diff, next=command)
     if edits:
         try:
-            run_folder.write_text(output, draft.text)
+            run_folder.write_text(output, draft.text, keeps_secrets=True)
         except OSError as error:
             problem = f"the file cannot be written: {error}"
             fix_ = "Name a file that can be written: -o FILE"

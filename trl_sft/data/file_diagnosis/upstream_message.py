@@ -13,7 +13,7 @@ from pathlib import Path
 
 import datasets
 
-from trl_sft import errors
+from trl_sft import redaction
 
 _PACKAGE = Path(__file__).parents[2]
 FOLDER = "trl_sft_messages"  # in the cache of `datasets`
@@ -34,7 +34,7 @@ def keep_message(name: str, error: BaseException) -> str:
     if frames and Path(frames[-1].filename).is_relative_to(_PACKAGE) and error.__cause__ is None:
         return ""
     text = "".join(traceback.format_exception(error))
-    text = errors.URL_PASSWORD.sub(r"\1" + errors.REDACTED, text)
+    text = redaction.redact_shapes(text)
     digest = hashlib.sha256(text.encode("utf-8", "replace")).hexdigest()[:8]
     folder = Path(datasets.config.HF_DATASETS_CACHE) / FOLDER
     path = folder / f"{re.sub(r'[^A-Za-z0-9._-]+', '-', name)[-60:]}-{digest}.log"
