@@ -2,6 +2,7 @@
 
 import pytest
 from importer_outcomes import join_comments, read_lines
+from trl import SFTConfig
 
 from trl_sft.importers.recipe_parts import get_current_name
 
@@ -76,6 +77,7 @@ def test_file_becomes_a_recipe(import_recipe, import_settings):
         **{"weight_decay": 0.0, "lr_scheduler_type": "cosine", "optim": "adamw_bnb_8bit", "warmup_steps": 0.1},
         **{"eval_strategy": "steps", "eval_steps": 0.125, "save_strategy": "steps", "save_steps": 0.5},
         **{"save_total_limit": 4, "report_to": ["wandb"], get_current_name("gradient_checkpointing"): True},
+        **{"load_best_model_at_end": True, "average_tokens_across_devices": False},
     }
     assert run.model == {"attn_implementation": "flash_attention_2", "dtype": "bfloat16"}
     assert run.lora == {"r": 32, "lora_alpha": 16, "lora_dropout": 0.05, "target_modules": ["gate_proj", "down_proj"]}
@@ -114,7 +116,7 @@ def test_defaults_become_lines(import_recipe):
         },
         **{"max_length": 512, "learning_rate": 5e-5, "weight_decay": 0.0, "lr_scheduler_type": "cosine"},
         **{"optim": "adamw_torch_fused", "warmup_steps": 0.03, "save_strategy": "epoch", "save_total_limit": 4},
-        get_current_name("gradient_checkpointing"): False,
+        **{get_current_name("gradient_checkpointing"): False, "average_tokens_across_devices": False},
     }
     assert run.sources["train"][0].rename == {"answer": "text"}
     assert out.count("axolotl's default") >= 10
@@ -145,6 +147,25 @@ def test_defaults_become_lines(import_recipe):
         ({"batch_size": 8, "micro_batch_size": 2}, {"train.gradient_accumulation_steps": 4}),
         ({"bf16": True}, {"train.bf16": True, "model.dtype": "bfloat16"}),
         ({"bf16": False}, {"train.bf16": False, "model.dtype": None}),
+        ({"bf16": "full"}, {"train.bf16": False, "model.dtype": "bfloat16"}),
+        (
+            {"bf16": False, "fp16": False, "float16": True},
+            {"train.bf16": False, "train.fp16": None, "model.dtype": "float16"},
+        ),
+        ({"bf16": True, "float16": True}, {"train.bf16": True, "model.dtype": "bfloat16"}),
+        (
+            {"sample_packing": True, "eval_sample_packing": False, "datasets": [{"path": "org/a", "type": "alpaca"}]},
+            {"train.dataloader_drop_last": True},
+        ),
+        (
+            {"datasets": [{"path": "org/chats", "name": ["one", "two"], "type": "chat_template"}]},
+            {
+                "data.train": [
+                    {"path": "org/chats", "name": name, "format": "messages", "wording": "chat"}
+                    for name in ("one", "two")
+                ]
+            },
+        ),
         ({"lr_scheduler": "rex"}, {"train.lr_scheduler_type": "cosine"}),
         ({"optimizer": "muon"}, {"train.optim": None}),
         ({"test_datasets": [{"path": "rows.jsonl", "type": "completion"}], "eval_steps": 5}, {"train.eval_steps": 5}),
@@ -197,3 +218,62 @@ def test_value_that_cannot_be_converted_is_a_fault_at_its_line(import_settings, 
     assert code == 2
     assert message in err
     assert "Traceback" not in err
+
+
+CHAT = {"path": "org/chats", "type": "chat_template"}
+
+
+@pytest.mark.parametrize(
+    ("settings", "affects", "words"),
+    [
+        ({"train_on_inputs": True, "datasets": [CHAT]}, "mask", "the template's own words between them"),
+        ({"chat_template": "alpaca", "datasets": [CHAT]}, "wording", "has no introduction of its own"),
+        ({"datasets": [CHAT | {"chat_template": "phi_3"}]}, "wording", "ends with the end-of-text token"),
+        ({"datasets": [{"path": "org/chats", "type": "sharegpt"}]}, "wording", "vicuna_v1.1"),
+        (
+            {"adapter": "lora", "lora_r": 4, "lora_target_linear": True, "lora_target_modules": ["q_proj", "lm_head"]},
+            "weights",
+            "axolotl trains lm_head too",
+        ),
+        (
+            {"datasets": [CHAT | {"data_files": ["a.jsonl"]}]},
+            "rows",
+            "Download these files, and write each as a path of its own.",
+        ),
+    ],
+)
+def test_difference_is_told_with_exit_code_5(import_settings, settings, affects, words):
+    code, out, err = import_settings("axolotl", axolotl(**settings))
+    assert code == 5
+    assert words in " ".join(err.split())
+    assert f"# - {affects}: " in out
+
+
+@pytest.mark.parametrize(
+    "settings", [{"num_epochs": 3, "evals_per_epoch": 4, "saves_per_epoch": 1}, {"save_steps": 50, "eval_steps": 25}]
+)
+def test_best_checkpoint_is_loaded_where_axolotl_does_it_and_transformers_takes_the_steps(import_recipe, settings):
+    datasets = [{"path": "org/chats", "type": "chat_template"}]
+    run, _ = import_recipe("axolotl", axolotl(datasets=datasets, val_set_size=0.1, **settings), differs=False)
+    assert run.train["load_best_model_at_end"] is True
+    names = ("load_best_model_at_end", "eval_strategy", "eval_steps", "save_strategy", "save_steps")
+    SFTConfig(bf16=False, **{name: run.train[name] for name in names})
+    off = axolotl(datasets=datasets, val_set_size=0.1, load_best_model_at_end=False, **settings)
+    assert "load_best_model_at_end" not in import_recipe("axolotl", off)[0].train
+
+
+def test_best_checkpoint_is_not_loaded_where_axolotl_ignores_it(import_recipe):
+    settings = {"val_set_size": 0.1, "eval_steps": 30, "save_steps": 50, "load_best_model_at_end": True}
+    run, out = import_recipe("axolotl", axolotl(**settings))
+    assert "load_best_model_at_end" not in run.train
+    assert "axolotl does this only where it evaluates at each checkpoint." in join_comments(out)
+
+
+@pytest.mark.parametrize(("drop", "roles"), [(False, ["system", "user"]), (True, ["user"])])
+def test_system_prompt_of_a_column_is_read_or_dropped_with_that_of_the_chat(drop, roles, import_recipe, here):
+    data = CHAT | {"field_messages": "turns", "message_field_content": "said", "drop_system_message": drop}
+    import_recipe("axolotl", axolotl(datasets=[data]))
+    space = {}
+    exec((here / "imported_rows.py").read_text(), space)  # the file that the import wrote
+    row = {"system": "Be brief.", "turns": [{"role": "user", "said": "hi"}]}
+    assert [message["role"] for message in space["rows_1"](row)["messages"]] == roles

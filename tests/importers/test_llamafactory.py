@@ -1,10 +1,15 @@
 """LLaMA-Factory's files become a recipe."""
 
+import json
+
 import pytest
 from importer_outcomes import read_lines
+from transformers import AutoTokenizer
 
 from trl_sft import cli
 from trl_sft.importers.recipe_parts import get_current_name
+from trl_sft.recipe import paths
+from trl_sft.training import stages
 
 pytest_plugins = ["importer_fixtures"]
 
@@ -69,16 +74,16 @@ def test_file_becomes_a_recipe(import_recipe, dataset_info):
     assert run.model == {"trust_remote_code": True, "dtype": "bfloat16"}
     assert run.chat_template.name == "llama3"
     first, second = run.sources["train"]
-    assert (first.format, first.wording, first.max_rows, first.location.files[0].name) == (
+    assert (first.format, first.wording, first.load_kwargs, first.location.files[0].name) == (
         "imported_rows.py:rows_1",
         "chat",
-        1000,
+        {"split": "train[:1000]"},
         "identity.json",
     )
     assert (second.format, second.rename, second.load_kwargs) == (
         "sharegpt",
         {"talk": "conversations"},
-        {"split": "part"},
+        {"split": "part[:1000]"},
     )
     for name in ("do_train", "overwrite_cache", "plot_loss"):
         assert f"# - {name}: true" in out
@@ -176,3 +181,32 @@ def test_settings_without_effect_are_omitted_with_the_reason(import_recipe, data
     assert not omitted & set(run.train)
     assert "# - num_train_epochs: 3.0 (It has no effect with `max_steps: 5`.)" in out
     assert "# - per_device_eval_batch_size: 1 (It has no effect without an evaluation set.)" in out
+
+
+def test_first_rows_of_each_data_set_are_trained_and_evaluated(import_recipe, dataset_info, here):
+    rows = [{"instruction": f"Say {n}.", "input": "", "output": str(n)} for n in range(40)]
+    (here / "data" / "identity.json").write_text(json.dumps(rows))
+    settings = {"model_name_or_path": "trl_sft:tiny", "dataset": "identity", "eval_dataset": "identity"}
+    settings |= {"max_samples": 3, "eval_strategy": "epoch", "bf16": False}
+    run, _ = import_recipe("llamafactory", settings, "data.drop_leaked=false", differs=False)
+    datasets = stages.prepare(run).datasets
+    tokenizer = AutoTokenizer.from_pretrained(paths.EMBEDDED / "tiny")
+    for part in (datasets.train, datasets.eval):
+        texts = [tokenizer.decode(row["input_ids"]) for row in part]
+        assert len(texts) == 3
+        assert all(f"Say {n}." in "".join(texts) for n in range(3))
+
+
+def test_random_rows_of_a_data_set_stay_random(import_recipe, dataset_info):
+    settings = {"model_name_or_path": "m", "dataset": "renamed", "max_samples": 3}
+    source = import_recipe("llamafactory", settings)[0].sources["train"][0]
+    assert (source.max_rows, source.load_kwargs.get("split")) == (3, None)
+
+
+@pytest.mark.parametrize(
+    ("template", "words"), [("phi", "the end-of-text token after the last turn"), ("glm4_moe", "<think>")]
+)
+def test_template_that_differs_is_told_with_exit_code_5(import_settings, dataset_info, template, words):
+    settings = {"model_name_or_path": "m", "dataset": "identity", "template": template}
+    code, _, err = import_settings("llamafactory", settings)
+    assert (code, words in err) == (5, True)

@@ -8,6 +8,7 @@ set becomes (`axolotl_rows`).
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from typing import Any
 
@@ -186,11 +187,23 @@ def _convert_target_modules(settings: Settings) -> Iterator[Outcome]:
         modules_note = "The layers of `lora_target_modules` are among them." if modules else ""
         note = join_sentences("These are all linear layers except the head.", modules_note)
         yield RecipeLine(("lora", "target_modules"), "all-linear", ("lora_target_linear",), note)
-        if modules:
-            reason = "`lora_target_linear` has these layers too, unless one is the head or an embedding."
-            yield OmittedSetting("lora_target_modules", reason)
+        others = _list_other_layers(modules)
+        if others:
+            reason = (
+                f"axolotl trains {', '.join(others)} too, and `all-linear` does not have them. Write the names of all "
+                "layers to `lora.target_modules`."
+            )
+            yield OmittedSetting("lora_target_modules", reason, "weights")
+        elif modules:
+            yield OmittedSetting("lora_target_modules", "`lora_target_linear` has these layers too.")
     elif modules:
         yield RecipeLine(("lora", "target_modules"), modules, ("lora_target_modules",))
+
+
+def _list_other_layers(modules: Any) -> list[str]:
+    """Return the layers that peft's `all-linear` leaves out: heads and embeddings."""
+    names = modules if isinstance(modules, list) else [modules] if modules else []
+    return [str(name) for name in names if re.search(r"head|embed|wte|wpe", str(name))]
 
 
 def _convert_data(settings: Settings) -> Iterator[Outcome]:
@@ -200,8 +213,11 @@ def _convert_data(settings: Settings) -> Iterator[Outcome]:
     functions: list[RowFunction] = []
     outcomes: list[Outcome] = []
     sources = [
-        axolotl_rows.make_source(settings, table, (name, number), entry=entry, functions=functions, outcomes=outcomes)
+        source
         for number, entry in enumerate(entries)
+        for source in axolotl_rows.make_sources(
+            settings, table, (name, number), entry=entry, functions=functions, outcomes=outcomes
+        )
     ]
     if name == "pretraining_dataset" or settings.get("streaming"):
         sources = [source | {"streaming": True} if isinstance(source, dict) else source for source in sources]
@@ -212,10 +228,11 @@ def _convert_data(settings: Settings) -> Iterator[Outcome]:
     if settings.get("test_datasets"):
         test_entries = _list_entries(settings.get("test_datasets"))
         sources = [
-            axolotl_rows.make_source(
+            source
+            for number, entry in enumerate(test_entries)
+            for source in axolotl_rows.make_sources(
                 settings, table, ("test_datasets", number), entry=entry, functions=functions, outcomes=outcomes
             )
-            for number, entry in enumerate(test_entries)
         ]
         yield RecipeLine(("data", "eval"), recipe_parts.unwrap_single(sources), ("test_datasets",))
         if settings.get("val_set_size"):
@@ -314,24 +331,26 @@ def _convert_loss(settings: Settings) -> Iterator[Outcome]:
 
 def _read_loss(name: str, number: int, entry: dict[str, Any], *, is_all: bool) -> tuple[str, list[Outcome]]:
     """Return `data.loss_on` for a data set of chats, and what that word does not say."""
-    roles, eos = entry.get("roles_to_train"), entry.get("train_on_eos")
+    roles = entry.get("roles_to_train")
     outcomes: list[Outcome] = []
     roles = [roles] if isinstance(roles, str) else roles
-    if roles is None:
-        word = "all" if is_all else "assistant"
-    elif {"gpt": "assistant"}.get(str(roles[0]) if roles else "", "assistant" if roles == ["assistant"] else "") and (
-        len(roles) == 1
-    ):
-        word = "assistant"
-        outcomes.append(
-            OmittedSetting(name, "Each turn of the assistant carries loss.", "", (number, "roles_to_train"))
+    word = "all" if is_all else "assistant"
+    if is_all:
+        reason = (
+            "axolotl trains the texts of all turns. `loss_on: all` trains the template's own words between them too."
         )
-    else:
+        outcomes.append(OmittedSetting("train_on_inputs", reason, "mask"))
+        if roles is not None:
+            reason = "`train_on_inputs` trains the turns of all roles."
+            outcomes.append(OmittedSetting(name, reason, "", (number, "roles_to_train")))
+    elif roles in (["assistant"], ["gpt"]):
+        reason = "Each turn of the assistant carries loss."
+        outcomes.append(OmittedSetting(name, reason, "", (number, "roles_to_train")))
+    elif roles is not None:
         reason = (
             "`data.loss_on` can be `assistant` (each of its turns) or `all` (the template's own words too), and not "
             "these roles. The turns of the assistant carry loss."
         )
-        word = "assistant"
         outcomes.append(OmittedSetting(name, reason, "mask", (number, "roles_to_train")))
     for key in ("train_on_eos", "train_on_eot"):
         eos = entry.get(key)
@@ -401,6 +420,8 @@ def _make_template(
         yield OmittedSetting(names[0], reason, "", place)
     elif name in paths.list_templates():
         yield RecipeLine(key, name, names)
+        differences = _load_table().vocabulary["template_differences"]
+        yield from recipe_parts.explain_template(names[0], word, differences, place)
         if places:
             yield OmittedSetting(names[0], f"It is `tokenizer.chat_template: {name}`.", "", place)
     else:

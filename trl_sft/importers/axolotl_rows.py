@@ -90,7 +90,7 @@ _ALPACA_TYPES: dict[str, tuple[str, str, str, dict[str, str]]] = {
 _REFUSED_TYPES = ("bradley_terry", "stepwise_supervised", "dpo", "orpo", "kto", "ipo", "simpo", "ebft")
 
 
-def make_source(
+def make_sources(
     settings: Settings,
     table: Table,
     place: tuple[str, int],
@@ -98,8 +98,8 @@ def make_source(
     entry: dict[str, Any],
     functions: list[RowFunction],
     outcomes: list[Outcome],
-) -> Any:
-    """Return one source of `data.train` or `data.eval`.
+) -> list[Any]:
+    """Return the sources of `data.train` or `data.eval` for one data set: one for each of its configurations.
 
     Args:
         settings: The user's settings.
@@ -123,14 +123,17 @@ def make_source(
         outcomes += table.audit(part, settings, name, path=(number,))
     resolved = recipe_parts.resolve_data_files(path, entry.get("data_files"))
     if not resolved:
-        reason = f"Write each file as a path of its own in place of {path}."
-        outcomes.append(OmittedSetting(name, reason, "rows", (number, "data_files")))
+        outcomes.append(OmittedSetting(name, recipe_parts.explain_data_files(path), "rows", (number, "data_files")))
     split = entry.get("split")
     if name != "test_datasets" or recipe_parts.is_local(resolved or path):
         split = recipe_parts.omit_train_split(split)
-    keys = {"name": entry.get("name"), "split": split, "revision": entry.get("revision")}
+    keys = {"split": split, "revision": entry.get("revision")}
     row_format = _make_row_format(settings, table, place, entry=entry, functions=functions, outcomes=outcomes)
-    return recipe_parts.make_source(resolved or path, **keys, **row_format)
+    configurations = _as_list(entry.get("name") or None)
+    return [
+        recipe_parts.make_source(resolved or path, name=configuration, **keys, **row_format)
+        for configuration in configurations
+    ]
 
 
 def is_text(entry: dict[str, Any]) -> bool:
@@ -164,6 +167,13 @@ def _make_row_format(
         if entry.get("field_messages"):
             reason = "The data set has no `type`. The recipe reads it as chats."
         outcomes.append(OmittedSetting(name, reason, "wording", (number,)))
+    has_template = any(entry.get(key) for key in ("conversation", "chat_template")) or settings.get("chat_template")
+    if word == "sharegpt" and not has_template:
+        reason = (
+            "Releases of axolotl that read this type write a chat as vicuna_v1.1 does where no template is named. The "
+            "recipe uses the template of the tokenizer. Set `tokenizer.chat_template: vicuna` for the former."
+        )
+        outcomes.append(OmittedSetting(name, reason, "wording", (number, "type")))
     if word in ("chat_template", "sharegpt") or (not word and entry.get("field_messages")):
         return _make_chat_format(place, entry, word, functions=functions, outcomes=outcomes)
     outcomes += _list_chat_keys(place, entry, kind)
@@ -238,6 +248,7 @@ def _make_chat_format(
         turns=column,
         keys=mapping,
         roles=roles,
+        system="system",
         tools=tools,
         training=training,
         drop_system=drop_system,

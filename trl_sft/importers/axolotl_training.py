@@ -6,6 +6,7 @@ model, adapter, rows and loss (`axolotl`).
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 
 from trl_sft.importers import recipe_parts, tables
@@ -77,9 +78,12 @@ def _convert_precision(settings: Settings) -> Iterator[Outcome]:
     """Yield the types of weights and arithmetic."""
     bf16 = settings.get("bf16", settings.get("bfloat16", "auto"))
     names = settings.list_present("bf16", "bfloat16")
-    fp16 = settings.get("fp16", settings.get("float16"))
+    fp16 = settings.get("fp16")
     note = "axolotl loads all weights in bfloat16. TRL trains float32 weights with `bf16: true`."
-    if fp16 or bf16 not in (True, "full", "auto"):
+    if bf16 == "full" and not fp16:
+        yield RecipeLine(("train", "bf16"), False, names)
+        yield RecipeLine(("model", "dtype"), "bfloat16", names, "axolotl computes in the type of the weights.")
+    elif fp16 or bf16 not in (True, "auto"):
         yield RecipeLine(("train", "bf16"), False, names)
     elif bf16 == "auto":
         auto_note = "TRL's default is bf16 where the machine supports it, as with `bf16: auto`."
@@ -88,12 +92,17 @@ def _convert_precision(settings: Settings) -> Iterator[Outcome]:
         yield RecipeLine(("train", "bf16"), True, names)
         yield RecipeLine(("model", "dtype"), "bfloat16", names, note)
     if fp16:
-        yield RecipeLine(("train", "fp16"), True, settings.list_present("fp16", "float16"))
+        yield RecipeLine(("train", "fp16"), True, ("fp16",))
         for name in names:
             yield OmittedSetting(name, "`fp16` takes its place.")
-    else:
-        for name in settings.list_present("fp16", "float16"):
-            yield OmittedSetting(name, tables.OFF)
+    elif settings.has("fp16"):
+        yield OmittedSetting("fp16", tables.OFF)
+    if settings.get("float16") and not fp16 and bf16 in (False, None):
+        half_note = "axolotl trains weights of this type, and scales no loss."
+        yield RecipeLine(("model", "dtype"), "float16", ("float16",), half_note)
+    elif settings.has("float16"):
+        is_off = not settings.get("float16")
+        yield OmittedSetting("float16", tables.OFF if is_off else "`bf16` or `fp16` takes its place.")
     if settings.get("tf32") not in (None, "auto"):
         yield RecipeLine(("train", "tf32"), settings.get("tf32"), ("tf32",))
 
@@ -164,6 +173,31 @@ def _convert_checkpoints(settings: Settings) -> Iterator[Outcome]:
         yield OmittedSetting("auto_resume_from_checkpoints", "`resume_from_checkpoint` takes its place.")
 
 
+def _convert_best_model(settings: Settings) -> Iterator[Outcome]:
+    """Yield whether the best checkpoint is loaded at the end: axolotl decides it by the steps where the file does not.
+
+    Follows `HFCausalTrainerBuilder.build`: yes, if there is an evaluation at each checkpoint.
+    """
+    name, key = "load_best_model_at_end", ("train", "load_best_model_at_end")
+    epochs = settings.get("num_epochs", 1.0)
+
+    def get_steps(kind: str) -> float:
+        share = 1 / (settings.get(f"{kind}s_per_epoch") * epochs) if settings.get(f"{kind}s_per_epoch") else 1
+        return share if share < 1 else settings.get(f"{kind}_steps", 0)
+
+    has_evaluation = bool(settings.get("test_datasets")) or settings.get("val_set_size", 0) > 0
+    save_steps, eval_steps = get_steps("save"), get_steps("eval")
+    meets = bool(has_evaluation and save_steps and eval_steps and save_steps % eval_steps == 0)
+    if meets and settings.get(name) is not False:
+        names = settings.list_present(name)
+        note = "" if names else "axolotl does this where it evaluates at each checkpoint."
+        yield RecipeLine(key, True, names, note)
+    elif settings.get(name):
+        yield OmittedSetting(name, "axolotl does this only where it evaluates at each checkpoint.")
+    elif settings.has(name):
+        yield OmittedSetting(name, tables.OFF)
+
+
 def _convert_per_epoch(settings: Settings, table: Table, name: str) -> Iterator[RecipeLine]:
     """Yield the lines for a number of evaluations or checkpoints in an epoch."""
     kind = {"evals_per_epoch": "eval", "saves_per_epoch": "save"}[name]
@@ -173,8 +207,21 @@ def _convert_per_epoch(settings: Settings, table: Table, name: str) -> Iterator[
         return
     times = "once" if settings.get(name) == 1 else f"{settings.get(name)} times"
     note = f"This is {times} in an epoch, as a share of all steps."
-    yield RecipeLine(("train", f"{kind}_steps"), round(1 / number, 6), (name,), note)
+    yield RecipeLine(("train", f"{kind}_steps"), _get_share(settings, kind, number), (name,), note)
     yield RecipeLine(("train", f"{kind}_strategy"), "steps", (name,))
+
+
+def _get_share(settings: Settings, kind: str, number: float) -> float:
+    """Return one of `number` equal parts of a run, rounded down: transformers rounds steps up.
+
+    A checkpoint comes at a multiple of the steps of evaluation where it does in the file, to the last digit.
+    """
+    part = math.floor(1_000_000 / number) / 1_000_000
+    evaluations, saves = settings.get("evals_per_epoch"), settings.get("saves_per_epoch")
+    if kind == "save" and evaluations and evaluations % saves == 0:
+        multiple = evaluations // saves
+        return round(multiple * math.floor(1_000_000 / (number * multiple)) / 1_000_000, 6)
+    return part
 
 
 def _convert_hub(settings: Settings) -> Iterator[Outcome]:
@@ -195,6 +242,19 @@ def _convert_trackers(settings: Settings) -> Iterator[Outcome]:
         yield RecipeLine(("train", "report_to"), list(dict.fromkeys(known[name] for name in trackers)), trackers)
 
 
+def _convert_steps(settings: Settings) -> Iterator[Outcome]:
+    """Yield what a step does that TRL's default does not."""
+    note = _load_table().default_note
+    mean_note = "The devices count equally, however many tokens each has."
+    yield RecipeLine(("train", "average_tokens_across_devices"), False, (), join_sentences(mean_note, note))
+    if settings.has("dataloader_drop_last"):
+        value = settings.get("dataloader_drop_last")
+        yield RecipeLine(("train", "dataloader_drop_last"), value, ("dataloader_drop_last",))
+    elif settings.get("sample_packing") and settings.get("eval_sample_packing") is False:
+        drop_note = "axolotl leaves the last incomplete batch out where evaluation does not pack."
+        yield RecipeLine(("train", "dataloader_drop_last"), True, ("eval_sample_packing",), drop_note)
+
+
 def _convert_launch(settings: Settings) -> Iterator[Outcome]:
     """Yield the section `launch:`."""
     fsdp = bool(settings.get("fsdp") or settings.get("fsdp_config"))
@@ -209,6 +269,8 @@ STEPS = (
     _convert_warmup,
     _convert_evaluation,
     _convert_checkpoints,
+    _convert_best_model,
+    _convert_steps,
     _convert_hub,
     _convert_trackers,
     _convert_launch,

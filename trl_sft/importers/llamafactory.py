@@ -256,9 +256,7 @@ def _list_datasets(settings: Settings, setting: str) -> list[str]:
 def _mix(settings: Settings) -> list[dict[str, Any]]:
     """Return the keys that each source has because of how the data sets are mixed. Raises RecipeError."""
     count = len(_list_datasets(settings, "dataset"))
-    keys: dict[str, Any] = {"max_rows": settings.get("max_samples")} if settings.get("max_samples") else {}
-    if settings.get("streaming"):
-        keys["streaming"] = True
+    keys: dict[str, Any] = {"streaming": True} if settings.get("streaming") else {}
     if settings.get("mix_strategy", "concat") == "concat":
         return [keys] * count
     text = str(settings.get("interleave_probs") or "")
@@ -276,9 +274,7 @@ def _mix(settings: Settings) -> list[dict[str, Any]]:
 def _explain_mix(settings: Settings) -> Iterator[Outcome]:
     """Yield what a mixture of data sets has and the sources lack."""
     if settings.get("max_samples"):
-        rows = settings.get("max_samples")
-        reason = f"LLaMA-Factory takes the first {rows:,} rows of each data set. `max_rows` takes as many at random."
-        yield OmittedSetting("max_samples", reason, "rows")
+        yield OmittedSetting("max_samples", "The sources of the recipe have so many rows.")
     strategy = settings.get("mix_strategy", "concat")
     if strategy != "concat":
         reason = (
@@ -300,9 +296,7 @@ def _add_keys(source: Any, keys: dict[str, Any]) -> Any:
     """Return a source with more keys."""
     if not keys:
         return source
-    source = source if isinstance(source, dict) else {"path": source}
-    rows = [value for value in (source.get("max_rows"), keys.get("max_rows")) if value is not None]
-    return source | keys | ({"max_rows": min(rows)} if rows else {})
+    return (source if isinstance(source, dict) else {"path": source}) | keys
 
 
 def _convert_loss(settings: Settings) -> Iterator[Outcome]:
@@ -313,8 +307,7 @@ def _convert_loss(settings: Settings) -> Iterator[Outcome]:
         return
     if settings.get("train_on_prompt"):
         word, names = "all", settings.list_present("train_on_prompt", "mask_history")
-        note = "The template's own words carry loss too, which they do not in LLaMA-Factory."
-        yield RecipeLine(("data", "loss_on"), word, names, note)
+        yield RecipeLine(("data", "loss_on"), word, names)
         return
     if settings.get("mask_history"):
         yield RecipeLine(("data", "loss_on"), "last_turn", ("mask_history",))
@@ -365,6 +358,7 @@ def _convert_chat_template(settings: Settings) -> Iterator[Outcome]:
     elif name in paths.list_templates():
         note = "Its words may differ from those of the tokenizer's template, which trl_sft uses without this line."
         yield RecipeLine(("tokenizer", "chat_template"), name, ("template",), note)
+        yield from recipe_parts.explain_template("template", template, _load_table().vocabulary["template_differences"])
     else:
         problem = f"trl_sft has no template {format_value(template)} and uses the tokenizer's."
         reason = f"{problem} Compare the two with `preview`."

@@ -77,7 +77,13 @@ def make_source(
         keys |= _make_text_format(name, entry, outcomes)
     else:
         keys |= _make_row_format(name, entry, functions=functions, outcomes=outcomes)
-    return recipe_parts.make_source(path, max_rows=entry.get("num_samples"), **keys)
+    max_rows, max_samples = entry.get("num_samples"), settings.get("max_samples")
+    first_rows = recipe_parts.take_first_rows(split, max_samples)
+    if max_rows is None and first_rows:
+        keys["split"] = first_rows
+    elif max_samples:
+        max_rows = min(value for value in (max_rows, max_samples) if value is not None)
+    return recipe_parts.make_source(path, max_rows=max_rows, **keys)
 
 
 def _find_path(settings: Settings, name: str, outcomes: list[Outcome]) -> str:

@@ -198,8 +198,10 @@ def _convert_data(settings: Settings) -> Iterator[Outcome]:
     weights = _read_weights(settings)
     max_rows = settings.get("max_samples")
     split = table.get_value(settings, "dataset_split")
-    sources = _make_sources(settings.get("dataset"), split, keys=keys | {"max_rows": max_rows}, weights=weights)
-    if max_rows:
+    first_rows = recipe_parts.take_first_rows(split, max_rows)
+    limit = {} if first_rows else {"max_rows": max_rows}
+    sources = _make_sources(settings.get("dataset"), first_rows or split, keys=keys | limit, weights=weights)
+    if max_rows and not first_rows:
         reason = f"OpenRLHF takes the first {max_rows:,} rows. `max_rows` takes as many at random."
         yield OmittedSetting("max_samples", reason, "rows")
     if weights:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -53,6 +53,24 @@ def unwrap_single(sources: list[Any]) -> Any:
 def omit_train_split(split: str | None) -> str | None:
     """Return a split, or None for `train`, which is the default of a recipe."""
     return None if split == "train" else split
+
+
+def explain_data_files(path: str) -> str:
+    """Return the reason for `data_files` that a recipe cannot say: several files, or files of a data set on the hub."""
+    if os.path.isdir(path) or path in _FILE_BUILDERS:  # noqa: PTH112 (as in `is_local`)
+        return f"Write each file as a path of its own in place of {path}."
+    return f"The recipe reads all files of {path}. Download these files, and write each as a path of its own."
+
+
+def take_first_rows(split: str | None, number: int | None) -> str | None:
+    """Return a split without the rows after the first `number`; None = it cannot be cut so, or there is nothing to cut.
+
+    Args:
+        split: A name, a slice or a sum of splits; None = `train`.
+        number: How many rows; None = all.
+    """
+    name = split or "train"
+    return f"{name}[:{number}]" if number and re.fullmatch(r"[\w.-]+", name) else None
 
 
 def make_rename(columns: dict[str, str]) -> dict[str, str]:
@@ -130,6 +148,22 @@ def convert_eval_fraction(name: str, value: Any, path: tuple[str, ...] = ()) -> 
         yield RecipeLine(("data", "eval_fraction"), value, (name,), note)
     else:
         yield OmittedSetting(name, "No rows are held out, as in a recipe.", "", path)
+
+
+def explain_template(
+    name: str, word: str, differences: Mapping[str, str], path: tuple[str | int, ...] = ()
+) -> Iterator[Outcome]:
+    """Yield what TRL's template of a name writes differently from the tool's template of that name.
+
+    Args:
+        name: The setting.
+        word: The tool's name of the template.
+        differences: A sentence for each template of the tool that differs.
+        path: Leads from the value of the setting to the name of the template.
+    """
+    if word in differences:
+        fix = "Compare the two with `preview`, or write the tool's template to a `.jinja` file."
+        yield OmittedSetting(name, f"{differences[word]} {fix}", "wording", path)
 
 
 def convert_resume(settings: Settings, note: str = "") -> Iterator[Outcome]:

@@ -34,10 +34,10 @@ def read_chat(row, *, turns, keys, roles, system="", tools="", training="", drop
         elif carries_loss:
             raise ValueError(f"a turn of the role {message['role']} carries loss, which only data.loss_on: all can say")
         messages.append(message)
-    if drop_system and messages and messages[0]["role"] == "system":
-        del messages[0]
     if row.get(system) and messages and messages[0]["role"] != "system":
         messages.insert(0, {"role": "system", "content": row[system]})
+    if drop_system and messages and messages[0]["role"] == "system":
+        del messages[0]
     return {"messages": messages, "tools": row.get(tools) or None}
 '''
 

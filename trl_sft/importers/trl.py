@@ -286,8 +286,7 @@ def _make_mixture_source(
         raise settings.make_error(name, "a data set has no path", fix, code="import.no_rows", path=place)
     resolved = recipe_parts.resolve_data_files(path, entry.get("data_files"))
     if not resolved:
-        reason = f"Write each file as a path of its own in place of {path}."
-        outcomes.append(OmittedSetting(name, reason, "rows", (*place, "data_files")))
+        outcomes.append(OmittedSetting(name, recipe_parts.explain_data_files(path), "rows", (*place, "data_files")))
     if entry.get("columns"):
         media = {"chosen", "rejected", "images", "image", "videos", "audio"} & set(map(str, entry["columns"]))
         if media:
