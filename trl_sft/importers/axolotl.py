@@ -421,7 +421,7 @@ def _make_template(
     elif name in paths.list_templates():
         yield RecipeLine(key, name, names)
         differences = _load_table().vocabulary["template_differences"]
-        yield from recipe_parts.explain_template(names[0], word, differences, place)
+        yield from recipe_parts.explain_template(names[0], word, differences, path=place)
         if places:
             yield OmittedSetting(names[0], f"It is `tokenizer.chat_template: {name}`.", "", place)
     else:

@@ -220,7 +220,7 @@ def _get_share(settings: Settings, kind: str, number: float) -> float:
     evaluations, saves = settings.get("evals_per_epoch"), settings.get("saves_per_epoch")
     if kind == "save" and evaluations and evaluations % saves == 0:
         multiple = evaluations // saves
-        return round(multiple * math.floor(1_000_000 / (number * multiple)) / 1_000_000, 6)
+        return float(round(multiple * math.floor(1_000_000 / (number * multiple)) / 1_000_000, 6))
     return part
 
 

@@ -151,7 +151,7 @@ def convert_eval_fraction(name: str, value: Any, path: tuple[str, ...] = ()) -> 
 
 
 def explain_template(
-    name: str, word: str, differences: Mapping[str, str], path: tuple[str | int, ...] = ()
+    name: str, word: str, differences: Mapping[str, str], *, path: tuple[str | int, ...] = ()
 ) -> Iterator[Outcome]:
     """Yield what TRL's template of a name writes differently from the tool's template of that name.
 
