@@ -31,6 +31,7 @@ from trl_sft.recipe.checked import Run, Setting
 from trl_sft.recipe.yaml_reader import Key
 
 BEFORE, AFTER = "before", "after"
+STEPS = "steps"  # in samples.jsonl: step -> the answer of that step
 STOPPED = "stopped"  # in a sample: side -> whether the model ended its answer; None = it cannot be told
 _MAX_ROWS = 100  # held-out prompts that are answered: the default of evaluate.max_rows
 _SHOWN = 5  # prompts side by side on the last screen
@@ -107,7 +108,10 @@ def ask_base(run: Run, trainer: SFTTrainer, prompts: PromptSet) -> str:
     A resumed run keeps the saved answers. If the file is lost, only LoRA can generate them again, with the adapter off.
     """
     path = run.output_dir / run_folder.SAMPLES
-    if not prompts.prompts or _has_answers(path, prompts.prompts):
+    if not prompts.prompts:
+        return ""
+    if _has_answers(path, prompts.prompts):
+        _remove_later_steps(path, trainer.state.global_step)
         return ""
     resumed = trainer.state.global_step > 0
     if resumed and not hasattr(trainer.model, "disable_adapter"):
@@ -141,7 +145,8 @@ def compare(run: Run, trainer: SFTTrainer, prompts: PromptSet, *, metrics: Mappi
         before = earlier.get(prompt.row, {})
         described = _describe_answer(answer, AFTER)
         described[STOPPED] = {BEFORE: None} | before.get(STOPPED, {}) | described[STOPPED]
-        samples.append(_sample(prompt) | {BEFORE: before.get(BEFORE)} | described)
+        steps = {STEPS: before[STEPS]} if STEPS in before else {}
+        samples.append(_sample(prompt) | {BEFORE: before.get(BEFORE)} | described | steps)
     first = read_metrics(trainer.state.log_history, 0, prompts.loss_tokens)
     summary = {
         "prompts": len(samples),
@@ -153,6 +158,23 @@ def compare(run: Run, trainer: SFTTrainer, prompts: PromptSet, *, metrics: Mappi
         _write(path, samples)
     run_folder.write_text(run.output_dir / run_folder.EVAL, json.dumps(summary, indent=2, ensure_ascii=False) + "\n")
     return Comparison(samples, summary)
+
+
+def add_answers(path: Path, step: int, answers: Mapping[int, str]) -> None:
+    """Write the answers of a step into samples.jsonl.
+
+    Args:
+        path: of samples.jsonl, which has a line for each prompt.
+        step: the optimizer step.
+        answers: row of the prompt -> its answer.
+
+    """
+    samples = _read(path)
+    for sample in samples:
+        if sample["row"] in answers:
+            sample[STEPS] = sample.get(STEPS, {}) | {str(step): answers[sample["row"]]}
+    if samples:
+        _write(path, samples)
 
 
 def read_metrics(log_history: Sequence[Mapping[str, Any]], step: int, loss_tokens: Mapping[str, int]) -> dict[str, Any]:
@@ -222,7 +244,7 @@ def last_screen(comparison: Comparison) -> Iterator[str]:
         table = [("prompt", "expected", "base", "tuned")]
         for sample in shown:
             before, after = ((sample[side] or "").strip() or "(nothing)" for side in (BEFORE, AFTER))
-            table.append((_last_message(sample["prompt"]), sample["reference"], before, after))
+            table.append((read_last_message(sample["prompt"]), sample["reference"], before, after))
         yield from format_columns(table)
 
 
@@ -311,5 +333,16 @@ def _write(path: Path, samples: Sequence[dict[str, Any]]) -> None:
     run_folder.write_text(path, "".join(json.dumps(sample, ensure_ascii=False) + "\n" for sample in samples))
 
 
-def _last_message(prompt: Any) -> str:
+def read_last_message(prompt: Any) -> str:
+    """Return a prompt as one text: of messages the last one."""
     return prompt if isinstance(prompt, str) else str(prompt[-1]["content"])
+
+
+def _remove_later_steps(path: Path, step: int) -> None:
+    """Remove the answers of steps after `step` from samples.jsonl: the run resumes there."""
+    samples = _read(path)
+    if not any(STEPS in sample for sample in samples):
+        return
+    for sample in samples:
+        sample[STEPS] = {name: text for name, text in sample.pop(STEPS, {}).items() if int(name) <= step}
+    _write(path, [sample if sample[STEPS] else {k: v for k, v in sample.items() if k != STEPS} for sample in samples])

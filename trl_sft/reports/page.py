@@ -94,6 +94,7 @@ def _describe_run(run: RunFiles, name: str) -> dict[str, Any]:
         "prompts": run.evaluation.get("prompts"),
         "samples": [_shorten_sample(sample) for sample in run.samples[:_MAX_SAMPLES]],
         "num_samples": len(run.samples),
+        "answers_by_step": _list_answers_by_step(run.samples),
         "recipe": run.recipe,
         "resolved": run.resolved,
         "facts": _list_facts(run),
@@ -222,7 +223,25 @@ def _shorten_sample(sample: Mapping[str, Any]) -> dict[str, str]:
     turns = _list_mappings(prompt) if isinstance(prompt, list) else []
     text = "\n".join(f"{turn.get('role')}: {turn.get('content')}" for turn in turns) if turns else str(prompt)
     texts = {"prompt": text, **{name: str(sample.get(name) or "") for name in ("reference", "before", "after")}}
-    return {name: console.escape_control_characters(_cut(text)) for name, text in texts.items()}
+    return {name: _shorten(text) for name, text in texts.items()}
+
+
+def _list_answers_by_step(samples: Sequence[Mapping[str, Any]]) -> list[tuple[str, list[tuple[str, str]]]]:
+    """Return the prompts that were answered during training, each with its answers by step, base and tuned included."""
+    listed = []
+    for sample in samples:
+        steps = sample.get("steps")
+        if not isinstance(steps, dict) or not all(str(step).isdecimal() for step in steps):
+            continue
+        texts = _shorten_sample(sample)
+        answers = [(str(step), _shorten(steps[step])) for step in sorted(steps, key=int)]
+        listed.append((texts["prompt"], [("before", texts["before"]), *answers, ("after", texts["after"])]))
+    return listed
+
+
+def _shorten(text: Any) -> str:
+    """Return a text as a page shows it: escaped for a terminal, and not too long."""
+    return console.escape_control_characters(_cut(str(text)))
 
 
 def _cut(text: str) -> str:

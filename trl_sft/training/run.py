@@ -20,6 +20,7 @@ from trl_sft.tokenization import encode, template_date
 from trl_sft.training import callbacks, failures, finish, resume, summary
 from trl_sft.training.finish import Result
 from trl_sft.training.record import RunRecord
+from trl_sft.training.sample_answers import SampleAnswers
 from trl_sft.training.stages import build_trainer, replace_callbacks
 from trl_sft.training.verify import Verification
 
@@ -61,7 +62,8 @@ def run(checked: Run, decision: FolderDecision) -> Result:
 
             progress = callbacks.Progress(checked.output_dir, begin)
             guard = callbacks.Guard(checked.options.get("max_hours"), failures.resume_command(checked))
-            replace_callbacks(trainer, [verification, resume_state, progress, guard])
+            samples = SampleAnswers(checked, trainer, prompts, show=progress.show)
+            replace_callbacks(trainer, [verification, resume_state, samples, progress, guard])
             with console.ignoring_closed_streams(), guard.handle_signals(), contextlib.closing(progress):
                 try:
                     with resume.removing_no_checkpoints():
