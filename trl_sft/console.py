@@ -14,9 +14,10 @@ import re
 import shlex
 import shutil
 import sys
+import textwrap
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, TextIO
+from typing import TYPE_CHECKING, Any, TextIO
 
 from trl_sft import json_output, redaction
 from trl_sft.errors import Fault
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     from rich.text import Text
 
 _INDENT = "  "
+_WIDTH = 80  # characters of a line of prose
 # Characters that control a terminal, reorder its text or cannot be encoded: control characters except tab and newline,
 # bidirectional overrides, halves of surrogate pairs.
 _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
@@ -32,7 +34,7 @@ _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\u
 
 _COLOURS = re.compile(r"(\x1b\[[0-9;]*m)")  # what `render_colours` writes
 # Whether a stream that nothing reads any more is ignored. Not a ContextVar: `datasets` pickles what a stream refers to.
-_STATE = {"ignores_closed": False}
+_STATE = {"ignores_closed": False, "is_verbose": False}
 
 
 def say(text: str = "", *, has_colours: bool = False) -> None:
@@ -122,6 +124,21 @@ def format_columns(rows: Sequence[Sequence[str]], width: int | None = None) -> l
     return [(_INDENT + line).rstrip() for line in output.get().splitlines()]
 
 
+def wrap(text: str, *, indent: str, first_indent: str | None = None) -> list[str]:
+    """Return a text in lines of at most 80 characters; a word, and so the name of a key, is never broken.
+
+    Args:
+        text: One paragraph.
+        indent: What the lines begin with.
+        first_indent: What the first line begins with; None = `indent`.
+
+    """
+    first = indent if first_indent is None else first_indent
+    return textwrap.wrap(
+        text, _WIDTH, initial_indent=first, subsequent_indent=indent, break_long_words=False, break_on_hyphens=False
+    )
+
+
 def escape_control_characters(text: str) -> str:
     """Return a text in which each control character of a terminal is replaced by its hexadecimal code."""
     return _CONTROL.sub(lambda match: f"\\x{ord(match[0]):02x}", text)
@@ -140,6 +157,67 @@ def print_faults(faults: Sequence[Fault]) -> None:
         coloured.highlight_regex(r"(?m)^ +-> .*", "green")
         text = render_colours(coloured)
     _print(text, sys.stderr, has_colours=shows_colour(sys.stderr))
+
+
+class LiveLine:
+    """One line that is redrawn: below the lines of a terminal, or as an output of a notebook's cell."""
+
+    def __init__(self, total: int, initial: int) -> None:
+        """Show the line. `total` and `initial` are steps."""
+        self._total = total
+        self._bar: Any = None
+        self._output: Any = None
+        if _is_notebook():
+            from IPython.display import display
+
+            self._output = display({"text/plain": ""}, raw=True, display_id=True)  # type: ignore[no-untyped-call]
+        else:
+            from tqdm import tqdm
+
+            layout = "step {n_fmt}/{total_fmt} |{bar:10}| {postfix}"
+            self._bar = tqdm(total=total, initial=initial, bar_format=layout, dynamic_ncols=True, delay=0)
+
+    def update(self, step: int, text: str) -> None:
+        """Redraw the line."""
+        text = escape_control_characters(text)
+        if self._bar is not None:
+            self._bar.set_postfix_str(text, refresh=False)
+            self._bar.update(step - self._bar.n)
+        elif self._output is not None:
+            line = f"step {step}/{self._total}  {text}"
+            self._output.update({"text/plain": line}, raw=True)
+
+    def show_above(self, text: str) -> None:
+        """Print a line that stays."""
+        if self._bar is not None:
+            self._bar.write(escape_control_characters(text))
+        else:
+            say(text)
+
+    def close(self) -> None:
+        """Remove the line; in a notebook its last state stays."""
+        if self._bar is not None:
+            self._bar.close()
+
+
+def start_live_line(*, total: int, initial: int) -> LiveLine | None:
+    """Return a line that is redrawn; None where nothing can be redrawn, as in a file."""
+    return LiveLine(total, initial) if shows_progress() or _is_notebook() else None
+
+
+def _is_notebook() -> bool:
+    """Tell whether the process runs the cells of a notebook."""
+    return "ipykernel" in sys.modules and "IPython" in sys.modules
+
+
+def set_verbose(verbose: bool) -> None:
+    """Set whether a run shows every logged value."""
+    _STATE["is_verbose"] = verbose
+
+
+def is_verbose() -> bool:
+    """Tell whether a run shows every logged value."""
+    return _STATE["is_verbose"]
 
 
 def render_colours(text: Text) -> str:
@@ -189,6 +267,15 @@ def format_bytes(size: float) -> str:
     power = min(int(math.log(max(size, 1), 1024)), len(units) - 1)
     decimals = 0 if power == 0 else 1
     return f"{size / 1024**power:.{decimals}f} {units[power]}"
+
+
+def format_count(number: float) -> str:
+    """Return a number with three digits and its power of a thousand: 950, 12.3k, 1.23M."""
+    power = min(max(int(math.log(max(number, 1), 1000)), 0), 4)
+    if number / 1000**power >= 999.5 and power < 4:
+        power += 1
+    unit = ("", "k", "M", "G", "T")[power]
+    return f"{number / 1000**power:.3g}{unit}"
 
 
 def format_duration(seconds: float) -> str:

@@ -107,7 +107,7 @@ def test_reader_that_goes_away_does_not_end_a_run_that_has_begun(here):
     (here / "recipe.yaml").write_text(FULL.replace("max_steps: 2", "max_steps: 5"))
     process = start(here, "recipe.yaml", stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     for line in process.stdout:
-        if line.startswith("step 1/"):
+        if line.lstrip().startswith("1/"):
             break
     process.stdout.close()
     process.stderr.close()
@@ -120,7 +120,7 @@ def test_run_that_nohup_started_goes_on_when_the_terminal_is_closed(here):
     ignore = {"preexec_fn": lambda: signal.signal(signal.SIGHUP, signal.SIG_IGN)}
     process = start(here, "recipe.yaml", stdout=subprocess.PIPE, stderr=subprocess.STDOUT, **ignore)
     for line in process.stdout:
-        if line.startswith("step 1/"):
+        if line.lstrip().startswith("1/"):
             process.send_signal(signal.SIGHUP)
             break
     out, _ = process.communicate(timeout=300)

@@ -14,7 +14,7 @@ from conftest import QUESTIONS, RECIPE, jsonl
 from trl_sft import checkpoints, run_folder
 from trl_sft.data import user_function
 from trl_sft.errors import Interrupted
-from trl_sft.training import callbacks, stages
+from trl_sft.training import callbacks, progress, stages
 from trl_sft.training import run as training_run
 
 FULL = RECIPE.replace("rows.jsonl}", "rows.jsonl, eval_fraction: 0.2}")
@@ -134,7 +134,7 @@ def test_run_killed_after_its_last_checkpoint_logs_the_train_loss_and_saves_the_
         raise Interrupted(9)
 
     with monkeypatch.context() as patch:
-        patch.setattr(callbacks.Progress, "on_train_end", kill)
+        patch.setattr(progress.Progress, "on_train_end", kill)
         assert go(FULL, *words)[0] != 0
     code, out, err = go(FULL, *words)
     assert code == 0, err
@@ -391,19 +391,19 @@ def test_old_checkpoint_is_removed_only_after_the_record_of_the_new_one(go, here
 
 
 def test_weights_that_are_not_finite_are_not_saved_as_a_checkpoint(go, here, monkeypatch):
-    real = callbacks.Progress.on_step_end
+    real = progress.Progress.on_step_end
 
     def break_weights(self, args, state, control, **live):
         real(self, args, state, control, **live)
         if state.global_step == 4:
             next(live["model"].parameters()).data.fill_(float("nan"))
 
-    monkeypatch.setattr(callbacks.Progress, "on_step_end", break_weights)
+    monkeypatch.setattr(progress.Progress, "on_step_end", break_weights)
     code, _, err = go(FULL, *SAVING, "train.save_total_limit=1", "train.logging_steps=50")
     assert code == 3
     assert "weights not finite after step 4; the last checkpoint is" in err
     assert [path.name for path in run_folder.list_checkpoints(here / "out")] == ["checkpoint-2"]
-    monkeypatch.setattr(callbacks.Progress, "on_step_end", real)
+    monkeypatch.setattr(progress.Progress, "on_step_end", real)
     assert go(FULL, *SAVING, "train.save_total_limit=1", "train.logging_steps=50")[0] == 0
 
 

@@ -40,13 +40,16 @@ def main(argv: Sequence[str]) -> int:
     usage, example = "RECIPE [section.key=value ...]", "recipe.yaml train.max_steps=10"
     parser = arguments.create_parser(usage, _DESCRIPTION, example=example, epilog=_EPILOG)
     parser.add_argument("--version", action="version", version=f"trl_sft {__version__}")
+    parser.add_argument("-v", "--verbose", action="store_true", help="show every logged value")
     if not argv:
         parser.print_help()
         return errors.EXIT_DONE
-    run, _ = arguments.parse_recipe(parser, argv)
+    run, options = arguments.parse_recipe(parser, argv)
     from trl_sft import train
 
+    console.set_verbose(options.verbose)
     console.say(f"trl_sft {__version__}   {run.recipe.path.name} -> {run.output_dir}")
+    console.say("loading   torch, transformers and trl")
     result = train(run)
     json_output.add_values(output_dir=result.output_dir, steps=result.steps, metrics=result.metrics)
     return errors.EXIT_DONE

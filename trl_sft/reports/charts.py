@@ -26,7 +26,6 @@ _CHARTS: dict[str, tuple[str, ...]] = {
     "learning_rate": ("learning_rate",),
     "gradient_norm": ("grad_norm",),
     "entropy": ("entropy", "eval_entropy"),
-    "tokens_per_second": ("tokens_per_second",),
 }
 
 

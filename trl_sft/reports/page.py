@@ -118,8 +118,9 @@ def _list_marks(run: RunFiles) -> list[charts.Mark]:
     """Return the steps to name in the chart of the loss: findings, and the step whose weights were saved."""
     marks = []
     for finding in _list_mappings(run.run.get("findings")):
-        if isinstance(step := finding.get("step"), int):
-            marks += [charts.Mark(step, str(finding.get("title") or finding.get("code") or ""))]
+        steps, code = finding.get("steps"), str(finding.get("code", "")).replace("_", " ")
+        if isinstance(steps, list) and steps and isinstance(steps[0], int):
+            marks += [charts.Mark(steps[0], code)]
     best = run.run.get("best")
     if isinstance(best, dict) and isinstance(best.get("step"), int):
         marks.append(charts.Mark(best["step"], "the step whose weights were saved"))
@@ -258,7 +259,7 @@ def _list_facts(run: RunFiles) -> list[tuple[str, str]]:
     if (steps := run.get_number("steps")) is not None:
         facts.append(("steps", f"{steps:,.0f}"))
     for name, value in _get_mapping(run.run, "throughput").items():
-        facts.append((str(name).replace("_", " "), _format_number(value)))
+        facts.append((str(name), _format_number(value)))
     hardware = _get_mapping(run.run, "hardware")
     described = ", ".join(f"{name} {value}" for name, value in hardware.items() if value not in ([], None, ""))
     return [*facts, ("hardware", described)] if described else facts

@@ -1,105 +1,31 @@
-"""Callbacks of a run: progress, time left, signals, the time limit, losses that are not finite.
+"""What ends a run early: signals, the time limit, losses and weights that are not finite.
 
-In: events of the Trainer. Out: lines on the screen, log.jsonl, and `RunStopped` when the run has to end early.
-`RunStopped` is raised after the checkpoint is complete; a second signal ends the run at once.
+In: events of the Trainer. Out: `RunStopped`, raised after the checkpoint is complete; a second signal ends the run at
+once. Deliberately absent: the screen (`progress`).
 """
 
 from __future__ import annotations
 
 import contextlib
-import json
 import math
 import signal
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from tqdm.auto import tqdm
 from transformers import PreTrainedModel, TrainerCallback, TrainerControl, TrainerState
 from trl import SFTConfig
 
 from trl_sft import console, errors, run_folder
 from trl_sft.training import live
 
-_TIMED_STEPS = 3  # steps after which the time left is estimated
-_HIDDEN = ("total_flos", "runtime", "per_second")  # parts of names that are logged and not shown
 _SIGNALS = ("SIGHUP", "SIGINT", "SIGTERM", "SIGUSR1")
 
 
 class AlreadyTrained(Exception):
     """The checkpoint to resume from is of the last step; the Trainer would train one more step."""
-
-
-class Progress(TrainerCallback):
-    """Shows the table before step 1, a line for each log entry, a progress bar in a terminal; writes log.jsonl."""
-
-    def __init__(self, folder: Path, begin: Callable[..., list[tuple[str, str]]]) -> None:
-        """Store `begin`, which prepares the run folder and returns the table before step 1."""
-        self._log, self._begin = folder / run_folder.LOG, begin
-        self._bar: Any = None
-        self._first_step, self._clock_started = 0, 0.0
-        self._best_step: int | None = None  # whose weights the Trainer loaded at the end
-
-    def on_train_begin(self, args: SFTConfig, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        """Show the table; bring log.jsonl to the state that training starts from."""
-        table = self._begin(args, state, kwargs["model"])
-        run_folder.write_text(self._log, "".join(json.dumps(entry) + "\n" for entry in state.log_history))
-        if state.global_step >= state.max_steps:  # the earlier process stopped between the last step and the end
-            raise AlreadyTrained
-        console.say()
-        console.print_table(table)
-        console.say()
-        self._first_step = state.global_step
-        if console.shows_progress() and not args.disable_tqdm:
-            self._bar = tqdm(total=state.max_steps, initial=state.global_step, unit="step", dynamic_ncols=True)
-
-    def on_step_end(self, args: SFTConfig, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        """Move the bar; after three steps estimate the time left."""
-        if self._bar is not None:
-            self._bar.update(state.global_step - self._bar.n)
-        steps = state.global_step - self._first_step
-        if steps == 1:  # the first step also allocates memory and warms up, so the clock starts after it
-            self._clock_started = time.monotonic()
-        elif steps == _TIMED_STEPS and state.max_steps > state.global_step:
-            seconds = (time.monotonic() - self._clock_started) / (steps - 1)
-            left = console.format_duration(seconds * (state.max_steps - state.global_step))
-            self._print(f"about {left} left at {seconds:.2g} s per step, not counting evaluation and saving")
-
-    def on_log(
-        self, args: SFTConfig, state: TrainerState, control: TrainerControl, logs: dict[str, Any], **kwargs: Any
-    ) -> None:
-        """Write the entry to log.jsonl and show it on one line."""
-        # an evaluation after training is of the weights that will be saved, and they may be those of an earlier step
-        again = {} if self._best_step is None else {"weights_of_step": self._best_step}
-        if state.log_history:
-            run_folder.append_json(self._log, state.log_history[-1] | again)
-        shown = {name: value for name, value in logs.items() if not any(part in name for part in _HIDDEN)}
-        if "train_loss" not in logs and shown:
-            values = [f"{n} {v:.4g}" if isinstance(v, float) else f"{n} {v}" for n, v in shown.items() if n != "epoch"]
-            step = f"step {state.global_step}/{state.max_steps}"
-            if again:
-                step = f"step {self._best_step}/{state.max_steps}, the best, loaded and evaluated again"
-            self._print(f"{step}  " + "  ".join(values))
-
-    def on_train_end(self, args: SFTConfig, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        """Remove the bar; note which weights the model has now."""
-        self.close()
-        best = state.best_model_checkpoint if args.load_best_model_at_end else None
-        self._best_step = int(Path(best).name.removeprefix(run_folder.CHECKPOINT)) if best else None
-
-    def close(self) -> None:
-        """Remove the bar, also when training ended by an exception."""
-        if self._bar is not None:
-            self._bar.close()
-            self._bar = None
-
-    def _print(self, text: str) -> None:
-        if self._bar is not None:
-            self._bar.write(console.escape_control_characters(text))
-        else:
-            console.say(text)
 
 
 class Guard(TrainerCallback):

@@ -73,7 +73,11 @@ def save(
         verdict=outcome.list_lines(),
         first_metrics=before_after.read_metrics(trainer.state.log_history, 0, prompts.loss_tokens),
         metrics=metrics,
-        trained=[*(record.verification.last_screen() if record.verification else []), *best_line],
+        trained=[
+            *(record.verification.last_screen() if record.verification else []),
+            *([time_line] if record.progress and (time_line := record.progress.describe_time()) else []),
+            *best_line,
+        ],
         answers=list(before_after.last_screen(comparison)) if comparison else [],
         command=summary.ask_command(code, prompts.example),
     )

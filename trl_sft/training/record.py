@@ -20,7 +20,9 @@ from trl_sft.recipe.checked import Run
 from trl_sft.recipe.folder_decision import FolderDecision
 from trl_sft.tokenization import segmentation, stream
 from trl_sft.training import manifest
+from trl_sft.training.progress import Progress
 from trl_sft.training.stages import TrainingInputs
+from trl_sft.training.throughput import Throughput
 from trl_sft.training.verify import Verification
 
 _ROWS_SHOWN = 3  # of each source, in rows.jsonl
@@ -33,6 +35,8 @@ class RunRecord:
         """Start the clock; trainer and verification follow when they exist."""
         self.trainer: SFTTrainer | None = None
         self.verification: Verification | None = None
+        self.progress: Progress | None = None
+        self.throughput: Throughput | None = None
         self.checkpoint = decision.checkpoint  # that the run resumes from
         self.largest_batch: tuple[int, ...] = ()  # so far: rows, tokens
         self.in_training = True  # whether the last batch was one to train, not to evaluate
@@ -87,7 +91,8 @@ class RunRecord:
     def close(self, entries: dict[str, Any]) -> None:
         """Write down how the run ended."""
         if self.has_begun:
-            self._write(entries | {"seconds": round(self.seconds(), 1)})
+            throughput = self.throughput.describe() if self.throughput else {}
+            self._write(entries | {"throughput": throughput, "seconds": round(self.seconds(), 1)})
 
     def seconds(self) -> float:
         """Return the wall time since the inputs were ready."""

@@ -19,9 +19,11 @@ from trl_sft.recipe.folder_decision import FolderDecision
 from trl_sft.tokenization import encode, template_date
 from trl_sft.training import callbacks, failures, finish, resume, summary
 from trl_sft.training.finish import Result
+from trl_sft.training.progress import Progress
 from trl_sft.training.record import RunRecord
 from trl_sft.training.sample_answers import SampleAnswers
 from trl_sft.training.stages import build_trainer, replace_callbacks
+from trl_sft.training.throughput import Throughput
 from trl_sft.training.verify import Verification
 
 
@@ -60,7 +62,8 @@ def run(checked: Run, decision: FolderDecision) -> Result:
                 lines += summary.before(args, state, model, rows=rows) + verification.first_screen()
                 return lines + ([("answers", answers)] if answers else [])
 
-            progress = callbacks.Progress(checked.output_dir, begin)
+            measured = record.throughput = Throughput(trainer, verification)
+            progress = record.progress = Progress(checked.output_dir, begin, measured)
             guard = callbacks.Guard(checked.options.get("max_hours"), failures.resume_command(checked))
             samples = SampleAnswers(checked, trainer, prompts, show=progress.show)
             replace_callbacks(trainer, [verification, resume_state, samples, progress, guard])

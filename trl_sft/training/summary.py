@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -25,6 +26,7 @@ from trl_sft.recipe import paths
 from trl_sft.recipe.checked import Run
 from trl_sft.training.memory import fit
 
+_BUSY = 1.5  # load for each core, above which the machine is busy with more than this run
 _ADAM_BYTES = 2 * 4  # of each trained parameter: exp_avg and exp_avg_sq, float32 each
 
 
@@ -66,7 +68,19 @@ def before(args: SFTConfig, state: TrainerState, model: PreTrainedModel, *, rows
         *_quantization_lines(model),
         *_compute_lines(model),
         ("checkpoints", _describe_checkpoints(args, state, model)),
+        *_load_lines(model.device),
     ]
+
+
+def _load_lines(device: torch.device) -> list[tuple[str, str]]:
+    """Return a note if other programs keep the processor busy, which makes training with several threads slow."""
+    if device.type != "cpu" or not hasattr(os, "getloadavg"):
+        return []
+    load, cores = os.getloadavg()[0], os.cpu_count() or 1  # over the last minute
+    if load <= cores * _BUSY:
+        return []
+    advice = " Set OMP_NUM_THREADS=1 before the command." if torch.get_num_threads() > 1 else ""
+    return [("note", f"other programs use this machine: load {load:.1f} on {cores} cores.{advice}")]
 
 
 def _compute_lines(model: PreTrainedModel) -> list[tuple[str, str]]:

@@ -53,6 +53,7 @@ class Verification(TrainerCallback):
         self._first_step: dict[str, Any] = {}  # what the hooks saw inside the first step
         self._micro_batches = self._rows_of_step = 0  # since the last optimizer step
         self._rows = self._steps = self._changed = 0
+        self.positions = 0  # of the training batches of this process, with padding
         self._tokens: Any = 0  # a tensor on the device, so that counting does not wait for the GPU
         self._loss_tokens: Any = None  # None = no batch had labels, so the number is unknown
         self._learning_rate = self._sum_of_rates = 0.0
@@ -197,6 +198,7 @@ class Verification(TrainerCallback):
         self._micro_batches += 1
         if not flattened:  # else all packs lie in one row
             self._rows_of_step += input_ids.shape[0]
+        self.positions += input_ids.numel()
         self._tokens = self._tokens + (input_ids.numel() if mask is None else mask.sum())
 
     def _count_labels_before_loss(self) -> None:
