@@ -15,7 +15,8 @@ import shlex
 import shutil
 import sys
 import textwrap
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
@@ -25,6 +26,9 @@ from trl_sft.errors import Fault
 if TYPE_CHECKING:
     from rich.text import Text
 
+MOST_NAMES = 20  # that a message lists
+_LONGEST_NAME = 60  # characters of a name in such a list
+MOST_FAULTS = 50  # that are printed one by one
 _INDENT = "  "
 _WIDTH = 80  # characters of a line of prose
 # Characters that control a terminal, reorder its text or cannot be encoded: control characters except tab and newline,
@@ -148,7 +152,10 @@ def print_faults(faults: Sequence[Fault]) -> None:
     """Print faults to standard error, all at once; in colour on a terminal. They are part of a JSON answer."""
     json_output.add_faults(faults)
     heading = "1 problem to fix" if len(faults) == 1 else f"{len(faults)} problems to fix"
-    text = escape_control_characters("\n\n".join([f"trl_sft: {heading}", *map(str, faults)]))
+    parts = [f"trl_sft: {heading}", *map(str, faults[:MOST_FAULTS])]
+    if more := len(faults[MOST_FAULTS:]):
+        parts.append(f"{more:,} more {'problem' if more == 1 else 'problems'}: fix those above first, and check again.")
+    text = escape_control_characters("\n\n".join(parts))
     if shows_colour(sys.stderr):
         from rich.text import Text
 
@@ -254,6 +261,18 @@ def get_python_command() -> str:
     if executable.is_relative_to(Path.cwd()):
         return shlex.quote(os.path.relpath(executable))
     return shlex.quote(sys.executable)
+
+
+def format_names(names: Collection[str], most: int = MOST_NAMES) -> str:
+    """Return names joined by commas, the first `most` of them, each cut to one line; the number of the others follows.
+
+    Example:
+        `format_names(["a", "b", "c"], most=2)` is "a, b and 1 more".
+
+    """
+    first = [name if len(name) <= _LONGEST_NAME else f"{name[:_LONGEST_NAME]}..." for name in islice(names, most)]
+    more = f" and {len(names) - most:,} more" if len(names) > most else ""
+    return ", ".join(first) + more
 
 
 def format_rows(number: int) -> str:

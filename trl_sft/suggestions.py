@@ -10,6 +10,7 @@ from __future__ import annotations
 import difflib
 import re
 from collections.abc import Collection, Iterable
+from itertools import islice
 
 # The least similarity at which a name is suggested: difflib's ratio, from 0 (nothing in common) to 1 (equal).
 # STRICT: for names that resemble each other, as the keys of one owner do (`eval_steps`, `save_steps`). Also for words
@@ -21,6 +22,7 @@ STRICT = 0.75
 LOOSE = 0.5
 # A misspelling is certain if it is this near to one name, and every other name is farther by the gap.
 _CERTAIN, _GAP = 0.84, 0.05
+_MOST_COMPARED = 2000  # names with which a word is compared; a file may have more columns
 _SHORTEST, _SHORTEST_SLIP = 4, 5  # letters of a word whose misspelling can be certain: by nearness, by one wrong letter
 
 
@@ -37,12 +39,17 @@ def nearest_name(word: str, names: Iterable[str], *, cutoff: float, limit: int =
         The nearest names, the best first, joined by " or "; "" if none is similar enough.
 
     """
-    return " or ".join(difflib.get_close_matches(word, list(names), limit, cutoff))
+    return " or ".join(difflib.get_close_matches(word, list(islice(names, _MOST_COMPARED)), limit, cutoff))
 
 
 def is_misspelling(word: str, name: str, names: Collection[str]) -> bool:
     """Tell whether a word is surely a misspelling of one name: very near to it, and clearly farther from all others."""
-    if len(word) < _SHORTEST or name not in names or re.findall(r"\d", word) != re.findall(r"\d", name):
+    if (
+        len(names) > _MOST_COMPARED
+        or len(word) < _SHORTEST
+        or name not in names
+        or re.findall(r"\d", word) != re.findall(r"\d", name)
+    ):
         return False
     lower = word.lower()
     nearness = {other: difflib.SequenceMatcher(None, lower, other).ratio() for other in names}

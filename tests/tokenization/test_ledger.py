@@ -34,7 +34,9 @@ def test_ledger_counts_what_the_trainer_gets(here):
     ready = prepare(here, "{train: rows.jsonl}")
     of = ready.datasets.ledger["train"]
     rows = list(ready.datasets.train)
-    assert of["rows"] == {"kept": 40, "truncated": 0, "input": 40, "repeated": 0, "rejected": {}}
+    assert of["rows"] == {
+        "kept": 40, "truncated": 0, "tokenized_in_part": 0, "input": 40, "repeated": 0, "rejected": {}
+    }  # fmt: skip
     assert of["tokens"]["kept"] == sum(len(row["input_ids"]) for row in rows)
     assert of["tokens"]["loss"] == sum(label != -100 for row in rows for label in row["labels"])
     lengths = sorted(len(row["input_ids"]) for row in rows)

@@ -34,6 +34,7 @@ from datasets.data_files import EmptyDatasetError
 from datasets.exceptions import DataFilesNotFoundError
 
 from trl_sft import disk
+from trl_sft.console import format_names
 from trl_sft.data import folder, hub_files
 from trl_sft.data.file_diagnosis import diagnose, upstream_message
 from trl_sft.data.hub_files import SourceFiles
@@ -41,7 +42,7 @@ from trl_sft.data.messages import FormatError
 from trl_sft.data.readers import record_store
 from trl_sft.data.readers.csv_records import OptionError
 from trl_sft.data.readers.data_file import CompressionError, DataFile, digest_file
-from trl_sft.data.readers.record_block import ReadingError
+from trl_sft.data.readers.record_block import BlankLinesError, LongRecordError, ReadingError
 from trl_sft.data.readers.record_store import FileError, RecordReader
 from trl_sft.data.source_batches import join_batches, take_rows
 from trl_sft.data.source_rows import FILE, RECORD, RowPlaces, SourceRows, place_records
@@ -125,6 +126,8 @@ def explain_unreadable(recipe: Recipe, source: Source, error: Exception) -> User
     file: DataFile | None = None
     if isinstance(error, FileError):
         file, error = error.file, error.error
+    if isinstance(error, LongRecordError | BlankLinesError) and file is not None:
+        return DataError(Fault(f"{file.name}:{error.line}", error.problem, error.fix, code=error.code))
     if disk_fault := disk.explain(error):  # of the cache: the source itself is only read
         return LaunchError(disk_fault)
     if not isinstance(error, OptionError) and (faults := _diagnose_files(recipe, source, file)):
@@ -392,7 +395,7 @@ def _split_names(spec: str, *, streaming: bool = False) -> list[str]:
 def _files_of_split(files: SourceFiles, name: str) -> Sequence[DataFile]:
     """Return the files of a split. Raises ValueError if there is none."""
     if name not in files.splits:
-        raise ValueError(f"there is no split {name}; the splits are {', '.join(files.splits)}")
+        raise ValueError(f"there is no split {name}; the splits are {format_names(files.splits)}")
     return files.splits[name]
 
 
@@ -413,7 +416,7 @@ def _load_saved_dataset(source: Source, split: Any) -> Dataset:
     rows = load_from_disk(str(folder))
     if isinstance(rows, DatasetDict):
         if split not in rows:
-            raise ValueError(f"no split {split}; it has {', '.join(rows)}")
+            raise ValueError(f"no split {split}; it has {format_names(rows)}")
         rows, folder = rows[split], folder / split
     elif "split" in source.load_kwargs:
         raise ValueError(f"split: {split}, but it was saved as one data set without splits")
@@ -443,7 +446,7 @@ def _check_renames(recipe: Recipe, source: Source, columns: Sequence[str]) -> No
         if old not in columns:
             nearest = nearest_name(old, columns, cutoff=LOOSE)
             fix = f"Did you mean `{nearest}`?" if nearest else "Name a column that the source has."
-            problem = f"{source.name} has no column {old}; its columns are {', '.join(columns)}"
+            problem = f"{source.name} has no column {old}; its columns are {format_names(columns)}"
             key = (*source.key, "rename", old)
             is_certain = is_misspelling(old, nearest, columns)
             edits = (Edit("rename", key, new=(*key[:-1], nearest)),) if is_certain else ()

@@ -283,6 +283,10 @@ def format_batch(
         except messages.FormatError as error:
             bad_row = bad_rows.describe_problem(error.problem, error.fix, code=error.code)
             formatted.append(_make_empty_row(source_format, bad_row))
+        except RecursionError:
+            problem, fix = "the row is nested too deeply to be read", "Remove levels of lists and objects."
+            bad_row = bad_rows.describe_problem(problem, fix, code="data.invalid_json")
+            formatted.append(_make_empty_row(source_format, bad_row))
     return {column: [row[column] for row in formatted] for column in _COLUMNS[_row_type(source_format)]}
 
 

@@ -14,7 +14,7 @@ from typing import NamedTuple
 import numpy as np
 from datasets import Dataset, concatenate_datasets
 
-from trl_sft.console import format_rows
+from trl_sft.console import format_names, format_rows
 from trl_sft.data import bad_rows, mix, rendered_text
 from trl_sft.data.file_diagnosis import diagnose
 from trl_sft.data.formats import CHAT, PAIRS, TEXT, TokenizerFeatures
@@ -164,7 +164,7 @@ def _check_rows_left(run: Run, train_splits: Sequence[Split], eval_splits: Seque
     for split in empty:
         if faults and split.bad_rows:
             continue
-        reasons = ", ".join(f"{len(numbers):,} {reason}" for reason, numbers in split.removed_rows.items())
+        reasons = format_names([f"{len(numbers):,} {reason}" for reason, numbers in split.removed_rows.items()])
         source = split.sources[0]
         problem = f"{source.name} has no row left: {reasons}"
         where = run.recipe.where(source.source.key)
@@ -182,7 +182,7 @@ def _common_row_type(run: Run, sources: Sequence[FormattedSource]) -> str:
 
 def _explain_row_types(run: Run, sources: Sequence[FormattedSource]) -> Fault:
     """Return the fault of sources of different dataset types."""
-    problem = "; ".join(f"{source.name} is {source.row_type}" for source in sources)
+    problem = format_names([f"{source.name} is {source.row_type}" for source in sources])
     fix = (
         "Give all sources one type: chats (`wording: chat`), prompts with completions (any other wording), "
         "or plain text."

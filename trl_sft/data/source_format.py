@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-from trl_sft.console import format_rows
+from trl_sft.console import format_names, format_rows
 from trl_sft.data import bad_rows, column_names, formats, messages, user_function, wordings
 from trl_sft.data.bad_rows import Kinds
 from trl_sft.data.file_diagnosis import diagnose
@@ -120,7 +120,7 @@ def _explain_unknown_format(
 ) -> Fault:
     """Return the fault of columns that fit no format, or several; `title` has them, in place of the source."""
     where = recipe.where(source.key)
-    problem = f"{title or source.name} has the columns {', '.join(columns)}"
+    problem = f"{title or source.name} has the columns {format_names(columns)}"
     if fitting:
         problem = f"{problem}, which fit several formats: {' and '.join(fitting)}"
         return Fault(where, problem, f"Set `format` to {' or '.join(fitting)}.", code="data.ambiguous_format")
@@ -174,7 +174,7 @@ def describe_format(source: Source, source_format: SourceFormat, unused: Sequenc
     if isinstance(wording, str) and wording in wordings.MULTI_TURN:
         text += "; of several answers only the last one is trained"
     if unused:
-        text += f"; not used: {', '.join(unused)}"
+        text += f"; not used: {format_names(unused)}"
     if source.function:
         text = f"{source.format} -> {text}"
     if source.task:
@@ -250,7 +250,7 @@ def _columns_read(recipe: Recipe, source: Source, columns: Sequence[str], *, for
 
 def _explain_missing_column(recipe: Recipe, source: Source, columns: Sequence[str], *, missing: str) -> Fault:
     """Return the fault of a column that formatting needs and the source does not have."""
-    problem = f"{source.name} has no column {missing}; its columns are {', '.join(columns)}"
+    problem = f"{source.name} has no column {missing}; its columns are {format_names(columns)}"
     where = recipe.where(source.key)
     if isinstance(source.wording, dict):
         nearest = nearest_name(missing, columns, cutoff=LOOSE)
@@ -277,7 +277,7 @@ def _wording_columns(recipe: Recipe, source: Source, wording: dict[str, str]) ->
         raise RecipeError(
             Fault(
                 where,
-                f"the keys of the wording are: {', '.join(wording)}",
+                f"the keys of the wording are: {format_names(wording)}",
                 "Write the keys prompt and completion, or the key text.",
                 code="data.invalid_wording",
             )

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import functools
 import json
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any, NamedTuple
@@ -164,8 +165,8 @@ def _make_object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     """Return an object from its keys and values; raise _RepeatedKeyError if it has a key twice."""
     result = dict(pairs)
     if len(result) != len(pairs):
-        names = [name for name, _ in pairs]
-        raise _RepeatedKeyError(next(name for name in names if names.count(name) > 1))
+        counts = Counter(name for name, _ in pairs)
+        raise _RepeatedKeyError(next(name for name, number in counts.items() if number > 1))
     return result
 
 

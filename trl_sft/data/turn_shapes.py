@@ -14,6 +14,8 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
+from trl_sft.console import format_names
+
 # https://platform.openai.com/docs/api-reference/chat (developer is today's system, function yesterday's tool), and
 # ShareGPT's speakers as https://github.com/lm-sys/FastChat and https://github.com/hiyouga/LLaMA-Factory read them
 ROLES = {
@@ -121,11 +123,11 @@ def _split_columns(value: Mapping[str, Any]) -> list[dict[str, Any]]:
     if not set(ROLE_KEYS) & set(lists):
         if set(ROLE_KEYS) & set(value):
             raise ShapeError("is one turn, not a list of turns", f"{_FIX}: put the turn in [ ].")
-        problem = f"is a mapping with the keys {', '.join(map(str, value))}, not a list of turns"
+        problem = f"is a mapping with the keys {format_names([*map(str, value)])}, not a list of turns"
         raise ShapeError(problem, f"{_FIX}, or make one in `format: FILE.py:FUNCTION`.")
     lengths = {key: len(item) for key, item in lists.items()}
     if len(set(lengths.values())) > 1:
-        shown = ", ".join(f"{key} has {length}" for key, length in lengths.items())
+        shown = format_names([f"{key} has {length}" for key, length in lengths.items()])
         raise ShapeError(f"is a mapping of lists of different lengths: {shown}", f"{_FIX}.")
     return [dict(zip(lists, items, strict=True)) for items in zip(*lists.values(), strict=True)]
 

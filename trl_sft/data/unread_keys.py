@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from trl_sft.console import format_rows
+from trl_sft.console import format_names, format_rows
 from trl_sft.data import column_names, formats, key_meanings, messages
 from trl_sft.data.file_diagnosis import diagnose
 from trl_sft.data.formats import TASK
@@ -105,7 +105,7 @@ def _explain_key(
 
 def describe_accepted(source_name: str, unread: Sequence[UnreadKey]) -> str:
     """Return the line on columns and keys that the recipe accepts as not used."""
-    names = ", ".join(f"{key.name} in {format_rows(key.num_rows)}" for key in unread)
+    names = format_names([f"{key.name} in {format_rows(key.num_rows)}" for key in unread])
     return f"{source_name}: not used, as run.allow: [{ALLOW}] accepts: {names}"
 
 

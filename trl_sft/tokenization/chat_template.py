@@ -187,9 +187,13 @@ def find_missing_turn(turns: Sequence[Mapping[str, Any]], tools: Sequence[Any] |
     Looked at are the texts of the system prompt, the user and tools, and the names and descriptions of `tools`.
     """
     without_spaces = "".join(rendered.split())
+    position = 0  # turns follow each other, so each is searched behind the one before it first
     for turn in turns:
         content = str(turn["content"] or "")
-        if turn["role"] != "assistant" and not _is_in(content, without_spaces, is_loose=turn["role"] == "tool"):
+        place = without_spaces.find("".join(content.split()), position)
+        if place >= 0:
+            position = place
+        elif turn["role"] != "assistant" and not _is_in(content, without_spaces, is_loose=turn["role"] == "tool"):
             return f"{_TURN_NAMES.get(turn['role'], turn['role'])}: {content.strip()[:60]!r}"
     for tool in tools or []:
         function = tool["function"]

@@ -8,7 +8,7 @@ tokenized, labelled and truncated here; memory does not grow with the number of 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from itertools import chain
 from typing import Any, NamedTuple
@@ -26,6 +26,7 @@ from trl_sft.data.messages import MARK
 from trl_sft.data.pipeline import Split
 from trl_sft.tokenization import loss_mask, prompt_tokens, thinking
 from trl_sft.tokenization.encoder import Encoder, EncodingSettings
+from trl_sft.tokenization.long_rows import shorten_rows
 from trl_sft.tokenization.loss_mask import Span
 from trl_sft.tokenization.prompt_tokens import TokenizedText
 from trl_sft.tokenization.render import RenderedRow, render_rows
@@ -46,6 +47,8 @@ SCHEMA = pa.schema(
         "row": pa.int64(),  # the number of the formatted row
         "tokens_before_truncation": pa.int32(),
         "loss_tokens_before_truncation": pa.int32(),
+        # whether only the beginning of a long row was tokenized: both numbers before truncation are those of it alone
+        "is_beginning": pa.bool_(),
         "loss_tokens": pa.int32(),
         "has_end_token": pa.bool_(),  # whether the end of the last answer is there
         "has_answer_end": pa.bool_(),  # whether the end of any answer is there
@@ -116,14 +119,14 @@ def encode_prompt(encoder: Encoder, prompt: Any, tools: Any = None) -> list[int]
 def render_row(split: Split, encoder: Encoder, number: int) -> RenderedRow:
     """Return a formatted row of a split as text. `number`: which of its rows."""
     table = split.rows.with_format("arrow").select_columns(_list_columns(split))[number : number + 1]
-    return next(render_rows(encoder, read_columns(table), numbers=[number], check=[False]))
+    return next(shorten_rows(encoder, render_rows(encoder, read_columns(table), numbers=[number], check=[False])))
 
 
-def split_into_batches(rows: Iterator[RenderedRow]) -> Iterator[list[RenderedRow]]:
-    """Yield rows in lists that are tokenized at once; the amount of text bounds them."""
+def split_into_batches(encoder: Encoder, rows: Iterable[RenderedRow]) -> Iterator[list[RenderedRow]]:
+    """Yield rows in lists that are tokenized at once; the amount of text bounds them, and long rows are cut."""
     batch: list[RenderedRow] = []
     size = 0
-    for row in rows:
+    for row in shorten_rows(encoder, rows):
         if batch and size + len(row.text) > _BATCH_CHARACTERS:
             yield batch
             batch, size = [], 0
@@ -190,22 +193,25 @@ def label_rows(encoder: Encoder, rows: Sequence[RenderedRow], encodings: Sequenc
             with_loss = np.flatnonzero(labels != IGNORED)
             loss_tokens, answer_end = len(with_loss), int(with_loss[-1]) + 1 if len(with_loss) else 0
         length, loss_tokens_before, has_end, reason = len(ids), loss_tokens, True, ""
+        if row.loses_answer:
+            answer_end = length + 1
         if settings.max_length is not None and length > settings.max_length:
             kind = f"longer than max_length {settings.max_length}"
             if settings.overlong == "error":
-                rejected.append(_reject(row, kind, tokens=length, bad_row=_describe_long_row(length, kind)))
+                rejected.append(_reject(row, kind, tokens=length, bad_row=_describe_long_row(row, length, kind)))
                 continue
             reason = kind if settings.overlong == "drop" else ""
             ids, labels, has_end = _truncate(settings, ids, labels, answer_end=answer_end, eos_id=eos_id)
             loss_tokens = int((labels != IGNORED).sum())
         if not loss_tokens and not reason:
-            within = f" within max_length {settings.max_length}" if loss_tokens_before else ""
+            has_loss = loss_tokens_before or row.loses_answer
+            within = f" within max_length {settings.max_length}" if has_loss else ""
             reason = f"{NO_LOSS_TOKENS}{within}"
         if reason:
             rejected.append(_reject(row, reason, tokens=length))
             continue
         has_answer_end = has_end or _has_answer_end(ids, labels, eos_id)
-        counts = (row.number, length, loss_tokens_before, loss_tokens)
+        counts = (row.number, length, loss_tokens_before, row.is_beginning, loss_tokens)
         beginnings = (row.beginnings.count(beginning) for beginning in thinking.BEGINNINGS)
         values = (ids, labels, *counts, has_end, has_answer_end, mismatches[number], *beginnings)
         for column, value in zip(columns.values(), values, strict=True):
@@ -228,6 +234,8 @@ def _reject(row: RenderedRow, reason: str, *, tokens: int, bad_row: BadRow | Non
     """Return the entry of a row that is left out."""
     begins = row.text[:_REJECT_CHARACTERS].replace(MARK, "")
     entry = {"row": row.number, "reason": reason, "tokens": tokens, "begins": begins}
+    if row.is_beginning:
+        entry["is_beginning"] = True
     return entry if bad_row is None else entry | {"bad_row": list(bad_row)}
 
 
@@ -242,12 +250,13 @@ def _render_split(split: Split, encoder: Encoder, check_all: bool) -> Iterator[l
         in_sequence = numbers[-1] - numbers[0] == len(numbers) - 1 and bool((np.diff(numbers) == 1).all())
         table = rows[int(numbers[0]) : int(numbers[-1]) + 1] if in_sequence else rows[numbers]
         yield from split_into_batches(
+            encoder,
             render_rows(
                 encoder,
                 read_columns(table),
                 numbers=numbers.tolist(),
                 check=check[start : start + _BATCH_ROWS].tolist(),
-            )
+            ),
         )
 
 
@@ -312,10 +321,11 @@ def _find_doubled_token(encoder: Encoder, ids: np.ndarray, eos_id: int) -> BadRo
     return None
 
 
-def _describe_long_row(num_tokens: int, kind: str) -> BadRow:
+def _describe_long_row(row: RenderedRow, num_tokens: int, kind: str) -> BadRow:
     """Return the problem of a row that is too long, under `overlong: error`."""
     fix = "Set a larger train.max_length, or set data.overlong: truncate."
-    return BadRow(f"{num_tokens:,} tokens: {kind}", fix, kind, code="data.too_long", can_be_dropped=False)
+    number = f"at least {num_tokens:,}" if row.is_beginning else f"{num_tokens:,}"
+    return BadRow(f"{number} tokens: {kind}", fix, kind, code="data.too_long", can_be_dropped=False)
 
 
 def _truncate(

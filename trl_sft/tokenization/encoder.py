@@ -19,6 +19,7 @@ from trl_sft.data.messages import MARK, Message
 from trl_sft.tokenization import loss_mask, prompt_tokens, thinking
 from trl_sft.tokenization.loss_mask import ChatTemplate, TokenMarks
 from trl_sft.tokenization.prompt_tokens import PromptTokenizer
+from trl_sft.tokenization.text_beginning import TextCutter
 from trl_sft.tokenization.thinking import ThoughtMarks
 
 
@@ -67,6 +68,7 @@ class Encoder:
         search_errors: chats in which the search for answers failed the check; after the first one every chat is
             rendered in parts.
         advised: the codes of faults for whose rows another template was tried.
+        cutters: empty, or the cutter of long texts, which is made when a row needs it.
 
     """
 
@@ -81,6 +83,7 @@ class Encoder:
     marks: TokenMarks | None
     search_errors: list[str] = field(default_factory=list)
     advised: list[str] = field(default_factory=list)
+    cutters: list[TextCutter] = field(default_factory=list)
 
 
 def build_encoder(

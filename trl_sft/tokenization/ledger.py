@@ -49,6 +49,7 @@ class RowCounts(NamedTuple):
     row: np.ndarray  # number of the formatted row
     tokens: np.ndarray
     tokens_before_truncation: np.ndarray
+    is_beginning: np.ndarray  # whether only the beginning of a long row was tokenized
     loss_tokens: np.ndarray
     loss_tokens_before_truncation: np.ndarray
     has_end_token: np.ndarray  # whether the end of the last answer is there
@@ -112,6 +113,8 @@ def list_rejected(split: Split, encoded: EncodedRows, part: str) -> Iterator[dic
             details = {"reason": reject["reason"], "code": BadRow(*reject["bad_row"]).code}
         else:
             details = {name: reject[name] for name in ("reason", "tokens", "begins")}
+            if reject.get("is_beginning"):
+                details["tokenized_in_part"] = True
         yield _locate_row(split, part, reject["row"]) | details
 
 
@@ -180,12 +183,18 @@ def _check_answer_ends(run: Run, split: Split, encoded: EncodedRows, *, max_leng
     default = "" if "max_length" in run.train else " (TRL's default)"
     name = split.row_name(int(encoded.rows.data["row"].to_numpy()[without_end[0]]))
     longest = int(encoded.rows.data["tokens_before_truncation"].to_numpy().max())
+    is_known = not encoded.rows.data["is_beginning"].to_numpy().any()
     problem = (
         f"{len(without_end):,} of {format_rows(len(encoded.rows))} to train lose the end of each answer at max_length "
         f"{max_length}{default}, so the model hardly learns to stop; the first is {name}"
     )
     raise DataError(
-        Fault(run.recipe.where(("train", "max_length")), problem, advise_longer(longest), code="data.truncated_answers")
+        Fault(
+            run.recipe.where(("train", "max_length")),
+            problem,
+            advise_longer(longest if is_known else None),
+            code="data.truncated_answers",
+        )
     )
 
 
@@ -246,12 +255,15 @@ def describe(
     yield "tokens", f"{tokens['kept']:,}, {tokens['loss']:,} of them loss tokens ({_LOSS_ON[rows.loss_on]})"
     if train["rows"]["truncated"]:
         yield "truncated", _describe_truncation(run, train, args)
+    if train["rows"]["tokenized_in_part"]:
+        yield "long", _describe_beginnings(train["rows"]["tokenized_in_part"])
     for name, split in (("train", train), *ledger["eval"].items()):
         if split["prompt_mismatch"]:
             number = f"{split['prompt_mismatch']:,} of {split['rows']['kept']:,} rows of {name}"
             yield "prompts", f"{number} have other prompt tokens at inference than in training"
     lengths = train["tokens_per_row"]
-    yield "lengths", f"median {lengths['median']:,} tokens, 99% up to {lengths['p99']:,}, longest {lengths['max']:,}"
+    longest = "longest at least" if train["rows"]["tokenized_in_part"] else "longest"
+    yield "lengths", f"median {lengths['median']:,} tokens, 99% up to {lengths['p99']:,}, {longest} {lengths['max']:,}"
     yield "padding", _describe_padding(train, args)
     if whole and len(train["sources"]) > 1:
         for source in train["sources"]:
@@ -273,11 +285,20 @@ def _describe_truncation(run: Run, counts: Mapping[str, Any], args: SFTConfig) -
     """Return how many rows and tokens are truncated, in words."""
     tokens, without_end = counts["tokens"], counts["missing_end_token"]
     default = "" if "max_length" in run.train else " (TRL's default: the recipe does not set it)"
+    least = "at least " if counts["rows"]["tokenized_in_part"] else ""
     removed = tokens["before_truncation"] - tokens["kept"]
     loss = tokens["loss_before_truncation"] - tokens["loss"]
     ends = f"; {without_end:,} answers without their end token" if without_end else ""
-    number = format_rows(counts["rows"]["truncated"])
-    return f"{number} at max_length {args.max_length}{default}: {removed:,} tokens, {loss:,} of them loss tokens{ends}"
+    number = f"{format_rows(counts['rows']['truncated'])} at max_length {args.max_length}{default}"
+    return f"{number}: {least}{removed:,} tokens, {loss:,} of them loss tokens{ends}"
+
+
+def _describe_beginnings(number: int) -> str:
+    """Return the line on rows of which only the beginning was tokenized."""
+    rows = f"{format_rows(number)} {'is' if number == 1 else 'are'} far longer than max_length"
+    return (
+        f"{rows}: only the beginning was tokenized, which gives the same tokens; the counts of the rest are not known"
+    )
 
 
 def _describe_padding(counts: Mapping[str, Any], args: SFTConfig) -> str:
@@ -304,7 +325,11 @@ def _sum_counts(counts: RowCounts, selected: np.ndarray) -> dict[str, Any]:
     """Return the sums over the selected rows; `selected`: (rows,) of bool."""
     tokens, before = counts.tokens[selected], counts.tokens_before_truncation[selected]
     return {
-        "rows": {"kept": int(selected.sum()), "truncated": int((tokens < before).sum())},
+        "rows": {
+            "kept": int(selected.sum()),
+            "truncated": int((tokens < before).sum()),
+            "tokenized_in_part": int(counts.is_beginning[selected].sum()),
+        },
         "tokens": {
             "kept": int(tokens.sum()),
             "loss": int(counts.loss_tokens[selected].sum()),

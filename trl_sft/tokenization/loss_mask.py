@@ -134,7 +134,7 @@ def find_spans_by_search(template: ChatTemplate, text: str, turns: Sequence[Mess
     text = template.markers.strip_appended(text)
     if text.count(template.generation_prompt) != len(answers):
         return None
-    if any(turn["role"] != "assistant" and turn["content"].strip() not in text for turn in turns):
+    if not _holds_all(text, [turn["content"].strip() for turn in turns if turn["role"] != "assistant"]):
         return None
     spans = []
     prompt_start = text.find(template.generation_prompt)
@@ -151,6 +151,18 @@ def find_spans_by_search(template: ChatTemplate, text: str, turns: Sequence[Mess
         spans.append((start, end + len(turn_end)))
         prompt_start = next_prompt
     return spans
+
+
+def _holds_all(text: str, parts: Sequence[str]) -> bool:
+    """Tell whether a text holds all parts; each is searched first behind the one before it."""
+    position = 0
+    for part in parts:
+        place = text.find(part, position)
+        if place >= 0:
+            position = place
+        elif part not in text:
+            return False
+    return True
 
 
 def find_spans_by_rendering(
@@ -281,10 +293,14 @@ def find_generation_prompt(template: ChatTemplate, turns: Sequence[Message], too
 
 def common_prefix_length(one: Sequence[Any], other: Sequence[Any]) -> int:
     """Return how many characters, or tokens, two sequences have in common at their beginning."""
-    for length, (a, b) in enumerate(zip(one, other, strict=False)):
-        if a != b:
-            return length
-    return min(len(one), len(other))
+    same, limit = 0, min(len(one), len(other))
+    while same < limit:  # halves are compared at once: a loop over single characters of a long text takes seconds
+        middle = (same + limit + 1) // 2
+        if one[same:middle] == other[same:middle]:
+            same = middle
+        else:
+            limit = middle - 1
+    return same
 
 
 def _start_of_token(text: str, position: int, tokens: Sequence[str]) -> int:
@@ -361,15 +377,10 @@ def _find_accepted_start(template: ChatTemplate, text: str, prompt: str, *, head
 
 def _skip_alike(text: str, prompt: str) -> int | None:
     """Return where `prompt` ends at the beginning of `text`, spaces aside; None = the text begins in another way."""
-    position = 0
-    for character in prompt:
-        if character.isspace():
-            continue
-        while position < len(text) and text[position].isspace():
-            position += 1
-        if text[position : position + 1] != character:
-            return None
-        position += 1
+    visible = "".join(prompt.split())
+    position = turn_markers.find_visible_end(text, len(visible))
+    if position is None or "".join(text[:position].split()) != visible:
+        return None
     spaces = prompt[len(prompt.rstrip()) :]
     return position + common_prefix_length(spaces, text[position:])
 

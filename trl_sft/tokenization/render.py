@@ -15,6 +15,7 @@ from transformers import PreTrainedTokenizerBase
 from transformers.utils.chat_template_utils import render_jinja_template
 from trl.chat_template_utils import has_generation_markers
 
+from trl_sft.console import format_names
 from trl_sft.data.bad_rows import BadRow, describe_problem
 from trl_sft.data.formats import PAIRS, TEXT
 from trl_sft.data.messages import Message
@@ -26,6 +27,10 @@ from trl_sft.tokenization.mask_errors import MaskError
 from trl_sft.tokenization.template_advice import TrialChat
 
 # faults of a chat that another template, or a keyword of the template, may solve
+# How much is rendered to check, or to find, the answers of one chat: characters, and as many more for each turn
+_MOST_CHECKED, _MOST_RENDERED = 50_000_000, 1_000_000_000
+_TURN_COST = 1000
+_SHOWN_TEXT = 2000  # characters of a chat that an error shows
 _MAX_ADVISED = 3  # rows of one kind of fault for which other templates are tried, which takes up to some seconds each
 _CODES_OF_TEMPLATES = (
     "template.prompt_mismatch",
@@ -47,6 +52,8 @@ class RenderedRow(NamedTuple):
         has_other_prompt: whether the template renders one of these prompts differently at inference, which the recipe
             accepts.
         beginnings: how each of the answers with loss begins, as `thinking.BEGINNINGS` has it.
+        is_beginning: whether `text` is only the beginning of the row, which has its first `max_length` tokens.
+        loses_answer: whether the rest of the row, which is not tokenized, has a part of an answer with loss.
 
     """
 
@@ -58,6 +65,8 @@ class RenderedRow(NamedTuple):
     prompt_ends: list[int] | None = None
     has_other_prompt: bool = False
     beginnings: tuple[str, ...] = ()
+    is_beginning: bool = False
+    loses_answer: bool = False
 
     def list_prompt_ends(self) -> list[int]:
         """Return where the prompts of answers end, in characters."""
@@ -203,7 +212,7 @@ def _render_text(encoder: Encoder, turns: Sequence[Message], tools: Sequence[Any
         return _apply_template(encoder, [turns], [tools])[0]
     except Exception as error:
         reason = f"the chat template refuses this chat: {first_line(error)}"
-        roles = ", ".join(str(turn["role"]) for turn in turns)
+        roles = format_names([str(turn["role"]) for turn in turns])
         fix = "Change the row to what this model's template takes."
         bad_row = describe_problem(reason, fix, code="template.refuses_row")
         return bad_row._replace(problem=f"{reason}; its roles are {roles}")
@@ -218,7 +227,8 @@ def _list_answers_with_loss(
         answers = [number for number in answers if number >= completion]
     elif loss_on == "last_turn":
         answers = answers[-1:]
-    return [number for number in answers if number not in (untrained or ())]
+    excluded = {*(untrained or ())}
+    return [number for number in answers if number not in excluded]
 
 
 def _place_loss(
@@ -239,19 +249,52 @@ def _place_loss(
         return _find_prompts(encoder, row, turns, tools=tools, answers=all_answers)
     spans = None if encoder.search_errors else loss_mask.find_spans_by_search(template, text, turns)
     if spans is not None:
-        spans = [span for number, span in zip(all_answers, spans, strict=True) if number in answers]
-        row = row._replace(spans=spans, answers=[number in answers for number in all_answers])
+        with_loss = {*answers}
+        spans = [span for number, span in zip(all_answers, spans, strict=True) if number in with_loss]
+        row = row._replace(spans=spans, answers=[number in with_loss for number in all_answers])
         if not check:
             return row
-    rendered = loss_mask.find_spans_by_rendering(template, text, turns, answers=answers, tools=tools)
-    if spans is not None and spans != rendered:
-        encoder.search_errors.append(f"{spans} and {rendered} in {text!r}")
-        row = row._replace(answers=None)
+    rendered_answers = _choose_rendered(text, turns, answers, are_known=spans is not None)
+    rendered = loss_mask.find_spans_by_rendering(template, text, turns, answers=rendered_answers, tools=tools)
+    if spans is not None:
+        known = dict(zip(answers, spans, strict=True))
+        expected = [known[number] for number in rendered_answers]
+        if expected != rendered:
+            encoder.search_errors.append(f"{expected} and {rendered} in {text[:_SHOWN_TEXT]!r}")
+            row = row._replace(answers=None)
+            _choose_rendered(text, turns, answers, are_known=False)
+        elif len(rendered_answers) < len(answers):
+            rendered = spans
+    answers = rendered_answers
     if check:
         _compare_with_markers(encoder, text, turns, tools=tools, spans=rendered)
     accepts_others = encoder.settings.allow_prompt_mismatch
     differs = accepts_others and _has_other_prompt(template, text, turns, tools=tools, answers=answers)
     return row._replace(spans=rendered, has_other_prompt=differs)
+
+
+def _choose_rendered(text: str, turns: Sequence[Message], answers: Sequence[int], *, are_known: bool) -> Sequence[int]:
+    """Return the answers of a chat up to which it is rendered: all of them, or a part of those of a very long chat.
+
+    Args:
+        text: the rendered chat.
+        turns: its messages.
+        answers: the turns that carry loss.
+        are_known: whether the search found them, so that a part is enough to check it.
+
+    Raises:
+        MaskError: rendering the chat up to each of them takes too long.
+
+    """
+    most = _MOST_CHECKED if are_known else _MOST_RENDERED
+    number = max(2, most // (len(text) + _TURN_COST * len(turns)))
+    if len(answers) <= number:
+        return answers
+    if not are_known:
+        problem = f"the chat has {len(answers):,} answers, too many to render it up to each, as its template needs"
+        raise MaskError(problem, "Split the chat into shorter ones, or remove it", code="template.too_many_answers")
+    places = sorted({round(place * (len(answers) - 1) / (number - 1)) for place in range(number)})
+    return [answers[place] for place in places]
 
 
 def _read_thoughts(encoder: Encoder, row: RenderedRow) -> RenderedRow:
@@ -279,10 +322,12 @@ def _find_prompts(
     spans = loss_mask.find_spans_by_search(template, row.text, turns)
     if spans is None:
         try:
+            answers = _choose_rendered(row.text, turns, answers, are_known=False)
             spans = loss_mask.find_spans_by_rendering(template, row.text, turns, answers=answers, tools=tools)
         except MaskError:  # the loss needs no spans, and a prompt that is rendered differently is counted
             spans = []
-    differs = not spans or _has_other_prompt(template, row.text, turns, tools=tools, answers=answers)
+    rendered_answers = _choose_rendered(row.text, turns, answers, are_known=True)
+    differs = not spans or _has_other_prompt(template, row.text, turns, tools=tools, answers=rendered_answers)
     return row._replace(prompt_ends=[start for start, _ in spans], has_other_prompt=differs)
 
 

@@ -25,6 +25,7 @@ class SegmentedRow(NamedTuple):
     num_tokens: int  # before truncation
     num_loss_tokens: int
     num_truncated: int
+    is_beginning: bool = False  # whether only the beginning of the row was tokenized: both numbers are those of it
 
     @property
     def title(self) -> str:
@@ -34,4 +35,5 @@ class SegmentedRow(NamedTuple):
     @property
     def truncation(self) -> str:
         """The mark at the end of a truncated row; "" for a whole row."""
-        return f" ✂ {self.num_truncated:,} tokens are truncated" if self.num_truncated else ""
+        least = "at least " if self.is_beginning else ""
+        return f" ✂ {least}{self.num_truncated:,} tokens are truncated" if self.num_truncated else ""

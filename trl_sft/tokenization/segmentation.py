@@ -42,6 +42,7 @@ def select_first_rows(
                 num_tokens=row["tokens_before_truncation"],
                 num_loss_tokens=row["loss_tokens"],
                 num_truncated=row["tokens_before_truncation"] - len(row["input_ids"]),
+                is_beginning=row["is_beginning"],
             )
 
 

@@ -153,7 +153,7 @@ def _stream_source(
             check = (np.random.default_rng(start).random(len(numbers)) < encode.CHECKED_SHARE).tolist()
             with _RENDERING:
                 texts = list(render.render_rows(encoder, batch, numbers=numbers, check=check))
-            for texts_at_once in encode.split_into_batches(iter(texts)):
+            for texts_at_once in encode.split_into_batches(encoder, texts):
                 encodings = encode.tokenize(encoder, texts_at_once)
                 encoded = encode.label_rows(encoder, texts_at_once, encodings)
                 refused = {

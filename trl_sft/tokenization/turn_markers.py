@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import re
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,6 +23,7 @@ from trl_sft.tokenization.chat_template import ANSWER, QUESTION, list_parts
 _SECOND_QUESTION, _SECOND_ANSWER = "trlsftagains", "trlsftreplys"
 # how the names of tokens differ that begin and end a part of an answer
 _PAIRS = (("end", "begin"), ("end", "start"), ("END", "BEGIN"), ("END", "START"), ("/", ""))
+_VISIBLE = re.compile(r"\S+")
 _HIDDEN = "\ufdd1"  # stands in place of special tokens while text is searched; a noncharacter, which no text holds
 
 
@@ -291,14 +292,19 @@ def _find_end_of(words: str, text: str, start: int) -> int:
     position = text.find(words, start)
     if position >= 0:
         return position + len(words)
-    visible = [(index, character) for index, character in _iterate_visible(text, start)]
     wanted = "".join(words.split())
-    position = "".join(character for _, character in visible).find(wanted)
-    return visible[position + len(wanted) - 1][0] + 1 if position >= 0 and wanted else -1
+    position = "".join(text[start:].split()).find(wanted)
+    end = find_visible_end(text, position + len(wanted), start=start) if position >= 0 and wanted else None
+    return -1 if end is None else end
 
 
-def _iterate_visible(text: str, start: int) -> Iterator[tuple[int, str]]:
-    """Yield the characters of a text from `start` that are no spaces, with their positions."""
-    for index in range(start, len(text)):
-        if not text[index].isspace():
-            yield index, text[index]
+def find_visible_end(text: str, number: int, *, start: int = 0) -> int | None:
+    """Return where so many characters of a text from `start` end, spaces not counted; None = it has fewer."""
+    if number <= 0:
+        return start
+    for match in _VISIBLE.finditer(text, start):
+        length = match.end() - match.start()
+        if length >= number:
+            return match.start() + number
+        number -= length
+    return None

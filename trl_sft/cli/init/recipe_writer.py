@@ -92,7 +92,7 @@ def write(model: str, path: str, output: Path) -> int:
         command=command,
         schema_line=_format_schema_line(output.parent),
         model_lines=_format_model_lines(run.model_location, row_format),
-        rows=f"{console.format_rows(num_rows)} with {', '.join(columns)}",
+        rows=f"{console.format_rows(num_rows)} with {console.format_names(columns)}",
         eval_fraction=eval_fraction,
         evaluation=_EVALUATION if fraction else "",
     )

@@ -332,7 +332,7 @@ def _explain_field(recipe: Recipe, source: Source, file: Path, *, only_columns: 
     text = _read_data(file).decode(_encoding_of(source), errors="replace")
     try:
         value = json.loads(text.removeprefix("\ufeff"))
-    except ValueError:
+    except (ValueError, RecursionError):
         return []
     if not isinstance(value, dict):
         return []

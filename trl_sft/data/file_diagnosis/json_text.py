@@ -10,6 +10,7 @@ import ast
 import itertools
 import json
 import re
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
@@ -27,6 +28,9 @@ _MIN_HEADER_CELLS = 2
 _HEADER_CELL = re.compile(r"\s*\"?[\w .-]{1,40}\"?\s*")
 _MAX_JOINED = 50  # lines over which an open text is followed
 _EXCERPT = 30  # characters before a mistake that are shown
+_TOO_DEEP = "Too many levels"
+_SHOWN_DEPTH = 100  # levels of a value that is nested too deeply, where its line is shown
+_TEXTS_AND_BRACKETS = re.compile(r'"(?:[^"\\]|\\.)*"|[\[\]{}]')
 _ONE_PER_LINE = "Write one JSON object per line."
 
 
@@ -91,8 +95,8 @@ def _refuse_repeated(pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
     """Return an object; raise RepeatedKey if it has a key twice."""
     values = dict(pairs)
     if len(values) < len(pairs):
-        keys = [key for key, _ in pairs]
-        raise RepeatedKey(next(key for key in keys if keys.count(key) > 1))
+        counts = Counter(key for key, _ in pairs)
+        raise RepeatedKey(next(key for key, number in counts.items() if number > 1))
     return values
 
 
@@ -107,6 +111,8 @@ def _find_list_faults(text: str, file_name: str) -> list[Fault]:
             fix = 'Write each line as an object with names, as in {"prompt": ..., "completion": ...}.'
             return [Fault(make_place(file_name, 1), problem, fix, code="data.not_rows")]
         return [_make_fault(_explain_mistake(text, error), text, file_name)]
+    except RecursionError:
+        return [_explain_nesting(text, file_name)]
     return _find_item_faults(value, file_name)
 
 
@@ -287,8 +293,25 @@ def _parse_error(line: str) -> json.JSONDecodeError | None:
     except json.JSONDecodeError as error:
         return error
     except RecursionError:
-        return json.JSONDecodeError("Too many levels", line, 0)
+        return json.JSONDecodeError(_TOO_DEEP, line, 0)
     return None
+
+
+def _explain_nesting(text: str, file_name: str) -> Fault:
+    """Return the fault of a list of which an item is nested too deeply, with its line."""
+    depth = position = 0
+    for match in _TEXTS_AND_BRACKETS.finditer(text):
+        bracket = match[0][0]
+        if bracket in "[{":
+            depth += 1
+        elif bracket in "]}":
+            depth -= 1
+        if depth > _SHOWN_DEPTH:
+            position = match.start()
+            break
+    problem = f"the value is nested more than {_SHOWN_DEPTH} levels deep, and cannot be read"
+    where = make_place(file_name, count_lines(text, position))
+    return Fault(where, problem, "Remove levels of lists and objects.", code="data.invalid_json")
 
 
 def _is_json(line: str, kind: type) -> bool:
@@ -316,6 +339,8 @@ def _explain_mistake(text: str, error: json.JSONDecodeError, *, is_last: bool = 
 
     """
     position = error.pos
+    if error.msg == _TOO_DEEP:
+        return _Mistake(0, "the line is nested too deeply to be read", "Remove levels of lists and objects.")
     rest = text[position:].lstrip()
     before = text[:position].rstrip()
     if error.msg == "Extra data" and rest.strip() == ",":

@@ -13,13 +13,23 @@ import itertools
 import json
 import re
 import sys
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Iterator, Mapping, Sequence
 from json.encoder import encode_basestring
 from typing import Any, NamedTuple
 
-from trl_sft.data.readers.data_file import DataFile, open_text
-from trl_sft.data.readers.record_block import BLOCK_CHARACTERS, BLOCK_ROWS, ReadingError, RecordBlock
+from trl_sft.console import format_names
+from trl_sft.data.readers.data_file import DataFile, open_text, read_lines
+from trl_sft.data.readers.record_block import (
+    BLOCK_CHARACTERS,
+    BLOCK_ROWS,
+    LONGEST_RECORD,
+    MOST_BLANK_LINES,
+    BlankLinesError,
+    LongRecordError,
+    ReadingError,
+    RecordBlock,
+)
 
 # https://pandas.pydata.org/docs/reference/api/pandas.read_csv.html, `na_values`
 _PANDAS_NULLS = frozenset(
@@ -29,6 +39,7 @@ _PANDAS_NULLS = frozenset(
 _TYPE_KEYS = ("converters", "true_values", "false_values", "thousands", "decimal", "float_precision", "date_format")
 # Keys that pandas no longer has, or that say how it works inside: they change no cell.
 _PANDAS_KEYS = ("prefix", "mangle_dupe_cols", "error_bad_lines", "warn_bad_lines", "verbose", "engine", "memory_map")
+_MOST_COLUMNS = 100_000
 _EDITOR_LINE_BREAKS = ("\n", "\r", "\r\n")
 
 
@@ -206,12 +217,12 @@ def _read_rows(file: DataFile, options: CsvOptions) -> Iterator[_Row]:
     """Yield the rows of a file, the header among them, without blank ones, comments, and what the options skip."""
     with open_text(file, options.encoding, options.encoding_errors) as stream:
         skipped = options.skiprows
-        lines: Iterator[str] = stream
+        lines: Iterator[str] = read_lines(stream, LONGEST_RECORD)
         before = 0
         if isinstance(skipped, int):
-            before = sum(1 for _ in itertools.islice(stream, skipped))
+            before = sum(1 for _ in itertools.islice(lines, skipped))
         else:
-            lines = (line for number, line in enumerate(stream) if number not in skipped)
+            lines = (line for number, line in enumerate(lines) if number not in skipped)
         rows = _split_lines(lines, options) if len(options.sep) > 1 else _parse_lines(lines, options)
         numbered = _Renumbered(rows, skipped if isinstance(skipped, frozenset) else frozenset(), before)
         yield from _leave_out_footer(numbered.read(), options)
@@ -230,7 +241,8 @@ class _Renumbered:
             for row in self.rows:
                 yield row._replace(line=self._line(row.line)) if self.skipped or self.before else row
         except ReadingError as error:
-            raise ReadingError(self._line(error.line), error.problem, error.fix, code=error.code) from None
+            error.line = self._line(error.line)
+            raise
 
     def _line(self, line: int) -> int:
         """Return the line of the file for a line among those that were read."""
@@ -242,8 +254,8 @@ class _Renumbered:
 
 def _parse_lines(lines: Iterator[str], options: CsvOptions) -> Iterator[_Row]:
     """Yield the rows of CSV with a separator of one character. Raises ReadingError."""
-    if options.comment:
-        lines = _cut_comments(lines, options)
+    bounded = _BoundedLines(lines)
+    lines = _cut_comments(bounded, options) if options.comment else bounded
     reader = make_reader(lines, options)
     begin = 1
     try:
@@ -251,8 +263,41 @@ def _parse_lines(lines: Iterator[str], options: CsvOptions) -> Iterator[_Row]:
             if cells or not options.skip_blank_lines:
                 yield _Row(cells or [""], begin)
             begin = reader.line_num + 1
+            bounded.end_row(has_cells=bool(cells))
     except csv.Error as error:
         raise _explain_csv_error(begin, error, options) from None
+
+
+class _BoundedLines:
+    """Lines of which those of one row together have a limit, as the blank lines between two rows have."""
+
+    def __init__(self, lines: Iterator[str]) -> None:
+        """Take the lines."""
+        self.lines = lines
+        self.number = 0  # of lines that were read
+        self.first_line = 1  # of the row that is read
+        self.characters = 0  # of that row
+        self.blank_lines = 0
+
+    def __iter__(self) -> Iterator[str]:
+        """Return the lines themselves."""
+        return self
+
+    def __next__(self) -> str:
+        """Return the next line. Raises LongRecordError."""
+        line = next(self.lines)
+        self.number += 1
+        self.characters += len(line)
+        if self.characters > LONGEST_RECORD:
+            raise LongRecordError(self.first_line)
+        return line
+
+    def end_row(self, *, has_cells: bool) -> None:
+        """Note that a row ends with the last line. Raises BlankLinesError."""
+        self.characters, self.first_line = 0, self.number + 1
+        self.blank_lines = 0 if has_cells else self.blank_lines + 1
+        if self.blank_lines > MOST_BLANK_LINES:
+            raise BlankLinesError(self.first_line - self.blank_lines)
 
 
 def _split_lines(lines: Iterator[str], options: CsvOptions) -> Iterator[_Row]:
@@ -264,6 +309,8 @@ def _split_lines(lines: Iterator[str], options: CsvOptions) -> Iterator[_Row]:
             "sep", f"sep: {options.sep!r} is not a regular expression: {error}", "Correct `sep`."
         ) from None
     for number, line in enumerate(lines, 1):
+        if len(line) > LONGEST_RECORD:
+            raise LongRecordError(number)
         text = line.rstrip("\r\n")
         if text.strip() or not options.skip_blank_lines:
             if options.comment and options.comment in text:
@@ -303,6 +350,7 @@ def _read_header(rows: Iterator[_Row], options: CsvOptions) -> tuple[list[str], 
         if header is None:
             return [], iter(())
         names = list(options.names) or header.cells
+        _check_number(names)
         return _name_unnamed(names), iter(())
     first = next(rows, None)
     if first is None:
@@ -316,9 +364,18 @@ def _name_unnamed(names: list[str]) -> list[str]:
     return [name or f"Unnamed: {number}" for number, name in enumerate(names)]
 
 
+def _check_number(names: Sequence[str]) -> None:
+    """Refuse a header with more columns than a table has. Raises ReadingError."""
+    if len(names) > _MOST_COLUMNS:
+        unnamed = sum(not name for name in names)
+        problem = f"the header has {len(names):,} columns, {unnamed:,} of them without a name"
+        fix = "Remove the columns that are not needed, or correct the separators in the header."
+        raise ReadingError(1, problem, fix, code="data.invalid_table")
+
+
 def _check_columns(columns: Sequence[str]) -> None:
     """Refuse two columns of one name. Raises ReadingError."""
-    repeated = sorted({name for name in columns if columns.count(name) > 1})
+    repeated = sorted(name for name, number in Counter(columns).items() if number > 1)
     if repeated:
         problem = f"the header has the column {repeated[0]} twice"
         raise ReadingError(
@@ -334,7 +391,7 @@ class _RecordWriter:
         chosen = options.usecols
         unknown = [name for name in chosen if name not in columns and not isinstance(name, int)]
         if unknown:
-            problem = f"there is no column {unknown[0]}; the columns are {', '.join(columns)}"
+            problem = f"there is no column {unknown[0]}; the columns are {format_names(columns)}"
             raise OptionError("usecols", problem, "Correct `usecols`.")
         self.keys = [
             f"{json.dumps(name, ensure_ascii=False)}: " if not chosen or name in chosen or number in chosen else ""
@@ -355,7 +412,7 @@ class _RecordWriter:
 def _explain_long_row(row: _Row, columns: Sequence[str]) -> ReadingError:
     """Return the error of a row with more cells than there are columns."""
     extra = row.cells[len(columns)]
-    problem = f"the row has {len(row.cells)} cells, but there are {len(columns)} columns: {', '.join(columns)}"
+    problem = f"the row has {len(row.cells)} cells, but there are {len(columns)} columns: {format_names(columns)}"
     fix = "Quote the cells that hold the separator, or set `sep` to the separator of the file."
     return ReadingError(
         row.line, f"{problem}; the first cell too many is {extra[:40]!r}", fix, code="data.invalid_table"

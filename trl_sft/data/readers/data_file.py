@@ -66,6 +66,11 @@ def open_text(file: DataFile, encoding: str = "utf-8", errors: str = "strict") -
         yield io.TextIOWrapper(stream, encoding=encoding, errors=errors, newline="")
 
 
+def read_lines(stream: IO[str], longest: int) -> Iterator[str]:
+    """Yield the lines of a stream; of a line that is longer than `longest`, so many characters and one more."""
+    return iter(lambda: stream.readline(longest + 1), "")
+
+
 def digest_file(file: DataFile) -> str:
     """Return the 128-bit xxh3 digest of the bytes of a file as they lie on disk, and its size."""
     digest, size = xxhash.xxh3_128(), 0

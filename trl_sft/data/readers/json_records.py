@@ -12,8 +12,18 @@ import re
 from collections.abc import Iterator
 from typing import IO, Any
 
+from trl_sft.console import format_names
 from trl_sft.data.readers.data_file import DataFile, count_line_breaks, open_text
-from trl_sft.data.readers.record_block import BLOCK_CHARACTERS, BLOCK_ROWS, ReadingError, RecordBlock
+from trl_sft.data.readers.record_block import (
+    BLOCK_CHARACTERS,
+    BLOCK_ROWS,
+    LONGEST_RECORD,
+    MOST_BLANK_LINES,
+    BlankLinesError,
+    LongRecordError,
+    ReadingError,
+    RecordBlock,
+)
 
 _LINE_BREAK = re.compile(r"\r\n|\n|\r")
 _BLANK = " \t\r\n"  # what JSON calls whitespace
@@ -36,13 +46,14 @@ def read_json(file: DataFile, *, field: str | None, encoding: str, errors: str) 
         UnicodeDecodeError: the file has another encoding.
 
     """
-    with open_text(file, encoding, errors) as stream:
+    with open_text(file, encoding, errors) as text:
+        stream = _WholeBreaks(text)
         if field is not None:
             yield from _read_field(_Scanner(stream), field)
             return
-        begin = _read_past_blanks(stream)
-        if begin.lstrip(_BLANK).startswith("["):
-            scanner = _Scanner(stream, begin)
+        begin, line = _read_past_blanks(stream)
+        if begin.startswith("["):
+            scanner = _Scanner(stream, begin, line)
             yield from _gather(_read_array(scanner))
             if character := scanner.peek():
                 problem = f"{character!r} stands after the list that the file begins with"
@@ -50,7 +61,7 @@ def read_json(file: DataFile, *, field: str | None, encoding: str, errors: str) 
                     scanner.line, problem, "Write one list, or one JSON object per line.", code="data.invalid_json"
                 )
         else:
-            yield from _read_lines(stream, begin)
+            yield from _read_lines(stream, begin, line)
 
 
 def has_lines(file: DataFile, *, field: str | None, encoding: str, errors: str) -> bool:
@@ -58,43 +69,69 @@ def has_lines(file: DataFile, *, field: str | None, encoding: str, errors: str) 
     if field is not None:
         return False
     with open_text(file, encoding, errors) as stream:
-        return not _read_past_blanks(stream).lstrip(_BLANK).startswith("[")
+        return not _read_past_blanks(_WholeBreaks(stream))[0].startswith("[")
 
 
-def _read_past_blanks(stream: IO[str]) -> str:
-    """Return the beginning of a stream, up to a block that holds more than whitespace."""
-    begin = ""
-    while not begin.strip(_BLANK):
-        block = _read_block(stream, BLOCK_CHARACTERS)
-        if not block:
-            break
-        begin += block
-    return begin
+class _WholeBreaks:
+    r"""A stream of text of which no block ends between \r and \n."""
+
+    def __init__(self, stream: IO[str]) -> None:
+        """Take the stream."""
+        self.stream = stream
+        self.waiting = ""  # a \r whose next character is not read yet
+
+    def read(self, characters: int) -> str:
+        """Return about so many further characters; "" = the end of the stream."""
+        block = self.waiting + self.stream.read(characters)
+        self.waiting = ""
+        if block.endswith("\r") and len(block) > 1:
+            self.waiting, block = "\r", block[:-1]
+        elif block == "\r":
+            block += self.stream.read(1)
+        return block
 
 
-def _read_block(stream: IO[str], characters: int) -> str:
-    r"""Return about so many further characters of a stream; "" = its end. \r\n is never cut."""
-    block = stream.read(characters)
-    while block.endswith("\r") and (character := stream.read(1)):
-        block += character
-    return block
+def _read_past_blanks(stream: _WholeBreaks) -> tuple[str, int]:
+    """Return the beginning of a stream without the whitespace before it, and its line. Raises LongRecordError."""
+    line, blanks = 1, 0
+    while block := stream.read(BLOCK_CHARACTERS):
+        begin = block.lstrip(_BLANK)
+        line += count_line_breaks(block[: len(block) - len(begin)])
+        if begin:
+            return begin, line
+        blanks += len(block)
+        if blanks > LONGEST_RECORD:
+            raise LongRecordError(1, "the white space at the beginning")
+    return "", line
 
 
-def _read_lines(stream: IO[str], begin: str) -> Iterator[RecordBlock]:
-    """Yield the lines of a stream that are not blank, after `begin`, which was read from it."""
-    line_number = 1
+def _read_lines(stream: _WholeBreaks, begin: str, line_number: int) -> Iterator[RecordBlock]:
+    """Yield the lines of a stream that are not blank, after `begin`, which was read from it and is on `line_number`.
+
+    Raises ReadingError for a line that is too long, and too many blank ones.
+    """
     parts: list[str] = []  # of a line whose end is not read yet
+    characters = 0  # of these parts
+    last_row = line_number  # the line of the last row
     block = begin
     while block:
         lines = _LINE_BREAK.split(block) if "\r" in block else block.split("\n")
         if len(lines) > 1:
             lines[0] = "".join([*parts, lines[0]])
             parts = [lines.pop()]
-            yield from _split_block(lines, line_number)
+            characters = len(parts[0])
+            for records in _split_block(lines, line_number):
+                last_row = records.lines[-1]
+                yield records
             line_number += len(lines)
         else:
             parts.append(block)
-        block = _read_block(stream, BLOCK_CHARACTERS)
+            characters += len(block)
+        if characters > LONGEST_RECORD:
+            raise LongRecordError(line_number)
+        if line_number - last_row - 1 > MOST_BLANK_LINES:
+            raise BlankLinesError(last_row + 1)
+        block = stream.read(BLOCK_CHARACTERS)
     yield from _split_block(["".join(parts)], line_number)
 
 
@@ -125,12 +162,12 @@ def _gather(rows: Iterator[tuple[str, int]]) -> Iterator[RecordBlock]:
 class _Scanner:
     """Reads JSON values from a stream of text one by one; the buffer holds a block and what is left of the last."""
 
-    def __init__(self, stream: IO[str], begin: str = "") -> None:
-        """Take the stream, and what was read from it already."""
+    def __init__(self, stream: _WholeBreaks, begin: str = "", line: int = 1) -> None:
+        """Take the stream, what was read from it already, and the line on which that begins."""
         self.stream, self.buffer = stream, begin
         self.position = 0
         self.counted = 0  # the position up to which `line` counts
-        self.at_line = 1
+        self.at_line = line
         self.size = BLOCK_CHARACTERS  # of the next block
         self.decoder = json.JSONDecoder()
 
@@ -143,7 +180,7 @@ class _Scanner:
 
     def fill(self) -> bool:
         """Read a further block; False = the stream is at its end."""
-        block = _read_block(self.stream, self.size)
+        block = self.stream.read(self.size)
         if not block:
             return False
         _ = self.line
@@ -199,6 +236,9 @@ class _Scanner:
                     "Remove levels of lists and objects.",
                     code="data.invalid_json",
                 ) from None
+            except ValueError as error:  # a number of more than 4,300 digits
+                problem = f"a value cannot be read: {error}"
+                raise ReadingError(self.line, problem, "Correct the value.", code="data.invalid_json") from None
             rest = self.buffer[end : end + 3]
             is_cut = len(rest) < 3 and not rest.strip(".eE+-")  # a number may go on after the end of the buffer
             if not is_cut or not self._fill_more():
@@ -207,7 +247,12 @@ class _Scanner:
                 return value, text
 
     def _fill_more(self) -> bool:
-        """Read a block that is twice as long as the last one, so that a long value is not tried too often."""
+        """Read a block that is twice as long as the last one, so that a long value is not tried too often.
+
+        Raises LongRecordError where the value is too long.
+        """
+        if len(self.buffer) - self.position > LONGEST_RECORD:
+            raise LongRecordError(self.line, "the value that begins here")
         self.size *= 2
         return self.fill()
 
@@ -250,7 +295,7 @@ def _read_field(scanner: _Scanner, field: str) -> Iterator[RecordBlock]:
             break
         scanner.expect(",", "after a value, where a comma or } should stand")
     if field not in names:
-        problem = f"the file has no key {field}; its keys are {', '.join(names)}"
+        problem = f"the file has no key {field}; its keys are {format_names(names)}"
         raise ReadingError(1, problem, "Set `field` to the key that holds the rows.", code="data.invalid_json")
 
 

@@ -6,13 +6,19 @@ Deliberately not here: what becomes of the text.
 
 from __future__ import annotations
 
-import itertools
+import io
 import json
 from collections.abc import Iterator
 from typing import IO
 
-from trl_sft.data.readers.data_file import DataFile, open_text
-from trl_sft.data.readers.record_block import BLOCK_ROWS, RecordBlock
+from trl_sft.data.readers.data_file import DataFile, open_text, read_lines
+from trl_sft.data.readers.record_block import (
+    BLOCK_CHARACTERS,
+    BLOCK_ROWS,
+    LONGEST_RECORD,
+    LongRecordError,
+    RecordBlock,
+)
 
 
 def read_text(
@@ -33,26 +39,56 @@ def read_text(
     """
     with open_text(file, encoding, errors) as stream:
         if sample_by == "document":
-            rows: Iterator[tuple[str, int]] = iter([(stream.read(), 1)])
+            rows: Iterator[tuple[str, int]] = iter([(_check_length(stream.read(LONGEST_RECORD + 1), 1), 1)])
         elif sample_by == "paragraph":
             rows = _read_paragraphs(stream)
         else:
-            rows = ((line if keep_linebreaks else line.rstrip("\r\n"), n) for n, line in enumerate(stream, 1))
-        while block := list(itertools.islice(rows, BLOCK_ROWS)):
-            yield RecordBlock([json.dumps(text, ensure_ascii=False) for text, _ in block], [line for _, line in block])
+            rows = ((line if keep_linebreaks else line.rstrip("\r\n"), n) for n, line in _read_lines(stream))
+        yield from _gather(rows)
+
+
+def _gather(rows: Iterator[tuple[str, int]]) -> Iterator[RecordBlock]:
+    """Yield single rows in blocks of `BLOCK_ROWS`, or of `BLOCK_CHARACTERS` where they are long."""
+    records: list[str] = []
+    lines: list[int] = []
+    characters = 0
+    for text, line in rows:
+        records.append(json.dumps(text, ensure_ascii=False))
+        lines.append(line)
+        characters += len(text)
+        if len(records) == BLOCK_ROWS or characters > BLOCK_CHARACTERS:
+            yield RecordBlock(records, lines)
+            records, lines, characters = [], [], 0
+    if records:
+        yield RecordBlock(records, lines)
+
+
+def _check_length(text: str, line: int) -> str:
+    """Return a text that is short enough for a row. Raises LongRecordError."""
+    if len(text) > LONGEST_RECORD:
+        raise LongRecordError(line)
+    return text
+
+
+def _read_lines(stream: IO[str]) -> Iterator[tuple[int, str]]:
+    """Yield lines with their numbers, from 1. Raises LongRecordError."""
+    for number, line in enumerate(read_lines(stream, LONGEST_RECORD), 1):
+        yield number, _check_length(line, number)
 
 
 def _read_paragraphs(stream: IO[str]) -> Iterator[tuple[str, int]]:
-    """Yield paragraphs, which blank lines separate, each with the line on which it begins."""
-    paragraph: list[str] = []
+    """Yield paragraphs, which blank lines separate, each with the line on which it begins. Raises LongRecordError."""
+    paragraph = io.StringIO(newline="")  # a list of short lines would take many times their size
     begin = 1
-    for number, line in enumerate(stream, 1):
+    for number, line in _read_lines(stream):
         if line.strip("\r\n"):
-            if not paragraph:
+            if not paragraph.tell():
                 begin = number
-            paragraph.append(line)
-        elif paragraph:
-            yield "".join(paragraph).rstrip("\r\n"), begin
-            paragraph = []
-    if paragraph:
-        yield "".join(paragraph).rstrip("\r\n"), begin
+            paragraph.write(line)
+            if paragraph.tell() > LONGEST_RECORD:
+                raise LongRecordError(begin)
+        elif paragraph.tell():
+            yield paragraph.getvalue().rstrip("\r\n"), begin
+            paragraph = io.StringIO(newline="")
+    if paragraph.tell():
+        yield paragraph.getvalue().rstrip("\r\n"), begin
