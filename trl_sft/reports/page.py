@@ -199,7 +199,7 @@ def _read_rows(rows: Sequence[Mapping[str, Any]]) -> list[SegmentedRow]:
         try:
             segments = [Segment(str(text), bool(loss), bool(special)) for text, loss, special in row["segments"]]
             counts = (int(row[name]) for name in ("num_tokens", "num_loss_tokens", "num_truncated"))
-            read.append(SegmentedRow(str(row["name"]), segments, *counts))
+            read.append(SegmentedRow(str(row["name"]), segments, *counts, is_beginning=bool(row.get("is_beginning"))))
         except (KeyError, TypeError, ValueError):
             continue
     return read

@@ -141,7 +141,7 @@ class TextCutter:
             return None
         if self.has_bytes and not window.isascii():  # a token may end inside a character
             return None
-        if not self._is_inside_one_word(text, begin, size, window):
+        if not self._is_inside_one_word(text, begin, size, window=window):
             return None
         first: list[int] | None = None
         for end in range(begin, size + 1):
@@ -151,7 +151,7 @@ class TextCutter:
             first = ids[:num_tokens]
         return size
 
-    def _is_inside_one_word(self, text: str, begin: int, end: int, window: str) -> bool:
+    def _is_inside_one_word(self, text: str, begin: int, end: int, *, window: str) -> bool:
         """Tell whether one word of the pre-tokenizer covers the text between two places, and its characters are known.
 
         Where patterns decide, the characters there have to be of one kind, which they treat alike.
