@@ -156,6 +156,8 @@ def _compare_name(name: str) -> str:
     letters = re.sub(r"[^a-z]", "", words)
     if letters in _WHOLE_NAMES or letters.endswith(_NAMES):
         return "yes"
+    if letters == "tokens":  # of a vocabulary, in the files of other trainers
+        return "perhaps"
     if 4 <= len(letters) <= 24:
         for known in (*_NAMES, "token"):
             allowed = 2 if len(known) >= 9 else 1
