@@ -222,7 +222,8 @@ def _redact(text: str, pattern: re.Pattern[str] | None) -> str:
 
 
 def _redact_argument(match: re.Match[str]) -> str:
-    return f"{match['name']}={REDACTED}" if _is_url_secret(match["name"]) else match[0]
+    is_known = REDACTED.startswith(match["value"])  # left out already
+    return f"{match['name']}={REDACTED}" if _is_url_secret(match["name"]) and not is_known else match[0]
 
 
 def _is_url_secret(name: str) -> bool:

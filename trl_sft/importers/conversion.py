@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from trl_sft.errors import Fault, RecipeError
-from trl_sft.importers import recipe_parts, tables
+from trl_sft.importers import recipe_parts, secret_settings, tables
 from trl_sft.importers.settings import CompanionFile, OmittedSetting, Outcome, RecipeLine, Settings, join_sentences
 from trl_sft.recipe import build, no_effect, renamed_keys
 from trl_sft.recipe.yaml_reader import Key, Recipe, format_value
@@ -95,6 +95,7 @@ def convert_all(importer: Importer, settings: Settings) -> Conversion:
         for name in settings.values
         if name not in names_with_outcome and name not in wrong
     ]
+    omitted = [_explain_secret(settings, item) for item in omitted]
     return Conversion(lines, list(dict.fromkeys(omitted)), files, faults)
 
 
@@ -106,6 +107,31 @@ def _find_unwritable_files(settings: Settings, outcomes: Iterable[Outcome]) -> I
             problem = "the text holds half a character (a lone surrogate)"
             where = settings.where(names[file.name])
             yield Fault(where, problem, "Write the whole character.", code="import.invalid_template")
+
+
+def _explain_secret(settings: Settings, item: OmittedSetting) -> OmittedSetting:
+    """Return an omitted setting, with what to do if its value is a secret."""
+    name = str(item.path[-1] if item.path else item.name)
+    if not secret_settings.is_secret(name, settings.get_inner(item.name, item.path)):
+        return item
+    return item._replace(reason=join_sentences(item.reason, secret_settings.explain_secret(name)))
+
+
+def _omit_secrets(lines: Iterable[RecipeLine]) -> tuple[list[RecipeLine], list[OmittedSetting]]:
+    """Return the lines without secrets, and the settings that hold one."""
+    remaining: list[RecipeLine] = []
+    omitted: list[OmittedSetting] = []
+    for line in lines:
+        name, value = str(line.key[1]), secret_settings.strip_secrets(line.value)
+        if secret_settings.is_secret(name, line.value):
+            omitted += [OmittedSetting(setting, secret_settings.explain_secret(name)) for setting in line.names]
+            continue
+        if value != line.value:
+            reason = "A part of the value is a secret, which the recipe does not have. Log in at its service."
+            affects = "rows" if line.key[0] == "data" else "unknown"
+            omitted += [OmittedSetting(setting, reason, affects) for setting in line.names[:1]]
+        remaining.append(line._replace(value=value))
+    return remaining, omitted
 
 
 def _settle_lines(lines: Iterable[RecipeLine]) -> tuple[list[RecipeLine], list[OmittedSetting]]:
@@ -120,7 +146,8 @@ def _settle_lines(lines: Iterable[RecipeLine]) -> tuple[list[RecipeLine], list[O
             current.append(replaced)
     merged = _merge_lines(current)
     remaining, without_effect = _omit_lines_without_effect(merged)
-    return remaining, omitted + without_effect
+    remaining, secrets = _omit_secrets(remaining)
+    return remaining, omitted + without_effect + secrets
 
 
 def _translate_line(line: RecipeLine) -> RecipeLine | OmittedSetting:

@@ -14,8 +14,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from trl_sft import redaction
 from trl_sft.errors import Fault, RecipeError
-from trl_sft.importers import llamafactory_rows, recipe_parts, tables
+from trl_sft.importers import llamafactory_rows, recipe_parts, secret_settings, tables
 from trl_sft.importers.llamafactory_rows import FILE, FOLDER, INFO
 from trl_sft.importers.row_functions import RowFunction, make_file
 from trl_sft.importers.settings import OmittedSetting, Outcome, RecipeLine, Settings, check_depth
@@ -81,8 +82,11 @@ def add_dataset_info(settings: Settings, file: Path | None, folder: Path) -> Set
         return _add_info(settings, {name: {"hf_hub_url": name} for name in hub_ids}, str(place))
     file = file or Path(str(place), FILE)
     try:
-        info = dict(json.loads(file.read_text(encoding="utf-8")))
+        text = file.read_text(encoding="utf-8")
+        redaction.register_text(text)
+        info = dict(json.loads(text))
         check_depth(info)
+        secret_settings.register_secrets(info)
     except (OSError, ValueError, TypeError, RecursionError, OverflowError) as error:
         reason = (error.strerror if isinstance(error, OSError) else str(error)) or "its values are nested too deeply"
         problem = f"{file}: {reason}"
@@ -274,7 +278,7 @@ def _mix(settings: Settings) -> list[dict[str, Any]]:
 def _explain_mix(settings: Settings) -> Iterator[Outcome]:
     """Yield what a mixture of data sets has and the sources lack."""
     if settings.get("max_samples"):
-        yield OmittedSetting("max_samples", "The sources of the recipe have so many rows.")
+        yield OmittedSetting("max_samples", "Each source of the recipe is limited to this number of rows.")
     strategy = settings.get("mix_strategy", "concat")
     if strategy != "concat":
         reason = (

@@ -13,7 +13,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any, NoReturn
 
 from trl_sft.errors import Fault, RecipeError
-from trl_sft.importers import recipe_parts, tables
+from trl_sft.importers import recipe_parts, secret_settings, tables
 from trl_sft.importers.settings import CompanionFile, OmittedSetting, Outcome, RecipeLine, Settings, join_sentences
 from trl_sft.importers.tables import Entry, Table
 
@@ -92,6 +92,7 @@ def read(words: Sequence[str]) -> Settings:
         dotted = f"--{entries[name].flag}" if name in entries else ""
         return dotted if dotted in options_in_words else f"--{name}"
 
+    secret_settings.register_secrets(values)
     return Settings(values, where)
 
 

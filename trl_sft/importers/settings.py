@@ -12,7 +12,9 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from trl_sft import redaction
 from trl_sft.errors import Fault, RecipeError
+from trl_sft.importers import secret_settings
 from trl_sft.recipe import yaml_reader
 from trl_sft.recipe.yaml_reader import Key
 
@@ -21,9 +23,6 @@ _YAML_1_1 = {"yes": True, "on": True, "no": False, "off": False}
 _NUMBER_OF_YAML_1_1 = re.compile(r"[-+]?[0-9][0-9_]*")  # it also allows an underscore between digits
 _MAX_DEPTH = 50  # levels of mappings and lists in a setting
 _MAX_DIGITS = 400  # of a number; Python refuses to read several thousand
-_SECRET = re.compile(
-    r"api_?key|wandb_key|(hub|auth|hf|ms|om|access)_token$|^token$|^(use_)?wandb$|secret|password", re.IGNORECASE
-)
 
 # What of the training a setting that is not in the recipe would change, in the order of the screen
 AFFECTS = {
@@ -130,6 +129,7 @@ def read_file(path: Path) -> Settings:
             problem = f"the values are nested more than {_MAX_DEPTH} levels deep"
             fault = Fault(where(name), problem, "Nest the values less deeply.", code="recipe.too_deep")
             raise RecipeError(fault) from None
+    secret_settings.register_secrets(values)
     return Settings(values, where)
 
 
@@ -160,17 +160,7 @@ def join_sentences(*notes: str) -> str:
 
 
 def format_setting(name: str, value: Any) -> str:
-    """Return a setting as a comment shows it; secrets are hidden."""
-    if isinstance(value, str) and _SECRET.search(name):
-        return f"{name}: ..."
-    return f"{name}: {yaml_reader.format_value(_hide_secrets(value))}"
-
-
-def _hide_secrets(value: Any) -> Any:
-    """Return a value without the secrets inside it."""
-    if isinstance(value, dict):
-        return {
-            key: "..." if isinstance(inner, str) and _SECRET.search(str(key)) else _hide_secrets(inner)
-            for key, inner in value.items()
-        }
-    return [_hide_secrets(inner) for inner in value] if isinstance(value, list) else value
+    """Return a setting as a comment shows it; secrets are left out."""
+    if secret_settings.is_secret(name.rpartition(".")[2], value):
+        return f"{name}: {redaction.REDACTED}"
+    return f"{name}: {redaction.redact_shapes(yaml_reader.format_value(value))}"

@@ -15,7 +15,7 @@ from typing import Any
 
 from trl_sft import console, json_output, run_folder
 from trl_sft.errors import EXIT_DONE, EXIT_MEANING_DIFFERS, EXIT_USER_ERROR, Fault, RecipeError
-from trl_sft.importers import axolotl, llamafactory, openrlhf, recipe_text, tables, trl
+from trl_sft.importers import axolotl, llamafactory, llamafactory_rows, openrlhf, recipe_text, tables, trl
 from trl_sft.importers.conversion import Conversion, Importer, check_recipe, convert_all
 from trl_sft.importers.settings import RecipeLine, Settings, read_file
 from trl_sft.recipe import paths
@@ -160,7 +160,7 @@ def _report(
         console.say_error("trl_sft: THE RECIPE DOES NOT TRAIN THE SAME AS THE SETTINGS:")
         for line in recipe_text.describe_differences(settings, differences):
             console.say_error(line)
-    counts = f"{_count_values(settings.values)} values became {len(conversion.lines)} lines"
+    counts = f"{_count_settings(settings)} values became {len(conversion.lines)} lines"
     console.say_error(f"trl_sft: {counts}. Not in the recipe: {len(conversion.omitted)}. Its last comments tell why.")
     for file in companions if output is not None else ():
         console.say(f"wrote {file}, which the recipe names")
@@ -174,6 +174,12 @@ def _report(
     if output is not None:
         console.say(f"Next: {console.get_python_command()} -m trl_sft check {output}")
     return EXIT_MEANING_DIFFERS if differences else EXIT_DONE
+
+
+def _count_settings(settings: Settings) -> int:
+    """Return the number of values that the user wrote into the file or the command."""
+    added = (llamafactory_rows.INFO, llamafactory_rows.FOLDER)  # what is read beside a file of LLaMA-Factory
+    return _count_values({name: value for name, value in settings.values.items() if name not in added})
 
 
 def _count_values(settings: Any) -> int:
