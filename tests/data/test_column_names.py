@@ -85,3 +85,30 @@ def test_names_that_say_nothing_get_no_suggestion():
 )
 def test_column_of_a_format_is_found_under_another_name(columns, target, column):
     assert column_names.suggest_column(columns, target) == column
+
+
+CHAT = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
+
+
+@pytest.mark.parametrize(
+    ("row", "expected"),
+    [
+        ({"contents": CHAT}, ("messages", {"contents": "messages"})),
+        ({"thread": {"role": ["user"], "content": ["a"]}, "id": 1}, ("messages", {"thread": "messages"})),
+        ({"prompt": CHAT[:1], "response": CHAT[1:]}, ("prompt_completion", {"response": "completion"})),
+        ({"dialogue": "A: hi\nB: ho", "answer": "b"}, None),
+    ],
+)
+def test_values_tell_a_chat_from_a_text(row, expected):
+    suggestion = column_names.suggest_format(list(row), row)
+    if expected is None:
+        assert suggestion is None or suggestion.format != "messages"
+    else:
+        assert (suggestion.format, suggestion.rename) == expected
+
+
+@pytest.mark.parametrize("columns", [("article", "highlights", "id"), ("document", "summary"), ("dialogue", "summary")])
+def test_text_with_a_summary_is_not_taken_for_a_text_alone(columns):
+    suggestion = column_names.suggest_format(columns, dict.fromkeys(columns, "A: hi"))
+    assert suggestion.rename == {columns[0]: "question", columns[1]: "answer"}
+    assert not suggestion.is_known

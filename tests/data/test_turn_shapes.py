@@ -38,6 +38,15 @@ READ = {
         {"role": "user", "parts": [{"text": TURNS[0]["content"]}]},
         {"role": "model", "parts": [{"text": TURNS[1]["content"]}]},
     ],
+    "parts of OpenAI's Responses": [
+        {"role": "user", "content": [{"type": "input_text", "text": TURNS[0]["content"]}]},
+        {"role": "assistant", "content": [{"type": "output_text", "text": TURNS[1]["content"]}]},
+    ],
+    "speakers as keys": [{"user": TURNS[0]["content"]}, {"Assistant": TURNS[1]["content"]}],
+    "keys in capitals": [
+        {"Role": "User", "Content": TURNS[0]["content"]},
+        {"FROM": "gpt", "VALUE": TURNS[1]["content"]},
+    ],
     "pairs of role and text": [["user", TURNS[0]["content"]], ["assistant", TURNS[1]["content"]]],
     "human and assistant in one entry": [{"human": TURNS[0]["content"], "assistant": TURNS[1]["content"]}],
     "input and output in one entry": [{"input": TURNS[0]["content"], "output": TURNS[1]["content"], "system": ""}],
@@ -63,6 +72,12 @@ REFUSED = {
     "number": 7,
     "unknown speakers": [{"speaker": "customer", "text": "a"}, {"speaker": "agent", "text": "b"}],
     "no speaker": [{"content": "a"}],
+    "a flag in place of a speaker": [{"is_human": True, "text": "a"}, {"is_human": False, "text": "b"}],
+    "content as a list of texts": [{"role": "user", "content": ["a", "b"]}],
+    "thinking as a part": [{"role": "assistant", "content": [{"type": "thinking", "thinking": "a"}]}],
+    "a call as a part": [{"role": "assistant", "content": [{"type": "tool_use", "name": "f", "input": {}}]}],
+    "a result as a part": [{"role": "user", "content": [{"type": "tool_result", "content": "5"}]}],
+    "an image": [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "x"}}]}],
 }
 
 

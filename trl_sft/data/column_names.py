@@ -9,8 +9,11 @@ from __future__ import annotations
 
 import re
 import unicodedata
-from collections.abc import Iterable, Sequence
-from typing import NamedTuple
+from collections.abc import Iterable, Mapping, Sequence
+from types import MappingProxyType
+from typing import Any, NamedTuple
+
+from trl_sft.data.turn_shapes import ROLE_KEYS
 
 # What a column means -> the names that data sets give it, the usual ones first; in lower case, words joined by _
 _NAMES: dict[str, tuple[str, ...]] = {
@@ -59,6 +62,7 @@ _NAMES: dict[str, tuple[str, ...]] = {
         *("材料", "contexto", "kontext", "контекст", "文脈"),
     ),
     "system": ("system", "system_prompt", "system_message", "sys", "系统", "系统提示", "系统提示词", "系統"),
+    "summary": ("summary", "highlights", "abstract", "tldr", "tl_dr", "headline", "summaries", "摘要", "总结", "要約"),
     "history": ("history", "chat_history", "历史", "对话历史", "歷史"),
     "reasoning": (
         *("reasoning", "thinking", "thought", "thoughts", "cot", "complex_cot", "chain_of_thought", "rationale"),
@@ -111,11 +115,12 @@ class FormatSuggestion(NamedTuple):
     is_known: bool  # whether the names are those of the field; False = only that there are two columns
 
 
-def suggest_format(columns: Sequence[str]) -> FormatSuggestion | None:
+def suggest_format(columns: Sequence[str], row: Mapping[str, Any] = MappingProxyType({})) -> FormatSuggestion | None:
     """Return the format that columns most likely have, with the renames that make them fit.
 
     Args:
         columns: the names of the columns, as the file has them.
+        row: one of the rows, whose values tell a chat from a text; {} = the names alone decide.
 
     Returns:
         None = the names say nothing, and there are not two of them.
@@ -124,6 +129,7 @@ def suggest_format(columns: Sequence[str]) -> FormatSuggestion | None:
     if not columns:
         return None
     meanings = {meaning: column for meaning in _NAMES if (column := _find_column(columns, meaning))}
+    _match_chat(columns, meanings, row)
     solution = next((column for column in columns if normalise(column) == "solution"), "")
     if solution and "reasoning" not in meanings and meanings.get("answer") != solution:  # the steps, then the result
         meanings["reasoning"] = solution
@@ -132,6 +138,25 @@ def suggest_format(columns: Sequence[str]) -> FormatSuggestion | None:
     if suggestion is None and len(columns) == len(("question", "answer")):
         return _make_suggestion("question_answer", {columns[0]: "question", columns[1]: "answer"}, is_known=False)
     return suggestion
+
+
+def _match_chat(columns: Sequence[str], meanings: dict[str, str], row: Mapping[str, Any]) -> None:
+    """Correct the meanings of columns by what a row has in them: turns are no text, and a text is no chat."""
+    if isinstance(text := row.get(meanings.get("messages", "")), str) and not text.lstrip().startswith(("[", "{")):
+        meanings.setdefault("context", meanings.pop("messages"))
+    if "messages" in meanings or {"question", "answer"} <= set(meanings):
+        return
+    chat = next((column for column in columns if is_chat(row.get(column))), "")
+    if chat:
+        meanings["messages"] = chat
+
+
+def is_chat(value: Any) -> bool:
+    """Tell whether a value is a list of turns, or the mapping of lists in which `datasets` stores one."""
+    if isinstance(value, Mapping):
+        return any(isinstance(value.get(key), list) for key in ROLE_KEYS)
+    is_list = isinstance(value, list) and len(value) > 0
+    return is_list and all(isinstance(turn, Mapping) and not set(ROLE_KEYS).isdisjoint(turn) for turn in value)
 
 
 def suggest_column(columns: Iterable[str], target: str) -> str:
@@ -160,6 +185,10 @@ def _suggest_preferred(columns: Sequence[str], meanings: dict[str, str]) -> Form
 def _suggest_by_meaning(columns: Sequence[str], meanings: dict[str, str]) -> FormatSuggestion | None:
     """Return the format that the meanings of columns name; None = they name none."""
     question, answer = meanings.get("question"), meanings.get("answer")
+    source = meanings.get("text") or meanings.get("context")
+    if "summary" in meanings and "answer" not in meanings and source:  # nothing says that the summary is to be trained
+        pair = {source: "question", meanings["summary"]: "answer"}
+        return _make_suggestion("question_answer", pair, is_known=False)
     if "messages" in meanings:
         return _make_suggestion("messages", {meanings["messages"]: "messages"})
     if question and answer and question != answer:
@@ -206,7 +235,7 @@ def _find_column(columns: Sequence[str], meaning: str) -> str:
     for name in _NAMES[meaning]:
         if name in names:
             return names[name]
-    if meaning in ("messages", "text", "history"):
+    if meaning in ("messages", "text", "history", "summary"):
         return ""
     words = set(_NAMES[meaning][:_WORDS])
     for column in columns:

@@ -40,6 +40,14 @@ _NO_LOSS_KEYS = {"masked"}  # torchtune's: true takes the loss away
 # verl's, of a whole turn: 1 carries loss; `true` could also mean that the loss is masked, so it is refused
 _MASK_KEYS = {"loss_mask"}
 _REASONING_KEYS = ("reasoning_content", "thinking", "reasoning")
+# Parts of a turn that are text: those of chat completions, and of OpenAI's Responses
+_TEXT_PARTS = ("text", "input_text", "output_text")
+# Parts of a turn that have another place in a row, with that place: Anthropic's, and those of OpenAI's Responses
+_PART_PLACES = {
+    **dict.fromkeys(("thinking", "reasoning"), "`reasoning_content` of the turn"),
+    **dict.fromkeys(("tool_use", "tool_call", "function_call"), "`tool_calls` of the turn"),
+    **dict.fromkeys(("tool_result", "tool_response", "function_call_output"), "a turn of its own, with `role: tool`"),
+}
 _COPIED_KEYS = ("name", "tool_call_id")  # go to the chat template as they are
 _KNOWN_KEYS = {
     *("role", "content", "tool_calls", "function_call", "human", "assistant"),
@@ -78,6 +86,10 @@ def read_text(row: Row, column: str) -> str:
     value = row.get(column)
     if isinstance(value, str):
         return value
+    if column not in row:
+        raise FormatError(
+            f"the row has no {column}", f"Write {column} in the row, or remove the row.", code="data.wrong_type"
+        )
     if value is None:
         shown = "empty (null)"
     elif isinstance(value, bool | int | float):
@@ -322,6 +334,11 @@ def _read_message(turn: Any, column: str) -> Message:
     role = turn_shapes.find_role(name)
     if role is None:
         fix = "Write system, user, assistant or tool there, in the file or in `format: FILE.py:FUNCTION`."
+        if isinstance(turn, Mapping) and name is None:
+            keys = ", ".join(map(str, turn)) or "none"
+            problem = f"{column} has a turn that does not say who speaks; its keys are {keys}"
+            fix = "Name the speaker under `role`, in the file or in `format: FILE.py:FUNCTION`."
+            raise FormatError(problem, fix, code="data.unknown_role")
         raise FormatError(f"{column} has the role {name!r}", fix, code="data.unknown_role")
     content = turn.get("content")
     if name == "function_call":
@@ -391,17 +408,26 @@ def _read_loss(key: str, value: Any, column: str) -> bool:
 
 
 def _read_content(value: Any, column: str) -> str:
-    """Return the text of a turn; several parts of text become one. Raises FormatError for images and audio."""
+    """Return the text of a turn; several parts of text become one. Raises FormatError for any other part."""
     if not isinstance(value, list):
         return read_text({f"a turn of {column}": value}, f"a turn of {column}")
-    for part in value:
-        kind = type(part).__name__
-        if isinstance(part, Mapping):
-            kind = part.get("type", "text" if "text" in part else None)
-        if kind != "text":
-            fix = "Remove the row, or keep only its text: this version trains on text alone."
-            raise FormatError(f"{column} has a part of type {kind}", fix, code="data.media")
-    return "".join(read_text(part, "text") for part in value)
+    return "".join(_read_part(part, column) for part in value)
+
+
+def _read_part(part: Any, column: str) -> str:
+    """Return the text of one part of a turn. Raises FormatError."""
+    if not isinstance(part, Mapping):
+        problem = f"{column} has a turn whose content is a list with {str(part)[:40]!r}, which is not a part"
+        fix = 'Write one text, or parts: [{"type": "text", "text": ...}].'
+        raise FormatError(problem, fix, code="data.wrong_type")
+    kind = part.get("type", "text" if "text" in part else None)
+    if kind in _TEXT_PARTS:
+        return read_text({f"a part of {column}": part.get("text")}, f"a part of {column}")
+    if kind in _PART_PLACES:
+        fix = f"Write it as {_PART_PLACES[kind]}, in the file or in `format: FILE.py:FUNCTION`."
+        raise FormatError(f"{column} has a part of type {kind}", fix, code="data.unread_part")
+    fix = "Remove the row, or keep only its text: this version trains on text alone."
+    raise FormatError(f"{column} has a part of type {kind}", fix, code="data.media")
 
 
 def _read_tool_calls(value: Any, column: str) -> list[dict[str, Any]]:

@@ -127,7 +127,7 @@ def inspect_source(recipe: Recipe, source: Source) -> tuple[str, list[str], int]
     """Return format, columns and number of rows of a source, without formatting it. Raises DataError."""
     source_rows = load.load_source(recipe, source)
     columns = list(source_rows.columns)
-    return recognise_format(recipe, source, columns), columns, len(source_rows.rows)
+    return recognise_format(recipe, source, columns, rows=source_rows), columns, len(source_rows.rows)
 
 
 def format_source(run: Run, source: Source, features: TokenizerFeatures, *, max_rows: int | None = None) -> Split:

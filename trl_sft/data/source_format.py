@@ -6,7 +6,7 @@ Inputs: a `Source` of the recipe, its rows as they were read, and what the token
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from trl_sft.console import format_names, format_rows
@@ -22,6 +22,8 @@ from trl_sft.recipe.yaml_reader import Recipe
 from trl_sft.suggestions import LOOSE, nearest_name
 
 _COMMON_FORMATS = ("messages", "prompt_completion", "question_answer", "alpaca", "text")
+_MAX_TRIED = 10  # rows of which one is taken to say what the columns hold
+_NUMBERING = ("id", "idx", "index", "uuid", "key", "row_id", "conversation_id")  # columns that hold no text
 _NO_WORDING = "as it is"  # the wording of rows of text, in notes
 
 
@@ -73,7 +75,7 @@ def choose_format(
     elif source.format or isinstance(source.wording, dict):
         format_name = source.format
     else:
-        format_name = recognise_format(recipe, source, columns)
+        format_name = recognise_format(recipe, source, columns, rows=rows)
     columns_read = _columns_read(recipe, source, columns, format_name=format_name)
     if not source.function:
         first_row = _find_first_row(rows, numbers)
@@ -92,7 +94,9 @@ def choose_format(
     return source_format, set(columns) - columns_read
 
 
-def recognise_format(recipe: Recipe, source: Source, columns: Sequence[str], *, title: str = "") -> str:
+def recognise_format(
+    recipe: Recipe, source: Source, columns: Sequence[str], *, title: str = "", rows: SourceRows | None = None
+) -> str:
     """Return the one format that columns fit.
 
     Args:
@@ -100,6 +104,7 @@ def recognise_format(recipe: Recipe, source: Source, columns: Sequence[str], *, 
         source: the entry of `data.train` or `data.eval`.
         columns: the names of the columns.
         title: what has the columns, for messages; "" = the source.
+        rows: the rows of the source, whose values help to say what its columns are.
 
     Raises:
         DataError: the columns fit no format, or several.
@@ -108,37 +113,111 @@ def recognise_format(recipe: Recipe, source: Source, columns: Sequence[str], *, 
     fitting = formats.recognise(columns)
     if len(fitting) == 1:
         return fitting[0]
-    suggestion = None if title else column_names.suggest_format(columns)
+    if not columns:
+        where = recipe.where(source.key)
+        problem = f"{title or source.name} has no rows"
+        raise DataError(Fault(where, problem, "Name a source that has rows.", code="data.no_rows"))
+    if fitting:
+        raise DataError(_explain_several_formats(recipe, source, fitting, columns=columns, title=title, rows=rows))
+    first_row = _find_first_row(rows, range(min(len(rows.rows), _MAX_TRIED))) if rows is not None else {}
+    suggestion = None if title else column_names.suggest_format(columns, first_row)
     is_known = suggestion is not None and suggestion.is_known
-    if not title and not fitting and not is_known and (faults := diagnose.explain_columns(recipe, source)):
+    if not title and not is_known and (faults := diagnose.explain_columns(recipe, source)):
         raise DataError(faults)
-    raise DataError(_explain_unknown_format(recipe, source, fitting, columns=columns, title=title))
+    raise DataError(
+        _explain_unknown_format(recipe, source, suggestion, columns=columns, title=title, first_row=first_row)
+    )
+
+
+def _explain_several_formats(
+    recipe: Recipe,
+    source: Source,
+    fitting: Sequence[str],
+    *,
+    columns: Sequence[str],
+    title: str,
+    rows: SourceRows | None,
+) -> Fault:
+    """Return the fault of columns that fit several formats, in the same rows or each in other rows."""
+    where = recipe.where(source.key)
+    problem = f"{title or source.name} has the columns {format_names(columns)}"
+    if rows is not None:
+        numbers = {name: min(rows.columns[column] for column in formats.FORMATS[name].columns) for name in fitting}
+        if sum(numbers.values()) <= len(rows.rows) and all(numbers.values()):
+            shown = " and ".join(
+                f"{format_rows(number)} of format {name} ({', '.join(formats.FORMATS[name].columns)})"
+                for name, number in numbers.items()
+            )
+            problem = f"{source.name} has rows of several formats: {shown}"
+            fix = "Put the rows of each format into files of their own, and name these as a source each."
+            return Fault(where, problem, fix, code="data.ambiguous_format")
+    problem = f"{problem}, which fit several formats: {' and '.join(fitting)}"
+    return Fault(where, problem, f"Set `format` to {' or '.join(fitting)}.", code="data.ambiguous_format")
 
 
 def _explain_unknown_format(
-    recipe: Recipe, source: Source, fitting: Sequence[str], *, columns: Sequence[str], title: str
+    recipe: Recipe,
+    source: Source,
+    suggestion: column_names.FormatSuggestion | None,
+    *,
+    columns: Sequence[str],
+    title: str,
+    first_row: Mapping[str, Any],
 ) -> Fault:
-    """Return the fault of columns that fit no format, or several; `title` has them, in place of the source."""
+    """Return the fault of columns that fit no format; `title` has them, in place of the source."""
     where = recipe.where(source.key)
-    problem = f"{title or source.name} has the columns {format_names(columns)}"
-    if fitting:
-        problem = f"{problem}, which fit several formats: {' and '.join(fitting)}"
-        return Fault(where, problem, f"Set `format` to {' or '.join(fitting)}.", code="data.ambiguous_format")
-    suggestion = None if title else column_names.suggest_format(columns)
+    problem = f"{title or source.name} has the columns {format_names(columns)}, which fit no format"
     if suggestion is None or not (suggestion.rename or suggestion.is_known):
-        return Fault(where, f"{problem}, which fit no format", _list_formats(columns), code="data.unknown_format")
+        return Fault(where, problem, _list_formats(columns), code="data.unknown_format")
     nearest = ", ".join(formats.FORMATS[suggestion.format].columns)
-    problem = f"{problem}, which fit no format; the nearest is {suggestion.format} ({nearest})"
+    problem = f"{problem}; the nearest is {suggestion.format} ({nearest})"
+    if nested := _find_nested(suggestion, first_row):
+        problem = f"{problem}, but the column {nested} holds {_describe_nested(first_row[nested])}, not text"
+        fix = "Make the text of each row in a function: `format: FILE.py:FUNCTION`."
+        return Fault(where, problem, f"{fix} docs/how-to/formats-and-wordings.md has one.", code="data.unknown_format")
+    if source.builder == "csv" and _has_spaced_header(source, columns):
+        values: dict[str, Any] = {"skipinitialspace": True}
+        problem = f"{problem}: in the file a space follows each separator"
+        fix = f"Set `skipinitialspace: true` in the source: `{diagnose.write_source(recipe, source, values)}`."
+        edits = diagnose.make_edits(recipe, source, values)
+        return Fault(where, problem, fix, code="data.unknown_format", edits=edits)
     values = {"rename": _join_renames(source, suggestion.rename)}
     entry = diagnose.write_source(recipe, source, values)
     text = f"`rename: {diagnose.write_value(values['rename'])}` in the source: `{entry}`."
     if not suggestion.is_known:
-        fix = f"If the columns mean that, set {text} Otherwise write a wording: {_write_wording(columns)}."
+        wording = _write_wording(list(suggestion.rename) if len(suggestion.rename) > 1 else columns)
+        fix = f"If the columns mean that, set {text} Otherwise write a wording: {wording}."
         if source.builder == "csv" and not {"column_names", "names", "header"} & set(source.load_kwargs):
             fix += f" If the file has no header, set `column_names: [{', '.join(suggestion.rename.values())}]`."
         return Fault(where, problem, fix, code="data.unknown_format")
     edits = diagnose.make_edits(recipe, source, values)
     return Fault(where, problem, f"Set {text}", code="data.unknown_format", edits=edits)
+
+
+def _find_nested(suggestion: column_names.FormatSuggestion, first_row: Mapping[str, Any]) -> str:
+    """Return the column that would become text although it holds a list or a mapping; "" = there is none."""
+    if suggestion.format in ("messages", "sharegpt"):
+        return ""
+    for column, name in suggestion.rename.items():
+        value = first_row.get(column)
+        is_chat = suggestion.format == "prompt_completion" and column_names.is_chat(value)
+        if isinstance(value, list | Mapping) and not is_chat and name not in ("history", "tools"):
+            return column
+    return ""
+
+
+def _describe_nested(value: Any) -> str:
+    """Return what a list or a mapping holds."""
+    if isinstance(value, Mapping):
+        return f"a mapping with the keys {', '.join(map(str, list(value)[:5]))}"
+    return "a list" if not value else f"a list of {len(value)}"
+
+
+def _has_spaced_header(source: Source, columns: Sequence[str]) -> bool:
+    """Tell whether every name of a header but the first begins with a space, and the names without it fit a format."""
+    stripped = [column.strip().strip('"') for column in columns]
+    is_spaced = all(column.startswith(" ") for column in columns[1:]) and not columns[0].startswith(" ")
+    return is_spaced and "skipinitialspace" not in source.load_kwargs and len(formats.recognise(stripped)) == 1
 
 
 def _join_renames(source: Source, rename: dict[str, str]) -> dict[str, str]:
@@ -158,7 +237,8 @@ def _list_formats(columns: Sequence[str]) -> str:
 
 def _write_wording(columns: Sequence[str]) -> str:
     """Return a wording of the recipe's own, with the first and the last column as prompt and completion."""
-    return f"`wording: {{prompt: '{{{columns[0]}}}', completion: '{{{columns[-1]}}}'}}`"
+    texts = [column for column in columns if column_names.normalise(column) not in _NUMBERING] or list(columns)
+    return f"`wording: {{prompt: '{{{texts[0]}}}', completion: '{{{texts[-1]}}}'}}`"
 
 
 def describe_format(source: Source, source_format: SourceFormat, unused: Sequence[str]) -> str:

@@ -140,8 +140,9 @@ def parse_record(record: str) -> dict[str, Any]:
     except RecursionError:
         problem = "the row is nested too deeply to be read"
         raise FormatError(problem, "Remove levels of lists and objects.", code="data.invalid_json") from None
-    except ValueError as error:  # a number of more than 4,300 digits
-        raise FormatError(f"the row cannot be read: {error}", "Correct the row.", code="data.invalid_json") from None
+    except ValueError:  # https://docs.python.org/3/library/stdtypes.html#int-max-str-digits
+        problem = "a number has more than 4,300 digits"
+        raise FormatError(problem, "Write the number as text, or shorten it.", code="data.invalid_json") from None
     if isinstance(row, str):
         return {"text": row}
     if not isinstance(row, dict):

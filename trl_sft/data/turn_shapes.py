@@ -142,7 +142,7 @@ def _read_pairs(value: list[list[Any]]) -> list[dict[str, Any]]:
 
 def _split_pair(turn: Mapping[str, Any]) -> list[Mapping[str, Any]]:
     """Return the two turns of an entry that holds a question and its answer, and its system prompt; else the turn."""
-    if set(ROLE_KEYS) & set(turn):
+    if not set(ROLE_KEYS).isdisjoint(turn):
         return [_name_keys(turn)]
     for question, answer in _PAIRS:
         if question in turn and answer in turn:
@@ -160,7 +160,13 @@ def _name_keys(turn: Mapping[str, Any]) -> Mapping[str, Any]:
     """Return a turn with `role` and `content` in place of the data set's names for them."""
     if turn.get("role") is not None and turn.get("content") is not None:
         return turn
+    if len(turn) == 1 and find_role(speaker := next(iter(turn))):  # {"user": "hello"}
+        return {"role": speaker, "content": turn[speaker]}
     named = dict(turn)
+    lower = {key.casefold(): key for key in turn if isinstance(key, str) and not key.islower()}  # Role, Content
+    for usual_key, own_key in lower.items():
+        if usual_key in (*ROLE_KEYS, *CONTENT_KEYS) and usual_key not in turn:
+            named[usual_key] = named.pop(own_key)
     for name, keys in (("role", ROLE_KEYS), ("content", CONTENT_KEYS)):
         if named.get(name) is not None:
             continue

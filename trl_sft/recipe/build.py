@@ -38,6 +38,12 @@ from trl_sft.suggestions import LOOSE, is_misspelling, nearest_name
 
 # section -> the key that a plain text in the place of the section stands for
 _MAIN_KEYS = {"model": "name_or_path", "data": "train"}
+_SAVE_SHEET = "Save its sheet as CSV (UTF-8), and name that file."
+_UNPACK = "Unpack the archive, and name the files in it."
+_OTHER_FILES = {  # suffix of a file that a recipe does not read -> what to do with it
+    **dict.fromkeys((".xlsx", ".xls", ".ods"), _SAVE_SHEET),
+    **dict.fromkeys((".zip", ".tar", ".tgz", ".7z", ".rar"), _UNPACK),
+}
 _PARTS = ("train", "eval")  # of `data:`
 _MAX_FILES_OF_FOLDER = 2000  # of a folder that is a source, by which its builder is chosen
 
@@ -208,7 +214,7 @@ def _build_source(recipe: Recipe, key: Key, entry: Any, *, faults: list[Fault], 
     file = location.files[0] if location.files and location.files[0].is_file() else None
     builder = _find_builder(file) if file else ""
     if file and not builder:
-        fix = f"Use a file that ends in one of {', '.join(sections.BUILDERS)}."
+        fix = _OTHER_FILES.get(file.suffix.lower(), f"Use a file that ends in one of {', '.join(sections.BUILDERS)}.")
         faults.append(
             recipe.fault(path_key, f"{path}: files of this type cannot be read", fix, code="data.unknown_file_type")
         )

@@ -114,6 +114,16 @@ def open_bytes(path: Path) -> Iterator[IO[bytes]]:
         yield data
 
 
+def find_missing_decompressor(path: Path) -> Content | None:
+    """Return the problem of a file that no installed package decompresses; None = there is none."""
+    try:
+        with path.open("rb") as raw:
+            data_file.decompress(raw)
+    except CompressionError as error:
+        return Content(f"cannot be read: {error}", error.fix, code="data.missing_decompressor")
+    return None
+
+
 def find_compression_fault(path: Path) -> Content | None:
     """Return the problem of a compressed file that cannot be unpacked to its end; None = it can."""
     try:

@@ -14,6 +14,7 @@ import zipfile
 from pathlib import Path
 from typing import Any
 
+from trl_sft.console import format_rows
 from trl_sft.data.file_diagnosis import content, encodings, json_text, table
 from trl_sft.data.file_diagnosis.encodings import EncodingCandidate
 from trl_sft.data.file_diagnosis.json_text import make_place
@@ -40,7 +41,7 @@ def check_head(recipe: Recipe, source: Source, file: Path) -> list[Fault]:
 
     """
     builder = source.builder or find_builder(file)
-    foreign = content.find_foreign_content(file, builder)
+    foreign = content.find_missing_decompressor(file) or content.find_foreign_content(file, builder)
     if foreign:
         return [Fault(make_place(file.name), f"{file.name} {foreign.problem}", foreign.fix, code=foreign.code)]
     if builder not in _TEXT_BUILDERS or zipfile.is_zipfile(file):
@@ -49,8 +50,12 @@ def check_head(recipe: Recipe, source: Source, file: Path) -> list[Fault]:
     is_strict = "encoding" not in source.load_kwargs and source.load_kwargs.get("encoding_errors") in (None, "strict")
     if is_strict and not _begins_as_utf8(head):
         return _explain_encoding(recipe, source, file, data=_read_data(file))
+    if not is_strict and _is_misread_utf8(source, head):
+        return [_explain_needless_encoding(recipe, source)]
+    text = _decode_head(source, head)
+    if builder == "text" and not source.format and ".txt" in map(str.lower, file.suffixes):
+        return json_text.find_rows_in_text(text, file.name)
     if builder == "csv":
-        text = _decode_head(source, head)
         return table.find_json(text, file.name) or _explain_separator(recipe, source, file, text=text)
     return []
 
@@ -195,22 +200,22 @@ def _check_encoding(recipe: Recipe, source: Source, file: Path, *, data: bytes) 
 def _explain_encoding(recipe: Recipe, source: Source, file: Path, *, data: bytes) -> list[Fault]:
     """Return the fault of a file whose encoding is not the one with which it is read."""
     encoding = str(source.load_kwargs.get("encoding") or "utf-8")
-    if encoding == "utf-8" and (offsets := encodings.find_broken_utf8(data)):
+    if encoding == "utf-8" and b"\0" not in data and (offsets := encodings.find_broken_utf8(data)):
         return _explain_broken_utf8(file, data, offsets)
     position = _find_undecodable(data, encoding)
     sample = data[: data.rfind(b"\n", 0, _ENCODING_SAMPLE) + 1] if len(data) > _ENCODING_SAMPLE else data
     candidates = encodings.find_candidates(sample)
     others_are_utf8 = any(_is_utf8_beyond_ascii(other) for other in source.location.files if other != file)
     if candidates and candidates[0].name == "utf-8":  # the key is wrong, not the file
-        problem = f"the file is UTF-8, not {encoding}"
-        key: Key = (*source.key, "encoding")
-        edit = Edit("remove", key)
-        return [Fault(recipe.where(key), problem, "Remove `encoding`.", code="data.wrong_encoding", edits=(edit,))]
+        return [_explain_needless_encoding(recipe, source)]
     where = make_place(file.name, _line_of(data, position))
     value = data[position : position + 1].hex()
     problem = f"byte 0x{value} is not {_title(encoding)}"
     if candidates and candidates[0].name.startswith("utf"):
         problem = f"the file is not {_title(encoding)}"
+    if not candidates and position < 0 and b"\0" in data:  # valid, apart from a byte that no text holds
+        where = make_place(file.name, _line_of(data, data.index(0)))
+        return [Fault(where, "the line holds a NUL byte (0x00)", "Remove the byte.", code="data.nul_byte")]
     if not candidates:
         fix = "Save the file as UTF-8, or set `encoding` to the one that it was saved in."
         return [Fault(where, problem, fix, code="data.wrong_encoding")]
@@ -225,6 +230,23 @@ def _explain_encoding(recipe: Recipe, source: Source, file: Path, *, data: bytes
     is_certain = len(candidates) == 1 and encodings.count_bytes(sample, 0x80) > encodings.FEW_BYTES
     edits = make_edits(recipe, source, {"encoding": candidates[0].name}) if is_certain else ()
     return [Fault(where, problem, fix, code="data.wrong_encoding", edits=edits)]
+
+
+def _is_misread_utf8(source: Source, head: bytes) -> bool:
+    """Tell whether a file begins as UTF-8, although the recipe names another encoding."""
+    encoding = _encoding_of(source)
+    if encoding.lower().replace("_", "-").startswith("utf") or not _begins_as_utf8(head):
+        return False
+    text = codecs.getincrementaldecoder("utf-8")().decode(head)
+    return sum(character > "\x7f" for character in text) >= encodings.count_sure_characters(encoding)
+
+
+def _explain_needless_encoding(recipe: Recipe, source: Source) -> Fault:
+    """Return the fault of a recipe that names another encoding for a file of UTF-8."""
+    key: Key = (*source.key, "encoding")
+    problem = f"the file is UTF-8, not {source.load_kwargs['encoding']}"
+    edits = (Edit("remove", key),)
+    return Fault(recipe.where(key), problem, "Remove `encoding`.", code="data.wrong_encoding", edits=edits)
 
 
 def _is_utf8_beyond_ascii(file: Path) -> bool:
@@ -254,7 +276,7 @@ def _explain_broken_utf8(file: Path, data: bytes, offsets: list[int]) -> list[Fa
         where = make_place(file.name, _line_of(data, offsets[0]))
         problem = "the file ends in the middle of a character"
         return [Fault(where, problem, "Copy or download the file again.", code="data.truncated_file")]
-    lines = sorted({_line_of(data, offset) for offset in offsets})
+    lines = _list_lines(data, offsets)
     shown = ", ".join(str(line) for line in lines[:5]) + (f" and {len(lines) - 5} more" if len(lines) > 5 else "")
     line = _cut_line(data, offsets[0])
     others = [candidate for candidate in encodings.find_candidates(line) if candidate.name != "utf-8"]
@@ -267,6 +289,18 @@ def _explain_broken_utf8(file: Path, data: bytes, offsets: list[int]) -> list[Fa
     return [Fault(make_place(file.name, lines[0]), problem, fix, code="data.wrong_encoding")]
 
 
+def _list_lines(data: bytes, offsets: list[int]) -> list[int]:
+    """Return the lines, from 1, of bytes in their order, each line once."""
+    lines: list[int] = []
+    number, begin = 1, 0
+    for offset in offsets:
+        number += len(re.findall(rb"\r\n|\n|\r", data[begin:offset]))
+        begin = offset
+        if not lines or lines[-1] != number:
+            lines.append(number)
+    return lines
+
+
 def _cut_line(data: bytes, position: int) -> bytes:
     """Return the line of a file around a position."""
     begin = max(data.rfind(b"\n", 0, position), data.rfind(b"\r", 0, position)) + 1
@@ -275,12 +309,12 @@ def _cut_line(data: bytes, position: int) -> bytes:
 
 
 def _find_undecodable(data: bytes, encoding: str) -> int:
-    """Return the position of the first byte that is not in an encoding."""
+    """Return the position of the first byte that is not in an encoding; -1 = all bytes are."""
     try:
         data.decode(encoding)
     except UnicodeDecodeError as error:
         return error.start
-    return 0
+    return -1
 
 
 def _line_of(data: bytes, position: int) -> int:
@@ -310,13 +344,20 @@ def _explain_separator(recipe: Recipe, source: Source, file: Path, *, text: str)
     """Return the fault of a table that is read with another separator than it has."""
     if "dialect" in source.load_kwargs:  # it says what separates the cells
         return []
+    declared = table.find_declared_separator(text)
+    if declared and not {"skiprows", "header", "names", "column_names"} & set(source.load_kwargs):
+        values = {"sep": declared, "skiprows": 1}
+        problem = f"the first line only declares the separator, for Excel: sep={declared}"
+        fix = f"Set `sep` and `skiprows: 1` in the source: `{write_source(recipe, source, values)}`."
+        edits = make_edits(recipe, source, values)
+        return [Fault(make_place(file.name, 1), problem, fix, code="data.wrong_separator", edits=edits)]
     separator = str(source.load_kwargs.get("sep") or source.load_kwargs.get("delimiter") or ",")
     better = table.find_separator(text, separator) if len(separator) == 1 else ""
     if not better:
         return []
     header = json_text.split_lines(text)[0][:60]
     key = "delimiter" if "delimiter" in source.load_kwargs else "sep"
-    value = json.dumps(better)
+    value = json.dumps(better, ensure_ascii=False)
     problem = (
         f"the cells are separated by {table.describe_separator(better)}, and the file is read with "
         f"{table.describe_separator(separator)}: {header!r} is one column"
@@ -338,12 +379,18 @@ def _explain_field(recipe: Recipe, source: Source, file: Path, *, only_columns: 
         return []
     field = "" if only_columns else json_text.find_row_key(value)
     if field:
-        problem = f"the file is one object, whose key {field} holds {len(value[field]):,} rows"
+        problem = f"the file is one object, whose key {field} holds {format_rows(len(value[field]))}"
+        others = [key for key in json_text.list_row_keys(value) if key != field]
+        if others:
+            problem += (
+                f"; {' and '.join(others)} {'hold' if len(others) > 1 else 'holds'} rows too, and would not be read"
+            )
         entry = write_source(recipe, source, {"field": field})
         fix = f"Set `field: {write_value(field)}` in the source: `{entry}`."
         edits = make_edits(recipe, source, {"field": field})
         return [Fault(make_place(file.name), problem, fix, code="data.rows_under_key", edits=edits)]
-    if json_text.has_columns(value) or (not only_columns and json_text.has_ids(value)):
+    is_no_row = json_text.has_ids(value) or json_text.has_nested_rows(value)
+    if json_text.has_columns(value) or (not only_columns and is_no_row):
         problem, fix = json_text.explain_no_rows(value, file.name)
         return [Fault(make_place(file.name), problem, fix, code="data.not_rows")]
     return []

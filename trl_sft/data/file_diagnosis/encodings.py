@@ -22,6 +22,7 @@ _MARKS = (
 )
 # Several bytes for a character first. Of two that give the same text the first one is offered.
 _MULTI_BYTE = ("gbk", "gb18030", "big5", "cp950", "shift_jis", "cp932", "euc_jp", "cp949")
+_MULTI_BYTE_FAMILIES = ("gb", "big5", "cp93", "cp94", "cp95", "shift", "euc", "iso2022", "johab", "hz")
 _SINGLE_BYTE = ("cp1252", "cp1250", "cp1251", "cp1253", "cp1254", "cp1255", "cp1256", "cp874", "koi8-r", "mac_roman")
 _TITLES = {
     **{"utf-8-sig": "UTF-8 with a byte order mark", "utf-16": "UTF-16", "utf-16-le": "UTF-16", "utf-16-be": "UTF-16"},
@@ -65,14 +66,14 @@ _PRIORS = {
     **{"cp1250": 0.95, "cp1254": 0.93, "cp1253": 0.9, "cp1255": 0.9, "cp1256": 0.9, "cp874": 0.9, "euc_jp": 0.9},
     **{"koi8-r": 0.85, "mac_roman": 0.7},
 }
-_MOSTLY_NUL = (
-    0.2  # the share of NUL bytes from which a file without a mark may be UTF-16; JSON and CSV have ASCII in it
-)
+_LEAST_NUL = 0.01  # the share of NUL bytes from which a file without a mark may be UTF-16: separators and line breaks
+_MOST_IRREGULAR = 0.05  # the share of them that may stand at the other byte of a character
 _LEAST_PLAUSIBLE = 0.42  # candidates below this score are not offered
 _LEAST_PLAUSIBLE_OF_FEW = 0.6  # the same for a file with at most `FEW_BYTES` bytes beyond ASCII
 FEW_BYTES = 4
 _AMBIGUOUS = 0.88  # a second candidate from this share of the best score on is offered too
 _WINDOW = 1 << 16  # bytes that are decoded at once in search of bytes that are not UTF-8
+_SURE_CHARACTERS = 5  # characters beyond ASCII of a line that no other encoding writes as valid UTF-8 by chance
 _MOST_BROKEN = 1000  # bytes that are not UTF-8, in a file that is UTF-8 apart from them
 _MAX_SCORED = 20_000  # characters beyond ASCII whose plausibility is computed
 _SAMPLE = 24  # characters of a sample
@@ -111,12 +112,9 @@ def find_candidates(data: bytes) -> list[EncodingCandidate]:
         return [_make_candidate(mark, text, 1.0)] if (text := _decode(data, mark)) is not None else []
     if b"\0" not in data and (text := _decode(data, "utf-8")) is not None:
         return [_make_candidate("utf-8", text, 1.0)]
-    if data.count(0) > _MOSTLY_NUL * len(data):
-        names: tuple[str, ...] = ("utf-16-le", "utf-16-be")
-    elif b"\0" in data:
+    names = _list_wide(data) if b"\0" in data else (*_MULTI_BYTE, *_SINGLE_BYTE)
+    if not names:
         return []
-    else:
-        names = (*_MULTI_BYTE, *_SINGLE_BYTE)
     candidates: dict[str, EncodingCandidate] = {}  # text -> candidate
     for name in names:
         text = _decode(data, name)
@@ -131,6 +129,17 @@ def find_candidates(data: bytes) -> list[EncodingCandidate]:
         return []
     near = [candidate for candidate in ranked if candidate.score >= _AMBIGUOUS * ranked[0].score]
     return near[:2]
+
+
+def _list_wide(data: bytes) -> tuple[str, ...]:
+    """Return the kinds of UTF-16 that a file with NUL bytes may have: each is the higher byte of an ASCII character."""
+    if len(data) % 2:
+        data = data[:-1]  # the beginning of a file may be cut inside a character
+    odd, even = data[1::2].count(0), data[::2].count(0)
+    is_regular = min(odd, even) <= _MOST_IRREGULAR * max(odd, even)
+    if odd + even < _LEAST_NUL * len(data) or not is_regular:
+        return ()
+    return ("utf-16-le",) if odd > even else ("utf-16-be",)
 
 
 def find_broken_utf8(data: bytes) -> list[int]:
@@ -154,10 +163,34 @@ def find_broken_utf8(data: bytes) -> list[int]:
             offsets.append(position + error.start)
             position += error.end
         if len(offsets) > _MOST_BROKEN:
-            return []
+            return _find_broken_lines(data)
     characters = count_bytes(data, 0xC2)  # the first bytes of characters, if the file is UTF-8
     is_mostly_utf8 = characters - len(offsets) > 3 * len(offsets)
-    return offsets if is_mostly_utf8 or _is_cut(data, offsets) else []
+    return offsets if is_mostly_utf8 or _is_cut(data, offsets) else _find_broken_lines(data)
+
+
+def _find_broken_lines(data: bytes) -> list[int]:
+    """Return the offset of the first byte that is not UTF-8 of each such line, where other lines surely are UTF-8."""
+    offsets: list[int] = []
+    has_utf8 = False
+    begin = 0
+    for line in data.splitlines(keepends=True):
+        if not line.isascii():
+            try:
+                text = line.decode("utf-8")
+                has_utf8 = has_utf8 or sum(character > "\x7f" for character in text) >= _SURE_CHARACTERS
+            except UnicodeDecodeError as error:
+                offsets.append(begin + error.start)
+        begin += len(line)
+    return offsets if has_utf8 else []
+
+
+def count_sure_characters(encoding: str) -> int:
+    """Return how many characters beyond ASCII of valid UTF-8 no text in this encoding has by chance.
+
+    In an encoding of one byte a character they would be pairs of letters and signs that nobody writes.
+    """
+    return _SURE_CHARACTERS if codecs.lookup(encoding).name.startswith(_MULTI_BYTE_FAMILIES) else 2
 
 
 def count_bytes(data: bytes, least: int) -> int:

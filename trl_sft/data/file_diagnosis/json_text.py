@@ -14,6 +14,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
+from trl_sft.console import format_rows
 from trl_sft.errors import Fault, Place
 
 MAX_SHOWN = 5  # faulty lines that are named one by one
@@ -23,6 +24,8 @@ _SURROGATE = re.compile(r"(?<!\\)(?:\\\\)*(\\u[dD][89a-fA-F][0-9a-fA-F]{2})")
 _TURN_KEYS = {"role", "from", "speaker", "author", "sender"}
 _MAX_LITERAL = 100_000  # characters of a line that is tried as a Python literal
 _MAX_LOCATED = 50  # objects whose lines are compared
+_LONG_NUMBER = re.compile(r"\d{4301,}")  # what Python reads: 4,300 digits (`sys.get_int_max_str_digits`)
+_TOO_MANY_DIGITS = "a number has more than 4,300 digits"
 _NOT_BLANK = re.compile(r"\S")
 _MIN_HEADER_CELLS = 2
 _HEADER_CELL = re.compile(r"\s*\"?[\w .-]{1,40}\"?\s*")
@@ -86,6 +89,22 @@ def find_faults(text: str, file_name: str) -> list[Fault]:
     return faults or _find_value_faults(text, file_name)
 
 
+def find_rows_in_text(text: str, file_name: str) -> list[Fault]:
+    """Return the fault of a text file of which every line is a JSON object.
+
+    Args:
+        text: the whole lines at the beginning of the file.
+        file_name: the name of the file.
+
+    """
+    lines = [line for line in split_lines(text) if line.strip()]
+    if not lines or not all(line.lstrip().startswith("{") and _is_json(line, dict) for line in lines):
+        return []
+    problem = "each line is a JSON object, and a text file is trained as it stands"
+    fix = f"Rename the file to {file_name.partition('.')[0]}.jsonl. If the lines are the text, set `format: text`."
+    return [Fault(make_place(file_name, 1), problem, fix, code="data.other_content")]
+
+
 def check_objects(text: str) -> None:
     """Refuse a JSON text in which an object has a key twice. Raises RepeatedKey, ValueError."""
     json.loads(text, object_pairs_hook=_refuse_repeated)
@@ -113,6 +132,9 @@ def _find_list_faults(text: str, file_name: str) -> list[Fault]:
         return [_make_fault(_explain_mistake(text, error), text, file_name)]
     except RecursionError:
         return [_explain_nesting(text, file_name)]
+    except ValueError:
+        mistake = _parse_error(text)
+        return [_make_fault(_explain_mistake(text, mistake), text, file_name)] if mistake else []
     return _find_item_faults(value, file_name)
 
 
@@ -227,24 +249,33 @@ def _explain_object(value: Any, file_name: str) -> Fault | None:
         return None
     field = find_row_key(value)
     if field:
-        rows = len(value[field])
-        problem = f"the file is one object, whose key {field} holds {rows:,} rows"
+        problem = f"the file is one object, whose key {field} holds {format_rows(len(value[field]))}"
         return Fault(make_place(file_name), problem, f"Set `field: {field}` in the source.", code="data.rows_under_key")
     problem, fix = explain_no_rows(value, file_name)
     return Fault(make_place(file_name), problem, fix, code="data.not_rows")
 
 
 def find_row_key(value: dict[str, Any]) -> str:
-    """Return the key of an object under which its rows stand, the longest list of objects; "" = there is none.
+    """Return the key of an object under which its rows stand, the longest list of objects; "" = there is none."""
+    return max(keys, key=lambda key: len(value[key])) if (keys := list_row_keys(value)) else ""
+
+
+def list_row_keys(value: dict[str, Any]) -> list[str]:
+    """Return the keys of an object under which lists of objects stand.
 
     The turns of a chat are no rows: an object that holds them is one row.
     """
-    lists = {
-        key: len(item)
+    return [
+        key
         for key, item in value.items()
         if isinstance(item, list) and item and all(isinstance(row, dict) and not _TURN_KEYS & set(row) for row in item)
-    }
-    return max(lists, key=lambda key: lists[key], default="")
+    ]
+
+
+def has_nested_rows(value: dict[str, Any]) -> bool:
+    """Tell whether the only value of an object is an object that holds rows under a key."""
+    items = list(value.values())
+    return len(items) == 1 and isinstance(items[0], dict) and bool(find_row_key(items[0]))
 
 
 def has_columns(value: dict[str, Any]) -> bool:
@@ -294,6 +325,9 @@ def _parse_error(line: str) -> json.JSONDecodeError | None:
         return error
     except RecursionError:
         return json.JSONDecodeError(_TOO_DEEP, line, 0)
+    except ValueError:  # a number of more digits than Python reads
+        match = _LONG_NUMBER.search(line)
+        return json.JSONDecodeError(_TOO_MANY_DIGITS, line, match.start() if match else 0)
     return None
 
 
@@ -343,6 +377,11 @@ def _explain_mistake(text: str, error: json.JSONDecodeError, *, is_last: bool = 
         return _Mistake(0, "the line is nested too deeply to be read", "Remove levels of lists and objects.")
     rest = text[position:].lstrip()
     before = text[:position].rstrip()
+    if rest.startswith("\ufeff") or text.startswith("\ufeff"):
+        problem = "a byte order mark (U+FEFF) stands before the row: two files were joined"
+        return _Mistake(position, problem, "Remove the mark.")
+    if error.msg == _TOO_MANY_DIGITS:
+        return _Mistake(position, error.msg, "Write the number as text, or shorten it.")
     if error.msg == "Extra data" and rest.strip() == ",":
         return _Mistake(position, "a comma ends the line", "Remove the comma, or write all rows as one list in [ ].")
     if rest[:1] in ("}", "]") and before.endswith(","):

@@ -15,9 +15,10 @@ from trl_sft.data.file_diagnosis import json_text
 from trl_sft.data.file_diagnosis.json_text import make_place
 from trl_sft.errors import Fault
 
-SEPARATORS = (",", ";", "\t", "|")
-_TITLES = {",": "commas", ";": "semicolons", "\t": "tabs", "|": "vertical bars"}
+SEPARATORS = (",", ";", "\t", "|", "，", "；", "^", "~", ":")
+_TITLES = {",": "commas", ";": "semicolons", "\t": "tabs", "|": "vertical bars", ":": "colons"}
 _JSON = re.compile(r"\s*(\{\s*[\"}]|\[\s*[{\"\]])")
+_DECLARATION = re.compile(r'"?sep=([^\r\n"])"?\r?\n', re.IGNORECASE)
 _SAMPLE_RECORDS = 20  # records by which a separator is judged
 _MAX_CELL = 1 << 30  # characters; the standard library stops at 131,072
 
@@ -45,6 +46,12 @@ def find_separator(text: str, separator: str) -> str:
         if header_width > best_width and width == header_width and number >= 0.8 * sum(widths.values()):
             best, best_width = candidate, header_width
     return best
+
+
+def find_declared_separator(text: str) -> str:
+    """Return the separator that the first line declares, as Excel reads it (`sep=;`); "" = there is no such line."""
+    match = _DECLARATION.match(text)
+    return match[1] if match else ""
 
 
 def describe_separator(separator: str) -> str:
@@ -102,7 +109,10 @@ def _find_record_faults(text: str, file_name: str, separator: str, *, quote: str
             return faults
     if record and _ends_open(text, quote) and "\n" in record[-1]:
         problem = "a quote is opened in this row and never closed, so the rest of the file is one cell"
-        fix = 'Close the quote, or write a quote in a text as "".'
+        fix = (
+            f"Close the quote, or write {quote}{quote} for a quote inside a cell. "
+            "Or set `quoting: 3` if quotes have no meaning."
+        )
         faults.append(Fault(make_place(file_name, last_begin), problem, fix, code="data.invalid_table"))
     return faults
 

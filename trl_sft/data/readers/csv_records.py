@@ -40,6 +40,7 @@ _TYPE_KEYS = ("converters", "true_values", "false_values", "thousands", "decimal
 # Keys that pandas no longer has, or that say how it works inside: they change no cell.
 _PANDAS_KEYS = ("prefix", "mangle_dupe_cols", "error_bad_lines", "warn_bad_lines", "verbose", "engine", "memory_map")
 _MOST_COLUMNS = 100_000
+_NO_QUOTES = "Or set `quoting: 3` if quotes have no meaning."
 _EDITOR_LINE_BREAKS = ("\n", "\r", "\r\n")
 
 
@@ -427,11 +428,14 @@ def _explain_csv_error(line: int, error: csv.Error, options: CsvOptions) -> Read
         return ReadingError(
             line,
             problem,
-            f"Close the quote, or write {quote}{quote} for a quote inside a cell.",
+            f"Close the quote, or write {quote}{quote} for a quote inside a cell. {_NO_QUOTES}",
             code="data.invalid_table",
         )
     if "expected after" in str(error):
         problem = f"the row has a quoted cell with text after its closing {quote}"
-        fix = f"Write {quote}{quote} for a quote inside a cell. Or set `quoting: 3` if quotes have no meaning."
+        fix = (
+            f"Write {quote}{quote} for a quote inside a cell. "
+            f'If the file writes \\{quote}, set `escapechar: "\\\\"`. {_NO_QUOTES}'
+        )
         return ReadingError(line, problem, fix, code="data.invalid_table")
     return ReadingError(line, str(error), "Correct the row, or the keys of the source.", code="data.invalid_table")

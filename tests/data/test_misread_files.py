@@ -1,0 +1,93 @@
+"""Files that a reader would take for something else are named, with the source that reads them as they stand."""
+
+import json
+import re
+
+import pytest
+from test_file_diagnosis import ROW, explain, read_rows
+
+CHINESE = ("问题：什么是机器学习？请简单解释。", "机器学习让计算机从数据中学习规律。")
+PARTS_OF_FILES = {
+    # name of the file -> its bytes, and what the fault has to say
+    "joined.jsonl": (
+        (json.dumps({"question": CHINESE[0]}, ensure_ascii=False) + "\n").encode()
+        + (json.dumps({"question": CHINESE[1]}, ensure_ascii=False) + "\n").encode("gbk"),
+        ("joined.jsonl:2", "the file is UTF-8, except line 2", "Save those lines as UTF-8"),
+    ),
+    "wide.csv": (
+        f"question,answer\n{CHINESE[0]},{CHINESE[1]}\n".encode("utf-16-le"),
+        ("wide.csv", "in UTF-16", "Set `encoding: utf-16-le`"),
+    ),
+    "nul.csv": (b"question,answer\nq,a\nq,a\0b\n", ("nul.csv:3", "NUL byte", "Remove the byte.")),
+    "mark.jsonl": (
+        ROW.encode("utf-8-sig") + ROW.encode("utf-8-sig"),
+        ("mark.jsonl:2", "a byte order mark (U+FEFF) stands before the row", "Remove the mark."),
+    ),
+    "digits.jsonl": (
+        (ROW + '{"question": "a", "answer": "b", "id": ' + "9" * 5000 + "}\n").encode(),
+        ("digits.jsonl:2", "more than 4,300 digits", "Write the number as text"),
+    ),
+    "digits.json": (
+        b'[{"question": "a", "answer": "b"},\n{"id": ' + b"9" * 5000 + b"}]",
+        ("digits.json:2", "more than 4,300 digits", "Write the number as text"),
+    ),
+    "declared.csv": (
+        b"sep=;\r\nquestion;answer\r\nq;a, b\r\n",
+        ("declared.csv:1", "declares the separator, for Excel", 'sep: ";", skiprows: 1'),
+    ),
+    "caret.csv": (b"question^answer\na, b^c, d\n", ("caret.csv:1", "one column", 'Set `sep: "^"`')),
+    "full.csv": ("问题，答案\n甲，乙\n".encode(), ("full.csv:1", "one column", 'Set `sep: "，"`')),
+    "open.tsv": (b'question\tanswer\nq\t"a\nb\tc\n', ("open.tsv:2", "never closed", "set `quoting: 3`")),
+    "escaped.csv": (
+        b'question,answer\nq,"say \\"hi\\" now"\n',
+        ("escaped.csv:2", "text after its closing", 'set `escapechar: "\\\\"`'),
+    ),
+    "spaces.csv": (b"question, answer\nq, a\n", ("spaces.csv", "a space follows", "Set `skipinitialspace: true`")),
+    "nested.json": (b'{"result": {"data": [{"question": "a"}]}}', ("nested.json", "result.data", "jq -c")),
+    "splits.json": (
+        b'{"train": [{"question": "a"}], "test": [{"question": "b"}]}',
+        ("splits.json", "holds 1 row; test holds rows too", "Set `field: train`"),
+    ),
+    "rows.txt": (ROW.encode() * 2, ("rows.txt:1", "each line is a JSON object", "Rename the file to rows.jsonl")),
+    "sheet.xlsx": (b"PK\x03\x04", ("sheet.xlsx", "cannot be read", "Save its sheet as CSV")),
+    "blank.jsonl": (b"\n\n", ("blank.jsonl", "no rows", "Name a source that has rows.")),
+    "header.csv": (b"question,answer\n", ("header.csv", "no rows", "Name a source that has rows.")),
+}
+
+
+@pytest.mark.parametrize("name", PARTS_OF_FILES)
+def test_file_that_would_be_misread_is_named_with_what_to_write(tmp_path, name):
+    data, words = PARTS_OF_FILES[name]
+    (tmp_path / name).write_bytes(data)
+    message = explain(tmp_path, name)
+    assert all(part in message for part in words), message
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("declared.csv", [{"question": "q", "answer": "a, b"}]),
+        ("caret.csv", [{"question": "a, b", "answer": "c, d"}]),
+        ("full.csv", [{"问题": "甲", "答案": "乙"}]),
+        ("spaces.csv", [{"question": "q", "answer": "a"}]),
+        ("wide.csv", [{"question": CHINESE[0], "answer": CHINESE[1]}]),
+    ],
+)
+def test_source_that_a_fault_offers_reads_the_cells_as_they_stand(tmp_path, name, expected):
+    (tmp_path / name).write_bytes(PARTS_OF_FILES[name][0])
+    offered = re.findall(r"`(\{path: .*?\})`", explain(tmp_path, name))
+    assert read_rows(tmp_path, offered[0]) == expected
+
+
+@pytest.mark.parametrize(("encoding", "text"), [("latin-1", "café, naïve"), ("cp1252", "déjà vu"), ("gbk", CHINESE[0])])
+def test_encoding_that_misreads_a_file_of_utf8_is_refused(tmp_path, encoding, text):
+    (tmp_path / "rows.jsonl").write_text(json.dumps({"text": text}, ensure_ascii=False) + "\n", encoding="utf-8")
+    message = explain(tmp_path, f"{{path: rows.jsonl, encoding: {encoding}}}")
+    assert f"the file is UTF-8, not {encoding}\n    -> Remove `encoding`." in message
+    (tmp_path / "rows.jsonl").write_text(json.dumps({"text": text}, ensure_ascii=False) + "\n", encoding=encoding)
+    assert read_rows(tmp_path, f"{{path: rows.jsonl, encoding: {encoding}}}") == [{"text": text}]
+
+
+def test_lines_of_json_in_a_text_file_are_trained_where_the_recipe_says_that_they_are_text(tmp_path):
+    (tmp_path / "rows.txt").write_text(ROW)
+    assert read_rows(tmp_path, "{path: rows.txt, format: text}") == [{"text": ROW.strip()}]
