@@ -16,7 +16,7 @@ def test_floor_versions_pass_all_tests(tmp_path):
     subprocess.run([sys.executable, "-m", "venv", tmp_path / "venv"], check=True)
     install = [python, "-m", "pip", "install", "--quiet", "-c", ROOT / "tests" / "floor.txt"]
     subprocess.run([*install, "torch"], check=True)
-    test_packages = ["ipykernel", "matplotlib", "nbclient", "nbformat", "jsonschema"]
+    test_packages = ["ipykernel", "matplotlib", "nbclient", "nbformat", "jsonschema", "tensorboard", "trackio"]
     subprocess.run(
         [*install, f"{ROOT}[quantization]", "pytest", "pytest-timeout", "hypothesis", *test_packages],
         check=True,

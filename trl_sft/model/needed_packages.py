@@ -24,6 +24,7 @@ class NeededPackage(NamedTuple):
     key: Key
 
 
+_TRACKING = "trl-sft[trackers]"  # pyproject.toml: tensorboard and trackio in tested versions
 # name in `train.report_to` -> (module, what pip installs); transformers.integrations has the classes
 _TRACKERS = {
     "azure_ml": ("azureml", "azureml-core"),
@@ -36,8 +37,8 @@ _TRACKERS = {
     "mlflow": ("mlflow", "mlflow"),
     "neptune": ("neptune", "neptune"),
     "swanlab": ("swanlab", "swanlab"),
-    "tensorboard": ("tensorboard tensorboardX", "tensorboard"),
-    "trackio": ("trackio", "trackio"),
+    "tensorboard": ("tensorboard tensorboardX", _TRACKING),
+    "trackio": ("trackio", _TRACKING),
     "wandb": ("wandb", "wandb"),
 }
 _QUANTIZATION = "trl-sft[quantization]"  # pyproject.toml: bitsandbytes in a tested version

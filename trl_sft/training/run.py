@@ -17,7 +17,7 @@ from trl_sft.evaluation import before_after
 from trl_sft.recipe.checked import Run
 from trl_sft.recipe.folder_decision import FolderDecision
 from trl_sft.tokenization import encode, template_date
-from trl_sft.training import callbacks, failures, finish, resume, summary
+from trl_sft.training import callbacks, failures, finish, resume, summary, trackers
 from trl_sft.training.finish import Result
 from trl_sft.training.progress import Progress
 from trl_sft.training.record import RunRecord
@@ -67,6 +67,7 @@ def run(checked: Run, decision: FolderDecision) -> Result:
             guard = callbacks.Guard(checked.options.get("max_hours"), failures.resume_command(checked))
             samples = SampleAnswers(checked, trainer, prompts, show=progress.show)
             replace_callbacks(trainer, [verification, resume_state, samples, progress, guard])
+            trackers.isolate(trainer, progress.show)
             with console.ignoring_closed_streams(), guard.handle_signals(), contextlib.closing(progress):
                 try:
                     with resume.removing_no_checkpoints():
