@@ -19,7 +19,9 @@ MINIMUM_MODULES = 90  # fewer means that the search for modules is broken
 # Packages import only from lower layers; siblings of one layer never import each other.
 LAYERS = {
     **dict.fromkeys(["errors", "console", "fault_codes", "import_path", "json_output", "run_folder", "suggestions"], 1),
-    **dict.fromkeys(["checkpoints", "disk", "earlier_run", "redaction", "upstream_warnings"], 1),
+    **dict.fromkeys(
+        ["checkpoints", "disk", "earlier_run", "redaction", "upstream_warnings", "file_digests", "row_progress"], 1
+    ),
     "recipe": 2,
     **dict.fromkeys(["data", "model", "importers"], 3),
     **dict.fromkeys(["tokenization", "evaluation"], 4),

@@ -7,6 +7,7 @@ which caches them. Deliberately not here: what happens to several sources togeth
 
 from __future__ import annotations
 
+import functools
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -32,6 +33,7 @@ from trl_sft.recipe import sections
 from trl_sft.recipe.checked import Run, Source
 from trl_sft.recipe.paths import FunctionLocation
 from trl_sft.recipe.yaml_reader import Recipe
+from trl_sft.row_progress import RowProgress
 
 # Columns that a batch gets beside TRL's, for what is reported of all rows together; they are removed afterwards.
 _AS_TEXT = "_as_text"  # what became text because the chat template does not render it, joined by ", "
@@ -330,16 +332,25 @@ def _map_rows(rows: Dataset, source_format: SourceFormat, *, num_proc: int | Non
         num_proc: the number of processes that format them; None = this one.
 
     """
-    return rows.map(
-        _format_table,
-        batched=True,
-        remove_columns=rows.column_names,
-        features=_COLUMNS[_row_type(source_format)],
-        fn_kwargs={"source_format": source_format, "column_types": rows.features},
-        num_proc=num_proc,
-        new_fingerprint=fingerprint(rows, source_format),
-        desc=f"Formatting {source_format.source_name}",
-    )
+    title = f"Formatting {source_format.source_name}"
+    options: dict[str, Any] = {"source_format": source_format, "column_types": rows.features}
+    format_table = functools.partial(_format_table, **options)
+    with RowProgress(title, len(rows), shows_bar=False) as progress:
+
+        def format_here(batch: Mapping[str, list[Any]]) -> pa.Table:
+            table = format_table(batch)
+            progress.update(len(table))
+            return table
+
+        return rows.map(
+            format_table if num_proc else format_here,  # another process has no part in the progress
+            batched=True,
+            remove_columns=rows.column_names,
+            features=_COLUMNS[_row_type(source_format)],
+            num_proc=num_proc,
+            new_fingerprint=fingerprint(rows, source_format),
+            desc=title,  # of the bar of `datasets`
+        )
 
 
 def _write_notes(

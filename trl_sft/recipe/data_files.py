@@ -17,7 +17,7 @@ class DataFiles(NamedTuple):
     """The files at one moment, each by its absolute path."""
 
     digests: dict[str, str]  # sha256
-    versions: dict[str, tuple[int, int, int]]  # size, time and number of the file: what changes when it is written
+    versions: dict[str, tuple[int, ...]]  # size, times and number of the file: what changes when it is written
 
 
 def read(run: Run) -> DataFiles:
@@ -40,10 +40,10 @@ def check_unchanged(run: Run, files: DataFiles) -> None:
         raise DataError(Fault(run.recipe.where(("data",)), problem, fix, code="data.changed_while_read"))
 
 
-def _read_versions(run: Run) -> dict[str, tuple[int, int, int]]:
+def _read_versions(run: Run) -> dict[str, tuple[int, ...]]:
     """Return what changes when a file is written again."""
     versions = {}
     for path in resolved.list_files(run):
         status = path.stat()
-        versions[str(path)] = (status.st_size, status.st_mtime_ns, status.st_ino)
+        versions[str(path)] = (status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino)
     return versions

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from trl_sft import __version__
+from trl_sft.file_digests import hash_file
 from trl_sft.recipe.checked import Run, Setting, Source
 from trl_sft.recipe.yaml_reader import Key, format_value
 
@@ -142,7 +143,7 @@ def list_fingerprint_values(run: Run) -> list[tuple[Key, Any]]:
 
 def hash_files(run: Run) -> dict[str, str]:
     """Return the SHA-256 of every local file that the rows depend on: absolute path -> hexadecimal digest."""
-    return {str(path): _hash_file(path) for path in list_files(run)}
+    return {str(path): hash_file(path) for path in list_files(run)}
 
 
 def list_files(run: Run) -> list[Path]:
@@ -165,8 +166,3 @@ def list_files(run: Run) -> list[Path]:
 def _files_under(path: Path) -> list[Path]:
     """Return the files of a folder at any depth, sorted; of a file, the file."""
     return sorted(file for file in path.rglob("*") if file.is_file()) if path.is_dir() else [path]
-
-
-def _hash_file(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

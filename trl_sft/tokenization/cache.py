@@ -36,6 +36,7 @@ from trl_sft.tokenization.encode import SCHEMA, EncodedRows, encode_split
 from trl_sft.tokenization.encoder import Encoder
 
 _ROWS, _REJECTS, _KEY = "rows.arrow", "rejects.jsonl", "key.json"
+_CHECKED = "checked"  # exists where the loss mask of every row was checked when the rows were tokenized
 # Changed code must not read tokens that older code wrote.
 CODE = digest_code(Path(code_digest.__file__).parent, Path(__file__).parent)
 
@@ -61,7 +62,7 @@ def read_or_encode(
     checked_rows: Kinds | None = None
     if (folder / _KEY).is_file():
         source = f"read from {folder}"
-        if check_all:  # the entry stays as it is: a run may be reading it
+        if check_all and not (folder / _CHECKED).is_file():  # the entry stays as it is: a run may be reading it
             batches = encode_split(split, encoder, title=title, check_all=True)
             _, checked_rows = _collect(split, (entry for batch in batches for entry in batch.rejected), 0)
             source += ", every row checked again"
@@ -141,6 +142,8 @@ def _write(
             for batch in encode_split(split, encoder, title=title, check_all=check_all):
                 rows.write_table(batch.rows.data.table)
                 rejects.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in batch.rejected)
+        if check_all:
+            (unfinished / _CHECKED).touch()
         (unfinished / _KEY).write_text(json.dumps(parts), encoding="utf-8")
         with contextlib.suppress(OSError):  # another process was first: it wrote the same
             unfinished.rename(folder)

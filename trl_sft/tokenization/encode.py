@@ -16,14 +16,13 @@ from typing import Any, NamedTuple
 import numpy as np
 import pyarrow as pa
 from datasets import Dataset
-from tqdm.auto import tqdm
 
-from trl_sft.console import shows_progress
 from trl_sft.data.bad_rows import BadRow, Kinds, describe_problem
 from trl_sft.data.formats import CHAT
 from trl_sft.data.formatted_columns import read_columns
 from trl_sft.data.messages import MARK
 from trl_sft.data.pipeline import Split
+from trl_sft.row_progress import RowProgress
 from trl_sft.tokenization import loss_mask, prompt_tokens, thinking
 from trl_sft.tokenization.encoder import Encoder, EncodingSettings
 from trl_sft.tokenization.long_rows import shorten_rows
@@ -92,10 +91,7 @@ def encode_split(split: Split, encoder: Encoder, *, title: str, check_all: bool 
 
     """
     batches = _render_split(split, encoder, check_all)
-    with (
-        ThreadPoolExecutor(1) as pool,
-        tqdm(total=len(split.order), desc=title, unit=" rows", disable=not shows_progress(), leave=False) as bar,
-    ):
+    with ThreadPoolExecutor(1) as pool, RowProgress(title, len(split.order)) as bar:
         waiting: tuple[list[RenderedRow], Future[list[Any]]] | None = None
         for batch in batches:
             encodings = pool.submit(tokenize, encoder, batch)

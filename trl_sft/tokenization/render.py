@@ -7,6 +7,7 @@ rendering, and with the template's own generation markers. Not here: tokens (`en
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -30,6 +31,7 @@ from trl_sft.tokenization.template_advice import TrialChat
 # How much is rendered to check, or to find, the answers of one chat: characters, and as many more for each turn
 _MOST_CHECKED, _MOST_RENDERED = 50_000_000, 1_000_000_000
 _TURN_COST = 1000
+_MOST_REMEMBERED = 4  # beginnings of a chat whose rendering is remembered
 _SHOWN_TEXT = 2000  # characters of a chat that an error shows
 _MAX_ADVISED = 3  # rows of one kind of fault for which other templates are tried, which takes up to some seconds each
 _CODES_OF_TEMPLATES = (
@@ -254,6 +256,7 @@ def _place_loss(
         row = row._replace(spans=spans, answers=[number in with_loss for number in all_answers])
         if not check:
             return row
+    template = _remember_renders(template)
     rendered_answers = _choose_rendered(text, turns, answers, are_known=spans is not None)
     rendered = loss_mask.find_spans_by_rendering(template, text, turns, answers=rendered_answers, tools=tools)
     if spans is not None:
@@ -267,7 +270,7 @@ def _place_loss(
             rendered = spans
     answers = rendered_answers
     if check:
-        _compare_with_markers(encoder, text, turns, tools=tools, spans=rendered)
+        _compare_with_markers(encoder, template, row._replace(spans=rendered), turns=turns, tools=tools)
     accepts_others = encoder.settings.allow_prompt_mismatch
     differs = accepts_others and _has_other_prompt(template, text, turns, tools=tools, answers=answers)
     return row._replace(spans=rendered, has_other_prompt=differs)
@@ -371,19 +374,35 @@ def _check_loss_on_all(
         )
 
 
+def _remember_renders(template: loss_mask.ChatTemplate) -> loss_mask.ChatTemplate:
+    """Return a template that renders the first beginnings of one chat once: several functions ask for the same ones."""
+    texts: dict[tuple[int, bool], str] = {}
+
+    def render(messages: Sequence[Message], tools: Sequence[Any] | None, add_generation_prompt: bool) -> str:
+        key = len(messages), add_generation_prompt
+        if key in texts:
+            return texts[key]
+        text = template.render(messages, tools, add_generation_prompt)
+        if len(texts) < _MOST_REMEMBERED:
+            texts[key] = text
+        return text
+
+    return dataclasses.replace(template, render=render)
+
+
 def _compare_with_markers(
     encoder: Encoder,
-    text: str,
-    turns: Sequence[Message],
+    template: loss_mask.ChatTemplate,
+    row: RenderedRow,
     *,
+    turns: Sequence[Message],
     tools: Sequence[Any] | None,
-    spans: Sequence[Span],
 ) -> None:
     """Refuse spans that differ from the template's own generation markers, where it has any. Raises MaskError."""
+    text, spans = row.text, row.spans or []
     source = chat_template.read_template(encoder.tokenizer, tools)
     if encoder.settings.allow_template_markers or not has_generation_markers(source):
         return
-    assert encoder.template is not None
     _, marked = render_jinja_template(
         conversations=[list(turns)],
         tools=tools,
@@ -395,8 +414,8 @@ def _compare_with_markers(
         text,
         marked[0],
         spans,
-        generation_prompt=loss_mask.find_generation_prompt(encoder.template, turns, tools),
-        pattern=encoder.template.special_pattern,
+        generation_prompt=loss_mask.find_generation_prompt(template, turns, tools),
+        pattern=template.special_pattern,
         all_answers=len(spans) == sum(turn["role"] == "assistant" for turn in turns),
     )
     if difference:

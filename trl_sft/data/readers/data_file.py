@@ -20,6 +20,8 @@ from typing import IO, Any, NamedTuple
 import xxhash
 from datasets.utils.file_utils import xopen
 
+from trl_sft.file_digests import hash_file
+
 _BLOCK = 1 << 20  # bytes that are digested at once
 # the first bytes of a compressed file
 _GZIP, _BZIP2, _XZ, _ZSTD, _ZIP = b"\x1f\x8b", b"BZh", b"\xfd7zXZ\x00", b"\x28\xb5\x2f\xfd", b"PK\x03\x04"
@@ -72,7 +74,9 @@ def read_lines(stream: IO[str], longest: int) -> Iterator[str]:
 
 
 def digest_file(file: DataFile) -> str:
-    """Return the 128-bit xxh3 digest of the bytes of a file as they lie on disk, and its size."""
+    """Return the digest of the bytes of a file: its sha256; of one on the hub its 128-bit xxh3 and its size."""
+    if file.download_config is None:
+        return hash_file(Path(file.path))
     digest, size = xxhash.xxh3_128(), 0
     with _open_raw(file) as stream:
         while block := stream.read(_BLOCK):

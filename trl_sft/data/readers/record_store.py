@@ -29,6 +29,7 @@ from trl_sft.data.readers.data_file import DataFile, digest_file
 from trl_sft.data.readers.guard import ElementGuard, LineGuard, is_json_value, parse_json_lines
 from trl_sft.data.readers.record_block import RecordBlock
 from trl_sft.data.source_rows import RECORD_SCHEMA
+from trl_sft.row_progress import RowProgress
 
 BUILDERS = ("json", "csv", "text")  # of `datasets`, whose files are read here
 _ROWS, _SUMMARY = "rows.arrow", "summary.json"
@@ -199,8 +200,12 @@ def _write(tables: Iterator[pa.Table], num_files: int, folder: Path) -> None:
     unparsed = 0
     rows_per_file = [0] * num_files
     try:
-        with pa.ipc.new_stream(str(unfinished / _ROWS), RECORD_SCHEMA) as writer:
+        with (
+            pa.ipc.new_stream(str(unfinished / _ROWS), RECORD_SCHEMA) as writer,
+            RowProgress("Reading rows") as progress,
+        ):
             for table in tables:
+                progress.update(len(table))
                 part = summarize(table.column(0).to_pylist())
                 columns.update(part.columns)
                 unparsed += part.unparsed
