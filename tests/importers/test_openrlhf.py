@@ -126,6 +126,10 @@ def test_tokens_and_loss_mask_equal_those_of_openrlhf(import_recipe, here):
             {"train.weight_decay": 0.1, "train.adam_beta1": 0.8, "train.adam_beta2": 0.9},
         ),
         ("--ds.param_dtype fp16", {"train.fp16": True, "train.bf16": False}),
+        (
+            "--param_dtype bf16 --attn_implementation sdpa",
+            {"train.bf16": True, "model.dtype": None, "model.attn_implementation": "sdpa"},
+        ),
         ("--use_wandb SECRET --wandb_run_name a", {"train.report_to": ["wandb"], "train.run_name": "a"}),
         ("", {"train.num_train_epochs": 2, "run.global_batch_size": 128, "train.bf16": False, "model.dtype": "auto"}),
         (
@@ -147,6 +151,18 @@ def test_flags_and_defaults_become_lines(import_recipe, flags, expected):
         if key in ("data.train", "data.eval"):
             value_of_recipe = {name: part for name, part in value_of_recipe.items() if name in value}
         assert value_of_recipe == value, key
+
+
+def test_share_of_a_single_data_set_changes_nothing(import_recipe):
+    run, _ = import_recipe("openrlhf", "--pretrain m --dataset X --output_key a --dataset_probs 1.0", differs=False)
+    assert run.sources["train"][0].weight is None
+
+
+def test_missing_settings_are_told_without_the_lines_that_are_missing_with_them(import_settings):
+    code, _, err = import_settings("openrlhf", "--dataset X --max_len 5")
+    assert code == 2
+    assert err.startswith("trl_sft: 2 problems to fix\n\n--pretrain\n")
+    assert "a default" not in err
 
 
 def test_words_before_the_flags_are_ignored(import_recipe):

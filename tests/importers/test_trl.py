@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 
 import pytest
+from conftest import jsonl
 from importer_outcomes import join_comments
 
 from trl_sft import cli
@@ -131,3 +132,11 @@ def test_null_and_zero_with_a_meaning_are_not_dropped(import_recipe, here, capsy
         (here / "sft.yaml").write_text(f"model_name_or_path: m\ndataset_name: a/b\n{line}\n")
         assert cli.main(["import", "trl", "sft.yaml"]) == 2, line
         assert "Traceback" not in capsys.readouterr().err
+
+
+def test_wrapped_packs_are_accepted_as_in_trl(import_recipe, here):
+    jsonl("rows.jsonl", [{"text": f"The upper case of abc is ABC. {n}"} for n in range(40)])
+    settings = {"model_name_or_path": "trl_sft:tiny", "dataset_name": "rows.jsonl", "bf16": False}
+    run, _ = import_recipe("trl", settings | {"packing": True, "packing_strategy": "wrapped", "max_length": 64})
+    assert run.options["allow"] == ["leaking_packing"]
+    assert cli.main(["check", "imported.yaml"]) == 0

@@ -20,6 +20,7 @@ from trl_sft.recipe import build, no_effect, renamed_keys
 from trl_sft.recipe.yaml_reader import Key, Recipe, format_value
 
 NO_VALUE = "It has no value."
+DEFAULT_PLACE = "a default"  # the place of a line that comes from no setting
 _HALF_CHARACTER = re.compile("[\ud800-\udfff]")
 _EVALUATION_SETS = (("data", "eval"), ("data", "eval_fraction"))
 
@@ -224,7 +225,7 @@ def check_recipe(settings: Settings, lines: Iterable[RecipeLine], path: Path) ->
     for line in lines:
         section, name = str(line.key[0]), line.key[1]
         values.setdefault(section, {})[name] = line.value
-        places[line.key] = settings.where(line.names[0]) if line.names else "a default"
+        places[line.key] = settings.where(line.names[0]) if line.names else DEFAULT_PLACE
     try:
         build.build_run(Recipe(path.absolute(), "", values, places, frozenset(), ()))
     except RecipeError as error:

@@ -150,8 +150,8 @@ def _convert_table(settings: Settings) -> Iterator[Outcome]:
 def _convert_model(settings: Settings) -> Iterator[Outcome]:
     """Yield the attention and the tokenizer."""
     table = _load_table()
-    if _is_dotted(settings) or settings.has("ds.attn_implementation"):
-        yield table.make_line(settings, "model.attn_implementation", "ds.attn_implementation")
+    if _is_dotted(settings) or settings.has("attn_implementation"):
+        yield table.make_line(settings, "model.attn_implementation", "attn_implementation")
     elif names := settings.list_enabled(("flash_attn", "packing_samples")):
         yield RecipeLine(("model", "attn_implementation"), "flash_attention_2", names)
     if not settings.get("apply_chat_template") or settings.get("pretrain_mode"):
@@ -209,6 +209,8 @@ def _convert_data(settings: Settings) -> Iterator[Outcome]:
         epoch_note = "trl_sft ends an epoch after as many rows as all sources have."
         reason = f"OpenRLHF draws by `--dataset_probs` until each source is used up. {epoch_note}"
         yield OmittedSetting("dataset_probs", reason, "rows")
+    elif settings.has("dataset_probs"):
+        yield OmittedSetting("dataset_probs", "There is one data set.")
     if settings.get("pretrain_mode"):
         reason = "OpenRLHF puts no end-of-text token after a text. trl_sft puts one, and trains it."
         yield OmittedSetting("pretrain_mode", reason, "wording")
@@ -234,7 +236,8 @@ def _read_weights(settings: Settings) -> list[float]:
     """Return the weights of the sources; none where OpenRLHF does not mix by weight."""
     text = settings.get("dataset_probs", "")
     try:
-        return [float(weight) for weight in text.split(",") if weight]
+        weights = [float(weight) for weight in text.split(",") if weight]
+        return weights if len(weights) > 1 else []  # one data set is read from its beginning to its end
     except ValueError:
         raise settings.make_error(
             "dataset_probs", f"{text!r}", "Write numbers with commas between them.", code="import.wrong_type"
@@ -383,16 +386,16 @@ def _convert_training(settings: Settings) -> Iterator[Outcome]:
 def _convert_precision(settings: Settings) -> Iterator[Outcome]:
     """Yield the types of weights and arithmetic: `--bf16` in older releases, `--ds.param_dtype` in newer ones."""
     table = _load_table()
-    if _is_dotted(settings) or settings.get("ds.param_dtype"):
-        if table.get_value(settings, "ds.param_dtype") not in ("bf16", "fp16"):
+    if _is_dotted(settings) or settings.get("param_dtype"):
+        if table.get_value(settings, "param_dtype") not in ("bf16", "fp16"):
             problem = f"the value is {settings.get('ds.param_dtype')}"
             raise settings.make_error(
-                "ds.param_dtype", problem, "Write `bf16` or `fp16`.", code="import.unsupported_value"
+                "param_dtype", problem, "Write `bf16` or `fp16`.", code="import.unsupported_value"
             )
-        fp16 = table.get_value(settings, "ds.param_dtype") == "fp16"
-        yield table.make_line(settings, "train.bf16", "ds.param_dtype", value=not fp16)
+        fp16 = table.get_value(settings, "param_dtype") == "fp16"
+        yield table.make_line(settings, "train.bf16", "param_dtype", value=not fp16)
         if fp16:
-            yield table.make_line(settings, "train.fp16", "ds.param_dtype", value=True)
+            yield table.make_line(settings, "train.fp16", "param_dtype", value=True)
         return
     bf16 = bool(settings.get("bf16"))
     yield table.make_line(settings, "train.bf16", "bf16", value=bf16)

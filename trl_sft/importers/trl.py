@@ -329,6 +329,9 @@ def _convert_training(settings: Settings) -> Iterator[Outcome]:
         if name not in known or (value is None and name != "max_length"):  # `max_length: null` = no truncation
             continue
         yield RecipeLine(("train", name), value, (name,))
+    if settings.get("packing") and settings.get("packing_strategy") == "wrapped":
+        note = "Rows of a pack attend to each other, as in TRL."
+        yield RecipeLine(("run", "allow"), ["leaking_packing"], ("packing_strategy",), note)
 
 
 def _convert_launch(settings: Settings) -> Iterator[Outcome]:

@@ -16,7 +16,7 @@ from typing import Any
 from trl_sft import console, json_output, run_folder
 from trl_sft.errors import EXIT_DONE, EXIT_MEANING_DIFFERS, EXIT_USER_ERROR, Fault, RecipeError
 from trl_sft.importers import axolotl, llamafactory, llamafactory_rows, openrlhf, recipe_text, tables, trl
-from trl_sft.importers.conversion import Conversion, Importer, check_recipe, convert_all
+from trl_sft.importers.conversion import DEFAULT_PLACE, Conversion, Importer, check_recipe, convert_all
 from trl_sft.importers.settings import RecipeLine, Settings, read_file
 from trl_sft.recipe import paths
 
@@ -143,12 +143,8 @@ def _check(settings: Settings, conversion: Conversion, lines: list[RecipeLine], 
             checked.append(line._replace(value=value))
         recipe_faults = check_recipe(settings, checked, path)
     known = {fault.where for fault in conversion.faults}
-    return [*conversion.faults, *(fault for fault in recipe_faults if not _repeats(fault, known))]
-
-
-def _repeats(fault: Fault, places: set[str]) -> bool:
-    """Return whether a fault of the recipe is at a setting that has a fault already, or at a line that is missing."""
-    return bool(places) and (fault.where.startswith("recipe") or any(fault.where.startswith(place) for place in places))
+    known |= {path.name, DEFAULT_PLACE} if known else set()  # lines may be missing
+    return [*conversion.faults, *(fault for fault in recipe_faults if not fault.where.startswith(tuple(known)))]
 
 
 def _report(
