@@ -46,6 +46,31 @@ def test_error_of_a_disk_is_recognised_and_names_a_folder_with_its_free_space(er
     assert fault.fix.endswith("Then run: python -m trl_sft r.yaml")
 
 
+def test_permission_that_is_refused_counts_for_files_that_are_written_alone(tmp_path):
+    def deny(path):
+        return disk.explain(PermissionError(errno.EACCES, "Permission denied", str(path)), [tmp_path / "out"])
+
+    fault = deny(tmp_path / "out/checkpoint-1/optimizer.pt")
+    assert fault.where == str(tmp_path / "out/checkpoint-1")
+    assert "no longer lets you write there" in fault.problem
+    assert "Correct the permissions" in fault.fix
+    assert deny("/elsewhere/rows.jsonl") is None
+
+
+def test_run_that_is_done_stays_done_where_the_earlier_one_cannot_be_removed(go, here, monkeypatch):
+    from trl_sft import earlier_run
+
+    def refuse(folder):
+        raise OSError(errno.EIO, "Input/output error")
+
+    assert go(FULL)[0] == 0
+    monkeypatch.setattr(earlier_run, "remove", refuse)
+    code, out, err = go(FULL, "run.overwrite=true")
+    assert code == 0, err
+    assert f"cannot be removed: Input/output error. Remove {here / 'out/_earlier_run'}" in out
+    assert json.loads((here / "out/run.json").read_text())["outcome"] == "done"
+
+
 @pytest.mark.parametrize("error", [OSError(errno.ENOENT, "No such file"), ValueError("x"), MemoryError()])
 def test_other_errors_are_none_of_a_disk(error):
     assert disk.explain(error) is None
@@ -74,15 +99,16 @@ def whole_run(tmp_path_factory):
     return (folder / "out/model.safetensors").read_bytes()
 
 
-@pytest.mark.parametrize("size", [300_000, 700_000])
-def test_run_that_cannot_write_ends_with_exit_code_2_and_goes_on_to_the_same_weights(go, here, whole_run, size):
-    """300,000 bytes are less than the weights; 700,000 more, but less than the optimizer's state."""
+def test_run_that_cannot_write_ends_with_exit_code_2_and_goes_on_to_the_same_weights(go, here, whole_run):
+    """300,000 bytes are less than the weights. tests/training/test_kills.py refuses each operation."""
     (here / "recipe.yaml").write_text(FULL)
-    stopped = start(here, size, "recipe.yaml", *SAVING)
+    stopped = start(here, 300_000, "recipe.yaml", "--json", *SAVING)
     assert stopped.returncode == 2, stopped.stderr
     assert "Traceback" not in stopped.stderr
-    assert "ulimit -f" in stopped.stderr
-    assert "-m trl_sft recipe.yaml" in stopped.stderr
+    (fault,) = json.loads(stopped.stdout)["faults"]
+    assert fault["code"] == "machine.disk_full"
+    assert "ulimit -f" in fault["problem"]
+    assert "-m trl_sft recipe.yaml" in fault["fix"]
     code, _, err = go(FULL, *SAVING)
     assert code == 0, err
     assert (here / "out/model.safetensors").read_bytes() == whole_run
@@ -127,13 +153,6 @@ def test_killed_data_worker_is_explained(go, monkeypatch):
     code, _, err = go(FULL)
     assert code == 2
     assert "train.dataloader_num_workers: 0" in err
-
-
-def test_answer_under_json_has_the_fault(here):
-    (here / "recipe.yaml").write_text(FULL)
-    stopped = start(here, 300_000, "recipe.yaml", "--json", *SAVING)
-    answer = json.loads(stopped.stdout)
-    assert [fault["code"] for fault in answer["faults"]] == ["machine.disk_full"]
 
 
 def test_full_cache_of_prepared_rows_is_no_fault_of_the_file(go, monkeypatch):

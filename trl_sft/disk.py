@@ -1,4 +1,4 @@
-"""Recognises what a disk refuses: it is full, over quota, read-only, or a file is longer than the system allows.
+"""Recognises what a disk refuses: it is full, over quota, read-only, closed to the user, or a file is too long for it.
 
 Inputs: an exception of any library, and the folders that the command writes to. Outputs: a fault that names the folder
 and its free space, or None. Not here: folders that cannot be written to from the beginning (`run_folder`).
@@ -26,8 +26,12 @@ _PROBLEMS = {
     errno.EFBIG: "a file would be longer than the system allows (ulimit -f)",
     errno.EROFS: "the disk is read-only",
     errno.EIO: "the disk reports an error",
+    errno.EACCES: "the system no longer lets you write there",
+    errno.EPERM: "the system no longer lets you write there",
 }
+_PERMISSIONS = (errno.EACCES, errno.EPERM)
 _RUST_NUMBER = re.compile(r"\(os error (\d+)\)")  # of safetensors and tokenizers
+_RUST_WRITES = "serializ"  # in the message where they write
 _TEXTS = {
     "No space left on device": errno.ENOSPC,
     "Disk quota exceeded": errno.EDQUOT,
@@ -48,15 +52,17 @@ def explain(error: BaseException, folders: Iterable[Path] = (), *, command: str 
         command: continues the work once there is space; "" = the same command.
 
     """
+    folders = list(folders)
     for cause in _list_causes(error):
         number = _find_number(cause)
-        if number is None:
+        if number is None or (number in _PERMISSIONS and not _is_about_writing(cause, folders)):
             continue
         folder = _find_folder(cause, folders)
         problem = f"{_PROBLEMS[number]}; {_describe_space(folder)}"
         cure = {
             errno.EFBIG: "Raise the limit (ulimit -f unlimited).",
             errno.EROFS: "Use a folder on another disk.",
+            **dict.fromkeys(_PERMISSIONS, "Correct the permissions of the folder, or use another one."),
         }.get(number, "Free space there, or use a folder on another disk.")
         again = f" Then run: {command}" if command else " Then run the same command again."
         return Fault(str(folder), problem, cure + again, code="machine.disk_full")
@@ -83,13 +89,28 @@ def _find_number(error: BaseException) -> int | None:
     return next((number for text, number in _TEXTS.items() if text in str(error)), None)
 
 
+def _is_about_writing(error: BaseException, folders: Iterable[Path]) -> bool:
+    """Tell whether a refused permission is about a file that the command writes, and not about one that it reads."""
+    name = getattr(error, "filename", None)
+    if not isinstance(name, str) or not name:
+        return _RUST_WRITES in str(error)
+    return any(Path(name).absolute().is_relative_to(folder.absolute()) for folder in _list_written(folders))
+
+
 def _find_folder(error: BaseException, folders: Iterable[Path]) -> Path:
-    """Return the folder that the error is about: the file's, or that of `folders` and caches with the least space."""
+    """Return the folder that the error is about: the file's, or the one of those written to with the least space."""
     name = getattr(error, "filename", None)
     if isinstance(name, str) and name:
         return Path(name).parent
-    candidates = [_find_existing(folder) for folder in (*folders, *_list_caches(), Path(tempfile.gettempdir()))]
-    return min(candidates, key=lambda folder: shutil.disk_usage(folder).free)
+    by_disk: dict[int, Path] = {}  # the first folder of each disk
+    for folder in map(_find_existing, _list_written(folders)):
+        by_disk.setdefault(folder.stat().st_dev, folder)
+    return min(by_disk.values(), key=lambda folder: shutil.disk_usage(folder).free)
+
+
+def _list_written(folders: Iterable[Path]) -> list[Path]:
+    """Return the folders that a command may write to: its own, the cache of rows, the one for temporary files."""
+    return [*folders, *_list_caches(), Path(tempfile.gettempdir())]
 
 
 def _list_caches() -> Iterator[Path]:

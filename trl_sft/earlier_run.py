@@ -97,6 +97,16 @@ def remove(folder: Path) -> None:
     _remove_if_empty(removed)
 
 
+def remove_replaced(folder: Path) -> None:
+    """Remove the earlier run of a folder whose new run is finished; if the disk refuses, say so."""
+    try:
+        remove(folder)
+    except OSError as error:
+        places = [str(folder / name) for name in (EARLIER_RUN, REMOVED_RUN) if (folder / name).is_dir()]
+        reason = error.strerror or error
+        console.say(f"earlier   the run that this one replaced cannot be removed: {reason}. Remove {places[0]}")
+
+
 def _remove_if_empty(folder: Path) -> None:
     """Remove a folder that holds nothing."""
     if not any(folder.iterdir()):

@@ -91,7 +91,8 @@ def lock(folder: Path) -> Iterator[bool]:
         try:
             yield True
         finally:
-            (folder / LOCK).unlink(missing_ok=True)
+            with contextlib.suppress(OSError):  # of a disk that fails: what ended the block counts
+                (folder / LOCK).unlink(missing_ok=True)
             for path in new_folders:  # a run that did not start leaves no empty folder behind
                 with contextlib.suppress(OSError):
                     path.rmdir()
@@ -199,7 +200,8 @@ def write_text(path: Path, text: str, *, keeps_secrets: bool = False) -> None:
         flush(part)
         part.replace(path)
     except BaseException:
-        part.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            part.unlink(missing_ok=True)
         raise
 
 

@@ -7,12 +7,13 @@ Not here: whether the prepared tokens are those of the checkpoint, which is know
 from __future__ import annotations
 
 import datetime
+import errno
 import json
 import tempfile
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from trl_sft import checkpoints, redaction, run_folder
+from trl_sft import checkpoints, disk, redaction, run_folder
 from trl_sft.checkpoints import Choice
 from trl_sft.errors import Edit, Fault, RecipeError
 from trl_sft.recipe import resolved, resume_keys
@@ -235,6 +236,8 @@ def _check_writable(folder: Path) -> FolderDecision | None:
         with tempfile.TemporaryFile(dir=parent):
             return None
     except OSError as error:
+        if error.errno not in (errno.EACCES, errno.EPERM) and (fault := disk.explain(error, [folder])):
+            return FolderDecision(f"{folder} cannot be written to: {fault.problem}", fault.fix, code=fault.code)
         problem = f"{folder} cannot be written to: {error.strerror or error}"
         return FolderDecision(
             problem, "Set `train.output_dir` to a folder that you may write to.", code="run.unwritable_output"

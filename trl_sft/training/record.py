@@ -89,8 +89,8 @@ class RunRecord:
                 console.say(f"earlier   the run that this one replaces is in {folder / run_folder.EARLIER_RUN}")
 
     def close(self, entries: dict[str, Any]) -> None:
-        """Write down how the run ended."""
-        if self.has_begun:
+        """Write down how the run ended. A run that is done stays done, whatever fails after that."""
+        if self.has_begun and self._entries.get("outcome") != run_folder.DONE:
             throughput = self.throughput.describe() if self.throughput else {}
             self._write(entries | {"throughput": throughput, "seconds": round(self.seconds(), 1)})
 

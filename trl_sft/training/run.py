@@ -75,5 +75,5 @@ def run(checked: Run, decision: FolderDecision) -> Result:
                 except callbacks.AlreadyTrained:
                     resume.finalize(trainer)
                 result = finish.save(checked, inputs, trainer, record=record, prompts=prompts)
-                earlier_run.remove(checked.output_dir)
+                earlier_run.remove_replaced(checked.output_dir)
                 return result
