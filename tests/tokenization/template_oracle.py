@@ -44,7 +44,7 @@ def mark_texts(turns):
     """Return the turns with a word in place of each text, and word -> (text, turn)."""
     words, marked = {}, []
     for number, turn in enumerate(json.loads(json.dumps(turns))):
-        for key in ("content", "reasoning_content", "thinking"):
+        for key in ("content", "reasoning_content", "thinking", "reasoning"):
             text = turn.get(key)
             if isinstance(text, str) and text.strip():
                 # a thought that stands as text before the answer is a text of its own

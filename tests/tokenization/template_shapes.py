@@ -28,6 +28,22 @@ PLAIN_ANSWER = "<|bot|>{{ m.content }}<|fin|>"
 CHATML = "<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n"
 CHATML_CALLS = "<|im_start|>assistant\n{{ m.content }}" + CALLS + "<|im_end|>\n"
 GENERATE = "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+# parts with names between tokens, in turns and in answers, as Kimi-K3's
+NAMED_USER = "<|open|>message user<|sep|>{{ m.content }}<|close|>message<|sep|><|fin|>"
+NAMED_CALLS = (
+    "{% for call in m.tool_calls or [] %}<|open|>call {{ call.function.name }}<|sep|>{% for key, value in "
+    "call.function.arguments.items() %}<|open|>{{ key }}<|sep|>{{ value }}<|close|>{{ key }}<|sep|>{% endfor %}"
+    "<|close|>call<|sep|>{% endfor %}"
+)
+NAMED_ANSWER = (
+    "<|open|>response<|sep|>{{ m.content or '' }}<|close|>response<|sep|>"
+    + NAMED_CALLS
+    + "<|close|>message<|sep|><|fin|>"
+)
+NAMED_TOOL = "<|open|>message tool<|sep|>{{ m.content }}<|close|>message<|sep|><|fin|>"
+NAMED_SYSTEM = "<|open|>message system<|sep|>{{ m.content }}<|close|>message<|sep|><|fin|>"
+NAMED_BOT = "<|open|>message assistant<|sep|>"
+NAMED_TOOLS = "{% if tools %}<|open|>message tools<|sep|>{{ tools | tojson }}<|close|>message<|sep|><|fin|>{% endif %}"
 LLAMA = "<|header|>{{ m.role }}<|/header|>\n\n{{ m.content | trim }}<|eot|>"
 FIN, IM_END, EOT, EOS = ("<|fin|>",), ("<|im_end|>",), ("<|eot|>",), ("</s>",)
 
@@ -250,6 +266,28 @@ SHAPES = {
     ),
     "markers": (
         loop(USER, "<|bot|>{% generation %}{{ m.content }}" + CALLS + "<|fin|>{% endgeneration %}", before=TOOLS),
+        *(FIN, {}),
+    ),
+    "named_parts": (
+        loop(
+            NAMED_USER, THOUGHT + NAMED_BOT + "<|open|>think<|sep|>{{ thought }}<|close|>think<|sep|>" + NAMED_ANSWER,
+            before=NAMED_TOOLS, tool=NAMED_TOOL, system=NAMED_SYSTEM,
+            after="{% if add_generation_prompt %}" + NAMED_BOT + "<|open|>think<|sep|>{% endif %}",
+        ),
+        *(FIN, {"eos": "<|eos|>"}),
+    ),
+    "named_parts_without_thoughts": (
+        loop(
+            *(NAMED_USER, NAMED_BOT + NAMED_ANSWER), before=NAMED_TOOLS, tool=NAMED_TOOL, system=NAMED_SYSTEM,
+            after="{% if add_generation_prompt %}" + NAMED_BOT + "<|open|>response<|sep|>{% endif %}",
+        ),
+        *(FIN, {"eos": "<|eos|>"}),
+    ),
+    "reasoning_key": (
+        loop(
+            USER, "<|bot|>{% if m.reasoning is string %}<|think|>{{ m.reasoning }}<|/think|>{% endif %}"
+            "{{ m.content }}" + CALLS + "<|fin|>", before=TOOLS,
+        ),
         *(FIN, {}),
     ),
     "two_named_templates": (

@@ -1,9 +1,11 @@
 """A chat template that would hang or fill the memory is refused within seconds."""
 
+import re
+import signal
 import time
 
 import pytest
-from conftest import RECIPE
+from conftest import RECIPE, jsonl
 from transformers import AutoTokenizer
 
 from trl_sft.errors import TemplateError
@@ -66,6 +68,33 @@ def test_hostile_template_of_named_ones_is_refused(tokenizer, limits):
 def test_template_within_the_limits_is_left_to_the_next_check(tokenizer, template):
     tokenizer.chat_template = template
     template_limits.check_limits("here", tokenizer, {})
+
+
+# what only certain rows start -> template, word of the message
+OF_CERTAIN_ROWS = {
+    "loops": ("{% if messages | length > 4 %}" + LOOPS + "{% endif %}" + TURNS, "of processor time to render one chat"),
+    "loops in the prompt of one": (
+        TURNS + "{% if add_generation_prompt and messages | length > 4 %}" + LOOPS + "{% endif %}",
+        "of processor time to render one chat",
+    ),
+    "long text": (
+        "{% if messages | length > 4 %}{{ 'ab ' * 500000 }}{% endif %}" + TURNS,
+        "writes 1,500,\d+ characters for a chat of",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", OF_CERTAIN_ROWS)
+def test_template_that_hangs_on_certain_rows_is_refused(go, here, limits, name):
+    (here / "t.jinja").write_text(OF_CERTAIN_ROWS[name][0])
+    turns = [{"role": role, "content": f"Row {n}?"} for n in range(3) for role in ("user", "assistant")]
+    jsonl(here / "rows.jsonl", [{"messages": turns[:2]}, {"messages": turns}])
+    code, _, err = go(RECIPE + "tokenizer: {chat_template: ./t.jinja}\n", command=["preview"])
+    assert code == 2
+    assert re.search(OF_CERTAIN_ROWS[name][1], err), err
+    assert "tokenizer.chat_template\n" in err
+    assert "which begins with 'Row 0?'" in err
+    assert signal.getsignal(signal.SIGVTALRM) == signal.SIG_DFL
 
 
 @pytest.mark.parametrize("command", ["check", "preview", "prepare"])

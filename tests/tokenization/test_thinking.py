@@ -11,7 +11,7 @@ from transformers import AutoTokenizer
 
 from trl_sft import load_recipe
 from trl_sft.recipe import paths
-from trl_sft.tokenization import encode, thinking
+from trl_sft.tokenization import encode, template_variables, thinking
 from trl_sft.training import stages, thinking_choices
 
 TEMPLATES = paths.list_templates()["qwen3"].parent
@@ -204,13 +204,67 @@ def test_the_variables_of_a_template_are_found_by_reading_and_rendering_it():
         "qwen3": {"enable_thinking": (False,)},
         "qwen3_6": {"enable_thinking": (False,), "preserve_thinking": (True,)},
         "llama3": {},
-        "gptoss": {},  # reasoning_effort is a word, not a switch
+        "qwen3_8": {
+            "enable_thinking": (False,),
+            "preserve_thinking": (False,),
+            "reasoning_effort": ("medium", "low"),
+        },
+        "gptoss": {"reasoning_effort": ("low", "high")},
     }
     for name, switches in expected.items():
         tokenizer.chat_template = (TEMPLATES / f"{name}.jinja").read_text()
         assert thinking.find_switches(tokenizer, {}) == switches, name
     tokenizer.chat_template = (TEMPLATES / "qwen3.jinja").read_text()
     assert thinking.find_switches(tokenizer, {"enable_thinking": False}) == {"enable_thinking": (True,)}
+
+
+@pytest.mark.parametrize(
+    ("source", "switches"),
+    [
+        ("{% if thinking == 'on' %}a{% endif %}", {"thinking": ("on",)}),
+        ("{% if 'off' != thinking | lower %}a{% endif %}", {"thinking": ("off",)}),
+        ("{% if thinking_mode in ['fast', 'slow'] %}a{% endif %}", {"thinking_mode": ("fast", "slow")}),
+        ("{{ {'none': 1, 'all': 2}[think_option] }}", {"think_option": ("none", "all")}),
+        ("{% set e = reasoning_effort or 'max' %}{{ e }}", {"reasoning_effort": ("max", "low", "medium", "high")}),
+        ("{% set e = reasoning_effort | default('low') %}{% if e == 'high' %}a{% endif %}",
+         {"reasoning_effort": ("low", "high", "medium")}),
+        ("{% if not reasoning_effort is defined %}{% set reasoning_effort = 'no' %}{% endif %}{{ reasoning_effort }}",
+         {"reasoning_effort": ("no", "low", "medium", "high")}),
+        ("{% if thinking_budget == 0 or thinking_budget < -1 %}a{% endif %}", {"thinking_budget": (-1, 0, 512)}),
+        ("{% if thinking_budget > 1000 %}a{% endif %}", {"thinking_budget": (1000,)}),
+        ("{% if enable_thinking is defined and not enable_thinking %}a{% endif %}", {"enable_thinking": (True, False)}),
+        ("{% if enable_thinking == false %}a{% endif %}", {"enable_thinking": (True, False)}),
+        ("{% generation %}{% if thinking %}a{% endif %}{% endgeneration %}", {"thinking": (True, False)}),
+        ("{% set thinking = true %}{{ thinking }}{{ style == 'brief' }}", {}),
+        ("{% for %}", {}),
+    ],
+)  # fmt: skip
+def test_the_values_of_a_variable_are_those_that_the_template_compares_it_with(source, switches):
+    assert dict(template_variables.list_switches(source)) == switches
+
+
+# as Hunyuan's: a word opens a thought in the generation prompt, or closes it
+OPENS_BY_WORD = """\
+{%- for m in messages %}{{ '<|im_start|>' + m['role'] + '\n' }}
+{%- if m['role'] == 'assistant' and m['reasoning_content'] %}{{ '<think>' + m['reasoning_content'] + '</think>' }}
+{%- elif m['role'] == 'assistant' and effort_of_thinking == 'none' %}{{ '<think></think>' }}{% endif %}
+{{- m['content'] + '<|im_end|>' }}{% endfor %}
+{%- if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}
+{%- if effort_of_thinking == 'none' %}{{ '<think></think>' }}{% elif effort_of_thinking == 'deep' %}{{ '<think>' }}
+{%- endif %}{% endif %}"""
+
+
+def test_words_of_a_switch_are_tried_compared_and_named_in_the_fix(write, go):
+    write(OPENS_BY_WORD, PLAIN)
+    code, out, err = go(None, "--compare", command=["preview"])
+    assert code == 0, err
+    blocks = dict(zip(re.findall(r"══ (.*)", out), re.split(r"══ .*", out)[1:], strict=True))
+    none = blocks["tokenizer.chat_template_kwargs: {effort_of_thinking: none}"]
+    assert "assistant\n<think></think>⟦a⟧⟦<|im_end|>⟧" in none
+    assert "refused: " in blocks["tokenizer.chat_template_kwargs: {effort_of_thinking: deep}"]
+    code, _, err = go(None, "tokenizer.chat_template_kwargs={effort_of_thinking: deep}", command=["preview"])
+    assert code == 2
+    assert 'Set tokenizer.chat_template_kwargs: {effort_of_thinking: "none"}, which trains this row' in err
 
 
 @pytest.mark.parametrize("name", sorted(path.stem for path in TEMPLATES.glob("*_training.jinja")))

@@ -39,7 +39,7 @@ _LOSS_KEYS = {
 _NO_LOSS_KEYS = {"masked"}  # torchtune's: true takes the loss away
 # verl's, of a whole turn: 1 carries loss; `true` could also mean that the loss is masked, so it is refused
 _MASK_KEYS = {"loss_mask"}
-_REASONING_KEYS = ("reasoning_content", "thinking", "reasoning")
+REASONING_KEYS = ("reasoning_content", "thinking", "reasoning")
 # Parts of a turn that are text: those of chat completions, and of OpenAI's Responses
 _TEXT_PARTS = ("text", "input_text", "output_text")
 # Parts of a turn that have another place in a row, with that place: Anthropic's, and those of OpenAI's Responses
@@ -51,7 +51,7 @@ _PART_PLACES = {
 _COPIED_KEYS = ("name", "tool_call_id")  # go to the chat template as they are
 _KNOWN_KEYS = {
     *("role", "content", "tool_calls", "function_call", "human", "assistant"),
-    *_REASONING_KEYS,
+    *REASONING_KEYS,
     *_COPIED_KEYS,
 }
 
@@ -267,7 +267,7 @@ def adapt_to_template(chat: Chat, template_features: Collection[str]) -> Chat:
     Args:
         chat: the chat as a row holds it.
         template_features: what the template renders, by the keys and roles of `apply_chat_template`: system,
-            tools, tool_calls, tool, reasoning_content, thinking; and the form in which it takes calls.
+            tools, tool_calls, tool, reasoning_content, thinking, reasoning; and the form in which it takes calls.
 
     Returns:
         The chat with new messages; `as_text` names what became text.
@@ -353,7 +353,7 @@ def _read_message(turn: Any, column: str) -> Message:
         )
     if calls:
         message["tool_calls"] = calls
-    reasoning = {key: turn[key] for key in _REASONING_KEYS if turn.get(key)}
+    reasoning = {key: turn[key] for key in REASONING_KEYS if turn.get(key)}
     if reasoning:
         message["reasoning_content"] = _read_reasoning(reasoning, column)
     if not _carries_loss(turn, role, column):
@@ -461,7 +461,7 @@ def _read_tool_calls(value: Any, column: str) -> list[dict[str, Any]]:
 def _place_reasoning(message: Message, template_features: Collection[str], as_text: set[str]) -> None:
     """Put the reasoning of a message under the key that the template reads, or before the answer."""
     reasoning = message.pop("reasoning_content")
-    for key in ("reasoning_content", "thinking"):
+    for key in REASONING_KEYS:
         if key in template_features:
             message[key] = reasoning
             return

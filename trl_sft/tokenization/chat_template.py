@@ -15,7 +15,7 @@ from typing import Any
 import jinja2
 from transformers import PreTrainedTokenizerBase
 
-from trl_sft.data.messages import JSON_ARGUMENTS, adapt_calls
+from trl_sft.data.messages import JSON_ARGUMENTS, REASONING_KEYS, adapt_calls
 from trl_sft.errors import Fault, TemplateError, first_line
 
 _SIMPLE = re.compile(r"[A-Za-z0-9]+")
@@ -56,12 +56,10 @@ _TRIALS: dict[str, tuple[list[dict[str, Any]], list[Any] | None, tuple[str, ...]
     "tools": (TRIAL_CHAT, [_TOOL], ("trlsfttool", "trlsftdescription")),
     "tool_calls": (_CHAT_WITH_CALL, [_TOOL], ("trlsftname", "trlsftvalue")),
     "tool": (_CHAT_WITH_CALL, [_TOOL], ("trlsftresult",)),
-    "reasoning_content": (
-        [TRIAL_CHAT[0], TRIAL_CHAT[1] | {"reasoning_content": "trlsftthought"}],
-        None,
-        ("trlsftthought",),
-    ),
-    "thinking": ([TRIAL_CHAT[0], TRIAL_CHAT[1] | {"thinking": "trlsftthought"}], None, ("trlsftthought",)),
+    **{
+        key: ([TRIAL_CHAT[0], TRIAL_CHAT[1] | {key: "trlsftthought"}], None, ("trlsftthought",))
+        for key in REASONING_KEYS
+    },
 }
 NAMES = ("messages", *_TRIALS)
 
@@ -162,7 +160,7 @@ def render_all_trials(tokenizer: PreTrainedTokenizerBase, kwargs: dict[str, Any]
 
 def list_parts(turn: Mapping[str, Any]) -> list[str]:
     """Return the texts that the rendering of an answer has to hold, in the order of most templates."""
-    thought = turn.get("reasoning_content") or turn.get("thinking") or ""
+    thought = next((turn[key] for key in REASONING_KEYS if turn.get(key)), "")
     parts = [str(thought), str(turn["content"] or "")]
     for call in turn.get("tool_calls") or []:
         function = call["function"]
@@ -244,9 +242,9 @@ def _find_thoughts_of_calls(
     tokenizer: PreTrainedTokenizerBase, kwargs: dict[str, Any], *, form: Collection[str], shown: Collection[str]
 ) -> list[str]:
     """Return the key of thoughts that the template renders in turns with calls alone, as Kimi-K2's does."""
-    if {"reasoning_content", "thinking"} & set(shown) or "tool_calls" not in shown:
+    if {*REASONING_KEYS} & {*shown} or "tool_calls" not in shown:
         return []
-    for key in ("reasoning_content", "thinking"):
+    for key in REASONING_KEYS:
         messages = _set_call_form([TRIAL_CHAT[0], _CALLING_TURN | {key: "trlsftthought"}], form)
         if "trlsftthought" in _render(tokenizer, messages, kwargs, tools=[_TOOL]):
             return [key]

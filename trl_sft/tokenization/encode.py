@@ -23,7 +23,7 @@ from trl_sft.data.formatted_columns import read_columns
 from trl_sft.data.messages import MARK
 from trl_sft.data.pipeline import Split
 from trl_sft.row_progress import RowProgress
-from trl_sft.tokenization import loss_mask, prompt_tokens, thinking
+from trl_sft.tokenization import loss_mask, prompt_tokens, template_limits, thinking
 from trl_sft.tokenization.encoder import Encoder, EncodingSettings
 from trl_sft.tokenization.long_rows import shorten_rows
 from trl_sft.tokenization.loss_mask import Span
@@ -106,7 +106,12 @@ def encode_split(split: Split, encoder: Encoder, *, title: str, check_all: bool 
 
 def encode_prompt(encoder: Encoder, prompt: Any, tools: Any = None) -> list[int]:
     """Return the tokens of a prompt (a text, or messages) as generation gets them: (tokens,)."""
-    text = prompt if encoder.template is None else encoder.template.render(prompt, tools, True)
+    text = prompt
+    if encoder.template is not None:
+        try:
+            text = encoder.template.render(prompt, tools, True)
+        except template_limits.RenderTimeout:
+            raise template_limits.build_fault(prompt) from None
     encoding = tokenize(encoder, [RenderedRow(0, text, [])])[0]
     ids = np.array(_ids(encoding), dtype=np.int32)
     return [int(token) for token in _unescape(encoder, ids, ids)[0]]

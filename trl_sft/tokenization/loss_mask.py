@@ -30,7 +30,7 @@ from transformers import PreTrainedTokenizerBase
 
 from trl_sft.data.messages import Message, special_pattern
 from trl_sft.errors import first_line
-from trl_sft.tokenization import chat_template, mask_errors, special_tokens, turn_markers
+from trl_sft.tokenization import chat_template, mask_errors, special_tokens, template_limits, turn_markers
 from trl_sft.tokenization.chat_template import ANSWER, QUESTION
 from trl_sft.tokenization.turn_markers import TurnMarkers
 
@@ -90,11 +90,12 @@ def inspect_template(
     """
 
     def render(messages: Sequence[Message], tools: Sequence[Any] | None, add_generation_prompt: bool) -> str:
-        return str(
-            tokenizer.apply_chat_template(
-                list(messages), tools=tools, tokenize=False, add_generation_prompt=add_generation_prompt, **kwargs
+        with template_limits.limit_seconds():
+            return str(
+                tokenizer.apply_chat_template(
+                    list(messages), tools=tools, tokenize=False, add_generation_prompt=add_generation_prompt, **kwargs
+                )
             )
-        )
 
     tokens = special_tokens.list_strings(tokenizer)
     markers = turn_markers.find_turn_markers(tokenizer, kwargs)

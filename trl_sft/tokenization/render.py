@@ -21,7 +21,7 @@ from trl_sft.data.bad_rows import BadRow, describe_problem
 from trl_sft.data.formats import PAIRS, TEXT
 from trl_sft.data.messages import Message
 from trl_sft.errors import Edit, first_line
-from trl_sft.tokenization import chat_template, loss_mask, mask_errors, template_advice, thinking
+from trl_sft.tokenization import chat_template, loss_mask, mask_errors, template_advice, template_limits, thinking
 from trl_sft.tokenization.encoder import Encoder, build_encoder
 from trl_sft.tokenization.loss_mask import Span
 from trl_sft.tokenization.mask_errors import MaskError
@@ -92,6 +92,7 @@ def render_rows(
 
     Raises:
         AssertionError: the search for answers was wrong, after rows that were not checked.
+        TemplateError: the template takes too long for a chat, or writes far more than the row holds.
 
     """
     settings = encoder.settings
@@ -130,6 +131,7 @@ def _render_chats(
         if isinstance(text, BadRow):
             yield RenderedRow(number, "", [], bad_row=text)
             continue
+        template_limits.check_length(chats[index], tools[index], text)
         answers = _list_answers_with_loss(
             encoder.settings.loss_on,
             chats[index],
@@ -146,6 +148,8 @@ def _render_chats(
                 check=check[index],
             )
             yield _read_thoughts(encoder, row)
+        except template_limits.RenderTimeout:
+            raise template_limits.build_fault(chats[index]) from None
         except MaskError as error:
             chat = TrialChat(chats[index], answers, tools[index])
             yield RenderedRow(number, "", [], bad_row=_advise(encoder, chat, error))
@@ -189,7 +193,8 @@ def _apply_template(
     plain = [list(turns) for turns, functions in zip(chats, tools, strict=True) if not functions]
     texts: Iterator[str] = iter(())
     if plain:
-        texts = iter(encoder.tokenizer.apply_chat_template(plain, tokenize=False, **encoder.template_kwargs))
+        with template_limits.limit_seconds():
+            texts = iter(encoder.tokenizer.apply_chat_template(plain, tokenize=False, **encoder.template_kwargs))
     if encoder.thoughts is not None:
         texts = map(encoder.thoughts.keep_one, texts)
     return [
@@ -204,7 +209,7 @@ def _render_texts(
     """Return chats as texts; a chat that the template does not take as its problem."""
     try:
         return list(_apply_template(encoder, chats, tools))
-    except Exception:
+    except (Exception, template_limits.RenderTimeout):
         return [_render_text(encoder, turns, functions) for turns, functions in zip(chats, tools, strict=True)]
 
 
@@ -212,6 +217,8 @@ def _render_text(encoder: Encoder, turns: Sequence[Message], tools: Sequence[Any
     """Return one chat as text, or its problem where the template does not take it."""
     try:
         return _apply_template(encoder, [turns], [tools])[0]
+    except template_limits.RenderTimeout:
+        raise template_limits.build_fault(turns) from None
     except Exception as error:
         reason = f"the chat template refuses this chat: {first_line(error)}"
         roles = format_names([str(turn["role"]) for turn in turns])

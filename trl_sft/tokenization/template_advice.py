@@ -15,18 +15,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import jinja2
-import jinja2.meta
 from transformers import PreTrainedTokenizerBase
 
 from trl_sft.data import messages as data_messages
-from trl_sft.data.messages import Chat, Message
+from trl_sft.data.messages import REASONING_KEYS, Chat, Message
 from trl_sft.recipe import paths
-from trl_sft.tokenization import chat_template, loss_mask, special_tokens, turn_markers
+from trl_sft.tokenization import chat_template, loss_mask, special_tokens, template_variables, turn_markers
 from trl_sft.tokenization.chat_template import QUESTION
 
-# keywords with which templates open, close or leave out thoughts: Qwen, GLM and Gemma, DeepSeek, Granite
-_THINKING_KEYWORDS = ("enable_thinking", "thinking")
+# read by most templates that can open, close or leave out thoughts: Qwen, GLM and Gemma, DeepSeek, Granite
+_COMMON_KEYWORDS = ("enable_thinking", "thinking")
 _THOUGHT_TAGS = re.compile(r"\s*</?think>\s*")
 _THOUGHT_AS_TEXT = re.compile(r"<think>\n(.*?)\n</think>\n\n(.*)", re.DOTALL)
 _CHUNK = re.compile(r"\{[%{].*?[%}]\}", re.DOTALL)  # a statement or an expression of a template
@@ -64,10 +62,11 @@ def find_keyword(
         train: places the loss of a chat, or raises an error.
 
     """
-    names = _list_keywords(chat_template.read_template(tokenizer, chat.tools))
-    for name in (name for name in _THINKING_KEYWORDS if name in names):
-        for value in (False, True):
-            if kwargs.get(name) is not value and _succeeds(train, tokenizer, kwargs | {name: value}, chat=chat):
+    switches = template_variables.list_switches(chat_template.read_template(tokenizer, chat.tools))
+    for name in sorted(switches, key=lambda name: (name not in _COMMON_KEYWORDS, name)):
+        for value in sorted(switches[name], key=lambda value: value is True):  # most rows have no thoughts
+            is_set = name in kwargs and kwargs[name] == value
+            if not is_set and _succeeds(train, tokenizer, kwargs | {name: value}, chat=chat):
                 return {name: value}
     return {}
 
@@ -112,17 +111,6 @@ def place_loss(tokenizer: PreTrainedTokenizerBase, kwargs: dict[str, Any], chat:
     loss_mask.find_spans_by_rendering(template, text, chat.turns, answers=chat.answers, tools=chat.tools)
 
 
-@functools.lru_cache(maxsize=64)
-def _list_keywords(template: str) -> frozenset[str]:
-    """Return the names that a template reads and does not set itself; none where it is not plain Jinja."""
-    try:
-        environment = jinja2.Environment(extensions=["jinja2.ext.loopcontrols"])
-        plain = re.sub(r"\{%-?\s*(?:end)?generation\s*-?%\}", "", template)
-        return frozenset(jinja2.meta.find_undeclared_variables(environment.parse(plain)))
-    except jinja2.TemplateError:
-        return frozenset()
-
-
 @functools.cache
 def _read_named(name: str) -> str:
     """Return the source of a template that has a name."""
@@ -155,8 +143,9 @@ def _adapt_chat(tokenizer: PreTrainedTokenizerBase, kwargs: dict[str, Any], chat
 def _restore_turn(turn: Message) -> Message:
     """Return a turn as `adapt_to_template` takes it: thoughts apart from the answer, arguments as a mapping."""
     restored = data_messages.restore_calls(turn)
-    if "thinking" in restored:
-        restored["reasoning_content"] = restored.pop("thinking")
+    for key in REASONING_KEYS[1:]:
+        if key in restored:
+            restored["reasoning_content"] = restored.pop(key)
     thought = _THOUGHT_AS_TEXT.fullmatch(restored["content"]) if restored["role"] == "assistant" else None
     if thought is not None:
         restored |= {"reasoning_content": thought[1], "content": thought[2]}

@@ -2,8 +2,9 @@
 
 Input: a tokenizer with a template, which may come from somebody else. Output: nothing, or a fault. jinja2's sandbox,
 in which transformers renders, limits neither: two nested loops or `10 ** 10 ** 8` take hours or all memory. The trial
-chats are rendered in a copy of this process that the system ends at the limits. Not here: systems that cannot copy a
-process (Windows), where the template is not tried, and loops that only certain rows start.
+chats are rendered in a copy of this process that the system ends at the limits. Loops that only certain rows start
+are ended by a timer (`limit_seconds`). Not here: systems that cannot copy a process (Windows), where the template is
+not tried; rows that a thread of a data loader renders; and a single operation that a row makes very large.
 """
 
 from __future__ import annotations
@@ -12,22 +13,89 @@ import contextlib
 import os
 import signal
 import sys
+import threading
 import time
 import warnings
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
+from trl_sft.data.messages import Message
 from trl_sft.errors import Fault, TemplateError
 from trl_sft.tokenization import chat_template
 
-MAX_SECONDS = 10  # of processor time for the trial chats, which templates in use render in milliseconds
+MAX_SECONDS = (
+    5  # of processor time for the trial chats, or for a chat of a row, which templates in use render in milliseconds
+)
 MAX_BYTES = 1 << 30  # of memory beside what the process has
-MAX_CHARACTERS = 1_000_000  # of all trial chats together; templates in use write thousands
+MAX_CHARACTERS = 1_000_000  # of all trial chats together, or of a chat of a row; templates in use write thousands
+MAX_GROWTH = 100  # a chat may be longer than that, if it is no more than so many times as long as its row
 _WALL_SECONDS = 60  # the process is ended after so long, however little processor time it got
 _FINISHED, _TOO_LONG, _NO_MEMORY = 0, 3, 4  # exit codes of the copy
 _POLL_SECONDS = 0.002
+_FIX = "Use another template. Look for loops and powers in this one if it is yours."
+
+
+class RenderTimeout(BaseException):
+    """A chat takes too long to render. No `Exception`, so that nothing takes it for an error of the template."""
+
+
+@contextlib.contextmanager
+def limit_seconds() -> Iterator[None]:
+    """End what the block renders after `MAX_SECONDS` of this thread's processor time.
+
+    Signals reach the main thread alone, so a block in another thread has no limit.
+
+    Raises:
+        RenderTimeout: the limit is exceeded.
+
+    """
+    if threading.current_thread() is not threading.main_thread() or not hasattr(signal, "setitimer"):
+        yield
+        return
+    began = time.thread_time()
+
+    def end(_number: int, _frame: object) -> None:
+        left = MAX_SECONDS - (time.thread_time() - began)
+        if left <= 0:
+            raise RenderTimeout
+        signal.setitimer(signal.ITIMER_VIRTUAL, max(left, _POLL_SECONDS))  # other threads took a part of it
+
+    before = signal.signal(signal.SIGVTALRM, end)
+    signal.setitimer(signal.ITIMER_VIRTUAL, MAX_SECONDS)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_VIRTUAL, 0)
+        signal.signal(signal.SIGVTALRM, before)
+
+
+def check_length(turns: Sequence[Message], tools: Sequence[Any] | None, text: str) -> None:
+    """Refuse a rendered chat that is much longer than its row. Raises TemplateError."""
+    if len(text) <= MAX_CHARACTERS:
+        return
+    size = _count_characters([list(turns), list(tools or [])])
+    if len(text) > MAX_GROWTH * size:
+        raise build_fault(turns, f"writes {len(text):,} characters for a chat of {size:,} characters")
+
+
+def build_fault(turns: Sequence[Message], problem: str = "") -> TemplateError:
+    """Return the error for a chat that a template renders too long, in words of `problem`; "" = in too much time."""
+    begin = next((str(turn["content"]) for turn in turns if turn.get("content")), "")
+    problem = problem or f"takes more than {MAX_SECONDS} s of processor time to render one chat"
+    problem = f"the chat template {problem}, which begins with {begin.strip()[:60]!r}"
+    return TemplateError(Fault("tokenizer.chat_template", problem, _FIX, code="template.too_expensive"))
+
+
+def _count_characters(value: Any) -> int:
+    """Return how many characters the texts of a value have together."""
+    if isinstance(value, Mapping):
+        return sum(_count_characters(item) for item in value.values())
+    if isinstance(value, list | tuple):
+        return sum(map(_count_characters, value))
+    return len(str(value))
 
 
 def check_limits(where: str, tokenizer: PreTrainedTokenizerBase, kwargs: dict[str, Any]) -> None:
@@ -51,10 +119,8 @@ def check_limits(where: str, tokenizer: PreTrainedTokenizerBase, kwargs: dict[st
         _render_and_exit(tokenizer, kwargs)
     problem = _describe(_wait(child))
     if problem:
-        fix = "Use another template. Look for loops and powers in this one if it is yours."
-        raise TemplateError(
-            Fault(where, f"the chat template {problem} to render short trial chats", fix, code="template.too_expensive")
-        )
+        problem = f"the chat template {problem} to render short trial chats"
+        raise TemplateError(Fault(where, problem, _FIX, code="template.too_expensive"))
 
 
 def _render_and_exit(tokenizer: PreTrainedTokenizerBase, kwargs: dict[str, Any]) -> None:

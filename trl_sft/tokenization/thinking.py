@@ -17,14 +17,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import jinja2
-from jinja2 import meta, nodes
-from jinja2.ext import Extension
-from jinja2.parser import Parser
 from transformers import PreTrainedTokenizerBase
 
-from trl_sft.tokenization import chat_template
+from trl_sft.data.messages import REASONING_KEYS
+from trl_sft.tokenization import chat_template, template_variables
 from trl_sft.tokenization.chat_template import ANSWER, QUESTION
+from trl_sft.tokenization.template_variables import SwitchValue
 
 # how an answer begins; the keys of `answers` in ledger.json
 THOUGHT, EMPTY, SKIPPED, NONE = "with_thought", "with_empty_thought", "after_empty_thought", "without_thought"
@@ -36,10 +34,10 @@ WORDS = {
     NONE: "without a thought",
 }
 _REASONING = "trlsftthought"
-_KEYS = ("reasoning_content", "thinking")  # of a message, that templates read
 _DEFAULT = ("<think>", "</think>")
-_LAST_TAG = re.compile(r"<[^<>\s]{1,40}>\w*\s*$")
-_SWITCH = re.compile(r"think|thought|reason", re.IGNORECASE)
+# the tag before a thought: `<think>`, and with its name between two tokens `<|open|>think<|sep|>`
+_LAST_TAG = re.compile(r"(?:<[^<>\s]{1,40}>\w*(?:think|thought|reason)\w*)?<[^<>\s]{1,40}>\w*\s*$")
+_BEGUN_TAG = re.compile(r"<[^<>\s]{0,40}$")
 
 
 @dataclass(frozen=True)
@@ -100,14 +98,15 @@ def find_thought_marks(tokenizer: PreTrainedTokenizerBase, kwargs: Mapping[str, 
     question = [{"role": "user", "content": QUESTION}]
     after_question = _render(tokenizer, kwargs, question, prompt=True).rpartition(QUESTION)[2]
     prompt = after_question.removeprefix(_render(tokenizer, kwargs, question).rpartition(QUESTION)[2])
-    for key in _KEYS:
+    for key in REASONING_KEYS:
         answer = {"role": "assistant", "content": ANSWER, key: _REASONING}
         text = _render(tokenizer, kwargs, [*question, answer])
         before, found, after = text.rpartition(QUESTION)[2].partition(_REASONING)
         if not found or ANSWER not in after:
             continue
         header = _common_length(before, after_question)
-        opening = before[header:].strip() or _find_last_tag(before)
+        header -= len(_find(_BEGUN_TAG, before[:header]))  # `<think>` and `</think>` have `<` in common
+        opening = before[header:].strip() or _find(_LAST_TAG, before).strip()
         closing = after.partition(ANSWER)[0].strip()
         if opening and closing:
             return ThoughtMarks(opening, closing, prompt)
@@ -117,21 +116,27 @@ def find_thought_marks(tokenizer: PreTrainedTokenizerBase, kwargs: Mapping[str, 
     return None
 
 
-def find_switches(tokenizer: PreTrainedTokenizerBase, kwargs: Mapping[str, Any]) -> dict[str, tuple[bool, ...]]:
-    """Return the variables of a template that change how answers begin, each with the values that change it.
+def find_switches(tokenizer: PreTrainedTokenizerBase, kwargs: Mapping[str, Any]) -> dict[str, tuple[SwitchValue, ...]]:
+    """Return the variables of a template that change what it writes around thoughts, each with the values that do.
 
     The variables are those that the template reads and does not set, and whose name is about thinking. A value is left
-    out where the recipe sets it, or where it renders what the template renders now.
+    out where the recipe sets it, and where it renders what the template renders now, or what a value before it renders.
+
+    Args:
+        tokenizer: has a chat template.
+        kwargs: what the template gets beside the messages.
 
     """
-    switches: dict[str, tuple[bool, ...]] = {}
+    switches: dict[str, tuple[SwitchValue, ...]] = {}
     now = _render_trials(tokenizer, kwargs)
-    for name in sorted(_list_variables(chat_template.read_template(tokenizer))):
-        if _SWITCH.search(name):
-            values = [value for value in (True, False) if kwargs.get(name) is not value]
-            changed = [value for value in values if _differ(now, _render_trials(tokenizer, {**kwargs, name: value}))]
-            if changed:
-                switches[name] = tuple(changed)
+    for name, values in template_variables.list_switches(chat_template.read_template(tokenizer)).items():
+        changed: list[tuple[SwitchValue, list[str]]] = []
+        for value in values:
+            texts = _render_trials(tokenizer, {**kwargs, name: value})
+            if _differ(now, texts) and texts not in [earlier for _, earlier in changed]:
+                changed.append((value, texts))
+        if changed:
+            switches[name] = tuple(value for value, _ in changed)
     return switches
 
 
@@ -175,7 +180,7 @@ def _render(
 def _render_trials(tokenizer: PreTrainedTokenizerBase, kwargs: Mapping[str, Any]) -> list[str]:
     """Return what a template writes for chats with and without thoughts, and as generation prompt."""
     question, answer = {"role": "user", "content": QUESTION}, {"role": "assistant", "content": ANSWER}
-    thoughtful = [answer | {key: _REASONING} for key in _KEYS] + [
+    thoughtful = [answer | {key: _REASONING} for key in REASONING_KEYS] + [
         answer | {"content": f"<think>\nt\n</think>\n\n{ANSWER}"}
     ]
     chats = [[question, first, question, answer] for first in (answer, *thoughtful)]
@@ -187,32 +192,13 @@ def _differ(now: Sequence[str], changed: Sequence[str]) -> bool:
     return list(now) != list(changed) and all(text or not before for before, text in zip(now, changed, strict=True))
 
 
-def _find_last_tag(text: str) -> str:
-    """Return the tag that a text ends with; "" = none."""
-    match = _LAST_TAG.search(text)
-    return match.group().strip() if match else ""
+def _find(pattern: re.Pattern[str], text: str) -> str:
+    """Return the part of a text that a pattern matches first; "" = none."""
+    match = pattern.search(text)
+    return match.group() if match else ""
 
 
 def _common_length(one: str, other: str) -> int:
     """Return how many characters two texts have in common at their beginning."""
     pairs = zip(one, other, strict=False)
     return next((position for position, (a, b) in enumerate(pairs) if a != b), min(len(one), len(other)))
-
-
-class _GenerationTag(Extension):
-    """Parses `{% generation %}`, which transformers adds to Jinja."""
-
-    tags = {"generation"}  # noqa: RUF012
-
-    def parse(self, parser: Parser) -> nodes.Node | list[nodes.Node]:
-        """Return the nodes inside of the tag."""
-        next(parser.stream)
-        return parser.parse_statements(("name:endgeneration",), drop_needle=True)
-
-
-def _list_variables(source: str) -> set[str]:
-    """Return the names that a template reads and does not set."""
-    environment = jinja2.Environment(extensions=[_GenerationTag, "jinja2.ext.loopcontrols"])  # it is parsed only
-    with contextlib.suppress(jinja2.TemplateSyntaxError):
-        return set(meta.find_undeclared_variables(environment.parse(source)))
-    return set()

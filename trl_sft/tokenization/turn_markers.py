@@ -34,7 +34,8 @@ class TurnMarkers:
     Attributes:
         end_tokens: the special tokens that end the last answer of a chat, in order; empty = there is none.
         turn_end_tokens: the special tokens that end an answer which another turn follows.
-        stop_tokens: those of `end_tokens` with nothing between answer and them; generation stops on one of these.
+        stop_tokens: those of `end_tokens` that generation stops on one of: nothing stands between answer and them, or
+            they are the last one after named parts.
         header_tokens: the special tokens that begin a header, without those that end answers.
         appended_header: what the template writes after the end of the last answer: the header of a turn that does not
             follow; "" = nothing.
@@ -87,9 +88,12 @@ def find_turn_markers(tokenizer: PreTrainedTokenizerBase, kwargs: Mapping[str, A
     generation_prompt, assistant_headers, always_appends = _find_generation_prompt(texts, pattern)
     user_headers = _list_user_headers(texts, pattern, eos_token=str(tokenizer.eos_token))
     headers = {*user_headers, *assistant_headers} - {str(tokenizer.eos_token)}
+    if not always_appends:  # Kimi-K3's `<|open|>` begins turns and the parts of an answer
+        headers -= {token for token in headers if generation_prompt.count(token) > 1}
     tail = texts.after_last_answer
     limits = _list_tokens(texts.after_answer or "", pattern) if always_appends else None
-    ends = _list_end_tokens(tail, pattern, headers=headers, limits=limits)
+    names_parts = not always_appends and _names_parts(texts, pattern)
+    ends = _list_end_tokens(tail, pattern, headers=headers, limits=limits, has_text=names_parts)
     if not ends:
         ends = _list_header_as_end(texts, pattern, user_headers=user_headers, generation_prompt=generation_prompt)
     position = ends[-1][0] + len(ends[-1][1]) if ends else 0
@@ -98,11 +102,7 @@ def find_turn_markers(tokenizer: PreTrainedTokenizerBase, kwargs: Mapping[str, A
         headers |= {*generation_prompt}
     headers -= {*end_tokens}
     turn_ends = _list_end_tokens(texts.after_answer or "", pattern, headers=headers)
-    # Phi-3 writes a newline between its two end tokens: generation has to stop on the first
-    joined = tail[:position].strip()
-    stop_tokens = tuple(
-        token for number, token in enumerate(end_tokens) if joined.startswith("".join(end_tokens[: number + 1]))
-    )
+    stop_tokens = _list_last_tokens(texts, ends, pattern) if names_parts else _list_first_tokens(tail, ends)
     appended = tail[position:] if tail[position:].strip() and (ends or always_appends) else ""
     turn_end_tokens = tuple(token for _, token in turn_ends)
     return TurnMarkers(end_tokens, turn_end_tokens, stop_tokens, frozenset(headers), appended)
@@ -243,8 +243,44 @@ def _list_user_headers(texts: _TrialTexts, pattern: re.Pattern[str], *, eos_toke
     return [token for token in (*tokens[:1], *last) if token != eos_token]
 
 
+def _names_parts(texts: _TrialTexts, pattern: re.Pattern[str]) -> bool:
+    """Tell whether an answer ends with tokens and names between them, before a turn and at the end of a chat alike.
+
+    So Kimi-K3's do: `<|close|>response<|sep|><|close|>message<|sep|><|end_of_msg|>`.
+    """
+    tail = texts.after_last_answer.rstrip()
+    tokens = list_special(tail, pattern)
+    if len(tokens) < 2 or texts.after_answer is None or not texts.after_answer.startswith(tail):
+        return False
+    ends_with_token = tokens[-1][0] + len(tokens[-1][1]) == len(tail)
+    return ends_with_token and any(part.strip() for part in pattern.split(tail[tokens[0][0] :]) if part)
+
+
+def _list_first_tokens(tail: str, ends: Sequence[tuple[int, str]]) -> tuple[str, ...]:
+    """Return the end tokens that nothing separates from the answer.
+
+    Phi-3 writes a newline between its two end tokens: generation has to stop on the first.
+    """
+    position = ends[-1][0] + len(ends[-1][1]) if ends else 0
+    tokens = [token for _, token in ends]
+    joined = tail[:position].strip()
+    return tuple(token for number, token in enumerate(tokens) if joined.startswith("".join(tokens[: number + 1])))
+
+
+def _list_last_tokens(texts: _TrialTexts, ends: Sequence[tuple[int, str]], pattern: re.Pattern[str]) -> tuple[str, ...]:
+    """Return the last end token, if generation writes it nowhere before: not within the end, nor in the prompt."""
+    tokens = [token for _, token in ends]
+    earlier = {*tokens[:-1], *_list_tokens(texts.before_answer[len(texts.after_question) :], pattern)}
+    return tuple(token for token in tokens[-1:] if token not in earlier)
+
+
 def _list_end_tokens(
-    tail: str, pattern: re.Pattern[str], *, headers: Collection[str], limits: Sequence[str] | None = None
+    tail: str,
+    pattern: re.Pattern[str],
+    *,
+    headers: Collection[str],
+    limits: Sequence[str] | None = None,
+    has_text: bool = False,
 ) -> list[tuple[int, str]]:
     """Return the tokens that end an answer, as (position after the answer, token).
 
@@ -253,12 +289,13 @@ def _list_end_tokens(
         pattern: matches special tokens.
         headers: tokens that begin headers.
         limits: the tokens that `tail` may begin with; None = any.
+        has_text: whether text stands between the tokens.
 
     """
     ends: list[tuple[int, str]] = []
     for number, (position, token) in enumerate(list_special(tail, pattern)):
         gap = tail[ends[-1][0] + len(ends[-1][1]) : position] if ends else ""
-        if token in headers or gap.strip():
+        if token in headers or (gap.strip() and not has_text):
             break
         if limits is not None and [*limits[number : number + 1]] != [token]:
             break
