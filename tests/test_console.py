@@ -67,7 +67,7 @@ def test_a_text_that_is_too_long_for_its_column_is_cut_with_an_ellipsis():
 
 def test_columns_hold_no_control_characters():
     (line,) = console.format_columns([("a\x1b[31mred\x07", "b\x08\x9b1m\ud83d")], 60)
-    assert line == r"  a\x1b[31mred\x07  b\x08\x9b1m\xd83d"
+    assert line == r"  a\x1b[31mred\x07  b\x08\x9b1m\ud83d"
 
 
 def test_faults_have_colours_on_a_terminal_and_are_not_wrapped():
@@ -105,3 +105,19 @@ def test_size_is_shown_in_the_unit_that_it_fills(size, text):
 
 def test_number_of_rows_is_shown_with_its_noun():
     assert [console.format_rows(n) for n in (0, 1, 1024)] == ["0 rows", "1 row", "1,024 rows"]
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("a\x1b[2J\x9b31m\r\x7f", "a\\x1b[2J\\x9b31m\\x0d\\x7f"),
+        ("a\u202eb\u2066c\u200ed\u061c", "a\\u202eb\\u2066c\\u200ed\\u061c"),
+        ("le\u200barn\ufeffing\u2060_r\xadate", "le\\u200barn\\ufeffing\\u2060_r\\xadate"),
+        ("le\u200darn\u200cing", "le\\u200darn\\u200cing"),
+        ("👩\u200d👩\u200d👧 🏳\ufe0f\u200d🌈 می\u200cخواهم", "👩\u200d👩\u200d👧 🏳\ufe0f\u200d🌈 می\u200cخواهم"),
+        ("a\u2028b\U000e0041\ud800", "a\\u2028b\\U000e0041\\ud800"),
+        ("tab\tline\nend", "tab\tline\nend"),
+    ],
+)
+def test_characters_that_control_a_terminal_or_are_not_seen_are_codes(text, shown):
+    assert console.escape_control_characters(text) == shown

@@ -31,9 +31,13 @@ _LONGEST_NAME = 60  # characters of a name in such a list
 MOST_FAULTS = 50  # that are printed one by one
 _INDENT = "  "
 _WIDTH = 80  # characters of a line of prose
-# Characters that control a terminal, reorder its text or cannot be encoded: control characters except tab and newline,
-# bidirectional overrides, halves of surrogate pairs.
-_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
+# Characters that control a terminal, reorder its text, are not seen or cannot be encoded: control characters except tab
+# and newline; marks, embeddings, overrides and isolates of direction; separators of lines; spaces of no width; tags;
+# halves of surrogate pairs. The two joiners are a part of emoji and of Persian words; elsewhere they are codes.
+_CONTROL = re.compile(
+    r"[\x00-\x08\x0b-\x1f\x7f-\x9f\xad\u061c\u180e\u200b\u200e\u200f\u2028-\u202e\u2060-\u206f\ufeff\ufff9-\ufffb"
+    r"\ud800-\udfff\U000e0000-\U000e007f]|(?<![^\x00-\x7f])[\u200c\u200d]"
+)
 
 
 _COLOURS = re.compile(r"(\x1b\[[0-9;]*m)")  # what `render_colours` writes
@@ -145,7 +149,15 @@ def wrap(text: str, *, indent: str, first_indent: str | None = None) -> list[str
 
 def escape_control_characters(text: str) -> str:
     """Return a text in which each control character of a terminal is replaced by its hexadecimal code."""
-    return _CONTROL.sub(lambda match: f"\\x{ord(match[0]):02x}", text)
+    return _CONTROL.sub(_write_code, text)
+
+
+def _write_code(match: re.Match[str]) -> str:
+    """Return the code of a character, as Python writes it in a text."""
+    number = ord(match[0])
+    if number > 0xFFFF:
+        return f"\\U{number:08x}"
+    return f"\\x{number:02x}" if number < 0x100 else f"\\u{number:04x}"
 
 
 def print_faults(faults: Sequence[Fault]) -> None:

@@ -12,8 +12,11 @@ from conftest import QUESTIONS, RECIPE, jsonl
 
 from trl_sft.recipe import paths
 
-HOSTILE = "\x1b]0;evil\x07\x9b31m\x1b[2J\u202e\x08"
-CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
+# title, colour, clearing, reversed text, one character back, carriage return, link, and characters that are not seen
+HOSTILE = "\x1b]0;evil\x07\x9b31m\x1b[2J\u202e\x08\r\x1b]8;;x\x1b\\L\u200b\u200f\u061c\u2028\u2066\ufeff\U000e0041"
+CONTROL = re.compile(
+    "[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200b\u200e\u200f\u2028-\u202e\u2060-\u206f\ufeff\U000e0000-\U000e007f]"
+)
 FULL = RECIPE.replace("rows.jsonl}", "rows.jsonl, eval_fraction: 0.2}")
 
 

@@ -63,6 +63,15 @@ def test_anchor_and_alias_have_the_same_value(here):
     assert recipe == {"a": {"b": 1}, "c": {"b": 1}, "d": [{"b": 1}, {"b": 1}]}
 
 
+def test_characters_that_json_writes_as_two_halves_are_whole_and_half_a_one_is_refused(here):
+    recipe = read(here, 'a: "\\ud83d\\ude00 b"\n"\\ud83d\\ude00": "\\U0001f600"\n')
+    assert recipe.values == {"a": "😀 b", "😀": "😀"}
+    for text in ('a: "\\ud83d"\n', '"\\ude00": 1\n', 'a: ["\\ude00\\ud83d"]\n'):
+        with pytest.raises(RecipeError, match="half a character") as error:
+            read(here, text)
+        assert str(error.value.faults[0].where).startswith("r.yaml:1")
+
+
 def test_place_of_a_key_is_its_line_or_its_override(here):
     recipe = read(here, "a:\n  b: 1\n  c: [1,\n    2]\n", "a.b=2", "d.e=3")
     assert recipe.values == {"a": {"b": 2, "c": [1, 2]}, "d": {"e": 3}}

@@ -79,7 +79,7 @@ OF_CERTAIN_ROWS = {
     ),
     "long text": (
         "{% if messages | length > 4 %}{{ 'ab ' * 500000 }}{% endif %}" + TURNS,
-        "writes 1,500,\d+ characters for a chat of",
+        r"writes 1,500,\d+ characters for a chat of",
     ),
 }
 

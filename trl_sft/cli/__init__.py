@@ -150,8 +150,8 @@ def _has_lost_its_reader(stream: TextIO | None) -> bool:
 
 
 def _print_traceback(kind: type[BaseException], error: BaseException, frames: TracebackType | None) -> None:
-    """Print an error of this package with its traceback, without secrets."""
-    sys.stderr.write(redaction.redact_shapes("".join(traceback.format_exception(kind, error, frames))))
+    """Print an error of this package with its traceback, escaped and without secrets."""
+    console.say_error(redaction.redact_shapes("".join(traceback.format_exception(kind, error, frames))).rstrip("\n"))
 
 
 def _interrupt(_number: int, _frame: object) -> None:

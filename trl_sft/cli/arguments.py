@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from trl_sft import errors, json_output, redaction
+from trl_sft import console, errors, json_output, redaction
 
 if TYPE_CHECKING:
     from trl_sft.recipe.checked import Run
@@ -53,8 +53,8 @@ class _CommandParser(argparse.ArgumentParser):
         super().error(f"{message}\n{hint}" if hint else message)
 
     def _print_message(self, message: str, file: Any = None) -> None:
-        """Print a message without secrets: an error repeats what was typed."""
-        super()._print_message(redaction.redact(message), file)
+        """Print a message, escaped and without secrets: an error repeats what was typed."""
+        super()._print_message(console.escape_control_characters(redaction.redact(message)), file)
 
     def _suggest(self, message: str) -> str:
         """Return what to write in place of an option that does not exist; "" if nothing is near."""
@@ -96,8 +96,6 @@ def parse_recipe(parser: argparse.ArgumentParser, argv: Sequence[str]) -> tuple[
 
 def format_next_command(run: Run, command: str = "") -> str:
     """Return the next command line for the same recipe and overrides, without secrets; `command` "" = train."""
-    from trl_sft import console
-
     command_line = shlex.join([*filter(None, [command]), *run.recipe.arguments])
     return f"{console.get_python_command()} -m trl_sft {redaction.redact(command_line)}"
 

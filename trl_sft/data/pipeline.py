@@ -19,7 +19,7 @@ import pyarrow.compute as pc
 from datasets import Dataset, Features, Json, List, Value, concatenate_datasets
 from datasets.fingerprint import Hasher
 
-from trl_sft.console import format_rows
+from trl_sft.console import escape_control_characters, format_rows
 from trl_sft.data import bad_rows, folder, formats, load, messages, mix, unread_keys, user_function
 from trl_sft.data.bad_rows import BadRow, Kinds
 from trl_sft.data.code_digest import digest_code, get_fingerprint
@@ -332,7 +332,7 @@ def _map_rows(rows: Dataset, source_format: SourceFormat, *, num_proc: int | Non
         num_proc: the number of processes that format them; None = this one.
 
     """
-    title = f"Formatting {source_format.source_name}"
+    title = escape_control_characters(f"Formatting {source_format.source_name}")
     options: dict[str, Any] = {"source_format": source_format, "column_types": rows.features}
     format_table = functools.partial(_format_table, **options)
     with RowProgress(title, len(rows), shows_bar=False) as progress:

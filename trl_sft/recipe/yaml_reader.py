@@ -22,7 +22,7 @@ import yaml
 
 from trl_sft import redaction
 from trl_sft.errors import Edit, Fault, Place, RecipeError
-from trl_sft.recipe import secret_values
+from trl_sft.recipe import secret_values, surrogates
 
 Key = tuple[str | int, ...]  # ("data", "train", 0, "path")
 
@@ -347,7 +347,9 @@ def _to_value(node: yaml.Node, key: Key, *, record: _Record, parents: tuple[int,
             )
             continue
         scalar = _to_scalar(name_node, place, record)
-        name = scalar if type(scalar) is int else name_node.value  # a number as a key: `max_memory: {0: 20GiB}`
+        name: int | str = surrogates.join_pairs(name_node.value)
+        if type(scalar) is int:  # `max_memory: {0: 20GiB}`
+            name = scalar
         name_key = (*key, name)
         first = record.places.get(name_key)
         record.places[name_key] = place
@@ -365,15 +367,14 @@ def _to_value(node: yaml.Node, key: Key, *, record: _Record, parents: tuple[int,
 
 def _to_scalar(node: yaml.ScalarNode, place: str, record: _Record) -> Any:
     """Return a scalar by the rules of YAML 1.2."""
-    text: str = node.value
+    text = surrogates.join_pairs(node.value)
+    if surrogates.has_half(text):
+        record.add(place, surrogates.PROBLEM, surrogates.FIX, code="recipe.invalid_yaml")
+        text = text.encode("utf-8", "replace").decode()
     if _ENVIRONMENT_VARIABLE.search(text):
         problem = f"{text}: a recipe does not read environment variables"
-        record.add(
-            place,
-            problem,
-            "Write the value itself, or set it on the command line: section.key=value.",
-            code="recipe.environment_variable",
-        )
+        fix = "Write the value itself, or set it on the command line: section.key=value."
+        record.add(place, problem, fix, code="recipe.environment_variable")
     try:
         return _convert_scalar(node.tag.rsplit(":", 1)[-1], text) if node.style is None else text
     except ValueError:  # a tag that does not fit, `!!int x`: the tag is a fault already
