@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 import tempfile
 from pathlib import Path
 
@@ -56,6 +57,23 @@ def micro_batches(monkeypatch):
 
     monkeypatch.setattr(stages_module, "SFTTrainer", RecordingTrainer)
     return batches
+
+
+@pytest.fixture
+def stop_after(monkeypatch):
+    """Return a function that lets the next runs stop with a checkpoint after a step; None = they do not stop."""
+    from trl_sft.training import callbacks  # takes seconds
+
+    real = callbacks.Guard.on_step_end
+    stop_step = [None]
+
+    def interrupt(self, args, state, control, **live):
+        if state.global_step == stop_step[0]:
+            os.kill(os.getpid(), signal.SIGTERM)
+        real(self, args, state, control, **live)
+
+    monkeypatch.setattr(callbacks.Guard, "on_step_end", interrupt)
+    return lambda step: stop_step.__setitem__(0, step)
 
 
 def jsonl(path, rows):

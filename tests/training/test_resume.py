@@ -4,12 +4,12 @@ import datetime
 import json
 import os
 import shutil
-import signal
 from pathlib import Path
 
 import pytest
 import torch
 from conftest import QUESTIONS, RECIPE, jsonl
+from resumed_runs import are_equal, combine, list_differences, read_log, read_run
 
 from trl_sft import checkpoints, run_folder
 from trl_sft.data import user_function
@@ -22,49 +22,6 @@ SAVING = ("train.save_strategy=steps", "train.save_steps=2", "train.max_steps=6"
 ALLOW = "run.allow=[changed_recipe]"
 
 
-def combine(*overrides):
-    """Return overrides of which the last one for each key counts."""
-    return tuple({override.partition("=")[0]: override for override in overrides}.values())
-
-
-@pytest.fixture
-def stop_after(monkeypatch):
-    """Return a function that lets the next runs stop with a checkpoint after a step; None = they do not stop."""
-    real = callbacks.Guard.on_step_end
-    stop_step = [None]
-
-    def interrupt(self, args, state, control, **live):
-        if state.global_step == stop_step[0]:
-            os.kill(os.getpid(), signal.SIGTERM)
-        real(self, args, state, control, **live)
-
-    monkeypatch.setattr(callbacks.Guard, "on_step_end", interrupt)
-    return lambda step: stop_step.__setitem__(0, step)
-
-
-def is_time(name):
-    """Tell whether a logged value differs between equal runs."""
-    return any(part in name for part in ("runtime", "per_second"))
-
-
-def read_log(folder):
-    """Return the entries of log.jsonl without times."""
-    lines = (Path(folder) / "log.jsonl").read_text().splitlines()
-    entries = [json.loads(line) for line in lines]
-    return [{key: entry[key] for key in entry if not is_time(key)} for entry in entries]
-
-
-def read_run(folder):
-    return json.loads((Path(folder) / "run.json").read_text())
-
-
-def are_equal(folder, other):
-    """Tell whether two runs saved the same weights, bit by bit."""
-    names = [path.name for path in Path(folder).glob("*.safetensors")]
-    assert names
-    return all((Path(folder) / name).read_bytes() == (Path(other) / name).read_bytes() for name in names)
-
-
 EPOCHS = ("train.max_steps=-1", "train.num_train_epochs=2")  # of 32 rows: 16 steps each
 
 
@@ -72,34 +29,15 @@ EPOCHS = ("train.max_steps=-1", "train.num_train_epochs=2")  # of 32 rows: 16 st
     ("step", "overrides"),
     [
         (3, ("train.logging_steps=2", "train.eval_strategy=steps", "train.eval_steps=2", "train.eval_on_start=true")),
-        pytest.param(
-            4, ("train.eval_strategy=steps", "train.eval_steps=4", "train.eval_on_start=true"), marks=pytest.mark.long
-        ),
         (5, ("train.logging_steps=4", "lora={r: 4, target_modules: all-linear, lora_dropout: 0.1}")),
-        pytest.param(
-            3,
-            ("train.gradient_accumulation_steps=3", "train.logging_steps=5", "train.max_grad_norm=0.1"),
-            marks=pytest.mark.long,
-        ),
         (22, (*EPOCHS, "train.train_sampling_strategy=group_by_length", "train.logging_steps=7")),
-        pytest.param(16, (*EPOCHS, "train.train_sampling_strategy=group_by_length"), marks=pytest.mark.long),
-        pytest.param(
-            21, (*EPOCHS, "lora={r: 4, target_modules: all-linear, lora_dropout: 0.2}"), marks=pytest.mark.long
-        ),
         (11, ("train.packing=true", "train.max_length=64", "train.max_steps=14")),
         (3, ("data.train={path: rows.jsonl, streaming: true}", "data.eval_fraction=null", "data.eval=other.jsonl")),
-        pytest.param(
-            19,
-            (*EPOCHS, "train.optim=adafactor", "train.lr_scheduler_type=cosine", "train.warmup_steps=3"),
-            marks=pytest.mark.long,
-        ),
-        pytest.param(
-            20, (*EPOCHS, "train.train_sampling_strategy=sequential", "train.optim=sgd"), marks=pytest.mark.long
-        ),
     ],
     ids=lambda value: value if isinstance(value, int) else " ".join(value).replace("train.", "")[:60],
 )
 def test_resumed_run_equals_an_uninterrupted_run_in_weights_log_and_counts(step, overrides, go, here, stop_after):
+    """Other settings are in test_resume_table.py, which `make prove` runs."""
     rows = [{"question": f"What is {n} plus {n}?", "answer": "x " * (1 + n * 7 % 12)} for n in range(40)]
     jsonl(here / "rows.jsonl", rows)
     jsonl(here / "other.jsonl", [{"question": "Who is it?", "answer": "me"}])
@@ -113,15 +51,7 @@ def test_resumed_run_equals_an_uninterrupted_run_in_weights_log_and_counts(step,
     code, out, err = go(FULL, *words)
     assert code == 0, err
     assert f"checkpoint-{step}" in out
-    assert are_equal("out", "whole")
-    assert read_log("out") == read_log("whole")
-    measured = [read_run(folder)["measured"]["after_training"] for folder in ("out", "whole")]
-    for name in ("optimizer_steps", "rows", "tokens", "loss_tokens", "finished_steps"):
-        assert measured[0][name] == measured[1][name], name
-    metrics = [read_run(folder)["metrics"] for folder in ("out", "whole")]
-    assert [metrics[0][name] for name in sorted(metrics[0]) if not is_time(name)] == [
-        metrics[1][name] for name in sorted(metrics[1]) if not is_time(name)
-    ]
+    assert list_differences("out", "whole") == []
 
 
 def test_run_killed_after_its_last_checkpoint_logs_the_train_loss_and_saves_the_best_step(go, here, monkeypatch):

@@ -74,8 +74,8 @@ CHECKPOINT_TRAIN_KEYS = frozenset(
     learning_rate embedding_learning_rate weight_decay adam_beta1 adam_beta2 adam_epsilon optim_args
     """.split()
 )
-# schedules whose state in a checkpoint is not that of the others
-_STATEFUL_SCHEDULES = ("reduce_lr_on_plateau", "greedy")
+# schedules that follow the loss: their state in a checkpoint is not that of the others
+LOSS_SCHEDULES = ("reduce_lr_on_plateau", "greedy")
 
 EFFECT_NONE, EFFECT_BATCH, EFFECT_SCHEDULE, EFFECT_DATA = "none", "batch", "schedule", "data"
 KEPT_BY_CHECKPOINT, REFUSED = "kept by the checkpoint", "refused"
@@ -119,7 +119,7 @@ def _classify(name: str, before: Mapping[str, Any], now: Mapping[str, Any], *, g
         return REFUSED if groups_rows else EFFECT_BATCH  # rows are sorted within so many batches
     if section != "train":
         return REFUSED
-    if key == "lr_scheduler_type" and {before.get(name), now.get(name)} & set(_STATEFUL_SCHEDULES):
+    if key == "lr_scheduler_type" and {before.get(name), now.get(name)} & set(LOSS_SCHEDULES):
         return REFUSED
     if key in SCHEDULE_KEYS:
         return EFFECT_SCHEDULE

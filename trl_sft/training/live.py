@@ -21,6 +21,7 @@ from trl import SFTConfig, SFTTrainer
 from trl_sft.model import cpu_loss, meta_model, packed_attention, patches
 from trl_sft.model.load import unwrap_adapter
 from trl_sft.recipe.checked import Run
+from trl_sft.recipe.resume_keys import LOSS_SCHEDULES
 from trl_sft.recipe.yaml_reader import Key
 from trl_sft.training import dry_run
 from trl_sft.training.stages import TrainingInputs
@@ -287,13 +288,13 @@ def _read_optimizer(run: Run, trainer: SFTTrainer) -> Iterator[Reading]:
 
     A checkpoint's optimizer keeps its values whatever the recipe says now, so they can differ on resume.
     """
-    optimizer = getattr(trainer.optimizer, "optimizer", trainer.optimizer)
+    optimizer, args = getattr(trainer.optimizer, "optimizer", trainer.optimizer), trainer.args
     key: Key = ("train", "optim")
     name = type(optimizer).__name__
-    if not _is_whole(trainer) or any(word in str(trainer.args.optim).upper() for word in _OWN_GROUPS):
+    if not _is_whole(trainer) or any(word in str(args.optim).upper() for word in _OWN_GROUPS):
         yield Reading("optimizer", name, (), key)
         return
-    kind, keywords = trainer.get_optimizer_cls_and_kwargs(trainer.args, trainer.model)
+    kind, keywords = trainer.get_optimizer_cls_and_kwargs(args, trainer.model)
     yield Reading("optimizer", name, (getattr(kind, "__name__", str(kind)),), key)
     groups = optimizer.param_groups
     held = {id(p) for group in groups for p in group["params"]}
@@ -307,13 +308,16 @@ def _read_optimizer(run: Run, trainer: SFTTrainer) -> Iterator[Reading]:
             place: Key = ("train", written.get(argument, "optim_args"))
             yield Reading(f"optimizer_{argument}", _plain(live), (_plain(value),), place)
     decays = sorted({group.get("weight_decay") or 0.0 for group in groups} - {0.0})
-    decay = trainer.args.weight_decay
+    decay = args.weight_decay
     yield Reading("weight_decay", decays, ([decay], []) if decay else ([],), ("train", "weight_decay"))
     schedule = getattr(trainer.lr_scheduler, "scheduler", trainer.lr_scheduler)
     rate = getattr(schedule, "base_lrs", [groups[0].get("initial_lr", groups[0]["lr"])])[0]
     key = next((("train", name) for name in run.train if name.endswith("ing_rate")), ("train",))
+    # schedules that follow the loss store no first rate, and that of a checkpoint is one which they lowered
+    is_lowered = args.lr_scheduler_type.value in LOSS_SCHEDULES and trainer.state.global_step > 0
     if rate is not None and keywords["lr"] is not None:  # an optimizer may choose its own
-        yield Reading("learning_rate", round_to_digits(rate), (round_to_digits(keywords["lr"]),), key)
+        expected = () if is_lowered else (round_to_digits(keywords["lr"]),)
+        yield Reading("learning_rate", round_to_digits(rate), expected, key)
 
 
 def _dtypes(model: PreTrainedModel) -> dict[str, list[str]]:

@@ -343,7 +343,7 @@ def compute_learning_rate(args: SFTConfig, state: TrainerState, first_rate: floa
         The learning rate; None = it depends on the loss or the optimizer.
 
     """
-    if first_rate is None or args.lr_scheduler_type.value in ("reduce_lr_on_plateau", "greedy"):
+    if first_rate is None or args.lr_scheduler_type.value in resume_keys.LOSS_SCHEDULES:
         return None
     optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], first_rate)
     schedule = get_scheduler(
