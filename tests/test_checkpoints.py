@@ -50,9 +50,23 @@ def test_whole_checkpoint_has_no_damage_and_its_record_names_every_file(tmp_path
     assert record["files"]["optimizer.pt"]["bytes"] == (path / "optimizer.pt").stat().st_size
 
 
+def empty(path):
+    path.write_bytes(b"")
+
+
+def link_to_nothing(path):
+    path.unlink()
+    path.symlink_to(path.with_name("nothing"))
+
+
+def replace_by_folder(path):
+    path.unlink()
+    path.mkdir()
+
+
 @pytest.mark.parametrize("record", [True, False])
 @pytest.mark.parametrize("name", FILES)
-@pytest.mark.parametrize("damage", [cut, Path.unlink])
+@pytest.mark.parametrize("damage", [cut, empty, Path.unlink, link_to_nothing, replace_by_folder])
 def test_file_that_is_cut_off_or_missing_is_named(damage, name, record, tmp_path):
     path = make_checkpoint(tmp_path, 4, record=record)
     damage(path / name)
@@ -80,10 +94,73 @@ def test_changed_byte_in_a_state_without_record_is_found_by_the_check_sums_of_it
     assert checkpoints.find_damage(path) == "optimizer.pt cannot be read"
 
 
-def test_record_that_cannot_be_read_is_damage(tmp_path):
+@pytest.mark.parametrize(
+    "content", [None, "", "{}", "[]", "null", "[" * 100_000, '{"files": 3}', '{"files": {"a": 1}}']
+)
+def test_record_that_cannot_be_read_is_damage(content, tmp_path):
     path = make_checkpoint(tmp_path, 4)
-    cut(path / checkpoints.RECORD)
-    assert checkpoints.find_damage(path) == "trl_sft.json cannot be read"
+    record = path / checkpoints.RECORD
+    record.write_text(record.read_text()[:200] if content is None else content)
+    assert checkpoints.find_damage(path).startswith("trl_sft.json ")
+
+
+def test_changed_character_of_a_record_is_damage(tmp_path):
+    path = make_checkpoint(tmp_path, 4)
+    record, before = path / checkpoints.RECORD, checkpoints.read_record(path)
+    text = record.read_text()
+    for position in range(len(text)):
+        record.write_text(text[:position] + chr(ord(text[position]) ^ 1) + text[position + 1 :])
+        damage = checkpoints.find_damage(path, read_contents=False)
+        assert damage.startswith("trl_sft.json ") or checkpoints.read_record(path) == before, position
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("pytorch_model.bin", "model-00001-of-00002.safetensors", "model.safetensors.index.json", "scaler.pt"),
+        *("adapter_model.safetensors", "adapter_config.json", "rng_state_0.pth", "optimizer.bin", "global_step4/a"),
+    ],
+)
+def test_added_file_that_would_be_read_is_named(name, tmp_path):
+    path = make_checkpoint(tmp_path, 4)
+    (path / name).parent.mkdir(exist_ok=True)
+    (path / name).write_bytes(b"x")
+    assert checkpoints.find_damage(path) == f"{name.partition('/')[0]} was added after it was saved"
+
+
+def test_added_file_that_nothing_reads_is_no_damage(tmp_path):
+    path = make_checkpoint(tmp_path, 4)
+    for name in ("notes.txt", ".DS_Store", "eval_results.json"):
+        (path / name).write_text("{}")
+    assert checkpoints.find_damage(path) == ""
+
+
+def test_link_to_the_same_contents_is_no_damage_and_to_other_contents_is(tmp_path):
+    path, elsewhere = make_checkpoint(tmp_path, 4), tmp_path / "optimizer.pt"
+    (path / "optimizer.pt").rename(elsewhere)
+    (path / "optimizer.pt").symlink_to(elsewhere)
+    assert checkpoints.find_damage(path) == ""
+    flip(elsewhere)
+    assert checkpoints.find_damage(path) == "optimizer.pt has other contents than when it was saved"
+
+
+@pytest.mark.parametrize("kind", ["file", "link"])
+def test_file_or_link_with_the_name_of_a_checkpoint_is_removed_and_not_followed(kind, tmp_path):
+    (tmp_path / "out").mkdir()
+    other = make_checkpoint(tmp_path, 9)
+    (other / checkpoints.RECORD).unlink()
+    (other / "trainer_state.json").unlink()
+    path = tmp_path / "out" / "checkpoint-8"
+    if kind == "file":
+        path.write_text("x")
+    else:
+        path.symlink_to(other)
+    make_checkpoint(tmp_path / "out", 4)
+    choice = checkpoints.choose(tmp_path / "out")
+    assert choice.newest == tmp_path / "out" / "checkpoint-4"
+    checkpoints.set_aside(choice)
+    assert [item.name for item in (tmp_path / "out").iterdir()] == ["checkpoint-4"]
+    assert (other / "model.safetensors").is_file()
 
 
 def test_newest_whole_checkpoint_is_chosen_and_newer_ones_are_named(tmp_path):

@@ -9,8 +9,10 @@ Not here: whether a run may resume from it (`recipe.folder_decision`), and loadi
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import zipfile
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -20,6 +22,7 @@ RECORD = "trl_sft.json"
 ROWS_PER_STEP = "rows_per_step"  # of a record, and of a run.json whose checkpoints have records
 DAMAGED = "damaged-"  # begins the name of a checkpoint that is set aside
 _FILES = "files"
+_DIGEST = "xxh128"  # of a file, and of the record itself
 _CHUNK = 2**24  # bytes
 _TRAINER_STATE = "trainer_state.json"
 _STATE_NAMES = {  # pattern of a file or folder -> what is lost without it
@@ -28,6 +31,8 @@ _STATE_NAMES = {  # pattern of a file or folder -> what is lost without it
     "rng_state*": "the states of the random numbers",
 }
 _SHARDED = "global_step*"  # a folder of DeepSpeed, which holds the optimizer and the schedule
+# What the Trainer or peft would read beside the files that were saved, or in their place.
+_READ_ON_RESUME = (*run_folder.WEIGHTS, *_STATE_NAMES, _SHARDED, "*.index.json", "scaler*", "adapter_config.json")
 
 
 class DamagedCheckpoint(NamedTuple):
@@ -55,16 +60,20 @@ def write_record(checkpoint: Path, entries: dict[str, Any]) -> None:
     files = {}
     for path in sorted(checkpoint.rglob("*")):
         if path.is_file() and path.name != RECORD:
-            files[path.relative_to(checkpoint).as_posix()] = {"bytes": path.stat().st_size, "xxh128": hash_file(path)}
+            files[path.relative_to(checkpoint).as_posix()] = {"bytes": path.stat().st_size, _DIGEST: hash_file(path)}
             run_folder.flush(path)
-    run_folder.write_text(checkpoint / RECORD, json.dumps(entries | {_FILES: files}, ensure_ascii=False) + "\n")
+    record = entries | {_FILES: files}
+    text = json.dumps(record | {_DIGEST: _hash_record(record)}, ensure_ascii=False)
+    run_folder.write_text(checkpoint / RECORD, text + "\n")
     run_folder.flush(checkpoint)
     run_folder.flush(checkpoint.parent)
 
 
 def read_record(checkpoint: Path) -> dict[str, Any]:
     """Return the record of a checkpoint; where there is none, what `run.json` beside it says about the run."""
-    return run_folder.read_json(checkpoint / RECORD) or run_folder.read_json(checkpoint.parent / run_folder.RUN)
+    record = run_folder.read_json(checkpoint / RECORD)
+    record.pop(_DIGEST, None)
+    return record or run_folder.read_json(checkpoint.parent / run_folder.RUN)
 
 
 def hash_file(path: Path) -> str:
@@ -85,13 +94,18 @@ def choose(folder: Path, *, read_contents: bool = True) -> Choice:
         folder: The run folder.
         read_contents: Whether the files are read and compared with their hashes; else their sizes alone.
     """
-    paths = [path for path in folder.glob(run_folder.CHECKPOINT + "*") if run_folder.is_checkpoint(path)]
+    names = [path for path in folder.glob(run_folder.CHECKPOINT + "*") if run_folder.is_checkpoint(path)]
+    paths = sorted(names, key=run_folder.get_step, reverse=True)
     unfinished: list[Path] = []
     damaged: list[DamagedCheckpoint] = []
     has_records = ROWS_PER_STEP in run_folder.read_json(folder / run_folder.RUN)
-    for path in sorted(paths, key=run_folder.get_step, reverse=True):
-        if has_records and not (path / RECORD).is_file():
+    without_record = [path for path in paths if has_records and not os.path.lexists(path / RECORD)]
+    for path in paths:
+        if without_record == [path] == paths[:1]:  # a run writes one after the other, so no other can be interrupted
             unfinished.append(path)
+            continue
+        if path in without_record:
+            damaged.append(DamagedCheckpoint(path, f"{RECORD} is missing"))
             continue
         damage = find_damage(path, read_contents=read_contents)
         if not damage:
@@ -111,17 +125,21 @@ def find_damage(checkpoint: Path, *, read_contents: bool = True) -> str:
         read_contents: Whether files are compared with their hashes; else their sizes alone.
     """
     record = run_folder.read_json(checkpoint / RECORD)
-    if (checkpoint / RECORD).is_file() and not record:
+    if not os.path.lexists(checkpoint / RECORD):
+        return _find_missing(checkpoint) or _find_unreadable(checkpoint)
+    if not record:
         return f"{RECORD} cannot be read"
-    for name, expected in record.get(_FILES, {}).items():
+    if record.pop(_DIGEST, None) != _hash_record(record):
+        return f"{RECORD} has other contents than when it was saved"
+    for name, expected in record[_FILES].items():
         path = checkpoint / name
         if not path.is_file():
-            return f"{name} is missing"
+            return f"{name} is {'a link to no file' if path.is_symlink() else 'missing'}"
         if path.stat().st_size != expected["bytes"]:
             return f"{name} has {path.stat().st_size:,} of {expected['bytes']:,} bytes"
-        if read_contents and hash_file(path) != expected["xxh128"]:
+        if read_contents and hash_file(path) != expected[_DIGEST]:
             return f"{name} has other contents than when it was saved"
-    return _find_missing(checkpoint) or ("" if record else _find_unreadable(checkpoint))
+    return _find_missing(checkpoint) or _find_foreign(checkpoint, record[_FILES])
 
 
 def is_weights_only(checkpoint: Path) -> bool:
@@ -138,9 +156,14 @@ def is_damaged_name(path: Path) -> bool:
 def set_aside(choice: Choice) -> None:
     """Rename damaged checkpoints, which the Trainer would count as its own, and remove unfinished ones."""
     for path in choice.unfinished:
-        shutil.rmtree(path, ignore_errors=True)
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path, ignore_errors=True)
+        else:  # a file or a link has the name of a checkpoint; a link is removed, not followed
+            path.unlink(missing_ok=True)
     for path in (path for path, _ in choice.damaged if not is_weights_only(path)):
         target = path.with_name(DAMAGED + path.name)
+        if target.is_symlink():
+            target.unlink()
         shutil.rmtree(target, ignore_errors=True)
         path.rename(target)
 
@@ -159,6 +182,23 @@ def _find_missing(checkpoint: Path, *, weights_only: bool = False) -> str:
         if not any(checkpoint.glob(pattern)) and not (is_sharded and pattern != "rng_state*"):
             return f"{pattern.rstrip('*')}, {name}, is missing"
     return ""
+
+
+def _find_foreign(checkpoint: Path, files: Collection[str]) -> str:
+    """Return which file was added to a checkpoint and would be read on resume; "" = none. Other files are no damage."""
+    folders = {name.partition("/")[0] for name in files}
+    for pattern in _READ_ON_RESUME:
+        for path in sorted(checkpoint.glob(pattern)):
+            if path.name not in folders:
+                return f"{path.name} was added after it was saved"
+    return ""
+
+
+def _hash_record(record: dict[str, Any]) -> str:
+    """Return the 128 bits of xxHash of a record without its digest."""
+    import xxhash  # not at the top: a refused run imports nothing that takes time
+
+    return xxhash.xxh3_128(json.dumps(record, ensure_ascii=False).encode("utf-8", "surrogatepass")).hexdigest()
 
 
 def _find_unreadable(checkpoint: Path) -> str:

@@ -220,6 +220,6 @@ def read_json(path: Path) -> dict[str, Any]:
     """Return a JSON mapping; empty if the file is absent or incomplete."""
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return {}
     return value if isinstance(value, dict) else {}

@@ -14,7 +14,7 @@ from resumed_runs import are_equal, combine, list_differences, read_log, read_ru
 from trl_sft import checkpoints, run_folder
 from trl_sft.data import user_function
 from trl_sft.errors import Interrupted
-from trl_sft.training import callbacks, progress, stages
+from trl_sft.training import callbacks, manifest, progress, stages
 from trl_sft.training import run as training_run
 
 FULL = RECIPE.replace("rows.jsonl}", "rows.jsonl, eval_fraction: 0.2}")
@@ -320,37 +320,119 @@ def test_old_checkpoint_is_removed_only_after_the_record_of_the_new_one(go, here
     assert [path.name for path in (here / "out").glob("checkpoint-*")] == ["checkpoint-6"]
 
 
-def test_weights_that_are_not_finite_are_not_saved_as_a_checkpoint(go, here, monkeypatch):
+def fill_weights(live):
+    next(live["model"].parameters()).data.fill_(float("nan"))
+
+
+def fill_optimizer_state(live):
+    optimizer = live["optimizer"]
+    optimizer.state[optimizer.param_groups[0]["params"][0]]["exp_avg_sq"].fill_(float("inf"))
+
+
+@pytest.mark.parametrize(
+    ("damage", "name"), [(fill_weights, "weights"), (fill_optimizer_state, "optimizer state")], ids=lambda value: value
+)
+def test_numbers_that_are_not_finite_are_not_saved_as_a_checkpoint(damage, name, go, here, monkeypatch):
     real = progress.Progress.on_step_end
 
-    def break_weights(self, args, state, control, **live):
+    def break_numbers(self, args, state, control, **live):
         real(self, args, state, control, **live)
         if state.global_step == 4:
-            next(live["model"].parameters()).data.fill_(float("nan"))
+            damage(live)
 
-    monkeypatch.setattr(progress.Progress, "on_step_end", break_weights)
+    monkeypatch.setattr(progress.Progress, "on_step_end", break_numbers)
     code, _, err = go(FULL, *SAVING, "train.save_total_limit=1", "train.logging_steps=50")
     assert code == 3
-    assert "weights not finite after step 4; the last checkpoint is" in err
+    assert f"{name} not finite after step 4; the last checkpoint is" in err
     assert [path.name for path in run_folder.list_checkpoints(here / "out")] == ["checkpoint-2"]
     monkeypatch.setattr(progress.Progress, "on_step_end", real)
     assert go(FULL, *SAVING, "train.save_total_limit=1", "train.logging_steps=50")[0] == 0
 
 
-def test_checkpoint_with_weights_that_are_not_finite_is_refused(go, here):
+def save_weights(path):
     from safetensors.torch import load_file, save_file
 
-    assert go(FULL, *SAVING, "run.max_hours=1e-9")[0] == 75
-    path = here / "out" / "checkpoint-1"
     tensors = load_file(path / "model.safetensors")
     name = next(iter(tensors))
-    save_file(
-        tensors | {name: torch.full_like(tensors[name], float("nan"))}, path / "model.safetensors", {"format": "pt"}
-    )
-    checkpoints.write_record(path, checkpoints.read_record(path))
+    tensors |= {name: torch.full_like(tensors[name], float("nan"))}
+    save_file(tensors, path / "model.safetensors", {"format": "pt"})
+
+
+def save_optimizer_state(path):
+    state = torch.load(path / "optimizer.pt")
+    state["state"][0]["exp_avg"].fill_(float("inf"))
+    torch.save(state, path / "optimizer.pt")
+
+
+@pytest.mark.parametrize(
+    ("damage", "problem"),
+    [
+        (save_weights, "the weights of {} hold numbers that are not finite"),
+        (save_optimizer_state, "the optimizer state of {} holds numbers that are not finite"),
+    ],
+    ids=["weights", "optimizer state"],
+)
+def test_checkpoint_with_numbers_that_are_not_finite_is_refused(damage, problem, go, here):
+    """Versions before those that write a record did not look at the numbers."""
+    assert go(FULL, *SAVING, "run.max_hours=1e-9")[0] == 75
+    path = here / "out" / "checkpoint-1"
+    damage(path)
+    remove_record(path)
     code, _, err = go(FULL, *SAVING)
     assert code == 2
-    assert "checkpoint-1 holds weights that are not finite" in err
+    assert problem.format(path) in err
+
+
+def remove_record(checkpoint):
+    """Make a checkpoint one of a version that wrote no record."""
+    (checkpoint / checkpoints.RECORD).unlink()
+    path = checkpoint.parent / "run.json"
+    run = json.loads(path.read_text())
+    del run["rows_per_step"]
+    path.write_text(json.dumps(run))
+
+
+def test_checkpoint_of_another_program_is_refused_and_the_message_says_how_to_use_its_weights(go, here):
+    assert go(FULL, *SAVING, "run.max_hours=1e-9", "train.output_dir=other")[0] == 75
+    path = here / "other" / "checkpoint-1"
+    (path / checkpoints.RECORD).unlink()
+    (here / "other" / "run.json").unlink()
+    code, _, err = go(FULL, *SAVING, f"run.resume={path}")
+    assert code == 2
+    assert f"{path} has no trl_sft.json, so its recipe and its tokens are not known" in err
+    assert f"set `model.name_or_path` to {path}" in err
+
+
+def test_other_versions_and_another_machine_are_told_and_the_same_ones_are_not(go, here, monkeypatch):
+    assert go(FULL, *SAVING, "run.max_hours=1e-9")[0] == 75
+    shutil.copytree("out", "kept")
+    code, out, err = go(FULL, *SAVING)
+    assert code == 0, err
+    assert "the numbers may differ" not in out
+    shutil.rmtree("out")
+    shutil.copytree("kept", "out")
+    real = manifest.describe_environment
+
+    def describe(run):
+        environment = real(run)
+        environment["versions"]["torch"] = "9.0.0"
+        environment["hardware"]["device"] = "cuda"
+        return environment
+
+    monkeypatch.setattr(manifest, "describe_environment", describe)
+    code, out, err = go(FULL, *SAVING)
+    assert code == 0, err
+    versions = f"torch {torch.__version__} -> 9.0.0, device cpu -> cuda"
+    assert f"{versions}: the numbers may differ from those of a run that was never stopped" in out
+
+
+def test_rows_that_ignore_data_skip_repeats_are_counted(go, stop_after):
+    stop_after(3)
+    assert go(FULL, *SAVING, "train.ignore_data_skip=true")[0] == 143
+    stop_after(None)
+    code, out, err = go(FULL, *SAVING, "train.ignore_data_skip=true")
+    assert code == 0, err
+    assert "2 rows a step before the checkpoint, 2 now: 6 rows are trained again" in out
 
 
 def test_positions_of_two_batch_sizes_are_those_of_the_trainer():

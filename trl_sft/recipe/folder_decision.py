@@ -112,9 +112,10 @@ def _decide(run: Run, *, read_contents: bool) -> FolderDecision:
         fix = "Set `run.overwrite: true` to start the new one again, or move that folder to keep its run."
         return FolderDecision(problem, fix, code="run.finished")
     last = choice.newest
-    changes = tuple(_find_changes(run, last)) if last else ()
+    is_unknown = last is not None and _is_unknown(last)
+    changes = tuple(_find_changes(run, last)) if last and not is_unknown else ()
     blocked_by_recipe = bool(changes) and CHANGED_RECIPE not in options.get("allow", [])
-    cannot_resume = blocked_by_recipe or (last is None and bool(choice.damaged))
+    cannot_resume = blocked_by_recipe or is_unknown or (last is None and bool(choice.damaged))
     if options.get("overwrite") and (is_finished or cannot_resume or resume == "never"):
         return FolderDecision(replaces_earlier=True)
     if is_finished:
@@ -126,6 +127,8 @@ def _decide(run: Run, *, read_contents: bool) -> FolderDecision:
         problem = f"`resume` is never, but {folder.name} holds an unfinished run, at {last.name}"
         fix = "Set `run.resume: auto` to continue, or `run.overwrite: true` to start again."
         return FolderDecision(problem, fix, key=("run", "resume"), code="resume.unfinished_run")
+    if is_unknown:
+        return _refuse_unknown(last, ("train", "output_dir"))
     if blocked_by_recipe:
         problem = f"{folder} holds an unfinished run of another recipe, at {last.name}{_list_changes(changes)}"
         fix = f"Name another `train.output_dir`, {_how_to_continue(changes)}, or set `run.overwrite: true` to start"
@@ -145,6 +148,8 @@ def _decide_from_path(run: Run, checkpoint: Path, *, is_finished: bool, newest: 
         problem = f"{checkpoint} is not a complete checkpoint: {damage}"
         fix = "Set `run.resume: auto`, which takes the newest complete checkpoint."
         return FolderDecision(problem, fix, key=key, code="resume.no_checkpoint")
+    if _is_unknown(checkpoint):
+        return _refuse_unknown(checkpoint, key)
     if is_finished or (checkpoint.parent == folder and newest not in (None, checkpoint)):
         problem = f"{folder} holds training steps after {checkpoint.name}, which would be lost"
         return FolderDecision(problem, "Name another `train.output_dir`.", code="resume.later_steps")
@@ -174,6 +179,18 @@ def _refuse_weights_only(checkpoint: Path) -> FolderDecision:
     problem = f"{checkpoint} holds weights only (save_only_model), so training cannot continue"
     fix = "Start a new run from these weights: set `model.name_or_path` to that folder, and another `train.output_dir`."
     return FolderDecision(problem, fix, code="resume.weights_only")
+
+
+def _is_unknown(checkpoint: Path) -> bool:
+    """Tell whether nothing says which recipe a checkpoint is of: another program wrote it."""
+    return not checkpoints.read_record(checkpoint).get("fingerprint")
+
+
+def _refuse_unknown(checkpoint: Path, key: tuple[str, str]) -> FolderDecision:
+    """Return the refusal of a checkpoint of another program."""
+    problem = f"{checkpoint} has no {checkpoints.RECORD}, so its recipe and its tokens are not known"
+    fix = f"Start a new run from its weights: set `model.name_or_path` to {checkpoint}, and another `train.output_dir`."
+    return FolderDecision(problem, fix, key=key, code="resume.unknown_checkpoint")
 
 
 def _find_changes(run: Run, checkpoint: Path) -> list[KeyChange]:

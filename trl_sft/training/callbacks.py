@@ -15,7 +15,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from transformers import PreTrainedModel, TrainerCallback, TrainerControl, TrainerState
+from transformers import TrainerCallback, TrainerControl, TrainerState
 from trl import SFTConfig
 
 from trl_sft import console, errors, run_folder
@@ -60,12 +60,12 @@ class Guard(TrainerCallback):
             args.save_only_model = False  # resuming needs the optimizer
             control.should_save = self._saving = True
         if control.should_save:
-            self._check_weights(args, state, kwargs["model"])
+            self._check_finite(args, state, live.find_not_finite(kwargs["model"], kwargs["optimizer"]))
 
     def on_epoch_end(self, args: SFTConfig, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        """Look at the weights before they are saved."""
+        """Look at weights and optimizer before they are saved."""
         if control.should_save:
-            self._check_weights(args, state, kwargs["model"])
+            self._check_finite(args, state, live.find_not_finite(kwargs["model"], kwargs["optimizer"]))
 
     def on_save(self, args: SFTConfig, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """End the run now that the checkpoint is complete."""
@@ -93,13 +93,13 @@ class Guard(TrainerCallback):
                 f"{message}\nWhat to try: {advice}", errors.EXIT_TRAINING_FAILED, code="run.not_finite"
             )
 
-    def _check_weights(self, args: SFTConfig, state: TrainerState, model: PreTrainedModel) -> None:
-        """End the run before it saves weights that are not finite; an earlier checkpoint may still be good."""
-        if live.has_finite_weights(model):
+    def _check_finite(self, args: SFTConfig, state: TrainerState, problem: str) -> None:
+        """End the run before it saves numbers that are not finite; an earlier checkpoint may still be good."""
+        if not problem:
             return
         last = next(reversed(run_folder.list_checkpoints(Path(str(args.output_dir)))), None)
         saved = f"the last checkpoint is {last}" if last else "no checkpoint was saved yet"
-        message = f"the training failed: weights not finite after step {state.global_step}; {saved}"
+        message = f"the training failed: {problem} not finite after step {state.global_step}; {saved}"
         raise errors.RunStopped(message, errors.EXIT_TRAINING_FAILED, code="run.not_finite")
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:

@@ -22,6 +22,10 @@ from trl_sft.recipe.yaml_reader import Key, format_value
 from trl_sft.training.git_commit import find_commit
 
 _PACKAGES = ("trl", "transformers", "datasets", "peft", "accelerate", "torch", "tokenizers")
+_COMPUTING = {  # what a number of a run depends on, in `describe_environment`
+    "versions": ("trl", "transformers", "peft", "accelerate", "torch", "bitsandbytes"),
+    "hardware": ("device", "gpus", "cpu", "threads"),
+}
 _METRICS_OF_CARD = ("eval_loss", "eval_mean_token_accuracy", "eval_entropy")
 # keys of SFTConfig that the run sets from other sections of the recipe
 _FROM_OTHER_SECTIONS = ("output_dir", "model_init_kwargs", "completion_only_loss", "assistant_only_loss")
@@ -37,16 +41,43 @@ def describe_start(run: Run, chosen: Mapping[Key, Setting], args: Any) -> dict[s
     """
     written = {*run.train, *(key[-1] for key in chosen), *_FROM_OTHER_SECTIONS}
     defaults = [field.name for field in dataclasses.fields(args) if field.name not in written]
-    names = _PACKAGES if run.quantization is None else (*_PACKAGES, "bitsandbytes")
     return {
         "trl_sft": __version__,
-        "versions": {name: packages.get_version(name) for name in names},
+        **describe_environment(run),
         "git_commit": find_commit(run.recipe.path.parent),
-        "hardware": device.describe_hardware(),
         "seed": args.seed,
         "defaults": {name: _as_json(getattr(args, name)) for name in defaults if not name.endswith("token")},
         "outcome": run_folder.RUNNING,
     }
+
+
+def describe_environment(run: Run) -> dict[str, Any]:
+    """Return versions of packages, and the machine: on others the same run may have other last digits."""
+    names = _PACKAGES if run.quantization is None else (*_PACKAGES, "bitsandbytes")
+    versions = {name: packages.get_version(name) for name in names}
+    return {"versions": versions, "hardware": device.describe_hardware()}
+
+
+def list_environment_changes(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
+    """Return the packages and parts of the machine that compute and that differ, each with both values.
+
+    Args:
+        before: what `describe_environment` returned, or what a file holds of it.
+        now: the same of this process.
+
+    """
+    changes = []
+    for section, names in _COMPUTING.items():
+        for name in names:
+            earlier, current = before.get(section, {}).get(name), now[section].get(name)
+            if earlier is not None and earlier != current:
+                changes.append(f"{name} {_write_list(earlier)} -> {_write_list(current)}")
+    return changes
+
+
+def _write_list(value: Any) -> str:
+    """Return a value, or the values of a list with commas."""
+    return (", ".join(value) or "none") if isinstance(value, list) else str(value)
 
 
 def write_usage(folder: str, *, differs_from_base: bool) -> list[str]:

@@ -33,7 +33,7 @@ from trl_sft.recipe import data_files, folder_decision, resolved, resume_keys
 from trl_sft.recipe.checked import Run
 from trl_sft.recipe.folder_decision import CHANGED_DATA, FolderDecision
 from trl_sft.tokenization import token_digest
-from trl_sft.training import live, stages
+from trl_sft.training import live, manifest, stages
 from trl_sft.training.stages import TrainingInputs
 from trl_sft.training.verify import Verification
 
@@ -148,10 +148,10 @@ class ResumeState(TrainerCallback):
         self._evaluates_on_start = trainer.args.eval_on_start
 
     def on_train_begin(self, args: SFTConfig, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        """Refuse weights that are not finite; restore the counters. Raises RecipeError."""
+        """Refuse weights or an optimizer that are not finite; restore the counters. Raises RecipeError."""
         if self._decision.checkpoint is None or state.global_step == 0:
             return
-        self._check_weights(self._decision.checkpoint)
+        self._check_finite(self._decision.checkpoint)
         args.eval_on_start = False  # it is an evaluation before step 1
         progress = self._record.get(_PROGRESS)
         if progress is None:  # a checkpoint that another program wrote
@@ -207,8 +207,9 @@ class ResumeState(TrainerCallback):
         changes = self._decision.changes
         lines = [("changed", str(change)) for change in changes]
         effects = {change.effect for change in changes}
-        if resume_keys.EFFECT_BATCH in effects:
+        if self._decision.checkpoint is not None:
             lines += [("changed", line) for line in self._compare_rows(args, state)]
+            lines += [("changed", line) for line in self._compare_environment()]
         if resume_keys.EFFECT_SCHEDULE in effects or resume_keys.EFFECT_BATCH in effects:
             lines += [("changed", line) for line in self._compare_rates(args, state)]
         return lines
@@ -222,8 +223,8 @@ class ResumeState(TrainerCallback):
         rows = len(dataset) if hasattr(dataset, "__len__") else None
         trained = _find_position(state.global_step, before, rows)
         continues = _find_position(state.global_step, now, rows)
-        if args.ignore_data_skip and rows:
-            continues = continues // rows * rows
+        if args.ignore_data_skip:  # the epoch, or the stream, begins again
+            continues = continues // rows * rows if rows else 0
         kind = "packs" if args.packing else "rows"
         counts = f"{before} {kind} a step before the checkpoint, {now} now"
         if continues > trained:
@@ -231,6 +232,13 @@ class ResumeState(TrainerCallback):
         if continues < trained:
             return [f"{counts}: {trained - continues:,} {kind} are trained again"]
         return [f"{counts}: no {kind} are skipped or repeated"]
+
+    def _compare_environment(self) -> list[str]:
+        """Return which packages and parts of the machine are others than those that trained the checkpoint."""
+        changes = manifest.list_environment_changes(self._record, self._entries)
+        if not changes:
+            return []
+        return [f"{', '.join(changes)}: the numbers may differ from those of a run that was never stopped"]
 
     def _compare_rates(self, args: SFTConfig, state: TrainerState) -> list[str]:
         """Return the learning rate of the next step, if it is not the one that the recipe asks for."""
@@ -260,12 +268,14 @@ class ResumeState(TrainerCallback):
             _EPOCH_RANDOM_STATE: base64.b64encode(self._random_state.numpy().tobytes()).decode(),
         }
 
-    def _check_weights(self, checkpoint: Path) -> None:
-        """Refuse a checkpoint whose weights are not finite. Raises RecipeError."""
-        if live.has_finite_weights(self._trainer.model):
+    def _check_finite(self, checkpoint: Path) -> None:
+        """Refuse a checkpoint with numbers that are not finite. Raises RecipeError."""
+        part = live.find_not_finite(self._trainer.model, self._trainer.optimizer)
+        if not part:
             return
+        verb = "hold" if part == "weights" else "holds"
+        problem = f"the {part} of {checkpoint} {verb} numbers that are not finite"
         fix = "Set `run.resume` to an earlier checkpoint, with another `train.output_dir`; or start a new run."
-        problem = f"{checkpoint} holds weights that are not finite"
         raise RecipeError(Fault(str(checkpoint), problem, fix, code="resume.unreadable_checkpoint"))
 
 
@@ -285,6 +295,7 @@ def describe_run(run: Run, args: SFTConfig, *, tokens: dict[str, Any], day: date
         "data": tokens["files"],
         _TOKENS: {name: value for name, value in tokens.items() if name != "files"},
         checkpoints.ROWS_PER_STEP: count_rows_per_step(args),
+        **manifest.describe_environment(run),
     }
     return entries | {folder_decision.TEMPLATE_DATE: day.isoformat() if day else None}
 
