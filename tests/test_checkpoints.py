@@ -175,6 +175,26 @@ def test_newest_whole_checkpoint_is_chosen_and_newer_ones_are_named(tmp_path):
     assert choice.unfinished == (tmp_path / "checkpoint-14",)
 
 
+def write_run(folder):
+    """Write run.json as a version does that writes records."""
+    (folder / "run.json").write_text(json.dumps({checkpoints.ROWS_PER_STEP: 2}))
+
+
+def test_newest_checkpoint_without_a_record_is_unfinished_and_several_without_one_are_damaged(tmp_path):
+    for step in (2, 4, 6):
+        make_checkpoint(tmp_path, step, record=step != 6)
+    write_run(tmp_path)
+    assert checkpoints.choose(tmp_path) == (tmp_path / "checkpoint-4", (), (tmp_path / "checkpoint-6",))
+    (tmp_path / "checkpoint-4" / checkpoints.RECORD).unlink()
+    choice = checkpoints.choose(tmp_path)
+    assert choice.newest == tmp_path / "checkpoint-2"
+    assert [(item.path.name, item.damage) for item in choice.damaged] == [
+        ("checkpoint-6", "trl_sft.json is missing"),
+        ("checkpoint-4", "trl_sft.json is missing"),
+    ]
+    assert choice.unfinished == ()
+
+
 def test_damaged_checkpoint_is_set_aside_under_another_name_and_an_unfinished_one_is_removed(tmp_path):
     make_checkpoint(tmp_path, 2)
     (make_checkpoint(tmp_path, 4) / "scheduler.pt").unlink()
