@@ -130,7 +130,7 @@ def test_added_file_that_would_be_read_is_named(name, tmp_path):
 
 def test_added_file_that_nothing_reads_is_no_damage(tmp_path):
     path = make_checkpoint(tmp_path, 4)
-    for name in ("notes.txt", ".DS_Store", "eval_results.json"):
+    for name in ("notes.txt", ".DS_Store", "eval_results.json", "optimizer.pt.bak"):
         (path / name).write_text("{}")
     assert checkpoints.find_damage(path) == ""
 

@@ -91,7 +91,7 @@ def _are_same(value, other):
     if isinstance(value, torch.Tensor):
         if not isinstance(other, torch.Tensor) or value.dtype != other.dtype or value.shape != other.shape:
             return False
-        return value.contiguous().numpy(force=True).tobytes() == other.contiguous().numpy(force=True).tobytes()
+        return torch.equal(*(tensor.contiguous().reshape(-1).view(torch.uint8) for tensor in (value, other)))
     if isinstance(value, dict):
         return value.keys() == other.keys() and all(_are_same(value[key], other[key]) for key in value)
     if isinstance(value, list | tuple):

@@ -182,10 +182,9 @@ def test_tokens_of_another_day_are_refused_and_the_pinned_day_is_used_again(go, 
     assert are_equal("out", "whole")
     shutil.rmtree("out")  # a run that knows no date renders that of today, and its tokens are refused
     shutil.copytree(kept, "out")
-    for path in (Path("out/run.json"), Path("out/checkpoint-1/trl_sft.json")):
-        record = json.loads(path.read_text())
-        del record["template_date"]
-        path.write_text(json.dumps(record))
+    record = checkpoints.read_record(Path("out/checkpoint-1"))
+    checkpoints.write_record(Path("out/checkpoint-1"), record | {"template_date": None})
+    Path("out/run.json").write_text(json.dumps(read_run("out") | {"template_date": None}))
     code, _, err = go(recipe, *SAVING)
     assert code == 2
     assert "was trained on other tokens than the recipe prepares now: the training rows and the evaluation set" in err

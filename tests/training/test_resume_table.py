@@ -4,17 +4,21 @@
 """
 
 import importlib.util
+import json
+import shutil
 
 import pytest
 from conftest import RECIPE, jsonl
 from resumed_runs import combine, list_differences
+
+from trl_sft.recipe import paths
 
 WHOLE = RECIPE.replace("rows.jsonl}", "rows.jsonl, eval_fraction: 0.2}") + "evaluate: false\n"  # 32 rows to train
 SETTINGS = (
     *("train.save_strategy=steps", "train.save_steps=4", "train.max_steps=-1", "train.num_train_epochs=2"),
     *("train.per_device_train_batch_size=4", "train.learning_rate=1e-2"),  # 8 steps in each epoch
 )
-STOPS = (3, 11)
+STOPS, STOPS_AT_BOUNDARY = (3, 11), (3, 8, 11)
 EVALUATED = ("train.eval_strategy=steps", "train.eval_steps=4")
 LORA = "lora={r: 4, target_modules: all-linear, lora_dropout: 0.1%s}"
 STREAM = ("data.train={path: rows.jsonl, streaming: true}", "data.eval_fraction=null", "data.eval=other.jsonl")
@@ -74,11 +78,15 @@ ROWS = {
     "packed, bfd": ("train.packing=true", "train.max_length=64", "train.per_device_train_batch_size=1"),
     "packed, wrapped": (
         *("train.packing=true", "train.packing_strategy=wrapped", "train.max_length=64"),
-        "train.per_device_train_batch_size=1",
+        *("train.per_device_train_batch_size=1", "run.allow=[leaking_packing]"),
     ),
-    "padding_free": ("train.padding_free=true",),
+    "padding_free": ("train.padding_free=true", "train.max_length=null"),
     "two workers": ("train.dataloader_num_workers=2",),
     "two persistent workers": ("train.dataloader_num_workers=2", "train.dataloader_persistent_workers=true"),
+    "two persistent workers, evaluation": (
+        *("train.dataloader_num_workers=2", "train.dataloader_persistent_workers=true", *EVALUATED),
+        LORA % "",
+    ),
     "streamed, two workers": (*STREAM, "train.max_steps=16", "train.dataloader_num_workers=2"),
     "last batch dropped": ("train.dataloader_drop_last=true", "train.per_device_train_batch_size=5"),
 }
@@ -100,9 +108,9 @@ LOOP = {
     "assistant_only_loss": ("train.assistant_only_loss=true", "data.train={path: chats.jsonl}"),
     "dft loss": ("train.loss_type=dft",),
     "max_grad_norm 0.1": ("train.max_grad_norm=0.1",),
-    "bf16 autocast": ("train.bf16=true",),
+    "bf16 autocast": ("train.bf16=true", "train.use_cpu=true"),
     "weights in bfloat16": ("model.dtype=bfloat16",),
-    "attention dropout": ("model.config={attention_dropout: 0.2}",),
+    "attention dropout": ("model.name_or_path=dropout",),
     "full_determinism": ("train.full_determinism=true",),
     "include_num_input_tokens_seen": ("train.include_num_input_tokens_seen=all",),
     "torch_compile off": ("train.torch_compile=false",),
@@ -116,12 +124,26 @@ EVENTS = {
     "evaluation each epoch": ("train.eval_strategy=epoch",),
     "answers of base and tuned model": (*EVALUATED, "evaluate={max_rows: 2}"),
     "load_best_model_at_end": (*EVALUATED, "train.load_best_model_at_end=true", "train.learning_rate=0.1"),
-    "save_strategy best": (*EVALUATED, "train.save_strategy=best", "train.metric_for_best_model=eval_loss"),
-    "save_strategy epoch": ("train.save_strategy=epoch",),
+    "save_strategy best": (
+        *EVALUATED,
+        "train.save_strategy=best",
+        "train.save_steps=null",
+        "train.metric_for_best_model=eval_loss",
+    ),
+    "save_strategy epoch": ("train.save_strategy=epoch", "train.save_steps=null"),
     "save_total_limit": ("train.save_total_limit=2",),
     "save_only_model": ("train.save_only_model=true",),
 }
-TABLE = SCHEDULES | OPTIMIZERS | dict.fromkeys(PACKAGED_OPTIMIZERS) | ROWS | ADAPTERS | LOOP | EVENTS
+# The second stop is at the end of the first epoch: the next process begins with another one.
+BOUNDARIES = {
+    "end of an epoch, group_by_length": ("train.train_sampling_strategy=group_by_length",),
+    "end of an epoch, two persistent workers": ROWS["two persistent workers"],
+    "end of an epoch, lora": (LORA % "", "train.logging_steps=5"),
+    "end of an epoch, evaluation and log each epoch": (
+        *("train.eval_strategy=epoch", "train.logging_strategy=epoch", "train.logging_steps=null", LORA % ""),
+    ),
+}
+TABLE = SCHEDULES | OPTIMIZERS | dict.fromkeys(PACKAGED_OPTIMIZERS) | ROWS | ADAPTERS | LOOP | EVENTS | BOUNDARIES
 
 
 def write_rows(folder):
@@ -134,6 +156,9 @@ def write_rows(folder):
         [{"role": role, "content": row[name]} for role, name in zip(roles, ("question", "answer"), strict=True)] * 2
         for row in rows
     ]
+    shutil.copytree(paths.EMBEDDED / "tiny", folder / "dropout")
+    config = json.loads((folder / "dropout" / "config.json").read_text()) | {"attention_dropout": 0.2}
+    (folder / "dropout" / "config.json").write_text(json.dumps(config))
     jsonl(folder / "chats.jsonl", [{"messages": messages} for messages in chats])
 
 
@@ -142,7 +167,10 @@ def write_rows(folder):
 def test_run_stopped_in_two_epochs_equals_one_that_was_never_stopped(name, go, here, stop_after):
     write_rows(here)
     overrides = (f"train.optim={name}",) if name in PACKAGED_OPTIMIZERS else TABLE[name]
-    words = combine(*SETTINGS, *overrides)
+    settings = SETTINGS
+    if any("train.max_steps" in override for override in overrides):
+        settings = [override for override in SETTINGS if "epochs" not in override]
+    words = combine(*settings, *overrides)
     code, _, err = go(WHOLE, *words, "train.output_dir=whole")
     package = PACKAGED_OPTIMIZERS.get(name)
     if package and importlib.util.find_spec(package) is None:
@@ -151,12 +179,13 @@ def test_run_stopped_in_two_epochs_equals_one_that_was_never_stopped(name, go, h
         assert not (here / "whole").exists()
         return
     assert code == 0, err
-    for stop in STOPS:
+    stops = STOPS_AT_BOUNDARY if name in BOUNDARIES else STOPS
+    for stop in stops:
         stop_after(stop)
         code, _, err = go(WHOLE, *words)
         assert code == 143, err
     stop_after(None)
     code, out, err = go(WHOLE, *words)
     assert code == 0, err
-    assert f"checkpoint-{STOPS[-1]}" in out
+    assert f"checkpoint-{stops[-1]}" in out
     assert list_differences("out", "whole") == []

@@ -37,6 +37,7 @@ class Guard(TrainerCallback):
         self._resume_command = resume_command
         self._signal = 0
         self._saving = False
+        self._saves_at_epoch_end = False
 
     @contextlib.contextmanager
     def handle_signals(self) -> Iterator[None]:
@@ -59,11 +60,16 @@ class Guard(TrainerCallback):
         if self._signal or time.monotonic() > self._limit:
             args.save_only_model = False  # resuming needs the optimizer
             control.should_save = self._saving = True
+        # A run that resumes begins with the next epoch: what follows on this one has to be in the checkpoint.
+        follows = "epoch" in (args.logging_strategy.value, args.eval_strategy.value, args.save_strategy.value)
+        if control.should_save and follows and ends_epoch(state):
+            control.should_save, self._saves_at_epoch_end = False, True
         if control.should_save:
             self._check_finite(args, state, live.find_not_finite(kwargs["model"], kwargs["optimizer"]))
 
     def on_epoch_end(self, args: SFTConfig, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Look at weights and optimizer before they are saved."""
+        control.should_save, self._saves_at_epoch_end = control.should_save or self._saves_at_epoch_end, False
         if control.should_save:
             self._check_finite(args, state, live.find_not_finite(kwargs["model"], kwargs["optimizer"]))
 
@@ -108,6 +114,11 @@ class Guard(TrainerCallback):
         self._signal = number
         name = signal.Signals(number).name
         console.say(f"{name}: saving at the end of this step, then stopping. Send it once more to stop at once.")
+
+
+def ends_epoch(state: TrainerState) -> bool:
+    """Tell whether the step that ended last was the last one of its epoch."""
+    return float(state.epoch).is_integer()
 
 
 def _ignores_hangup() -> bool:

@@ -23,6 +23,7 @@ from typing import Any
 
 import torch
 import transformers.trainer
+from torch.utils.data import DataLoader
 from transformers import TrainerCallback, TrainerControl, TrainerState, get_scheduler
 from transformers.trainer_utils import rotate_checkpoints
 from trl import SFTConfig, SFTTrainer
@@ -34,6 +35,7 @@ from trl_sft.recipe.checked import Run
 from trl_sft.recipe.folder_decision import CHANGED_DATA, FolderDecision
 from trl_sft.tokenization import token_digest
 from trl_sft.training import live, manifest, stages
+from trl_sft.training.callbacks import ends_epoch
 from trl_sft.training.stages import TrainingInputs
 from trl_sft.training.verify import Verification
 
@@ -156,6 +158,14 @@ class ResumeState(TrainerCallback):
         progress = self._record.get(_PROGRESS)
         if progress is None:  # a checkpoint that another program wrote
             return
+        self._restore_counters(progress)
+        if args.dataloader_persistent_workers and args.dataloader_num_workers:
+            self._spare_random_state(state, kwargs["train_dataloader"])
+        if state.global_step >= state.max_steps:  # nothing is left to train, so nothing can be measured
+            self._verification.measured |= progress.get(_MEASURED, {})
+
+    def _restore_counters(self, progress: dict[str, Any]) -> None:
+        """Set the counters that the Trainer has just set to zero."""
         trainer = self._trainer
         trainer._tr_loss = trainer._tr_loss + progress["loss_since_log"]
         trainer._total_loss_scalar = progress["loss_until_log"]
@@ -164,8 +174,21 @@ class ResumeState(TrainerCallback):
         for name, values in progress["metrics"].items():
             trainer._metrics["train"][name] = list(values)
         self._verification.add_earlier_counts(progress["consumed"])
-        if state.global_step >= state.max_steps:  # nothing is left to train, so nothing can be measured
-            self._verification.measured |= progress.get(_MEASURED, {})
+
+    def _spare_random_state(self, state: TrainerState, train_loader: DataLoader[Any]) -> None:
+        """Give the loaders a generator of their own, where those of the stopped run had their workers already.
+
+        A loader draws a number from torch's generator when it starts its workers, and persistent workers start once.
+        """
+        train_loader.generator = torch.Generator()
+        if any("eval_runtime" in name for entry in state.log_history for name in entry):
+            self._spare_evaluation()
+
+    def _spare_evaluation(self) -> None:
+        """Do the same for the loader of each evaluation set; the Trainer keeps them, by the name of the set."""
+        datasets = self._trainer.eval_dataset
+        for name in datasets if isinstance(datasets, dict) else [None]:
+            self._trainer.get_eval_dataloader(name).generator = torch.Generator()
 
     def on_epoch_begin(self, args: SFTConfig, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Draw the order of the epoch's rows from the same random state as before the stop.
@@ -186,6 +209,8 @@ class ResumeState(TrainerCallback):
 
     def on_save(self, args: SFTConfig, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Write the record of the checkpoint, then remove the checkpoints that `save_total_limit` does not keep."""
+        if ends_epoch(state):  # the next epoch begins with the present random state
+            self._random_state = torch.get_rng_state()
         progress = self._describe_progress()  # on every process: it adds up what all of them consumed
         folder = Path(str(args.output_dir)) / f"{run_folder.CHECKPOINT}{state.global_step}"
         if args.should_save and folder.is_dir():
