@@ -56,6 +56,8 @@ def list_differences(run, other):
         pairs = zip(log, other_log, strict=False)
         first = next((pair for pair in pairs if pair[0] != pair[1]), (len(log), len(other_log)))
         differences.append(f"log: {first[0]} != {first[1]}")
+    samples = [_read_text(folder / run_folder.SAMPLES) for folder in (run, other)]
+    differences += [run_folder.SAMPLES] if samples[0] != samples[1] else []
     records = [read_run(run), read_run(other)]
     metrics = [remove_times(record["metrics"]) for record in records]
     if metrics[0] != metrics[1]:
@@ -65,6 +67,10 @@ def list_differences(run, other):
         f"{name}: {counts[0][name]} != {counts[1][name]}" for name in COUNTS if counts[0][name] != counts[1][name]
     ]
     return differences
+
+
+def _read_text(path):
+    return path.read_text() if path.exists() else ""
 
 
 def _compare_checkpoints(checkpoint, other):
