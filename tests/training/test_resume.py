@@ -14,7 +14,7 @@ from resumed_runs import are_equal, combine, list_differences, read_log, read_ru
 from trl_sft import checkpoints, run_folder
 from trl_sft.data import user_function
 from trl_sft.errors import Interrupted
-from trl_sft.training import callbacks, manifest, progress, stages
+from trl_sft.training import manifest, progress, stages
 from trl_sft.training import run as training_run
 
 FULL = RECIPE.replace("rows.jsonl}", "rows.jsonl, eval_fraction: 0.2}")
