@@ -23,7 +23,6 @@ from typing import Any
 
 import torch
 import transformers.trainer
-from torch.utils.data import DataLoader
 from transformers import TrainerCallback, TrainerControl, TrainerState, get_scheduler
 from transformers.trainer_utils import rotate_checkpoints
 from trl import SFTConfig, SFTTrainer
@@ -175,20 +174,19 @@ class ResumeState(TrainerCallback):
             trainer._metrics["train"][name] = list(values)
         self._verification.add_earlier_counts(progress["consumed"])
 
-    def _spare_random_state(self, state: TrainerState, train_loader: DataLoader[Any]) -> None:
+    def _spare_random_state(self, state: TrainerState, train_loader: Any) -> None:
         """Give the loaders a generator of their own, where those of the stopped run had their workers already.
 
         A loader draws a number from torch's generator when it starts its workers, and persistent workers start once.
+        The Trainer keeps the loader of each evaluation set, by the name of the set.
         """
-        train_loader.generator = torch.Generator()
-        if any("eval_runtime" in name for entry in state.log_history for name in entry):
-            self._spare_evaluation()
-
-    def _spare_evaluation(self) -> None:
-        """Do the same for the loader of each evaluation set; the Trainer keeps them, by the name of the set."""
-        datasets = self._trainer.eval_dataset
-        for name in datasets if isinstance(datasets, dict) else [None]:
-            self._trainer.get_eval_dataloader(name).generator = torch.Generator()
+        loaders = [train_loader]
+        if any("eval" in name for entry in state.log_history for name in entry):
+            datasets = self._trainer.eval_dataset
+            names = datasets if isinstance(datasets, dict) else [None]
+            loaders += [self._trainer.get_eval_dataloader(name) for name in names]
+        for loader in loaders:
+            getattr(loader, "base_dataloader", loader).generator = torch.Generator()  # accelerate wraps torch's loader
 
     def on_epoch_begin(self, args: SFTConfig, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Draw the order of the epoch's rows from the same random state as before the stop.
