@@ -61,6 +61,28 @@ def test_current_folder_that_pythonpath_names_stays_on_the_import_path(folder):
     assert done.returncode == 0, done.stderr
 
 
+@pytest.mark.parametrize("path", [f"{os.pathsep}{ROOT}", f"{ROOT}{os.pathsep}", f"{ROOT}{os.pathsep * 2}/elsewhere"])
+def test_empty_entry_of_pythonpath_puts_the_current_folder_on_no_import_path(folder, path):
+    (folder / "yaml.py").write_text("open('RAN', 'w').close()\n")
+    done = start(folder, "check", "--fast", "recipe.yaml", PYTHONPATH=path)
+    assert done.returncode == 0, done.stderr
+    assert not (folder / "RAN").exists()
+
+
+def test_module_that_python_takes_from_an_empty_entry_before_the_package_is_named(folder):
+    (folder / "sitecustomize.py").write_text("")
+    done = start(folder, "check", "--fast", "recipe.yaml", PYTHONPATH=f"{ROOT}{os.pathsep}")
+    assert done.returncode == 2
+    assert "sitecustomize.py" in done.stderr
+
+
+def test_folder_with_the_name_of_the_package_is_not_taken_for_it(folder):
+    (folder / "trl_sft").mkdir()
+    (folder / "trl_sft/recipe.py").write_text("open('RAN', 'w').close()\n")
+    assert start(folder, "check", "--fast", "recipe.yaml", PYTHONPATH=str(ROOT)).returncode == 0
+    assert not (folder / "RAN").exists()
+
+
 def test_checkout_as_the_current_folder_still_runs():
     done = start(ROOT, "--help")
     assert done.returncode == 0, done.stderr

@@ -2,8 +2,8 @@
 
 `python -m` puts the current folder first on the import path: a `yaml.py` or `random.py` beside a recipe would run in
 place of the real module (https://docs.python.org/3/using/cmdline.html#cmdoption-m). Input and output: `sys.path` and
-`sys.modules`. This module imports only what Python itself has always imported before it. Not here: PYTHONPATH, which
-the user sets, and the file of `FILE.py:FUNCTION`, which the recipe names.
+`sys.modules`. This module imports only what Python itself has always imported before it. Not here: folders that
+PYTHONPATH names, which the user sets, and the file of `FILE.py:FUNCTION`, which the recipe names.
 """
 
 import os
@@ -21,7 +21,9 @@ def exclude_current_folder() -> None:
     folder = sys.path[0] or os.getcwd()  # noqa: PTH109 (pathlib is not imported yet)
     del sys.path[0]
     if folder in sys.path:
-        return  # PYTHONPATH names it too
+        if not _is_empty_entry_of_pythonpath(folder):
+            return  # the user names it
+        sys.path.remove(folder)
     foreign = [name for name, module in list(sys.modules.items()) if _lies_in(module, folder, name)]
     if not foreign:
         return
@@ -31,6 +33,16 @@ def exclude_current_folder() -> None:
         "    -> Rename the file, or start trl_sft from another folder.\n"
     )
     sys.exit(2)
+
+
+def _is_empty_entry_of_pythonpath(folder: str) -> bool:
+    """Tell whether PYTHONPATH has the current folder by an empty entry alone.
+
+    Python reads an empty entry as the current folder. It is nearly always an accident: `PYTHONPATH=$PYTHONPATH:/lib`
+    has one where the variable was not set.
+    """
+    entries = os.environ.get("PYTHONPATH", "").split(os.pathsep)
+    return "" in entries and folder not in [os.path.abspath(entry) for entry in entries if entry]  # noqa: PTH100
 
 
 def _lies_in(module: object, folder: str, name: str) -> bool:
