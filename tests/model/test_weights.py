@@ -62,6 +62,7 @@ BROKEN = {
     "header_alone": (lambda f: shorten(f, 100), ["cannot be read"]),
     "empty": (lambda f: f.write_bytes(b""), ["cannot be read"]),
     "garbage": (lambda f: f.write_bytes(b"garbage" * 100), ["cannot be read"]),
+    "whole_numbers": (lambda f: change(f, **{NORM: lambda t: t.long()}), [NORM, "is stored as whole numbers"]),
     "git_lfs_pointer": (lambda f: f.write_text("version https://git-lfs.github.com/spec/v1\n"), ["cannot be read"]),
     "no_file": (lambda f: f.unlink(), ["cannot be read", "model.safetensors"]),
 }
@@ -89,6 +90,31 @@ def test_missing_shard_is_refused(go, model, here):
     code, _, err = go(LOCAL)
     assert code == 2
     assert "cannot be read" in err
+
+
+INDEXES = ["[]", "{}", '{"weight_map": null}', '{"weight_map": {}}', '{"weight_map": {"a": 5}}', "{", "[" * 100_000]
+
+
+@pytest.mark.parametrize("text", INDEXES, ids=lambda text: text[:20])
+def test_broken_index_of_shards_is_refused(model, here, text):
+    from trl_sft import load_recipe
+    from trl_sft.errors import RecipeError
+    from trl_sft.training import stages
+
+    (here / "model/model.safetensors.index.json").write_text(text)
+    model.unlink()
+    (here / "recipe.yaml").write_text(LOCAL)
+    run = load_recipe("recipe.yaml")
+    with pytest.raises(RecipeError, match=r"model\.safetensors\.index\.json"):
+        stages.check_model(run, stages.find_model(run))
+
+
+def test_weights_that_are_not_finite_are_refused_before_a_file_is_written(go, model, here):
+    change(model, **{NORM: lambda t: t * float("nan")})
+    code, _, err = go(LOCAL)
+    assert code == 2, err
+    assert f"1 tensor ({NORM}) is not finite" in err
+    assert not (here / "out").exists()
 
 
 def test_tensor_that_the_model_does_not_have_is_accepted_by_name(go, model, here):

@@ -3,20 +3,22 @@
 In: a `Run` and its `ModelSource`. Out: nothing, or faults that name the tensors. transformers draws missing tensors at
 random and passes over extra ones with a note. Here upstream's own loading runs on torch's meta device: it reads the
 headers of the files and applies upstream's own renaming and tying, and holds no values (0.02 s for 38 tensors).
-Deliberately absent: the values of the weights, and weights that were saved quantized.
+`check_values` looks at the weights once they are loaded. Deliberately absent: weights that were saved quantized.
 """
 
 from __future__ import annotations
 
 import contextlib
+import json
 import logging
 import pickle
 from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Any
 
+import torch
 import transformers
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from trl_sft.errors import Fault, RecipeError, first_line
@@ -52,12 +54,70 @@ def check_weights(run: Run, source: ModelSource) -> None:
     if getattr(source.config, "quantization_config", None) is not None or run.model.get("gguf_file"):
         return
     where = run.recipe.where(("model", "name_or_path"))
+    _check_index(source.name, where)
     with _quiet_upstream():
         model, report = _load_on_meta(run, source, where)
+        _check_dtypes(model, source.name, where)
         _refuse_differences(run, source.name, missing=report["missing_keys"], unused=report["unexpected_keys"])
         if source.adapter and Path(source.adapter).is_dir():
             result = _load_adapter(model, source.adapter, where)
             _refuse_differences(run, source.adapter, missing=result.missing_keys, unused=result.unexpected_keys)
+
+
+def check_values(run: Run, source: ModelSource, model: PreTrainedModel) -> None:
+    """Refuse loaded weights that are not finite: no step of training makes them finite. Raises RecipeError.
+
+    Args:
+        run: The checked recipe.
+        source: The model, for its name.
+        model: With its weights.
+
+    """
+    names = [name for name, values in model.named_parameters() if _is_not_finite(values)]
+    if names:
+        where = run.recipe.where(("model", "name_or_path"))
+        problem = f"{source.name}: {_count_tensors(names)} not finite (NaN or infinite)"
+        fix = "Copy or download the files again, or use another model."
+        raise RecipeError(Fault(where, problem, fix, code="model.incomplete_weights"))
+
+
+def _is_not_finite(values: torch.Tensor) -> bool:
+    """Tell whether a tensor of numbers holds one that is not finite; tensors without values hold none."""
+    if values.is_meta or not values.is_floating_point() or values.element_size() == 1:
+        return False
+    return not bool(values.detach().isfinite().all())
+
+
+def _check_index(name: str, where: str) -> None:
+    """Refuse an index of shards that is no mapping from tensors to file names. Raises RecipeError."""
+    for path in Path(name).glob("*.index.json") if Path(name).is_dir() else ():
+        try:
+            index = json.loads(path.read_text(encoding="utf-8"))
+        except (OSError, ValueError, RecursionError) as error:
+            raise RecipeError(_explain_unreadable(name, where, ValueError(f"{path.name}: {error}"))) from None
+        files = index.get("weight_map") if isinstance(index, dict) else None
+        if not isinstance(files, dict) or not files or not all(isinstance(file, str) for file in files.values()):
+            problem = f"{name}: {path.name} has no `weight_map` that names the file of each tensor"
+            fix = "Copy or download the files again, or use another model."
+            raise RecipeError(Fault(where, problem, fix, code="model.incomplete_weights"))
+
+
+def _check_dtypes(model: PreTrainedModel, name: str, where: str) -> None:
+    """Refuse whole numbers in place of weights: cast to the model's dtype they are others. Raises RecipeError."""
+    parameters = {parameter for parameter, values in model.named_parameters() if values.is_floating_point()}
+    wrong = []
+    for path in sorted(Path(name).glob("*.safetensors")) if Path(name).is_dir() else ():
+        with safe_open(path, "pt") as file:
+            for tensor in file.keys():  # noqa: SIM118 (not a mapping)
+                is_weight = tensor in parameters or f"{model.base_model_prefix}.{tensor}" in parameters
+                if is_weight and file.get_slice(tensor).get_dtype().startswith(("I", "U", "BOOL")):
+                    wrong.append(tensor)
+    if wrong:
+        problem = (
+            f"{name}: {_count_tensors(wrong)} stored as whole numbers, and config.json has no `quantization_config`"
+        )
+        fix = "Use files with weights in float32, float16 or bfloat16."
+        raise RecipeError(Fault(where, problem, fix, code="model.incomplete_weights"))
 
 
 def _load_on_meta(run: Run, source: ModelSource, where: str) -> tuple[PreTrainedModel, dict[str, Any]]:

@@ -307,6 +307,7 @@ def build_trainer(run: Run, inputs: TrainingInputs) -> SFTTrainer:
         eval_dataset=inputs.datasets.eval,
         **arguments,
     )
+    weights.check_values(run, inputs.model, trainer.model)
     patches.repair(trainer.model)
     cpu_loss.install(trainer.model, run.options.get("logits_gib", cpu_loss.LOGITS_GIB))
     if trainer.padding_free and "attn_implementation" not in run.model and args.device.type in ("cpu", "mps"):
