@@ -254,6 +254,27 @@ OPENS_BY_WORD = """\
 {%- endif %}{% endif %}"""
 
 
+# as gpt-oss': thoughts have a place of their own
+OWN_PLACE = """\
+{%- for m in messages %}{{ '<|im_start|>' + m['role'] + '\n' }}
+{%- if m['role'] == 'assistant' and m['reasoning_content'] %}{{ '[' + m['reasoning_content'] + ']' }}{% endif %}
+{{- m['content'] + '<|im_end|>' }}{% endfor %}
+{%- if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"""
+
+
+def test_thoughts_in_the_text_of_an_answer_get_the_form_of_the_template(write, here):
+    in_text = thoughtful("", "")
+    in_text["messages"][1]["content"] = "<think>\nso it goes\n</think>\n\na"
+    in_text["messages"][3]["content"] = "<think></think>b <think>c</think>"  # no thought before the answer
+    write(OWN_PLACE, in_text)
+    assert trained()[0] == [["[so it goes]a<|im_end|>", "<think></think>b <think>c</think><|im_end|>"]]
+    pair = {"question": "Say a.", "answer": "<think>so</think> a"}
+    write(OWN_PLACE, pair)
+    assert trained("data.train={path: r.jsonl, wording: chat}")[0] == [["[so]a<|im_end|>"]]
+    write(WRITES_EMPTY_THOUGHTS, in_text | {"messages": in_text["messages"][:2]})
+    assert trained()[0] == [["<think>\nso it goes\n</think>\n\na<|im_end|>"]]
+
+
 def test_words_of_a_switch_are_tried_compared_and_named_in_the_fix(write, go):
     write(OPENS_BY_WORD, PLAIN)
     code, out, err = go(None, "--compare", command=["preview"])

@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 from trl_sft.data import messages as data_messages
 from trl_sft.data import wordings
 from trl_sft.data.messages import REASONING_KEYS, Chat, FormatError, Message, Row, read_text
+from trl_sft.data.text_thoughts import TEXT_THOUGHTS
 from trl_sft.data.wordings import SingleTurn
 
 # TRL's dataset types, as messages call them: conversational prompt-completion, standard prompt-completion, language
@@ -95,8 +96,10 @@ def format_row(
     if wording != "chat":
         return FormattedRow(wordings.apply_wording(content, wording, features.eos_token)._asdict())
     messages = wordings.to_messages(content)
-    if content.reasoning and {*REASONING_KEYS} & {*features.template_features}:
+    has_key = bool(content.reasoning and {*REASONING_KEYS} & {*features.template_features})
+    if has_key:
         messages[-1] |= {"content": content.response, _REASONING: content.reasoning}
+    if has_key or TEXT_THOUGHTS in features.template_features:
         return _format_chat(Chat(messages, []), wording, features)
     return FormattedRow(_make_chat_columns(messages, [], completion_length=1))
 

@@ -14,7 +14,7 @@ import re
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from trl_sft.data import turn_shapes
+from trl_sft.data import text_thoughts, turn_shapes
 from trl_sft.data.column_names import normalise
 from trl_sft.data.turn_shapes import ShapeError
 from trl_sft.recipe.yaml_reader import describe_value
@@ -287,6 +287,8 @@ def adapt_to_template(chat: Chat, template_features: Collection[str]) -> Chat:
                 messages[-1]["content"] += f"\n{content}"
                 continue
             message = {"role": "user", "content": content}
+        if text_thoughts.TEXT_THOUGHTS in template_features:
+            text_thoughts.take_out_thought(message)
         if "reasoning_content" in message:
             _place_reasoning(message, template_features, as_text)
         if message.get("tool_calls") and "tool_calls" not in template_features:

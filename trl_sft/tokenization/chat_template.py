@@ -16,6 +16,7 @@ import jinja2
 from transformers import PreTrainedTokenizerBase
 
 from trl_sft.data.messages import JSON_ARGUMENTS, REASONING_KEYS, adapt_calls
+from trl_sft.data.text_thoughts import TEXT_THOUGHTS
 from trl_sft.errors import Fault, TemplateError, first_line
 
 _SIMPLE = re.compile(r"[A-Za-z0-9]+")
@@ -81,7 +82,7 @@ def find_features(where: str, tokenizer: PreTrainedTokenizerBase, kwargs: dict[s
 
     Returns:
         Those of `NAMES` that it renders; `messages` is always among them. `JSON_ARGUMENTS` is, where it takes
-        the arguments of calls as JSON text alone.
+        the arguments of calls as JSON text alone; `TEXT_THOUGHTS`, where it has a form of its own for thoughts.
 
     Raises:
         TemplateError: it renders no chat of a user and an assistant.
@@ -118,6 +119,8 @@ def find_features(where: str, tokenizer: PreTrainedTokenizerBase, kwargs: dict[s
     if calls and "tool_calls" in shown:
         shown += calls
     shown += _find_thoughts_of_calls(tokenizer, kwargs, form=calls, shown=shown)
+    if _keeps_text_thoughts(tokenizer, kwargs, shown=shown):
+        shown.append(TEXT_THOUGHTS)
     return ("messages", *shown)
 
 
@@ -249,6 +252,20 @@ def _find_thoughts_of_calls(
         if "trlsftthought" in _render(tokenizer, messages, kwargs, tools=[_TOOL]):
             return [key]
     return []
+
+
+def _keeps_text_thoughts(tokenizer: PreTrainedTokenizerBase, kwargs: dict[str, Any], *, shown: Collection[str]) -> bool:
+    """Tell whether the template renders thoughts under a key in one form, and thoughts in the text as that text.
+
+    gpt-oss writes a thought into a channel of its own. In the text of an answer it would be a second form of a thought.
+    """
+    key = next((key for key in REASONING_KEYS if key in shown), "")
+    text = f"<think>\ntrlsftthought\n</think>\n\n{ANSWER}"
+    if not key or text not in _render(
+        tokenizer, [TRIAL_CHAT[0], TRIAL_CHAT[1] | {"content": text}], kwargs, tools=None
+    ):
+        return False
+    return text not in _render(tokenizer, _TRIALS[key][0], kwargs, tools=None)
 
 
 def _is_rendered(
