@@ -135,3 +135,13 @@ def test_live_line_of_a_notebook_is_one_output_that_is_replaced(monkeypatch, cap
     line.close()
     assert shown == ["step 3/10  train loss 1\\x1b[31m"]
     assert capsys.readouterr().out == "a row\n"
+
+
+def test_price_of_an_hour_shows_the_time_as_money(go):
+    code, out, err = go(FULL, "train.max_steps=5", "run.price_per_hour=3600")
+    assert code == 0, err
+    left, money = re.search(r"^about (\S+) s, (\S+) at 3600 an hour, left", out, re.MULTILINE).groups()
+    assert float(money) == pytest.approx(float(left), abs=0.06)  # one a second
+    code, _, err = go(FULL, "run.price_per_hour=0")
+    assert code == 2
+    assert "price_per_hour" in err

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import functools
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -334,7 +334,7 @@ def _map_rows(rows: Dataset, source_format: SourceFormat, *, num_proc: int | Non
     """
     title = escape_control_characters(f"Formatting {source_format.source_name}")
     options: dict[str, Any] = {"source_format": source_format, "column_types": rows.features}
-    format_table = functools.partial(_format_table, **options)
+    format_table: Callable[[Mapping[str, list[Any]]], pa.Table] = functools.partial(_format_table, **options)
     with RowProgress(title, len(rows), shows_bar=False) as progress:
 
         def format_here(batch: Mapping[str, list[Any]]) -> pa.Table:

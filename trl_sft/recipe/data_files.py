@@ -42,7 +42,7 @@ def check_unchanged(run: Run, files: DataFiles) -> None:
 
 def _read_versions(run: Run) -> dict[str, tuple[int, ...]]:
     """Return what changes when a file is written again."""
-    versions = {}
+    versions: dict[str, tuple[int, ...]] = {}
     for path in resolved.list_files(run):
         status = path.stat()
         versions[str(path)] = (status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino)

@@ -252,7 +252,7 @@ def _check_ranges(recipe: Recipe, values: Sections) -> Iterator[Fault]:
             yield _out_of_range(recipe, key, value, expected="a number above 0")
         if name == "max_steps" and value < 1 and value != -1:
             yield _out_of_range(recipe, key, value, expected="at least 1, or -1 to train for `num_train_epochs`")
-    for name in ("max_hours", "logits_gib"):
+    for name in ("max_hours", "logits_gib", "price_per_hour"):
         number = values["run"].get(name)
         if number is not None and not 0 < number < math.inf:
             yield _out_of_range(recipe, ("run", name), number, expected="a number above 0")

@@ -86,6 +86,7 @@ OWN_KEYS: dict[str, dict[str, str]] = {
         "max_hours": "float",
         "logits_gib": "float",
         "global_batch_size": "int",
+        "price_per_hour": "float",
     },
 }
 
@@ -193,6 +194,7 @@ OWN_HELP: dict[str, dict[str, str]] = {
         "max_hours": "Stop with a checkpoint after this many hours.",
         "logits_gib": "The largest memory for logits, in GiB, on a machine without Triton. Unset: 0.5.",
         "global_batch_size": "Rows per optimizer step, over all processes and accumulated batches.",
+        "price_per_hour": "What an hour of all devices costs, in any currency: the time left is shown as money too.",
     },
 }
 

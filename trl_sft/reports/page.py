@@ -26,6 +26,7 @@ from trl_sft.tokenization.row_segments import Segment, SegmentedRow
 _HERE = Path(__file__).parent
 _MAX_SAMPLES = 30  # answers on a page; the file of the run has all
 _MAX_CHARACTERS = 2000  # of one answer or prompt on a page
+_COUNTS = ("tokens", "loss_tokens", "truncated")  # of a stored row
 _MAX_VALUES = 200  # lines of the table below a chart
 
 
@@ -198,8 +199,11 @@ def _read_rows(rows: Sequence[Mapping[str, Any]]) -> list[SegmentedRow]:
     for row in rows:
         try:
             segments = [Segment(str(text), bool(loss), bool(special)) for text, loss, special in row["segments"]]
-            counts = (int(row[name]) for name in ("num_tokens", "num_loss_tokens", "num_truncated"))
-            read.append(SegmentedRow(str(row["name"]), segments, *counts, is_beginning=bool(row.get("is_beginning"))))
+            tokens, loss_tokens, truncated = (
+                int(row[f"num_{name}"]) for name in ("tokens", "loss_tokens", "truncated")
+            )
+            is_beginning = bool(row.get("is_beginning"))
+            read.append(SegmentedRow(str(row["name"]), segments, tokens, loss_tokens, truncated, is_beginning))
         except (KeyError, TypeError, ValueError):
             continue
     return read

@@ -105,7 +105,7 @@ def list_rejected(split: Split, encoded: EncodedRows, part: str) -> Iterator[dic
     """
     for reason, numbers in split.removed_rows.items():
         kind = split.bad_rows.get(reason)
-        details = {"reason": reason} if kind is None else {"reason": reason, "code": kind.bad_row.code}
+        details: dict[str, Any] = {"reason": reason} if kind is None else {"reason": reason, "code": kind.bad_row.code}
         for number in numbers.tolist():
             yield _locate_row(split, part, number) | details
     for reject in encoded.rejected:

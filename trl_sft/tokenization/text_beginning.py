@@ -33,10 +33,14 @@ _STABLE = re.compile(r"[\n\x20-\x7e\u3001\u3002\u3041-\u3096\u30a1-\u30fa\u4e00-
 # the pattern of GPT-2, which `tokenizers` uses where `use_regex` is set (tokenizers, pre_tokenizers/byte_level.rs)
 _GPT2 = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
 # pre-tokenizers that decide by two neighbouring characters alone
-_LOCAL = ("Whitespace", "WhitespaceSplit", "BertPreTokenizer", "Punctuation", "Digits", "CharDelimiterSplit")
-_LOCAL += ("Metaspace",)
-_LOCAL_NORMALIZERS = ("NFC", "NFD", "NFKC", "NFKD", "Lowercase", "BertNormalizer", "StripAccents", "Nmt")
-_LOCAL_NORMALIZERS += ("Precompiled", "ByteLevel", "Prepend", "Strip")
+_LOCAL = (
+    *("Whitespace", "WhitespaceSplit", "BertPreTokenizer", "Punctuation", "Digits", "CharDelimiterSplit"),
+    "Metaspace",
+)
+_LOCAL_NORMALIZERS = (
+    *("NFC", "NFD", "NFKC", "NFKD", "Lowercase", "BertNormalizer", "StripAccents", "Nmt"),
+    *("Precompiled", "ByteLevel", "Prepend", "Strip"),
+)
 # Characters of one kind, which patterns of words treat alike
 _ALIKE = re.compile(r"[a-z]+|[A-Z]+|[0-9]+|([!-/:-@\[-`{-~])\1*")
 _TRIED_WINDOWS = 8  # places at which a cut inside a word is tried

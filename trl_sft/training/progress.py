@@ -30,15 +30,24 @@ _COLUMNS = {"step": 15, "train loss": 10, "eval loss": 9, "learning rate": 13, "
 class Progress(TrainerCallback):
     """Shows how a run goes, and writes log.jsonl."""
 
-    def __init__(self, folder: Path, begin: Callable[..., list[tuple[str, str]]], measured: Throughput) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        begin: Callable[..., list[tuple[str, str]]],
+        measured: Throughput,
+        *,
+        price_per_hour: float | None = None,
+    ) -> None:
         """Keep what is called and measured.
 
         Args:
             folder: the run folder.
             begin: prepares the run folder, and returns the table before step 1.
             measured: measures steps, evaluations and checkpoints.
+            price_per_hour: of all devices, in the user's currency; None = money is not shown.
 
         """
+        self._price = price_per_hour
         self._log, self._begin, self._measured = folder / run_folder.LOG, begin, measured
         self._line: console.LiveLine | None = None
         self._first_step = 0
@@ -70,7 +79,8 @@ class Progress(TrainerCallback):
         if steps == _TIMED_STEPS and left and (estimate := self._measured.clock.estimate_left(left, evaluations=0)):
             self._estimate, margin = estimate
             shown, spread = console.format_duration(self._estimate), console.format_duration(margin)
-            self.show(f"about {shown} left (give or take {spread}), not counting evaluation and saving")
+            price = self._describe_price(self._estimate)
+            self.show(f"about {shown}{price} left (give or take {spread}), not counting evaluation and saving")
         if self._line is not None:
             self._line.update(state.global_step, self._describe_live(args, state))
 
@@ -128,10 +138,15 @@ class Progress(TrainerCallback):
         if self._estimate is None:
             return ""
         took = console.format_duration(sum(clock.step_seconds[_TIMED_STEPS - 1 :]))
+        took += self._describe_price(sum(clock.step_seconds[_TIMED_STEPS - 1 :]))
         estimate = f"estimated after step {self._first_step + _TIMED_STEPS}: {console.format_duration(self._estimate)}"
         others = {"evaluation": clock.evaluation_seconds, "saving": clock.saving_seconds}
         named = [f"{name} {console.format_duration(sum(seconds))}" for name, seconds in others.items() if seconds]
         return ", ".join([f"Time: the steps took {took} ({estimate})", *named])
+
+    def _describe_price(self, seconds: float) -> str:
+        """Return what a time costs, to be read behind it; "" without a price."""
+        return "" if self._price is None else f", {self._price * seconds / 3600:.2f} at {self._price:g} an hour,"
 
     def _show_entry(self, args: SFTConfig, state: TrainerState, logs: Mapping[str, Any]) -> None:
         """Show a log entry as a line of the table; an evaluation set that has a name stands behind it."""

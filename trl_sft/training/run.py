@@ -63,7 +63,9 @@ def run(checked: Run, decision: FolderDecision) -> Result:
                 return lines + ([("answers", answers)] if answers else [])
 
             measured = record.throughput = Throughput(trainer, verification)
-            progress = record.progress = Progress(checked.output_dir, begin, measured)
+            progress = record.progress = Progress(
+                checked.output_dir, begin, measured, price_per_hour=checked.options.get("price_per_hour")
+            )
             guard = callbacks.Guard(checked.options.get("max_hours"), failures.resume_command(checked))
             samples = SampleAnswers(checked, trainer, prompts, show=progress.show)
             replace_callbacks(trainer, [verification, resume_state, samples, progress, guard])
