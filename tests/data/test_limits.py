@@ -10,6 +10,7 @@ import zipfile
 import pytest
 
 from trl_sft import console
+from trl_sft.data import turn_shapes
 from trl_sft.data.file_diagnosis import json_text
 from trl_sft.data.messages import FormatError
 from trl_sft.data.readers import csv_records, json_records, record_store, text_records
@@ -18,6 +19,7 @@ from trl_sft.data.readers.data_file import DataFile
 from trl_sft.data.readers.record_block import BlankLinesError, LongRecordError, ReadingError
 from trl_sft.data.readers.record_store import FileError, RecordReader
 from trl_sft.data.source_rows import parse_record
+from trl_sft.data.turn_shapes import ShapeError
 from trl_sft.errors import Fault
 
 ROW = '{"question": "a", "answer": "b"}\n'
@@ -206,3 +208,12 @@ def test_faults_beyond_the_first_are_counted(capsys):
     assert err.startswith("trl_sft: 10000 problems to fix")
     assert err.count("Correct it.") == console.MOST_FAULTS
     assert err.rstrip().endswith("9,950 more problems: fix those above first, and check again.")
+
+
+def test_patterns_do_not_try_the_same_characters_again_and_again():
+    # each of these takes hours where two repeated parts of a pattern match the same characters
+    blanks = "\n" * 300_000
+    with pytest.raises(ShapeError):
+        turn_shapes.list_turns("[{'role': 'user'}" + blanks + "x")
+    (fault,) = json_text.find_faults("a," + " " * 300_000 + "!" * 50 + ",b", "rows.jsonl")
+    assert fault.code == "data.invalid_json"

@@ -50,7 +50,7 @@ _PAIRS = (
     *(("question", "answer"), ("input", "output"), ("prompt", "response"), ("query", "response"), ("用户", "助手")),
 )
 _FIX = "Write a list of {role, content}"
-_ROWS_OF_NUMPY = re.compile(r"\}\s*\n\s*\{")  # pandas writes an array of mappings without commas
+_ROWS_OF_NUMPY = re.compile(r"\}[^\S\n]*\n\s*\{")  # pandas writes an array of mappings without commas
 
 
 class ShapeError(ValueError):

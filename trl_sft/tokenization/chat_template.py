@@ -213,7 +213,7 @@ def _is_in(content: str, without_spaces: str, *, is_loose: bool = False) -> bool
     forms = (content, json.dumps(content)[1:-1], json.dumps(content, ensure_ascii=False)[1:-1], html.escape(content))
     if any("".join(form.split()) in without_spaces for form in forms):
         return True
-    return is_loose and all(word in without_spaces for word in re.findall(r"\w+", content))
+    return is_loose and all(word in without_spaces for word in {*re.findall(r"\w+", content)})
 
 
 def _set_call_form(messages: Sequence[Mapping[str, Any]], form: Collection[str]) -> list[dict[str, Any]]:

@@ -35,6 +35,7 @@ WORDS = {
 }
 _REASONING = "trlsftthought"
 _DEFAULT = ("<think>", "</think>")
+_VISIBLE = re.compile(r"\S")
 # the tag before a thought: `<think>`, and with its name between two tokens `<|open|>think<|sep|>`
 _LAST_TAG = re.compile(r"(?:<[^<>\s]{1,40}>\w*(?:think|thought|reason)\w*)?<[^<>\s]{1,40}>\w*\s*$")
 _BEGUN_TAG = re.compile(r"<[^<>\s]{0,40}$")
@@ -68,7 +69,8 @@ class ThoughtMarks:
         if self.classify(text, start) != EMPTY:
             return start
         end = text.find(self.closing, self._find_thought(text, start)) + len(self.closing)
-        return end + len(text[end:]) - len(text[end:].lstrip())
+        visible = _VISIBLE.search(text, end)
+        return visible.start() if visible else len(text)
 
     def keep_one(self, text: str) -> str:
         """Return a rendered chat without the empty thoughts that the template writes before a thought of a row.
@@ -83,7 +85,8 @@ class ThoughtMarks:
         """Return where the thought of an answer begins, after its opening; -1 = the answer has none."""
         if text[max(0, start - 200) : start].rstrip().endswith(self.opening):
             return start
-        begin = len(text) - len(text[start:].lstrip())
+        visible = _VISIBLE.search(text, start)
+        begin = visible.start() if visible else len(text)
         return begin + len(self.opening) if text.startswith(self.opening, begin) else -1
 
 

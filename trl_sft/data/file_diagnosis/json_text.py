@@ -28,7 +28,7 @@ _LONG_NUMBER = re.compile(r"\d{4301,}")  # what Python reads: 4,300 digits (`sys
 _TOO_MANY_DIGITS = "a number has more than 4,300 digits"
 _NOT_BLANK = re.compile(r"\S")
 _MIN_HEADER_CELLS = 2
-_HEADER_CELL = re.compile(r"\s*\"?[\w .-]{1,40}\"?\s*")
+_HEADER_CELL = re.compile(r"\"?[\w .-]{1,40}\"?")
 _MAX_JOINED = 50  # lines over which an open text is followed
 _EXCERPT = 30  # characters before a mistake that are shown
 _TOO_DEEP = "Too many levels"
@@ -181,7 +181,7 @@ def _find_line_faults(text: str, file_name: str) -> list[Fault]:
 def _explain_table(line: str, file_name: str) -> Fault | None:
     """Return the fault of a file that is CSV by its first line; None = the line does not look like a header."""
     cells = re.split(r"[,;\t|]", line.strip())
-    if len(cells) < _MIN_HEADER_CELLS or not all(_HEADER_CELL.fullmatch(cell) for cell in cells):
+    if len(cells) < _MIN_HEADER_CELLS or not all(_HEADER_CELL.fullmatch(cell.strip()) for cell in cells):
         return None
     name = file_name.partition(".")[0]
     problem = "the file holds a table (CSV), not JSON"
