@@ -152,6 +152,28 @@ def test_non_finite_loss_ends_the_run_with_exit_code_3(go, here):
     assert not (here / "out" / "model.safetensors").exists()
 
 
+def test_loss_that_upstream_hides_ends_the_run_at_its_step_and_names_the_last_checkpoint(go, here, monkeypatch):
+    """With the filter of upstream the log would show the mean of the losses before, and 0 after some entries."""
+    from trl_sft.training import stages as stages_module
+
+    class NotFinite(stages_module.SFTTrainer):
+        def compute_loss(self, model, inputs, *args, **kwargs):
+            result = super().compute_loss(model, inputs, *args, **kwargs)
+            if not model.training or self.state.global_step != 2:
+                return result
+            return (result[0] * float("nan"), *result[1:]) if isinstance(result, tuple) else result * float("nan")
+
+    monkeypatch.setattr(stages_module, "SFTTrainer", NotFinite)
+    code, _, err = go(
+        FULL, "train.logging_steps=50", "train.max_steps=6", "train.save_strategy=steps", "train.save_steps=1"
+    )
+    assert code == 3
+    assert f"loss not finite at step 3; the last checkpoint is {here / 'out' / 'checkpoint-2'}" in err
+    record = json.loads((here / "out" / "run.json").read_text())
+    assert [(finding["code"], finding["steps"]) for finding in record["findings"]] == [("not_finite", [3])]
+    assert "verdict" not in record
+
+
 def test_out_of_memory_exits_with_4_and_suggests_a_smaller_batch(go, monkeypatch):
     from trl_sft.training import stages as stages_module
 

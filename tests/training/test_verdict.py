@@ -84,15 +84,21 @@ def test_overfitting_begins_at_the_best_step():
 
 @pytest.mark.parametrize(("best", "last", "code"), [(1.0, 1.04, "better"), (1.0, 1.06, "overfitted")])
 def test_rise_of_the_eval_loss_by_five_percent_is_overfitting(best, last, code):
-    assert judge(evidence(2.0, best, last)).code == code
+    assert judge(evidence(2.0, best, last, last)).code == code
+
+
+def test_rise_at_one_evaluation_alone_is_not_overfitting_and_is_shown():
+    result = judge(evidence(2.0, 1.0, 1.5))
+    assert result.code == "better"
+    assert "it was 1 at step 10" in result.text
 
 
 def test_rise_near_zero_is_not_overfitting():
-    assert judge(evidence(2.0, 0.010, 0.020)).code == "better"
+    assert judge(evidence(2.0, 0.010, 0.020, 0.020)).code == "better"
 
 
 def test_risen_loss_is_not_overfitting_where_the_train_loss_rose_too():
-    assert judge(evidence(2.0, 1.0, 1.5, train=((10, 2.0), (20, 3.0), (30, 4.0)))).code == "better"
+    assert judge(evidence(2.0, 1.0, 1.5, 1.5, train=((10, 2.0), (20, 3.0), (30, 4.0)))).code == "better"
 
 
 def test_saved_step_is_named_where_it_is_not_the_last():

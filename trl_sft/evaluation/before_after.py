@@ -208,9 +208,12 @@ def list_eval_losses(
             the Trainer loaded at the end, and not in the result.
         loss_tokens: the tokens with loss of each evaluation set, by its name.
     """
-    during = list(itertools.takewhile(lambda entry: "train_loss" not in entry, log_history))
-    steps = dict.fromkeys(entry["step"] for entry in during if any(key.startswith("eval_") for key in entry))
-    metrics = ((step, read_metrics(during, step, loss_tokens)) for step in steps)
+    during = itertools.takewhile(lambda entry: "train_loss" not in entry, log_history)
+    entries = [entry for entry in during if any(key.startswith("eval_") for key in entry)]
+    by_step: dict[int, list[Mapping[str, Any]]] = {}
+    for entry in entries:
+        by_step.setdefault(entry["step"], []).append(entry)
+    metrics = ((step, read_metrics(evaluations, step, loss_tokens)) for step, evaluations in by_step.items())
     return tuple((step, values[_LOSS]) for step, values in metrics if _LOSS in values)
 
 

@@ -61,7 +61,7 @@ def answer_prompts(
         with torch.no_grad(), trainer.autocast_smart_context_manager():
             for start in range(0, len(order), size):
                 batch = order[start : start + size]
-                input_ids, mask = _pad_left([prompt_ids[i] for i in batch], tokenizer.pad_token_id, trainer.args.device)
+                input_ids, mask = pad_left([prompt_ids[i] for i in batch], tokenizer.pad_token_id, trainer.args.device)
                 batch_config = _fit_positions(config, width=input_ids.shape[1], table=table)
                 if batch_config is None:
                     continue
@@ -117,7 +117,7 @@ def build_generation_config(
     return GenerationConfig(**defaults | dict(generation))
 
 
-def _pad_left(rows: Sequence[list[int]], pad_token_id: int, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
+def pad_left(rows: Sequence[list[int]], pad_token_id: int, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
     """Return input_ids and attention_mask, each (rows, tokens), padded on the left as generation needs it."""
     longest = max(map(len, rows))
     input_ids = [[pad_token_id] * (longest - len(row)) + row for row in rows]

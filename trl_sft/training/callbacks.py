@@ -10,16 +10,18 @@ import contextlib
 import math
 import signal
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import Any, NoReturn
 
 from transformers import TrainerCallback, TrainerControl, TrainerState
-from trl import SFTConfig
+from trl import SFTConfig, SFTTrainer
 
 from trl_sft import console, errors, run_folder
 from trl_sft.training import live
+from trl_sft.training.diagnosis import signal_rules
+from trl_sft.training.diagnosis.findings import Finding
 
 _SIGNALS = ("SIGHUP", "SIGINT", "SIGTERM", "SIGUSR1")
 
@@ -31,8 +33,16 @@ class AlreadyTrained(Exception):
 class Guard(TrainerCallback):
     """Ends a run early: with a checkpoint at a signal or the time limit, without one at a loss that is not finite."""
 
-    def __init__(self, max_hours: float | None, resume_command: str) -> None:
-        """Start the clock of `max_hours`; None = no limit. `resume_command` is shown when the run is stopped."""
+    def __init__(self, max_hours: float | None, resume_command: str, *, note: Callable[[Finding], None]) -> None:
+        """Start the clock.
+
+        Args:
+            max_hours: None = no limit.
+            resume_command: shown when the run is stopped.
+            note: takes the finding of a loss that is not finite, for run.json.
+
+        """
+        self._note = note
         self._limit = math.inf if max_hours is None else time.monotonic() + max_hours * 3600
         self._resume_command = resume_command
         self._signal = 0
@@ -54,6 +64,34 @@ class Guard(TrainerCallback):
         finally:
             for number, handler in before.items():
                 signal.signal(number, handler)
+
+    @contextlib.contextmanager
+    def watch_losses(self, trainer: SFTTrainer) -> Iterator[None]:
+        """End the run, inside the block, at the first loss that is not finite.
+
+        Upstream replaces such a loss by the mean of those before it (`logging_nan_inf_filter`, on by default;
+        transformers 5.23, Trainer._inner_training_loop), so the log shows a number, or 0. Upstream waits for each loss
+        to test it, so this test costs no further wait; without the filter the log shows the loss itself.
+        """
+        training_step = trainer.training_step
+
+        def step_and_test(*args: Any, **kwargs: Any) -> Any:
+            loss = training_step(*args, **kwargs)
+            # fp16's loss scaler skips a step whose loss overflows, by design
+            is_hidden = trainer.args.logging_nan_inf_filter and not trainer.args.fp16
+            if is_hidden and not math.isfinite(float(loss)):
+                entry = {"step": trainer.state.global_step + 1, "loss": float(loss)}
+                finding = signal_rules.find_not_finite([entry], has_loss_scale=False)
+                assert finding is not None
+                self._note(finding)
+                self._stop(trainer.args, finding)
+            return loss
+
+        trainer.training_step = step_and_test
+        try:
+            yield
+        finally:
+            vars(trainer).pop("training_step", None)  # the method of the class again
 
     def on_step_end(self, args: SFTConfig, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Request a checkpoint when the run has to end."""
@@ -87,17 +125,18 @@ class Guard(TrainerCallback):
         self, args: SFTConfig, state: TrainerState, control: TrainerControl, logs: dict[str, Any], **kwargs: Any
     ) -> None:
         """End the run if a logged number is not finite. The loss alone does not show it: upstream logs 0 for NaN."""
-        # fp16's loss scaler skips steps with an infinite gradient norm, by design
-        finite_names = [name for name in logs if name != "grad_norm" or not args.fp16]
-        bad = [name for name in finite_names if isinstance(logs[name], float) and not math.isfinite(logs[name])]
-        if bad:
-            last = next(reversed(run_folder.list_checkpoints(Path(str(args.output_dir)))), None)
-            saved = f"the last checkpoint is {last}" if last else "no checkpoint was saved yet"
-            advice = "Lower the learning rate or train.max_grad_norm. Also look at the rows before that step."
-            message = f"the training failed: {', '.join(bad)} not finite at step {state.global_step}; {saved}"
-            raise errors.RunStopped(
-                f"{message}\nWhat to try: {advice}", errors.EXIT_TRAINING_FAILED, code="run.not_finite"
-            )
+        entry = logs | {"step": state.global_step}
+        finding = signal_rules.find_not_finite([entry], has_loss_scale=bool(args.fp16))
+        if finding:
+            self._stop(args, finding)
+
+    def _stop(self, args: SFTConfig, finding: Finding) -> NoReturn:
+        """End the run: say what was not finite, and which checkpoint is the last."""
+        last = next(reversed(run_folder.list_checkpoints(Path(str(args.output_dir)))), None)
+        saved = f"the last checkpoint is {last}" if last else "no checkpoint was saved yet"
+        message = f"the training failed: {finding.observation.removesuffix('.')}; {saved}"
+        text = f"{message}\n{finding.meaning}\nWhat to try: {finding.advice}"
+        raise errors.RunStopped(text, errors.EXIT_TRAINING_FAILED, code="run.not_finite")
 
     def _check_finite(self, args: SFTConfig, state: TrainerState, problem: str) -> None:
         """End the run before it saves numbers that are not finite; an earlier checkpoint may still be good."""

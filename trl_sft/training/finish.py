@@ -14,7 +14,8 @@ from trl import SFTTrainer
 
 from trl_sft import console, errors, run_folder
 from trl_sft.errors import RunStopped
-from trl_sft.evaluation import answer_counts, before_after
+from trl_sft.evaluation import answer_counts, before_after, completions
+from trl_sft.evaluation.completions import Completions
 from trl_sft.evaluation.metrics import METRICS
 from trl_sft.model import load
 from trl_sft.recipe import paths
@@ -30,6 +31,14 @@ class Result(NamedTuple):
     output_dir: Path
     steps: int
     metrics: dict[str, float]  # of the last evaluation, as the Trainer names them; empty without held-out rows
+
+
+def measure_completions(run: Run, inputs: TrainingInputs, trainer: SFTTrainer) -> Completions | None:
+    """Complete training rows and held-out rows from their first half; None where the run generates nothing."""
+    held_out = next((encoded.rows for name, (_, encoded) in inputs.datasets.encoded.items() if name != "train"), None)
+    if run.evaluate is None or held_out is None or inputs.rows.streaming:
+        return None
+    return completions.compare_completions(trainer, inputs.datasets.encoded["train"][1].rows, held_out)
 
 
 def save(
@@ -76,6 +85,7 @@ def save(
         trained=[
             *(record.verification.last_screen() if record.verification else []),
             *([time_line] if record.progress and (time_line := record.progress.describe_time()) else []),
+            *filter(None, [record.monitor.describe_phases(trainer.state.log_history) if record.monitor else ""]),
             *best_line,
         ],
         answers=list(before_after.last_screen(comparison)) if comparison else [],

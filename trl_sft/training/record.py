@@ -20,6 +20,7 @@ from trl_sft.recipe.checked import Run
 from trl_sft.recipe.folder_decision import FolderDecision
 from trl_sft.tokenization import segmentation, stream
 from trl_sft.training import manifest
+from trl_sft.training.monitor import Monitor
 from trl_sft.training.progress import Progress
 from trl_sft.training.stages import TrainingInputs
 from trl_sft.training.throughput import Throughput
@@ -37,6 +38,7 @@ class RunRecord:
         self.verification: Verification | None = None
         self.progress: Progress | None = None
         self.throughput: Throughput | None = None
+        self.monitor: Monitor | None = None
         self.checkpoint = decision.checkpoint  # that the run resumes from
         self.largest_batch: tuple[int, ...] = ()  # so far: rows, tokens
         self.in_training = True  # whether the last batch was one to train, not to evaluate
@@ -92,7 +94,9 @@ class RunRecord:
         """Write down how the run ended. A run that is done stays done, whatever fails after that."""
         if self.has_begun and self._entries.get("outcome") != run_folder.DONE:
             throughput = self.throughput.describe() if self.throughput else {}
-            self._write(entries | {"throughput": throughput, "seconds": round(self.seconds(), 1)})
+            findings = self.monitor.list_findings() if self.monitor else []
+            entries = entries | {"findings": findings, "throughput": throughput}
+            self._write(entries | {"seconds": round(self.seconds(), 1)})
 
     def seconds(self) -> float:
         """Return the wall time since the inputs were ready."""

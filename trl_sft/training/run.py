@@ -17,7 +17,7 @@ from trl_sft.evaluation import before_after
 from trl_sft.recipe.checked import Run
 from trl_sft.recipe.folder_decision import FolderDecision
 from trl_sft.tokenization import encode, template_date
-from trl_sft.training import callbacks, failures, finish, resume, summary, trackers
+from trl_sft.training import callbacks, failures, finish, monitor, resume, summary, trackers
 from trl_sft.training.finish import Result
 from trl_sft.training.progress import Progress
 from trl_sft.training.record import RunRecord
@@ -63,14 +63,17 @@ def run(checked: Run, decision: FolderDecision) -> Result:
                 return lines + ([("answers", answers)] if answers else [])
 
             measured = record.throughput = Throughput(trainer, verification)
-            progress = record.progress = Progress(
-                checked.output_dir, begin, measured, price_per_hour=checked.options.get("price_per_hour")
-            )
-            guard = callbacks.Guard(checked.options.get("max_hours"), failures.resume_command(checked))
+            price = checked.options.get("price_per_hour")
+            progress = record.progress = Progress(checked.output_dir, begin, measured, price_per_hour=price)
+            complete_rows = functools.partial(finish.measure_completions, checked, inputs, trainer)
+            record.monitor = monitor.Monitor(progress.show, prompts.loss_tokens, measure_completions=complete_rows)
+            max_hours, command = checked.options.get("max_hours"), failures.resume_command(checked)
+            guard = callbacks.Guard(max_hours, command, note=record.monitor.note)
             samples = SampleAnswers(checked, trainer, prompts, show=progress.show)
-            replace_callbacks(trainer, [verification, resume_state, samples, progress, guard])
+            replace_callbacks(trainer, [verification, resume_state, samples, progress, record.monitor, guard])
             trackers.isolate(trainer, progress.show)
-            with console.ignoring_closed_streams(), guard.handle_signals(), contextlib.closing(progress):
+            watched = guard.watch_losses(trainer)
+            with console.ignoring_closed_streams(), guard.handle_signals(), watched, contextlib.closing(progress):
                 try:
                     with resume.removing_no_checkpoints():
                         trainer.train(resume_from_checkpoint=str(record.checkpoint) if record.checkpoint else None)

@@ -53,8 +53,7 @@ def before(args: SFTConfig, state: TrainerState, model: PreTrainedModel, *, rows
         rows: of the live dataset; packs where packing is on; None = a stream.
     """
     trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
-    peft_count = getattr(model, "get_nb_trainable_parameters", None)  # peft counts two 4-bit weights for each byte
-    parameters = peft_count()[1] if peft_count else sum(p.numel() for p in model.parameters())
+    parameters = count_parameters(model)
     batch = args.per_device_train_batch_size * args.gradient_accumulation_steps * args.world_size
     kind = "packs" if args.packing else "rows"
     epochs = f", which is {state.max_steps / math.ceil(rows / batch):.3g} epochs" if rows else ""
@@ -81,6 +80,12 @@ def _load_lines(device: torch.device) -> list[tuple[str, str]]:
         return []
     advice = " Set OMP_NUM_THREADS=1 before the command." if torch.get_num_threads() > 1 else ""
     return [("note", f"other programs use this machine: load {load:.1f} on {cores} cores.{advice}")]
+
+
+def count_parameters(model: PreTrainedModel) -> int:
+    """Return the number of all parameters of the live model; of 4-bit weights peft counts two for each byte."""
+    peft_count = getattr(model, "get_nb_trainable_parameters", None)
+    return int(peft_count()[1]) if peft_count else sum(p.numel() for p in model.parameters())
 
 
 def _compute_lines(model: PreTrainedModel) -> list[tuple[str, str]]:

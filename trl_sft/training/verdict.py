@@ -8,11 +8,11 @@ are in docs/explanation/verdict-and-findings.md.
 from __future__ import annotations
 
 import math
-import textwrap
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from trl_sft import console
 from trl_sft.evaluation.answer_counts import AnswerCounts, BrokenAnswers
 
 BETTER, LITTLE_CHANGED, OVERFITTED, BROKEN, UNKNOWN = "better", "little_changed", "overfitted", "broken", "unknown"
@@ -23,7 +23,6 @@ _EQUAL_ANSWERS = 0.9  # share of answers equal to the base model's with which no
 _LITTLE_CHANGE = 0.1  # of the eval loss, where the answers are equal
 _BROKEN_ANSWERS = 0.5  # share of answers that nobody can use
 _SIGNIFICANT = 0.05  # of McNemar's exact test
-_WIDTH = 80  # characters of a line
 _LAST_LOSSES = 3  # logged train losses that are averaged, since each is of one or a few batches
 
 
@@ -73,7 +72,7 @@ class Verdict:
     def list_lines(self) -> list[str]:
         """Return the verdict as the last screen has it: the headline, then the rest in lines of 80 characters."""
         parts = [self.text] + ([f"What to try: {self.advice}"] if self.advice else [])
-        return [self.headline, *(line for part in parts for line in _wrap(part))]
+        return [self.headline, *(line for part in parts for line in console.wrap(part, indent="  "))]
 
 
 def judge(evidence: Evidence) -> Verdict:
@@ -160,7 +159,11 @@ def _judge_answers(evidence: Evidence, numbers: dict[str, Any]) -> Verdict | Non
 
 def _judge_overfitting(evidence: Evidence, numbers: dict[str, Any]) -> Verdict | None:
     """Return `overfitted` where the saved weights are worse than earlier ones, while the train loss fell."""
+    after_best = [loss for step, loss in evidence.eval_losses if step > numbers["best_step"]]
+    is_confirmed = len(after_best) > 1 and is_risen(after_best[-2], numbers["best_eval_loss"])
     if not is_risen(numbers["eval_loss_after"], numbers["best_eval_loss"]):
+        return None
+    if numbers["best_step"] and not is_confirmed:  # one evaluation may be noise
         return None
     train = compare_train_losses(evidence.train_losses, numbers["best_step"])
     if train is None or train[1] >= train[0]:
@@ -236,6 +239,8 @@ def _describe_loss(numbers: dict[str, Any]) -> str:
             text += f", which are saved (the last step: {numbers['eval_loss_of_last_step']:.4g})"
         else:
             text += ", which are saved"
+    elif is_risen(numbers["eval_loss_after"], numbers["best_eval_loss"]) and numbers["best_step"]:
+        text += f"; it was {numbers['best_eval_loss']:.4g} at step {numbers['best_step']}"
     return text
 
 
@@ -267,13 +272,6 @@ def _advise_longer(evidence: Evidence, numbers: dict[str, Any]) -> str:
 def _now(evidence: Evidence) -> str:
     """Return the learning rate of the run in brackets; "" where it is unknown."""
     return f" ({evidence.peak_rate:.3g} now)" if evidence.peak_rate else ""
-
-
-def _wrap(text: str) -> list[str]:
-    """Return a text in indented lines; names of keys are not broken."""
-    return textwrap.wrap(
-        text, _WIDTH, initial_indent="  ", subsequent_indent="  ", break_long_words=False, break_on_hyphens=False
-    )
 
 
 def _capitalize(text: str) -> str:
