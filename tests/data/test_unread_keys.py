@@ -70,6 +70,8 @@ def test_names_in_any_spelling_have_the_meaning_of_their_words(meaning, names):
         *(("loss_mask", value, True) for value in ([1, 1], 1, 0)),
         *(("skip", value, expected) for value, expected in ((True, True), (False, False), ("a text", False))),
         *(("chosen", value, expected) for value, expected in ((False, True), (True, False), ("A long answer", False))),
+        *(("no_loss", value, expected) for value, expected in ((True, True), (False, False), (1, True))),
+        *(("do_not_train", value, expected) for value, expected in ((True, True), (False, False))),
         *(("images", value, expected) for value, expected in (([], False), (["a.png"], True), (None, False))),
         *(("enable_thinking", value, True) for value in (True, False)),
     ],

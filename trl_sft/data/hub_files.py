@@ -26,6 +26,7 @@ class SourceFiles(NamedTuple):
     builder: str  # json, csv, text, parquet, arrow
     splits: Mapping[str, Sequence[DataFile]]
     keywords: Mapping[str, Any]  # of the configuration of the builder
+    has_declared_types: bool = False  # whether the card of the data set says which types its columns have
 
 
 def list_config_keywords(config: Any) -> dict[str, Any]:

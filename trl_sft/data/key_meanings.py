@@ -83,6 +83,7 @@ _FILLERS = (
 _WITH_LOSS = {"loss", "train", "trained", "trainable", "training", "learn", "learned", "learnable", "weight"}
 _WITH_LOSS |= {"unmasked", "supervised", "include", "keep", "chosen", "selected"}
 _WITHOUT_LOSS = {"masked", "untrained", "skip", "ignore", "exclude", "excluded", "drop", "rejected"}
+_WITHOUT_LOSS |= {"no", "not", "non", "without", "never", "dont", "disable", "disabled", "unsupervised"}
 _EMPTY_TEXTS = {"", "[]", "{}", "null", "none", "nan", '""'}  # what a cell of a table holds that has no value
 _TRUE, _FALSE = {"true", "1", "1.0", "yes"}, {"false", "0", "0.0", "no"}
 # Keys of nested mappings whose values are names, not content

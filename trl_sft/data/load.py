@@ -57,6 +57,7 @@ MAX_SHOWN = 5  # faulty lines, or rows, that are listed one by one
 _SAVED_DATASET_FILES = ("dataset_dict.json", "state.json")  # what Dataset.save_to_disk writes beside the rows
 # key below `data:` -> the split of a folder or a hub id where the source names none
 _DEFAULT_SPLITS = {"train": "train", "eval": "test"}
+_TYPED_BUILDERS = ("parquet", "arrow")  # whose files have types of their own
 _STREAM_ROWS = 1000  # rows of a batch of a stream
 # arguments of `load_dataset` that its builder does not take
 _LOADING_KEYWORDS = ("split", "streaming", "num_proc", "keep_in_memory", "verification_mode", "save_infos")
@@ -186,6 +187,12 @@ def _load_all(recipe: Recipe, source: Source) -> SourceRows:
         return _load_records(source, files, split)
     if files is not None and source.builder:
         return _load_typed_files(source, files, split)
+    if files is not None:
+        names = _split_names(split) if isinstance(split, str) else list(files.splits)
+        local = _download_files(source, files, names)
+        every = [file for name in names for file in _files_of_split(local, name)]
+        if _have_different_types(every):
+            return _load_different_files(source, local, every, split=split)
     rows = load_dataset(source.location.name, **({"split": split} | dict(source.load_kwargs)))
     rows = rows if isinstance(rows, Dataset) else concatenate_datasets(rows)
     return _make_typed_rows(rows, DataFile(source.name, ""))
@@ -206,10 +213,14 @@ def _stream_all(recipe: Recipe, source: Source) -> Iterator[SourceRows]:
             yield SourceRows(rows, summary.columns, place_records(chosen, rows), unparsed=summary.unparsed)
         return
     keywords = {"split": split} | dict(source.load_kwargs) | {"streaming": True}
-    if files is not None and source.builder:  # file by file: nothing is cast to the types of the first
-        for file in files.splits["train"]:
-            stream = load_dataset(source.builder, data_files=[glob.escape(file.path)], **keywords)
-            yield from _iterate_stream(stream, file)
+    if files is not None and not files.has_declared_types:  # file by file: nothing is cast to the types of the first
+        if not source.builder:
+            keywords = dict(files.keywords) | {"split": "train", "streaming": True}
+            keywords |= {name: value for name, value in source.load_kwargs.items() if name == "token"}
+        names = ["train"] if source.builder else _split_names(split, streaming=True)
+        for file in (file for name in names for file in _files_of_split(files, name)):
+            stream = load_dataset(files.builder, data_files=[glob.escape(file.path)], **keywords)
+            yield from _iterate_stream(stream, file._replace(download_config=None))
     else:
         yield from _iterate_stream(load_dataset(source.location.name, **keywords), DataFile(source.name, ""))
 
@@ -251,13 +262,15 @@ def _find_files(recipe: Recipe, source: Source) -> SourceFiles | None:
     name = type(builder).__module__.rpartition(".")[2]
     found = builder.config.data_files or {}
     folder.check(recipe, source, builder_name=name, files=[Path(file) for files in found.values() for file in files])
-    if name not in record_store.BUILDERS:
+    if name not in (*record_store.BUILDERS, *_TYPED_BUILDERS):
         return None
     path = source.location.files[0]
     splits = {
         str(split): [DataFile(str(Path(file).relative_to(path)), file) for file in files]
         for split, files in found.items()
     }
+    if name in _TYPED_BUILDERS and not any(map(_have_different_types, splits.values())):
+        return None
     return SourceFiles(name, splits, hub_files.list_config_keywords(builder.config))
 
 
@@ -269,14 +282,16 @@ def _find_hub_files(source: Source) -> SourceFiles | None:
         return noted
     builder = load_dataset_builder(name, **keywords)
     builder_name = type(builder).__module__.rpartition(".")[2]
-    if builder_name not in record_store.BUILDERS:
+    if builder_name not in (*record_store.BUILDERS, *_TYPED_BUILDERS):
         return None
     download_config = datasets.DownloadConfig(token=source.load_kwargs.get("token"))
     splits = {
         str(split): [DataFile(f"{name}/{Path(file).name}", file, download_config) for file in files]
         for split, files in (builder.config.data_files or {}).items()
     }
-    return SourceFiles(builder_name, splits, hub_files.list_config_keywords(builder.config))
+    has_declared_types = builder_name in _TYPED_BUILDERS and builder.info.features is not None
+    config_keywords = hub_files.list_config_keywords(builder.config)
+    return SourceFiles(builder_name, splits, config_keywords, has_declared_types=has_declared_types)
 
 
 def _download_files(source: Source, files: SourceFiles, splits: Sequence[str]) -> SourceFiles:
@@ -341,33 +356,51 @@ def _load_records(source: Source, files: SourceFiles, split: Any) -> SourceRows:
 def _load_typed_files(source: Source, files: SourceFiles, split: Any) -> SourceRows:
     """Return the rows of files with types of their own; without a cast where the files differ in their types."""
     every = files.splits["train"]
-    keywords = {"split": split} | dict(source.load_kwargs)
+    if _have_different_types(every):
+        return _load_different_files(source, files, every, split=split)
+    rows = _load_typed(source, files, every, split=split)
     schemas = [read_schema(file.path) for file in every]
-    if all(schema == schemas[0] for schema in schemas):
-        rows = _load_typed(source, every, keywords)
-        is_whole = split == "train" and (files.builder == "parquet" or len(every) == 1) and "filters" not in keywords
-        if not is_whole:
-            return _make_typed_rows(rows, DataFile(source.name, ""))
-        lengths = [schema.num_rows for schema in schemas]
-        places = RowPlaces(tuple(every), None, (0, *np.cumsum(lengths[:-1]).tolist()))
-        return _make_typed_rows(rows, every[0])._replace(places=places)
-    if split != "train":
+    is_counted = files.builder == "parquet" or len(every) == 1
+    if split != "train" or not is_counted or "filters" in source.load_kwargs:
+        return _make_typed_rows(rows, DataFile(source.name, ""))
+    lengths = [schema.num_rows for schema in schemas]
+    places = RowPlaces(tuple(every), None, (0, *np.cumsum(lengths[:-1]).tolist()))
+    return _make_typed_rows(rows, every[0])._replace(places=places)
+
+
+def _have_different_types(files: Sequence[DataFile]) -> bool:
+    """Tell whether the columns of files on this machine, or their types, differ."""
+    return len({read_schema(file.path).columns for file in files}) > 1
+
+
+def _load_different_files(source: Source, files: SourceFiles, every: Sequence[DataFile], *, split: Any) -> SourceRows:
+    """Return the rows of files of different types, which are not cast to one another.
+
+    Args:
+        source: the source.
+        files: how its files are read.
+        every: those of them that are read.
+        split: the splits that they belong to.
+
+    """
+    if not isinstance(split, str) or "[" in split:
         problem = f"the files have different types, so no part of them can be read: {split}"
-        raise OptionError("split", problem, "Remove `split`, or name one file.", code="data.wrong_keyword")
-    parts = [_load_typed(source, [file], keywords) for file in every]
-    key = record_store.digest_key([digest_file(file) for file in every], repr(keywords))
+        raise OptionError("split", problem, "Name whole splits, or one file.", code="data.wrong_keyword")
+    parts = [_load_typed(source, files, [file], split="train") for file in every]
+    key = record_store.digest_key([digest_file(file) for file in every], repr(dict(files.keywords)))
     stored = record_store.store_tables(
         lambda: make_record_tables(parts), num_files=len(every), root=_cache_folder(source), key=key
     )
     return SourceRows(stored.rows, stored.summary.columns, place_records(every, stored.rows))
 
 
-def _load_typed(source: Source, files: Sequence[DataFile], keywords: Mapping[str, Any]) -> Dataset:
+def _load_typed(source: Source, files: SourceFiles, chosen: Sequence[DataFile], *, split: Any) -> Dataset:
     """Return the rows of files of one type; what `datasets` caches of them lies in a folder of their digest."""
-    digests = [digest_file(file) for file in files]
+    digests = [digest_file(file) for file in chosen]
     folder = _cache_folder(source) / "trl_sft_files" / record_store.digest_key(digests)
-    patterns = [glob.escape(file.path) for file in files]  # datasets reads names as patterns
-    rows = load_dataset(source.builder, data_files=patterns, **(dict(keywords) | {"cache_dir": str(folder)}))
+    patterns = [glob.escape(file.path) for file in chosen]  # datasets reads names as patterns
+    keywords = dict(files.keywords) | {"split": split, "cache_dir": str(folder)}
+    rows = load_dataset(files.builder, data_files=patterns, **keywords)
     return rows if isinstance(rows, Dataset) else concatenate_datasets(rows)
 
 

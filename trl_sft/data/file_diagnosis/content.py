@@ -21,6 +21,7 @@ from trl_sft.data.readers.data_file import CompressionError
 HEAD = 4096  # bytes that are read of a file before it is read as a whole
 _LFS_POINTER = b"version https://git-lfs.github.com/spec/"
 _XET_POINTER = b"# xet version"
+_PARQUET = b"PAR1"  # the first and the last bytes of a Parquet file
 _SAVE_AS_JSONL = "Save its rows as JSON lines or as Parquet"
 
 
@@ -43,7 +44,7 @@ class _Signature(NamedTuple):
 
 
 _SIGNATURES = (
-    _Signature(0, b"PAR1", "a Parquet file", (".parquet",)),
+    _Signature(0, _PARQUET, "a Parquet file", (".parquet",)),
     _Signature(0, b"ARROW1\0\0", "an Arrow file", (".arrow",)),
     _Signature(0, b"\xff\xff\xff\xff", "an Arrow stream", (".arrow",)),
     _Signature(0, b"FEA1", "a Feather file of the first version", (), "Save it with `pandas.read_feather`"),
@@ -84,7 +85,9 @@ def find_foreign_content(path: Path, builder: str) -> Content | None:
         return pointer
     for signature in _SIGNATURES:
         if head[signature.offset :].startswith(signature.start):
-            return None if _reads(builder, signature) else _describe_signature(path, signature)
+            if not _reads(builder, signature):
+                return _describe_signature(path, signature)
+            return _find_lost_end(path) if builder == "parquet" else None
     if _PICKLE.match(head):
         return Content("is a Python pickle", f"{_SAVE_AS_JSONL}: a pickle can run code when it is read.")
     if head.startswith(b"PK\x03\x04"):
@@ -140,6 +143,16 @@ def find_compression_fault(path: Path) -> Content | None:
         fix = "Download or copy the file again."
         return Content(f"cannot be decompressed: {error}", fix, code="data.truncated_file")
     return None
+
+
+def _find_lost_end(path: Path) -> Content | None:
+    """Return the problem of a Parquet file that does not end as it begins; None = it does."""
+    with path.open("rb") as file:
+        file.seek(-len(_PARQUET), 2)
+        if file.read() == _PARQUET:
+            return None
+    problem = "is a Parquet file that ends too early: it was not copied to its end"
+    return Content(problem, "Download or copy the file again.", code="data.truncated_file")
 
 
 def _reads(builder: str, signature: _Signature) -> bool:
