@@ -58,8 +58,8 @@ def read_state(folder):
         name = str(path.relative_to(folder)) + ("/" if path.is_dir() else "")
         if path.is_dir() or path.suffix == ".html":  # a page shows times
             state[name] = ""
-        elif path.name == "trl_sft.json":  # hashes of files that hold times
-            state[name] = without_times(json.loads(path.read_text())) | {"files": None}
+        elif path.name == "trl_sft.json":  # hashes of files that hold times, and of itself
+            state[name] = without_times(json.loads(path.read_text())) | {"files": None, "xxh128": None}
         elif path.suffix == ".json":
             state[name] = without_times(json.loads(path.read_text()))
         elif path.suffix == ".jsonl":
