@@ -41,7 +41,8 @@ def test_best_step_is_named_on_the_screen_in_run_json_and_on_the_model_card(go, 
     assert best == {"step": step, "steps": 6, "metric": "eval_loss", "value": losses[step]}
     line = f"Best: step {step} of 6 (eval_loss {losses[step]:.4g}), whose weights are saved"
     assert line in out.splitlines()
-    assert f"step {step}/6, the best, loaded and evaluated again  eval_loss {losses[step]:.4g}" in out
+    again_at = out.index(f"The weights of step {step}, the best, were loaded and evaluated again:")
+    assert f"{losses[step]:.4g}" in out[again_at:].splitlines()[1]
     assert line in (here / "out" / "README.md").read_text()
     saved = AutoModelForCausalLM.from_pretrained(here / "out").state_dict()
     checkpoint = AutoModelForCausalLM.from_pretrained(here / "out" / f"checkpoint-{step}").state_dict()
