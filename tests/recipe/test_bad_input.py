@@ -314,7 +314,7 @@ def test_read_only_filesystem_is_refused(go, monkeypatch):
     monkeypatch.setattr("trl_sft.recipe.folder_decision.tempfile.TemporaryFile", refuse)
     code, _, err = go(RECIPE)
     assert code == 2
-    assert "cannot be written to: Read-only file system" in err
+    assert "to: the disk is read-only; " in err
 
 
 def test_missing_recipe_names_the_recipes_of_the_folder(here, capsys, matches):

@@ -144,7 +144,8 @@ def test_printed_next_command_stops_by_itself(here, go):
     models.base(here / "base", tied=False)
     code, out, _ = go(RECIPE.format(how=LORA, steps=40))
     assert code == 0
-    words = out.strip().splitlines()[-1].strip().partition(" -c ")[2]
+    (line,) = [line for line in out.splitlines() if " -c " in line]
+    words = line.strip().partition(" -c ")[2]
     done = subprocess.run(f"{sys.executable} -c {words}", shell=True, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert len(done.stdout.strip()) < 12

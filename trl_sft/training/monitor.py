@@ -146,7 +146,8 @@ class Monitor(TrainerCallback):
 
     def _look(self, state: TrainerState) -> None:
         """Read the log and say what is new."""
-        assert self.facts is not None
+        if self.facts is None:  # the checkpoint was of the last step, and no step was trained
+            return
         self._entries_at_last_look = len(state.log_history)
         current = self._find(state)
         if any(finding.code == findings.OVERFITTING for finding in current) and self._measure_memorisation(state):
@@ -159,7 +160,8 @@ class Monitor(TrainerCallback):
                     self._say(finding)
 
     def _find(self, state: TrainerState) -> list[Finding]:
-        assert self.facts is not None
+        if self.facts is None:  # the checkpoint was of the last step, and no step was trained
+            return []
         input_time = InputTime(max(0, self._steps - _WARMING_STEPS), self._waiting, self._total)
         return find.find_all(state.log_history, self.facts, completions=self._completions, input_time=input_time)
 
