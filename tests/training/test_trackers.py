@@ -15,6 +15,7 @@ def read_log(here):
     return [entry["loss"] for entry in entries if "loss" in entry]
 
 
+@pytest.mark.long  # trackio writes from a thread of its own, and once was late
 def test_trackio_and_tensorboard_have_the_logged_losses(go, here, monkeypatch):
     monkeypatch.setenv("TRACKIO_DIR", str(here / "trackio"))  # read when the package is imported
     pytest.importorskip("trackio")
