@@ -33,7 +33,7 @@ _STATE_NAMES = {  # pattern of a file or folder -> what is lost without it
 _SHARDED = "global_step*"  # a folder of DeepSpeed, which holds the optimizer and the schedule
 # What the Trainer or peft would read beside the files that were saved, or in their place.
 _READ_ON_RESUME = (
-    *(*run_folder.WEIGHTS, "*.index.json", "adapter_conf*.json", _SHARDED),
+    *(*run_folder.WEIGHTS, "*.index.json", run_folder.ADAPTER_CONFIG, _SHARDED),
     *("optimizer.pt", "optimizer.bin", "optimizer_*", "scheduler.pt", "rng_state*.pth", "scaler.pt"),
 )
 

@@ -34,6 +34,7 @@ _TRAINING_ARGS = "training_args.bin"
 # the files of a run beside the model; run.json names those of the model
 OWN_FILES = (RECIPE, RESOLVED, LOG, CARD, SAMPLES, EVAL, LEDGER, REJECTS, ROWS, REPORT, _TRAINING_ARGS)
 _TEMPORARY = re.compile(r"\.tmp[A-Za-z0-9]{6}")  # safetensors 0.8 writes to such a name first
+ADAPTER_CONFIG = "adapter_config.json"  # the file by which peft and we recognise the folder of an adapter
 WEIGHTS = ("model*.safetensors", "adapter_model.safetensors", "pytorch_model*.bin", "adapter_model.bin")
 
 

@@ -212,7 +212,7 @@ def refuse(phase, places, error):
         message = ending.output[-900:]
         problems = [] if ending.code in (0, 2) else [f"exit code {ending.code}"]
         if ending.code:
-            problems += [f"lacks {word}" for word in (str(phase.here), "    -> ") if word not in message]
+            problems += [f"lacks {word}" for word in (str(phase.here), "    -> ", "run") if word not in message]
             problems += [message] if problems or "Traceback" in ending.output else []
         if problems := problems + phase.check_again():
             failures[f"{number} {operations[number - 1]}"] = problems

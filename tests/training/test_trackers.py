@@ -15,12 +15,10 @@ def read_log(here):
     return [entry["loss"] for entry in entries if "loss" in entry]
 
 
-@pytest.mark.long  # trackio writes from a thread of its own, and once was late
-def test_trackio_and_tensorboard_have_the_logged_losses(go, here, monkeypatch):
-    monkeypatch.setenv("TRACKIO_DIR", str(here / "trackio"))  # read when the package is imported
-    pytest.importorskip("trackio")
+def test_trackio_and_tensorboard_have_the_logged_losses(go, here):
+    storage = pytest.importorskip("trackio.utils").TRACKIO_DIR  # chosen at the first import in this process
     events = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
-    words = ("train.report_to=[trackio, tensorboard]", "train.project=mine", "train.run_name=one")
+    words = ("train.report_to=[trackio, tensorboard]", f"train.project={here.name}", "train.run_name=one")
     code, _, err = go(FULL, *words)
     assert code == 0, err
     losses = read_log(here)
@@ -28,7 +26,7 @@ def test_trackio_and_tensorboard_have_the_logged_losses(go, here, monkeypatch):
     accumulator = events.EventAccumulator(str(folder))
     accumulator.Reload()
     assert [event.value for event in accumulator.Scalars("train/loss")] == pytest.approx(losses)
-    with sqlite3.connect(here / "trackio" / "mine.db") as connection:
+    with sqlite3.connect(storage / f"{here.name}.db") as connection:
         rows = connection.execute("select metrics from metrics").fetchall()
     stored = [json.loads(row[0]) for row in rows]
     assert [entry["train/loss"] for entry in stored if "train/loss" in entry] == pytest.approx(losses)

@@ -11,7 +11,7 @@ import re
 import shlex
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, NoReturn
 
 from trl_sft import console, errors, json_output, redaction
 
@@ -52,9 +52,9 @@ class _CommandParser(argparse.ArgumentParser):
             raise errors.UsageError(errors.Fault("the command line", message, fix, code="run.bad_arguments"))
         super().error(f"{message}\n{hint}" if hint else message)
 
-    def _print_message(self, message: str, file: Any = None) -> None:
-        """Print a message, escaped and without secrets: an error repeats what was typed."""
-        super()._print_message(console.escape_control_characters(redaction.redact(message)), file)
+    def exit(self, status: int = 0, message: str | None = None) -> NoReturn:
+        """End the process; a message is printed escaped and without secrets, since an error repeats what was typed."""
+        super().exit(status, message and console.escape_control_characters(redaction.redact(message)))
 
     def _suggest(self, message: str) -> str:
         """Return what to write in place of an option that does not exist; "" if nothing is near."""

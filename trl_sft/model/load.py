@@ -24,6 +24,7 @@ from transformers import (
 )
 from trl.trainer.utils import create_model_from_path
 
+from trl_sft import run_folder
 from trl_sft.errors import Fault, MissingPackage, RecipeError, UserError, first_line
 from trl_sft.model import trust
 from trl_sft.recipe import hub, paths
@@ -89,14 +90,14 @@ def find_model(run: Run) -> ModelSource:
 def _base_of_adapter(folder: Path, where: str) -> str:
     """Return the base model that an adapter's folder names. Raises RecipeError if it does not exist."""
     try:
-        saved = json.loads((folder / paths.ADAPTER_CONFIG).read_text(encoding="utf-8"))
+        saved = json.loads((folder / run_folder.ADAPTER_CONFIG).read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
-        problem = f"{folder / paths.ADAPTER_CONFIG} is not JSON: {first_line(error)}"
+        problem = f"{folder / run_folder.ADAPTER_CONFIG} is not JSON: {first_line(error)}"
         raise RecipeError(
             Fault(where, problem, "Copy or download the adapter again.", code="model.damaged_file")
         ) from None
     if not isinstance(saved, dict):
-        problem = f"{folder / paths.ADAPTER_CONFIG} is not a JSON object"
+        problem = f"{folder / run_folder.ADAPTER_CONFIG} is not a JSON object"
         raise RecipeError(Fault(where, problem, "Copy or download the adapter again.", code="model.damaged_file"))
     name = str(saved.get("base_model_name_or_path") or "")
     if not name or not _may_exist(name):

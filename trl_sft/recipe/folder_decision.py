@@ -257,5 +257,7 @@ def _check_writable(folder: Path) -> FolderDecision | None:
             return FolderDecision(f"{folder} cannot be written to: {fault.problem}", fault.fix, code=fault.code)
         problem = f"{folder} cannot be written to: {error.strerror or error}"
         return FolderDecision(
-            problem, "Set `train.output_dir` to a folder that you may write to.", code="run.unwritable_output"
+            problem,
+            "Correct its permissions, or set `train.output_dir` to another folder. Then run the same command again.",
+            code="run.unwritable_output",
         )

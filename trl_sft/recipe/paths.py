@@ -16,12 +16,12 @@ import sys
 from pathlib import Path
 from typing import NamedTuple
 
+from trl_sft import run_folder
 from trl_sft.suggestions import LOOSE, STRICT, is_misspelling, nearest_name
 
 EMBEDDED = Path(__file__).parents[1] / "embedded"
 TEMPLATES = Path(__file__).parents[1] / "templates"
 PREFIX = "trl_sft:"  # of the names of embedded models and data
-ADAPTER_CONFIG = "adapter_config.json"  # the file by which peft and we recognise the folder of an adapter
 _HUB_ID = re.compile(r"^[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?$")
 _GLOB = re.compile(r"[*?\[]")
 _TEMPLATE_SUFFIXES = (".jinja", ".j2")
@@ -198,7 +198,7 @@ def _resolve_embedded(value: str) -> Location | LocationProblem:
 
 def is_adapter(folder: Path) -> bool:
     """Tell whether a folder holds an adapter that peft saved."""
-    return (folder / ADAPTER_CONFIG).is_file()
+    return (folder / run_folder.ADAPTER_CONFIG).is_file()
 
 
 def make_absolute(value: str, folder: Path) -> Path:

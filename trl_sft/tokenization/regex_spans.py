@@ -7,6 +7,7 @@ not here: matching.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import NamedTuple
 
 import regex
@@ -78,24 +79,32 @@ def _read_alternatives(pattern: str) -> list[list[_Class]]:
 
 def _split_alternatives(pattern: str) -> list[str]:
     """Return what `|` separates outside of classes and groups. Raises _UnreadableError."""
-    parts, begin, position, depth = [], 0, 0, 0
+    parts, begin, depth = [], 0, 0
+    for position, character, depth in _walk(pattern, 0):
+        if character == "|" and depth == 0:
+            parts.append(pattern[begin:position])
+            begin = position + 1
+    if depth:
+        raise _UnreadableError
+    return [*parts, pattern[begin:]]
+
+
+def _walk(pattern: str, position: int) -> Iterator[tuple[int, str, int]]:
+    """Yield each character outside of escapes and classes: its position, the character, the groups open after it.
+
+    Raises _UnreadableError for a class that does not end.
+    """
+    depth = 0
     while position < len(pattern):
         character = pattern[position]
         if character == "\\":
             position += 1
         elif character == "[":
             position = _find_class_end(pattern, position) - 1
-        elif character == "(":
-            depth += 1
-        elif character == ")":
-            depth -= 1
-        elif character == "|" and depth == 0:
-            parts.append(pattern[begin:position])
-            begin = position + 1
+        else:
+            depth += (character == "(") - (character == ")")
+            yield position, character, depth
         position += 1
-    if depth:
-        raise _UnreadableError
-    return [*parts, pattern[begin:]]
 
 
 def _read_sequence(pattern: str) -> list[list[_Class]]:
@@ -160,18 +169,9 @@ def _find_class_end(pattern: str, position: int) -> int:
 
 def _find_group_end(pattern: str, position: int) -> int:
     """Return where the group ends that begins at a position. Raises _UnreadableError."""
-    depth = 0
-    while position < len(pattern):
-        character = pattern[position]
-        if character == "\\":
-            position += 1
-        elif character == "[":
-            position = _find_class_end(pattern, position) - 1
-        else:
-            depth += (character == "(") - (character == ")")
-            if depth == 0:
-                return position + 1
-        position += 1
+    for end, _, depth in _walk(pattern, position):
+        if depth == 0:
+            return end + 1
     raise _UnreadableError
 
 
