@@ -153,7 +153,9 @@ class Progress(TrainerCallback):
         evaluations = [name for name in logs if name.startswith("eval_") and name.endswith("_loss")]
         name = evaluations[0] if evaluations else ""
         if _LOSS in logs:
-            self._losses |= {"train loss": logs[_LOSS], "learning rate": logs.get("learning_rate", 0.0)}
+            self._losses["train loss"] = logs[_LOSS]
+        if "learning_rate" in logs:
+            self._losses["learning rate"] = logs["learning_rate"]
         if name:
             self._losses["eval loss"] = logs[name]
         if not name and _LOSS not in logs:
