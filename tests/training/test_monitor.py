@@ -1,11 +1,12 @@
 """A run says its findings while it runs, each once, and keeps them in run.json."""
 
 import json
+import math
 
 from conftest import RECIPE
 from transformers import TrainerState
 
-from trl_sft.training import monitor
+from trl_sft.training import clock, monitor
 from trl_sft.training.diagnosis.findings import RunFacts
 
 FACTS = RunFacts(False, 2e-5, 10**9, "adamw_torch", 100, 0, 1.0, False, {"eval": 10})
@@ -14,7 +15,7 @@ FACTS = RunFacts(False, 2e-5, 10**9, "adamw_torch", 100, 0, 1.0, False, {"eval":
 def make_monitor(measure=lambda: None, log=()):
     """Return a monitor of a run of 100 steps that has logged `log`, the lines that it shows, and the state."""
     lines = []
-    result = monitor.Monitor(lines.append, {"eval": 10}, measure_completions=measure)
+    result = monitor.Monitor(lines.append, {"eval": 10}, clock=clock.Clock(), measure_completions=measure)
     result.facts = FACTS
     state = TrainerState(max_steps=100)
     state.log_history = list(log)
@@ -83,31 +84,42 @@ def test_long_log_is_read_a_hundred_times_for_each_tenfold(monkeypatch):
     assert 100 <= len(looks) <= 600
 
 
-def test_waiting_for_batches_is_measured_apart_from_logging_and_saving(monkeypatch):
+def test_loop_that_waits_for_batches_is_said(monkeypatch):
     now = [0.0]
-    monkeypatch.setattr(monitor.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(clock.time, "monotonic", lambda: now[0])
+    for waiting, expected in ((0.1, []), (3.0, ["Finding: slow input"])):
+        result, lines, state = make_monitor()
+        for step in range(1, 40):
+            now[0] += waiting
+            result._clock.end_part(clock.DATA)
+            now[0] += 0.5
+            result._clock.end_step()
+            now[0] += 5.0
+            result._clock.end_saving()  # which is no waiting
+            log(result, state, {"step": step, "loss": 1.0 / step})
+        assert [line.partition(".")[0] for line in lines if line.startswith("Finding")] == expected
+
+
+def test_phases_of_the_loss_are_said_once_each_while_it_runs():
     result, lines, state = make_monitor()
-
-    def pass_time(seconds):
-        now[0] += seconds
-
-    for step in range(1, 40):
-        result.on_step_begin(None, state, None)
-        pass_time(0.5)
-        result.on_step_end(None, state, None)
-        pass_time(5.0)  # it evaluates and saves
-        result.on_save(None, state, None)
-        pass_time(0.1 if step < 30 else 3.0)
-    log(result, state, {"step": 40, "loss": 1.0})
-    assert any("waits for batches" in line for line in lines)
-    fast, lines, state = make_monitor()
-    for _ in range(40):
-        fast.on_step_begin(None, state, None)
-        pass_time(0.5)
-        fast.on_step_end(None, state, None)
-        pass_time(0.1)
-    log(fast, state, {"step": 40, "loss": 1.0})
-    assert lines == []
+    state.max_steps = 1000
+    for step in range(1, 200):
+        log(result, state, {"step": step, "loss": 4 * math.exp(-step / 8) + 1 + 0.01 * math.sin(9 * step)})
+    said = [line for line in lines if line.startswith("So far: the train loss")]
+    assert [line.partition("(")[0] for line in said] == [
+        "So far: the train loss levels off ",
+        "So far: the train loss has converged ",
+    ]
+    assert all(len(line) <= 80 for line in said)
+    assert [phase["name"] for phase in result.list_phases(state.log_history)] == [
+        "steep fall",
+        "levelling off",
+        "convergence",
+    ]
+    even, lines, state = make_monitor()
+    for step in range(1, 99):
+        log(even, state, {"step": step, "loss": 5 - step / 25})
+    assert [line for line in lines if line.startswith("So far: the train loss")] == []
 
 
 def test_run_says_what_it_finds_and_keeps_it_in_run_json(go, here):

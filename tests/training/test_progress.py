@@ -10,8 +10,9 @@ import torch
 from conftest import RECIPE
 
 from trl_sft import console
+from trl_sft.training import clock as clock_module
 from trl_sft.training import throughput
-from trl_sft.training.throughput import Clock
+from trl_sft.training.clock import PARTS, Clock
 
 FULL = RECIPE.replace("rows.jsonl}", "rows.jsonl, eval_fraction: 0.2}")
 HEADER = "           step  train loss  eval loss  learning rate  tokens/s     time left"
@@ -21,7 +22,7 @@ HEADER = "           step  train loss  eval loss  learning rate  tokens/s     ti
 def clock(monkeypatch):
     """Return a clock and a function that lets time pass."""
     now = [100.0]
-    monkeypatch.setattr(throughput, "time", types.SimpleNamespace(monotonic=lambda: now[0]))
+    monkeypatch.setattr(clock_module, "time", types.SimpleNamespace(monotonic=lambda: now[0]))
     measured = Clock()
     measured.start()
 
@@ -36,12 +37,79 @@ def test_time_goes_to_the_event_that_ends_it(clock):
     for seconds, end in [(9, "step"), (1, "step"), (5, "evaluation"), (3, "step"), (2, "saving"), (2, "step")]:
         wait(seconds)
         getattr(measured, f"end_{end}")()
-    assert measured.describe() == {
+    described = measured.describe()
+    assert {name: described[name] for name in described if name.removesuffix("_seconds") not in PARTS} == {
         "training_seconds": 6.0,  # without the first step
+        "other_seconds": 0.0,
         "evaluation_seconds": 5.0,
         "saving_seconds": 2.0,
         "seconds_per_step": 2.0,
     }
+
+
+def test_time_of_steps_is_split_into_its_parts(clock):
+    measured, wait = clock
+    # of each step: data, two micro-batches with forward and backward, optimizer, log entry
+    for data, forward, backward, optimizer, log in [(9, 9, 9, 9, 9), (1, 2, 4, 0.5, 0.25), (3, 2, 4, 0.5, 0.5)]:
+        for seconds, part in [
+            (data, "data"),
+            (forward, "forward"),
+            (backward, "backward"),
+            (forward, "forward"),
+            (backward, "backward"),
+        ]:
+            wait(seconds)
+            measured.end_part(part)
+        wait(optimizer)
+        measured.end_step()
+        wait(log)
+        measured.end_part(None)
+    wait(5)
+    measured.end_evaluation()
+    described = measured.describe()
+    assert {part: described[f"{part}_seconds"] for part in PARTS} == {
+        "data": 4.0,
+        "forward": 8.0,
+        "backward": 16.0,
+        "optimizer": 1.0,
+    }
+    # the log entry of a step lies in the time of the step that follows, that of the last one in no step
+    assert described["training_seconds"] == 29.0 + 9 + 0.25
+    assert described["other_seconds"] == pytest.approx(9.25)
+    assert described["evaluation_seconds"] == 5.5
+    assert measured.describe_parts() == "data 10%, forward 21%, backward 42%, optimizer 3%, other 24%"
+
+
+def test_parts_on_a_gpu_are_read_from_events_that_are_complete(monkeypatch):
+    now, complete = [0.0], [0.0]
+
+    class Event:
+        def __init__(self, **_):
+            self.at = 0.0
+
+        def record(self):
+            self.at = now[0]
+
+        def query(self):
+            return self.at <= complete[0]
+
+        def elapsed_time(self, other):
+            return 1000 * (other.at - self.at)
+
+    monkeypatch.setattr(torch.cuda, "Event", Event)
+    parts = clock_module.PartTimes(torch.device("cuda"))
+    for seconds, part in [(5, None), (1, "data"), (2, "forward"), (3, "backward"), (4, "optimizer")]:
+        now[0] += seconds
+        parts.mark(part)
+    assert parts.read() == {"data": 0.0, "forward": 0.0, "backward": 0.0, "optimizer": 0.0}  # it still works
+    complete[0] = 8.0
+    assert parts.read() == {"data": 1.0, "forward": 2.0, "backward": 0.0, "optimizer": 0.0}
+    complete[0] = 15.0
+    assert parts.read() == {"data": 1.0, "forward": 2.0, "backward": 3.0, "optimizer": 4.0}
+
+
+def test_parts_on_other_devices_are_the_wait_for_batches_alone():
+    assert clock_module.PartTimes(torch.device("mps")).read() == {"data": 0.0}
 
 
 def test_time_left_counts_steps_and_evaluations_with_its_interval(clock):
@@ -108,6 +176,9 @@ def test_screen_has_columns_below_80_characters_and_run_json_the_throughput(go, 
     assert {"training_seconds", "evaluation_seconds", "seconds_per_step", "tokens_per_second", "padding"} <= set(
         measured
     )
+    parts = [measured[f"{part}_seconds"] for part in (*PARTS, "other")]
+    assert min(parts[1:3]) > 0  # forward and backward
+    assert sum(parts) == pytest.approx(measured["training_seconds"], abs=0.01)
     assert 0 <= measured["padding"] < 1
     assert measured["peak_memory_bytes"] > 50 * 2**20
 
@@ -119,6 +190,7 @@ def test_verbose_shows_every_logged_value(go, here, capsys):
     assert cli.main(["recipe.yaml", "-v"]) == 0
     out = capsys.readouterr().out
     assert "grad_norm" in out
+    assert re.search(r"^Time of the steps: data \d+%, forward \d+%, backward \d+%, optimizer \d+%", out, re.MULTILINE)
     assert all(len(line) <= 80 for line in out.splitlines() if line.startswith("    ") and "grad_norm" in line)
 
 

@@ -8,11 +8,11 @@ from pathlib import Path
 # Measured on 2026-11-26. The numbers may fall, and rise only with a reason in the log; the architecture page says why
 # they are not lower. The floors are there because a profile that sees nothing proves nothing.
 LIMITS = {
-    "modules": (40, 100),
-    "calls_between_modules": (60, 178),
-    "functions": (200, 568),
-    "statements": (1500, 4545),
-    "lines": (2000, 6090),
+    "modules": (40, 101),
+    "calls_between_modules": (60, 180),
+    "functions": (200, 575),
+    "statements": (1500, 4570),
+    "lines": (2000, 6130),
 }
 
 

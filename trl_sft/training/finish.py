@@ -85,6 +85,7 @@ def save(
         trained=[
             *(record.verification.last_screen() if record.verification else []),
             *([time_line] if record.progress and (time_line := record.progress.describe_time()) else []),
+            *_describe_parts(record),
             *filter(None, [record.monitor.describe_phases(trainer.state.log_history) if record.monitor else ""]),
             *best_line,
         ],
@@ -94,6 +95,12 @@ def save(
     for line in summary.after(run, trainer.state, screen):
         console.say(line)
     return Result(run.output_dir, steps, metrics)
+
+
+def _describe_parts(record: RunRecord) -> list[str]:
+    """Return the shares of the parts of a step, for the last screen with -v."""
+    parts = record.throughput.clock.describe_parts() if record.throughput and console.is_verbose() else ""
+    return [f"Time of the steps: {parts}"] if parts else []
 
 
 def _judge(

@@ -6,7 +6,6 @@ In: events of the Trainer. Out: lines on the screen, the findings, the phases of
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
@@ -17,11 +16,12 @@ from trl import SFTConfig
 from trl_sft import console
 from trl_sft.evaluation.completions import Completions
 from trl_sft.training import live, summary
+from trl_sft.training.clock import DATA, Clock
 from trl_sft.training.diagnosis import find, findings, phases
 from trl_sft.training.diagnosis.findings import Curves, Finding, InputTime, RunFacts
 
 _EVERY_ENTRY = 100  # log entries after each of which the log is read; of a longer log after each hundredth of it
-_WARMING_STEPS = 2  # steps whose times do not count
+_MORE_ENTRIES = 1.2  # times the log entries of the last look, after which phases are looked for again
 _LOW_LOSS = 0.2  # train loss below which the rows may be known by heart (Unsloth's guide)
 
 
@@ -59,6 +59,7 @@ class Monitor(TrainerCallback):
         show: Callable[[str], None],
         loss_tokens: Mapping[str, int],
         *,
+        clock: Clock,
         measure_completions: Callable[[], Completions | None],
     ) -> None:
         """Store how to show a line and how to measure what the model knows by heart.
@@ -66,6 +67,7 @@ class Monitor(TrainerCallback):
         Args:
             show: prints one line.
             loss_tokens: tokens with loss of each evaluation set, by its name.
+            clock: measures the training loop.
             measure_completions: completes rows; it returns None where nothing may be generated.
 
         """
@@ -77,9 +79,9 @@ class Monitor(TrainerCallback):
         self._tried_completions = False
         self._entries_at_last_look = 0
         self._said_first_steps = False
-        self._free_since: float | None = None  # when the loop began to wait for a batch
-        self._step_began = 0.0
-        self._steps, self._waiting, self._total = 0, 0.0, 0.0
+        self._said_phases: set[str] = set()
+        self._entries_of_phases = 0  # of the log when its phases were last looked for
+        self._clock = clock
 
     def on_train_begin(self, args: SFTConfig, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Read the facts. What a resumed run said before it stopped is not said again."""
@@ -87,27 +89,11 @@ class Monitor(TrainerCallback):
         self.facts = read_facts(args, state, model, optimizer=optimizer, loss_tokens=self._loss_tokens)
         self.findings = find.find_all(state.log_history, self.facts) if state.global_step else []
         self._said_first_steps = state.global_step >= phases.FIRST_VERDICT_STEP
-        self._entries_at_last_look = len(state.log_history)
+        self._entries_at_last_look = self._entries_of_phases = len(state.log_history)
+        reached = phases.describe_new_phase(Curves(state.log_history, self.facts), set())
+        self._said_phases = {reached[0]} if reached else set()
         if not state.global_step:
             self._look(state)
-
-    def on_step_begin(self, args: SFTConfig, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        """Note that the batches have arrived."""
-        self._step_began = time.monotonic()
-        if self._free_since is not None and self._steps >= _WARMING_STEPS:
-            self._waiting += self._step_began - self._free_since
-            self._total += self._step_began - self._free_since
-
-    def on_step_end(self, args: SFTConfig, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        """Note that the loop fetches the next batches, unless it logs, evaluates or saves first."""
-        self._free_since = time.monotonic()
-        if self._steps >= _WARMING_STEPS:
-            self._total += self._free_since - self._step_began
-        self._steps += 1
-
-    def on_save(self, args: SFTConfig, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        """Saving is no waiting for batches."""
-        self._free_since = time.monotonic()
 
     def on_log(self, args: SFTConfig, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Say new findings and, after 50 steps, what can be told so far."""
@@ -121,7 +107,8 @@ class Monitor(TrainerCallback):
             self._look(state)
         if not is_evaluation and not is_last:
             self._say_first_steps(state)
-        self._free_since = time.monotonic()
+            self._say_phase(state)
+        self._clock.end_part(None)  # what was said here is no waiting for batches
 
     def note(self, finding: Finding) -> None:
         """Keep a finding for run.json that somebody else says."""
@@ -134,6 +121,12 @@ class Monitor(TrainerCallback):
         curves = Curves(log_history, self.facts)
         recognised = phases.recognise_phases(curves)
         return phases.describe_phases(recognised, float(curves.losses[0])) if recognised else ""
+
+    def list_phases(self, log_history: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+        """Return the phases of the train loss as run.json has them; [] where none is recognised."""
+        if self.facts is None:
+            return []
+        return [asdict(phase) for phase in phases.recognise_phases(Curves(log_history, self.facts))]
 
     def list_findings(self) -> list[dict[str, Any]]:
         """Return the findings as run.json has them, in the order in which they were said.
@@ -162,7 +155,8 @@ class Monitor(TrainerCallback):
     def _find(self, state: TrainerState) -> list[Finding]:
         if self.facts is None:  # the checkpoint was of the last step, and no step was trained
             return []
-        input_time = InputTime(max(0, self._steps - _WARMING_STEPS), self._waiting, self._total)
+        waiting, steps = self._clock.parts.read()[DATA], self._clock.step_seconds
+        input_time = InputTime(len(steps), waiting, sum(steps))
         return find.find_all(state.log_history, self.facts, completions=self._completions, input_time=input_time)
 
     def _measure_memorisation(self, state: TrainerState) -> bool:
@@ -184,6 +178,19 @@ class Monitor(TrainerCallback):
         assert self.facts is not None
         self._said_first_steps = True
         self._show(phases.describe_first_steps(Curves(state.log_history, self.facts)))
+
+    def _say_phase(self, state: TrainerState) -> None:
+        """Say, once each, that the train loss levels off and that it has converged."""
+        assert self.facts is not None
+        entries = sum("loss" in entry for entry in state.log_history[self._entries_of_phases :])
+        if entries < max(1, (_MORE_ENTRIES - 1) * self._entries_of_phases) or state.global_step >= state.max_steps:
+            return  # at the end the last screen says it
+        self._entries_of_phases = len(state.log_history)
+        new = phases.describe_new_phase(Curves(state.log_history, self.facts), self._said_phases)
+        if new is not None:
+            self._said_phases.add(new[0])
+            for line in console.wrap(new[1], indent="  ", first_indent=""):
+                self._show(line)
 
     def _say(self, finding: Finding) -> None:
         """Show a finding: what was seen, what it may mean, what to try."""

@@ -16,7 +16,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState
 from trl import SFTConfig
 
 from trl_sft import console, run_folder
-from trl_sft.training import throughput
+from trl_sft.training import clock, throughput
 from trl_sft.training.callbacks import AlreadyTrained
 from trl_sft.training.throughput import Throughput
 
@@ -72,6 +72,10 @@ class Progress(TrainerCallback):
             self._line = console.start_live_line(total=state.max_steps, initial=state.global_step)
         self._measured.clock.start()
 
+    def on_step_begin(self, args: SFTConfig, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        """Note that the batches of the step have arrived."""
+        self._measured.clock.end_part(clock.DATA)
+
     def on_step_end(self, args: SFTConfig, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Move the live line; after three steps estimate the time left."""
         self._measured.end_step()
@@ -103,6 +107,8 @@ class Progress(TrainerCallback):
             values = [f"{n} {v:.4g}" if isinstance(v, float) else f"{n} {v}" for n, v in shown.items()]
             for line in console.wrap("  ".join(values), indent=" " * 4):
                 self.show(line)
+            if parts := self._measured.clock.describe_parts():
+                self.show(f"    time of the steps so far: {parts}")
 
     def on_evaluate(self, args: SFTConfig, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Note how long the evaluation took."""
@@ -134,13 +140,13 @@ class Progress(TrainerCallback):
 
     def describe_time(self) -> str:
         """Return how long the steps took against the estimate, for the last screen; "" if too few steps were timed."""
-        clock = self._measured.clock
+        times = self._measured.clock
         if self._estimate is None:
             return ""
-        took = console.format_duration(sum(clock.step_seconds[_TIMED_STEPS - 1 :]))
-        took += self._describe_price(sum(clock.step_seconds[_TIMED_STEPS - 1 :]))
+        took = console.format_duration(sum(times.step_seconds[_TIMED_STEPS - 1 :]))
+        took += self._describe_price(sum(times.step_seconds[_TIMED_STEPS - 1 :]))
         estimate = f"estimated after step {self._first_step + _TIMED_STEPS}: {console.format_duration(self._estimate)}"
-        others = {"evaluation": clock.evaluation_seconds, "saving": clock.saving_seconds}
+        others = {"evaluation": times.evaluation_seconds, "saving": times.saving_seconds}
         named = [f"{name} {console.format_duration(sum(seconds))}" for name, seconds in others.items() if seconds]
         return ", ".join([f"Time: the steps took {took} ({estimate})", *named])
 

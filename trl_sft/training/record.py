@@ -95,7 +95,9 @@ class RunRecord:
         if self.has_begun and self._entries.get("outcome") != run_folder.DONE:
             throughput = self.throughput.describe() if self.throughput else {}
             findings = self.monitor.list_findings() if self.monitor else []
-            entries = entries | {"findings": findings, "throughput": throughput}
+            log = self.trainer.state.log_history if self.trainer else []
+            phases = self.monitor.list_phases(log) if self.monitor else []
+            entries = entries | {"findings": findings, "phases": phases, "throughput": throughput}
             self._write(entries | {"seconds": round(self.seconds(), 1)})
 
     def seconds(self) -> float:

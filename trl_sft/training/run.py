@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import contextlib
 import functools
+from collections.abc import Iterator
 
 from transformers import PreTrainedModel, TrainerState
-from trl import SFTConfig
+from trl import SFTConfig, SFTTrainer
 
 from trl_sft import console, earlier_run
 from trl_sft.evaluation import before_after
@@ -66,14 +67,15 @@ def run(checked: Run, decision: FolderDecision) -> Result:
             price = checked.options.get("price_per_hour")
             progress = record.progress = Progress(checked.output_dir, begin, measured, price_per_hour=price)
             complete_rows = functools.partial(finish.measure_completions, checked, inputs, trainer)
-            record.monitor = monitor.Monitor(progress.show, prompts.loss_tokens, measure_completions=complete_rows)
+            record.monitor = monitor.Monitor(
+                progress.show, prompts.loss_tokens, clock=measured.clock, measure_completions=complete_rows
+            )
             max_hours, command = checked.options.get("max_hours"), failures.resume_command(checked)
             guard = callbacks.Guard(max_hours, command, note=record.monitor.note)
             samples = SampleAnswers(checked, trainer, prompts, show=progress.show)
             replace_callbacks(trainer, [verification, resume_state, samples, progress, record.monitor, guard])
             trackers.isolate(trainer, progress.show)
-            watched = guard.watch_losses(trainer)
-            with console.ignoring_closed_streams(), guard.handle_signals(), watched, contextlib.closing(progress):
+            with _watched(trainer, guard, measured), contextlib.closing(progress):
                 try:
                     with resume.removing_no_checkpoints():
                         trainer.train(resume_from_checkpoint=str(record.checkpoint) if record.checkpoint else None)
@@ -82,3 +84,15 @@ def run(checked: Run, decision: FolderDecision) -> Result:
                 result = finish.save(checked, inputs, trainer, record=record, prompts=prompts)
                 earlier_run.remove_replaced(checked.output_dir)
                 return result
+
+
+@contextlib.contextmanager
+def _watched(trainer: SFTTrainer, guard: callbacks.Guard, measured: Throughput) -> Iterator[None]:
+    """Handle signals and closed streams, test each loss and time the backward passes, inside the block."""
+    with (
+        console.ignoring_closed_streams(),
+        guard.handle_signals(),
+        guard.watch_losses(trainer),
+        measured.time_backward(),
+    ):
+        yield

@@ -1,26 +1,21 @@
 """Where the time of a run goes, how many tokens it trains in a second, and how much of the device that uses.
 
-In: events of the training loop with their times. Out: measured numbers, for the screen and run.json. Deliberately
-absent: estimates before training (`training.memory` estimates memory).
+In: the clock of the training loop, counts of tokens and operations. Out: measured numbers, for the screen and run.json.
+Deliberately absent: the clock itself (`clock`), and estimates before training (`time_probe`, `training.memory`).
 """
 
 from __future__ import annotations
 
-import math
-import statistics
+import contextlib
 import sys
-import time
-from dataclasses import dataclass, field
+from collections.abc import Iterator
 from typing import Any
 
 import torch
 from trl import SFTTrainer
 
+from trl_sft.training import clock
 from trl_sft.training.verify import Verification
-
-_WARMING_STEPS = 1  # the first step also allocates memory
-_MIN_TIMED_STEPS = 2  # fewer say nothing about the time of a step
-_Z = 1.96  # of a 95% interval
 
 # Dense operations in a second, of bfloat16 with float32 sums (float16 for T4 and V100), by the beginning of the
 # device's name. Source: NVIDIA's data sheets of each card, without sparsity.
@@ -38,76 +33,6 @@ PEAK_FLOPS = {
     "Tesla V100": 125e12,
     "Tesla T4": 65e12,
 }
-
-
-@dataclass
-class Clock:
-    """Measures the training loop between its events.
-
-    An event is the end of a step, an evaluation or a checkpoint; the time since the event before belongs to it. So the
-    time of a step includes waiting for its batches.
-    """
-
-    step_seconds: list[float] = field(default_factory=list)  # of each step but the first
-    evaluation_seconds: list[float] = field(default_factory=list)
-    saving_seconds: list[float] = field(default_factory=list)
-    _steps: int = 0
-    _last: float = 0.0
-
-    def start(self) -> None:
-        """Begin to measure; called when the loop begins."""
-        self._last = time.monotonic()
-
-    def end_step(self) -> None:
-        """Note that a step ended."""
-        seconds = self._read()
-        self._steps += 1
-        if self._steps > _WARMING_STEPS:
-            self.step_seconds.append(seconds)
-
-    def end_evaluation(self) -> None:
-        """Note that an evaluation ended."""
-        self.evaluation_seconds.append(self._read())
-
-    def end_saving(self) -> None:
-        """Note that a checkpoint is written."""
-        self.saving_seconds.append(self._read())
-
-    def estimate_left(self, steps: int, *, evaluations: int) -> tuple[float, float] | None:
-        """Return the seconds that are left and half of their 95% interval; None as long as nothing is known.
-
-        The interval assumes that steps are independent: it covers the spread of lengths, not a machine that changes.
-
-        Args:
-            steps: steps to go.
-            evaluations: evaluations to go; they count where one was measured.
-
-        """
-        if len(self.step_seconds) < _MIN_TIMED_STEPS:
-            return None
-        seconds = statistics.fmean(self.step_seconds) * steps
-        if self.evaluation_seconds:
-            seconds += statistics.fmean(self.evaluation_seconds) * evaluations
-        spread = statistics.stdev(self.step_seconds)
-        # of the steps to come, and of the mean that is measured
-        margin = _Z * spread * math.sqrt(steps + steps**2 / len(self.step_seconds))
-        return seconds, margin
-
-    def describe(self) -> dict[str, float]:
-        """Return the seconds of steps (without the first), evaluations and checkpoints, and of a step."""
-        described = {
-            "training_seconds": sum(self.step_seconds),
-            "evaluation_seconds": sum(self.evaluation_seconds),
-            "saving_seconds": sum(self.saving_seconds),
-        }
-        if self.step_seconds:
-            described["seconds_per_step"] = statistics.median(self.step_seconds)
-        return {name: round(value, 4) for name, value in described.items()}
-
-    def _read(self) -> float:
-        now = time.monotonic()
-        seconds, self._last = now - self._last, now
-        return seconds
 
 
 def measure_peak_memory(device: torch.device) -> int | None:
@@ -135,10 +60,31 @@ class Throughput:
 
     def __init__(self, trainer: SFTTrainer, verification: Verification) -> None:
         """Keep what counts: the Trainer counts operations, the verification counts tokens."""
-        self.clock = Clock()
+        self.clock = clock.Clock(clock.PartTimes(trainer.args.device))
         self._trainer, self._verification = trainer, verification
         self._before: dict[str, float | None] = {}
         self._after: dict[str, float | None] = {}
+
+    @contextlib.contextmanager
+    def time_backward(self) -> Iterator[None]:
+        """Time the backward passes inside the block; what comes before one, since the batches arrived, is forward.
+
+        DeepSpeed's backward also moves the optimizer, so there its time is in it.
+        """
+        accelerator = self._trainer.accelerator
+        backward = accelerator.backward
+
+        def time_and_call(*args: Any, **kwargs: Any) -> Any:
+            self.clock.end_part(clock.FORWARD)
+            result = backward(*args, **kwargs)
+            self.clock.end_part(clock.BACKWARD)
+            return result
+
+        accelerator.backward = time_and_call
+        try:
+            yield
+        finally:
+            vars(accelerator).pop("backward", None)  # the method of the class again
 
     def end_step(self) -> None:
         """Note that a step ended; what follows the first one is counted."""
@@ -154,9 +100,9 @@ class Throughput:
         """Return the throughput for run.json; what is not known is absent.
 
         Returns:
-            Seconds by kind and of a step, `tokens_per_second`, `loss_tokens_per_second`, `padding` (its share of all
-            positions), `flops_per_second` (as transformers estimates operations: 6 for each parameter and token),
-            `mfu` (share of what the devices can do by their data sheets), `peak_memory_bytes`.
+            Seconds by kind, of the parts of steps and of a step, `tokens_per_second`, `loss_tokens_per_second`,
+            `padding` (its share of all positions), `flops_per_second` (as transformers estimates operations: 6 for each
+            parameter and token), `mfu` (share of what the devices can do by their data sheets), `peak_memory_bytes`.
         """
         described: dict[str, Any] = self.clock.describe()
         device, devices = self._trainer.args.device, self._trainer.accelerator.num_processes

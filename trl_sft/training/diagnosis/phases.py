@@ -23,6 +23,8 @@ _CONVERGED_SHARE = 0.2  # of the log entries, after the loss has reached its lev
 _ALPHA = 0.01  # of Mann-Whitney and Mann-Kendall
 _LEAST_TREND = 5  # values of which a trend can be significant: p is at least 1/120
 _LESS = 0.05  # of the eval loss, relative
+_CLEAR_SHARE = 0.5  # of the log entries after the steep fall, to say during the run that the loss levels off
+_MAX_ENTRIES = 1000  # of a longer log every second, third ... is read
 
 
 @dataclass(frozen=True)
@@ -41,13 +43,15 @@ def recognise_phases(curves: Curves) -> list[Phase]:
     The steep fall ends with 70% of the whole fall, levelling off with 95%. What follows is convergence, if it is at
     least a fifth of the log; otherwise the loss still falls at the end.
     """
-    count = len(curves.losses)
-    if count < _LEAST_ENTRIES or not np.isfinite(curves.losses).all():
+    every = max(1, len(curves.losses) // _MAX_ENTRIES)
+    losses, steps = curves.losses[::every], curves.steps[::every]
+    count = len(losses)
+    if count < _LEAST_ENTRIES or not np.isfinite(losses).all():
         return []
     third = count // 3
-    if statistics.compare_ranks(curves.losses[-third:], curves.losses[:third]) >= _ALPHA:
+    if statistics.compare_ranks(losses[-third:], losses[:third]) >= _ALPHA:
         return []
-    smooth = _smooth(curves.losses, max(3, count // 10))
+    smooth = _smooth(losses, max(3, count // 10))
     fall = smooth[0] - smooth.min()
     if fall < _LEAST_FALL * smooth[0]:
         return []
@@ -62,7 +66,7 @@ def recognise_phases(curves: Curves) -> list[Phase]:
     first = 0
     for name, last in ends:
         if last > first or not phases:
-            phases.append(Phase(name, int(curves.steps[first]), int(curves.steps[last]), float(smooth[last])))
+            phases.append(Phase(name, int(steps[first]), int(steps[last]), float(smooth[last])))
             first = last
     return phases
 
@@ -80,6 +84,28 @@ def describe_phases(phases: Sequence[Phase], first_loss: float) -> str:
     parts = [f"{phase.name} to step {phase.last_step} ({phase.loss:.4g})" for phase in phases]
     end = "" if phases[-1].name == CONVERGENCE else "; it still fell at the end"
     return f"Train loss: {first_loss:.4g}, {', '.join(parts)}{end}"
+
+
+def describe_new_phase(curves: Curves, said: set[str]) -> tuple[str, str] | None:
+    """Return the phase that a running run has clearly reached, and the line that says so; None = nothing is new.
+
+    The loss levels off where at least half of the log entries lie after the steep fall: of a loss that falls evenly
+    fewer do.
+
+    Args:
+        curves: of the run so far.
+        said: names of the phases that were said.
+
+    """
+    phases = recognise_phases(curves)
+    if not phases or phases[-1].name in said or phases[-1].name == STEEP_FALL:
+        return None
+    fall, last = phases[0], phases[-1]
+    if np.mean(curves.steps > fall.last_step) < _CLEAR_SHARE or fall.name != STEEP_FALL:
+        return None
+    verb = "has converged" if last.name == CONVERGENCE else "levels off"
+    numbers = f"{curves.losses[0]:.4g}, steep fall to step {fall.last_step} ({fall.loss:.4g}), now {last.loss:.4g}"
+    return last.name, f"So far: the train loss {verb} ({numbers})"
 
 
 def describe_first_steps(curves: Curves) -> str:
