@@ -22,6 +22,7 @@ from trl_sft import console, errors, run_folder
 from trl_sft.training import live
 from trl_sft.training.diagnosis import signal_rules
 from trl_sft.training.diagnosis.findings import Finding
+from trl_sft.training.throughput import Throughput
 
 _SIGNALS = ("SIGHUP", "SIGINT", "SIGTERM", "SIGUSR1")
 
@@ -153,6 +154,18 @@ class Guard(TrainerCallback):
         self._signal = number
         name = signal.Signals(number).name
         console.say(f"{name}: saving at the end of this step, then stopping. Send it once more to stop at once.")
+
+
+@contextlib.contextmanager
+def watch(trainer: SFTTrainer, guard: Guard, measured: Throughput) -> Iterator[None]:
+    """Handle signals and closed streams, test each loss and time each backward pass, inside the block."""
+    with (
+        console.ignoring_closed_streams(),
+        guard.handle_signals(),
+        guard.watch_losses(trainer),
+        measured.time_backward(),
+    ):
+        yield
 
 
 def ends_epoch(state: TrainerState) -> bool:

@@ -8,12 +8,11 @@ from __future__ import annotations
 
 import contextlib
 import functools
-from collections.abc import Iterator
 
 from transformers import PreTrainedModel, TrainerState
-from trl import SFTConfig, SFTTrainer
+from trl import SFTConfig
 
-from trl_sft import console, earlier_run
+from trl_sft import earlier_run
 from trl_sft.evaluation import before_after
 from trl_sft.recipe.checked import Run
 from trl_sft.recipe.folder_decision import FolderDecision
@@ -75,7 +74,7 @@ def run(checked: Run, decision: FolderDecision) -> Result:
             samples = SampleAnswers(checked, trainer, prompts, show=progress.show)
             replace_callbacks(trainer, [verification, resume_state, samples, progress, record.monitor, guard])
             trackers.isolate(trainer, progress.show)
-            with _watched(trainer, guard, measured), contextlib.closing(progress):
+            with callbacks.watch(trainer, guard, measured), contextlib.closing(progress):
                 try:
                     with resume.removing_no_checkpoints():
                         trainer.train(resume_from_checkpoint=str(record.checkpoint) if record.checkpoint else None)
@@ -84,15 +83,3 @@ def run(checked: Run, decision: FolderDecision) -> Result:
                 result = finish.save(checked, inputs, trainer, record=record, prompts=prompts)
                 earlier_run.remove_replaced(checked.output_dir)
                 return result
-
-
-@contextlib.contextmanager
-def _watched(trainer: SFTTrainer, guard: callbacks.Guard, measured: Throughput) -> Iterator[None]:
-    """Handle signals and closed streams, test each loss and time the backward passes, inside the block."""
-    with (
-        console.ignoring_closed_streams(),
-        guard.handle_signals(),
-        guard.watch_losses(trainer),
-        measured.time_backward(),
-    ):
-        yield
