@@ -1,8 +1,10 @@
 """Fixtures of all tests: an empty Hugging Face cache, no access to the hub, a toy model, and small data files."""
 
+import gc
 import json
 import os
 import signal
+import sys
 import tempfile
 from pathlib import Path
 
@@ -27,6 +29,20 @@ QUESTIONS = [{"question": f"What is {n} plus {n}?", "answer": str(n + n)} for n 
 
 def pytest_addoption(parser):
     parser.addoption("--update", action="store_true", help="rewrite the snapshots")
+
+
+_FROZEN = {"modules": 0}  # how many were imported when the garbage collector was last told to pass over all objects
+
+
+def pytest_runtest_teardown():
+    """Exempt the objects of imported packages from the garbage collector, as the command line does.
+
+    accelerate collects at the end of each run, which would search a million objects of packages for 0.3 s.
+    """
+    if len(sys.modules) > _FROZEN["modules"] + 100:
+        gc.collect()
+        gc.freeze()
+        _FROZEN["modules"] = len(sys.modules)
 
 
 @pytest.fixture(autouse=True)

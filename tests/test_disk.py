@@ -4,14 +4,13 @@ import errno
 import json
 import resource
 import subprocess
-import sys
 from pathlib import Path
 
+import forks
 import pytest
 from conftest import QUESTIONS, RECIPE, jsonl
 
 from trl_sft import cli, disk
-from trl_sft.recipe import paths
 
 FULL = RECIPE.replace("rows.jsonl}", "rows.jsonl, eval_fraction: 0.2}")
 SAVING = ("train.save_strategy=steps", "train.save_steps=1", "train.max_steps=3")
@@ -76,17 +75,6 @@ def test_other_errors_are_none_of_a_disk(error):
     assert disk.explain(error) is None
 
 
-def start(here, size, *words):
-    """Run the command line in a process that may write files of at most `size` bytes."""
-    code = (
-        "import sys; from trl_sft import cli; from trl_sft.recipe import paths; "
-        f"paths.EMBEDDED = paths.Path({str(paths.EMBEDDED)!r}); sys.exit(cli.main(sys.argv[1:]))"
-    )
-    limit = {"preexec_fn": lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (size, size))}
-    command = [sys.executable, "-c", code, *words]
-    return subprocess.run(command, cwd=here, capture_output=True, text=True, check=False, timeout=300, **limit)
-
-
 @pytest.fixture(scope="module")
 def whole_run(tmp_path_factory):
     """Train the run that nothing stops; return the bytes of its weights."""
@@ -102,10 +90,13 @@ def whole_run(tmp_path_factory):
 def test_run_that_cannot_write_ends_with_exit_code_2_and_goes_on_to_the_same_weights(go, here, whole_run):
     """300,000 bytes are less than the weights. tests/training/test_kills.py refuses each operation."""
     (here / "recipe.yaml").write_text(FULL)
-    stopped = start(here, 300_000, "recipe.yaml", "--json", *SAVING)
-    assert stopped.returncode == 2, stopped.stderr
-    assert "Traceback" not in stopped.stderr
-    (fault,) = json.loads(stopped.stdout)["faults"]
+    limit = {"prepare": lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (300_000, 300_000))}
+    streams = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    process = forks.start(here, "recipe.yaml", "--json", *SAVING, **limit, **streams)
+    out, err = process.communicate(timeout=300)
+    assert process.returncode == 2, err
+    assert "Traceback" not in err
+    (fault,) = json.loads(out)["faults"]
     assert fault["code"] == "machine.disk_full"
     assert "ulimit -f" in fault["problem"]
     assert "-m trl_sft recipe.yaml" in fault["fix"]

@@ -65,10 +65,11 @@ def show(run: Run, num_rows: int = 3) -> Preview:
         trl_sft.errors.UserError: A problem that would stop the run before its weights load.
 
     """
-    from trl_sft import upstream_warnings
+    from trl_sft import garbage_collection, upstream_warnings
 
     with upstream_warnings.quiet():
-        from trl_sft.cli.preview import rows
+        with garbage_collection.paused():
+            from trl_sft.cli.preview import rows
 
         return rows.build_preview(run, num_rows)
 
@@ -87,7 +88,7 @@ def train(run: Run) -> Result:
         trl_sft.errors.RunStopped: Training started and ended early: memory, time limit, signal, loss not finite.
 
     """
-    from trl_sft import earlier_run, upstream_warnings
+    from trl_sft import earlier_run, garbage_collection, upstream_warnings
     from trl_sft.recipe import folder_decision
 
     earlier_run.recover(run.output_dir)
@@ -96,7 +97,8 @@ def train(run: Run) -> Result:
     # by one (benchmarks/step.py). torch reads this variable before its first tensor; it has an effect on Linux only.
     os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
     with upstream_warnings.quiet():
-        from trl_sft.training import run as training_run
+        with garbage_collection.paused():
+            from trl_sft.training import run as training_run
 
         result = training_run.run(run, decision)
     from trl_sft.reports import page

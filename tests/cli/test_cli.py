@@ -10,6 +10,7 @@ import pytest
 from conftest import RECIPE, jsonl
 
 from trl_sft import __version__, cli, console, load_recipe, upstream_warnings
+from trl_sft.recipe import paths
 
 HEAVY = {"torch", "transformers", "trl", "datasets", "peft", "accelerate", "numpy", "pyarrow", "pandas"}
 
@@ -143,7 +144,7 @@ def test_check_finds_faults_in_rows_and_writes_nothing(go, here):
 
 def test_run_without_a_terminal_shows_no_noise_of_upstream(here):
     """A whole run from the shell: no warning of upstream, no progress bar."""
-    (here / "recipe.yaml").write_text(RECIPE)
+    (here / "recipe.yaml").write_text(RECIPE.replace("trl_sft:tiny", str(paths.EMBEDDED / "tiny")))
     environment = {k: v for k, v in os.environ.items() if not k.startswith("TQDM")}
     done = subprocess.run(
         [sys.executable, "-m", "trl_sft", "recipe.yaml"],

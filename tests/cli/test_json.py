@@ -5,10 +5,10 @@ import os
 import re
 import signal
 import subprocess
-import sys
 import time
 from pathlib import Path
 
+import forks
 import jsonschema
 import pytest
 from conftest import RECIPE, jsonl
@@ -167,19 +167,18 @@ def test_standard_output_has_nothing_else_also_from_subprocesses_and_libraries(h
         "    os.write(1, b'from the descriptor\\n'); subprocess.run(['echo', 'from a subprocess']); print('printed')\n"
         "    return {'prompt': 'a', 'completion': 'b'}\n"
     )
-    command = [sys.executable, "-m", "trl_sft", "preview", "recipe.yaml", "--json"]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    content = json.loads(done.stdout)
+    process = forks.start(here, "preview", "recipe.yaml", "--json", stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    out, err = process.communicate(timeout=60)
+    content = json.loads(out)
     VALIDATOR.validate(content)
-    assert content["ok"], done.stderr
-    assert "from a subprocess" in done.stderr
+    assert content["ok"], err
+    assert "from a subprocess" in err
 
 
 def test_ctrl_c_is_an_answer(here):
     (here / "recipe.yaml").write_text(RECIPE.replace("rows.jsonl", "{path: rows.jsonl, format: f.py:make}"))
     (here / "f.py").write_text("import time\nopen('begun', 'w').close()\ndef make(row):\n    time.sleep(60)\n")
-    command = [sys.executable, "-m", "trl_sft", "check", "recipe.yaml", "--json"]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    process = forks.start(here, "check", "recipe.yaml", "--json", stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     while not Path("begun").exists() and process.poll() is None:
         time.sleep(0.05)
     os.kill(process.pid, signal.SIGINT)

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 
+import forks
 import pytest
 from conftest import QUESTIONS, RECIPE, jsonl
 
@@ -87,28 +88,24 @@ def test_control_characters_of_broken_files_names_templates_and_functions_do_not
     assert is_clean(*go(RECIPE.replace("rows.jsonl}", "{path: rows.jsonl, format: f.py:f}}"), command=["check"])[1:])
 
 
-def start(here, *words, **options):
-    code = (
-        "import sys; from trl_sft import cli; from trl_sft.recipe import paths; "
-        f"paths.EMBEDDED = paths.Path({str(paths.EMBEDDED)!r}); sys.exit(cli.main(sys.argv[1:]))"
-    )
-    return subprocess.Popen([sys.executable, "-c", code, *words], cwd=here, text=True, **options)
-
-
 def test_terminal_that_prints_ascii_only_does_not_end_a_run(here):
     jsonl(here / "rows.jsonl", [{"question": f"你好 {n}?", "answer": "好"} for n in range(40)])
-    (here / "recipe.yaml").write_text(FULL)
+    (here / "recipe.yaml").write_text(FULL.replace("trl_sft:tiny", str(paths.EMBEDDED / "tiny")))
     ascii_only = os.environ | {"PYTHONIOENCODING": "ascii", "PYTHONUTF8": "0", "LC_ALL": "C"}
-    process = start(here, "recipe.yaml", env=ascii_only, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
-    out, err = process.communicate(timeout=300)
-    assert process.returncode == 0, err
+    done = subprocess.run(
+        [sys.executable, "-m", "trl_sft", "recipe.yaml"],
+        **{"cwd": here, "env": ascii_only, "capture_output": True, "text": True, "timeout": 300},
+        check=False,
+    )
+    out = done.stdout
+    assert done.returncode == 0, done.stderr
     assert "\\u4f60\\u597d" in out
     assert json.loads((here / "out/run.json").read_text())["outcome"] == "done"
 
 
 def test_reader_that_goes_away_does_not_end_a_run_that_has_begun(here):
     (here / "recipe.yaml").write_text(FULL.replace("max_steps: 2", "max_steps: 5"))
-    process = start(here, "recipe.yaml", stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    process = forks.start(here, "recipe.yaml", stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     for line in process.stdout:
         if line.lstrip().startswith("1/"):
             break
@@ -120,8 +117,8 @@ def test_reader_that_goes_away_does_not_end_a_run_that_has_begun(here):
 
 def test_run_that_nohup_started_goes_on_when_the_terminal_is_closed(here):
     (here / "recipe.yaml").write_text(FULL.replace("max_steps: 2", "max_steps: 20"))
-    ignore = {"preexec_fn": lambda: signal.signal(signal.SIGHUP, signal.SIG_IGN)}
-    process = start(here, "recipe.yaml", stdout=subprocess.PIPE, stderr=subprocess.STDOUT, **ignore)
+    ignore = {"prepare": lambda: signal.signal(signal.SIGHUP, signal.SIG_IGN)}
+    process = forks.start(here, "recipe.yaml", stdout=subprocess.PIPE, stderr=subprocess.STDOUT, **ignore)
     for line in process.stdout:
         if line.lstrip().startswith("1/"):
             process.send_signal(signal.SIGHUP)

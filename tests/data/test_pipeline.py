@@ -9,9 +9,12 @@ import models
 from conftest import jsonl
 from datasets import Dataset, Features, Json, List, Value
 
-from trl_sft.data import pipeline
+from trl_sft import load_recipe
+from trl_sft.data import pipeline, user_function
 from trl_sft.data.formats import TokenizerFeatures
 from trl_sft.data.source_format import SourceFormat
+from trl_sft.recipe import paths
+from trl_sft.training import stages
 
 FEATURES = TokenizerFeatures(("messages", "system"), "</s>")
 MESSAGES = [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}]
@@ -53,21 +56,26 @@ def test_formatting_is_cached_across_processes_and_not_when_an_imported_file_cha
         "model: {name_or_path: trl_sft:tiny}\ndata: {train: {path: rows.jsonl, format: 'rows.py:text'}}\n"
     )
     code = (
-        "from trl_sft import load_recipe\nfrom trl_sft.training import stages\n"
+        "import sys\nfrom trl_sft import load_recipe\nfrom trl_sft.recipe import paths\n"
+        "from trl_sft.training import stages\npaths.EMBEDDED = paths.Path(sys.argv[1])\n"
         "for words in ([], ['data.train=rows.jsonl']):\n"
         "    print(stages.prepare(load_recipe('recipe.yaml', words)).rows.train.rows._fingerprint)\n"
     )
 
-    def fingerprints(seed):
-        env = os.environ | {"PYTHONHASHSEED": seed}
-        done = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True, check=True)
-        return [line for line in done.stdout.split("\n") if line and " " not in line]
+    def fingerprints():
+        user_function.import_function.cache_clear()
+        sys.modules.pop("words", None)
+        runs = [load_recipe("recipe.yaml", words) for words in ([], ["data.train=rows.jsonl"])]
+        return [stages.prepare(run).rows.train.rows._fingerprint for run in runs]
 
-    first = fingerprints("1")
+    first = fingerprints()
     assert len(first) == 2
-    assert fingerprints("2") == first
+    env = os.environ | {"PYTHONHASHSEED": "2" if os.environ.get("PYTHONHASHSEED") == "1" else "1"}
+    command = [sys.executable, "-c", code, str(paths.EMBEDDED)]
+    done = subprocess.run(command, env=env, capture_output=True, text=True, check=True)
+    assert [line for line in done.stdout.split("\n") if line and " " not in line] == first
     (here / "words.py").write_text("W = 'b'\n")
-    changed = fingerprints("1")
+    changed = fingerprints()
     assert changed[0] != first[0]
     assert changed[1] == first[1]
 

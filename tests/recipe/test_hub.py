@@ -3,10 +3,10 @@
 import http.server
 import json
 import os
-import subprocess
-import sys
+import socket
 import threading
 
+import forks
 import pytest
 
 from trl_sft.model import device
@@ -61,35 +61,56 @@ class Hub(http.server.BaseHTTPRequestHandler):
         pass
 
 
-@pytest.fixture
-def hub(here):
-    """Run the command line against the loopback hub: `hub("org/tiny")` -> exit code, everything printed."""
-    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Hub)
-    thread = threading.Thread(target=server.serve_forever, daemon=True)
+def start_server(port):
+    """Start the loopback hub; return it and its thread."""
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", port), Hub)
+    thread = threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True)
     thread.start()
-    endpoint = f"http://127.0.0.1:{server.server_address[1]}"
+    return server, thread
 
-    def call(name, *words, endpoint=endpoint):
-        (here / "recipe.yaml").write_text(RECIPE % name)
-        environment = {k: v for k, v in os.environ.items() if k != "HF_HUB_OFFLINE"}
-        environment |= {"HF_ENDPOINT": endpoint, "HF_HOME": str(here / "cache"), "HF_HUB_DISABLE_XET": "1"}
-        done = subprocess.run(
-            [sys.executable, "-m", "trl_sft", "recipe.yaml", *words],
-            check=False,
-            **{"cwd": here, "env": environment, "capture_output": True, "text": True, "timeout": 120},
-        )
-        return done.returncode, done.stdout + done.stderr
 
-    yield call
+def stop_server(server, thread):
     server.shutdown()
     server.server_close()
     thread.join()
 
 
+@pytest.fixture(scope="module")
+def launcher():
+    """Return a Python whose hub is on loopback, and the port; each command has the cache of its own folder."""
+    with socket.socket() as reserved:  # it does not listen: without a server the port refuses connections
+        reserved.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        reserved.bind(("127.0.0.1", 0))
+        port = reserved.getsockname()[1]
+        environment = {k: v for k, v in os.environ.items() if k != "HF_HUB_OFFLINE"}
+        environment |= {"HF_ENDPOINT": f"http://127.0.0.1:{port}", "HF_HOME": "cache", "HF_HUB_DISABLE_XET": "1"}
+        python = forks.Launcher(environment)
+        yield python, port
+        python.close()
+
+
+@pytest.fixture
+def hub(here, launcher):
+    """Run the command line against the loopback hub: `hub("org/tiny")` -> exit code, everything printed."""
+
+    def call(name, *words, is_reachable=True):
+        (here / "recipe.yaml").write_text(RECIPE % name)
+        python, port = launcher
+        if not is_reachable:  # nobody listens at the port
+            return python.run(here, "recipe.yaml", *words)
+        server, thread = start_server(port)
+        try:
+            return python.run(here, "recipe.yaml", *words)
+        finally:
+            stop_server(server, thread)
+
+    return call
+
+
 def test_model_of_the_hub_is_trained_and_then_read_from_the_cache_offline(hub):
     code, output = hub("org/tiny")
     assert code == 0, output
-    code, output = hub("org/tiny", "train.output_dir=again", endpoint="http://127.0.0.1:9")  # nobody listens there
+    code, output = hub("org/tiny", "train.output_dir=again", is_reachable=False)
     assert code == 0, output
     assert "The hub cannot be reached. org/tiny is looked up in the cache." in output
 
@@ -119,7 +140,7 @@ def test_error_of_the_hub_is_reported_without_a_traceback(hub, name, words, expe
 
 
 def test_unreachable_hub_is_reported_at_once(hub):
-    code, output = hub("org/tiny", endpoint="http://127.0.0.1:9")
+    code, output = hub("org/tiny", is_reachable=False)
     assert code == 2
     assert "org/tiny: there is no such path here, it is not in the cache, and the hub cannot be reached" in output
     assert "Retrying" not in output

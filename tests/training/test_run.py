@@ -9,12 +9,13 @@ import sys
 import time
 from pathlib import Path
 
+import forks
 import pytest
 import torch
 from conftest import QUESTIONS, RECIPE, jsonl
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from trl_sft import load_recipe, run_folder, train
+from trl_sft import console, load_recipe, run_folder, train
 from trl_sft.errors import RunStopped
 from trl_sft.recipe import paths
 from trl_sft.recipe.folder_decision import FolderDecision
@@ -398,34 +399,50 @@ def test_builder_keywords_are_passed_to_the_builder(go, here):
     assert code == 0, err
 
 
-def start_process(here, *overrides):
-    """Start `python -m trl_sft recipe.yaml` in a process of its own."""
-    command = [sys.executable, "-m", "trl_sft", "recipe.yaml", *overrides]
-    environment = {**os.environ, "PYTHONUNBUFFERED": "1"}
-    return subprocess.Popen(
-        command, cwd=here, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment
-    )
-
-
 @pytest.mark.parametrize(("name", "code"), [("SIGHUP", 129), ("SIGINT", 130), ("SIGTERM", 143), ("SIGUSR1", 138)])
 def test_signal_saves_a_checkpoint_and_sets_the_exit_code(name, code, here):
     (here / "recipe.yaml").write_text(FULL)
-    process = start_process(here, "train.max_steps=100000", "train.logging_steps=1")
+    streams = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
+    process = forks.start(here, "recipe.yaml", "train.max_steps=100000", "train.logging_steps=1", **streams)
     for line in process.stdout:
         if line.lstrip().startswith("5/"):
             process.send_signal(getattr(signal, name))
             break
     rest = process.communicate(timeout=60)[0]
-    assert process.returncode == code
+    assert process.returncode == code, rest
     assert f"stopped by {name}" in rest
     assert " -m trl_sft recipe.yaml" in rest
     assert "Traceback" not in rest
     assert run_folder.list_checkpoints(here / "out")
 
 
+def test_signal_while_a_line_is_printed_saves_a_checkpoint_and_is_told_after_the_step(go, monkeypatch):
+    """The handler runs inside the call that prints, and Python's streams refuse a second call."""
+    real, printing = console._print, []
+
+    def print_line(text, *args, **kwargs):
+        if printing:
+            raise RuntimeError("reentrant call inside <_io.BufferedWriter name=1>")
+        if text.lstrip().startswith("2/"):
+            printing.append(text)
+            os.kill(os.getpid(), signal.SIGTERM)
+            printing.clear()
+        real(text, *args, **kwargs)
+
+    monkeypatch.setattr(console, "_print", print_line)
+    code, out, err = go(FULL, "train.max_steps=5")
+    assert code == 143, err
+    assert out.count("SIGTERM: saving at the end of this step") == 1
+    assert "stopped by SIGTERM after step 3 of 5" in err
+
+
 def test_interrupt_while_loading_exits_with_130_and_writes_no_run_record(here):
     (here / "recipe.yaml").write_text(FULL)
-    process = start_process(here)
+    process = subprocess.Popen(
+        [sys.executable, "-m", "trl_sft", "recipe.yaml"],
+        **{"cwd": here, "env": os.environ | {"PYTHONUNBUFFERED": "1"}, "text": True},
+        **{"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT},
+    )
     process.stdout.readline()
     time.sleep(0.5)
     process.send_signal(signal.SIGINT)

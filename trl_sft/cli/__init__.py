@@ -19,7 +19,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import TextIO
 
-from trl_sft import console, errors, json_output, redaction
+from trl_sft import console, errors, garbage_collection, json_output, redaction
 from trl_sft.cli import check, explain, fix, import_settings, init, prepare, preview, report, runs, schema, train
 
 
@@ -37,6 +37,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     redaction.register_arguments(arguments)
     if argv is None:
         sys.excepthook = _print_traceback
+        garbage_collection.own_process()
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")  # one of the documented departures from upstream's defaults
     # Upstream's progress bars: on a terminal only, and only for what takes longer than a second.
     os.environ.setdefault("TQDM_DELAY" if console.shows_progress() else "TQDM_DISABLE", "1")

@@ -19,10 +19,11 @@ def main(argv: Sequence[str]) -> int:
         example="prepare recipe.yaml",
     )
     run, _ = arguments.parse_recipe(parser, argv)
-    from trl_sft import upstream_warnings
+    from trl_sft import garbage_collection, upstream_warnings
 
     with upstream_warnings.quiet():
-        from trl_sft.training import stages
+        with garbage_collection.paused():
+            from trl_sft.training import stages
 
         inputs = stages.prepare(run, any_machine=True)
     next_command = arguments.format_next_command(run)

@@ -8,6 +8,7 @@ chosen for its size: 50 kB, where Plotly has 4.5 MB, ECharts 1 MB and Chart.js 2
 
 from __future__ import annotations
 
+import functools
 import json
 import time
 from collections.abc import Mapping, Sequence
@@ -55,6 +56,13 @@ def format_page(runs: Sequence[RunFiles]) -> str:
         "version": __version__,
         "written": time.strftime("%Y-%m-%d %H:%M"),
     }
+    # half of a surrogate pair cannot be written to a file
+    return _load_template().render(context).encode("utf-8", "replace").decode("utf-8")
+
+
+@functools.cache
+def _load_template() -> jinja2.Template:
+    """Return the template of the page."""
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(_HERE),
         autoescape=True,
@@ -62,9 +70,7 @@ def format_page(runs: Sequence[RunFiles]) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    # half of a surrogate pair cannot be written to a file
-    page = environment.get_template("page.html.jinja").render(context)
-    return page.encode("utf-8", "replace").decode("utf-8")
+    return environment.get_template("page.html.jinja")
 
 
 def write_at_end(folder: Path) -> None:
@@ -283,12 +289,14 @@ def _as_script(value: Any) -> Markup:
     return Markup(text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026"))
 
 
+@functools.cache
 def _read_texts() -> dict[str, list[str]]:
     """Return the labels of the page in English and Chinese."""
     texts: dict[str, list[str]] = yaml.safe_load(_read("texts.yaml"))
     return texts
 
 
+@functools.cache
 def _read(name: str) -> str:
     return (_HERE / name).read_text(encoding="utf-8")
 

@@ -47,6 +47,7 @@ class Guard(TrainerCallback):
         self._limit = math.inf if max_hours is None else time.monotonic() + max_hours * 3600
         self._resume_command = resume_command
         self._signal = 0
+        self._notice = ""  # what the signal does, until it was said
         self._saving = False
         self._saves_at_epoch_end = False
 
@@ -96,6 +97,8 @@ class Guard(TrainerCallback):
 
     def on_step_end(self, args: SFTConfig, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Request a checkpoint when the run has to end."""
+        if self._notice:
+            self._show_notice()
         if self._signal or time.monotonic() > self._limit:
             args.save_only_model = False  # resuming needs the optimizer
             control.should_save = self._saving = True
@@ -153,7 +156,14 @@ class Guard(TrainerCallback):
             raise errors.Interrupted(number)
         self._signal = number
         name = signal.Signals(number).name
-        console.say(f"{name}: saving at the end of this step, then stopping. Send it once more to stop at once.")
+        self._notice = f"{name}: saving at the end of this step, then stopping. Send it once more to stop at once."
+        self._show_notice()
+
+    def _show_notice(self) -> None:
+        """Say what the signal does: at once, or after the step if it came while a line was being printed."""
+        with contextlib.suppress(RuntimeError):  # Python's streams refuse a call inside another one
+            console.say(self._notice)
+            self._notice = ""
 
 
 @contextlib.contextmanager

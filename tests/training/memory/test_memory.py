@@ -114,13 +114,14 @@ def measure_run(run, inputs):
 
     def watched(model, inputs, *args, **kwargs):
         stored = []
-        gc.freeze()  # what is there already is then no object of the collector's
+        earlier = gc.get_objects()  # they stay alive, so that no tensor of this step gets the identity of one of them
         with torch.autograd.graph.saved_tensors_hooks(lambda t: stored.append(t) or t, lambda t: t):
             out = compute(model, inputs, *args, **kwargs)
         known.update(collect_storages(trainer.model))
         gc.collect()
-        stored += [t for t in gc.get_objects() if isinstance(t, torch.Tensor)]
-        gc.unfreeze()
+        identities = set(map(id, earlier))
+        stored += [t for t in gc.get_objects() if isinstance(t, torch.Tensor) and id(t) not in identities]
+        del earlier
         saved = sum(n for p, n in storages(stored).items() if p not in known)
         if saved > seen["saved"]:
             seen.update(saved=saved, batch=shape(trainer, inputs))

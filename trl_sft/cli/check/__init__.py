@@ -46,11 +46,12 @@ def main(argv: Sequence[str]) -> int:
         console.say(f"No problems found in {name} ({seconds:.2f} s). The tokenizer and the rows were not loaded.")
         console.say(f"Next: {next_command}")
         return errors.EXIT_DONE
-    from trl_sft import upstream_warnings
+    from trl_sft import garbage_collection, upstream_warnings
 
     with upstream_warnings.quiet():
-        from trl_sft.cli.check import report as stage_report
-        from trl_sft.training.memory import probe
+        with garbage_collection.paused():
+            from trl_sft.cli.check import report as stage_report
+            from trl_sft.training.memory import probe
 
         report = stage_report.check(run, machine, seconds)
         code = stage_report.show(report, run, machine)

@@ -112,11 +112,12 @@ def find_faults(text: str, recipe: Path, overrides: Sequence[str], *, fast: bool
 
 def _check(run: Run) -> list[Fault]:
     """Return the faults that `check` finds; what only this machine refuses is none of the recipe."""
-    from trl_sft import upstream_warnings
+    from trl_sft import garbage_collection, upstream_warnings
     from trl_sft.recipe import processes
 
     with upstream_warnings.quiet(), contextlib.redirect_stdout(io.StringIO()):
-        from trl_sft.cli.check import report  # inside the block, since packages warn while they are imported
+        with garbage_collection.paused():
+            from trl_sft.cli.check import report  # inside the block, since packages warn while they are imported
 
         return report.check(run, processes.parse_machine("here"), 0.0).faults
 

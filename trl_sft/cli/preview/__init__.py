@@ -35,12 +35,13 @@ def main(argv: Sequence[str]) -> int:
         raise errors.RecipeError(
             errors.Fault("--rows", f"{options.rows} is below 1", "Ask for at least 1 row.", code="run.bad_option")
         )
-    from trl_sft import upstream_warnings
+    from trl_sft import garbage_collection, upstream_warnings
 
     if options.compare:
         return _show_comparison(run, num_rows=options.rows, file=options.html)
     with upstream_warnings.quiet():
-        from trl_sft.cli.preview import rows
+        with garbage_collection.paused():
+            from trl_sft.cli.preview import rows
 
         preview = rows.build_preview(run, options.rows)
     json_output.add_values(**preview.describe(), html=options.html)
@@ -56,10 +57,11 @@ def main(argv: Sequence[str]) -> int:
 
 def _show_comparison(run: Run, *, num_rows: int, file: Path | None) -> int:
     """Show the rows under each setting, on the terminal or in a file; return the exit code."""
-    from trl_sft import upstream_warnings
+    from trl_sft import garbage_collection, upstream_warnings
 
     with upstream_warnings.quiet():
-        from trl_sft.cli.preview import compare
+        with garbage_collection.paused():
+            from trl_sft.cli.preview import compare
 
         compared = compare.compare(run, num_rows)
     json_output.add_values(settings=compare.describe(compared), html=file)

@@ -16,6 +16,7 @@ from trl_sft.errors import Fault, MissingPackage, UpstreamChanged
 PACKAGES = ("accelerate", "datasets", "peft", "torch", "transformers", "trl")
 
 
+@functools.cache
 def get_version(package: str) -> str:
     """Return the installed version of a package. Raises MissingPackage."""
     try:

@@ -86,7 +86,9 @@ def estimate_step(run: Run, inputs: TrainingInputs, batch: Batch, *, device_type
         Exception: Whatever upstream raises for a model that it cannot build.
     """
     head = patches.imitate_triton_head() if device_type == "cuda" else contextlib.nullcontext()
-    gc.freeze()  # the garbage collector then skips objects that exist already
+    is_frozen = gc.get_freeze_count() > 0  # as the command line does once it has imported the packages
+    if not is_frozen:
+        gc.freeze()  # the garbage collector then skips objects that exist already
     try:
         with fake_tensors(), head:
             update = _count_update(run, inputs, batch, device_type=device_type)
@@ -98,7 +100,8 @@ def estimate_step(run: Run, inputs: TrainingInputs, batch: Batch, *, device_type
                 missing = f"{type(error).__name__}: {first_line(error)}"
                 return Estimate(update.weights, update.gradients, update.optimizer, 0, 0, update.peak, missing)
     finally:
-        gc.unfreeze()
+        if not is_frozen:
+            gc.unfreeze()
     pass_peak = max(passed.forward_peak, passed.upper_peak, passed.lower_peak)
     peak = max(update.weights + update.optimizer + pass_peak, update.peak)
     return Estimate(update.weights, update.gradients, update.optimizer, passed.activations, passed.logits, peak)
