@@ -209,7 +209,10 @@ def test_own_keys_equal_the_frozen_list():
         "train": set(),
         "evaluate": {"metrics", "max_rows", "generation"},
         "launch": {"engine", "config"},
-        "run": {"resume", "overwrite", "allow", "max_hours", "logits_gib", "global_batch_size", "price_per_hour"},
+        "run": {
+            *("resume", "overwrite", "allow", "max_hours", "logits_gib", "global_batch_size", "price_per_hour"),
+            "early_stopping",
+        },
     }
 
 

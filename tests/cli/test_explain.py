@@ -52,6 +52,7 @@ def test_every_key_can_be_explained():
 
 def test_own_keys_and_no_others_have_a_help_of_trl_sft():
     own = {section: set(names) for section, names in sections.OWN_KEYS.items() if names}
+    own |= {".".join(key): set(names) for key, names in sections.OWN_NESTED_KEYS.items()}
     assert {section: set(names) for section, names in sections.OWN_HELP.items()} == own
 
 
@@ -85,7 +86,8 @@ def test_section_lists_its_keys():
         ("group_by_length", "train_sampling_strategy"),
         ("train.deepspeed", "refused in a recipe: "),
         ("lora.peft_type", "refused in a recipe: "),
-        ("run.early_stopping", "not supported by this version"),
+        ("run.early_stopping", "Its keys (trl_sft): patience, threshold"),
+        ("run.early_stopping.patience", "default  3"),
         ("train.bf16", "sets this key if the recipe does not"),
         ("data.train.0.weight", "share of this source in the rows"),
         ("data.eval.path", "A file, a glob"),

@@ -37,7 +37,7 @@ CASES = {
     "equal answers": (evidence(7.0, 6.9, counts=answers(equal=40)), "little_changed", "train.learning_rate"),
     "equal loss": (evidence(2.0, 1.99, counts=answers(equal=3)), "little_changed", "train.learning_rate"),
     "a little worse": (evidence(2.0, 2.06), "little_changed", "train.learning_rate"),
-    "overfitted": (evidence(7.0, 3.0, 4.0, 6.0), "overfitted", "train.load_best_model_at_end"),
+    "overfitted": (evidence(7.0, 3.0, 4.0, 6.0), "overfitted", "run.early_stopping"),
     "overfitted from the start": (evidence(1.0, 1.2, 1.5, 2.0), "overfitted", "train.learning_rate"),
     "best step saved": (evidence(7.0, 3.0, 4.0, 6.0, saved_step=10, final=3.0), "better", ""),
     "empty": (evidence(7.0, 3.8, counts=answers(after=broken(empty=40))), "broken", "train.learning_rate"),

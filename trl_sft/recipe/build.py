@@ -21,6 +21,7 @@ from trl_sft import run_folder
 from trl_sft.errors import Edit, Fault, Place, RecipeError
 from trl_sft.recipe import (
     corrections,
+    early_stopping,
     key_check,
     misplaced_keys,
     other_tools,
@@ -30,7 +31,7 @@ from trl_sft.recipe import (
     sections,
     yaml_reader,
 )
-from trl_sft.recipe.checked import Run, Source
+from trl_sft.recipe.checked import Run, Setting, Source
 from trl_sft.recipe.paths import FunctionLocation, Location, LocationProblem
 from trl_sft.recipe.upstream import keys, nested
 from trl_sft.recipe.yaml_reader import Key, Recipe, describe_value, format_value
@@ -94,7 +95,9 @@ def build_run(recipe: Recipe, faults: Sequence[Fault] = ()) -> Run:
     chat_template = _resolve_chat_template(recipe, values["tokenizer"].pop("chat_template", None), faults)
     chat_template_kwargs = values["tokenizer"].pop("chat_template_kwargs", {})
     is_adapter = model is not None and bool(model.files) and paths.is_adapter(model.files[0])
-    faults += rules.check(recipe, values, sources, is_adapter=is_adapter, notes=notes)
+    implied = _apply_early_stopping(recipe, values, faults)
+    with_implied = values | {"train": early_stopping.add_settings(values["train"], implied)}
+    faults += rules.check(recipe, with_implied, sources, is_adapter=is_adapter, notes=notes)
     faults += _find_missing_scheduler_arguments(recipe, values["train"])
     faults += rules.move_loss_keys(recipe, values["data"], values["train"])
     lines = {fault.where.partition(" ")[0] for fault in faults_of_text}
@@ -119,7 +122,16 @@ def build_run(recipe: Recipe, faults: Sequence[Fault] = ()) -> Run:
         launch=values["launch"],
         options=_resolve_options(recipe, values["run"]),
         notes=tuple(notes),
+        implied=implied,
     )
+
+
+def _apply_early_stopping(recipe: Recipe, values: dict[str, dict[str, Any]], faults: list[Fault]) -> dict[Key, Setting]:
+    """Return the keys of `train:` that `run.early_stopping` sets; append the faults of those that contradict it."""
+    has_evaluation_set = rules.has_evaluation_set(values["data"])
+    faults += early_stopping.check(recipe, values["run"], values["train"], has_evaluation_set=has_evaluation_set)
+    # without an evaluation set each of them would be a fault
+    return early_stopping.choose_settings(values["run"], values["train"]) if has_evaluation_set else {}
 
 
 def _explain_other_tool(recipe: Recipe, tool: str) -> Fault:

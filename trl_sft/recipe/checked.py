@@ -82,6 +82,7 @@ class Run:
         launch: `config` is a mapping, or an absolute path.
         options: The section `run:`.
         notes: Lines for the user: keys that were translated, and keys that have no effect.
+        implied: Values that follow from another key (`run.early_stopping`), each with the reason.
 
     """
 
@@ -101,6 +102,7 @@ class Run:
     launch: dict[str, Any] = field(default_factory=dict)
     options: dict[str, Any] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
+    implied: dict[Key, Setting] = field(default_factory=dict)
 
     def section(self, name: str) -> dict[str, Any] | None:
         """Return the keyword arguments of a section by its name in the recipe: `train`, `run`; None = off."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from typing import Any, NamedTuple
 
+from trl_sft.recipe import sections
 from trl_sft.recipe.upstream import types
 from trl_sft.recipe.upstream.fields import Field
 from trl_sft.recipe.yaml_reader import format_value, read_scalar
@@ -43,6 +44,10 @@ def correct(field: Field, value: Any) -> Correction | None:
             continue
         if types.accepts(field, candidate) and type(candidate) is not type(value):
             return Correction(candidate, fix.format(format_value(candidate)))
+    meaning = sections.NUMBER_MEANINGS.get(field.name)
+    if meaning and type(value) is int and value > 1:  # 1 may be `true`
+        mapping = {meaning: value}
+        return Correction(mapping, f"Write `{field.name}: {format_value(mapping)}`.")
     if types.accepts(field, [value]):
         return Correction([value], f"Write a list: {format_value([value])}.")
     if isinstance(value, str):

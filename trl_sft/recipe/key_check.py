@@ -162,7 +162,7 @@ def _check_nested(recipe: Recipe, key: Key, siblings: Mapping[Any, Any], *, name
         if isinstance(value, str) and word in nested.TEXT_FORMS:
             fix = f"Write {nested.TEXT_FORMS[word]}."
             faults.append(recipe.fault(key, f"the value is {describe_value(value)}", fix, code="recipe.wrong_type"))
-        return isinstance(value, str)
+        return isinstance(value, str | bool)
     if not owner.fields and values:
         faults.append(
             recipe.fault(key, f"{owner.owner_name} reads no key of this mapping", "Remove it.", code="recipe.no_keys")

@@ -22,6 +22,8 @@ from trl_sft.recipe.yaml_reader import Key, format_value
 SECRET_KEYS = ("token", "hub_token")
 # Words of `run.allow` that say how a run resumes. The others change how rows become tokens.
 _RESUME_WORDS = ("changed_recipe", "changed_data")
+# Keys of `run:` that change which weights a run trains or saves.
+_SHAPING_KEYS = ("global_batch_size", "early_stopping")
 _TOKENIZER_FILES = ("chat_template.jinja", "tokenizer.json", "tokenizer_config.json")
 _SOURCE_KEYS = ("format", "wording", "rename", "task", "weight", "max_rows")
 
@@ -81,7 +83,7 @@ def iterate_values(run: Run, settings: Mapping[Key, Setting]) -> Iterator[Resolv
         tokenizer["chat_template_kwargs"] = run.chat_template_kwargs
     sections = {"model": run.model, "tokenizer": tokenizer, "quantization": run.quantization, "lora": run.lora}
     for section, values in sections.items():
-        if section == "lora" and values == {} and not settings:
+        if section == "lora" and values == {} and not any(key[0] == "lora" for key in settings):
             yield ResolvedValue(("lora",), {}, places[("lora",)])
         yield from _written_values(run, section, values or {})
         yield from _package_settings(section, settings)
@@ -94,8 +96,8 @@ def iterate_values(run: Run, settings: Mapping[Key, Setting]) -> Iterator[Resolv
     yield from _written_values(run, "train", run.train)
     yield from _package_settings("train", settings)
     yield from _written_values(run, "launch", run.launch)
-    if "global_batch_size" in run.options:
-        yield from _written_values(run, "run", {"global_batch_size": run.options["global_batch_size"]})
+    shaping = {name: run.options[name] for name in _SHAPING_KEYS if run.options.get(name) not in (None, False)}
+    yield from _written_values(run, "run", shaping)
     if allowed := [word for word in run.options.get("allow", []) if word not in _RESUME_WORDS]:
         yield from _written_values(run, "run", {"allow": allowed})
     if run.evaluate is None:

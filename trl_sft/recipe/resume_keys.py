@@ -117,6 +117,8 @@ def _classify(name: str, before: Mapping[str, Any], now: Mapping[str, Any], *, g
         return EFFECT_DATA
     if name == "run.global_batch_size" or (section == "train" and key in BATCH_KEYS):
         return REFUSED if groups_rows else EFFECT_BATCH  # rows are sorted within so many batches
+    if name == "run.early_stopping":  # its count of evaluations goes on; the keys that it sets may change too
+        return EFFECT_NONE
     if section != "train":
         return REFUSED
     if key == "lr_scheduler_type" and {before.get(name), now.get(name)} & set(LOSS_SCHEDULES):

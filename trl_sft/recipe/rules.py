@@ -62,7 +62,7 @@ def check(recipe: Recipe, values: Sections, sources: Sources, *, is_adapter: boo
 
     """
     train = values["train"]
-    has_evaluation_set = values["data"].get("eval_fraction") is not None or values["data"].get("eval") is not None
+    is_evaluated = has_evaluation_set(values["data"])
     yield from _check_data(recipe, values["data"], sources)
     if recipe.values.get("quantization") is not None:
         yield from _check_quantization(recipe, values["quantization"], is_adapter)
@@ -72,8 +72,8 @@ def check(recipe: Recipe, values: Sections, sources: Sources, *, is_adapter: boo
     if values["run"].get("global_batch_size") is not None and train.get("auto_find_batch_size"):
         problem = "`auto_find_batch_size` would change the batch size that `run.global_batch_size` fixes"
         yield recipe.fault(("train", "auto_find_batch_size"), problem, _REMOVE_ONE, code="recipe.contradiction")
-    yield from no_effect.check(recipe, values, has_evaluation_set=has_evaluation_set, notes=notes)
-    if not has_evaluation_set:
+    yield from no_effect.check(recipe, values, has_evaluation_set=is_evaluated, notes=notes)
+    if not is_evaluated:
         yield from _check_needs_evaluation(recipe, train)
     if train.get("load_best_model_at_end") and train.get("save_strategy") == "no":
         problem = "`load_best_model_at_end` needs checkpoints, but `save_strategy` is no"
@@ -86,6 +86,11 @@ def check(recipe: Recipe, values: Sections, sources: Sources, *, is_adapter: boo
     if train.get("packing") and train.get("max_length", 0) is None:
         problem = "packing needs a length to fill, but `max_length` is null"
         yield recipe.fault(("train", "max_length"), problem, "Write a whole number of tokens.", code="recipe.needs_key")
+
+
+def has_evaluation_set(data: Mapping[str, Any]) -> bool:
+    """Tell whether the section `data:` names an evaluation set."""
+    return data.get("eval_fraction") is not None or data.get("eval") is not None
 
 
 def _check_needs_evaluation(recipe: Recipe, train: Mapping[str, Any]) -> Iterator[Fault]:

@@ -87,13 +87,19 @@ OWN_KEYS: dict[str, dict[str, str]] = {
         "logits_gib": "float",
         "global_batch_size": "int",
         "price_per_hour": "float",
+        "early_stopping": "bool | dict[str, Any]",
     },
 }
+# The keys of a mapping under an own key: name -> type and default.
+OWN_NESTED_KEYS: dict[tuple[str, str], dict[str, tuple[str, str]]] = {
+    ("run", "early_stopping"): {"patience": ("int", "3"), "threshold": ("float", "0.0")},
+}
+# own key that takes a mapping -> the key of the mapping that a number in its place surely stands for
+NUMBER_MEANINGS = {"early_stopping": "patience"}
 
 # Keys that a later version will support: this one refuses them by name and never ignores them.
 NOT_YET = {
     "evaluate": ("prompts",),
-    "run": ("early_stopping",),
 }
 
 # `from_pretrained(**kwargs)` declares no names. These are the documented ones that YAML can write.
@@ -195,6 +201,12 @@ OWN_HELP: dict[str, dict[str, str]] = {
         "logits_gib": "The largest memory for logits, in GiB, on a machine without Triton. Unset: 0.5.",
         "global_batch_size": "Rows per optimizer step, over all processes and accumulated batches.",
         "price_per_hour": "What an hour of all devices costs, in any currency: the time left is shown as money too.",
+        "early_stopping": "Stop once the eval loss no longer improves, and save the weights of the best evaluation: "
+        "true, or {patience: 3, threshold: 0}. It sets the keys of `train:` that it needs.",
+    },
+    "run.early_stopping": {
+        "patience": "Evaluations in a row without an improvement, after which the run stops.",
+        "threshold": "A change of the eval loss up to this size is no improvement.",
     },
 }
 

@@ -116,8 +116,8 @@ INSTRUCTIONS = {
     "hftoken": "Set the environment variable HF_TOKEN, or run `hf auth login`.",
     "cudavisibledevices": "Set the environment variable CUDA_VISIBLE_DEVICES.",
     "device": "Remove it: a GPU is used where there is one. `train.use_cpu: true` trains on the CPU.",
-    "earlystoppingpatience": "Remove it: this version does not stop early. `train.load_best_model_at_end: true` loads "
-    "the best checkpoint at the end.",
+    "earlystoppingpatience": "Set `run.early_stopping: {patience: N}` with its number instead.",
+    "earlystoppingthreshold": "Set `run.early_stopping: {threshold: X}` with its number instead.",
 }
 # Words that are near to a key, whose value may have to change: the key is suggested, and no program writes it.
 RELATED = _list_words(

@@ -93,6 +93,7 @@ def _describe_run(run: RunFiles, name: str) -> dict[str, Any]:
         "state": run.state,
         "outcome": run.outcome,
         "verdict": verdict if isinstance(verdict, dict) and "code" in verdict and "text" in verdict else None,
+        "stopped_early": _describe_early_stop(run),
         "findings": _list_mappings(run.run.get("findings")),
         "damaged": run.damaged,
         "ledger": _describe_ledger(run.ledger),
@@ -132,6 +133,15 @@ def _list_marks(run: RunFiles) -> list[charts.Mark]:
     if isinstance(best, dict) and isinstance(best.get("step"), int):
         marks.append(charts.Mark(best["step"], "the step whose weights were saved"))
     return marks
+
+
+def _describe_early_stop(run: RunFiles) -> dict[str, Any] | None:
+    """Return where and why a run stopped early; None = it did not, or its record has another form."""
+    stop = run.run.get("stopped_early")
+    names = ("step", "planned_steps", "evaluations", "best_step", "best_value", "threshold")
+    if not isinstance(stop, dict) or not all(_is_number(stop.get(name)) for name in names):
+        return None
+    return {name: _format_number(stop[name]) for name in names} | {"metric": str(stop.get("metric", ""))}
 
 
 def _describe_chart(chart: charts.Chart, texts: Mapping[str, Sequence[str]]) -> dict[str, Any]:

@@ -28,7 +28,7 @@ _SIGNALS = ("SIGHUP", "SIGINT", "SIGTERM", "SIGUSR1")
 
 
 class AlreadyTrained(Exception):
-    """The checkpoint to resume from is of the last step; the Trainer would train one more step."""
+    """The checkpoint to resume from is of the step at which training ended; the Trainer would train one more step."""
 
 
 class Guard(TrainerCallback):
@@ -94,6 +94,11 @@ class Guard(TrainerCallback):
             yield
         finally:
             vars(trainer).pop("training_step", None)  # the method of the class again
+
+    def on_train_begin(self, args: SFTConfig, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        """Train nothing where the earlier process stopped between the last step and the end. Raises AlreadyTrained."""
+        if is_trained(state, control):
+            raise AlreadyTrained
 
     def on_step_end(self, args: SFTConfig, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Request a checkpoint when the run has to end."""
@@ -176,6 +181,11 @@ def watch(trainer: SFTTrainer, guard: Guard, measured: Throughput) -> Iterator[N
         measured.time_backward(),
     ):
         yield
+
+
+def is_trained(state: TrainerState, control: TrainerControl) -> bool:
+    """Tell whether no step is left to train, when training begins: after the last step, or that of early stopping."""
+    return bool(state.global_step >= state.max_steps or control.should_training_stop)
 
 
 def ends_epoch(state: TrainerState) -> bool:

@@ -61,7 +61,9 @@ def save(
     differs = is_adapter and load.differs_from_base(run, inputs.model, trainer.model)
     best = manifest.describe_best(trainer.args, trainer.state)
     best_line = [f"Best: {manifest.write_best(best)}"] if best else []
-    outcome = _judge(trainer, metrics, comparison, prompts=prompts, best=best)
+    stop = record.stopping.describe(trainer.args, trainer.state) if record.stopping else None
+    best_line += [str(stop)] if stop else []
+    outcome = _judge(trainer, metrics, comparison, prompts=prompts, best=best, stopped_early=stop is not None)
     card = manifest.write_model_card(
         run,
         inputs.model.name,
@@ -75,7 +77,8 @@ def save(
         run_folder.flush(run.output_dir / name)
     steps = trainer.state.global_step
     entries = {"outcome": run_folder.DONE, "verdict": outcome.as_json(), "steps": steps, "metrics": metrics}
-    record.close(entries | {"files": files} | ({"best": best} if best else {}))
+    entries |= {"files": files} | ({"best": best} if best else {})
+    record.close(entries | ({"stopped_early": stop.as_json()} if stop else {}))
     code = manifest.write_usage(run_folder.shorten_path(run.output_dir), differs_from_base=differs)
     screen = summary.LastScreen(
         seconds=record.seconds(),
@@ -110,6 +113,7 @@ def _judge(
     *,
     prompts: before_after.PromptSet,
     best: Mapping[str, Any] | None,
+    stopped_early: bool,
 ) -> verdict.Verdict:
     """Return the verdict on the weights that are saved."""
     state = trainer.state
@@ -121,6 +125,7 @@ def _judge(
         steps=state.global_step,
         answers=answer_counts.count_answers(comparison.samples) if comparison else None,
         peak_rate=live.read_peak_rate(trainer.optimizer),
+        stopped_early=stopped_early,
     )
     return verdict.judge(evidence)
 

@@ -48,6 +48,7 @@ def read_facts(
         max_grad_norm=args.max_grad_norm or 0.0,
         has_loss_scale=bool(args.fp16),
         loss_tokens=dict(loss_tokens),
+        saves_best=bool(args.load_best_model_at_end),
     )
 
 

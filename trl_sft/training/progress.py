@@ -17,7 +17,7 @@ from trl import SFTConfig
 
 from trl_sft import console, run_folder
 from trl_sft.training import clock, throughput
-from trl_sft.training.callbacks import AlreadyTrained
+from trl_sft.training.callbacks import is_trained
 from trl_sft.training.throughput import Throughput
 
 _TIMED_STEPS = 3  # steps after which the time left is estimated
@@ -62,15 +62,15 @@ class Progress(TrainerCallback):
         """Show the table; bring log.jsonl to the state that training starts from."""
         table = self._begin(args, state, kwargs["model"])
         run_folder.write_text(self._log, "".join(json.dumps(entry) + "\n" for entry in state.log_history))
-        if state.global_step >= state.max_steps:  # the earlier process stopped between the last step and the end
-            raise AlreadyTrained
+        self._measured.clock.start()
+        if is_trained(state, control):
+            return
         console.say()
         console.print_table(table)
         console.say()
         self._first_step = state.global_step
         if not args.disable_tqdm:
             self._line = console.start_live_line(total=state.max_steps, initial=state.global_step)
-        self._measured.clock.start()
 
     def on_step_begin(self, args: SFTConfig, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Note that the batches of the step have arrived."""

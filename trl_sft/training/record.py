@@ -20,6 +20,7 @@ from trl_sft.recipe.checked import Run
 from trl_sft.recipe.folder_decision import FolderDecision
 from trl_sft.tokenization import segmentation, stream
 from trl_sft.training import manifest
+from trl_sft.training.early_stopping import EarlyStopping
 from trl_sft.training.monitor import Monitor
 from trl_sft.training.progress import Progress
 from trl_sft.training.stages import TrainingInputs
@@ -39,6 +40,7 @@ class RunRecord:
         self.progress: Progress | None = None
         self.throughput: Throughput | None = None
         self.monitor: Monitor | None = None
+        self.stopping: EarlyStopping | None = None
         self.checkpoint = decision.checkpoint  # that the run resumes from
         self.largest_batch: tuple[int, ...] = ()  # so far: rows, tokens
         self.in_training = True  # whether the last batch was one to train, not to evaluate
@@ -103,6 +105,11 @@ class RunRecord:
     def seconds(self) -> float:
         """Return the wall time since the inputs were ready."""
         return time.monotonic() - self._started
+
+    def show(self, text: str) -> None:
+        """Show one line, above the live line where there is one."""
+        show = self.progress.show if self.progress else console.say
+        show(text)
 
     def _note_batch(self, model: torch.nn.Module, arguments: tuple[Any, ...], batch: dict[str, Any]) -> None:
         """Store the shape of the largest training batch, for the message when memory runs out."""

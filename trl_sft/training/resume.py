@@ -33,8 +33,9 @@ from trl_sft.recipe import data_files, folder_decision, resolved, resume_keys
 from trl_sft.recipe.checked import Run
 from trl_sft.recipe.folder_decision import CHANGED_DATA, FolderDecision
 from trl_sft.tokenization import token_digest
-from trl_sft.training import live, manifest, stages
-from trl_sft.training.callbacks import ends_epoch
+from trl_sft.training import early_stopping, live, manifest, stages
+from trl_sft.training.callbacks import ends_epoch, is_trained
+from trl_sft.training.early_stopping import EarlyStopping
 from trl_sft.training.stages import TrainingInputs
 from trl_sft.training.verify import Verification
 
@@ -129,7 +130,13 @@ class ResumeState(TrainerCallback):
     """Writes the record of each checkpoint, and sets the counters that the Trainer starts anew when it resumes."""
 
     def __init__(
-        self, decision: FolderDecision, trainer: SFTTrainer, *, verification: Verification, entries: dict[str, Any]
+        self,
+        decision: FolderDecision,
+        trainer: SFTTrainer,
+        *,
+        verification: Verification,
+        stopping: EarlyStopping,
+        entries: dict[str, Any],
     ) -> None:
         """Store the live objects.
 
@@ -137,11 +144,12 @@ class ResumeState(TrainerCallback):
             decision: about the folder; its checkpoint is the one that the run resumes from.
             trainer: the live trainer.
             verification: counts what the loop consumes.
+            stopping: counts evaluations without an improvement.
             entries: what every checkpoint of the run records: recipe, tokens, the date that the template writes.
 
         """
         self._decision, self._trainer, self._verification = decision, trainer, verification
-        self._entries = entries
+        self._entries, self._stopping = entries, stopping
         record = checkpoints.read_record(decision.checkpoint) if decision.checkpoint else {}
         self._record: dict[str, Any] = record
         self._random_state = torch.get_rng_state()
@@ -160,7 +168,7 @@ class ResumeState(TrainerCallback):
         self._restore_counters(progress)
         if args.dataloader_persistent_workers and args.dataloader_num_workers:
             self._spare_random_state(state, kwargs["train_dataloader"])
-        if state.global_step >= state.max_steps:  # nothing is left to train, so nothing can be measured
+        if is_trained(state, control):  # so nothing can be measured
             self._verification.measured |= progress.get(_MEASURED, {})
 
     def _restore_counters(self, progress: dict[str, Any]) -> None:
@@ -287,6 +295,7 @@ class ResumeState(TrainerCallback):
             "num_tokens": trainer._total_train_tokens,
             "metrics": {name: list(values) for name, values in trainer._metrics["train"].items() if values},
             "consumed": self._verification.count_consumed(),
+            early_stopping.COUNT: self._stopping.count,
             _MEASURED: {name: measured[name] for name in ("first_step", "after_training") if name in measured},
             _EPOCH_RANDOM_STATE: base64.b64encode(self._random_state.numpy().tobytes()).decode(),
         }

@@ -18,6 +18,7 @@ from trl_sft.recipe.checked import Run
 from trl_sft.recipe.folder_decision import FolderDecision
 from trl_sft.tokenization import encode, template_date
 from trl_sft.training import callbacks, failures, finish, monitor, resume, summary, trackers
+from trl_sft.training.early_stopping import EarlyStopping
 from trl_sft.training.finish import Result
 from trl_sft.training.progress import Progress
 from trl_sft.training.record import RunRecord
@@ -47,7 +48,10 @@ def run(checked: Run, decision: FolderDecision) -> Result:
             trainer = record.trainer = build_trainer(checked, inputs)
             verification = record.verification = Verification(checked, inputs, trainer)
             entries = resume.describe_run(checked, inputs.args, tokens=tokens, day=inputs.chat.template_date)
-            resume_state = resume.ResumeState(final_decision, trainer, verification=verification, entries=entries)
+            stopping = record.stopping = EarlyStopping(checked, final_decision, record.show)
+            resume_state = resume.ResumeState(
+                final_decision, trainer, verification=verification, stopping=stopping, entries=entries
+            )
             encode_prompt = functools.partial(encode.encode_prompt, inputs.datasets.encoder)
             prompts = before_after.select_prompts(
                 checked, inputs.rows, encode=encode_prompt, ledger=inputs.datasets.ledger
@@ -59,7 +63,8 @@ def run(checked: Run, decision: FolderDecision) -> Result:
                 rows = None if inputs.rows.streaming else len(trainer.train_dataset)
                 answers = before_after.ask_base(checked, trainer, prompts)
                 lines = resume_state.describe_changes(args, state)
-                lines += summary.before(args, state, model, rows=rows) + verification.first_screen()
+                lines += summary.before(args, state, model, rows=rows) + stopping.first_screen(args, state)
+                lines += verification.first_screen()
                 return lines + ([("answers", answers)] if answers else [])
 
             measured = record.throughput = Throughput(trainer, verification)
@@ -72,7 +77,7 @@ def run(checked: Run, decision: FolderDecision) -> Result:
             max_hours, command = checked.options.get("max_hours"), failures.resume_command(checked)
             guard = callbacks.Guard(max_hours, command, note=record.monitor.note)
             samples = SampleAnswers(checked, trainer, prompts, show=progress.show)
-            replace_callbacks(trainer, [verification, resume_state, samples, progress, record.monitor, guard])
+            replace_callbacks(trainer, [stopping, verification, resume_state, samples, progress, record.monitor, guard])
             trackers.isolate(trainer, progress.show)
             with callbacks.watch(trainer, guard, measured), contextlib.closing(progress):
                 try:

@@ -40,11 +40,16 @@ class SampleAnswers(TrainerCallback):
         every = max(1, len(prompts.prompts) // _PROMPTS)
         self._prompts, self._ids = prompts.prompts[::every][:_PROMPTS], prompts.ids[::every][:_PROMPTS]
         self._answered = 0  # the last step whose evaluation was answered
+        self._is_over = False  # then the weights may be those of an earlier step
+
+    def on_train_end(self, args: SFTConfig, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        """Answer nothing from now on."""
+        self._is_over = True
 
     def on_evaluate(self, args: SFTConfig, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Answer the prompts; once where there are several evaluation sets."""
         step = state.global_step
-        if not self._prompts or step in (0, self._answered) or step >= state.max_steps:
+        if not self._prompts or self._is_over or step in (0, self._answered) or step >= state.max_steps:
             return
         self._answered = step
         began = time.monotonic()

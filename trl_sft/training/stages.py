@@ -24,7 +24,7 @@ from trl_sft.errors import LaunchError, MissingPackage, RecipeError, UserError
 from trl_sft.evaluation import before_after
 from trl_sft.model import cpu_loss, device, load, needed_packages, packed_attention, patches, trust, weights
 from trl_sft.model.load import ModelSource
-from trl_sft.recipe import folder_decision
+from trl_sft.recipe import early_stopping, folder_decision
 from trl_sft.recipe import processes as recipe_processes
 from trl_sft.recipe.checked import Run, Setting
 from trl_sft.recipe.yaml_reader import Key
@@ -85,7 +85,7 @@ def prepare(run: Run, *, any_machine: bool = False) -> TrainingInputs:
         console.print_lines(_describe_missing_hardware(error))
     settings, model, chat, rows = read_rows(run, any_machine=any_machine, show=console.print_lines)
     datasets = tokenize(run, chat, rows, settings=settings)
-    console.print_lines([*datasets.notes, *recipe_processes.describe_settings(settings.chosen)])
+    console.print_lines([*datasets.notes, *describe_settings(settings)])
     console.print_lines(check_row_lengths(run, model, datasets, settings=settings))
     dry_run.check(run, model, chat, args=settings.args, datasets=datasets)
     return TrainingInputs(settings, model, chat, rows, datasets)
@@ -169,6 +169,7 @@ def settle_settings(run: Run, *, elsewhere: bool = False, processes: int = 1) ->
         load.choose_adapter_settings(run)
         | recipe_processes.compute_settings(run, processes)
         | trust.choose_weight_settings(run)
+        | run.implied
     )
     keywords = {"output_dir": str(run.output_dir), "model_init_kwargs": trust.build_load_keywords(run)} | run.train
     keywords |= {str(key[-1]): setting.value for key, setting in chosen.items() if key[0] == "train"}
@@ -179,6 +180,11 @@ def settle_settings(run: Run, *, elsewhere: bool = False, processes: int = 1) ->
         raise refusals.as_fault(run, error) from error
     can_quantize = not elsewhere or needed_packages.is_installed("bitsandbytes")
     return RunSettings(args, load.make_quantization_config(run, chosen) if can_quantize else None, chosen)
+
+
+def describe_settings(settings: RunSettings) -> list[tuple[str, str]]:
+    """Return lines, name and value, on the settings that follow from keys of `run:`."""
+    return recipe_processes.describe_settings(settings.chosen) + early_stopping.describe_settings(settings.chosen)
 
 
 def check_packages(run: Run, settings: RunSettings) -> None:

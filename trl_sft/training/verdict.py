@@ -38,6 +38,7 @@ class Evidence:
         steps: optimizer steps of the run.
         answers: counts of the answers before and after; None = nothing was generated.
         peak_rate: the highest learning rate.
+        stopped_early: whether `run.early_stopping` ended the run.
 
     """
 
@@ -48,6 +49,7 @@ class Evidence:
     steps: int
     answers: AnswerCounts | None = None
     peak_rate: float | None = None
+    stopped_early: bool = False
 
 
 @dataclass(frozen=True)
@@ -173,8 +175,8 @@ def _judge_overfitting(evidence: Evidence, numbers: dict[str, Any]) -> Verdict |
     text = f"Eval loss {start}{numbers['best_eval_loss']:.4g} at step {numbers['best_step']} -> "
     text += f"{numbers['eval_loss_after']:.4g} at the end, while the train loss fell {train[0]:.4g} -> {train[1]:.4g}."
     if numbers["best_step"]:
-        advice = "Set train.load_best_model_at_end: true and save when it is evaluated (train.save_strategy), or stop"
-        advice += f" near step {numbers['best_step']} (train.max_steps), or add rows."
+        advice = "Set run.early_stopping: true, which saves the weights of the best evaluation and stops, or stop near"
+        advice += f" step {numbers['best_step']} (train.max_steps), or add rows."
     else:
         advice = f"Lower train.learning_rate{_now(evidence)}, train for fewer steps, or add rows."
     return Verdict(OVERFITTED, text, advice, numbers)
@@ -257,7 +259,8 @@ def _describe_broken(counts: BrokenAnswers, prompts: int) -> Iterator[str]:
 
 def _advise_more(evidence: Evidence) -> str:
     """Return what to try where training changed little."""
-    return f"Raise train.learning_rate{_now(evidence)}, or train longer (train.num_train_epochs)."
+    longer = "run.early_stopping.patience" if evidence.stopped_early else "train.num_train_epochs"
+    return f"Raise train.learning_rate{_now(evidence)}, or train longer ({longer})."
 
 
 def _advise_longer(evidence: Evidence, numbers: dict[str, Any]) -> str:
@@ -266,6 +269,8 @@ def _advise_longer(evidence: Evidence, numbers: dict[str, Any]) -> str:
     still_falls = len(losses) > 2 and losses[-1][1] < losses[-2][1] * (1 - _SMALL_CHANGE)
     if not still_falls or numbers["best_step"] != losses[-1][0]:
         return ""
+    if evidence.stopped_early:
+        return "The eval loss still fell at the end: lower run.early_stopping.threshold."
     return "The eval loss still fell at the end: train longer (train.num_train_epochs)."
 
 

@@ -119,6 +119,11 @@ class Verification(TrainerCallback):
         if state.global_step >= state.max_steps:
             self._measure_end(state)
 
+    def on_evaluate(self, args: SFTConfig, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        """Compare the weights where the run stops early, before the best ones are loaded."""
+        if control.should_training_stop and "after_training" not in self.measured:
+            self._measure_end(state)
+
     def on_train_end(self, args: SFTConfig, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Measure the end of training. Raises RunStopped if training changed no weight."""
         if "after_training" not in self.measured:

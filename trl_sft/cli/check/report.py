@@ -23,7 +23,6 @@ from trl_sft.errors import Fault, LaunchError, MissingPackage, Unreached, UserEr
 from trl_sft.model import device, trust
 from trl_sft.model.load import ModelSource
 from trl_sft.recipe import folder_decision
-from trl_sft.recipe import processes as recipe_processes
 from trl_sft.recipe.checked import Run
 from trl_sft.recipe.processes import TargetMachine
 from trl_sft.tokenization import chat_template
@@ -140,7 +139,7 @@ def _settle(run: Run, report: Report, machine: TargetMachine) -> RunSettings | N
         description = f"{machine.num_gpus} x {machine.gpu_gib:g} GiB" if machine.gpu_gib else "any"
         if machine.is_this_machine:
             description = stages.describe_machine(run, settings)
-        print_lines([("machine", description), *recipe_processes.describe_settings(settings.chosen)])
+        print_lines([("machine", description), *stages.describe_settings(settings)])
         return settings
     return None
 

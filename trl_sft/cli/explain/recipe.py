@@ -61,7 +61,7 @@ def _explain_section(section: str, set_values: dict[str, resolved.ResolvedValue]
 
 def iterate_set_values(run: Run) -> Iterator[resolved.ResolvedValue]:
     """Yield every value that the recipe or an override sets, also those that `resolved.yaml` leaves out."""
-    yield from (value for value in resolved.iterate_values(run, {}) if value.key[0] != "run")
+    yield from (value for value in resolved.iterate_values(run, run.implied) if value.key[0] != "run")
     places = run.recipe.places
     folder: Key = ("train", "output_dir")
     set_by = places.get(folder, "trl_sft: runs/ and the name of the recipe")

@@ -132,7 +132,9 @@ def _build_nested(section: str, name: str) -> Schema | None:
         return _build_mapping(_build_properties(mapping, nested_fields.fields), [])
     properties: Schema = {}
     for key, field in nested_fields.fields.items():
-        help_text = upstream_fields.read_help(nested_fields.definition, key)
+        help_text = keys.get_help(mapping, key)
+        if nested_fields.definition:
+            help_text = upstream_fields.read_help(nested_fields.definition, key)
         description = {"description": help_text} if help_text else {}
         properties[key] = description | _build_type(field, _build_nested(mapping, key))
     return _build_mapping(properties, [])

@@ -214,6 +214,13 @@ def _get_optimizer_fields(siblings: Mapping[str, Any]) -> NestedFields | None:
     return NestedFields(f"optim: {optim}", {name: Field(name, None, "") for name in names})
 
 
+def _get_own_fields(section: str, name: str) -> NestedFields:
+    """Return the keys of the mapping under one of our own keys."""
+    declared = sections.OWN_NESTED_KEYS[section, name]
+    fields = {key: types.make_field(key, kind)._replace(default=default) for key, (kind, default) in declared.items()}
+    return NestedFields("trl_sft", fields)
+
+
 def _get_value_or_default(name: str, siblings: Mapping[str, Any]) -> str:
     """Return the value of a key of `train:`, or its default if the recipe does not set it."""
     if value := siblings.get(name):
@@ -297,4 +304,5 @@ _READERS: dict[tuple[str, str], Callable[[Mapping[str, Any]], NestedFields | Non
     ("train", "activation_checkpointing_kwargs"): _get_checkpointing_fields,
     ("train", "lr_scheduler_kwargs"): _get_scheduler_fields,
     ("train", "optim_args"): _get_optimizer_fields,
+    ("run", "early_stopping"): lambda _: _get_own_fields("run", "early_stopping"),
 }

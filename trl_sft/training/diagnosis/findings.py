@@ -33,6 +33,7 @@ class RunFacts:
         max_grad_norm: norm at which gradients are clipped; 0 = never.
         has_loss_scale: whether fp16's loss scaler skips steps whose gradients are not finite, by design.
         loss_tokens: tokens with loss of each evaluation set, by its name.
+        saves_best: whether the weights of the best evaluation are saved at the end.
 
     """
 
@@ -45,6 +46,7 @@ class RunFacts:
     max_grad_norm: float
     has_loss_scale: bool
     loss_tokens: Mapping[str, int]
+    saves_best: bool = False
 
 
 @dataclass(frozen=True)

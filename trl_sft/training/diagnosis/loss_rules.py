@@ -192,13 +192,17 @@ def find_overfitting(curves: Curves) -> Finding | None:
     text += f" from {train[0]:.4g} to {train[1]:.4g}."
     numbers = {"best_step": best_step, "best_eval_loss": best, "eval_loss": last[-1][1]}
     numbers |= {"train_loss_at_best": train[0], "train_loss": train[1]}
+    advice = f"near step {best_step} (train.max_steps), or add rows."
+    if curves.facts.saves_best:
+        advice = f"Stop {advice}"
+    else:
+        advice = f"Save the weights of the lowest eval loss (run.early_stopping: true), stop {advice}"
     return Finding(
         findings.OVERFITTING,
         (best_step, *(step for step, _ in last)),
         text,
         "The model overfits: it learns these rows, not the task. The answers may still get better.",
-        f"Save the step with the lowest eval loss (train.load_best_model_at_end), stop near step {best_step}"
-        " (train.max_steps), or add rows.",
+        advice,
         numbers,
     )
 
