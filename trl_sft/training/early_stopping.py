@@ -14,7 +14,7 @@ from typing import Any
 from transformers import EarlyStoppingCallback, TrainerCallback, TrainerControl, TrainerState
 from trl import SFTConfig
 
-from trl_sft import checkpoints
+from trl_sft import checkpoints, console
 from trl_sft.recipe import early_stopping
 from trl_sft.recipe.checked import Run
 from trl_sft.recipe.early_stopping import StoppingRule
@@ -79,7 +79,10 @@ class EarlyStopping(TrainerCallback):
         """Return the line of the table before step 1."""
         if self._rule is None:
             return []
-        every = "epoch" if args.eval_strategy == "epoch" else f"{int(state.eval_steps):,} steps"
+        steps = int(state.eval_steps or 1)
+        every = f"{steps:,} steps" if steps > 1 else "step"
+        if args.eval_strategy == "epoch":
+            every = "epoch"
         number = f"{self._rule.patience} evaluations" if self._rule.patience > 1 else "1 evaluation"
         return [("early stop", f"after {number} without an improvement, one every {every}")]
 
@@ -98,7 +101,9 @@ class EarlyStopping(TrainerCallback):
         if control.should_training_stop and not was_stopping and state.global_step < state.max_steps:
             self._stop(state, control)
             reason = _describe_reason(_get_metric(args), self.count, self._rule.threshold)
-            self._show(f"Early stopping: the run ends at step {state.global_step:,} of {state.max_steps:,}: {reason}.")
+            text = f"Early stopping: the run ends at step {state.global_step:,} of {state.max_steps:,}: {reason}."
+            for line in console.wrap(text, indent="  ", first_indent=""):
+                self._show(line)
 
     def on_train_end(self, args: SFTConfig, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Count no further evaluation: it is of the weights that are saved."""
