@@ -34,6 +34,7 @@ ALLOWED = {
     "model/patches.py": {
         *("_attn_implementation", "_from_config", "_keep_in_fp32_modules", "_keep_in_fp32_modules_strict"),
         *("_orig_mod", "_use_triton", "_ChunkedLogProbFunction"),
+        *("_set_signature_columns_if_needed", "_signature_columns"),
     },
     "tokenization/special_tokens.py": {"_tokenizer", "_extra_special_tokens"},
     "tokenization/template_limits.py": {"_exit"},  # os._exit: the copy of the process runs no clean-up

@@ -22,6 +22,7 @@ SAVING = ("train.save_strategy=steps", "train.save_steps=2", "train.max_steps=6"
 ALLOW = "run.allow=[changed_recipe]"
 
 
+TWO_SOURCES = "data.train=[{path: rows.jsonl}, {path: other.jsonl}]"  # whose losses are logged apart
 EPOCHS = ("train.max_steps=-1", "train.num_train_epochs=2")  # of 32 rows: 16 steps each
 
 
@@ -31,7 +32,7 @@ EPOCHS = ("train.max_steps=-1", "train.num_train_epochs=2")  # of 32 rows: 16 st
         (3, ("train.logging_steps=2", "train.eval_strategy=steps", "train.eval_steps=2", "train.eval_on_start=true")),
         (5, ("train.logging_steps=4", "lora={r: 4, target_modules: all-linear, lora_dropout: 0.1}")),
         (22, (*EPOCHS, "train.train_sampling_strategy=group_by_length", "train.logging_steps=7")),
-        (11, ("train.packing=true", "train.max_length=64", "train.max_steps=14")),
+        (11, ("train.packing=true", "train.max_length=64", "train.max_steps=14", "train.logging_steps=3", TWO_SOURCES)),
         (3, ("data.train={path: rows.jsonl, streaming: true}", "data.eval_fraction=null", "data.eval=other.jsonl")),
     ],
     ids=lambda value: value if isinstance(value, int) else " ".join(value).replace("train.", "")[:60],
@@ -40,7 +41,7 @@ def test_resumed_run_equals_an_uninterrupted_run_in_weights_log_and_counts(step,
     """Other settings are in test_resume_table.py, which `make prove` runs."""
     rows = [{"question": f"What is {n} plus {n}?", "answer": "x " * (1 + n * 7 % 12)} for n in range(40)]
     jsonl(here / "rows.jsonl", rows)
-    jsonl(here / "other.jsonl", [{"question": "Who is it?", "answer": "me"}])
+    jsonl(here / "other.jsonl", [{"question": f"Who is {n}?", "answer": "me"} for n in range(5)])
     words = combine(*SAVING, *overrides)
     code, _, err = go(FULL, *words, "train.output_dir=whole")
     assert code == 0, err
@@ -52,6 +53,7 @@ def test_resumed_run_equals_an_uninterrupted_run_in_weights_log_and_counts(step,
     assert code == 0, err
     assert f"checkpoint-{step}" in out
     assert list_differences("out", "whole") == []
+    assert TWO_SOURCES not in overrides or all("loss/rows" in entry for entry in read_log("out") if "loss" in entry)
 
 
 def test_run_killed_after_its_last_checkpoint_logs_the_train_loss_and_saves_the_best_step(go, here, monkeypatch):

@@ -7,6 +7,7 @@ trained; every fault names file and row. Deliberately not here: tokens (`trl_sft
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -259,14 +260,20 @@ def _explain_text(run: Run, train: Split) -> Fault:
 
 
 def _evaluation_names(sources: Sequence[FormattedSource]) -> list[str]:
-    """Return the names under which sources are evaluated: their tasks or files; `eval` for a single source."""
-    if len(sources) == 1:
-        return ["eval"]
-    names = []
-    for source in sources:
-        title = source.source.task or Path(source.name).name.partition(".")[0]
-        names.append(re.sub(r"\W+", "_", title).strip("_"))
-    return [name if names.count(name) == 1 else f"{name}_{number}" for number, name in enumerate(names, 1)]
+    """Return the names under which sources are evaluated; `eval` for a single source."""
+    return ["eval"] if len(sources) == 1 else name_sources(sources)
+
+
+def name_sources(sources: Sequence[FormattedSource]) -> list[str]:
+    """Return a name of each source for keys of the log: its task, or its file."""
+    return make_unique_names([source.source.task or Path(source.name).name.partition(".")[0] for source in sources])
+
+
+def make_unique_names(titles: Sequence[str]) -> list[str]:
+    """Return titles as names for keys of the log: words joined by `_`; of equal ones each has its number."""
+    names = [re.sub(r"\W+", "_", title).strip("_") or "unnamed" for title in titles]
+    counts = Counter(names)
+    return [name if counts[name] == 1 else f"{name}_{number}" for number, name in enumerate(names, 1)]
 
 
 def _hold_out(run: Run, train: Split, fraction: float) -> tuple[Split, Split]:

@@ -36,6 +36,7 @@ STOPPED = "stopped"  # in a sample: side -> whether the model ended its answer; 
 _MAX_ROWS = 100  # held-out prompts that are answered: the default of evaluate.max_rows
 _SHOWN = 5  # prompts side by side on the last screen
 _LOSS, _ACCURACY = "eval_loss", "eval_mean_token_accuracy"
+_LOSS_OF = f"{_LOSS}/"  # begins the loss of a source or a task
 _MAX_LOG = 700.0  # the largest loss whose exponential is still a finite float
 
 
@@ -193,7 +194,8 @@ def read_metrics(log_history: Sequence[Mapping[str, Any]], step: int, loss_token
         # TRL logs each evaluation set in an entry of its own, and its own metrics without the set's name
         name = next((name for name in loss_tokens if f"eval_{name}_loss" in values), "")
         for key, value in values.items():
-            unnamed = name and not key.startswith(f"eval_{name}_")
+            # `eval_loss/NAME`, by source or task, is of that name already
+            unnamed = name and "/" not in key and not key.startswith(f"eval_{name}_")
             metrics[f"eval_{name}_{key.removeprefix('eval_')}" if unnamed else key] = value
     return average_metrics(metrics, loss_tokens)
 
@@ -310,9 +312,10 @@ def _losses(metrics: Mapping[str, float], loss_tokens: Mapping[str, int]) -> dic
     losses: dict[str, Any] = {"loss": metrics[_LOSS], "perplexity": math.exp(min(metrics[_LOSS], _MAX_LOG))}
     if _ACCURACY in metrics:
         losses["token_accuracy"] = metrics[_ACCURACY]
+    by_name = {key.removeprefix(_LOSS_OF): value for key, value in metrics.items() if key.startswith(_LOSS_OF)}
     if len(loss_tokens) > 1:
-        losses["losses"] = {name: metrics[f"eval_{name}_loss"] for name in loss_tokens}
-    return losses
+        by_name = {name: metrics[f"eval_{name}_loss"] for name in loss_tokens}
+    return losses | ({"losses": by_name} if by_name else {})
 
 
 def _sample(prompt: Prompt) -> dict[str, Any]:

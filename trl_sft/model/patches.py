@@ -17,7 +17,7 @@ import functools
 import importlib
 import inspect
 import types
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -70,6 +70,15 @@ def unwrap_compiled(model: Any) -> Any:
 def uses_triton(device: torch.device) -> bool:
     """Tell whether TRL's fused head computes with Triton on a device. trl 1.16; older versions have no fused head."""
     return bool(utils._use_triton(device))
+
+
+def keep_columns(trainer: Any, names: Sequence[str]) -> None:
+    """Let a trainer hand more columns of its datasets to its data collator, whatever the model's forward pass takes.
+
+    transformers 5.17 to 5.23 keep the names in `_signature_columns`, which TRL fills when it is empty.
+    """
+    trainer._set_signature_columns_if_needed()
+    trainer._signature_columns = [*trainer._signature_columns, *names]
 
 
 # TRL's fused head

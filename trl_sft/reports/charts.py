@@ -22,6 +22,7 @@ _STYLES = 8  # colours that the style sheet has
 _CHARTS: dict[str, tuple[str, ...]] = {
     "loss": ("loss", "eval_loss"),
     "loss_by_source": ("loss/", "eval_loss/"),
+    "loss_by_task": ("task_loss/", "eval_task_loss/"),
     "token_accuracy": ("mean_token_accuracy", "eval_mean_token_accuracy"),
     "learning_rate": ("learning_rate",),
     "gradient_norm": ("grad_norm",),

@@ -235,7 +235,16 @@ def _list_metrics(evaluation: Mapping[str, Any]) -> list[tuple[str, ...]]:
             values = [_format_number(side.get(name)) for side in (before, after)]
             if values != ["-", "-"]:
                 rows.append((str(task), str(name).replace("_", " "), *values))
-    return rows
+    return rows + _list_losses(evaluation)
+
+
+def _list_losses(evaluation: Mapping[str, Any]) -> list[tuple[str, ...]]:
+    """Return the loss of each source, task or evaluation set before and after training."""
+    before, after = (_get_mapping(evaluation, side, "losses") for side in ("before", "after"))
+    return [
+        (str(name), "loss", _format_number(before.get(name)), _format_number(after.get(name)))
+        for name in dict.fromkeys([*before, *after])
+    ]
 
 
 def _shorten_sample(sample: Mapping[str, Any]) -> dict[str, str]:

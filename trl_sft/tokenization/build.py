@@ -21,9 +21,10 @@ from trl_sft.data.pipeline import Split
 from trl_sft.data.rows import RunRows
 from trl_sft.errors import Fault, RecipeError
 from trl_sft.recipe.checked import Run
-from trl_sft.tokenization import cache, ledger, stream, thinking
+from trl_sft.tokenization import cache, ledger, row_groups, stream, thinking
 from trl_sft.tokenization.encode import EncodedRows
 from trl_sft.tokenization.encoder import Encoder, EncodingSettings, build_encoder
+from trl_sft.tokenization.row_groups import Grouping, RowGroups
 from trl_sft.tokenization.tokenizer import ChatTokenizer
 
 # metrics of an evaluation, logged by SFTTrainer, that say how good a model is (trl.trainer.sft_trainer, `log`)
@@ -45,6 +46,7 @@ class TokenizedRows(NamedTuple):
         encoded: train and the evaluation sets by name: the formatted rows and their tokens; of a stream its first rows.
         stream_counts: counts of the rows that were read from the streams so far; None = nothing is streamed.
         parts: digest of each part that decides what the tokens of the training rows are, by its name.
+        groups: of the rows, by which losses are logged.
 
     """
 
@@ -57,6 +59,7 @@ class TokenizedRows(NamedTuple):
     encoded: Mapping[str, tuple[Split, EncodedRows]]
     stream_counts: stream.StreamCounts | None = None
     parts: Mapping[str, str] = {}
+    groups: Grouping = Grouping({})
 
 
 def tokenize(
@@ -83,18 +86,15 @@ def tokenize(
     datasets: dict[str, Dataset] = {}
     counts: dict[str, Any] = {}
     rejects: list[dict[str, Any]] = []
-    seed = args.seed if args.shuffle_dataset else None
+    grouping = row_groups.find_groups(rows)
     for part, (split, encoded) in encoded_parts.items():
         ledger.check(run, split, encoded, encoder=encoder, part=part)
-        packs = None
-        if _is_packed(args, part):
-            packs = cache.pack(encoded, args.max_length, args.packing_strategy, seed=seed)
+        is_packed = _is_packed(args, part)
+        datasets[part] = _make_dataset(encoded, grouping.parts.get(part), args=args, is_packed=is_packed)
+        packs = datasets[part] if is_packed else None
         batch_size = args.per_device_train_batch_size if part == "train" else args.per_device_eval_batch_size
         counts[part] = ledger.count(split, encoded, packs, batch_size=batch_size, max_length=args.max_length)
         rejects += ledger.list_rejected(split, encoded, part)
-        unpacked = encoded.rows.select_columns(["input_ids", "labels"])
-        unpacked = unpacked if seed is None else unpacked.shuffle(seed=seed)
-        datasets[part] = unpacked if packs is None else packs
     _check_best_model(run, args, list(rows.eval))
     train = datasets.pop("train")
     evaluation = datasets.get("eval") if set(datasets) == {"eval"} else datasets or None
@@ -112,10 +112,25 @@ def tokenize(
     stream_counts = None
     if rows.streaming:
         notes = (("stream", "read during training; the counts are those of the first rows of each source"), *notes)
-        train, stream_counts = stream.build_stream(run, rows, encoder, args=args, rejects=rejects)
+        train, stream_counts = stream.build_stream(
+            run, rows, encoder, args=args, rejects=rejects, is_grouped="train" in grouping.parts
+        )
         run_ledger["train"] = stream.count_stream(stream_counts)
     parts = encoded_parts["train"][1].parts
-    return TokenizedRows(train, evaluation, run_ledger, rejects, encoder, notes, encoded_parts, stream_counts, parts)
+    return TokenizedRows(
+        train, evaluation, run_ledger, rejects, encoder, notes, encoded_parts, stream_counts, parts, grouping
+    )
+
+
+def _make_dataset(encoded: EncodedRows, groups: RowGroups | None, *, args: SFTConfig, is_packed: bool) -> Dataset:
+    """Return rows, or packs of them, as the trainer gets them."""
+    seed = args.seed if args.shuffle_dataset else None
+    if is_packed:
+        return cache.pack(encoded, args.max_length, args.packing_strategy, seed=seed, groups=groups)
+    rows = encoded.rows.select_columns(["input_ids", "labels"])
+    if groups is not None:
+        rows = row_groups.add_to_rows(rows, row_groups.number_rows(groups, encoded), key=encoded.key)
+    return rows if seed is None else rows.shuffle(seed=seed)
 
 
 def _encode_parts(

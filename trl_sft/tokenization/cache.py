@@ -31,9 +31,10 @@ from trl_sft.data.bad_rows import BadRow, Kinds
 from trl_sft.data.code_digest import digest_code
 from trl_sft.data.formats import CHAT
 from trl_sft.data.pipeline import Split
-from trl_sft.tokenization import chat_template
+from trl_sft.tokenization import chat_template, row_groups
 from trl_sft.tokenization.encode import SCHEMA, EncodedRows, encode_split
 from trl_sft.tokenization.encoder import Encoder
+from trl_sft.tokenization.row_groups import RowGroups
 
 _ROWS, _REJECTS, _KEY = "rows.arrow", "rejects.jsonl", "key.json"
 _CHECKED = "checked"  # exists where the loss mask of every row was checked when the rows were tokenized
@@ -108,7 +109,9 @@ def _collect(split: Split, entries: Iterable[dict[str, Any]], most_bad_rows: int
     return rejected, kinds
 
 
-def pack(encoded: EncodedRows, max_length: int, strategy: str, *, seed: int | None) -> Dataset:
+def pack(
+    encoded: EncodedRows, max_length: int, strategy: str, *, seed: int | None, groups: RowGroups | None = None
+) -> Dataset:
     """Return packs of rows, made by TRL's own `pack_dataset`.
 
     Args:
@@ -116,15 +119,23 @@ def pack(encoded: EncodedRows, max_length: int, strategy: str, *, seed: int | No
         max_length: tokens of a pack.
         strategy: `packing_strategy` of `SFTConfig`.
         seed: rows are shuffled with it before packing and packs after it, as `train.shuffle_dataset` does; None = no.
+        groups: of the rows of the split; None = the packs have none.
 
     Returns:
-        input_ids and labels, each (max_length,) at most; seq_lengths where the rows of a pack are kept apart.
+        input_ids and labels, each (max_length,) at most; seq_lengths where the rows of a pack are kept apart; the
+        columns of `row_groups` where there are groups.
 
     """
     rows = encoded.rows.select_columns(["input_ids", "labels"])
+    parts = [encoded.key, max_length, strategy, seed, trl.__version__]
+    if groups is not None:
+        numbers = row_groups.number_rows(groups, encoded)
+        rows = row_groups.add_to_tokens(rows, numbers, key=encoded.key)
+        parts.append(row_groups.digest_numbers(numbers))
     rows = rows if seed is None else rows.shuffle(seed=seed)
-    key = _digest(json.dumps([encoded.key, max_length, strategy, seed, trl.__version__]))
+    key = _digest(json.dumps(parts))
     packs = pack_dataset(rows, max_length, strategy, {"desc": "Packing", "new_fingerprint": key[:16]})
+    packs = packs if groups is None else row_groups.merge_runs(packs, key=key)
     return packs if seed is None else packs.shuffle(seed=seed)
 
 

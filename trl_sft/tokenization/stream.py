@@ -25,7 +25,7 @@ from trl_sft.data.rows import LEAKED, RunRows
 from trl_sft.data.source_rows import RowPlaces
 from trl_sft.errors import DataError, Fault, TemplateError
 from trl_sft.recipe.checked import Run
-from trl_sft.tokenization import encode, ledger, prompt_tokens, render, thinking
+from trl_sft.tokenization import encode, ledger, prompt_tokens, render, row_groups, thinking
 from trl_sft.tokenization.encode import EncodedRows
 from trl_sft.tokenization.encoder import Encoder
 from trl_sft.tokenization.render import RenderedRow
@@ -46,7 +46,7 @@ _RENDERING = threading.Lock()
 
 
 def build_stream(
-    run: Run, rows: RunRows, encoder: Encoder, *, args: SFTConfig, rejects: list[dict[str, Any]]
+    run: Run, rows: RunRows, encoder: Encoder, *, args: SFTConfig, rejects: list[dict[str, Any]], is_grouped: bool
 ) -> tuple[IterableDataset, StreamCounts]:
     """Return the tokens of all sources as a stream, mixed by weight and packed as the recipe says.
 
@@ -59,6 +59,7 @@ def build_stream(
         encoder: encodes the rows.
         args: the settings of the trainer.
         rejects: the lines of `rejects.jsonl`; rows that cannot be trained are added as they are read.
+        is_grouped: whether rows carry the number of their source.
 
     Returns:
         The stream, which has no end, and the counts, which grow while it is read.
@@ -73,6 +74,10 @@ def build_stream(
         _stream_source(run, formatted, encoder=encoder, counts=counts, rejects=rejects, eval_keys=eval_keys)
         for formatted in sources
     ]
+    if is_grouped:
+        streams = [
+            row_groups.add_to_stream(stream, number, is_packed=args.packing) for number, stream in enumerate(streams)
+        ]
     weights = [source.weight for source in sources if source.weight is not None]
     if weights and len(streams) > 1:
         shares = [weight / sum(weights) for weight in weights]

@@ -36,11 +36,12 @@ from trl_sft.tokenization import token_digest
 from trl_sft.training import early_stopping, live, manifest, stages
 from trl_sft.training.callbacks import ends_epoch, is_trained
 from trl_sft.training.early_stopping import EarlyStopping
+from trl_sft.training.source_losses import SourceLosses
 from trl_sft.training.stages import TrainingInputs
 from trl_sft.training.verify import Verification
 
 _TOKENS, _PROGRESS = "tokens", "progress"
-_EPOCH_RANDOM_STATE, _MEASURED = "random_state_of_epoch", "measured"  # in `_PROGRESS`
+_EPOCH_RANDOM_STATE, _MEASURED, _LOSSES = "random_state_of_epoch", "measured", "losses_by_source"  # in `_PROGRESS`
 
 
 def prepare(run: Run, decision: FolderDecision) -> tuple[TrainingInputs, dict[str, Any]]:
@@ -136,6 +137,7 @@ class ResumeState(TrainerCallback):
         *,
         verification: Verification,
         stopping: EarlyStopping,
+        losses: SourceLosses,
         entries: dict[str, Any],
     ) -> None:
         """Store the live objects.
@@ -145,11 +147,12 @@ class ResumeState(TrainerCallback):
             trainer: the live trainer.
             verification: counts what the loop consumes.
             stopping: counts evaluations without an improvement.
+            losses: adds up losses by source and task.
             entries: what every checkpoint of the run records: recipe, tokens, the date that the template writes.
 
         """
         self._decision, self._trainer, self._verification = decision, trainer, verification
-        self._entries, self._stopping = entries, stopping
+        self._entries, self._stopping, self._losses = entries, stopping, losses
         record = checkpoints.read_record(decision.checkpoint) if decision.checkpoint else {}
         self._record: dict[str, Any] = record
         self._random_state = torch.get_rng_state()
@@ -158,6 +161,7 @@ class ResumeState(TrainerCallback):
 
     def on_train_begin(self, args: SFTConfig, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Refuse weights or an optimizer that are not finite; restore the counters. Raises RecipeError."""
+        self._losses.begin(state.global_step)
         if self._decision.checkpoint is None or state.global_step == 0:
             return
         self._check_finite(self._decision.checkpoint)
@@ -181,6 +185,7 @@ class ResumeState(TrainerCallback):
         for name, values in progress["metrics"].items():
             trainer._metrics["train"][name] = list(values)
         self._verification.add_earlier_counts(progress["consumed"])
+        self._losses.restore_window(progress.get(_LOSSES, {}), last_logged=progress["last_logged_step"])
 
     def _spare_random_state(self, state: TrainerState, train_loader: Any) -> None:
         """Give the loaders a generator of their own, where those of the stopped run had their workers already.
@@ -296,6 +301,7 @@ class ResumeState(TrainerCallback):
             "metrics": {name: list(values) for name, values in trainer._metrics["train"].items() if values},
             "consumed": self._verification.count_consumed(),
             early_stopping.COUNT: self._stopping.count,
+            _LOSSES: self._losses.describe_window(),
             _MEASURED: {name: measured[name] for name in ("first_step", "after_training") if name in measured},
             _EPOCH_RANDOM_STATE: base64.b64encode(self._random_state.numpy().tobytes()).decode(),
         }

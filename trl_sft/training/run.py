@@ -23,6 +23,7 @@ from trl_sft.training.finish import Result
 from trl_sft.training.progress import Progress
 from trl_sft.training.record import RunRecord
 from trl_sft.training.sample_answers import SampleAnswers
+from trl_sft.training.source_losses import SourceLosses
 from trl_sft.training.stages import build_trainer, replace_callbacks
 from trl_sft.training.throughput import Throughput
 from trl_sft.training.verify import Verification
@@ -49,8 +50,9 @@ def run(checked: Run, decision: FolderDecision) -> Result:
             verification = record.verification = Verification(checked, inputs, trainer)
             entries = resume.describe_run(checked, inputs.args, tokens=tokens, day=inputs.chat.template_date)
             stopping = record.stopping = EarlyStopping(checked, final_decision, record.show)
+            losses = SourceLosses(trainer, inputs.datasets.groups, record.show)
             resume_state = resume.ResumeState(
-                final_decision, trainer, verification=verification, stopping=stopping, entries=entries
+                final_decision, trainer, verification=verification, stopping=stopping, losses=losses, entries=entries
             )
             encode_prompt = functools.partial(encode.encode_prompt, inputs.datasets.encoder)
             prompts = before_after.select_prompts(
@@ -64,7 +66,7 @@ def run(checked: Run, decision: FolderDecision) -> Result:
                 answers = before_after.ask_base(checked, trainer, prompts)
                 lines = resume_state.describe_changes(args, state)
                 lines += summary.before(args, state, model, rows=rows) + stopping.first_screen(args, state)
-                lines += verification.first_screen()
+                lines += losses.first_screen() + verification.first_screen()
                 return lines + ([("answers", answers)] if answers else [])
 
             measured = record.throughput = Throughput(trainer, verification)

@@ -168,7 +168,7 @@ def _evaluation_lines(first: dict[str, float], metrics: dict[str, float]) -> lis
     lines = ["Held-out rows: " + ", ".join(values)]
     for key in metrics:  # of several evaluation sets, each by its name
         name = key.removeprefix("eval_").removesuffix("_loss")
-        if key.endswith("_loss") and key != "eval_loss":
+        if key.endswith("_loss") and key != "eval_loss" and "/" not in key:
             lines.append(f"  {name}: eval loss {_change(first, metrics, key)}")
     return lines
 

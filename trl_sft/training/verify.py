@@ -9,7 +9,7 @@ key can change silently. Deliberately absent: values that upstream only copies f
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import torch
@@ -45,6 +45,7 @@ class Verification(TrainerCallback):
         self._run, self._prepared, self._trainer = run, inputs, trainer
         self._compared = 0
         self._hooks: list[Any] = []
+        self._compute_loss: Callable[..., Any] | None = None  # of the trainer, while it is replaced
         self._reset()
 
     def _reset(self) -> None:
@@ -212,7 +213,7 @@ class Verification(TrainerCallback):
         The model does not always see the labels: upstream takes them out of the batch before the forward pass where
         the loss is smoothed or the user's own.
         """
-        compute_loss = self._trainer.compute_loss
+        compute_loss = self._compute_loss = self._trainer.compute_loss
 
         def count_and_compute(model: torch.nn.Module, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
             labels = inputs.get("labels", inputs.get("shift_labels"))  # the second with context parallelism
@@ -232,7 +233,8 @@ class Verification(TrainerCallback):
     def _remove_hooks(self) -> None:
         while self._hooks:
             self._hooks.pop().remove()
-        vars(self._trainer).pop("compute_loss", None)  # the method of the class again
+        if self._compute_loss is not None:
+            self._trainer.compute_loss, self._compute_loss = self._compute_loss, None
 
     def _measure_end(self, state: TrainerState) -> None:
         """Measure what was consumed and which tensors changed, on any process."""
