@@ -72,7 +72,8 @@ def test_files_of_types_that_no_recipe_reads_are_named_beside_documents(here, pr
 def test_splits_of_documents_are_named_by_their_folder_or_their_whole_name(tmp_path):
     for name in ("a.txt", "test-plan.md", "test.txt", "validation/b.md", "train/c.txt"):
         write(tmp_path / name)
-    names = {split: [file.name for file in files] for split, files in folder.find_documents(tmp_path).items()}
+    documents = folder.find_documents(tmp_path, folder.list_files(tmp_path))
+    names = {split: [file.name for file in files] for split, files in documents.items()}
     assert names == {"train": ["a.txt", "test-plan.md", "c.txt"], "test": ["test.txt"], "validation": ["b.md"]}
 
 

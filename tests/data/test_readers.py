@@ -510,14 +510,14 @@ def test_files_of_the_hub_are_read_exactly_and_again_without_a_network(tmp_path,
     folder.mkdir()
     jsonl(folder / "train-0.jsonl", [{"a": "00007"}])
     jsonl(folder / "train-1.jsonl", [{"a": 5}])
-    original, is_online = load.load_dataset_builder, [True]
+    original, is_online = load.hub_files.load_dataset_builder, [True]
 
     def build(name, **keywords):
         if not is_online[0]:
             raise ConnectionError("no network")
         return original(str(folder), **keywords)
 
-    monkeypatch.setattr(load, "load_dataset_builder", build)
+    monkeypatch.setattr(load.hub_files, "load_dataset_builder", build)
     monkeypatch.setattr(load.hub, "check_id", lambda *_: is_online[0])
     monkeypatch.setattr(
         load.hub_files.datasets,

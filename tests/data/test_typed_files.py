@@ -19,12 +19,12 @@ def hub(tmp_path, monkeypatch):
     """Return a folder that stands for a data set of the hub, and its id."""
     folder = tmp_path / "hub"
     folder.mkdir()
-    build, load_dataset = load.load_dataset_builder, load.load_dataset
+    build, load_dataset = load.hub_files.load_dataset_builder, load.load_dataset
 
     def find(name):
         return str(folder) if name.startswith("someone/") else name
 
-    monkeypatch.setattr(load, "load_dataset_builder", lambda name, **keywords: build(find(name), **keywords))
+    monkeypatch.setattr(load.hub_files, "load_dataset_builder", lambda name, **keywords: build(find(name), **keywords))
     monkeypatch.setattr(load, "load_dataset", lambda name, **keywords: load_dataset(find(name), **keywords))
     monkeypatch.setattr(load.hub, "check_id", lambda *_: True)
     manager = type("Manager", (), {"download": staticmethod(lambda path: path)})

@@ -15,9 +15,18 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import datasets
+from datasets import load_dataset_builder
 
 from trl_sft import run_folder
+from trl_sft.console import format_names
 from trl_sft.data.readers.data_file import DataFile
+from trl_sft.data.readers.record_store import BUILDERS
+from trl_sft.recipe import hub
+from trl_sft.recipe.checked import Source
+
+TYPED_BUILDERS = ("parquet", "arrow")  # whose files have types of their own
+# arguments of `load_dataset` that its builder does not take
+LOADING_KEYWORDS = ("split", "streaming", "num_proc", "keep_in_memory", "verification_mode", "save_infos")
 
 
 class SourceFiles(NamedTuple):
@@ -27,6 +36,51 @@ class SourceFiles(NamedTuple):
     splits: Mapping[str, Sequence[DataFile]]
     keywords: Mapping[str, Any]  # of the configuration of the builder
     has_declared_types: bool = False  # whether the card of the data set says which types its columns have
+    chosen_by_datasets: bool = False  # whether `datasets` reads the source as a whole, in a way of its own
+    unread: tuple[str, ...] = ()  # the files in a folder that are not read: of another kind or another split
+
+
+def select_builder_keywords(source: Source) -> dict[str, Any]:
+    """Return the arguments of a source that `load_dataset_builder` takes."""
+    return {name: value for name, value in source.load_kwargs.items() if name not in LOADING_KEYWORDS}
+
+
+def get_split(files: SourceFiles, name: str) -> Sequence[DataFile]:
+    """Return the files of a split. Raises ValueError if there is none."""
+    if name not in files.splits:
+        raise ValueError(f"there is no split {name}; the splits are {format_names(files.splits)}")
+    return files.splits[name]
+
+
+def find_files(source: Source) -> SourceFiles:
+    """Return the files of a data set of the hub; without a network those that an earlier run read."""
+    name, keywords = source.location.name, select_builder_keywords(source)
+    is_reached = hub.check_id("dataset", name, source.load_kwargs)
+    if not is_reached and (noted := _read_note(name, keywords)):
+        return noted
+    builder = load_dataset_builder(name, **keywords)
+    builder_name = type(builder).__module__.rpartition(".")[2]
+    if builder_name not in (*BUILDERS, *TYPED_BUILDERS):
+        return SourceFiles(builder_name, {}, {}, chosen_by_datasets=True)
+    download_config = datasets.DownloadConfig(token=source.load_kwargs.get("token"))
+    splits = {
+        str(split): [DataFile(f"{name}/{Path(file).name}", file, download_config) for file in files]
+        for split, files in (builder.config.data_files or {}).items()
+    }
+    has_declared_types = builder_name in TYPED_BUILDERS and builder.info.features is not None
+    config_keywords = list_config_keywords(builder.config)
+    return SourceFiles(builder_name, splits, config_keywords, has_declared_types=has_declared_types)
+
+
+def download_splits(source: Source, files: SourceFiles, splits: Sequence[str]) -> SourceFiles:
+    """Return the files of a source with those of some splits on this machine, and note where they are."""
+    wanted = {name: get_split(files, name) for name in splits}
+    if all(file.download_config is None for entries in wanted.values() for file in entries):
+        return files
+    local = {name: _download(entries) for name, entries in wanted.items()}
+    files = files._replace(splits={**files.splits, **local})
+    _note_files(source.location.name, select_builder_keywords(source), files)
+    return files
 
 
 def list_config_keywords(config: Any) -> dict[str, Any]:
@@ -36,7 +90,7 @@ def list_config_keywords(config: Any) -> dict[str, Any]:
     return {field.name: getattr(config, field.name) for field in fields if getattr(config, field.name) != field.default}
 
 
-def note_files(name: str, keywords: Mapping[str, Any], files: SourceFiles) -> None:
+def _note_files(name: str, keywords: Mapping[str, Any], files: SourceFiles) -> None:
     """Note the files of a data set for runs without a network; those that are downloaded by their path."""
     splits = {split: [(file.name, file.path) for file in entries] for split, entries in files.splits.items()}
     entry = {"builder": files.builder, "keywords": dict(files.keywords), "splits": splits}
@@ -45,7 +99,7 @@ def note_files(name: str, keywords: Mapping[str, Any], files: SourceFiles) -> No
     run_folder.write_text(path, json.dumps(entry, default=str))
 
 
-def read_note(name: str, keywords: Mapping[str, Any]) -> SourceFiles | None:
+def _read_note(name: str, keywords: Mapping[str, Any]) -> SourceFiles | None:
     """Return the files of a data set that an earlier run noted; None = there is no note.
 
     A split of which files are not on this machine is left out.
@@ -62,7 +116,7 @@ def read_note(name: str, keywords: Mapping[str, Any]) -> SourceFiles | None:
     return SourceFiles(entry["builder"], splits, entry["keywords"]) if splits else None
 
 
-def download(files: Sequence[DataFile]) -> list[DataFile]:
+def _download(files: Sequence[DataFile]) -> list[DataFile]:
     """Return files on this machine; those of the hub are downloaded to its cache."""
     return [
         file._replace(

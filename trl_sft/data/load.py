@@ -14,7 +14,7 @@ import contextlib
 import glob
 import re
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +35,7 @@ from datasets.exceptions import DataFilesNotFoundError
 
 from trl_sft import disk
 from trl_sft.console import format_names
-from trl_sft.data import folder, hub_files
+from trl_sft.data import folder, folder_listing, hub_files
 from trl_sft.data.file_diagnosis import diagnose, upstream_message
 from trl_sft.data.hub_files import SourceFiles
 from trl_sft.data.messages import FormatError
@@ -57,10 +57,7 @@ MAX_SHOWN = 5  # faulty lines, or rows, that are listed one by one
 _SAVED_DATASET_FILES = ("dataset_dict.json", "state.json")  # what Dataset.save_to_disk writes beside the rows
 # key below `data:` -> the split of a folder or a hub id where the source names none
 _DEFAULT_SPLITS = {"train": "train", "eval": "test"}
-_TYPED_BUILDERS = ("parquet", "arrow")  # whose files have types of their own
 _STREAM_ROWS = 1000  # rows of a batch of a stream
-# arguments of `load_dataset` that its builder does not take
-_LOADING_KEYWORDS = ("split", "streaming", "num_proc", "keep_in_memory", "verification_mode", "save_infos")
 _SPLIT = re.compile(r"(\w+(?:\.\w+)*)(\[[^]]*\](?:\(\w+\))?)?")  # the name of a split, and a part of it
 
 
@@ -78,7 +75,8 @@ def load_source(recipe: Recipe, source: Source, max_rows: int | None = None) -> 
 
     """
     if max_rows is not None:
-        rows = join_batches(take_rows(stream_source(recipe, source), max_rows))
+        batches = take_rows(stream_source(recipe, source), max_rows)
+        rows = join_batches(batches)._replace(unread_files=batches[0].unread_files if batches else ())
     else:
         with _explaining(recipe, source):
             rows = _load_all(recipe, source)
@@ -107,18 +105,6 @@ def stream_source(recipe: Recipe, source: Source) -> Iterator[SourceRows]:
             if rows.unparsed:
                 _refuse_unparsed(recipe, source, rows)
             yield rows._replace(rename=source.rename)
-
-
-def find_unread_files(source: Source) -> list[str]:
-    """Return the files in a folder that are not read: their kind or their split is another than that of the others."""
-    if source.builder or not source.location.files or _is_saved_dataset(source):
-        return []
-    path = source.location.files[0]
-    documents = folder.find_documents(path)
-    splits: Mapping[str, Sequence[str | Path]] = documents or {}
-    if documents is None:
-        splits = load_dataset_builder(str(path), **_builder_keywords(source)).config.data_files or {}
-    return folder.find_unread(path, {Path(file) for files in splits.values() for file in files})
 
 
 def explain_unreadable(recipe: Recipe, source: Source, error: Exception) -> UserError:
@@ -183,17 +169,23 @@ def _load_all(recipe: Recipe, source: Source) -> SourceRows:
     if source.location.files and not source.builder and _is_saved_dataset(source):
         return _make_typed_rows(_load_saved_dataset(source, split), DataFile(source.name, ""))
     files = _find_files(recipe, source)
-    if files is not None and files.builder in record_store.BUILDERS:
+    return _load_files(source, files, split)._replace(unread_files=files.unread)
+
+
+def _load_files(source: Source, files: SourceFiles, split: Any) -> SourceRows:
+    """Return all rows of the files of a source that belong to the splits."""
+    if files.builder in record_store.BUILDERS:
         return _load_records(source, files, split)
-    if files is not None and source.builder:
+    if source.builder:
         return _load_typed_files(source, files, split)
-    if files is not None:
+    if not files.chosen_by_datasets:
         names = _split_names(split) if isinstance(split, str) else list(files.splits)
-        local = _download_files(source, files, names)
-        every = [file for name in names for file in _files_of_split(local, name)]
+        local = hub_files.download_splits(source, files, names)
+        every = [file for name in names for file in hub_files.get_split(local, name)]
         if _have_different_types(every):
             return _load_different_files(source, local, every, split=split)
-    rows = load_dataset(source.location.name, **({"split": split} | dict(source.load_kwargs)))
+    with _listing_once(source):
+        rows = load_dataset(source.location.name, **({"split": split} | dict(source.load_kwargs)))
     rows = rows if isinstance(rows, Dataset) else concatenate_datasets(rows)
     return _make_typed_rows(rows, DataFile(source.name, ""))
 
@@ -205,24 +197,34 @@ def _stream_all(recipe: Recipe, source: Source) -> Iterator[SourceRows]:
         yield from _split_rows(_load_saved_dataset(source, split), DataFile(source.name, ""))
         return
     files = _find_files(recipe, source)
-    if files is not None and files.builder in record_store.BUILDERS:
-        chosen = [file for name in _split_names(split, streaming=True) for file in _files_of_split(files, name)]
+    for rows in _stream_files(source, files, split):
+        yield rows._replace(unread_files=files.unread)
+
+
+def _stream_files(source: Source, files: SourceFiles, split: str) -> Iterator[SourceRows]:
+    """Yield the rows of the files of a source that belong to the splits, batch by batch."""
+    if files.builder in record_store.BUILDERS:
+        chosen = [file for name in _split_names(split, streaming=True) for file in hub_files.get_split(files, name)]
         for table in record_store.read_tables(_make_reader(files), chosen):
             rows = Dataset(table)
             summary = record_store.summarize(table[0].to_pylist())
             yield SourceRows(rows, summary.columns, place_records(chosen, rows), unparsed=summary.unparsed)
         return
     keywords = {"split": split} | dict(source.load_kwargs) | {"streaming": True}
-    if files is not None and not files.has_declared_types:  # file by file: nothing is cast to the types of the first
+    if not (
+        files.has_declared_types or files.chosen_by_datasets
+    ):  # file by file: nothing is cast to the types of the first
         if not source.builder:
             keywords = dict(files.keywords) | {"split": "train", "streaming": True}
             keywords |= {name: value for name, value in source.load_kwargs.items() if name == "token"}
         names = ["train"] if source.builder else _split_names(split, streaming=True)
-        for file in (file for name in names for file in _files_of_split(files, name)):
+        for file in (file for name in names for file in hub_files.get_split(files, name)):
             stream = load_dataset(files.builder, data_files=[glob.escape(file.path)], **keywords)
             yield from _iterate_stream(stream, file._replace(download_config=None))
     else:
-        yield from _iterate_stream(load_dataset(source.location.name, **keywords), DataFile(source.name, ""))
+        with _listing_once(source):
+            stream = load_dataset(source.location.name, **keywords)
+        yield from _iterate_stream(stream, DataFile(source.name, ""))
 
 
 def _iterate_stream(stream: IterableDataset, file: DataFile) -> Iterator[SourceRows]:
@@ -242,86 +244,52 @@ def _split_rows(rows: Dataset, file: DataFile) -> Iterator[SourceRows]:
         yield _make_typed_rows(batch, file, first_row=-start)
 
 
-def _find_files(recipe: Recipe, source: Source) -> SourceFiles | None:
-    """Return the files of a source by split; None = `datasets` reads the source in a way of its own."""
+def _listing_once(source: Source) -> contextlib.AbstractContextManager[None]:
+    """Return the context in which `datasets` lists the folder of a source once; the hub lists its files by itself."""
+    return folder_listing.list_once(source.location.files[0]) if source.location.files else contextlib.nullcontext()
+
+
+def _find_files(recipe: Recipe, source: Source) -> SourceFiles:
+    """Return the files of a source by split. Raises DataError."""
     if source.builder:
         for file in source.location.files:
             if file.stat().st_size == 0:
                 where = recipe.where(source.key)
                 problem = f"{file.name} is empty: 0 bytes"
                 raise DataError(Fault(where, problem, "Name a file that has rows.", code="data.no_rows"))
-            if faults := diagnose.check_head(recipe, source, file):
-                raise DataError(faults)
+        folder.check_heads(recipe, source, source.location.files)
         files = [DataFile(file.name, str(file)) for file in source.location.files]
         return SourceFiles(source.builder, {"train": files}, source.load_kwargs)
     if not source.location.files:
-        return _find_hub_files(source)
-    if documents := folder.find_documents(source.location.files[0]):
-        return _make_document_files(recipe, source, documents)
-    builder = load_dataset_builder(source.location.name, **_builder_keywords(source))
+        return hub_files.find_files(source)
+    return _find_folder_files(recipe, source)
+
+
+def _find_folder_files(recipe: Recipe, source: Source) -> SourceFiles:
+    """Return the files of a folder by split. Raises DataError."""
+    path = source.location.files[0]
+    every = folder.list_files(path)
+    if documents := folder.find_documents(path, every):
+        return folder.make_document_files(recipe, source, documents, every=every)
+    with folder_listing.list_once(path):
+        builder = load_dataset_builder(source.location.name, **hub_files.select_builder_keywords(source))
     name = type(builder).__module__.rpartition(".")[2]
     found = builder.config.data_files or {}
-    folder.check(recipe, source, builder_name=name, files=[Path(file) for files in found.values() for file in files])
-    if name not in (*record_store.BUILDERS, *_TYPED_BUILDERS):
-        return None
-    path = source.location.files[0]
+    read_files = [Path(file) for files in found.values() for file in files]
+    folder.check(recipe, source, builder_name=name, files=every, read_files=read_files)
     splits = {
         str(split): [DataFile(str(Path(file).relative_to(path)), file) for file in files]
         for split, files in found.items()
     }
-    if name in _TYPED_BUILDERS and not any(map(_have_different_types, splits.values())):
-        return None
-    return SourceFiles(name, splits, hub_files.list_config_keywords(builder.config))
-
-
-def _find_hub_files(source: Source) -> SourceFiles | None:
-    """Return the files of a data set of the hub; without a network those that an earlier run read."""
-    name, keywords = source.location.name, _builder_keywords(source)
-    is_reached = hub.check_id("dataset", name, source.load_kwargs)
-    if not is_reached and (noted := hub_files.read_note(name, keywords)):
-        return noted
-    builder = load_dataset_builder(name, **keywords)
-    builder_name = type(builder).__module__.rpartition(".")[2]
-    if builder_name not in (*record_store.BUILDERS, *_TYPED_BUILDERS):
-        return None
-    download_config = datasets.DownloadConfig(token=source.load_kwargs.get("token"))
-    splits = {
-        str(split): [DataFile(f"{name}/{Path(file).name}", file, download_config) for file in files]
-        for split, files in (builder.config.data_files or {}).items()
-    }
-    has_declared_types = builder_name in _TYPED_BUILDERS and builder.info.features is not None
-    config_keywords = hub_files.list_config_keywords(builder.config)
-    return SourceFiles(builder_name, splits, config_keywords, has_declared_types=has_declared_types)
-
-
-def _download_files(source: Source, files: SourceFiles, splits: Sequence[str]) -> SourceFiles:
-    """Return the files of a source with those of some splits on this machine, and note where they are."""
-    wanted = {name: _files_of_split(files, name) for name in splits}
-    if all(file.download_config is None for entries in wanted.values() for file in entries):
-        return files
-    local = {name: hub_files.download(entries) for name, entries in wanted.items()}
-    files = files._replace(splits={**files.splits, **local})
-    hub_files.note_files(source.location.name, _builder_keywords(source), files)
-    return files
-
-
-def _make_document_files(recipe: Recipe, source: Source, documents: Mapping[str, Sequence[Path]]) -> SourceFiles:
-    """Return the text files of a folder; each is one row, unless `sample_by` says otherwise. Raises DataError."""
-    path = source.location.files[0]
-    for file in (file for files in documents.values() for file in files):
-        if faults := diagnose.check_head(recipe, source, file):
-            raise DataError(faults)
-    splits = {
-        split: [DataFile(str(file.relative_to(path)), str(file)) for file in files]
-        for split, files in documents.items()
-    }
-    keywords = {key: value for key, value in source.load_kwargs.items() if key not in _LOADING_KEYWORDS}
-    return SourceFiles("text", splits, {"sample_by": "document"} | keywords)
-
-
-def _builder_keywords(source: Source) -> dict[str, Any]:
-    """Return the arguments of a source that `load_dataset_builder` takes."""
-    return {name: value for name, value in source.load_kwargs.items() if name not in _LOADING_KEYWORDS}
+    is_record = name in record_store.BUILDERS
+    has_different_types = name in hub_files.TYPED_BUILDERS and any(map(_have_different_types, splits.values()))
+    return SourceFiles(
+        name,
+        splits,
+        hub_files.list_config_keywords(builder.config),
+        chosen_by_datasets=not (is_record or has_different_types),
+        unread=folder.find_unread(path, every, {str(file) for file in read_files}),
+    )
 
 
 def _make_reader(files: SourceFiles) -> RecordReader:
@@ -333,8 +301,8 @@ def _load_records(source: Source, files: SourceFiles, split: Any) -> SourceRows:
     """Return the rows of files of JSON, CSV or text, of the splits that `split` names, or of parts of them."""
     specs = split if isinstance(split, list) else [split]
     splits = list(dict.fromkeys(name for spec in specs for name in _split_names(spec)))
-    files = _download_files(source, files, splits)
-    chosen = [(name, file) for name in splits for file in _files_of_split(files, name)]
+    files = hub_files.download_splits(source, files, splits)
+    chosen = [(name, file) for name in splits for file in hub_files.get_split(files, name)]
     fresh = source.load_kwargs.get("download_mode") not in (None, "reuse_dataset_if_exists")
     stored = record_store.store_records(
         _make_reader(files), [file for _, file in chosen], _cache_folder(source), fresh=fresh
@@ -423,13 +391,6 @@ def _split_names(spec: str, *, streaming: bool = False) -> list[str]:
             raise ValueError(f"split: {spec} is not the name of a split" + (", as streaming needs" * streaming))
         names.append(match[1])
     return names
-
-
-def _files_of_split(files: SourceFiles, name: str) -> Sequence[DataFile]:
-    """Return the files of a split. Raises ValueError if there is none."""
-    if name not in files.splits:
-        raise ValueError(f"there is no split {name}; the splits are {format_names(files.splits)}")
-    return files.splits[name]
 
 
 def _make_typed_rows(rows: Dataset, file: DataFile, *, first_row: int = 0) -> SourceRows:

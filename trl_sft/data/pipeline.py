@@ -164,7 +164,8 @@ def format_source(run: Run, source: Source, features: TokenizerFeatures, *, max_
     source_format, unused_columns = choose_format(run.recipe, source, features, rows=source_rows, numbers=numbers)
     formatted = _map_rows(rows, source_format, num_proc=run.train.get("dataset_num_proc"))
     split = _make_split(source, source_format, formatted, places=source_rows.places, row_numbers=row_numbers)
-    notes = list(_write_notes(run, split, formatted, unused=unused_columns, total=total, head=max_rows))
+    notes = [_note_unread_files(source, source_rows.unread_files)] if source_rows.unread_files else []
+    notes += _write_notes(run, split, formatted, unused=unused_columns, total=total, head=max_rows)
     faults: list[Fault] = []
     unread = _find_unread(split, formatted)
     if unread and unread_keys.is_accepted(run):
@@ -368,8 +369,6 @@ def _write_notes(
 
     """
     source, source_format = split.sources[0].source, split.sources[0].source_format
-    if files := load.find_unread_files(source):
-        yield _note_unread_files(source, files)
     if head is None and source.max_rows not in (None, total):
         yield _note_sample(source, total)
     count = f"{format_rows(len(split.order))} to {_PURPOSES[str(source.key[1])]}"

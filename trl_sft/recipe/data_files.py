@@ -6,9 +6,12 @@ Not here: what is in the files (`data`), and whether other files mean other toke
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from pathlib import Path
 from typing import NamedTuple
 
 from trl_sft.errors import DataError, Fault
+from trl_sft.file_digests import hash_file
 from trl_sft.recipe import resolved
 from trl_sft.recipe.checked import Run
 
@@ -22,7 +25,8 @@ class DataFiles(NamedTuple):
 
 def read(run: Run) -> DataFiles:
     """Return the files as they are now; one that cannot be read is left out, since reading its rows says why."""
-    return DataFiles(resolved.hash_files(run), _read_versions(run))
+    paths = resolved.list_files(run)
+    return DataFiles({str(path): hash_file(path) for path in paths}, _read_versions(paths))
 
 
 def check_unchanged(run: Run, files: DataFiles) -> None:
@@ -30,7 +34,7 @@ def check_unchanged(run: Run, files: DataFiles) -> None:
 
     The rows may then be of the file before or after the change, and no digest would be that of the rows.
     """
-    if _read_versions(run) == files.versions:
+    if _read_versions(resolved.list_files(run)) == files.versions:
         return
     now = resolved.hash_files(run)
     names = [path for path in dict.fromkeys((*files.digests, *now)) if files.digests.get(path) != now.get(path)]
@@ -40,10 +44,10 @@ def check_unchanged(run: Run, files: DataFiles) -> None:
         raise DataError(Fault(run.recipe.where(("data",)), problem, fix, code="data.changed_while_read"))
 
 
-def _read_versions(run: Run) -> dict[str, tuple[int, ...]]:
-    """Return what changes when a file is written again."""
+def _read_versions(paths: Sequence[Path]) -> dict[str, tuple[int, ...]]:
+    """Return what changes when a file is written again, by the path of each."""
     versions: dict[str, tuple[int, ...]] = {}
-    for path in resolved.list_files(run):
+    for path in paths:
         status = path.stat()
         versions[str(path)] = (status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino)
     return versions

@@ -167,4 +167,7 @@ def list_files(run: Run) -> list[Path]:
 
 def _files_under(path: Path) -> list[Path]:
     """Return the files of a folder at any depth, sorted; of a file, the file."""
-    return sorted(file for file in path.rglob("*") if file.is_file()) if path.is_dir() else [path]
+    if not path.is_dir():
+        return [path]
+    files = [Path(parent, name) for parent, _, names in os.walk(path) for name in names]
+    return sorted(file for file in files if file.is_file())

@@ -68,18 +68,18 @@ _MAX_ERROR_MESSAGE = 300  # bytes
 _PICKLE = re.compile(rb"\x80[\x02-\x05](\x95|[}\]cq(])")
 
 
-def find_foreign_content(path: Path, builder: str) -> Content | None:
+def find_foreign_content(path: Path, builder: str, head: bytes) -> Content | None:
     """Return what a file is, if it is not what its suffix promises.
 
     Args:
         path: the file.
         builder: the builder of `datasets` that its suffix names: json, csv, text, parquet or arrow.
+        head: its first bytes, as `read_head` returns them.
 
     Returns:
         None = the file may be what its suffix promises.
 
     """
-    head = read_head(path)
     pointer = _find_pointer(path, head)
     if pointer:
         return pointer
@@ -98,33 +98,29 @@ def find_foreign_content(path: Path, builder: str) -> Content | None:
 
 
 def read_head(path: Path) -> bytes:
-    """Return the first `HEAD` bytes of a file, decompressed."""
-    with open_bytes(path) as file:
+    """Return the first `HEAD` bytes of a file, decompressed; of a zip archive as they are. Raises CompressionError."""
+    with open_bytes(path) as data:
         try:
-            return file.read(HEAD)
+            return data.read(HEAD)
         except Exception:  # of each decompressor its own; `find_compression_fault` says what is wrong
             return b""
 
 
+def is_zip(head: bytes) -> bool:
+    """Tell whether a file with this beginning is a zip archive."""
+    return head.startswith((b"PK\x03\x04", b"PK\x05\x06"))
+
+
 @contextmanager
 def open_bytes(path: Path) -> Iterator[IO[bytes]]:
-    """Open a file for reading bytes, decompressed; a zip archive, and what no installed package reads, as it is."""
+    """Open a file for reading bytes, decompressed; a zip archive as it is. Raises CompressionError."""
     with path.open("rb") as raw:
-        try:
-            data = data_file.decompress(raw)
-        except CompressionError:
-            data = raw
-        yield data
+        yield data_file.decompress(raw)
 
 
-def find_missing_decompressor(path: Path) -> Content | None:
-    """Return the problem of a file that no installed package decompresses; None = there is none."""
-    try:
-        with path.open("rb") as raw:
-            data_file.decompress(raw)
-    except CompressionError as error:
-        return Content(f"cannot be read: {error}", error.fix, code="data.missing_decompressor")
-    return None
+def describe_missing_decompressor(error: CompressionError) -> Content:
+    """Return the problem of a file that no installed package decompresses."""
+    return Content(f"cannot be read: {error}", error.fix, code="data.missing_decompressor")
 
 
 def find_compression_fault(path: Path) -> Content | None:
@@ -135,7 +131,7 @@ def find_compression_fault(path: Path) -> Content | None:
             while data.read(1 << 20):
                 pass
     except CompressionError as error:
-        return Content(f"cannot be read: {error}", error.fix, code="data.missing_decompressor")
+        return describe_missing_decompressor(error)
     except Exception as error:  # of each decompressor its own
         if isinstance(error, EOFError) or "ended before" in str(error):
             problem = "is compressed and ends too early: it was not copied to its end"

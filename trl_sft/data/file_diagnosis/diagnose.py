@@ -10,7 +10,6 @@ from __future__ import annotations
 import codecs
 import json
 import re
-import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +17,7 @@ from trl_sft.console import format_rows
 from trl_sft.data.file_diagnosis import content, encodings, json_text, table
 from trl_sft.data.file_diagnosis.encodings import EncodingCandidate
 from trl_sft.data.file_diagnosis.json_text import make_place
+from trl_sft.data.readers.data_file import CompressionError
 from trl_sft.errors import Edit, Fault
 from trl_sft.recipe import sections
 from trl_sft.recipe.checked import Source
@@ -41,12 +41,15 @@ def check_head(recipe: Recipe, source: Source, file: Path) -> list[Fault]:
 
     """
     builder = source.builder or find_builder(file)
-    foreign = content.find_missing_decompressor(file) or content.find_foreign_content(file, builder)
+    try:
+        head = content.read_head(file)
+        foreign = content.find_foreign_content(file, builder, head)
+    except CompressionError as error:
+        head, foreign = b"", content.describe_missing_decompressor(error)
     if foreign:
         return [Fault(make_place(file.name), f"{file.name} {foreign.problem}", foreign.fix, code=foreign.code)]
-    if builder not in _TEXT_BUILDERS or zipfile.is_zipfile(file):
+    if builder not in _TEXT_BUILDERS or content.is_zip(head):
         return []
-    head = content.read_head(file)
     is_strict = "encoding" not in source.load_kwargs and source.load_kwargs.get("encoding_errors") in (None, "strict")
     if is_strict and not _begins_as_utf8(head):
         return _explain_encoding(recipe, source, file, data=_read_data(file))
@@ -76,7 +79,7 @@ def explain_file(recipe: Recipe, source: Source, file: Path) -> list[Fault]:
     if broken:
         return [Fault(make_place(file.name), f"{file.name} {broken.problem}", broken.fix, code=broken.code)]
     builder = source.builder or find_builder(file)
-    if builder not in _TEXT_BUILDERS or zipfile.is_zipfile(file):
+    if builder not in _TEXT_BUILDERS or content.is_zip(content.read_head(file)):
         return []
     data = _read_data(file)
     if source.load_kwargs.get("encoding_errors") in (None, "strict"):
@@ -251,7 +254,10 @@ def _explain_needless_encoding(recipe: Recipe, source: Source) -> Fault:
 
 def _is_utf8_beyond_ascii(file: Path) -> bool:
     """Tell whether the beginning of a file is UTF-8 and has characters that other encodings write otherwise."""
-    head = content.read_head(file) if file.is_file() else b""
+    try:
+        head = content.read_head(file)
+    except (CompressionError, OSError):
+        return False
     return not head.isascii() and _begins_as_utf8(head)
 
 

@@ -216,6 +216,8 @@ class ElementGuard:
 
 def _choose_sample(rows: int, seed: int) -> set[int]:
     """Return the numbers of the rows of a block that are parsed."""
+    if rows <= _SAMPLED_ROWS:
+        return set(range(rows))
     numbers = np.random.default_rng(seed).integers(0, rows, _SAMPLED_ROWS).tolist()
     return {0, rows - 1, *numbers}
 

@@ -14,7 +14,7 @@ import re
 import shutil
 import tempfile
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -27,7 +27,7 @@ from trl_sft.data.readers import csv_records, json_records, text_records
 from trl_sft.data.readers.csv_records import CsvOptions
 from trl_sft.data.readers.data_file import DataFile, digest_file
 from trl_sft.data.readers.guard import ElementGuard, LineGuard, is_json_value, parse_json_lines
-from trl_sft.data.readers.record_block import RecordBlock
+from trl_sft.data.readers.record_block import BLOCK_CHARACTERS, BLOCK_ROWS, RecordBlock
 from trl_sft.data.source_rows import RECORD_SCHEMA
 from trl_sft.row_progress import RowProgress
 
@@ -204,12 +204,13 @@ def _write(tables: Iterator[pa.Table], num_files: int, folder: Path) -> None:
             pa.ipc.new_stream(str(unfinished / _ROWS), RECORD_SCHEMA) as writer,
             RowProgress("Reading rows") as progress,
         ):
-            for table in tables:
+            for table in _join_small_tables(tables):
                 progress.update(len(table))
                 part = summarize(table.column(0).to_pylist())
                 columns.update(part.columns)
                 unparsed += part.unparsed
-                rows_per_file[table.column(1)[0].as_py()] += len(table)
+                for count in table.column(1).value_counts():
+                    rows_per_file[count["values"].as_py()] += count["counts"].as_py()
                 writer.write_table(table)
         summary = {"columns": columns, "unparsed": unparsed, "rows_per_file": rows_per_file}
         run_folder.write_text(unfinished / _SUMMARY, json.dumps(summary))
@@ -217,6 +218,20 @@ def _write(tables: Iterator[pa.Table], num_files: int, folder: Path) -> None:
             unfinished.rename(folder)
     finally:
         shutil.rmtree(unfinished, ignore_errors=True)
+
+
+def _join_small_tables(tables: Iterable[pa.Table]) -> Iterator[pa.Table]:
+    """Yield the rows of tables in their order, in tables of some size: thousands of files may have one row each."""
+    waiting: list[pa.Table] = []
+    rows = size = 0
+    for table in tables:
+        waiting.append(table)
+        rows, size = rows + len(table), size + table.nbytes
+        if rows >= BLOCK_ROWS or size >= BLOCK_CHARACTERS:
+            yield pa.concat_tables(waiting).combine_chunks()
+            waiting, rows, size = [], 0, 0
+    if waiting:
+        yield pa.concat_tables(waiting).combine_chunks()
 
 
 def _parse_records(records: Sequence[str]) -> list[Any]:
