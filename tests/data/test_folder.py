@@ -69,6 +69,37 @@ def test_files_of_types_that_no_recipe_reads_are_named_beside_documents(here, pr
     assert "1 file NOT READ: b.pdf; a recipe reads no files of these types" in out
 
 
+@pytest.mark.parametrize(
+    ("names", "note"),
+    [
+        (
+            ["train.jsonl", "test.jsonl", "validation.jsonl"],
+            "the splits validation (validation.jsonl) and test (test.jsonl) are NOT READ. To evaluate on validation",
+        ),
+        (["train/a.txt", "test/b.txt", "test/c.txt"], "the split test (test/b.txt, test/c.txt) is NOT READ."),
+    ],
+)
+def test_splits_of_a_folder_that_are_not_read_are_named_with_the_keys_that_read_them(here, go, names, note):
+    for name in names:
+        write(here / "data" / name, '{"question": "Say a.", "answer": "a"}\n' if "json" in name else name)
+    text = RECIPE.replace("train: rows.jsonl", "train: ./data")
+    code, out, err = go(text, command=["preview"])
+    assert code == 0, err
+    assert note in out
+    both = text.replace("data: {train: ./data", "data: {train: {path: ./data, split: train+test}")
+    out = go(both.replace("+test", "+validation+test") if "valid" in note else both, command=["preview"])[1]
+    assert "2 rows" in out or "3 rows" in out
+    assert "NOT READ" not in out
+
+
+def test_split_of_a_folder_that_is_evaluated_is_not_reported(here, go):
+    for name in ("train", "test"):
+        write(here / "data" / f"{name}.jsonl", f'{{"question": "Say {name}.", "answer": "a"}}\n')
+    code, out, err = go(RECIPE.replace("train: rows.jsonl", "train: ./data, eval: ./data"), command=["check"])
+    assert code == 0, err
+    assert "NOT READ" not in out
+
+
 def test_splits_of_documents_are_named_by_their_folder_or_their_whole_name(tmp_path):
     for name in ("a.txt", "test-plan.md", "test.txt", "validation/b.md", "train/c.txt"):
         write(tmp_path / name)

@@ -1,9 +1,11 @@
 """Files that a reader would take for something else are named, with the source that reads them as they stand."""
 
+import gzip
 import json
 import re
 
 import pytest
+from conftest import RECIPE, jsonl
 from test_file_diagnosis import ROW, explain, read_rows
 
 CHINESE = ("问题：什么是机器学习？请简单解释。", "机器学习让计算机从数据中学习规律。")
@@ -49,6 +51,35 @@ PARTS_OF_FILES = {
         ("splits.json", "holds 1 row; test holds rows too", "Set `field: train`"),
     ),
     "rows.txt": (ROW.encode() * 2, ("rows.txt:1", "each line is a JSON object", "Rename the file to rows.jsonl")),
+    "list.txt": (
+        json.dumps([json.loads(ROW)] * 2, indent=1).encode(),
+        ("list.txt:1", "holds JSON objects", "Rename the file to list.json", "set `format: text`"),
+    ),
+    "rows.md": (ROW.encode() * 2, ("rows.md:1", "each line is a JSON object", "Rename the file to rows.jsonl")),
+    "python.txt": (b"{'question': 'a', 'answer': None}\n" * 2, ("python.txt:1", "Python values", "json.dumps(row")),
+    "table.txt": (
+        b"question,answer\nSay a.,a\n",
+        ("table.txt:1", "a table", "separated by commas (question, answer)", "Rename the file to table.csv"),
+    ),
+    "tabs.txt": (
+        b"hello\tbonjour\ngood day\tbonjour\nbye\tau revoir\n",
+        ("tabs.txt:1", "separated by tabs", "Rename the file to tabs.tsv", "set `format: text`"),
+    ),
+    "semi.txt.gz": (
+        gzip.compress("问题;答案\n甲;乙\n".encode()),
+        ("semi.txt.gz:1", "separated by semicolons", 'semi.csv.gz and set `sep: ";"`'),
+    ),
+    "names.txt": (b"src|tgt\na b|c d\ne|f\n", ("names.txt:1", "vertical bars (src, tgt)", 'set `sep: "|"`')),
+    "page.txt": (b"<!DOCTYPE html>\n<html></html>", ("page.txt", "a web page", "If the markup is the text")),
+    "twice.jsonl": (
+        json.dumps(ROW).encode() + b"\n",
+        ("twice.jsonl:1", "encoded twice", "`json.dumps(row)` once", "set `format: text`"),
+    ),
+    "twice.json": (json.dumps([ROW, ROW]).encode(), ("twice.json:1", "encoded twice")),
+    "chats.json": (
+        json.dumps([[{"role": "user", "content": "a"}]] * 2).encode(),
+        ("chats.json", "row 1 is", 'as in {"messages": [...]}'),
+    ),
     "sheet.xlsx": (b"PK\x03\x04", ("sheet.xlsx", "cannot be read", "Save its sheet as CSV")),
     "blank.jsonl": (b"\n\n", ("blank.jsonl", "no rows", "Name a source that has rows.")),
     "header.csv": (b"question,answer\n", ("header.csv", "no rows", "Name a source that has rows.")),
@@ -91,3 +122,78 @@ def test_encoding_that_misreads_a_file_of_utf8_is_refused(tmp_path, encoding, te
 def test_lines_of_json_in_a_text_file_are_trained_where_the_recipe_says_that_they_are_text(tmp_path):
     (tmp_path / "rows.txt").write_text(ROW)
     assert read_rows(tmp_path, "{path: rows.txt, format: text}") == [{"text": ROW.strip()}]
+
+
+TEXTS = {
+    "prose.txt": b"Dear reader, hello.\nThis is a text, with commas.\nGood bye, then.\n",
+    "poem.txt": b"Question, answer me!\nSay a word\n",
+    "tabs.txt": b"\tif a:\n\t\tb()\n",
+    "list.md": b"[a](http://b)\n- {x}\n",
+    "single.txt": b"name\tvalue\n",
+    "part.md": b"<div align=center>\n# Title\n</div>\n",
+    "words.jsonl": b'"a text"\n"{not an object}"\n',
+    "miles.txt": b"500 Miles\n",
+    "error.jsonl": ROW.encode() + b'{"question": "Say error.", "answer": "error"}\n',
+}
+
+
+@pytest.mark.parametrize("name", TEXTS)
+def test_text_that_only_resembles_rows_is_no_fault(tmp_path, name):
+    (tmp_path / name).write_bytes(TEXTS[name])
+    assert explain(tmp_path, name) == ""
+
+
+@pytest.mark.parametrize("name", ["table.txt", "list.txt", "python.txt", "page.txt", "twice.jsonl"])
+def test_rows_in_a_text_file_are_text_where_the_source_says_so(tmp_path, name):
+    (tmp_path / name).write_bytes(PARTS_OF_FILES[name][0])
+    assert explain(tmp_path, f"{{path: {name}, format: text}}") == ""
+
+
+ANSWERS = {
+    "error.json": (b'{"error": "Invalid username or password."}', "Invalid username or password."),
+    "detail.jsonl": (b'{"detail": "Not Found"}\n', "Not Found"),
+    "quota.json": (b'{"error": {"message": "Quota exceeded", "type": "quota", "code": null}}', "Quota exceeded"),
+    "fields.json": (b'{"detail": [{"loc": ["query"], "msg": "field required"}]}', "field required"),
+    "github.json": (b'{"message": "Not Found", "documentation_url": "https://x", "status": "404"}', "Not Found"),
+    "code.json": ('{"code": 500, "msg": "服务器错误", "data": null}'.encode(), "服务器错误"),
+    "lines.jsonl": (b'{"error": "rate limit"}\n{"error": "rate limit"}\n', "rate limit"),
+    "part.csv": (b"<!-- page --><div>Sign in</div>", "a web page"),
+    "denied.json": (b"<Error><Code>AccessDenied</Code><Message>Access Denied</Message></Error>", "Access Denied"),
+    "line.csv": (b"404 page not found\n", "404 page not found"),
+    "line.jsonl": (b'"Unauthorized"', "Unauthorized"),
+    "line.parquet": (b"error code: 1020", "error code: 1020"),
+}
+
+
+@pytest.mark.parametrize("name", ANSWERS)
+def test_answer_of_a_server_in_place_of_data_is_named(tmp_path, name):
+    data, message = ANSWERS[name]
+    (tmp_path / name).write_bytes(data)
+    fault = explain(tmp_path, name)
+    assert f"{name} is " in fault
+    assert message in fault
+    assert "ownload" in fault
+
+
+def test_object_of_a_server_is_read_where_the_source_names_its_columns(tmp_path):
+    (tmp_path / "rows.json").write_bytes(ANSWERS["detail.jsonl"][0])
+    assert read_rows(tmp_path, "{path: rows.json, rename: {detail: text}}") == [{"text": "Not Found"}]
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        {"input_ids": [1, 2], "attention_mask": [1, 1], "labels": [-100, 2]},
+        {"input_ids": [[1, 2], [3]]},
+        {"tokens": [5, 6], "loss_mask": [0, 1], "id": 7},
+    ],
+)
+@pytest.mark.parametrize("keys", ["", ", format: text"])
+def test_rows_of_token_ids_are_named_with_what_to_do(go, here, row, keys, matches):
+    jsonl(here / "rows.jsonl", [row])
+    code, _, err = go(RECIPE.replace("rows.jsonl", f"{{path: rows.jsonl{keys}}}"), command=["preview"])
+    assert code == 2
+    assert f"rows.jsonl holds token ids ({next(iter(row))}" in err
+    assert "`format: FILE.py:FUNCTION`" in err
+    if "labels" in row and not keys:
+        matches("token_ids", err)

@@ -22,6 +22,12 @@ READ = {
     "JSON text of a mapping of lists": json.dumps(
         {"role": ["user", "assistant"], "content": [turn["content"] for turn in TURNS]}
     ),
+    "JSON text, encoded twice": json.dumps(json.dumps(TURNS)),
+    "JSON text of each turn": [json.dumps(turn) for turn in TURNS],
+    "turn and JSON text of a turn": [TURNS[0], json.dumps(TURNS[1])],
+    "JSON text of a list of JSON texts": json.dumps([json.dumps(turn) for turn in TURNS]),
+    "JSON text of an entry": [json.dumps({"human": TURNS[0]["content"], "assistant": TURNS[1]["content"]})],
+    "a list of one chat": [TURNS],
     "Python text": repr(TURNS),
     "Python text of an array, as pandas writes it": "[" + "\n ".join(map(repr, TURNS)) + "]",
     "human and gpt": [{"from": "human", "value": TURNS[0]["content"]}, {"from": "gpt", "value": TURNS[1]["content"]}],
@@ -63,6 +69,8 @@ REFUSED = {
     "pairs of texts": [["hello", "hi"], ["how are you", "fine"]],
     "one turn": TURNS[0],
     "mapping of turns": {"turns": TURNS},
+    "chats in one row": [TURNS, TURNS],
+    "texts with an object": ["hello", '{"a": 1}'],
     "lists of different lengths": {"role": ["user", "assistant"], "content": ["a"]},
     "plain text": "user: hello",
     "broken JSON": "[{'role': 'user', content",

@@ -105,6 +105,12 @@ _NAMES: dict[str, tuple[str, ...]] = {
 _SPEAKERS = {"human", "user", "assistant", "gpt", "bot", "ai", "model", "chatgpt"}
 _PROMPTS = {"prompt", "prompts", "user_prompt", "completion", "completions"}
 _INSTRUCTIONS = {"instruction", "指令", "指示"}
+# Columns that a tokenizer or a collator makes, of TRL, transformers, axolotl, verl and torchtune
+_TOKEN_NAMES = {
+    *("input_ids", "labels", "attention_mask", "token_type_ids", "position_ids", "special_tokens_mask", "tokens"),
+    *("token_ids", "ids", "mask", "loss_mask", "completion_mask", "assistant_masks", "assistant_mask", "seq_lengths"),
+    *("prompt_ids", "completion_ids", "prompt_input_ids", "response_ids", "target_ids", "label_ids", "input_tokens"),
+}
 
 
 class FormatSuggestion(NamedTuple):
@@ -157,6 +163,26 @@ def is_chat(value: Any) -> bool:
         return any(isinstance(value.get(key), list) for key in ROLE_KEYS)
     is_list = isinstance(value, list) and len(value) > 0
     return is_list and all(isinstance(turn, Mapping) and not set(ROLE_KEYS).isdisjoint(turn) for turn in value)
+
+
+def list_token_columns(columns: Iterable[str], row: Mapping[str, Any]) -> list[str]:
+    """Return the columns that hold token ids, or a mask of them, as a tokenizer made them; [] = there are none.
+
+    Args:
+        columns: the names of the columns of the source.
+        row: one of the rows; a column counts by its name and by the whole numbers that the row has in it.
+
+    """
+    named = [column for column in columns if normalise(column) in _TOKEN_NAMES]
+    are_ids = [isinstance(row.get(column), list) and _are_numbers(row[column]) for column in named]
+    return named if any(are_ids) else []
+
+
+def _are_numbers(values: Sequence[Any]) -> bool:
+    """Tell whether a list holds whole numbers, or lists of them, and nothing else."""
+    return len(values) > 0 and all(
+        (type(value) is int) or (isinstance(value, list) and _are_numbers(value)) for value in values
+    )
 
 
 def suggest_column(columns: Iterable[str], target: str) -> str:

@@ -96,13 +96,6 @@ def find_unread(folder: Path, files: Sequence[Path], read_files: Collection[str]
     return tuple(str(file.relative_to(folder)) for file in files if str(file) not in read_files)
 
 
-def describe_unread(names: Sequence[str], shown: int = 3) -> str:
-    """Return how many files are not read, with the first of their names."""
-    more = f" and {len(names) - shown:,} more" if len(names) > shown else ""
-    number = "1 file" if len(names) == 1 else f"{len(names):,} files"
-    return f"{number} NOT READ: {', '.join(names[:shown])}{more}"
-
-
 def make_document_files(
     recipe: Recipe, source: Source, documents: Mapping[str, Sequence[Path]], *, every: Sequence[Path]
 ) -> SourceFiles:

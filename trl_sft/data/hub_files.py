@@ -37,7 +37,11 @@ class SourceFiles(NamedTuple):
     keywords: Mapping[str, Any]  # of the configuration of the builder
     has_declared_types: bool = False  # whether the card of the data set says which types its columns have
     chosen_by_datasets: bool = False  # whether `datasets` reads the source as a whole, in a way of its own
-    unread: tuple[str, ...] = ()  # the files in a folder that are not read: of another kind or another split
+    unread: tuple[str, ...] = ()  # the files in a folder that are not read: they belong to no split
+
+    def list_names(self) -> dict[str, tuple[str, ...]]:
+        """Return the names of the files of each split."""
+        return {name: tuple(file.name for file in files) for name, files in self.splits.items()}
 
 
 def select_builder_keywords(source: Source) -> dict[str, Any]:

@@ -76,7 +76,9 @@ def load_source(recipe: Recipe, source: Source, max_rows: int | None = None) -> 
     """
     if max_rows is not None:
         batches = take_rows(stream_source(recipe, source), max_rows)
-        rows = join_batches(batches)._replace(unread_files=batches[0].unread_files if batches else ())
+        rows = join_batches(batches)
+        if batches:
+            rows = rows._replace(unread_files=batches[0].unread_files, splits=batches[0].splits)
     else:
         with _explaining(recipe, source):
             rows = _load_all(recipe, source)
@@ -105,6 +107,12 @@ def stream_source(recipe: Recipe, source: Source) -> Iterator[SourceRows]:
             if rows.unparsed:
                 _refuse_unparsed(recipe, source, rows)
             yield rows._replace(rename=source.rename)
+
+
+def list_read_splits(source: Source) -> set[str]:
+    """Return the names of the splits that a source reads."""
+    spec = source.load_kwargs.get("split") or _default_split(source)
+    return {name for part in (spec if isinstance(spec, list) else [spec]) for name in _split_names(part)}
 
 
 def explain_unreadable(recipe: Recipe, source: Source, error: Exception) -> UserError:
@@ -169,7 +177,7 @@ def _load_all(recipe: Recipe, source: Source) -> SourceRows:
     if source.location.files and not source.builder and _is_saved_dataset(source):
         return _make_typed_rows(_load_saved_dataset(source, split), DataFile(source.name, ""))
     files = _find_files(recipe, source)
-    return _load_files(source, files, split)._replace(unread_files=files.unread)
+    return _load_files(source, files, split)._replace(unread_files=files.unread, splits=files.list_names())
 
 
 def _load_files(source: Source, files: SourceFiles, split: Any) -> SourceRows:
@@ -198,7 +206,7 @@ def _stream_all(recipe: Recipe, source: Source) -> Iterator[SourceRows]:
         return
     files = _find_files(recipe, source)
     for rows in _stream_files(source, files, split):
-        yield rows._replace(unread_files=files.unread)
+        yield rows._replace(unread_files=files.unread, splits=files.list_names())
 
 
 def _stream_files(source: Source, files: SourceFiles, split: str) -> Iterator[SourceRows]:

@@ -20,7 +20,7 @@ from datasets import Dataset, Features, Json, List, Value, concatenate_datasets
 from datasets.fingerprint import Hasher
 
 from trl_sft.console import escape_control_characters, format_rows
-from trl_sft.data import bad_rows, folder, formats, load, messages, mix, unread_keys, user_function
+from trl_sft.data import bad_rows, formats, load, messages, mix, unread_files, unread_keys, user_function
 from trl_sft.data.bad_rows import BadRow, Kinds
 from trl_sft.data.code_digest import digest_code, get_fingerprint
 from trl_sft.data.formats import CHAT, PAIRS, TEXT, TokenizerFeatures
@@ -29,7 +29,6 @@ from trl_sft.data.source_format import SourceFormat, choose_format, describe_for
 from trl_sft.data.source_rows import RowPlaces, decode_batch
 from trl_sft.data.unread_keys import UnreadKey
 from trl_sft.errors import DataError, Fault
-from trl_sft.recipe import sections
 from trl_sft.recipe.checked import Run, Source
 from trl_sft.recipe.paths import FunctionLocation
 from trl_sft.recipe.yaml_reader import Recipe
@@ -164,7 +163,7 @@ def format_source(run: Run, source: Source, features: TokenizerFeatures, *, max_
     source_format, unused_columns = choose_format(run.recipe, source, features, rows=source_rows, numbers=numbers)
     formatted = _map_rows(rows, source_format, num_proc=run.train.get("dataset_num_proc"))
     split = _make_split(source, source_format, formatted, places=source_rows.places, row_numbers=row_numbers)
-    notes = [_note_unread_files(source, source_rows.unread_files)] if source_rows.unread_files else []
+    notes = list(unread_files.write_notes(run, source, source_rows)) if not source.builder else []
     notes += _write_notes(run, split, formatted, unused=unused_columns, total=total, head=max_rows)
     faults: list[Fault] = []
     unread = _find_unread(split, formatted)
@@ -381,16 +380,6 @@ def _write_notes(
     for reason, numbers in split.removed_rows.items():
         if bad_rows.drops_bad_rows(run) or reason not in split.bad_rows:
             yield bad_rows.describe_left_out(reason, len(numbers), place=split.row_name(int(numbers[0])))
-
-
-def _note_unread_files(source: Source, files: Sequence[str]) -> str:
-    """Return a note on the files of a folder that are not read, with the pattern that reads those that hold data."""
-    note = f"{source.name}: {folder.describe_unread(files)}"
-    suffix = next((suffix for name in files if (suffix := Path(name).suffix.lower()) in sections.BUILDERS), "")
-    if not suffix:
-        return f"{note}; a recipe reads no files of these types"
-    rule = "in a folder, `datasets` reads files of one type, by the split in their name, as in train.jsonl"
-    return f"{note}; {rule}. Set `path` to {source.location.name}/**/*{suffix} to read all {suffix} files."
 
 
 def _note_sample(source: Source, total: int) -> str:

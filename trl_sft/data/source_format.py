@@ -76,9 +76,9 @@ def choose_format(
         format_name = source.format
     else:
         format_name = recognise_format(recipe, source, columns, rows=rows)
-    columns_read = _columns_read(recipe, source, columns, format_name=format_name)
     if not source.function:
         first_row = _find_first_row(rows, numbers)
+    columns_read = _columns_read(recipe, source, columns, format_name=format_name, first_row=first_row)
     wording = _choose_wording(recipe, source, features, format_name=format_name, first_row=first_row)
     own_columns = tuple(sorted(columns_read - {formats.TASK})) if isinstance(source.wording, dict) else ()
     source_format = SourceFormat(
@@ -166,6 +166,8 @@ def _explain_unknown_format(
 ) -> Fault:
     """Return the fault of columns that fit no format; `title` has them, in place of the source."""
     where = recipe.where(source.key)
+    if token_columns := column_names.list_token_columns(columns, first_row):
+        return _explain_token_ids(recipe, source, token_columns)
     problem = f"{title or source.name} has the columns {format_names(columns)}, which fit no format"
     if suggestion is None or not (suggestion.rename or suggestion.is_known):
         return Fault(where, problem, _list_formats(columns), code="data.unknown_format")
@@ -192,6 +194,19 @@ def _explain_unknown_format(
         return Fault(where, problem, fix, code="data.unknown_format")
     edits = diagnose.make_edits(recipe, source, values)
     return Fault(where, problem, f"Set {text}", code="data.unknown_format", edits=edits)
+
+
+def _explain_token_ids(recipe: Recipe, source: Source, columns: Sequence[str]) -> Fault:
+    """Return the fault of rows that a tokenizer made already."""
+    problem = (
+        f"{source.name} holds token ids ({format_names(columns)}), which another program tokenized; a recipe trains "
+        "on text, so that its own tokenizer and loss mask apply"
+    )
+    fix = (
+        "Name the file of texts or chats from which they were made. If there is none, decode the ids in a function: "
+        "`format: FILE.py:FUNCTION`. docs/how-to/formats-and-wordings.md has one."
+    )
+    return Fault(recipe.where(source.key), problem, fix, code="data.token_ids")
 
 
 def _find_nested(suggestion: column_names.FormatSuggestion, first_row: Mapping[str, Any]) -> str:
@@ -313,7 +328,9 @@ def _find_first_row(rows: SourceRows, numbers: Sequence[int]) -> dict[str, Any]:
     return first
 
 
-def _columns_read(recipe: Recipe, source: Source, columns: Sequence[str], *, format_name: str) -> set[str]:
+def _columns_read(
+    recipe: Recipe, source: Source, columns: Sequence[str], *, format_name: str, first_row: Mapping[str, Any]
+) -> set[str]:
     """Return the columns that formatting reads. Raises DataError if one is missing, RecipeError."""
     if source.function:
         return set(columns)
@@ -324,6 +341,8 @@ def _columns_read(recipe: Recipe, source: Source, columns: Sequence[str], *, for
         required = set(row_format.columns) - ({formats.TASK} if source.task else set())
         optional = set(row_format.optional_columns)
     if missing := sorted(required - set(columns)):
+        if token_columns := column_names.list_token_columns(columns, first_row):
+            raise DataError(_explain_token_ids(recipe, source, token_columns))
         raise DataError([_explain_missing_column(recipe, source, columns, missing=column) for column in missing])
     return required | optional | {formats.TASK}
 

@@ -60,8 +60,8 @@ class SourceRows(NamedTuple):
         places: where each row stands.
         rename: column of the file -> its new name; `decode_batch` applies it.
         unparsed: the number of records that are not JSON objects.
-        unread_files: the files in a folder that are not read: their kind or their split is another than that of the
-            others.
+        unread_files: the files in a folder that belong to no split: their kind is another than that of the others.
+        splits: the splits of a folder or of a data set of the hub -> the names of their files.
 
     """
 
@@ -71,6 +71,7 @@ class SourceRows(NamedTuple):
     rename: Mapping[str, str] = MappingProxyType({})
     unparsed: int = 0
     unread_files: tuple[str, ...] = ()
+    splits: Mapping[str, tuple[str, ...]] = MappingProxyType({})
 
     def decode_row(self, number: int) -> dict[str, Any]:
         """Return one row. Raises FormatError if it cannot be parsed."""

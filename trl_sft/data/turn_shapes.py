@@ -1,9 +1,9 @@
 """The shapes in which data sets store the turns of a chat, brought to one: a list of {role, content}.
 
 Inputs: the value of a column. Outputs: its turns as mappings, whose own keys stay under their names. Read are a list of
-turns, a mapping of lists (as `datasets` stores a sequence of mappings), the JSON or the Python text of either (as CSV
-and pandas write it), and the names that data sets give to the keys and the roles. A shape that leaves open who speaks
-is refused with what to write. Deliberately not here: what a turn may hold (`messages`).
+turns, a mapping of lists (as `datasets` stores a sequence of mappings), the JSON or the Python text of either or of a
+turn (as CSV and pandas write it), and the names that data sets give to the keys and the roles. A shape that leaves open
+who speaks is refused with what to write. Deliberately not here: what a turn may hold (`messages`).
 """
 
 from __future__ import annotations
@@ -72,13 +72,15 @@ def list_turns(value: Any) -> list[Any]:
         ShapeError: the value is no list of turns.
 
     """
-    if isinstance(value, str):
+    while isinstance(value, str):  # some are encoded twice
         value = _parse_text(value)
     if isinstance(value, Mapping):
         value = _split_columns(value)
     if not isinstance(value, list) or not value:
         problem = "is empty" if value in ([], None) else "is not a list"
         raise ShapeError(problem, f"{_FIX}.")
+    if any(isinstance(turn, str) for turn in value):
+        value = [_parse_turn(turn) for turn in value]
     if all(isinstance(turn, str) for turn in value):
         problem = f"is a list of {len(value)} texts, which do not say who speaks"
         raise ShapeError(problem, f"{_FIX}, or make one in `format: FILE.py:FUNCTION`.")
@@ -100,10 +102,27 @@ def find_role(name: Any) -> str | None:
     return ROLES.get(name) or ROLES.get(name.strip().casefold())
 
 
+def _parse_turn(turn: Any) -> Any:
+    """Return the turn that a text of JSON or Python stands for; any other turn as it is."""
+    if not isinstance(turn, str) or not turn.lstrip().startswith("{"):
+        return turn
+    try:
+        value = _parse_text(turn)
+    except ShapeError:
+        return turn
+    is_turn = _names_speaker(value) or (isinstance(value, Mapping) and len(_split_pair(value)) > 1)
+    return value if is_turn else turn
+
+
+def _names_speaker(turn: Any) -> bool:
+    """Tell whether a value is a turn that says who speaks."""
+    return isinstance(turn, Mapping) and not set(ROLE_KEYS).isdisjoint(turn)
+
+
 def _parse_text(text: str) -> Any:
     """Return the value that a text of JSON, or of Python as pandas writes it, stands for. Raises ShapeError."""
     stripped = text.strip()
-    if not stripped.startswith(("[", "{")):
+    if not stripped.startswith(("[", "{", '"')):
         problem = f"is the text {stripped[:40]!r}, not a list of turns" if stripped else "is empty"
         raise ShapeError(problem, f"{_FIX}.")
     try:
@@ -120,6 +139,10 @@ def _parse_text(text: str) -> Any:
 def _split_columns(value: Mapping[str, Any]) -> list[dict[str, Any]]:
     """Return the turns of a mapping of lists. Raises ShapeError for any other mapping."""
     lists = {key: item for key, item in value.items() if isinstance(item, list)}
+    chat = next((key for key, item in lists.items() if item and all(map(_names_speaker, item))), None)
+    if chat is not None:
+        problem = f"is a mapping whose key {chat} holds the turns"
+        raise ShapeError(problem, "Write that list in its place, or return it in `format: FILE.py:FUNCTION`.")
     if not set(ROLE_KEYS) & set(lists):
         if set(ROLE_KEYS) & set(value):
             raise ShapeError("is one turn, not a list of turns", f"{_FIX}: put the turn in [ ].")
@@ -132,8 +155,12 @@ def _split_columns(value: Mapping[str, Any]) -> list[dict[str, Any]]:
     return [dict(zip(lists, items, strict=True)) for items in zip(*lists.values(), strict=True)]
 
 
-def _read_pairs(value: list[list[Any]]) -> list[dict[str, Any]]:
-    """Return the turns of a list of [role, text]. Raises ShapeError for a list of other lists."""
+def _read_pairs(value: list[list[Any]]) -> list[Any]:
+    """Return the turns of a list of [role, text], or of a list that holds one chat. Raises ShapeError for others."""
+    if all(chat and all(map(_names_speaker, chat)) for chat in value):
+        if len(value) == 1:
+            return list_turns(value[0])
+        raise ShapeError(f"holds {len(value)} chats", "Write a row for each chat: a list of {role, content}.")
     if all(len(pair) == len(("role", "text")) and find_role(pair[0]) for pair in value):
         return [{"role": pair[0], "content": pair[1]} for pair in value]
     problem = f"is a list of {len(value)} lists, which do not say who speaks"

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import IO, NamedTuple
 
 from trl_sft.console import format_bytes
+from trl_sft.data.file_diagnosis import server_answers
 from trl_sft.data.readers import data_file
 from trl_sft.data.readers.data_file import CompressionError
 
@@ -63,18 +64,18 @@ _SIGNATURES = (
     _Signature(0, b"Rar!\x1a\x07", "a RAR archive", (), "Unpack it"),
     _Signature(257, b"ustar", "a tar archive", (), "Unpack it"),
 )
-_ERROR_MESSAGE = re.compile(r"(Entry not found|Repository not found|Invalid (username|credentials)|404:)")
-_MAX_ERROR_MESSAGE = 300  # bytes
+_BEFORE_TEXT = b"\xef\xbb\xbf \t\r\n"  # the mark of UTF-8, and whitespace
 _PICKLE = re.compile(rb"\x80[\x02-\x05](\x95|[}\]cq(])")
 
 
-def find_foreign_content(path: Path, builder: str, head: bytes) -> Content | None:
+def find_foreign_content(path: Path, builder: str, head: bytes, *, is_text: bool = False) -> Content | None:
     """Return what a file is, if it is not what its suffix promises.
 
     Args:
         path: the file.
         builder: the builder of `datasets` that its suffix names: json, csv, text, parquet or arrow.
         head: its first bytes, as `read_head` returns them.
+        is_text: whether the recipe says that the file is text, which may hold markup.
 
     Returns:
         None = the file may be what its suffix promises.
@@ -94,7 +95,10 @@ def find_foreign_content(path: Path, builder: str, head: bytes) -> Content | Non
         return _describe_zip(path)
     if builder in ("parquet", "arrow"):
         return _describe_other(path, head, builder)
-    return _find_markup(head, builder)
+    if len(head) > server_answers.MAX_LINE and not head.lstrip(_BEFORE_TEXT).startswith(b"<"):
+        return None
+    answer = server_answers.find_markup(head, builder, is_text=is_text)
+    return Content(*answer) if answer else None
 
 
 def read_head(path: Path) -> bytes:
@@ -205,35 +209,13 @@ def _describe_zip(path: Path) -> Content | None:
 def _describe_other(path: Path, head: bytes, builder: str) -> Content:
     """Return what stands in a file that has the suffix of a binary format but not its first bytes."""
     kind = {"parquet": "Parquet", "arrow": "Arrow"}[builder]
-    markup = _find_markup(head, builder)
-    if markup:
-        return markup
+    answer = server_answers.find_markup(head, builder)
+    if answer:
+        return Content(*answer)
     stem = path.name.partition(".")[0]
-    start = head.lstrip(b"\xef\xbb\xbf \t\r\n")
+    start = head.lstrip(_BEFORE_TEXT)
     if start.startswith((b"{", b"[")):
         return Content(f"is JSON, not {kind}", f"Rename the file to {stem}.jsonl.")
     if not head:
         return Content("is empty: 0 bytes", "Name a file that has rows.", code="data.no_rows")
     return Content(f"does not begin as a {kind} file does", "Download or copy the file again, or correct its suffix.")
-
-
-def _find_markup(head: bytes, builder: str) -> Content | None:
-    """Return the problem of a web page or an XML file in place of data; a .txt or .md file may hold markup."""
-    start = head.lstrip(b"\xef\xbb\xbf \t\r\n")[:512].lower()
-    if start.startswith((b"<!doctype html", b"<html", b"<head", b"<body")) and builder != "text":
-        fix = "Download the file itself, not its page."
-        if b"huggingface" in head.lower():
-            fix += " On the hub its address has /resolve/ in place of /blob/."
-        elif b"github" in head.lower():
-            fix += " On GitHub it is the link `Raw`."
-        return Content("is a web page (HTML), not data", fix)
-    if start.startswith(b"<?xml") and b"<error" in start:
-        message = re.search(rb"<message>(.*?)</message>", head, re.I | re.S)
-        detail = f": {message[1].decode('utf-8', 'replace')[:80]}" if message else ""
-        return Content(f"is the error message of a server, not data{detail}", "Download the file again.")
-    if start.startswith(b"<?xml") and builder != "text":
-        return Content("is XML, not data that a recipe reads", f"{_SAVE_AS_JSONL}.")
-    line = head.strip().decode("utf-8", "replace")
-    if len(head) < _MAX_ERROR_MESSAGE and _ERROR_MESSAGE.match(line):
-        return Content(f"is the error message of a server, not data: {line[:80]}", "Download the file again.")
-    return None

@@ -14,7 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from trl_sft.console import format_rows
-from trl_sft.data.file_diagnosis import content, encodings, json_text, table
+from trl_sft.data import column_names
+from trl_sft.data.file_diagnosis import content, encodings, json_text, server_answers, table, text_rows
 from trl_sft.data.file_diagnosis.encodings import EncodingCandidate
 from trl_sft.data.file_diagnosis.json_text import make_place
 from trl_sft.data.readers.data_file import CompressionError
@@ -28,6 +29,7 @@ _TEXT_BUILDERS = ("json", "csv", "text")
 # texts that YAML reads as texts without quotes, between the braces of a mapping
 _PLAIN = re.compile(r"[^\W\d][\w./-]*(?: [\w./-]+)*")
 _WORDS_OF_YAML = {"true", "false", "yes", "no", "on", "off", "null", "y", "n"}
+_TEXT_ROW = re.compile(r"\s*\[?\s*\"")  # JSON whose first row is a text
 _ENCODING_SAMPLE = 1 << 20  # bytes by which an encoding is decided
 
 
@@ -43,7 +45,7 @@ def check_head(recipe: Recipe, source: Source, file: Path) -> list[Fault]:
     builder = source.builder or find_builder(file)
     try:
         head = content.read_head(file)
-        foreign = content.find_foreign_content(file, builder, head)
+        foreign = content.find_foreign_content(file, builder, head, is_text=source.format == "text")
     except CompressionError as error:
         head, foreign = b"", content.describe_missing_decompressor(error)
     if foreign:
@@ -56,8 +58,10 @@ def check_head(recipe: Recipe, source: Source, file: Path) -> list[Fault]:
     if not is_strict and _is_misread_utf8(source, head):
         return [_explain_needless_encoding(recipe, source)]
     text = _decode_head(source, head)
-    if builder == "text" and not source.format and ".txt" in map(str.lower, file.suffixes):
-        return json_text.find_rows_in_text(text, file.name)
+    if builder == "text" and not source.format:
+        return text_rows.find_rows(text, file.name)
+    if builder == "json" and not (source.format or source.wording or source.rename):
+        return _find_no_rows(file, text, is_whole=len(head) < content.HEAD)
     if builder == "csv":
         return table.find_json(text, file.name) or _explain_separator(recipe, source, file, text=text)
     return []
@@ -92,6 +96,14 @@ def explain_file(recipe: Recipe, source: Source, file: Path) -> list[Fault]:
     if builder == "csv":
         return _explain_table(recipe, source, file, text=text)
     return []
+
+
+def _find_no_rows(file: Path, text: str, *, is_whole: bool) -> list[Fault]:
+    """Return the fault of a JSON file that holds the answer of a server, or texts that hold rows."""
+    if is_whole and (answer := server_answers.find_error_objects(text)):
+        problem = f"{file.name} {answer.problem}"
+        return [Fault(make_place(file.name), problem, answer.fix, code="data.other_content")]
+    return text_rows.find_encoded_rows(text, file.name) if _TEXT_ROW.match(text) else []
 
 
 def _decode_head(source: Source, head: bytes) -> str:
@@ -381,7 +393,7 @@ def _explain_field(recipe: Recipe, source: Source, file: Path, *, only_columns: 
         value = json.loads(text.removeprefix("\ufeff"))
     except (ValueError, RecursionError):
         return []
-    if not isinstance(value, dict):
+    if not isinstance(value, dict) or column_names.list_token_columns(value, value):
         return []
     field = "" if only_columns else json_text.find_row_key(value)
     if field:

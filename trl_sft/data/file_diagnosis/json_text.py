@@ -89,22 +89,6 @@ def find_faults(text: str, file_name: str) -> list[Fault]:
     return faults or _find_value_faults(text, file_name)
 
 
-def find_rows_in_text(text: str, file_name: str) -> list[Fault]:
-    """Return the fault of a text file of which every line is a JSON object.
-
-    Args:
-        text: the whole lines at the beginning of the file.
-        file_name: the name of the file.
-
-    """
-    lines = [line for line in split_lines(text) if line.strip()]
-    if not lines or not all(line.lstrip().startswith("{") and _is_json(line, dict) for line in lines):
-        return []
-    problem = "each line is a JSON object, and a text file is trained as it stands"
-    fix = f"Rename the file to {file_name.partition('.')[0]}.jsonl. If the lines are the text, set `format: text`."
-    return [Fault(make_place(file_name, 1), problem, fix, code="data.other_content")]
-
-
 def check_objects(text: str) -> None:
     """Refuse a JSON text in which an object has a key twice. Raises RepeatedKey, ValueError."""
     json.loads(text, object_pairs_hook=_refuse_repeated)
@@ -125,9 +109,9 @@ def _find_list_faults(text: str, file_name: str) -> list[Fault]:
         value = json.loads(text)
     except json.JSONDecodeError as error:
         lines = [line for line in split_lines(text) if line.strip()]
-        if len(lines) > 1 and all(_is_json(line, list) for line in lines[:MAX_SHOWN]):
+        if len(lines) > 1 and all(is_json(line, list) for line in lines[:MAX_SHOWN]):
             problem = "each line is a list, and lists have no column names"
-            fix = 'Write each line as an object with names, as in {"prompt": ..., "completion": ...}.'
+            fix = f"Write each line as an object with names, as in {_name_columns(json.loads(lines[0]))}."
             return [Fault(make_place(file_name, 1), problem, fix, code="data.not_rows")]
         return [_make_fault(_explain_mistake(text, error), text, file_name)]
     except RecursionError:
@@ -147,8 +131,14 @@ def _find_item_faults(value: list[Any], file_name: str) -> list[Fault]:
         return []
     number, item = next((n, item) for n, item in enumerate(value, 1) if not isinstance(item, dict))
     problem = f"row {number} is {json.dumps(item, ensure_ascii=False)[:40]}, not an object"
-    fix = 'Write each row as an object with names, as in {"prompt": ...}.'
+    fix = f"Write each row as an object with names, as in {_name_columns(item)}."
     return [Fault(make_place(file_name), problem, fix, code="data.not_rows")]
+
+
+def _name_columns(row: Any) -> str:
+    """Return how a row without names is written as an object: as a chat where it is a list of turns."""
+    is_chat = isinstance(row, list) and row and all(isinstance(turn, dict) and _TURN_KEYS & set(turn) for turn in row)
+    return '{"messages": [...]}' if is_chat else '{"prompt": ..., "completion": ...}'
 
 
 def _find_line_faults(text: str, file_name: str) -> list[Fault]:
@@ -348,8 +338,8 @@ def _explain_nesting(text: str, file_name: str) -> Fault:
     return Fault(where, problem, "Remove levels of lists and objects.", code="data.invalid_json")
 
 
-def _is_json(line: str, kind: type) -> bool:
-    """Tell whether a line is JSON of a kind."""
+def is_json(line: str, kind: type) -> bool:
+    """Tell whether a line is JSON of a kind: dict, list, str."""
     return _parse_error(line) is None and isinstance(json.loads(line), kind)
 
 

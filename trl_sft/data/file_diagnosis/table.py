@@ -19,7 +19,7 @@ SEPARATORS = (",", ";", "\t", "|", "，", "；", "^", "~", ":")
 _TITLES = {",": "commas", ";": "semicolons", "\t": "tabs", "|": "vertical bars", ":": "colons"}
 _JSON = re.compile(r"\s*(\{\s*[\"}]|\[\s*[{\"\]])")
 _DECLARATION = re.compile(r'"?sep=([^\r\n"])"?\r?\n', re.IGNORECASE)
-_SAMPLE_RECORDS = 20  # records by which a separator is judged
+SAMPLE_RECORDS = 20  # records by which a separator is judged
 _MAX_CELL = 1 << 30  # characters; the standard library stops at 131,072
 
 
@@ -31,18 +31,18 @@ def find_separator(text: str, separator: str) -> str:
         separator: the one that it is read with.
 
     """
-    header = _read_records(text, separator, 1)
+    header = read_records(text, separator, 1)
     if header and len(header[0]) > 1:
         return ""
     best, best_width = "", 1
     for candidate in SEPARATORS:
         if candidate == separator:
             continue
-        widths = Counter(len(record) for record in _read_records(text, candidate, _SAMPLE_RECORDS) if record)
+        widths = Counter(len(record) for record in read_records(text, candidate, SAMPLE_RECORDS) if record)
         if not widths:
             continue
         width, number = widths.most_common(1)[0]
-        header_width = len(_read_records(text, candidate, 1)[0])
+        header_width = len(read_records(text, candidate, 1)[0])
         if header_width > best_width and width == header_width and number >= 0.8 * sum(widths.values()):
             best, best_width = candidate, header_width
     return best
@@ -122,7 +122,7 @@ def _ends_open(text: str, quote: str) -> bool:
     return text.count(quote) % 2 == 1
 
 
-def _read_records(text: str, separator: str, number: int) -> list[list[str]]:
+def read_records(text: str, separator: str, number: int) -> list[list[str]]:
     """Return the first records of a table that are not empty."""
     records = []
     old_limit = csv.field_size_limit(_MAX_CELL)

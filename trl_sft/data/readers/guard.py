@@ -22,7 +22,7 @@ from trl_sft.data.readers.record_block import BLOCK_CHARACTERS, ReadingError, Re
 from trl_sft.errors import Fault, NotAsAsked
 
 _SAMPLED_ROWS = 8  # of each block, beside its first and its last row
-_SEPARATORS = re.compile(r"[ \t\r\n,\[]+")
+_SEPARATORS = re.compile(r"[ \t\r\n,]+")
 
 
 class GuardError(NotAsAsked):
@@ -139,7 +139,7 @@ class ElementGuard:
         self.buffer = ""
         self.position = 0
         self.line = 1
-        self.is_begun = is_whole_file
+        self.is_begun = False  # whether the position is within the array
 
     def check(self, block: RecordBlock) -> None:
         """Compare a block of rows. Raises GuardError."""
@@ -147,10 +147,10 @@ class ElementGuard:
             return
         sampled = _choose_sample(len(block.records), block.lines[0])
         for index, (record, line) in enumerate(zip(block.records, block.lines, strict=True)):
-            if self.is_begun:
-                self._skip_separators()
-            else:
+            if not self.is_begun and not self.is_whole_file:
                 self._find_first(record)
+            else:
+                self._skip_separators()
             self._fill(len(record))
             begin, end = self.position, self.position + len(record)
             is_equal = self.buffer.startswith(record, begin)
@@ -164,7 +164,7 @@ class ElementGuard:
 
     def finish(self) -> None:
         """Compare the end of the array with that of the rows. Raises GuardError."""
-        if self.is_begun:
+        if self.is_begun or self.is_whole_file:
             self._skip_separators()
             if self.buffer[self.position : self.position + 1] != "]":
                 raise GuardError(self.file, self.line, "the reader gave too few rows")
@@ -195,12 +195,16 @@ class ElementGuard:
         self.position = end
 
     def _skip_separators(self) -> None:
-        """Move past whitespace, commas and the bracket that opens the array."""
+        """Move past whitespace, commas and, before the first element, the bracket that opens the array."""
         while self._fill(1):
             match = _SEPARATORS.match(self.buffer, self.position)
-            if match is None:
+            if match is not None:
+                self._advance(len(match[0]))
+            elif not self.is_begun and self.buffer[self.position] == "[":
+                self.is_begun = True
+                self._advance(1)
+            else:
                 return
-            self._advance(len(match[0]))
 
     def _find_first(self, record: str) -> None:
         """Move to the first row of an array that stands under a key. Raises GuardError."""
