@@ -35,3 +35,15 @@ def test_two_processes_end_with_one_model_which_is_that_of_one_process(packing, 
     print(f"one process and two: weights differ by {far:.1e} at most, losses {one[1][-1]} and {two[0][1][-1]}")
     assert far < 1e-5
     assert two[0][1] == pytest.approx(one[1], rel=1e-5)
+
+
+@pytest.mark.long
+@pytest.mark.skipif(not patches.expects_fused_head(), reason="this TRL is older than its fused head")
+def test_two_processes_train_the_same_with_and_without_the_probe_of_time(tmp_path):
+    plain = carry_out(tmp_path, 2, "2", "1", "0")
+    probed = carry_out(tmp_path, 2, "2", "1", "0", "1")
+    assert [process[1] for process in probed] == [process[1] for process in plain]
+    assert all(torch.equal(weight, plain[0][0][name]) for name, weight in probed[0][0].items())
+    ((low, seconds, high),) = probed[0][2]
+    assert probed[1][2] == probed[0][2]  # the slowest process decides for both
+    assert 0 < low < seconds < high

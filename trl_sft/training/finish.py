@@ -87,7 +87,7 @@ def save(
         metrics=metrics,
         trained=[
             *(record.verification.last_screen() if record.verification else []),
-            *([time_line] if record.progress and (time_line := record.progress.describe_time()) else []),
+            *(record.progress.describe_time() if record.progress else []),
             *_describe_parts(record),
             *filter(None, [record.monitor.describe_phases(trainer.state.log_history) if record.monitor else ""]),
             *best_line,

@@ -16,9 +16,10 @@ from transformers import TrainerCallback, TrainerControl, TrainerState
 from trl import SFTConfig
 
 from trl_sft import console, run_folder
-from trl_sft.training import clock, throughput
+from trl_sft.training import clock, throughput, time_probe
 from trl_sft.training.callbacks import is_trained
 from trl_sft.training.throughput import Throughput
+from trl_sft.training.time_probe import TimeEstimate
 
 _TIMED_STEPS = 3  # steps after which the time left is estimated
 _HIDDEN = ("total_flos", "runtime", "per_second")  # parts of names that are logged and not shown
@@ -58,11 +59,21 @@ class Progress(TrainerCallback):
         self._counted: tuple[float, int] | None = None  # tokens and timed steps at the last log entry
         self._rate: float | None = None  # tokens in a second, since the log entry before
 
+    def estimate_time(self, state: TrainerState) -> list[tuple[str, str]]:
+        """Estimate the time of the run before step 1; return the line of the table that says it, or why it cannot."""
+        estimate = self._measured.estimate_time(price_per_hour=self._price)
+        if isinstance(estimate, TimeEstimate):
+            took = console.format_duration(estimate.probe_seconds)
+            return [("time", f"{estimate.write()}; measured on {estimate.passes} sampled batches in {took}")]
+        is_long = state.max_steps - state.global_step > _TIMED_STEPS
+        when = f"estimated after step {state.global_step + _TIMED_STEPS}" if is_long else "not estimated"
+        return [("time", f"{when}: {estimate}")]
+
     def on_train_begin(self, args: SFTConfig, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Show the table; bring log.jsonl to the state that training starts from."""
         table = self._begin(args, state, kwargs["model"])
         run_folder.write_text(self._log, "".join(json.dumps(entry) + "\n" for entry in state.log_history))
-        self._measured.clock.start()
+        self._measured.start()
         if is_trained(state, control):
             return
         console.say()
@@ -138,17 +149,20 @@ class Progress(TrainerCallback):
         else:
             self._line.show_above(text)
 
-    def describe_time(self) -> str:
-        """Return how long the steps took against the estimate, for the last screen; "" if too few steps were timed."""
-        times = self._measured.clock
+    def describe_time(self) -> list[str]:
+        """Return how long the run took against the estimates, for the last screen; [] if too few steps were timed."""
+        times, lines = self._measured.clock, []
+        if (before := self._measured.estimate) and (seconds := self._measured.actual_seconds):
+            took = f"{console.format_duration(seconds)}{self._describe_price(seconds).rstrip(',')}"
+            lines.append(f"Time: steps and evaluations {took}; estimated before step 1: {before.write_time()}")
         if self._estimate is None:
-            return ""
+            return lines
         took = console.format_duration(sum(times.step_seconds[_TIMED_STEPS - 1 :]))
         took += self._describe_price(sum(times.step_seconds[_TIMED_STEPS - 1 :]))
         estimate = f"estimated after step {self._first_step + _TIMED_STEPS}: {console.format_duration(self._estimate)}"
         others = {"evaluation": times.evaluation_seconds, "saving": times.saving_seconds}
         named = [f"{name} {console.format_duration(sum(seconds))}" for name, seconds in others.items() if seconds]
-        return ", ".join([f"Time: the steps took {took} ({estimate})", *named])
+        return [*lines, ", ".join([f"Time: the steps took {took} ({estimate})", *named])]
 
     def _describe_price(self, seconds: float) -> str:
         """Return what a time costs, to be read behind it; "" without a price."""
@@ -194,15 +208,8 @@ class Progress(TrainerCallback):
     def _describe_left(self, args: SFTConfig, state: TrainerState) -> str:
         """Return the time that is left, evaluations included; "" if it is not known or nothing is left."""
         left = state.max_steps - state.global_step
-        estimate = self._measured.clock.estimate_left(left, evaluations=self._count_evaluations(args, state))
+        estimate = self._measured.clock.estimate_left(left, evaluations=time_probe.count_evaluations(args, state))
         return console.format_duration(estimate[0]) if estimate and left else ""
-
-    def _count_evaluations(self, args: SFTConfig, state: TrainerState) -> int:
-        """Return how many evaluations are to come."""
-        if args.eval_strategy == "steps" and state.eval_steps:
-            every = int(state.eval_steps)
-            return int(state.max_steps // every - state.global_step // every)
-        return max(0, int(state.num_train_epochs - (state.epoch or 0))) if args.eval_strategy == "epoch" else 0
 
     def _describe_live(self, args: SFTConfig, state: TrainerState) -> str:
         """Return the live line behind the steps: losses, learning rate, tokens/s, memory, time left with its spread."""
@@ -211,7 +218,7 @@ class Progress(TrainerCallback):
             parts.append(f"{console.format_count(self._rate)} tokens/s")
         if memory := throughput.measure_peak_memory(args.device):
             parts.append(f"peak {console.format_bytes(memory)}")
-        left, evaluations = state.max_steps - state.global_step, self._count_evaluations(args, state)
+        left, evaluations = state.max_steps - state.global_step, time_probe.count_evaluations(args, state)
         if estimate := self._measured.clock.estimate_left(left, evaluations=evaluations):
             seconds, margin = (console.format_duration(value) for value in estimate)
             parts.append(f"{seconds} left ± {margin}")

@@ -66,7 +66,7 @@ def run(checked: Run, decision: FolderDecision) -> Result:
                 answers = before_after.ask_base(checked, trainer, prompts)
                 lines = resume_state.describe_changes(args, state)
                 lines += summary.before(args, state, model, rows=rows) + stopping.first_screen(args, state)
-                lines += losses.first_screen() + verification.first_screen()
+                lines += losses.first_screen() + verification.first_screen() + progress.estimate_time(state)
                 return lines + ([("answers", answers)] if answers else [])
 
             measured = record.throughput = Throughput(trainer, verification)

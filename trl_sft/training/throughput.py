@@ -14,7 +14,8 @@ from typing import Any
 import torch
 from trl import SFTTrainer
 
-from trl_sft.training import clock
+from trl_sft.training import clock, time_probe
+from trl_sft.training.time_probe import TimeEstimate
 from trl_sft.training.verify import Verification
 
 # Dense operations in a second, of bfloat16 with float32 sums (float16 for T4 and V100), by the beginning of the
@@ -61,6 +62,9 @@ class Throughput:
     def __init__(self, trainer: SFTTrainer, verification: Verification) -> None:
         """Keep what counts: the Trainer counts operations, the verification counts tokens."""
         self.clock = clock.Clock(clock.PartTimes(trainer.args.device))
+        self.estimate: TimeEstimate | None = None  # of the time, before step 1
+        self._actual_seconds: float | None = None
+        self._logged_before = 0  # entries of the log when training began
         self._trainer, self._verification = trainer, verification
         self._before: dict[str, float | None] = {}
         self._after: dict[str, float | None] = {}
@@ -92,9 +96,43 @@ class Throughput:
         if not self._before:
             self._before = self._read()
 
+    def estimate_time(self, *, price_per_hour: float | None) -> TimeEstimate | str:
+        """Estimate the time of the run before step 1, and keep it for run.json; a text says why there is none."""
+        estimate = time_probe.estimate_time(self._trainer, self._verification, price_per_hour=price_per_hour)
+        if isinstance(estimate, TimeEstimate):
+            self.estimate = estimate
+        return estimate
+
+    def start(self) -> None:
+        """Begin to measure; called when the loop begins."""
+        self._logged_before = len(self._trainer.state.log_history)
+        self.clock.start()
+
     def finish(self) -> None:
-        """Note that training ended."""
+        """Note that training ended; an evaluation that follows is of the model that is saved."""
         self._after = self._read()
+        self._actual_seconds = self._sum_estimated()
+
+    @property
+    def actual_seconds(self) -> float | None:
+        """The seconds of what was estimated before step 1; None before the end of training."""
+        return self._actual_seconds
+
+    def _sum_estimated(self) -> float | None:
+        """Return the seconds of what was estimated before step 1, steps and evaluations; None before the last step.
+
+        Those of the evaluations are upstream's, without the answers to prompts.
+        """
+        state = self._trainer.state
+        if not self.clock.step_seconds or state.global_step < state.max_steps:
+            return None
+        evaluations: Iterator[float] = (
+            value
+            for entry in state.log_history[self._logged_before :]
+            for name, value in entry.items()
+            if name.startswith("eval_") and name.endswith("_runtime")
+        )
+        return self.clock.first_step_seconds + sum(self.clock.step_seconds) + sum(evaluations)
 
     def describe(self) -> dict[str, Any]:
         """Return the throughput for run.json; what is not known is absent.
@@ -119,8 +157,25 @@ class Throughput:
             described["flops_per_second"] = round(flops / seconds)
             if peak := find_peak_flops(device):
                 described["mfu"] = round(flops / seconds / (peak * devices), 4)
+        described |= self._describe_estimate()
         if memory := measure_peak_memory(device):
             described["peak_memory_bytes"] = memory
+        return described
+
+    def _describe_estimate(self) -> dict[str, float]:
+        """Return what was estimated before step 1, with its interval and its price, and what it was."""
+        estimate, actual = self.estimate, self._actual_seconds
+        if estimate is None:
+            return {}
+        values = {"": estimate.seconds, "_low": estimate.low, "_high": estimate.high}
+        described = {f"estimated_seconds{name}": round(value, 4) for name, value in values.items()}
+        described["estimate_probe_seconds"] = round(estimate.probe_seconds, 4)
+        if actual is not None:
+            described["actual_seconds"] = round(actual, 4)
+        if estimate.price_per_hour is not None:
+            described["estimated_cost"] = round(estimate.price_per_hour * estimate.seconds / 3600, 4)
+            if actual is not None:
+                described["actual_cost"] = round(estimate.price_per_hour * actual / 3600, 4)
         return described
 
     def _read(self) -> dict[str, float | None]:

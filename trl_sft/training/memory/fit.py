@@ -137,11 +137,11 @@ def _suggest_for_largest_part(estimate: Estimate) -> str:
 def find_largest_batch(rows: Dataset | IterableDataset, args: SFTConfig) -> Batch:
     """Return the shape of the largest batch that rows can make; of a stream, of rows as long as `max_length`."""
     size = args.per_device_train_batch_size
-    flat = bool(args.padding_free or (args.packing and args.packing_strategy in ("bfd", "bfd_split")))
+    flat = is_flat(args)
     if isinstance(rows, IterableDataset):
         tokens = args.max_length or 0
         return Batch(size, tokens, size * tokens, flat, padded=not flat)
-    longest, lengths = find_longest_rows(rows, size), _count_values(rows, "input_ids")
+    longest, lengths = find_longest_rows(rows, size), count_values(rows, "input_ids")
     labels = rows.data.column("labels")
     labelled = sum(label != _IGNORED for row in longest for label in labels[int(row)].as_py())
     multiple = args.pad_to_multiple_of or 1
@@ -153,18 +153,23 @@ def find_largest_batch(rows: Dataset | IterableDataset, args: SFTConfig) -> Batc
     return Batch(len(longest), tokens, labelled, flat, padded, tuple(documents))
 
 
+def is_flat(args: SFTConfig) -> bool:
+    """Tell whether the rows of a batch lie one after the other, without padding."""
+    return bool(args.padding_free or (args.packing and args.packing_strategy in ("bfd", "bfd_split")))
+
+
 def find_longest_rows(rows: Dataset, size: int) -> np.ndarray:
     """Return the numbers of the longest rows in the table under a dataset: (size,).
 
     Of packs of one length those with the fewest documents come first: attention costs the square of a document.
     """
-    keys = [-_count_values(rows, "input_ids")]
+    keys = [-count_values(rows, "input_ids")]
     if "seq_lengths" in rows.data.column_names:
-        keys.insert(0, _count_values(rows, "seq_lengths"))
+        keys.insert(0, count_values(rows, "seq_lengths"))
     return np.lexsort(keys)[:size]  # the last key counts first
 
 
-def _count_values(rows: Dataset, column: str) -> np.ndarray:
+def count_values(rows: Dataset, column: str) -> np.ndarray:
     """Return how many values each list of a column has, in the table under a dataset: (rows,)."""
     return np.concatenate([pc.list_value_length(part).to_numpy() for part in rows.data.column(column).chunks])
 
