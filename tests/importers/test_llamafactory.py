@@ -104,7 +104,7 @@ def test_file_becomes_a_recipe(import_recipe, dataset_info):
         ({"flash_attn": "fa2"}, {"model.attn_implementation": "flash_attention_2"}),
         ({"disable_gradient_checkpointing": True}, {f"train.{get_current_name('gradient_checkpointing')}": False}),
         ({"dataset": "renamed"}, {"data.train": {"path": "data/identity.json", "format": "imported_rows.py:rows_1"}}),
-        ({"dataset": "openai"}, {"data.train": {"path": "org/openai", "format": "messages", "wording": "chat"}}),
+        ({"dataset": "openai"}, {"data.train": {"path": "org/openai", "format": "imported_rows.py:rows_1"}}),
         ({"dataset": "identity,chats", "mix_strategy": "interleave_over", "interleave_probs": "0.3,0.7"}, {}),
         (
             {"enable_thinking": False, "template": "qwen3"},

@@ -154,7 +154,8 @@ def test_flags_and_defaults_become_lines(import_recipe, flags, expected):
 
 
 def test_share_of_a_single_data_set_changes_nothing(import_recipe):
-    run, _ = import_recipe("openrlhf", "--pretrain m --dataset X --output_key a --dataset_probs 1.0", differs=False)
+    flags = "--pretrain m --dataset X --output_key a --dataset_probs 1.0 --train_batch_size 8"
+    run, _ = import_recipe("openrlhf", flags, differs=False)
     assert run.sources["train"][0].weight is None
 
 

@@ -117,10 +117,12 @@ def test_alignment_handbook_file_becomes_a_recipe(import_recipe, import_settings
         "eval_strategy": "epoch",
         "dataset_num_proc": 12,
     }.items() <= run.train.items()
-    assert run.options == {"overwrite": True}
+    assert run.options == {"overwrite": True, "allow": ["leaking_packing"]}
+    assert (run.train["packing"], run.train["packing_strategy"]) == (True, "wrapped")
     err = import_settings("alignment-handbook", HANDBOOK)[2]
     assert Path(run.chat_template.name).name == "imported.jinja"
     assert "unknown    config.yaml:32 not_a_name: 1" in err
+    assert "an empty system prompt before a chat without one" in " ".join(err.split())
     assert "do_eval: true" in join_comments(out)
 
 

@@ -22,7 +22,7 @@ def test_unknown_setting_is_a_comment_and_a_warning(import_settings):
 
 
 def test_recipe_is_written_to_a_new_file_and_overwrites_none(import_settings, here):
-    flags = "--pretrain trl_sft:tiny --dataset rows.jsonl --input_key question --output_key answer"
+    flags = "--pretrain trl_sft:tiny --dataset rows.jsonl --input_key question --output_key answer --train_batch_size 8"
     code, out, err = import_settings("openrlhf", flags, "-o", "sub.yaml")
     assert (code, "Next:" in out) == (0, True)
     assert load_recipe("sub.yaml").sources["train"][0].location.files == ((here / "rows.jsonl").resolve(),)

@@ -201,6 +201,9 @@ def _load_files(source: Source, files: SourceFiles, split: Any) -> SourceRows:
 def _stream_all(recipe: Recipe, source: Source) -> Iterator[SourceRows]:
     """Yield all rows of a source batch by batch, under the names of its own columns."""
     split = str(source.load_kwargs.get("split") or _default_split(source))
+    if "[" in split and not source.load_kwargs.get("streaming"):  # the first rows of a part, for a preview
+        yield _load_all(recipe, source)
+        return
     if source.location.files and not source.builder and _is_saved_dataset(source):
         yield from _split_rows(_load_saved_dataset(source, split), DataFile(source.name, ""))
         return

@@ -140,19 +140,30 @@ def _convert_quantization(settings: Settings, table: Table, adapter: str) -> Ite
     switch = "load_in_4bit" if adapter == "qlora" else "load_in_8bit"
     for name in ("load_in_4bit", "load_in_8bit"):
         if settings.has(name) and (name != switch or not settings.get(name)):
-            is_ignored = bool(settings.get(name))
-            reason = f"axolotl reads `{switch}` with `adapter: {adapter}`." if is_ignored else tables.OFF
-            yield OmittedSetting(name, reason, "weights" if is_ignored else "")
+            reason = f"With `adapter: {adapter}` axolotl takes only `{switch}`."
+            yield OmittedSetting(name, reason if settings.get(name) else tables.OFF)
     if not settings.get(switch):
         if settings.has("bnb_config_kwargs"):
             yield OmittedSetting("bnb_config_kwargs", f"It has no effect without `{switch}: true`.")
         return
     yield RecipeLine(("quantization", switch), True, (switch, "adapter"))
+    skipped = _list_unquantized_layers(str(settings.get("base_model")), switch)
+    if skipped and "llm_int8_skip_modules" not in settings.get("bnb_config_kwargs", {}):
+        note = "axolotl does not quantize these layers of this kind of model."
+        yield RecipeLine(("quantization", "llm_int8_skip_modules"), skipped, (), note)
     if adapter == "qlora":
         yield from _convert_4bit(settings, table)
     elif settings.has("bnb_config_kwargs"):
         for key, value in settings.get("bnb_config_kwargs").items():
             yield RecipeLine(("quantization", key), value, ("bnb_config_kwargs",))
+
+
+def _list_unquantized_layers(model: str, switch: str) -> list[str]:
+    """Return the layers that axolotl leaves as they are; the kind of a model is read off its name here."""
+    name = model.lower()
+    if re.search(r"falcon[-_]?h1", name):
+        return ["out_proj"]
+    return ["mamba"] if "jamba" in name and switch == "load_in_8bit" else []
 
 
 def _omit_adapter(settings: Settings, table: Table) -> Iterator[Outcome]:
@@ -282,8 +293,13 @@ def _convert_long_rows(settings: Settings) -> Iterator[Outcome]:
             )
             yield OmittedSetting("sample_packing", reason, "rows")
         return
-    note = "Packed documents do not attend to each other, as in axolotl." if packs else ""
-    yield table.make_line(settings, "train.packing", "sample_packing", note=note)
+    yield table.make_line(settings, "train.packing", "sample_packing")
+    if packs and not _keeps_packed_rows_apart(settings):
+        reason = (
+            "Without an attention that can keep them apart, axolotl lets the rows of a pack attend to each other. In "
+            "trl_sft they do not."
+        )
+        yield OmittedSetting("sample_packing", reason, "rows")
     word = table.vocabulary["overlong"].get(strategy)
     if word is None:
         words = ", ".join(f"`{word}`" for word in table.vocabulary["overlong"])
@@ -297,6 +313,15 @@ def _convert_long_rows(settings: Settings) -> Iterator[Outcome]:
             f"not split them: `data.overlong: {word}` applies to them too. Split them in the file."
         )
         yield OmittedSetting(name, reason, "rows", (texts.index(True), "type"))
+
+
+def _keeps_packed_rows_apart(settings: Settings) -> bool:
+    """Return whether the rows of a pack do not attend to each other in axolotl (`attn_decontaminates_packing`)."""
+    table = _load_table()
+    switches = ("xformers_attention", "sage_attention", "s2_attention", "gemma4_hybrid_attn_impl")
+    if settings.list_enabled((*table.vocabulary["attention"], *switches)):
+        return True
+    return settings.get("attn_implementation") in table.vocabulary["packing_attention"]
 
 
 def _convert_loss(settings: Settings) -> Iterator[Outcome]:

@@ -15,6 +15,10 @@ from trl_sft.importers.settings import OmittedSetting, Outcome, Settings
 from trl_sft.importers.tables import Table
 from trl_sft.recipe.yaml_reader import format_value
 
+_LOSS_KEYS = {  # keys of a turn that trl_sft reads as a mark of its loss
+    *("weight", "loss", "train", "trainable", "training", "trained", "learn", "learnable", "masked", "loss_mask"),
+    *("train_on_turn", "train_turn", "compute_loss", "has_loss", "loss_weight", "with_loss"),
+}
 TEXT_TYPES = ("completion", "pretrain")  # rows that are texts, which axolotl splits
 _ROLES = {"human": "user", "user": "user", "gpt": "assistant", "assistant": "assistant"}
 _NATIVE_ROLES = {**_ROLES, "system": "system", "tool": "tool"}
@@ -167,15 +171,15 @@ def _make_row_format(
         if entry.get("field_messages"):
             reason = "The data set has no `type`. The recipe reads it as chats."
         outcomes.append(OmittedSetting(name, reason, "wording", (number,)))
-    has_template = any(entry.get(key) for key in ("conversation", "chat_template")) or settings.get("chat_template")
-    if word == "sharegpt" and not has_template:
-        reason = (
-            "Releases of axolotl that read this type write a chat as vicuna_v1.1 does where no template is named. The "
-            "recipe uses the template of the tokenizer. Set `tokenizer.chat_template: vicuna` for the former."
-        )
-        outcomes.append(OmittedSetting(name, reason, "wording", (number, "type")))
+    default_system = ""
+    if word == "sharegpt" and _get_sharegpt_template(settings, entry) == "chatml":
+        default_system = str(settings.get("default_system_message", "You are a helpful assistant."))
+    elif word == "sharegpt":
+        outcomes.append(OmittedSetting(name, _explain_sharegpt(settings, entry), "wording", (number, "type")))
     if word in ("chat_template", "sharegpt") or (not word and entry.get("field_messages")):
-        return _make_chat_format(place, entry, word, functions=functions, outcomes=outcomes)
+        return _make_chat_format(
+            place, entry, word, default_system=default_system, functions=functions, outcomes=outcomes
+        )
     outcomes += _list_chat_keys(place, entry, kind)
     if not word:
         return {}
@@ -191,6 +195,27 @@ def _make_row_format(
     )
     outcomes.append(OmittedSetting(name, reason, "wording", (number, "type")))
     return {}
+
+
+def _get_sharegpt_template(settings: Settings, entry: dict[str, Any]) -> Any:
+    """Return the template of a data set of the type `sharegpt`; None = the settings name none."""
+    return entry.get("conversation") or entry.get("chat_template") or settings.get("chat_template")
+
+
+def _explain_sharegpt(settings: Settings, entry: dict[str, Any]) -> str:
+    """Return what the releases of axolotl that read the type `sharegpt` write, and the recipe does not.
+
+    Follows their `prompt_strategies/sharegpt.py`, and the conversations of fastchat that it uses.
+    """
+    if not _get_sharegpt_template(settings, entry):
+        return (
+            "Releases of axolotl that read this type write a chat as vicuna_v1.1 does where no template is named. The "
+            "recipe uses the template of the tokenizer. Set `tokenizer.chat_template: vicuna` for the former."
+        )
+    return (
+        "Releases of axolotl that read this type begin a chat without a system prompt with that of the conversation, "
+        "and later ones refuse it. The recipe adds none. Add the system prompt to the rows if they need it."
+    )
 
 
 def _list_chat_keys(place: tuple[str, int], entry: dict[str, Any], kind: str) -> list[Outcome]:
@@ -217,6 +242,7 @@ def _make_chat_format(
     entry: dict[str, Any],
     word: str,
     *,
+    default_system: str,
     functions: list[RowFunction],
     outcomes: list[Outcome],
 ) -> dict[str, Any]:
@@ -238,7 +264,20 @@ def _make_chat_format(
     training, drop_system = entry.get("message_field_training") or "", bool(entry.get("drop_system_message"))
     layout = (mapping["role"], mapping["content"])
     is_plain = layout in (("role", "content"), ("from", "value")) and len(mapping) == 2
-    if is_plain and roles == _NATIVE_ROLES and training in ("", "train") and not drop_system:
+    ignored = _list_ignored_keys(entry, column)
+    if ignored:
+        reason = (
+            f"The turns have {' and '.join(f'`{key}`' for key in ignored)}, which axolotl reads only with "
+            "`message_field_training`. The function that makes the rows leaves it out, so that every answer is trained."
+        )
+        outcomes.append(OmittedSetting(name, reason, "", (number, "path")))
+    if (
+        is_plain
+        and not ignored
+        and roles == _NATIVE_ROLES
+        and training in ("", "train")
+        and not (drop_system or default_system)
+    ):
         row_format, target = ("sharegpt", "conversations") if layout[0] == "from" else ("messages", "messages")
         rename = recipe_parts.make_rename({column: target, tools: "tools"})
         return {"format": row_format, "wording": "chat", "rename": rename}
@@ -252,8 +291,19 @@ def _make_chat_format(
         tools=tools,
         training=training,
         drop_system=drop_system,
+        **({"default_system": default_system} if default_system else {}),
     )
     return {"format": function, "wording": "chat"}
+
+
+def _list_ignored_keys(entry: dict[str, Any], column: str) -> list[str]:
+    """Return the keys of turns that say to trl_sft, and not to axolotl, whether a turn carries loss.
+
+    Known is only a file on this machine; of another one no key is known.
+    """
+    path = recipe_parts.resolve_data_files(str(entry.get("path")), entry.get("data_files"))
+    training = entry.get("message_field_training")
+    return [key for key in recipe_parts.list_turn_keys(path, column) if key in _LOSS_KEYS and key != training]
 
 
 def _invert_roles(roles: Any) -> dict[str, str]:

@@ -141,11 +141,21 @@ def _convert_warmup(settings: Settings) -> Iterator[Outcome]:
     yield table.make_line(settings, "train.warmup_steps", "warmup_ratio", note=note)
 
 
+def _has_evaluation_set(settings: Settings) -> bool:
+    """Return whether a recipe for these settings has an evaluation set."""
+    return bool(settings.get("test_datasets") or 0 < settings.get("val_set_size", 0) < 1)
+
+
 def _convert_evaluation(settings: Settings) -> Iterator[Outcome]:
     """Yield when the evaluation set is used."""
     table = _load_table()
-    if not (settings.get("test_datasets") or 0 < settings.get("val_set_size", 0) < 1):
+    name = "early_stopping_patience"
+    if not _has_evaluation_set(settings):
+        if settings.get(name):
+            yield OmittedSetting(name, "Without an evaluation set no run stops early.", "weights")
         return
+    if settings.get(name):
+        yield RecipeLine(("run", "early_stopping"), {"patience": settings.get(name)}, (name,))
     if settings.get("evals_per_epoch"):
         yield from _convert_per_epoch(settings, table, "evals_per_epoch")
     elif settings.get("eval_steps"):
@@ -159,7 +169,14 @@ def _convert_evaluation(settings: Settings) -> Iterator[Outcome]:
 def _convert_checkpoints(settings: Settings) -> Iterator[Outcome]:
     """Yield when checkpoints are written and read."""
     table = _load_table()
-    if settings.get("saves_per_epoch"):
+    if settings.get("early_stopping_patience") and _has_evaluation_set(settings):
+        pairs = (
+            ("saves_per_epoch", "evals_per_epoch"),
+            ("save_steps", "eval_steps"),
+            ("save_strategy", "eval_strategy"),
+        )
+        yield from recipe_parts.omit_checkpoints(settings, *pairs)
+    elif settings.get("saves_per_epoch"):
         yield from _convert_per_epoch(settings, table, "saves_per_epoch")
     elif settings.get("save_steps"):
         yield table.make_line(settings, "train.save_steps", "save_steps")
@@ -188,7 +205,10 @@ def _convert_best_model(settings: Settings) -> Iterator[Outcome]:
     has_evaluation = bool(settings.get("test_datasets")) or settings.get("val_set_size", 0) > 0
     save_steps, eval_steps = get_steps("save"), get_steps("eval")
     meets = bool(has_evaluation and save_steps and eval_steps and save_steps % eval_steps == 0)
-    if meets and settings.get(name) is not False:
+    if settings.get("early_stopping_patience") and _has_evaluation_set(settings):
+        if settings.has(name):
+            yield OmittedSetting(name, "`run.early_stopping` saves the weights of the best evaluation.")
+    elif meets and settings.get(name) is not False:
         names = settings.list_present(name)
         note = "" if names else "axolotl does this where it evaluates at each checkpoint."
         yield RecipeLine(key, True, names, note)
@@ -258,8 +278,10 @@ def _convert_steps(settings: Settings) -> Iterator[Outcome]:
 def _convert_launch(settings: Settings) -> Iterator[Outcome]:
     """Yield the section `launch:`."""
     fsdp = bool(settings.get("fsdp") or settings.get("fsdp_config"))
-    config_note = "These are axolotl's keys. Remove the prefix `fsdp_` from each."
-    yield from recipe_parts.convert_launch(settings, fsdp=fsdp, config_note=config_note)
+    if settings.get("fsdp_config"):  # axolotl's older names of the keys begin with `fsdp_`
+        config = {str(name).removeprefix("fsdp_"): value for name, value in settings.get("fsdp_config").items()}
+        settings = settings._replace(values=settings.values | {"fsdp_config": config})
+    yield from recipe_parts.convert_launch(settings, fsdp=fsdp)
 
 
 STEPS = (

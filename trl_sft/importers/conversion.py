@@ -22,6 +22,7 @@ from trl_sft.recipe.yaml_reader import Key, Recipe, format_value
 NO_VALUE = "It has no value."
 DEFAULT_PLACE = "a default"  # the place of a line that comes from no setting
 _HALF_CHARACTER = re.compile("[\ud800-\udfff]")
+_ENVIRONMENT_VARIABLE = re.compile(r"\$\{[A-Z_][A-Z0-9_]*\}")  # as the reader of recipes knows it
 _EVALUATION_SETS = (("data", "eval"), ("data", "eval_fraction"))
 
 # faults beside which no other one matters
@@ -191,7 +192,7 @@ def _omit_lines_without_effect(lines: list[RecipeLine]) -> tuple[list[RecipeLine
     train = {str(line.key[1]): line.value for line in lines if line.key[0] == "train"}
     reasons: dict[Any, str] = {}
     if not any(line.key in _EVALUATION_SETS for line in lines):
-        evaluation_keys = (*no_effect.EVALUATION_KEYS, "eval_strategy")
+        evaluation_keys = (*no_effect.EVALUATION_KEYS, "eval_strategy", "eval_steps", "eval_on_start")
         reasons = dict.fromkeys(evaluation_keys, "It has no effect without an evaluation set.")
     for rule in no_effect.TRAIN:
         with contextlib.suppress(TypeError):  # a value of another type, which the recipe's own check refuses
@@ -222,12 +223,18 @@ def check_recipe(settings: Settings, lines: Iterable[RecipeLine], path: Path) ->
     """Return the faults of the recipe, each at the place of the setting that its line came from."""
     values: dict[str, Any] = {}
     places: dict[Key, str] = {(): path.name}
+    faults: list[Fault] = []
     for line in lines:
         section, name = str(line.key[0]), line.key[1]
         values.setdefault(section, {})[name] = line.value
         places[line.key] = settings.where(line.names[0]) if line.names else DEFAULT_PLACE
+        if variable := _ENVIRONMENT_VARIABLE.search(format_value(line.value)):
+            problem = f"{variable[0]}: a recipe does not read environment variables"
+            where = f"{places[line.key]} {section}.{name}"
+            fault = Fault(where, problem, "Write the value itself.", code="recipe.environment_variable")
+            faults.append(fault)
     try:
         build.build_run(Recipe(path.absolute(), "", values, places, frozenset(), ()))
     except RecipeError as error:
-        return error.faults
-    return []
+        return [*faults, *error.faults]
+    return faults

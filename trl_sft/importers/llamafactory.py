@@ -221,8 +221,13 @@ def _convert_data(settings: Settings) -> Iterator[Outcome]:
     table = _load_table()
     names = _list_datasets(settings, "dataset")
     if not names:
-        fix = f"Set `dataset` to a name in {FILE}."
-        raise settings.make_error("dataset", recipe_parts.NO_ROWS, fix, code="import.no_rows")
+        problem, fix = recipe_parts.NO_ROWS, f"Set `dataset` to a name in {FILE}."
+        if settings.get("do_predict"):
+            problem, fix = (
+                "the settings are for answers to `eval_dataset`, and name no training rows",
+                "Import a file that trains.",
+            )
+        raise settings.make_error("dataset", problem, fix, code="import.no_rows")
     functions: list[RowFunction] = []
     outcomes: list[Outcome] = []
 
@@ -349,8 +354,13 @@ def _convert_packing(settings: Settings) -> Iterator[Outcome]:
 
 def _convert_chat_template(settings: Settings) -> Iterator[Outcome]:
     """Yield the chat template: LLaMA-Factory has one for each family of models, trl_sft takes the tokenizer's."""
-    if settings.get("enable_thinking") is False:
+    is_thinking = settings.get("template") in _load_table().vocabulary["thinking_templates"]
+    if settings.get("enable_thinking") is False and not is_thinking:
+        yield OmittedSetting("enable_thinking", "LLaMA-Factory reads it with a template that has thoughts.")
+    elif settings.get("enable_thinking") is False:
         yield RecipeLine(("tokenizer", "chat_template_kwargs"), {"enable_thinking": False}, ("enable_thinking",))
+        reason = "LLaMA-Factory removes the thoughts of all answers. The recipe does not: remove them from the rows."
+        yield OmittedSetting("enable_thinking", reason, "wording")
     elif settings.has("enable_thinking"):
         yield OmittedSetting("enable_thinking", "This is the default of a template.")
     if not settings.has("template"):
@@ -361,6 +371,8 @@ def _convert_chat_template(settings: Settings) -> Iterator[Outcome]:
         yield OmittedSetting("template", "The rows are texts.")
     elif name in paths.list_templates():
         note = "Its words may differ from those of the tokenizer's template, which trl_sft uses without this line."
+        if name in _load_table().vocabulary["trimming_templates"]:
+            note += " It removes spaces and line breaks around a message, which LLaMA-Factory keeps."
         yield RecipeLine(("tokenizer", "chat_template"), name, ("template",), note)
         yield from recipe_parts.explain_template("template", template, _load_table().vocabulary["template_differences"])
     else:
@@ -379,6 +391,11 @@ def _convert_training(settings: Settings) -> Iterator[Outcome]:
     """Yield the fields of transformers' TrainingArguments, which are keys of `train:`, and its defaults."""
     table = _load_table()
     known = _list_training_arguments() - set(sections.REFUSED["train"]) - set(table.entries)
+    if _stops_early(settings):
+        known -= {"save_steps", "save_strategy"}
+        yield from recipe_parts.omit_checkpoints(
+            settings, ("save_steps", "eval_steps"), ("save_strategy", "eval_strategy")
+        )
     for name in settings.values:
         if settings.has(name) and name in known:
             yield RecipeLine(("train", name), settings.get(name), (name,))
@@ -387,11 +404,34 @@ def _convert_training(settings: Settings) -> Iterator[Outcome]:
             yield RecipeLine(("train", name), value, (), "This is transformers' default.")
     if settings.get("pure_bf16"):
         yield RecipeLine(("model", "dtype"), "bfloat16", ("pure_bf16",))
+    if settings.get("pure_bf16") and not settings.has("bf16"):
+        yield RecipeLine(("train", "bf16"), False, ("pure_bf16",), "LLaMA-Factory computes in the type of the weights.")
+    elif settings.get("pure_bf16"):
+        return
     elif not settings.has("bf16"):
         yield RecipeLine(("train", "bf16"), False, (), table.default_note)
     elif settings.get("bf16") and settings.get("finetuning_type", "lora") == "lora":
         note = "LLaMA-Factory loads frozen weights in this type and trains a float32 adapter."
         yield RecipeLine(("model", "dtype"), "bfloat16", ("bf16",), note)
+
+
+def _stops_early(settings: Settings) -> bool:
+    """Return whether a recipe for these settings stops early, which needs an evaluation set."""
+    has_evaluation_set = bool(settings.get("eval_dataset")) or 0 < settings.get("val_size", 0) < 1
+    return bool(settings.get("early_stopping_steps")) and has_evaluation_set
+
+
+def _convert_early_stopping(settings: Settings) -> Iterator[Outcome]:
+    """Yield when a run stops early: LLaMA-Factory then saves the best weights only if it is told to load them."""
+    name = "early_stopping_steps"
+    if settings.get(name) and not _stops_early(settings):
+        yield OmittedSetting(name, "Without an evaluation set no run stops early.", "weights")
+    if not _stops_early(settings):
+        return
+    yield RecipeLine(("run", "early_stopping"), {"patience": settings.get(name)}, (name,))
+    if not settings.get("load_best_model_at_end"):
+        reason = "LLaMA-Factory saves the weights of the last step, `run.early_stopping` those of the best evaluation."
+        yield OmittedSetting(name, reason, "weights")
 
 
 def _convert_launch(settings: Settings) -> Iterator[Outcome]:
@@ -410,5 +450,6 @@ STEPS = (
     _convert_packing,
     _convert_chat_template,
     _convert_training,
+    _convert_early_stopping,
     _convert_launch,
 )

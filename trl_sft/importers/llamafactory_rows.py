@@ -76,14 +76,34 @@ def make_source(
     if settings.get("stage") == "pt":
         keys |= _make_text_format(name, entry, outcomes)
     else:
-        keys |= _make_row_format(name, entry, functions=functions, outcomes=outcomes)
+        keys |= _make_row_format(name, entry, path=path, functions=functions, outcomes=outcomes)
     max_rows, max_samples = entry.get("num_samples"), settings.get("max_samples")
+    if max_rows is not None:
+        max_rows = _limit_rows(settings, name, path=path, outcomes=outcomes)
     first_rows = recipe_parts.take_first_rows(split, max_samples)
     if max_rows is None and first_rows:
         keys["split"] = first_rows
     elif max_samples:
         max_rows = min(value for value in (max_rows, max_samples) if value is not None)
     return recipe_parts.make_source(path, max_rows=max_rows, **keys)
+
+
+def _limit_rows(settings: Settings, name: str, *, path: str, outcomes: list[Outcome]) -> int | None:
+    """Return `max_rows` for `num_samples`: LLaMA-Factory trains exactly so many, and repeats rows of a smaller set."""
+    number = settings.get(INFO)[name]["num_samples"]
+    place = (name, "num_samples")
+    if settings.get("streaming"):
+        outcomes.append(OmittedSetting(INFO, "LLaMA-Factory does not read it with `streaming`.", "", place))
+        return None
+    count = sum(1 for _ in recipe_parts.read_rows(path))
+    if count < number:
+        rows = f"The data set has {count:,} rows. " if count else ""
+        reason = (
+            f"{rows}LLaMA-Factory repeats rows of a smaller data set until there are {number:,}. The recipe trains "
+            "each row once in an epoch. Give the source a `weight` to train its rows more often."
+        )
+        outcomes.append(OmittedSetting(INFO, reason, "rows", place))
+    return int(number)
 
 
 def _find_path(settings: Settings, name: str, outcomes: list[Outcome]) -> str:
@@ -119,7 +139,7 @@ def _make_text_format(name: str, entry: dict[str, Any], outcomes: list[Outcome])
 
 
 def _make_row_format(
-    name: str, entry: dict[str, Any], *, functions: list[RowFunction], outcomes: list[Outcome]
+    name: str, entry: dict[str, Any], *, path: str, functions: list[RowFunction], outcomes: list[Outcome]
 ) -> dict[str, Any]:
     """Return the keys of a source that say how its rows become text."""
     if entry.get("formatting", "alpaca") == "alpaca":
@@ -129,7 +149,7 @@ def _make_row_format(
     if entry["formatting"] not in ("sharegpt", "openai"):
         reason = f"trl_sft does not know the formatting {format_value(entry['formatting'])} and reads it as sharegpt."
         outcomes.append(OmittedSetting(INFO, reason, "wording", (name, "formatting")))
-    return _make_chat_format(name, entry, functions=functions, outcomes=outcomes)
+    return _make_chat_format(name, entry, path=path, functions=functions, outcomes=outcomes)
 
 
 def _add_question(name: str, entry: dict[str, Any], *, functions: list[RowFunction], outcomes: list[Outcome]) -> str:
@@ -148,7 +168,7 @@ def _add_question(name: str, entry: dict[str, Any], *, functions: list[RowFuncti
 
 
 def _make_chat_format(
-    name: str, entry: dict[str, Any], *, functions: list[RowFunction], outcomes: list[Outcome]
+    name: str, entry: dict[str, Any], *, path: str, functions: list[RowFunction], outcomes: list[Outcome]
 ) -> dict[str, Any]:
     """Return the keys of a source of chats, or of a function where turns, keys or roles have other names."""
     columns, tags = entry.get("columns"), entry.get("tags")
@@ -167,13 +187,9 @@ def _make_chat_format(
         word = (tags or {}).get(tag, None if tags else default)
         if word:
             roles[word] = role
-    for tag in ("role_tag", "content_tag", *_TAGS):
-        if tags and tag not in tags:
-            is_needed = tag not in ("observation_tag", "function_tag", "system_tag")
-            reason = f"{FILE} has `tags` without `{tag}`, so LLaMA-Factory has none and skips rows with such turns."
-            outcomes.append(OmittedSetting(INFO, reason, "rows" if is_needed else "", (name, "tags")))
+    skip = _find_skipped_roles(name, tags or {}, path=path, column=column, role_key=role_key, outcomes=outcomes)
     is_plain = (role_key, content_key) in (("role", "content"), ("from", "value"))
-    if is_plain and all(word in _KNOWN_ROLES[role] for word, role in roles.items()):
+    if is_plain and not skip and all(word in _KNOWN_ROLES[role] for word, role in roles.items()):
         row_format, target = ("sharegpt", "conversations") if role_key == "from" else ("messages", "messages")
         rename = recipe_parts.make_rename(
             {column: target} | ({system: "system"} if system else {}) | ({tools: "tools"} if tools else {})
@@ -187,5 +203,31 @@ def _make_chat_format(
         roles=roles,
         system=system,
         tools=tools,
+        **({"skip": skip} if skip else {}),
     )
     return {"format": function, "wording": "chat"}
+
+
+def _find_skipped_roles(
+    name: str, tags: dict[str, Any], *, path: str, column: str, role_key: str, outcomes: list[Outcome]
+) -> tuple[str, ...]:
+    """Return the roles with which LLaMA-Factory skips a row, because `tags` gives them no name.
+
+    A file on this machine is looked at: where no turn has such a role, nothing is skipped.
+    """
+    missing = [tag for tag in ("role_tag", "content_tag", *_TAGS) if tags and tag not in tags]
+    needed = [tag for tag in missing if tag in ("role_tag", "content_tag", "user_tag", "assistant_tag")]
+    if needed:
+        shown = ", ".join(f"`{tag}`" for tag in needed)
+        reason = f"{FILE} has `tags` without {shown}, so LLaMA-Factory has none and skips rows with such turns."
+        outcomes.append(OmittedSetting(INFO, reason, "rows", (name, "tags")))
+    others = [tag for tag in missing if tag not in needed]
+    names = {word for tag in others for word in _KNOWN_ROLES[_TAGS[tag][1]]} - set(map(str, tags.values()))
+    known = {str(turn.get(role_key)) for turn in recipe_parts.read_turns(path, column)}
+    skip = tuple(sorted(names & known if known else names))
+    if others:
+        shown = ", ".join(f"`{tag}`" for tag in others)
+        reason = f"{FILE} has `tags` without {shown}, so LLaMA-Factory skips rows with such turns. "
+        reason += "The function that makes the rows skips them too." if skip else "The data set has no such turn."
+        outcomes.append(OmittedSetting(INFO, reason, "", (name, "tags")))
+    return skip

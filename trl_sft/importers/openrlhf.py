@@ -364,12 +364,14 @@ def _convert_optimizer(settings: Settings) -> Iterator[Outcome]:
 def _convert_training(settings: Settings) -> Iterator[Outcome]:
     """Yield batches and gradient checkpointing."""
     table = _load_table()
-    note = (
-        ""
-        if _is_dotted(settings)
-        else "OpenRLHF up to 0.10 weights micro batches equally, trl_sft weights tokens equally."
-    )
-    yield table.make_line(settings, "run.global_batch_size", "train_batch_size", note=note)
+    yield table.make_line(settings, "run.global_batch_size", "train_batch_size")
+    batch, micro_batch = (table.get_value(settings, name) for name in ("train_batch_size", "micro_train_batch_size"))
+    if not _is_dotted(settings) and batch > micro_batch:
+        reason = (
+            "Up to release 0.10 OpenRLHF gives each micro batch of a step the same weight, and so less to each token "
+            "of a longer one. trl_sft gives each token the same weight, as later releases do."
+        )
+        yield OmittedSetting("train_batch_size", reason, "objective")
     drop_note = (
         "OpenRLHF carries the last incomplete batch of an epoch into the next one. trl_sft makes a smaller step of it."
     )

@@ -5,6 +5,7 @@ Input: a user's settings. Output: values, lines and omitted settings. Deliberate
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import re
@@ -23,6 +24,7 @@ ZERO_ENGINES = {0: "ddp", 1: "zero1", 2: "zero2", 3: "zero3"}  # the stage of Ze
 _ATTENTION = ("eager", "sdpa", "flash_attention_2", "flash_attention_3", "flash_attention_4", "flex_attention")
 _EXPERTS = ("eager", "batched_mm", "grouped_mm")
 _STAGE = re.compile(r"z(?:ero)?_?-?([0-3])", re.IGNORECASE)  # in the name of a DeepSpeed file
+_MAX_ROWS = 100_000  # of a file that is looked at
 _FILE_BUILDERS = ("json", "csv", "parquet", "arrow", "text")  # load_dataset takes these words as a path
 
 
@@ -93,6 +95,38 @@ def read_first_row(path: Any) -> dict[str, Any]:
         return {}
     row = rows[0] if isinstance(rows, list) and rows else rows
     return row if isinstance(row, dict) else {}
+
+
+def read_rows(path: Any) -> Iterator[dict[str, Any]]:
+    """Yield the rows of a JSON or JSONL file up to those of `_MAX_ROWS`; none = it cannot be read here."""
+    try:
+        with Path(str(path)).open(encoding="utf-8") as file:
+            start = file.read(1)
+            file.seek(0)
+            is_list = start in ("[", "") or (not str(path).endswith(".jsonl") and start != "{")
+            rows = json.load(file) if is_list else map(json.loads, filter(str.strip, file))
+            for row in itertools.islice(rows, _MAX_ROWS):
+                if isinstance(row, dict):
+                    yield row
+    except (OSError, ValueError, TypeError):
+        return
+
+
+def read_turns(path: Any, column: str) -> Iterator[dict[str, Any]]:
+    """Yield the turns of the chats in a JSON or JSONL file."""
+    for row in read_rows(path):
+        turns = row.get(column)
+        for turn in turns if isinstance(turns, list) else ():
+            if isinstance(turn, dict):
+                yield turn
+
+
+def list_turn_keys(path: Any, column: str) -> list[str]:
+    """Return the keys that turns of chats have in a JSON or JSONL file, in the order in which they come."""
+    keys: dict[str, None] = {}
+    for turn in read_turns(path, column):
+        keys |= dict.fromkeys(turn)
+    return list(keys)
 
 
 def resolve_data_files(path: str, data_files: Any) -> str:
@@ -166,6 +200,23 @@ def explain_template(
         yield OmittedSetting(name, f"{differences[word]} {fix}", "wording", path)
 
 
+def omit_checkpoints(settings: Settings, *pairs: tuple[str, str]) -> Iterator[Outcome]:
+    """Yield the settings for checkpoints of a run that stops early, which has one at each evaluation.
+
+    Args:
+        settings: The user's settings.
+        pairs: Settings for checkpoints, each with the one for evaluations that means the same.
+    """
+    for saving, evaluation in pairs:
+        if not settings.has(saving):
+            continue
+        reason = "`run.early_stopping` writes a checkpoint at each evaluation"
+        if settings.get(saving) == settings.get(evaluation):
+            yield OmittedSetting(saving, f"{reason}, as the settings do.")
+        else:
+            yield OmittedSetting(saving, f"{reason}, and so the best weights can be those of any of them.", "weights")
+
+
 def convert_resume(settings: Settings, note: str = "") -> Iterator[Outcome]:
     """Yield what becomes of `resume_from_checkpoint`, with a note for the value true."""
     value = settings.get("resume_from_checkpoint")
@@ -175,13 +226,12 @@ def convert_resume(settings: Settings, note: str = "") -> Iterator[Outcome]:
     yield RecipeLine(("run", "resume"), word, ("resume_from_checkpoint",), note if value is True else "")
 
 
-def convert_launch(settings: Settings, *, fsdp: bool, config_note: str = "") -> Iterator[Outcome]:
+def convert_launch(settings: Settings, *, fsdp: bool) -> Iterator[Outcome]:
     """Yield the section `launch:`, from `deepspeed`, or from `fsdp` and `fsdp_config`.
 
     Args:
         settings: The user's settings.
         fsdp: Whether they turn FSDP on.
-        config_note: Sentences for the comment at the configuration of FSDP.
     """
     if settings.has("deepspeed"):
         config = settings.get("deepspeed")
@@ -207,7 +257,7 @@ def convert_launch(settings: Settings, *, fsdp: bool, config_note: str = "") -> 
         note = f"The value of `fsdp` was {yaml_reader.format_value(value)}." if value else ""
         yield RecipeLine(("launch", "engine"), "fsdp", ("fsdp", "fsdp_config"), note)
         if settings.get("fsdp_config"):
-            yield RecipeLine(("launch", "config"), settings.get("fsdp_config"), ("fsdp_config",), config_note)
+            yield RecipeLine(("launch", "config"), settings.get("fsdp_config"), ("fsdp_config",))
 
 
 def _get_deepspeed_engine(config: Any) -> str:

@@ -17,14 +17,19 @@ _CHAT = '''
 _KEYS_OF_A_TURN = ("name", "reasoning_content", "thinking", "tool_call_id", "tool_calls")
 
 
-def read_chat(row, *, turns, keys, roles, system="", tools="", training="", drop_system=False):
-    """Return a chat.
+def read_chat(
+    row, *, turns, keys, roles, system="", tools="", training="", drop_system=False, default_system="", skip=()
+):
+    """Return a chat; None = it has a turn of a role in `skip`, and is left out.
 
-    `keys` maps the keys of a message to those of a turn, `roles` maps roles of the turns to those of a message, and
-    `training` names the key of a turn that says whether it carries loss.
+    `keys` maps the keys of a message to those of a turn, `roles` maps roles of the turns to those of a message,
+    `training` names the key of a turn that says whether it carries loss, and `default_system` is the system prompt of
+    a chat without one.
     """
     messages = []
     for turn in row[turns]:
+        if turn.get(keys["role"]) in skip:
+            return None
         message = {key: turn[key] for key in _KEYS_OF_A_TURN if turn.get(key) is not None}
         message.update({key: turn[name] for key, name in keys.items() if turn.get(name) is not None})
         message["role"] = roles.get(message["role"], message["role"])
@@ -36,6 +41,8 @@ def read_chat(row, *, turns, keys, roles, system="", tools="", training="", drop
         messages.append(message)
     if row.get(system) and messages and messages[0]["role"] != "system":
         messages.insert(0, {"role": "system", "content": row[system]})
+    if default_system and (not messages or messages[0]["role"] != "system"):
+        messages.insert(0, {"role": "system", "content": default_system})
     if drop_system and messages and messages[0]["role"] == "system":
         del messages[0]
     return {"messages": messages, "tools": row.get(tools) or None}

@@ -114,7 +114,11 @@ def read_file(path: Path) -> Settings:
     Raises:
         RecipeError: The file cannot be read.
     """
-    file = yaml_reader.read_recipe(path)
+    file, faults = yaml_reader.collect_faults(path)
+    # a setting may name a variable that only the tool, or nobody, reads; a line of the recipe may not
+    faults = [fault for fault in faults if fault.code != "recipe.environment_variable"]
+    if faults:
+        raise RecipeError(faults)
     keys = {str(key): key for key in file.values}  # a key may be a number, the name of a setting is a text
 
     def where(name: str, *path: str | int) -> str:

@@ -78,7 +78,10 @@ def _convert_model(settings: Settings) -> Iterator[Outcome]:
     elif settings.has("use_flash_attention_2"):
         yield OmittedSetting("use_flash_attention_2", tables.OFF)
     for key, value in (settings.get("model_init_kwargs") or {}).items():
-        yield RecipeLine(("model", key), value, ("model_init_kwargs",))
+        section = "train" if key == "use_cache" else "model"  # TRL has a setting of its own for this one
+        yield RecipeLine((section, key), value, ("model_init_kwargs",))
+    if settings.get("dataset_kwargs"):
+        yield from _load_table().audit("dataset_kwargs", settings, "dataset_kwargs")
 
 
 def _get_default(name: str) -> Any:
@@ -178,10 +181,8 @@ def _convert_loss(settings: Settings, sources: list[Any]) -> Iterator[Outcome]:
     if completion is not None:
         yield RecipeLine(key, "completion" if completion else "all", names)
         return
-    columns = [
-        recipe_parts.read_first_row(source["path"] if isinstance(source, dict) else source) for source in sources
-    ]
-    are_pairs = [{"prompt", "completion"} <= set(known) for known in columns]
+    columns = _list_columns(settings, sources)
+    are_pairs = [{"prompt", "completion"} <= known for known in columns]
     if all(are_pairs):
         yield RecipeLine(key, "completion", names, "TRL's default for rows with prompt and completion.")
     elif any(are_pairs):
@@ -192,11 +193,30 @@ def _convert_loss(settings: Settings, sources: list[Any]) -> Iterator[Outcome]:
         yield RecipeLine(key, "all", names, note)
 
 
+def _list_columns(settings: Settings, sources: list[Any]) -> list[set[str]]:
+    """Return the columns of each source: those of its file here, or those that its entry names; empty = unknown."""
+    name, path = _find_mixture(settings)
+    entries = settings.get_inner(name, path) if name else []
+    columns = []
+    for number, source in enumerate(sources):
+        known = set(recipe_parts.read_first_row(source["path"] if isinstance(source, dict) else source))
+        entry = entries[number] if number < len(entries) else {}
+        columns.append(known or set(map(str, entry.get("columns") or ())))
+    return columns
+
+
+def _find_mixture(settings: Settings) -> tuple[str, tuple[str | int, ...]]:
+    """Return the setting that lists data sets, and the keys that lead to the list inside it; "" = none does."""
+    if settings.get("datasets"):
+        return "datasets", ()
+    return ("dataset_mixture", ("datasets",)) if settings.get("dataset_mixture") else ("", ())
+
+
 def _make_sources(settings: Settings, outcomes: list[Outcome]) -> tuple[list[Any], list[Any], tuple[str, ...]]:
     """Return the sources of training rows, those of the evaluation set, and the settings that name them."""
-    column = settings.get("dataset_text_field", "text")
+    column = settings.get("dataset_text_field", settings.get("text_column", "text"))
     text: dict[str, Any] = {} if column == "text" else {"rename": {column: "text"}, "format": "text"}
-    text_names = settings.list_present("dataset_text_field")
+    text_names = settings.list_present("dataset_text_field", "text_column")
     if settings.get("dataset_mixture") or settings.get("datasets"):
         sources, names = _make_mixture_sources(settings, text, outcomes)
         others = settings.list_present("dataset_name", "dataset_mixer")
@@ -209,6 +229,9 @@ def _make_sources(settings: Settings, outcomes: list[Outcome]) -> tuple[list[Any
     if not path:
         return [], [], ()
     config = settings.get("dataset_config")
+    if settings.has("dataset_configs"):
+        reason = "alignment-handbook reads it with `dataset_mixer`. Set `name` of the source to the configuration."
+        outcomes.append(OmittedSetting("dataset_configs", reason, "rows"))
     split = recipe_parts.omit_train_split(settings.get("dataset_train_split"))
     streaming = settings.get("dataset_streaming") or None
     train = recipe_parts.make_source(path, split=split, name=config, streaming=streaming, **text)
@@ -241,6 +264,40 @@ def _make_mixer_sources(
     return train, test, ("dataset_mixer", *settings.list_present("dataset_splits", "dataset_configs"))
 
 
+def _convert_mixer_script(settings: Settings) -> Iterator[Outcome]:
+    """Yield what alignment-handbook's older scripts do, which are the only ones that read `dataset_mixer`.
+
+    Follows `scripts/run_sft.py` and `scripts/run_cpt.py` as they were before `scripts/sft.py`.
+    """
+    name = "auto_insert_empty_system_msg"
+    if not settings.get("dataset_mixer") or _find_mixture(settings)[0]:
+        if settings.has(name):
+            yield OmittedSetting(name, "alignment-handbook reads it with `dataset_mixer`.")
+        return
+    if not settings.has("packing"):
+        note = "The scripts that read `dataset_mixer` always pack. Rows of a pack attend to each other there."
+        yield RecipeLine(("train", "packing"), True, (), note)
+        yield RecipeLine(("train", "packing_strategy"), "wrapped", ())
+        yield RecipeLine(("run", "allow"), ["leaking_packing"], ())
+    if settings.has("text_column"):
+        return
+    additions = []
+    if settings.get(name, True):
+        additions.append("an empty system prompt before a chat without one")
+    elif settings.has(name):
+        yield OmittedSetting(name, "No system prompt is inserted, as in a recipe.")
+    if settings.get_inner("dataset_kwargs", ("append_concat_token",)) is not False:
+        additions.append("an end-of-text token after each chat")
+    written = f"write {' and '.join(additions)}, and " if additions else ""
+    reason = (
+        f"The scripts that read it {written}leave out rows that hold a problem of HumanEval. The recipe does not. "
+        "Change the rows if your run needs that."
+    )
+    yield OmittedSetting("dataset_mixer", reason, "wording")
+    if settings.get(name):
+        yield OmittedSetting(name, "The recipe inserts no system prompt.", "wording")
+
+
 def _format_share(share: float | None) -> str:
     """Return the slice of a split that holds this share of it: `[:25%]`; "" = all of it."""
     return f"[:{share * 100:g}%]" if share is not None and share < 1 else ""
@@ -251,7 +308,7 @@ def _make_mixture_sources(
 ) -> tuple[list[Any], tuple[str, ...]]:
     """Return the sources of TRL's `datasets`, or of alignment-handbook's `dataset_mixture`, and their settings."""
     table = _load_table()
-    name, path = ("datasets", ()) if settings.get("datasets") else ("dataset_mixture", ("datasets",))
+    name, path = _find_mixture(settings)
     if settings.get("dataset_mixture"):
         outcomes += table.audit("dataset_mixture", settings, "dataset_mixture")
         if name == "datasets":
@@ -348,6 +405,7 @@ STEPS = (
     _convert_lora,
     _convert_quantization,
     _convert_data,
+    _convert_mixer_script,
     _convert_training,
     _convert_launch,
 )
