@@ -1,7 +1,7 @@
-"""Shows how far the work on many rows or files is: a progress bar on a terminal, else a line every half minute.
+"""Shows how far the work on many rows, files or sources is: a bar on a terminal, else a line every half minute.
 
-Inputs: numbers of rows, or of files, as they are done. Outputs: standard error. Short work shows nothing without a
-terminal. Deliberately not here: the progress of training (`training.progress`).
+Inputs: numbers of them, as they are done. Outputs: standard error. Short work shows nothing without a terminal.
+Deliberately not here: the progress of training (`training.progress`).
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ class RowProgress:
             title: what is done, as in "Tokenizing train".
             total: the number of rows; None = not known.
             shows_bar: whether a terminal gets a bar; False = another package shows one.
-            unit: what is counted: rows or files.
+            unit: what is counted: rows, files or sources.
 
         """
         self.title, self.total, self.unit = title, total, unit
@@ -45,7 +45,7 @@ class RowProgress:
         self.bar.close()
 
     def update(self, number: int) -> None:
-        """Count rows, or files, that are done."""
+        """Count rows, files or sources that are done."""
         self.done += number
         self.bar.update(number)
         now = time.monotonic()

@@ -9,7 +9,8 @@ from conftest import jsonl
 from datasets import load_dataset_builder
 
 from trl_sft.data import folder_listing, load
-from trl_sft.recipe import build, data_files, yaml_reader
+from trl_sft.errors import RecipeError
+from trl_sft.recipe import build, data_files, paths, yaml_reader
 
 RECIPE = "model: {name_or_path: trl_sft:tiny}\ndata: {train: SOURCE}\ntrain: {output_dir: out, max_steps: 2}\n"
 FILES = 2000
@@ -46,7 +47,8 @@ def operations(monkeypatch, counters):
 
 
 def read_run(folder, source):
-    (folder / "recipe.yaml").write_text(RECIPE.replace("SOURCE", source), encoding="utf-8")
+    value = f"\n  train:{source}" if source.startswith("\n") else f"{{train: {source}}}"
+    (folder / "recipe.yaml").write_text(RECIPE.replace("{train: SOURCE}", value), encoding="utf-8")
     return build.build_run(yaml_reader.read_recipe(folder / "recipe.yaml"))
 
 
@@ -71,6 +73,23 @@ def test_each_of_two_thousand_files_is_opened_and_asked_for_its_status_a_few_tim
     assert counts["open"] <= 6.1
     assert counts["os.stat"] <= 7.1
     assert operations["os.scandir"] + operations["os.listdir"] <= 20
+
+
+def test_list_of_more_than_a_thousand_sources_is_refused_with_the_pattern_to_write(here, go, matches):
+    sources = "".join(f"\n  - rows{number}.jsonl" for number in range(1001))
+    code, _, err = go(RECIPE.replace("{train: SOURCE}", f"\n  train:{sources}"), command=["check"])
+    assert code == 2
+    matches("too_many_sources", err)
+
+
+def test_similar_names_are_searched_for_the_first_of_a_thousand_missing_files_only(tmp_path, monkeypatch):
+    searched = []
+    monkeypatch.setattr(paths, "nearest_name", lambda word, names, **_: searched.append(word) or "")
+    sources = "".join(f"\n  - rows{number}.jsonl" for number in range(1000))
+    with pytest.raises(RecipeError) as error:
+        read_run(tmp_path, sources)
+    assert len(error.value.faults) == 1000
+    assert 0 < len(set(searched)) <= 50
 
 
 LAYOUTS = {

@@ -23,8 +23,10 @@ from trl_sft.data.pipeline import FormattedSource, Split, format_source, join_sp
 from trl_sft.errors import DataError, Fault, RecipeError, UserError
 from trl_sft.recipe import rules
 from trl_sft.recipe.checked import Run
+from trl_sft.row_progress import RowProgress
 
 STREAM_HEAD = 200  # rows of each stream that are read, formatted and checked before training
+_MANY_SOURCES = 20  # sources for which a terminal shows how many are read; each shows its own rows too
 LEAKED = "also in the evaluation set"  # why a training row is removed
 
 
@@ -119,11 +121,15 @@ def _format_sources(
     sources = [(source, train_head, train) for source in run.sources["train"]]
     if with_evaluation:
         sources += [(source, None, evaluation) for source in run.sources["eval"]]
-    for source, head, splits in sources:
-        try:
-            splits.append(format_source(run, source, features, max_rows=head))
-        except UserError as error:
-            errors.append(error)
+    with RowProgress(
+        "Reading sources", len(sources), shows_bar=len(sources) > _MANY_SOURCES, unit="sources"
+    ) as progress:
+        for source, head, splits in sources:
+            try:
+                splits.append(format_source(run, source, features, max_rows=head))
+            except UserError as error:
+                errors.append(error)
+            progress.update(1)
     if errors:
         faults = [fault for error in errors for fault in error.faults]
         raise type(errors[0])([*faults, *_list_bad_rows(run, train, evaluation)])

@@ -46,6 +46,10 @@ _OTHER_FILES = {  # suffix of a file that a recipe does not read -> what to do w
     **dict.fromkeys((".zip", ".tar", ".tgz", ".7z", ".rar"), _UNPACK),
 }
 _PARTS = ("train", "eval")  # of `data:`
+# Sources of a list at most: each is read, formatted, described on the screen and counted in the ledger by itself
+MAX_SOURCES = 1000
+# Sources without a file for which a similar name is searched: more faults are not printed
+_MAX_SUGGESTIONS = 50
 _MAX_FILES_OF_FOLDER = 2000  # of a folder that is a source, by which its builder is chosen
 
 
@@ -202,6 +206,11 @@ def _build_sources(
         entries: list[tuple[Key, Any]] = [(("data", part, number), entry) for number, entry in enumerate(value)]
     else:
         entries = [(("data", part), value)]
+    if len(entries) > MAX_SOURCES:
+        problem = f"the list has {len(entries):,} sources, and a recipe has at most {MAX_SOURCES:,}"
+        fix = "Write files that are read alike as one source: a folder, or a pattern as in `path: rows/*.jsonl`."
+        faults.append(recipe.fault(("data", part), problem, fix, code="recipe.too_many_sources"))
+        return ()
     sources = [_build_source(recipe, key, entry, faults=faults, notes=notes) for key, entry in entries]
     return tuple(source for source in sources if source is not None)
 
@@ -217,7 +226,9 @@ def _build_source(recipe: Recipe, key: Key, entry: Any, *, faults: list[Fault], 
         )
         return None
     path_key: Key = (*key, "path") if isinstance(entry, dict) else key
-    location = paths.resolve_location(path, recipe.folder(path_key), tuple(sections.BUILDERS))
+    location = paths.resolve_location(
+        path, recipe.folder(path_key), tuple(sections.BUILDERS), suggests=len(faults) < _MAX_SUGGESTIONS
+    )
     if isinstance(location, LocationProblem):
         edits = (Edit("set", path_key, location.meant),) if location.meant else ()
         problem = f"{path}: {location.problem}"

@@ -138,7 +138,9 @@ def _function_of_file(source: str, name: str, folder: Path) -> FunctionLocation 
     return FunctionLocation(file.resolve(), file.resolve().parent, file.stem, name)
 
 
-def resolve_location(value: str, folder: Path, suffixes: tuple[str, ...] = ()) -> Location | LocationProblem:
+def resolve_location(
+    value: str, folder: Path, suffixes: tuple[str, ...] = (), *, suggests: bool = True
+) -> Location | LocationProblem:
     """Return what a value names.
 
     A path that exists is a path. `./`, `../`, `~`, `/` and the suffixes make a value a path. Everything else is an id
@@ -148,6 +150,7 @@ def resolve_location(value: str, folder: Path, suffixes: tuple[str, ...] = ()) -
         value: A path, a pattern, an embedded name (`trl_sft:tiny`) or a hub id.
         folder: The folder that a path is relative to.
         suffixes: Endings that only a path has: `.jsonl`.
+        suggests: Whether a similar name is searched where the path does not exist; in a large folder this takes time.
 
     Returns:
         The location, with absolute paths.
@@ -172,6 +175,8 @@ def resolve_location(value: str, folder: Path, suffixes: tuple[str, ...] = ()) -
     if not is_path and _HUB_ID.match(value):
         return Location((), value)
     problem = f"there is no such file or folder in {folder}" if is_path else "there is no such file or folder"
+    if not suggests:
+        return LocationProblem(problem, "Correct the path.", code="recipe.missing_file")
     return LocationProblem(problem, _suggest_path(path), code="recipe.missing_file", meant=_find_meant(value, path))
 
 
