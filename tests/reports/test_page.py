@@ -116,6 +116,25 @@ def test_page_shows_what_the_files_hold(make_run):
     assert len(text) < 2_000_000
 
 
+def test_page_has_verdict_findings_and_phases_in_both_languages(make_run):
+    numbers = {"eval_loss_before": 2.0, "eval_loss_after": 0.5, "best_step": 11, "best_eval_loss": 0.5}
+    verdict = RECORD["verdict"] | {"advice": "", "numbers": numbers}
+    finding = {"code": "zero_loss", "steps": [3], "observation": "The train loss is exactly 0 at step 3."}
+    finding |= {"meaning": "m", "advice": "a", "numbers": {"entries": 1}}
+    unknown = finding | {"code": "new_code", "observation": "Seen."}
+    phase = {"name": "levelling off", "first_step": 4, "last_step": 11, "loss": 1.25}
+    record = {"verdict": verdict, "findings": [finding, unknown], "phases": [phase, {"name": 3}]}
+    text = page.format_page([run_files.read_run(make_run(**record))])
+    assert (
+        '<span lang="en">Better: eval loss 2 -&gt; 0.5.</span><span lang="zh">评估损失 2 → 0.5（降低 75.0%）。</span>'
+        in text
+    )
+    assert '<span lang="zh">第 3 步的训练损失正好为 0。</span>' in text
+    assert "Seen." in text  # a code of another version has the English text in both
+    shown = read(text).text
+    assert "levelling off趋于平缓: step步 4 – 11, loss at its end结束时的损失 1.25" in " ".join(shown.split())
+
+
 def test_page_loads_nothing_and_shows_planted_markup_as_text(make_run):
     parser = read(page.format_page([run_files.read_run(make_run())]))
     assert parser.loads == []

@@ -1,11 +1,14 @@
 """The verdict on a run: which word, with which numbers and which key to change."""
 
+import dataclasses
 import json
+import re
 
 import pytest
 from conftest import RECIPE
 
 from trl_sft.evaluation.answer_counts import AnswerCounts, BrokenAnswers
+from trl_sft.reports.chinese import translate_verdict
 from trl_sft.training import verdict
 from trl_sft.training.verdict import Evidence, judge
 
@@ -68,6 +71,37 @@ def test_verdict_has_the_word_and_the_key_to_change(name):
     assert key in result.advice
     assert bool(key) == bool(result.advice)
     assert json.loads(json.dumps(result.as_json())) == result.as_json()
+
+
+KEYS = r"\b(?:train|data|run|model)\.[a-z_.]*[a-z]"
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_verdict_in_chinese_has_the_numbers_and_the_keys_of_the_english_one(name):
+    result = judge(CASES[name][0]).as_json()
+    chinese = translate_verdict(json.loads(json.dumps(result)))
+    for part in ("text", "advice"):
+        assert bool(chinese[part]) == bool(result[part])
+        assert not re.search(r"[a-z]{3,} [a-z]{3,}", chinese[part])
+        english = re.sub(r" \([^)]* now\)|step 0", "", result[part])
+        assert set(re.findall(KEYS, chinese[part])) == set(re.findall(KEYS, english))
+        missing = set(re.findall(r"\d+(?:\.\d+)?", english)) - set(re.findall(r"\d+(?:\.\d+)?", chinese[part]))
+        assert missing == set()
+
+
+def test_verdict_on_a_run_that_stopped_early_names_its_keys_in_chinese_too():
+    for name in ("better, still falling", "equal loss"):
+        result = judge(dataclasses.replace(CASES[name][0], stopped_early=True)).as_json()
+        assert re.findall(r"run\.early_stopping\.\w+", translate_verdict(result)["advice"]) == re.findall(
+            r"run\.early_stopping\.\w+", result["advice"]
+        )
+        assert "run.early_stopping" in result["advice"]
+
+
+def test_verdict_of_another_form_has_no_chinese_text():
+    for odd in ({}, {"code": "better"}, {"code": "new", "numbers": {}}, {"code": "better", "numbers": {"a": 1}}):
+        assert translate_verdict(odd) is None
+    assert translate_verdict({"code": "better", "numbers": 3, "text": "x"}) is None
 
 
 def test_verdicts_read_as_sentences(matches):

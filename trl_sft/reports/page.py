@@ -20,7 +20,7 @@ import yaml
 from markupsafe import Markup
 
 from trl_sft import __version__, console, errors, run_folder
-from trl_sft.reports import charts, comparison, row_markup, run_files, run_table
+from trl_sft.reports import charts, chinese, comparison, row_markup, run_files, run_table
 from trl_sft.reports.run_files import RunFiles
 from trl_sft.tokenization.row_segments import Segment, SegmentedRow
 
@@ -86,7 +86,7 @@ def write_at_end(folder: Path) -> None:
 
 def _describe_run(run: RunFiles, name: str) -> dict[str, Any]:
     """Return what the page shows of one run."""
-    verdict = run.run.get("verdict")
+    verdict, findings = run.run.get("verdict"), _list_mappings(run.run.get("findings"))
     return {
         "name": name,
         "folder": str(run.folder),
@@ -94,7 +94,9 @@ def _describe_run(run: RunFiles, name: str) -> dict[str, Any]:
         "outcome": run.outcome,
         "verdict": verdict if isinstance(verdict, dict) and "code" in verdict and "text" in verdict else None,
         "stopped_early": _describe_early_stop(run),
-        "findings": _list_mappings(run.run.get("findings")),
+        "verdict_zh": chinese.translate_verdict(verdict) if isinstance(verdict, dict) else None,
+        "findings": [(finding, chinese.translate_finding(finding)) for finding in findings],
+        "phases": _list_phases(run),
         "damaged": run.damaged,
         "ledger": _describe_ledger(run.ledger),
         "rows": [Markup(row_markup.format_row(row)) for row in _read_rows(run.rows)],
@@ -133,6 +135,19 @@ def _list_marks(run: RunFiles) -> list[charts.Mark]:
     if isinstance(best, dict) and isinstance(best.get("step"), int):
         marks.append(charts.Mark(best["step"], "the step whose weights were saved"))
     return marks
+
+
+def _list_phases(run: RunFiles) -> list[dict[str, str]]:
+    """Return the phases of the train loss: the key of the label, first and last step, and the loss at its end."""
+    numbers = ("first_step", "last_step", "loss")
+    phases = [
+        phase for phase in _list_mappings(run.run.get("phases")) if all(_is_number(phase.get(n)) for n in numbers)
+    ]
+    return [
+        {"label": f"phase_{str(phase.get('name')).replace(' ', '_')}"}
+        | {name: _format_number(phase[name]) for name in numbers}
+        for phase in phases
+    ]
 
 
 def _describe_early_stop(run: RunFiles) -> dict[str, Any] | None:

@@ -1,12 +1,16 @@
 """Each rule on synthetic logs: what it finds, what it leaves alone, and which finding explains others."""
 
+import dataclasses
+import json
 import math
+import re
 
 import numpy as np
 import pytest
 from curves import make_facts, make_log
 
 from trl_sft.evaluation.completions import Completions
+from trl_sft.reports.chinese import translate_finding
 from trl_sft.training.diagnosis import find, findings, rates
 from trl_sft.training.diagnosis.findings import InputTime
 
@@ -197,6 +201,21 @@ def test_loop_that_waits_for_batches_is_found(times, expected):
     assert codes(make_log(FALLING), input_time=times) == expected
 
 
+KEYS = r"\b(?:train|data|run|model)\.[a-z_.]*[a-z]"
+
+
+def test_finding_in_chinese_tells_what_is_known_of_the_learning_rate():
+    """Too low, too high, unknown."""
+    texts = []
+    for rate in (1e-8, 0.5, 2e-5):
+        (finding,) = find.find_all(make_log(FLAT, evals=[(0, 3.0), (60, 2.99)]), make_facts(peak_rate=rate))
+        texts.append(translate_finding(dataclasses.asdict(finding))["meaning"])
+    assert texts[0].startswith("学习率过低：通常为 5e-07")
+    assert texts[1].startswith("学习率过高：通常为 5e-07")
+    assert texts[2].startswith("学习率过低或过高")
+    assert translate_finding({"code": "new", "numbers": {}}) is None
+
+
 def test_every_finding_reads_as_sentences(matches):
     """One example of each code; the snapshot is what a user reads."""
     spiky = FALLING.copy()
@@ -218,5 +237,12 @@ def test_every_finding_reads_as_sentences(matches):
     ]
     names = {value for name, value in vars(findings).items() if name.isupper() and isinstance(value, str)}
     assert {finding.code for finding in results} == names
+    for finding in results:
+        chinese = translate_finding(json.loads(json.dumps(dataclasses.asdict(finding))))
+        for part in ("observation", "meaning", "advice"):
+            assert re.search(r"[\u4e00-\u9fff]", chinese[part])
+            assert not re.search(r"[a-z]{3,} [a-z]{3,}", chinese[part])
+            english = getattr(finding, part)
+            assert set(re.findall(KEYS, chinese[part])) == set(re.findall(KEYS, english)), finding.code
     parts = [f"[{f.code}]\n{f.observation}\n{f.meaning}\n{f.advice}" for f in results]
     matches("findings", "\n\n".join(parts) + "\n")

@@ -126,6 +126,7 @@ def _diverging(curves: Curves, *, steps: Iterable[int], observation: str, number
     """Return the finding of a run that gets worse, with what the learning rate says."""
     meaning = "The learning rate is too high, or some rows are unlike the others."
     if rates.locate_rate(curves.facts) > 0:
+        numbers = {**numbers, **rates.describe_numbers(curves.facts, rates.TOO_HIGH)}
         meaning = f"The learning rate is too high: {rates.describe_range(curves.facts)}."
     advice = f"Lower train.learning_rate{rates.write_rate(curves.facts)} to a tenth, or add train.warmup_steps."
     return Finding(findings.DIVERGING, tuple(map(int, steps)), observation, meaning, advice, numbers)
@@ -154,20 +155,25 @@ def find_no_improvement(curves: Curves) -> Finding | None:
     if len(evals) > 1:
         numbers |= {"eval_loss_before": evals[0], "eval_loss": evals[-1]}
         text += f"; eval loss {evals[0]:.4g} -> {evals[-1]:.4g}"
-    meaning, advice = _explain_no_improvement(curves, evals)
+    meaning, advice = _explain_no_improvement(curves, evals, numbers)
     return Finding(findings.NO_IMPROVEMENT, (int(steps[-1]),), f"{text}.", meaning, advice, numbers)
 
 
-def _explain_no_improvement(curves: Curves, evals: Sequence[float]) -> tuple[str, str]:
-    """Return what it may mean and what to try: the learning rate too low or too high, where the data tell."""
+def _explain_no_improvement(curves: Curves, evals: Sequence[float], numbers: dict[str, Any]) -> tuple[str, str]:
+    """Return what it may mean and what to try: the learning rate too low or too high, where the data tell.
+
+    What they tell is added to `numbers`.
+    """
     position = rates.locate_rate(curves.facts)
     falls_slowly = len(evals) > 3 and all(after < before for before, after in itertools.pairwise(evals))
     if position < 0 or falls_slowly:
         reason = "each evaluation is a little lower than the one before" if falls_slowly else ""
         reason = rates.describe_range(curves.facts) if position < 0 else reason
+        numbers |= rates.describe_numbers(curves.facts, rates.TOO_LOW)
         meaning = f"The learning rate is too low: {reason}."
         return meaning, f"Raise train.learning_rate{rates.write_rate(curves.facts)} tenfold."
     if position > 0:
+        numbers |= rates.describe_numbers(curves.facts, rates.TOO_HIGH)
         meaning = f"The learning rate is too high: {rates.describe_range(curves.facts)}."
         return meaning, f"Lower train.learning_rate{rates.write_rate(curves.facts)} to a tenth."
     meaning = "The learning rate is too low or too high, or the answers cannot be predicted from the prompts."

@@ -7,8 +7,11 @@ docs/explanation/verdict-and-findings.md.
 from __future__ import annotations
 
 import math
+from typing import Any
 
 from trl_sft.training.diagnosis.findings import RunFacts
+
+TOO_LOW, TOO_HIGH = "too_low", "too_high"
 
 # The usual learning rates of Adam, for all weights; LoRA's are 10 times as high. The highest falls with the square root
 # of the number of parameters, and is 2e-3 for 135 M.
@@ -34,6 +37,18 @@ def describe_range(facts: RunFacts) -> str:
     """Return the usual range in words."""
     low, high = compute_rate_range(facts)
     return f"usual for {'LoRA' if facts.is_adapter else 'all weights'} are {low:.1g} to {high:.1g}"
+
+
+def describe_numbers(facts: RunFacts, verdict: str) -> dict[str, Any]:
+    """Return what is told about the learning rate as numbers of a finding: with the usual range, if it lies outside.
+
+    Args:
+        facts: of the run.
+        verdict: `TOO_LOW` or `TOO_HIGH`.
+
+    """
+    low, high = compute_rate_range(facts)
+    return {"rate": verdict} | ({"lowest": low, "highest": high} if locate_rate(facts) else {})
 
 
 def write_rate(facts: RunFacts) -> str:

@@ -66,7 +66,7 @@ def find_clipping(curves: Curves) -> Finding | None:
         "Every step has about the same length, whatever the gradient says.",
         f"Set train.max_grad_norm near {percentile:.2g}, the 90th percentile; or lower train.learning_rate"
         f"{rates.write_rate(curves.facts)}.",
-        {"share": share, "median_norm": median, "percentile_90": percentile},
+        {"share": share, "median_norm": median, "percentile_90": percentile, "max_grad_norm": limit},
     )
 
 
