@@ -13,9 +13,22 @@ from trl_sft import errors
 ROOT = Path(errors.__file__).parent
 CODES = yaml.safe_load((ROOT / "fault_codes.yaml").read_text(encoding="utf-8"))
 SNAPSHOT = Path(__file__).parent / "snapshots" / "fault_codes.txt"
-AREAS = {"recipe", "data", "template", "model", "run", "machine", "hub", "import", "resume", "package", "report"}
+AREAS = {
+    "recipe",
+    "data",
+    "template",
+    "model",
+    "run",
+    "machine",
+    "hub",
+    "import",
+    "resume",
+    "package",
+    "report",
+    "path",
+}
 # what makes a fault, or what a fault is made of later
-CONSTRUCTORS = {"Fault", "FormatError", "MaskError", "LocationProblem", "FolderDecision"}
+CONSTRUCTORS = {"Fault", "FormatError", "MaskError", "LocationProblem", "FolderDecision", "PathProblem"}
 METHODS = {"fault", "make_error"}
 SOURCES = [path.relative_to(ROOT).as_posix() for path in sorted(ROOT.rglob("*.py"))]
 

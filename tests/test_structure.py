@@ -23,6 +23,7 @@ LAYERS = {
         ["checkpoints", "disk", "earlier_run", "redaction", "upstream_warnings", "file_digests", "row_progress"], 1
     ),
     **dict.fromkeys(["garbage_collection"], 1),
+    "user_paths": 1,
     "recipe": 2,
     **dict.fromkeys(["data", "model", "importers"], 3),
     **dict.fromkeys(["tokenization", "evaluation"], 4),

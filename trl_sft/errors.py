@@ -30,6 +30,7 @@ EXIT_MEANING_DIFFERS = 5  # `import` wrote a recipe, which trains something else
 EXIT_TIME_LIMIT = 75  # EX_TEMPFAIL of sysexits.h: try again
 EXIT_SIGNAL = 128  # plus the number of the signal, as shells report it
 
+_MAX_SHOWN = 4000  # characters of each part of a fault
 _PLACE = re.compile(r"(?P<file>[^\s(][^:]*?)(?: row (?P<row>\d+)(?: \(line (?P<row_line>\d+)\))?|:(?P<line>\d+))(?!\S)")
 
 
@@ -85,7 +86,8 @@ class Fault(NamedTuple):
 
     def __str__(self) -> str:
         """Return three lines: the place, the problem, the fix; without secrets."""
-        return redaction.redact_shapes(f"{self.where}\n    {self.problem}\n    -> {self.fix}")
+        where, problem, fix = (_shorten(redaction.redact_shapes(part)) for part in (self.where, self.problem, self.fix))
+        return f"{where}\n    {problem}\n    -> {fix}"
 
 
 class UserError(Exception):
@@ -156,6 +158,11 @@ class Interrupted(KeyboardInterrupt):
     process with SIGINT and ignores our exit code. It does not do this for a subclass of KeyboardInterrupt
     (Python/pythonrun.c, `unhandled_keyboard_interrupt`; observed on 3.11).
     """
+
+
+def _shorten(text: str) -> str:
+    """Return a text of a length that a person reads; a JSON answer has the whole text."""
+    return text if len(text) <= _MAX_SHOWN else f"{text[: _MAX_SHOWN // 2]} ... {text[-_MAX_SHOWN // 2 :]}"
 
 
 def first_line(error: BaseException) -> str:

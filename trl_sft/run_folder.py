@@ -220,6 +220,8 @@ def append_json(path: Path, entry: dict[str, Any]) -> None:
 def read_json(path: Path) -> dict[str, Any]:
     """Return a JSON mapping; empty if the file is absent or incomplete."""
     try:
+        if not path.is_file():  # a named pipe would be waited for
+            return {}
         value = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError):
         return {}

@@ -15,7 +15,6 @@ import signal
 import sys
 import traceback
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from types import TracebackType
 from typing import TextIO
 
@@ -165,7 +164,8 @@ def _refuse_misspelt_command(arguments: list[str]) -> None:
     from trl_sft.suggestions import STRICT, nearest_name
 
     word = arguments[0]
-    if Path(word).exists() or not word.replace("-", "").isalpha():
+    is_path = os.path.exists(word)  # noqa: PTH110 (pathlib raises on a name that is too long)
+    if is_path or not word.replace("-", "").isalpha():
         return
     code = "run.unknown_command"
     problem = f"{word} is not a command, and no file has this name"

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
-from trl_sft import console, errors, json_output, redaction
+from trl_sft import console, errors, json_output, redaction, user_paths
 
 if TYPE_CHECKING:
     from trl_sft.recipe.checked import Run
@@ -104,6 +104,7 @@ def write_output(option: str, path: Path, text: str) -> None:
     """Write a text to the file that an option names. Raises RecipeError if it cannot be written."""
     from trl_sft import run_folder
 
+    user_paths.check(option, path, user_paths.FILE, is_output=True)
     try:
         run_folder.write_text(path, text)
     except OSError as error:

@@ -6,10 +6,11 @@ and the exit code. Not here: what the settings of each tool mean (`importers`).
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 
-from trl_sft import console, errors
+from trl_sft import console, errors, user_paths
 from trl_sft.cli import arguments
 
 
@@ -39,7 +40,8 @@ def main(argv: Sequence[str]) -> int:
     options = parser.parse_intermixed_args(argv[:end])
     from trl_sft.importers import writer
 
-    if options.tool not in writer.TOOLS and not options.settings and Path(options.tool).is_file():
+    is_file = os.path.exists(options.tool) and not os.path.isdir(options.tool)  # noqa: PTH110, PTH112 (a long name)
+    if options.tool not in writer.TOOLS and not options.settings and is_file:
         options.settings = [options.tool]
         options.tool = writer.guess_tool(Path(options.tool))
         console.say_error(f"trl_sft: The settings are read as those of {options.tool}.")
@@ -48,5 +50,7 @@ def main(argv: Sequence[str]) -> int:
         raise errors.RecipeError(
             errors.Fault("import", problem, f"Name one of {', '.join(writer.TOOLS)}.", code="import.unknown_tool")
         )
+    if options.dataset_info is not None:
+        user_paths.check("--dataset-info", options.dataset_info, user_paths.FILE)
     settings = writer.read(options.tool, [*options.settings, *argv[end + 1 :]], options.dataset_info)
     return writer.write(options.tool, settings, options.output)

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from trl_sft import console, errors, json_output
+from trl_sft import console, errors, json_output, user_paths
 from trl_sft.cli import arguments
 
 
@@ -22,6 +22,7 @@ def main(argv: Sequence[str]) -> int:
     )
     parser.add_argument("folder", metavar="FOLDER", nargs="?", type=Path, default=Path("runs"), help="runs by default")
     folder = parser.parse_args(argv).folder
+    user_paths.check("", folder, user_paths.FOLDER)
     if not folder.is_dir():
         fix = "Name a folder that holds runs. A recipe without `train.output_dir` trains in `runs/NAME`."
         raise errors.RecipeError(errors.Fault(str(folder), "there is no such folder", fix, code="report.no_folder"))

@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from trl_sft import redaction
+from trl_sft import redaction, user_paths
 from trl_sft.errors import Fault, RecipeError
 from trl_sft.importers import llamafactory_rows, recipe_parts, secret_settings, tables
 from trl_sft.importers.llamafactory_rows import FILE, FOLDER, INFO
@@ -81,6 +81,9 @@ def add_dataset_info(settings: Settings, file: Path | None, folder: Path) -> Set
         hub_ids = [*_list_datasets(settings, "dataset"), *_list_datasets(settings, "eval_dataset")]
         return _add_info(settings, {name: {"hf_hub_url": name} for name in hub_ids}, str(place))
     file = file or Path(str(place), FILE)
+    if found := user_paths.find_problem(file, user_paths.FILE):
+        problem = f"{user_paths.shorten(str(file))}: {found.problem}"
+        raise RecipeError(Fault(settings.where("dataset_dir"), problem, found.fix, code=found.code))
     try:
         text = file.read_text(encoding="utf-8")
         redaction.register_text(text)

@@ -13,6 +13,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from trl_sft import user_paths
 from trl_sft.importers.settings import OmittedSetting, Outcome, RecipeLine, Settings, join_sentences
 from trl_sft.recipe import renamed_keys, sections, yaml_reader
 from trl_sft.recipe.upstream import fields
@@ -262,6 +263,8 @@ def convert_launch(settings: Settings, *, fsdp: bool) -> Iterator[Outcome]:
 
 def _get_deepspeed_engine(config: Any) -> str:
     """Return the engine for a DeepSpeed configuration, a mapping or a JSON file; "" = its stage cannot be read."""
+    if isinstance(config, str) and user_paths.find_problem(Path(config), user_paths.FILE):
+        return ""
     try:
         values = config if isinstance(config, dict) else json.loads(Path(config).read_text(encoding="utf-8"))
         return ZERO_ENGINES.get((values.get("zero_optimization") or {}).get("stage", 0), "")

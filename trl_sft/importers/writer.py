@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from trl_sft import console, json_output, run_folder
+from trl_sft import console, json_output, run_folder, user_paths
 from trl_sft.errors import EXIT_DONE, EXIT_MEANING_DIFFERS, EXIT_USER_ERROR, Fault, RecipeError
 from trl_sft.importers import axolotl, llamafactory, llamafactory_rows, openrlhf, recipe_text, tables, trl
 from trl_sft.importers.conversion import DEFAULT_PLACE, Conversion, Importer, check_recipe, convert_all
@@ -93,6 +93,7 @@ def write(tool: str, settings: Settings, output: Path | None) -> int:
         RecipeError: No recipe can be made of the settings, or a file exists. All faults are among them.
     """
     path = output or Path("recipe.yaml")
+    user_paths.check("--output", path, user_paths.FILE, is_output=True)
     stem = _get_stem(path)
     conversion = convert_all(TOOLS[tool], settings)
     companions = {path.with_name(recipe_text.name_file(file, stem)): file.text for file in conversion.files}

@@ -17,7 +17,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from trl_sft import run_folder
+from trl_sft import run_folder, user_paths
 from trl_sft.errors import Edit, Fault, Place, RecipeError
 from trl_sft.recipe import (
     corrections,
@@ -25,6 +25,7 @@ from trl_sft.recipe import (
     key_check,
     misplaced_keys,
     other_tools,
+    path_keys,
     paths,
     renamed_keys,
     rules,
@@ -99,6 +100,7 @@ def build_run(recipe: Recipe, faults: Sequence[Fault] = ()) -> Run:
     chat_template = _resolve_chat_template(recipe, values["tokenizer"].pop("chat_template", None), faults)
     chat_template_kwargs = values["tokenizer"].pop("chat_template_kwargs", {})
     is_adapter = model is not None and bool(model.files) and paths.is_adapter(model.files[0])
+    faults += path_keys.check(recipe, values, [source for part in _PARTS for source in sources[part]])
     implied = _apply_early_stopping(recipe, values, faults)
     with_implied = values | {"train": early_stopping.add_settings(values["train"], implied)}
     faults += rules.check(recipe, with_implied, sources, is_adapter=is_adapter, notes=notes)
@@ -231,7 +233,7 @@ def _build_source(recipe: Recipe, key: Key, entry: Any, *, faults: list[Fault], 
     )
     if isinstance(location, LocationProblem):
         edits = (Edit("set", path_key, location.meant),) if location.meant else ()
-        problem = f"{path}: {location.problem}"
+        problem = f"{user_paths.shorten(path)}: {location.problem}"
         faults.append(recipe.fault(path_key, problem, location.fix, code=location.code, edits=edits))
         return None
     file = location.files[0] if location.files and location.files[0].is_file() else None
@@ -239,7 +241,12 @@ def _build_source(recipe: Recipe, key: Key, entry: Any, *, faults: list[Fault], 
     if file and not builder:
         fix = _OTHER_FILES.get(file.suffix.lower(), f"Use a file that ends in one of {', '.join(sections.BUILDERS)}.")
         faults.append(
-            recipe.fault(path_key, f"{path}: files of this type cannot be read", fix, code="data.unknown_file_type")
+            recipe.fault(
+                path_key,
+                f"{user_paths.shorten(path)}: files of this type cannot be read",
+                fix,
+                code="data.unknown_file_type",
+            )
         )
     values = renamed_keys.translate(recipe, key, values, faults=faults, notes=notes)
     folder = location.files[0] if location.files and location.files[0].is_dir() else None
@@ -291,7 +298,9 @@ def _resolve_format_function(recipe: Recipe, key: Key, value: str, *, faults: li
         location = paths.resolve_function(value, recipe.folder(key))
         if isinstance(location, FunctionLocation):
             return location
-        faults.append(recipe.fault(key, f"{value}: {location.problem}", location.fix, code=location.code))
+        faults.append(
+            recipe.fault(key, f"{user_paths.shorten(value)}: {location.problem}", location.fix, code=location.code)
+        )
         return None
     fix = f"Use one of {', '.join(sections.FORMATS)}, or your own function as FILE.py:FUNCTION."
     edits: tuple[Edit, ...] = ()
@@ -313,12 +322,13 @@ def _resolve_model(recipe: Recipe, value: str | None, faults: list[Fault]) -> Lo
     location = paths.resolve_location(value, recipe.folder(key))
     if isinstance(location, LocationProblem):
         edits = (Edit("set", key, location.meant),) if location.meant else ()
-        problem = f"{value}: {location.problem}"
+        problem = f"{user_paths.shorten(value)}: {location.problem}"
         faults.append(recipe.fault(key, problem, location.fix, code=location.code, edits=edits))
         return None
     if not location.files:
         return location
     path = location.files[0]
+    faults += _find_unreadable_files(recipe, key, path)
     if not (path / "config.json").is_file() and not paths.is_adapter(path):
         problem = f"{value} is {'a folder without config.json' if path.is_dir() else 'a file'}"
         faults.append(
@@ -337,6 +347,15 @@ def _resolve_model(recipe: Recipe, value: str | None, faults: list[Fault]) -> Lo
     return location
 
 
+def _find_unreadable_files(recipe: Recipe, key: Key, folder: Path) -> list[Fault]:
+    """Return a fault for each file of a model that is a pipe or a device, or that this user may not read."""
+    files = sorted(folder.iterdir()) if folder.is_dir() else []
+    problems = [(file.name, user_paths.find_problem(file, user_paths.FILE_OR_FOLDER)) for file in files]
+    return [
+        recipe.fault(key, f"{name}: {found.problem}", found.fix, code=found.code) for name, found in problems if found
+    ]
+
+
 def _resolve_chat_template(recipe: Recipe, value: str | None, faults: list[Fault]) -> Location | None:
     """Return the location of the chat template; None = the tokenizer's own."""
     if value is None:
@@ -345,7 +364,7 @@ def _resolve_chat_template(recipe: Recipe, value: str | None, faults: list[Fault
     location = paths.resolve_template(value, recipe.folder(key))
     if isinstance(location, LocationProblem):
         edits = (Edit("set", key, location.meant),) if location.meant else ()
-        problem = f"{value}: {location.problem}"
+        problem = f"{user_paths.shorten(value)}: {location.problem}"
         faults.append(recipe.fault(key, problem, location.fix, code=location.code, edits=edits))
         return None
     return location

@@ -9,10 +9,10 @@ from __future__ import annotations
 import re
 from typing import Any, NamedTuple
 
-from trl_sft.recipe import sections
+from trl_sft.recipe import sections, yaml_scalars
 from trl_sft.recipe.upstream import types
 from trl_sft.recipe.upstream.fields import Field
-from trl_sft.recipe.yaml_reader import format_value, read_scalar
+from trl_sft.recipe.yaml_reader import format_value
 from trl_sft.suggestions import is_misspelling
 
 _YAML_1_1 = {"yes": True, "y": True, "on": True, "no": False, "n": False, "off": False}  # read as text by YAML 1.2
@@ -70,7 +70,7 @@ def correct_section(name: str, value: Any) -> Correction | None:
         mapping = False
     elif isinstance(value, str) and _ASSIGNMENTS.fullmatch(value.strip()):
         pairs = re.findall(_ASSIGNMENT, value)
-        mapping = {word: read_scalar(scalar) for word, scalar in pairs}
+        mapping = {word: yaml_scalars.read(scalar) for word, scalar in pairs}
     else:
         return None
     return Correction(mapping, f"Write `{name}: {format_value(mapping)}`.")
@@ -94,7 +94,7 @@ def _list_candidates(value: Any) -> list[tuple[Any, str]]:
 def _list_readings(value: str, text: str) -> list[tuple[Any, str]]:
     """Return what a text may stand for: a number, true or false, null."""
     candidates: list[tuple[Any, str]] = []
-    scalar = read_scalar(text.replace("_", "") if _GROUPED.fullmatch(text) else text)
+    scalar = yaml_scalars.read(text.replace("_", "") if _GROUPED.fullmatch(text) else text)
     if not isinstance(scalar, str):
         quoted = "Write {} without quotes." if text == value and "_" not in text else "Write {}."
         candidates.append((scalar, quoted))

@@ -14,7 +14,8 @@ from typing import Any
 import yaml
 
 from trl_sft.errors import Edit
-from trl_sft.recipe.yaml_reader import Key, compose, format_value, parse_values, read_scalar
+from trl_sft.recipe import yaml_scalars
+from trl_sft.recipe.yaml_reader import Key, compose, format_value, parse_values
 
 _PLAIN = re.compile(r"[A-Za-z_][\w./-]*")
 # Words that a reader of YAML 1.1 takes for true or false: they stay in quotes.
@@ -141,7 +142,7 @@ def _set(text: str, pair: tuple[yaml.Node, yaml.Node], value: Any) -> str:
     name, node = pair
     written = write_value(value)
     if isinstance(node, yaml.ScalarNode):
-        if node.style in ("'", '"') and node.value.strip() and read_scalar(node.value.strip()) == value:
+        if node.style in ("'", '"') and node.value.strip() and yaml_scalars.read(node.value.strip()) == value:
             written = node.value.strip()  # without its quotes, as the user wrote it: 2e-5
         if node.start_mark.index == node.end_mark.index:  # nothing stands after the colon
             colon = text.index(":", name.end_mark.index) + 1

@@ -16,13 +16,15 @@ import sys
 from pathlib import Path
 from typing import NamedTuple
 
-from trl_sft import run_folder
+from trl_sft import run_folder, user_paths
 from trl_sft.suggestions import LOOSE, STRICT, is_misspelling, nearest_name
 
 EMBEDDED = Path(__file__).parents[1] / "embedded"
 TEMPLATES = Path(__file__).parents[1] / "templates"
 PREFIX = "trl_sft:"  # of the names of embedded models and data
 _HUB_ID = re.compile(r"^[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?$")
+_MAX_HUB_NAME = 96  # characters: huggingface_hub.utils.validate_repo_id
+_MAX_MODULE_NAME = 255
 _GLOB = re.compile(r"[*?\[]")
 _TEMPLATE_SUFFIXES = (".jinja", ".j2")
 
@@ -111,6 +113,9 @@ def resolve_function(value: str, folder: Path) -> FunctionLocation | LocationPro
     if source.endswith(".py"):
         return _function_of_file(source, name, folder)
     parts = source.split(".")
+    if not all(map(str.isidentifier, parts)) or len(source) > _MAX_MODULE_NAME:
+        problem, fix = "this is no name of a module", "Write FILE.py:FUNCTION, for example rows.py:chat."
+        return LocationProblem(problem, fix, code="data.missing_function")
     for root in dict.fromkeys([folder, Path.cwd(), *map(Path, sys.path)]):
         for file in (root.joinpath(*parts).with_suffix(".py"), root.joinpath(*parts, "__init__.py")):
             if file.is_file():
@@ -125,6 +130,8 @@ def resolve_function(value: str, folder: Path) -> FunctionLocation | LocationPro
 def _function_of_file(source: str, name: str, folder: Path) -> FunctionLocation | LocationProblem:
     """Return the location of a function of a file; a relative path must not leave the folder of the recipe."""
     file = make_absolute(source, folder)
+    if found := user_paths.find_problem(file, user_paths.FILE):
+        return LocationProblem(found.problem, found.fix, code=found.code)
     if not file.is_file():
         return LocationProblem("there is no such file", _suggest_path(file), code="recipe.missing_file")
     is_absolute = os.path.isabs(source) or source.startswith("~")  # noqa: PTH117 (as written)
@@ -159,6 +166,8 @@ def resolve_location(
     if value.startswith(PREFIX):
         return _resolve_embedded(value)
     path = make_absolute(value, folder)
+    if found := user_paths.find_problem(path, user_paths.FILE_OR_FOLDER):
+        return LocationProblem(found.problem, found.fix, code=found.code)
     if value and os.path.exists(path):  # noqa: PTH110 (pathlib raises on a name that is too long)
         return Location((path.resolve(),), str(path.resolve()))
     if _GLOB.search(value):
@@ -172,7 +181,7 @@ def resolve_location(
             code="recipe.missing_file",
         )
     is_path = value.startswith(("./", "../", "~", "/")) or value.endswith(suffixes or ("/",))
-    if not is_path and _HUB_ID.match(value):
+    if not is_path and _HUB_ID.match(value) and max(map(len, value.split("/"))) <= _MAX_HUB_NAME:
         return Location((), value)
     problem = f"there is no such file or folder in {folder}" if is_path else "there is no such file or folder"
     if not suggests:

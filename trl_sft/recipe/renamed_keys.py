@@ -13,8 +13,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from trl_sft.errors import Edit, Fault
+from trl_sft.recipe import yaml_scalars
 from trl_sft.recipe.upstream import keys, types
-from trl_sft.recipe.yaml_reader import Key, Recipe, describe_value, format_value, read_scalar
+from trl_sft.recipe.yaml_reader import Key, Recipe, describe_value, format_value
 
 REMOVED = "upstream has removed this key"
 
@@ -217,7 +218,7 @@ def _apply(
     mapping = target.get(outer, {}) if inner else target
     if rule.below is not None and not (isinstance(value, int | float) and 0 <= value < rule.below):
         fix = f"Write a number from 0 to less than {rule.below:g}, or use `{rule.new}`."
-        number = read_scalar(value.strip()) if isinstance(value, str) else None
+        number = yaml_scalars.read(value.strip()) if isinstance(value, str) else None
         is_quoted = isinstance(number, int | float) and not isinstance(number, bool) and 0 <= number < rule.below
         edits = (Edit("set", key, number),) if is_quoted else ()
         problem = f"the value is {describe_value(value)}"

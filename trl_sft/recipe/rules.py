@@ -12,6 +12,7 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from trl_sft import user_paths
 from trl_sft.errors import Edit, Fault
 from trl_sft.recipe import no_effect, paths
 from trl_sft.recipe.checked import Source
@@ -26,6 +27,10 @@ MINIMUMS = {
     **dict.fromkeys(["max_length", "save_total_limit", "pad_to_multiple_of", "eval_accumulation_steps"], 1),
     **dict.fromkeys(["seed", "data_seed", "warmup_steps", "weight_decay", "neftune_noise_alpha"], 0),
 }
+_SEEDS = ("seed", "data_seed")
+_MAX_SEED = 2**32 - 1  # numpy.random.seed
+_MAX_COUNT = 2**31 - 1  # of rows, tokens, steps and processes: torch, numpy and Arrow count some of them in 32 bits
+_COUNTING_SECTIONS = ("train", "lora", "run", "evaluate")  # their whole numbers are such counts
 POSITIVE = ("num_train_epochs", "save_steps", "eval_steps", "logging_steps")
 # torch.distributed.run, determine_local_world_size and parse_min_max_nnodes: what they take besides a number
 _PROCESS_PATTERNS = {
@@ -67,6 +72,8 @@ def check(recipe: Recipe, values: Sections, sources: Sources, *, is_adapter: boo
     if recipe.values.get("quantization") is not None:
         yield from _check_quantization(recipe, values["quantization"], is_adapter)
     yield from _check_ranges(recipe, values)
+    for section in _COUNTING_SECTIONS:
+        yield from _check_maximums(recipe, (section,), values[section])
     yield from _find_infinite(recipe, (), recipe.values)
     yield from _check_launch(recipe, values["launch"])
     if values["run"].get("global_batch_size") is not None and train.get("auto_find_batch_size"):
@@ -237,12 +244,25 @@ def _check_launch(recipe: Recipe, launch: dict[str, Any]) -> Iterator[Fault]:
     if isinstance(config, str):
         location = paths.resolve_location(config, recipe.folder(key), (".json", ".yaml", ".yml"))
         if isinstance(location, paths.LocationProblem):
-            yield recipe.fault(key, f"{config}: there is no such file", location.fix, code=location.code)
+            problem = location.problem if location.code.startswith("path.") else "there is no such file"
+            yield recipe.fault(key, f"{user_paths.shorten(config)}: {problem}", location.fix, code=location.code)
         elif not location.files or not location.files[0].is_file():
             fix = "Name a file, or write its keys here as a mapping."
             yield recipe.fault(key, f"{config}: there is no such file", fix, code="recipe.missing_file")
         else:
             launch["config"] = str(location.files[0])
+
+
+def _check_maximums(recipe: Recipe, key: Key, values: Mapping[str, Any]) -> Iterator[Fault]:
+    """Yield counts that are beyond what upstream can count, also those of mappings under a key."""
+    for name, value in values.items():
+        if isinstance(value, dict):
+            yield from _check_maximums(recipe, (*key, name), value)
+            continue
+        maximum = _MAX_SEED if name in _SEEDS else _MAX_COUNT
+        is_count = isinstance(value, int) or (name in POSITIVE and isinstance(value, float) and math.isfinite(value))
+        if is_count and abs(value) > maximum:
+            yield _out_of_range(recipe, (*key, name), value, expected=f"at most {maximum:,}")
 
 
 def _check_ranges(recipe: Recipe, values: Sections) -> Iterator[Fault]:

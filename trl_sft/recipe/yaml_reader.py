@@ -9,10 +9,10 @@ file alone is the run.
 from __future__ import annotations
 
 import functools
+import itertools
 import json
 import math
 import re
-import shlex
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,41 +20,19 @@ from typing import Any, NamedTuple
 
 import yaml
 
-from trl_sft import redaction
+from trl_sft import redaction, user_paths
 from trl_sft.errors import Edit, Fault, Place, RecipeError
-from trl_sft.recipe import secret_values, surrogates
+from trl_sft.recipe import recipe_file, secret_values, surrogates, yaml_scalars
 
 Key = tuple[str | int, ...]  # ("data", "train", 0, "path")
 
-# https://yaml.org/spec/1.2.2/#103-core-schema. PyYAML reads YAML 1.1, where 2e-5 is text and `no` is false.
-_CORE_SCHEMA = (  # type, pattern, first characters
-    ("null", r"~|null|Null|NULL|", ["~", "n", "N", ""]),
-    ("bool", r"true|True|TRUE|false|False|FALSE", list("tTfF")),
-    ("int", r"[-+]?[0-9]+|0o[0-7]+|0x[0-9a-fA-F]+", list("-+0123456789")),
-    (
-        "float",
-        r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?|[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN)",
-        list("-+.0123456789"),
-    ),
-)
 _MAX_VALUES = 100_000  # of a recipe; aliases of aliases make millions of values from a few lines
-_MAX_CHARACTERS = 2**20  # of a recipe
-_MAX_DIGITS = 400  # the largest float has 309; Python refuses to read several thousand
+_MAX_DEPTH = 100  # levels of values inside values
+_SHOWN_DEPTH = 2  # names of a key in the message about too many values
+_MAX_OVERRIDE_DEPTH = 20  # parts of the key of an override
 _MAX_SHOWN = 80  # characters of a value in a message
+_LIST_INDEX = re.compile(r"[0-9]{1,9}")
 _ENVIRONMENT_VARIABLE = re.compile(r"\$\{[A-Z_][A-Z0-9_]*\}")
-# endings of files that are no recipes, with what to do
-_OTHER_FILES = {
-    **dict.fromkeys(
-        (".jsonl", ".ndjson", ".csv", ".tsv", ".parquet", ".arrow", ".txt", ".md"),
-        ("a file of rows", "Run `python -m trl_sft init MODEL {file}`, which writes a recipe for these rows."),
-    ),
-    ".toml": (
-        "TOML",
-        "Write it as YAML: `[train]` becomes `train:`, and `max_steps = 3` becomes `max_steps: 3` below it, indented.",
-    ),
-    ".py": ("Python", "Write the path of a recipe, a YAML file."),
-    ".ipynb": ("a notebook", "Write the path of a recipe, a YAML file."),
-}
 _UNREADABLE = ("recipe.invalid_yaml", "recipe.too_deep", "recipe.anchor")  # faults that leave values out
 _TYPE_NAMES = {
     bool: "true or false",
@@ -66,13 +44,20 @@ _TYPE_NAMES = {
 }
 
 
+_OPENING = (
+    *(yaml.BlockMappingStartToken, yaml.BlockSequenceStartToken),
+    *(yaml.FlowMappingStartToken, yaml.FlowSequenceStartToken),
+)
+_CLOSING = (yaml.BlockEndToken, yaml.FlowMappingEndToken, yaml.FlowSequenceEndToken)
+
+
 class _Loader(yaml.SafeLoader):
     """PyYAML's scanner and composer with the scalars of YAML 1.2."""
 
     yaml_implicit_resolvers: dict[str, Any] = {}  # noqa: RUF012 (PyYAML's own declaration)
 
 
-for _tag, _pattern, _first in _CORE_SCHEMA:
+for _tag, _pattern, _first in yaml_scalars.CORE_SCHEMA:
     _Loader.add_implicit_resolver(f"tag:yaml.org,2002:{_tag}", re.compile(f"^(?:{_pattern})$"), _first)
 
 
@@ -188,7 +173,7 @@ def collect_faults(
 
     """
     path = Path(path)
-    text = read_text(path) if text is None else text
+    text = recipe_file.read_text(path) if text is None else text
     redaction.register_text(text)
     redaction.register_arguments(overrides)
     faults: list[Fault] = []
@@ -236,27 +221,6 @@ def _override_place(override: str, _line: int) -> str:
     return f"({override})"
 
 
-def read_text(path: Path) -> str:
-    """Return the text of a recipe file. Raises RecipeError if it cannot be read, or is too long for a recipe."""
-    if path.suffix.lower() in _OTHER_FILES and path.is_file():
-        kind, fix = _OTHER_FILES[path.suffix.lower()]
-        problem, fix = f"this is {kind}, not a recipe", fix.format(file=shlex.quote(str(path)))
-        raise RecipeError(Fault(str(path), problem, fix, code="recipe.other_file"))
-    try:
-        text = path.read_text(encoding="utf-8")
-    except FileNotFoundError:
-        names = ", ".join(sorted(file.name for file in path.parent.glob("*.yaml"))[:5]) or "none"
-        fix = f"Write the path of a recipe (*.yaml files there: {names}), or a command that `--help` lists."
-        raise RecipeError(Fault(str(path), "there is no such file", fix, code="recipe.not_found")) from None
-    except (OSError, UnicodeDecodeError) as error:
-        problem = f"the file cannot be read: {error}"
-        raise RecipeError(Fault(str(path), problem, "Name a text file in UTF-8.", code="recipe.unreadable")) from None
-    if len(text) > _MAX_CHARACTERS:
-        problem = f"the file has {len(text):,} characters, too many for a recipe"
-        raise RecipeError(Fault(str(path), problem, "Write the path of a recipe.", code="recipe.too_long"))
-    return text
-
-
 class _Record(NamedTuple):
     """The places and the faults that are collected while a text is read."""
 
@@ -272,7 +236,14 @@ def _parse(text: str, key: Key, record: _Record) -> Any:
     """Return the plain values of a YAML text that belongs under `key`."""
     syntax = "Write `key: value`, indented with spaces."
     try:
+        depth = 0
         for token in yaml.scan(text, Loader=_Loader):
+            depth += isinstance(token, _OPENING) - isinstance(token, _CLOSING)
+            if depth > _MAX_DEPTH:
+                problem = f"the values are nested more than {_MAX_DEPTH} levels deep"
+                place = record.describe_line(token.start_mark.line)
+                record.add(place, problem, "Nest the values less deeply.", code="recipe.too_deep")
+                return None
             if isinstance(token, yaml.TagToken):
                 problem = f"the tag !{token.value[1]} is not supported"
                 record.add(
@@ -282,7 +253,7 @@ def _parse(text: str, key: Key, record: _Record) -> Any:
                     code="recipe.tag",
                 )
         node = yaml.compose(text, Loader=_Loader)
-        if node is None:
+        if node is None or _has_too_many_values(node, key, record):
             return None
         secret_values.register(node, text)
         value = _to_value(node, key, record=record, parents=())
@@ -302,25 +273,38 @@ def _parse(text: str, key: Key, record: _Record) -> Any:
         # a character that YAML does not allow has a position, but no mark
         line = mark.line if mark else text.count("\n", 0, getattr(error, "position", 0))
         record.add(record.describe_line(line), f"this is not valid YAML: {problem}", syntax, code="recipe.invalid_yaml")
-    except RecursionError:
-        record.add(
-            record.describe_line(0),
-            "the values are nested hundreds of levels deep",
-            "Nest the values less deeply.",
-            code="recipe.too_deep",
-        )
-    except OverflowError as error:
-        problem = f"aliases of aliases make more than {_MAX_VALUES:,} values"
-        record.add(str(error), problem, "Write the values without aliases.", code="recipe.too_deep")
     return None
+
+
+def _has_too_many_values(root: yaml.Node, key: Key, record: _Record) -> bool:
+    """Tell whether a text has too many values, those of an alias counted each time; record the fault if so."""
+    sizes: dict[int, int] = {}  # id of a node -> its values; 0 while it is counted, so that a circle ends
+
+    def count(node: yaml.Node) -> int:
+        if isinstance(node, yaml.ScalarNode):
+            return 1
+        if id(node) not in sizes:
+            sizes[id(node)] = 0
+            inner = node.value if isinstance(node, yaml.SequenceNode) else itertools.chain.from_iterable(node.value)
+            sizes[id(node)] = 1 + sum(map(count, inner))
+        return sizes[id(node)]
+
+    if count(root) <= _MAX_VALUES:
+        return False
+    node, names = root, [*key]
+    while isinstance(node, yaml.MappingNode) and len(names) < _SHOWN_DEPTH:  # to the section and its key
+        name, node = max(node.value, key=lambda pair: count(pair[1]))
+        names.append(name.value if isinstance(name, yaml.ScalarNode) else "?")
+    problem = f"the text has more than {_MAX_VALUES:,} values, those of an alias counted each time"
+    place = f"{record.describe_line(node.start_mark.line)} {_dotted(tuple(names))}".rstrip()
+    record.add(place, problem, "Write fewer values, without aliases of aliases.", code="recipe.too_deep")
+    return True
 
 
 def _to_value(node: yaml.Node, key: Key, *, record: _Record, parents: tuple[int, ...]) -> Any:
     """Return the plain value of a node; `parents` holds the ids of the nodes around it."""
     place = record.describe_line(node.start_mark.line)
     record.places.setdefault(key, place)
-    if len(record.places) > _MAX_VALUES:
-        raise OverflowError(f"{place} {_dotted(key[:2])}")
     if id(node) in parents:
         record.add(
             place, "the anchor contains itself", "Write the whole value here, without the anchor.", code="recipe.anchor"
@@ -375,39 +359,25 @@ def _to_scalar(node: yaml.ScalarNode, place: str, record: _Record) -> Any:
         problem = f"{text}: a recipe does not read environment variables"
         fix = "Write the value itself, or set it on the command line: section.key=value."
         record.add(place, problem, fix, code="recipe.environment_variable")
+    if node.style is not None:
+        return text
+    kind = node.tag.rsplit(":", 1)[-1]
     try:
-        return _convert_scalar(node.tag.rsplit(":", 1)[-1], text) if node.style is None else text
+        value = yaml_scalars.convert(kind, text)
     except ValueError:  # a tag that does not fit, `!!int x`: the tag is a fault already
         return text
-
-
-def read_scalar(text: str) -> Any:
-    """Return the value that a text without quotes has in YAML 1.2."""
-    for kind, pattern, _ in _CORE_SCHEMA:
-        if re.fullmatch(pattern, text):
-            return _convert_scalar(kind, text)
-    return text
-
-
-def _convert_scalar(kind: str, text: str) -> Any:
-    """Return the value of a text of a kind of `_CORE_SCHEMA`."""
-    match kind:
-        case "null":
-            return None
-        case "bool":
-            return text.lower() == "true"
-        case "int" if len(text) < _MAX_DIGITS:
-            return int(text, 0) if text[:2] in ("0o", "0x") else int(text)
-        case "float":
-            return float(text.lower().replace(".inf", "inf").replace(".nan", "nan"))
-    return text
+    if value is text and kind in ("int", "float"):
+        problem = f"no number of 64 bits holds {user_paths.shorten(redaction.redact(text))}"
+        fix = "Write a number that is less extreme. A text of digits needs quotation marks."
+        record.add(place, problem, fix, code="recipe.number_out_of_range")
+    return value
 
 
 def _apply_override(values: dict[str, Any], override: str, *, record: _Record, overridden: set[Key]) -> None:
     """Put the value of one `section.key=value` into the values."""
     place = record.describe_line(0)
     dotted, equals, text = override.partition("=")
-    key: Key = tuple(int(part) if part.isascii() and part.isdecimal() else part for part in dotted.split("."))
+    key: Key = tuple(int(part) if _LIST_INDEX.fullmatch(part) else part for part in dotted.split("."))
     if equals and not text.strip():
         record.add(
             place,
@@ -416,7 +386,7 @@ def _apply_override(values: dict[str, Any], override: str, *, record: _Record, o
             code="recipe.invalid_override",
         )
         return
-    if not equals or "" in key:
+    if not equals or "" in key or len(key) > _MAX_OVERRIDE_DEPTH:
         record.add(
             place,
             "this is not an override",

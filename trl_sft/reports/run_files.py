@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from trl_sft import errors, run_folder
+from trl_sft import errors, run_folder, user_paths
 
 RUNNING, INTERRUPTED, DONE, STOPPED = "running", "interrupted", "done", "stopped"
 
@@ -54,6 +54,7 @@ def read_run(folder: Path) -> RunFiles:
         RecipeError: The folder is absent or holds no run, or its run.json cannot be read.
 
     """
+    user_paths.check("", folder, user_paths.FOLDER)
     if not folder.is_dir():
         fix = "Name the folder of a run; `python -m trl_sft runs` lists those below `runs/`."
         raise errors.RecipeError(errors.Fault(str(folder), "there is no such folder", fix, code="report.no_run"))
@@ -112,6 +113,9 @@ def _find_state(folder: Path, run: dict[str, Any]) -> str:
 
 def _read_text(path: Path, damaged: list[str]) -> str:
     """Return the text of a file; empty if it is absent or cannot be read, which is noted."""
+    if found := user_paths.find_problem(path, user_paths.FILE):
+        damaged.append(f"{path.name}: {found.problem}")
+        return ""
     try:
         return path.read_text(encoding="utf-8") if path.exists() else ""
     except (OSError, ValueError) as error:

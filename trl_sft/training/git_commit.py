@@ -65,6 +65,6 @@ def _find_git_folder(folder: Path) -> Path | None:
 
 def _read(path: Path) -> str:
     """Return the text of a small file. Raises OSError, ValueError."""
-    if path.stat().st_size > _LONGEST_FILE:
-        raise ValueError(f"{path} is too long")
+    if not path.is_file() or path.stat().st_size > _LONGEST_FILE:
+        raise ValueError(f"{path} is no file, or is too long")
     return path.read_text(encoding="utf-8").strip()

@@ -7,10 +7,10 @@ tokenizer or the rows decide.
 
 from __future__ import annotations
 
+import os
 import re
 import textwrap
 from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
 from typing import Any, NamedTuple
 
 from trl_sft import json_output
@@ -48,7 +48,8 @@ class KeySource(NamedTuple):
 
 def is_recipe(word: str) -> bool:
     """Tell whether a word names a recipe, not a key."""
-    return word.endswith((".yaml", ".yml")) or Path(word).is_file()
+    is_file = os.path.exists(word) and not os.path.isdir(word)  # noqa: PTH110, PTH112 (pathlib raises on a long name)
+    return is_file or word.endswith((".yaml", ".yml"))
 
 
 def explain_key(word: str, recipe: Sequence[str] = ()) -> list[str]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from trl_sft import errors
+from trl_sft import errors, user_paths
 from trl_sft.cli import arguments
 
 
@@ -36,6 +36,8 @@ def main(argv: Sequence[str]) -> int:
 
     recipe = Path(options.recipe)
     output = recipe if options.write else options.output or recipe.with_suffix(f".fixed{recipe.suffix}")
+    user_paths.check("", recipe, user_paths.FILE)
+    user_paths.check("--output", output, user_paths.FILE, is_output=True)
     if output.exists() and not options.write:
         problem = "the file exists and is not overwritten"
         raise errors.RecipeError(

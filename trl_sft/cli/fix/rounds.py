@@ -16,7 +16,7 @@ from pathlib import Path
 
 from trl_sft import console, json_output, run_folder
 from trl_sft.errors import EXIT_DONE, EXIT_USER_ERROR, Edit, Fault, RecipeError, UserError
-from trl_sft.recipe import build, editor, yaml_reader
+from trl_sft.recipe import build, editor, recipe_file, yaml_reader
 from trl_sft.recipe.checked import Run
 
 _MAX_ROUNDS = 20  # a fix can uncover another fault; recipes need two or three rounds
@@ -47,7 +47,7 @@ def fix(recipe: Path, overrides: Sequence[str], *, output: Path, fast: bool) -> 
         RecipeError: The file cannot be read, or `output` cannot be written.
 
     """
-    original = yaml_reader.read_text(recipe)
+    original = recipe_file.read_text(recipe)
     draft = correct(original, recipe, overrides, output=output, fast=fast)
     name = output if draft.edits else recipe
     command = f"{console.get_python_command()} -m trl_sft check {shlex.join([str(name), *overrides])}"

@@ -10,7 +10,7 @@ import math
 import shlex
 from pathlib import Path
 
-from trl_sft import console, json_output, run_folder, upstream_warnings
+from trl_sft import console, json_output, run_folder, upstream_warnings, user_paths
 from trl_sft.cli.init import source_draft
 from trl_sft.cli.init.source_draft import SourceDraft
 from trl_sft.data import formats
@@ -66,6 +66,7 @@ def write(model: str, path: str, output: Path) -> int:
         UserError: `output` exists, or the model or the rows cannot be read.
 
     """
+    user_paths.check("--output", output, user_paths.FILE, is_output=True)
     if output.exists():
         problem = "this file exists already; it is left unchanged"
         raise RecipeError(Fault(str(output), problem, "Name another file: -o ANOTHER.yaml", code="run.file_exists"))
