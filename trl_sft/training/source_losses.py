@@ -45,10 +45,13 @@ class GroupCollator:
         batch = self._collate(examples)
         if GROUPS not in examples[0]:
             return batch
+        labels, is_flattened = batch["labels"], len(batch["labels"]) != len(examples)
+        if isinstance(examples[0][GROUPS], int) and not is_flattened:  # padding may have a group: it has no loss
+            numbers = torch.tensor([example[GROUPS] for example in examples], dtype=torch.int16)
+            return batch | {GROUPS: numbers[:, None].repeat(1, labels.shape[1])}
         rows = [spread_groups(example) for example in examples]
-        if len(batch["labels"]) != len(rows):  # without padding all rows lie in one
-            rows = [torch.cat(rows)]
-        groups = torch.zeros(batch["labels"].shape, dtype=torch.int16)
+        rows = [torch.cat(rows)] if is_flattened else rows  # without padding all rows lie in one
+        groups = torch.zeros(labels.shape, dtype=torch.int16)
         for index, row in enumerate(rows):
             groups[index, : len(row)] = row
         return batch | {GROUPS: groups}
