@@ -1,7 +1,11 @@
 """Writes variants of the toy model into a folder: base model, tokenizer with BOS, slow tokenizer."""
 
+import functools
 import json
+import os
 import shutil
+import tempfile
+from pathlib import Path
 
 import torch
 from tokenizers import Tokenizer, decoders, pre_tokenizers, processors
@@ -18,6 +22,13 @@ def base(folder, tied=True, reserved=()):
     `tied` sets `tie_word_embeddings`. `reserved` lists names of added tokens that replace the last tokens of the
     vocabulary, as some models reserve tokens for later use.
     """
+    return shutil.copytree(_build_base(tied, tuple(reserved)), folder)
+
+
+@functools.cache
+def _build_base(tied, reserved):
+    """Write the model that `base` copies, once in a process."""
+    folder = Path(tempfile.mkdtemp(dir=os.environ["HF_HOME"])) / "base"
     shutil.copytree(paths.EMBEDDED / "tiny", folder)
     (folder / "chat_template.jinja").unlink()
     for name in ("tokenizer.json", "tokenizer_config.json"):

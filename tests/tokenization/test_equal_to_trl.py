@@ -3,6 +3,9 @@
 import functools
 import inspect
 import json
+import os
+from pathlib import Path
+from types import SimpleNamespace
 
 import models
 import pytest
@@ -33,8 +36,11 @@ def _model(folder):
 
 
 def ours(*words):
-    """Return what a recipe makes before weights load."""
-    return stages.prepare(load_recipe("recipe.yaml", words))
+    """Return what a recipe makes of its rows: tokenizer, rows, datasets and settings."""
+    run = load_recipe("recipe.yaml", words)
+    settings, _, chat, rows = stages.read_rows(run)
+    datasets = stages.tokenize(run, chat, rows, settings=settings)
+    return SimpleNamespace(chat=chat, rows=rows, datasets=datasets, args=settings.args)
 
 
 def reference(ready, joined=False, **settings):
@@ -54,9 +60,17 @@ def reference(ready, joined=False, **settings):
         _model(str(paths.EMBEDDED / "tiny")),
         args=SFTConfig(**args),
         processing_class=ready.chat.tokenizer,
-        train_dataset=Dataset.from_list(rows, features=features),
+        train_dataset=_store(Dataset.from_list(rows, features=features)),
     )
     return list(trainer.train_dataset)
+
+
+def _store(dataset):
+    """Return a dataset as one of a file, of which `datasets` remembers what TRL's functions make of its rows."""
+    folder = Path(os.environ["HF_HOME"]) / "references" / dataset._fingerprint
+    if not folder.exists():
+        dataset.save_to_disk(folder)
+    return Dataset.load_from_disk(folder)
 
 
 def differing(tokenizer, mine, theirs):

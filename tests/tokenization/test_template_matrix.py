@@ -211,12 +211,15 @@ def train(name, row, accepted):
     batch = {"prompt": [columns["prompt"]], "completion": [columns["completion"]]}
     batch["tools"] = [json.loads(columns["tools"]) if columns["tools"] else None]
     turns = [*columns["prompt"], *columns["completion"]]
-    parts = []
+    parts, labelled = [], None
     for check in (True, False):  # by both ways, and by the search alone
         rows = list(render.render_rows(encoder, batch, numbers=[0], check=[check]))
         if rows[0].bad_row is not None:
             return turns, batch["tools"][0], rows[0].bad_row
         parts.append(tuple(rows[0].text[start:end] for start, end in rows[0].spans))
+        if (rows[0].text, rows[0].spans) == labelled:
+            continue  # the labels follow from text and spans alone
+        labelled = rows[0].text, rows[0].spans
         encoded = encode.label_rows(encoder, rows, encode.tokenize(encoder, rows))
         trained = [label for label in encoded.rows[0]["labels"] if label != encode.IGNORED]
         assert trained == list_tokens(encoder.tokenizer, rows[0].text, rows[0].spans)
