@@ -15,6 +15,7 @@ SUGGESTIONS = {
     ("inputs", "targets"): ("question_answer", {"inputs": "question", "targets": "answer"}),
     ("问题", "答案"): ("question_answer", {"问题": "question", "答案": "answer"}),
     ("提问", "回复"): ("question_answer", {"提问": "question", "回复": "answer"}),
+    ("用户问题", "模型回答"): ("question_answer", {"用户问题": "question", "模型回答": "answer"}),
     ("frage", "antwort"): ("question_answer", {"frage": "question", "antwort": "answer"}),
     ("question", "final_answer"): ("question_answer", {"final_answer": "answer"}),
     ("userMessage", "assistantMessage"): (

@@ -4,6 +4,8 @@ import gzip
 import json
 import re
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from conftest import RECIPE, jsonl
 from test_file_diagnosis import ROW, explain, read_rows
@@ -80,6 +82,31 @@ PARTS_OF_FILES = {
         json.dumps([[{"role": "user", "content": "a"}]] * 2).encode(),
         ("chats.json", "row 1 is", 'as in {"messages": [...]}'),
     ),
+    "title.csv": (
+        b"Export of 2024\n\nquestion;answer\na;b\nc;d\n",
+        ("title.csv:1", "the header is in line 3 (question;answer)", "Set `skiprows: 2` and `sep: "),
+    ),
+    "comment.tsv": (
+        b"# one\n# two\tthree\nprompt\tresponse\na\tb\nc\td\n",
+        ("comment.tsv:1", "before it stands '# one'", "Set `skiprows: 2`"),
+    ),
+    "bare.json": (
+        b'[{question: "a", answer: "b"}]',
+        ("bare.json:1", "the key question stands without quotes", 'Write it as "question".'),
+    ),
+    "none.jsonl": (b"{}\n{}\n", ("2 rows without a column", "Name a source that has rows.")),
+    "viewer.json": (
+        json.dumps([{"row_idx": 0, "row": {"question": "a", "answer": "b"}}] * 2).encode(),
+        ("the column row holds a mapping", "which fit question_answer", 'def to_row(row): return row["row"]'),
+    ),
+    "argilla.jsonl": (
+        json.dumps({"id": "1", "fields": {"prompt": "a", "response": "b"}, "status": "x"}).encode() + b"\n",
+        ('return {"prompt": row["fields"]["prompt"], "completion": row["fields"]["response"]}`',),
+    ),
+    "batch.jsonl": (
+        json.dumps({"id": "1", "response": {"status_code": 200, "body": {"choices": []}}}).encode() + b"\n",
+        ("the column response holds a mapping with the keys status_code, body", "Make the columns of a format in"),
+    ),
     "sheet.xlsx": (b"PK\x03\x04", ("sheet.xlsx", "cannot be read", "Save its sheet as CSV")),
     "blank.jsonl": (b"\n\n", ("blank.jsonl", "no rows", "Name a source that has rows.")),
     "header.csv": (b"question,answer\n", ("header.csv", "no rows", "Name a source that has rows.")),
@@ -101,6 +128,8 @@ def test_file_that_would_be_misread_is_named_with_what_to_write(tmp_path, name):
         ("caret.csv", [{"question": "a, b", "answer": "c, d"}]),
         ("full.csv", [{"问题": "甲", "答案": "乙"}]),
         ("spaces.csv", [{"question": "q", "answer": "a"}]),
+        ("title.csv", [{"question": "a", "answer": "b"}, {"question": "c", "answer": "d"}]),
+        ("comment.tsv", [{"prompt": "a", "response": "b"}, {"prompt": "c", "response": "d"}]),
         ("wide.csv", [{"question": CHINESE[0], "answer": CHINESE[1]}]),
     ],
 )
@@ -197,3 +226,11 @@ def test_rows_of_token_ids_are_named_with_what_to_do(go, here, row, keys, matche
     assert "`format: FILE.py:FUNCTION`" in err
     if "labels" in row and not keys:
         matches("token_ids", err)
+
+
+def test_column_of_a_type_that_cannot_be_read_is_named(tmp_path):
+    column = pa.array([[("k", "v")]], pa.map_(pa.string(), pa.string()))
+    pq.write_table(pa.table({"question": ["a"], "answer": ["b"], "meta": column}), tmp_path / "rows.parquet")
+    message = explain(tmp_path, "rows.parquet")
+    assert "has the column meta of the Arrow type map<string, string>, which cannot be read" in message
+    assert "without that column" in message

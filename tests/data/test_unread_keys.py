@@ -21,6 +21,9 @@ def prepare(here, data, *words, extra=""):
     return stages.prepare(load_recipe("recipe.yaml", words))
 
 
+TURNS = [{"role": "user", "content": "One."}, {"role": "assistant", "content": "Two."}]
+
+
 def refuse(here, rows, data="{train: r.jsonl}"):
     """Return the faults of rows."""
     jsonl(here / "r.jsonl", rows)
@@ -74,6 +77,9 @@ def test_names_in_any_spelling_have_the_meaning_of_their_words(meaning, names):
         *(("do_not_train", value, expected) for value, expected in ((True, True), (False, False))),
         *(("images", value, expected) for value, expected in (([], False), (["a.png"], True), (None, False))),
         *(("enable_thinking", value, True) for value in (True, False)),
+        *(("label", value, expected) for value, expected in ((False, True), (True, False), (0, False), ("no", False))),
+        *(("channel", value, value == "analysis") for value in ("analysis", "final", "news")),
+        *(("role", value, expected) for value, expected in (("prompter", True), ("nurse", False), (None, False))),
     ],
 )
 def test_values_that_are_empty_or_say_what_holds_anyway_carry_no_meaning(name, value, expected):
@@ -152,6 +158,31 @@ def test_fix_keeps_the_renames_that_the_source_has(here):
     assert fault.edits == (Edit("set", ("data", "train", "rename"), {"response": "output", "context": "input"}),)
     ready = prepare(here, "{train: {path: r.jsonl, rename: {response: output, context: input}}}")
     assert ready.rows.notes[0].endswith("not used: category")
+
+
+@pytest.mark.parametrize(
+    ("row", "name", "fix"),
+    [
+        ({"prompt": "a", "completion": "b", "label": False}, "column label", "Leave out rows with"),
+        ({"text": "Hello.", "role": "prompter", "parent_id": None}, "column role", "Join the turns of a chat into one"),
+        (
+            {"messages": [TURNS[0], {"role": "assistant", "content": "t", "channel": "analysis"}, TURNS[1]]},
+            "key messages.channel",
+            "Write a text of the channel analysis as `reasoning_content`",
+        ),
+    ],
+)
+def test_rows_of_other_objectives_and_parts_of_answers_are_named(here, row, name, fix):
+    (fault,) = refuse(here, [row] * 2)
+    assert f"the {name} is not read" in fault.problem
+    assert fix in fault.fix
+
+
+@pytest.mark.parametrize("system", [[{"type": "text", "text": "Be kind."}], {"parts": [{"text": "Be kind."}]}])
+def test_system_prompt_in_parts_is_read(here, system):
+    jsonl(here / "r.jsonl", [{"messages": TURNS, "system": system}] * 2)
+    ready = prepare(here, "{train: r.jsonl}")
+    assert "Be kind." in ready.chat.tokenizer.decode(ready.datasets.train[0]["input_ids"])
 
 
 @pytest.mark.parametrize("value", [None, "", [], {}])

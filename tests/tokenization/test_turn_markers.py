@@ -1,6 +1,7 @@
 """Where an answer ends, what a template drops, and what is advised: values for templates with one habit each."""
 
 import json
+import re
 
 import models
 import pytest
@@ -203,3 +204,60 @@ def test_rows_with_tools_use_the_named_template_for_tools(here, go):
     assert code == 0, err
     assert TOOL["function"]["description"] in out
     assert "<call>getweather" in out
+
+
+TURNS = (
+    "{% for item in messages %}{% if item['role'] == 'system' %}<|system|>\n{{ item['content'] }}"
+    "{% elif item['role'] == 'user' %}<|user|>\n{{ item['content'] }}"
+    "{% elif item['role'] == 'assistant' %}<|assistant|>\n{{ item['content'] }}{% endif %}{% endfor %}"
+)
+WITHOUT_END = {
+    # habits of GLM-Edge (nothing ends an answer, the header is always appended) and of RWKV-World (two line breaks)
+    "header": (TURNS + "<|assistant|>", "<|assistant|>⟦\nanb1 It is fine and good. anz1⟧⟦<|im_end|>⟧"),
+    "breaks": (
+        "{% for m in messages %}{{ m.role | capitalize + ': ' + m.content | trim + '\\n\\n' }}{% endfor %}"
+        "{% if add_generation_prompt %}Assistant:{% endif %}",
+        "Assistant:⟦ anb1 It is fine and good. anz1⟧⟦<|im_end|>⟧",
+    ),
+    "one_break": (
+        "{% for m in messages %}{{ m.role }}: {{ m['content'].strip() }}\n{% endfor %}"
+        "{% if add_generation_prompt %}assistant:{% endif %}",
+        "assistant:⟦ anb1 It is fine and good. anz1⟧⟦<|im_end|>⟧",
+    ),
+}
+
+
+@pytest.fixture
+def without_end(here):
+    """Write rows and a recipe whose template is the file chat.jinja."""
+    jsonl(here / "r.jsonl", [{"messages": [Q1, A1, Q2, A2]}] * 2)
+    (here / "recipe.yaml").write_text(
+        "model: {name_or_path: trl_sft:tiny}\ntokenizer: {chat_template: chat.jinja}\ndata: {train: r.jsonl}\n"
+        "train: {output_dir: out, max_length: 512}\n"
+    )
+    return here
+
+
+@pytest.mark.parametrize("name", WITHOUT_END)
+def test_template_without_an_end_is_told_the_change_with_which_it_trains(name, without_end, go):
+    template, expected = WITHOUT_END[name]
+    (without_end / "chat.jinja").write_text(template)
+    code, _, err = go(None, command=["preview"])
+    assert code == 2
+    new, old = re.search(r"rite `([^`]+)` everywhere in the template in place of `([^`]+)`", err).groups()
+    assert ("Set `tokenizer.eos_token:" in err) == (name == "breaks")
+    (without_end / "chat.jinja").write_text(template.replace(old, new))
+    code, out, err = go(None, command=["preview"])
+    assert code == 0, err
+    assert expected in out
+
+
+def test_line_breaks_end_answers_where_the_recipe_says_so(without_end, go):
+    (without_end / "chat.jinja").write_text(WITHOUT_END["breaks"][0])
+    code, out, err = go(None, 'tokenizer.eos_token="\\n\\n"', command=["preview"])
+    assert code == 0, err
+    assert "Assistant:⟦ anb1 It is fine and good. anz1⟧⟦\n\n⟧User: " in out
+    jsonl(without_end / "r.jsonl", [{"messages": [Q1, {"role": "assistant", "content": "a\n\nb"}]}] * 2)
+    code, _, err = go(None, 'tokenizer.eos_token="\\n\\n"', command=["preview"])
+    assert code == 2
+    assert r"the text holds '\n\n', a special token of this tokenizer" in err

@@ -7,6 +7,7 @@ Deliberately not here: the formats themselves (`formats`), and rows.
 
 from __future__ import annotations
 
+import functools
 import re
 import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
@@ -141,7 +142,7 @@ def suggest_format(columns: Sequence[str], row: Mapping[str, Any] = MappingProxy
         meanings["reasoning"] = solution
     preference = _suggest_preferred(columns, meanings)
     suggestion = preference or _suggest_by_meaning(columns, meanings)
-    if suggestion is None and len(columns) == len(("question", "answer")):
+    if suggestion is None and len(columns) == len(("question", "answer")) and "system" not in meanings:
         return _make_suggestion("question_answer", {columns[0]: "question", columns[1]: "answer"}, is_known=False)
     return suggestion
 
@@ -263,11 +264,20 @@ def _find_column(columns: Sequence[str], meaning: str) -> str:
             return names[name]
     if meaning in ("messages", "text", "history", "summary"):
         return ""
+    for column in columns:
+        if normalise(column).endswith(_list_joined(meaning)):
+            return column
     words = set(_NAMES[meaning][:_WORDS])
     for column in columns:
         if words & set(normalise(column).split("_")[-1:]) or words & set(normalise(column).split("_")[:1]):
             return column
     return ""
+
+
+@functools.cache
+def _list_joined(meaning: str) -> tuple[str, ...]:
+    """Return the names of a meaning in scripts that write no spaces, which may end a longer name: 用户问题."""
+    return tuple(name for name in _NAMES[meaning] if len(name) > 1 and "\u3040" <= name[0] <= "\u9fff")
 
 
 _WORDS = 9  # of the usual names of a meaning: also as the first or the last word of a longer name (`final_answer`)

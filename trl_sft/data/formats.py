@@ -153,7 +153,10 @@ def _put_system_prompt(row: Row, messages: list[Message], column: str) -> list[M
     """
     if not row.get("system"):
         return messages
-    prompt = read_text(row, "system")
+    value = row["system"]
+    if isinstance(value, Mapping) and "parts" in value:  # Gemini's systemInstruction
+        value = value["parts"]
+    prompt = data_messages.read_content(value, "system") if isinstance(value, list) else read_text(row, "system")
     if not messages or messages[0]["role"] != "system":
         return [{"role": "system", "content": prompt}, *messages]
     if messages[0]["content"].strip() != prompt.strip():

@@ -13,11 +13,12 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from trl_sft.data.column_names import normalise
+from trl_sft.data.turn_shapes import find_role
 
 # Meanings. LOSS: whether, or how much, a row or a turn is trained. The others: what the model gets beside the question.
-LOSS, SYSTEM, CONTEXT, HISTORY, TOOLS, REASONING, MEDIA, TEMPLATE = (
+LOSS, SYSTEM, CONTEXT, HISTORY, TOOLS, REASONING, MEDIA, TEMPLATE, SPEAKER = (
     *("the loss", "a system prompt", "a context", "a history", "tools", "reasoning", "images, audio or video"),
-    "variables of the chat template",
+    *("variables of the chat template", "who speaks"),
 )
 # Meaning -> the words that name it, in lower case and in the singular. A name has the meaning if one of its words does.
 MEANINGS: dict[str, tuple[str, ...]] = {
@@ -47,7 +48,10 @@ MEANINGS: dict[str, tuple[str, ...]] = {
 }
 # Names that have a meaning as a whole, and not as a word of a longer name
 _WHOLE_NAMES = {"text": CONTEXT, "content": CONTEXT, "body": CONTEXT, "labels": LOSS, "speech": MEDIA}
-_WHOLE_NAMES |= dict.fromkeys(("chat_template_kwargs", "template_kwargs", "enable_thinking", "thinking_mode"), TEMPLATE)
+_WHOLE_NAMES |= dict.fromkeys(
+    ("chat_template_kwargs", "template_kwargs", "enable_thinking", "thinking_mode"), TEMPLATE
+)  # whether an answer is a good one (KTO), in which part of an answer a text stands (gpt-oss), whose turn a row is
+_WHOLE_NAMES |= {"label": LOSS, "channel": REASONING, "role": SPEAKER}
 # Words of flags that leave a row or a turn out, or keep it; they have a meaning as `true`, `false`, 1 or 0 alone
 _FLAGS = ("skip", "ignore", "exclude", "excluded", "include", "keep", "drop", "chosen", "rejected", "selected")
 # A name that ends with one of these describes the thing and does not hold it: context_length, tool_id
@@ -115,6 +119,13 @@ def carries_meaning(name: str, value: Any, *, row_text: str = "") -> bool:
     meaning, is_flag = _find_meaning(name)
     if not meaning or _is_empty(value):
         return False
+    whole = normalise(name)
+    if whole == "label":  # other labels are classes
+        return value is False
+    if whole == "channel":
+        return value in ("analysis", "commentary")
+    if meaning == SPEAKER:
+        return find_role(value) is not None
     if meaning == LOSS:
         return _changes_loss(name, value, is_flag=is_flag)
     if meaning in (MEDIA, TEMPLATE):

@@ -58,6 +58,8 @@ _SAVED_DATASET_FILES = ("dataset_dict.json", "state.json")  # what Dataset.save_
 # key below `data:` -> the split of a folder or a hub id where the source names none
 _DEFAULT_SPLITS = {"train": "train", "eval": "test"}
 _STREAM_ROWS = 1000  # rows of a batch of a stream
+# `datasets` for a column of a type that it does not have
+_UNREADABLE_TYPE = re.compile(r"Arrow type (\S.*) \('(.+)'\)> does not have a datasets dtype equivalent")
 _SPLIT = re.compile(r"(\w+(?:\.\w+)*)(\[[^]]*\](?:\(\w+\))?)?")  # the name of a split, and a part of it
 
 
@@ -142,6 +144,10 @@ def explain_unreadable(recipe: Recipe, source: Source, error: Exception) -> User
     if "corresponds to no data" in str(error):
         return DataError(Fault(where, f"{name} has no rows", "Name a source that has rows.", code="data.no_rows"))
     cause = error.__cause__ or error
+    if unreadable := _UNREADABLE_TYPE.search(str(cause)):
+        problem = f"{name} has the column {unreadable[2]} of the Arrow type {unreadable[1]}>, which cannot be read"
+        fix = "Save the file without that column, or with its values as text: `table.drop_columns([...])` in pyarrow."
+        return DataError(Fault(where, problem, fix, code="data.unreadable_source"))
     if isinstance(cause, UnicodeDecodeError):
         fix = "Save the file as UTF-8, or set `encoding`."
     elif "split" in str(error).lower():

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import functools
 import json
+import math
 import re
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -90,13 +91,20 @@ def read_text(row: Row, column: str) -> str:
         raise FormatError(
             f"the row has no {column}", f"Write {column} in the row, or remove the row.", code="data.wrong_type"
         )
+    fix = "Write text there, or remove the row."
     if value is None:
         shown = "empty (null)"
+    elif isinstance(value, float) and not math.isfinite(value):
+        shown = f"{json.dumps(value)} (number), not text"
     elif isinstance(value, bool | int | float):
         shown = f"{describe_value(value)}, not text"
     else:  # in quotes, so that lists of any content are one kind of problem (`bad_rows`)
         shown = f"{str(value)[:40]!r} ({type(value).__name__}), not text"
-    raise FormatError(f"{column} is {shown}", "Write text there, or remove the row.", code="data.wrong_type")
+        if isinstance(value, bytes):
+            fix = "Store the column as text, or decode it in `format: FILE.py:FUNCTION`."
+        elif isinstance(value, list | Mapping):
+            fix = "Write text there, for example with `json.dumps`, or remove the row."
+    raise FormatError(f"{column} is {shown}", fix, code="data.wrong_type")
 
 
 def read_messages(row: Row, column: str) -> list[Message]:
@@ -219,31 +227,22 @@ def check_messages(messages: Sequence[Message], column: str) -> None:
     roles = [message["role"] for message in messages]
     systems = roles.count("system")
     if systems > 1:
-        raise FormatError(
-            f"{column} has {systems} system prompts",
-            "Join them into one system prompt at the beginning.",
-            code="data.system_prompt",
-        )
+        problem = f"{column} has {systems} system prompts"
+        raise FormatError(problem, "Join them into one system prompt at the beginning.", code="data.system_prompt")
     if "system" in roles[1:]:
         problem = f"{column} has its system prompt as turn {roles.index('system') + 1}"
         raise FormatError(problem, "Move the system prompt to the beginning.", code="data.system_prompt")
     dialogue = roles[systems:]
     if "assistant" not in dialogue:
-        raise FormatError(
-            f"{column} has no assistant turn",
-            "End it with an assistant turn, which carries the loss.",
-            code="data.no_answer",
-        )
+        fix = "End it with an assistant turn, which carries the loss."
+        raise FormatError(f"{column} has no assistant turn", fix, code="data.no_answer")
     if dialogue[0] != "user":
         raise FormatError(
             f"{column} begins with {dialogue[0]}", "Put a user turn at the beginning.", code="data.turn_order"
         )
     if roles[-1] != "assistant":
-        raise FormatError(
-            f"{column} ends with {roles[-1]}",
-            "End it with an assistant turn, which carries the loss.",
-            code="data.no_answer",
-        )
+        fix = "End it with an assistant turn, which carries the loss."
+        raise FormatError(f"{column} ends with {roles[-1]}", fix, code="data.no_answer")
     for number, message in enumerate(messages, 1):
         role = message["role"]
         filled = message["content"].strip() or message.get("tool_calls") or message.get("reasoning_content")
@@ -346,7 +345,7 @@ def _read_message(turn: Any, column: str) -> Message:
     if name == "function_call":
         turn, content = {**turn, "tool_calls": content}, ""
     calls = _read_tool_calls(turn.get("tool_calls") or turn.get("function_call") or [], column)
-    message: Message = {"role": role, "content": "" if calls and content is None else _read_content(content, column)}
+    message: Message = {"role": role, "content": "" if calls and content is None else read_content(content, column)}
     if calls and role != "assistant":
         raise FormatError(
             f"{column} has a tool call in a {name} turn",
@@ -409,8 +408,8 @@ def _read_loss(key: str, value: Any, column: str) -> bool:
     return bool(value) is not (normalise(key) in _NO_LOSS_KEYS)
 
 
-def _read_content(value: Any, column: str) -> str:
-    """Return the text of a turn; several parts of text become one. Raises FormatError for any other part."""
+def read_content(value: Any, column: str) -> str:
+    """Return the text of a turn or a system prompt; parts of text become one. Raises FormatError for other parts."""
     if not isinstance(value, list):
         return read_text({f"a turn of {column}": value}, f"a turn of {column}")
     return "".join(_read_part(part, column) for part in value)
@@ -423,6 +422,8 @@ def _read_part(part: Any, column: str) -> str:
         fix = 'Write one text, or parts: [{"type": "text", "text": ...}].'
         raise FormatError(problem, fix, code="data.wrong_type")
     kind = part.get("type", "text" if "text" in part else None)
+    if part.get("thought") is True:  # Gemini's
+        kind = "thinking"
     if kind in _TEXT_PARTS:
         return read_text({f"a part of {column}": part.get("text")}, f"a part of {column}")
     if kind in _PART_PLACES:

@@ -462,9 +462,9 @@ def _has_special_token(row: Mapping[str, Any], source_format: SourceFormat) -> b
             if source_format.features.escape_special_tokens:
                 return True
             fix = "Set `data.special_tokens_in_text: text` to train it as plain text, or remove it from the row."
-            raise messages.FormatError(
-                f"the text holds {match[0]}, a special token of this tokenizer", fix, code="data.special_token_in_text"
-            )
+            token = match[0] if match[0].strip() else repr(match[0])  # line breaks may be one
+            problem = f"the text holds {token}, a special token of this tokenizer"
+            raise messages.FormatError(problem, fix, code="data.special_token_in_text")
     return False
 
 

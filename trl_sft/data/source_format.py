@@ -15,7 +15,7 @@ from trl_sft.data.bad_rows import Kinds
 from trl_sft.data.file_diagnosis import diagnose
 from trl_sft.data.formats import TokenizerFeatures
 from trl_sft.data.source_rows import SourceRows
-from trl_sft.errors import DataError, Fault, RecipeError, first_line
+from trl_sft.errors import DataError, Fault, Place, RecipeError, first_line
 from trl_sft.recipe.checked import Source
 from trl_sft.recipe.paths import FunctionLocation
 from trl_sft.recipe.yaml_reader import Recipe
@@ -115,7 +115,8 @@ def recognise_format(
         return fitting[0]
     if not columns:
         where = recipe.where(source.key)
-        problem = f"{title or source.name} has no rows"
+        number = len(rows.rows) if rows is not None else 0
+        problem = f"{title or source.name} has {f'{format_rows(number)} without a column' if number else 'no rows'}"
         raise DataError(Fault(where, problem, "Name a source that has rows.", code="data.no_rows"))
     if fitting:
         raise DataError(_explain_several_formats(recipe, source, fitting, columns=columns, title=title, rows=rows))
@@ -169,6 +170,10 @@ def _explain_unknown_format(
     if token_columns := column_names.list_token_columns(columns, first_row):
         return _explain_token_ids(recipe, source, token_columns)
     problem = f"{title or source.name} has the columns {format_names(columns)}, which fit no format"
+    nested = next((column for column in columns if isinstance(first_row.get(column), Mapping)), "")
+    if nested and not (suggestion and suggestion.is_known and not _find_nested(suggestion, first_row)):
+        inner = column_names.suggest_format(list(first_row[nested]), first_row[nested])
+        return _explain_inner_columns(where, problem, first_row, nested=nested, inner=inner)
     if suggestion is None or not (suggestion.rename or suggestion.is_known):
         return Fault(where, problem, _list_formats(columns), code="data.unknown_format")
     nearest = ", ".join(formats.FORMATS[suggestion.format].columns)
@@ -207,6 +212,44 @@ def _explain_token_ids(recipe: Recipe, source: Source, columns: Sequence[str]) -
         "`format: FILE.py:FUNCTION`. docs/how-to/formats-and-wordings.md has one."
     )
     return Fault(recipe.where(source.key), problem, fix, code="data.token_ids")
+
+
+def _explain_inner_columns(
+    where: Place | str,
+    problem: str,
+    first_row: Mapping[str, Any],
+    *,
+    nested: str,
+    inner: column_names.FormatSuggestion | None,
+) -> Fault:
+    """Return the fault of rows of which a column holds a mapping: with the function that takes its columns out.
+
+    Args:
+        where: the place of the source.
+        problem: what is wrong, to which the content of the column is added.
+        first_row: a row.
+        nested: the column that holds a mapping.
+        inner: the format that the keys of the mapping have; None = none.
+
+    """
+    content: Mapping[str, Any] = first_row[nested]
+    problem = f"{problem}; the column {nested} holds {_describe_nested(content)}"
+    fits = bool(formats.recognise(list(content)))
+    if inner is None or not (fits or (inner.is_known and inner.rename)) or _find_nested(inner, content):
+        fix = "Make the columns of a format in a function: `format: FILE.py:FUNCTION`."
+        return Fault(where, problem, f"{fix} docs/how-to/formats-and-wordings.md has one.", code="data.unknown_format")
+    value = f'row["{nested}"]'
+    if inner.rename:
+        row_format = formats.FORMATS[inner.format]
+        names_in_file = {new: old for old, new in inner.rename.items()}
+        names = {name: names_in_file.get(name, name) for name in (*row_format.columns, *row_format.optional_columns)}
+        pairs = [f'"{name}": {value}["{old}"]' for name, old in names.items() if old in content]
+        value = "{" + ", ".join(pairs) + "}"
+    fix = (
+        f"Write `def to_row(row): return {value}` into rows.py beside the recipe, and set `format: rows.py:to_row` in "
+        "the source."
+    )
+    return Fault(where, f"{problem}, which fit {inner.format}", fix, code="data.unknown_format")
 
 
 def _find_nested(suggestion: column_names.FormatSuggestion, first_row: Mapping[str, Any]) -> str:

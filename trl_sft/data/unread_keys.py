@@ -119,6 +119,8 @@ def _advise_turn_key(name: str, meaning: str) -> str:
     column, _, key = name.rpartition(".")
     if meaning == key_meanings.LOSS:
         return f"Write `loss: true` or `loss: false` in the turns of {column}, in place of `{key}`."
+    if key == "channel":
+        return "Write a text of the channel analysis as `reasoning_content` of the answer after it."
     if meaning == key_meanings.REASONING:
         return "Name the key `reasoning_content`, in the file or in `format: FILE.py:FUNCTION`."
     if meaning == key_meanings.MEDIA:
@@ -137,6 +139,8 @@ def _advise(
         return fix, ()
     if meaning == key_meanings.MEDIA:
         return "Train with TRL itself: this version trains on text alone.", ()
+    if meaning == key_meanings.SPEAKER:
+        return "Join the turns of a chat into one row, whose column `messages` is a list of {role, content}.", ()
     if meaning == key_meanings.TEMPLATE:
         return "Set `tokenizer.chat_template_kwargs` for all rows, in place of the column.", ()
     values = _find_rename(column, meaning=meaning, format_name=format_name, columns=columns)

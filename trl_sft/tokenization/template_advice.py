@@ -29,6 +29,10 @@ _THOUGHT_TAGS = re.compile(r"\s*</?think>\s*")
 _THOUGHT_AS_TEXT = re.compile(r"<think>\n(.*?)\n</think>\n\n(.*)", re.DOTALL)
 _CHUNK = re.compile(r"\{[%{].*?[%}]\}", re.DOTALL)  # a statement or an expression of a template
 
+# the variable of a loop over the turns, and how its content is written, with what strips it
+_TURN_VARIABLE = re.compile(r"\{%-?\s*for\s+(\w+)\s+in\s")
+_TURN_CONTENT = r"\b{}(?:\.content|\[['\"]content['\"]\])(?:\s*\|\s*trim|\.r?strip\(\))?"
+
 
 @dataclass(frozen=True)
 class TrialChat:
@@ -102,6 +106,50 @@ def find_template(tokenizer: PreTrainedTokenizerBase, kwargs: dict[str, Any], ch
         if adapted is not None and _succeeds(train, other, kwargs, chat=adapted):
             return name
     return ""
+
+
+def find_end_text(tokenizer: PreTrainedTokenizerBase, kwargs: dict[str, Any]) -> str:
+    """Return the line breaks that end every answer, where generation could stop on them as one token; "" = none.
+
+    One line break alone is none: it stands within answers too often.
+
+    Args:
+        tokenizer: its template ends answers with no special token.
+        kwargs: the keywords that its template gets.
+
+    """
+    text = turn_markers.find_end_text(tokenizer, kwargs)
+    if len(text) < len("\n\n") or text.strip():
+        return ""
+    other = copy.deepcopy(tokenizer)
+    other.add_special_tokens({"eos_token": text})
+    trial = TrialChat(chat_template.TRIAL_CHAT, answers=[1])
+    is_end = turn_markers.find_stop_token(other, kwargs) == text
+    return text if is_end and _succeeds(place_loss, other, kwargs, chat=trial) else ""
+
+
+def find_end_edit(tokenizer: PreTrainedTokenizerBase, kwargs: dict[str, Any]) -> tuple[str, str]:
+    """Return what to replace in the tokenizer's own template so that answers end with `eos_token`: old and new text.
+
+    Args:
+        tokenizer: its template ends answers with no special token.
+        kwargs: the keywords that its template gets.
+
+    Returns:
+        Two empty texts where no such change trains a trial chat.
+
+    """
+    source = chat_template.read_template(tokenizer)
+    for variable in dict.fromkeys(_TURN_VARIABLE.findall(source)):
+        for content in dict.fromkeys(re.findall(_TURN_CONTENT.format(re.escape(variable)), source)):
+            end = f"{content} + (eos_token if {variable}['role'] == 'assistant' else '')"
+            other = copy.copy(tokenizer)
+            other.chat_template = source.replace(content, end)
+            trial = TrialChat(chat_template.TRIAL_CHAT, answers=[1])
+            is_end = turn_markers.find_stop_token(other, kwargs) == str(tokenizer.eos_token)
+            if is_end and _succeeds(place_loss, other, kwargs, chat=trial):
+                return content, end
+    return "", ""
 
 
 def place_loss(tokenizer: PreTrainedTokenizerBase, kwargs: dict[str, Any], chat: TrialChat) -> None:

@@ -19,7 +19,7 @@ from trl_sft.data.formats import TokenizerFeatures
 from trl_sft.errors import Edit, Fault, TemplateError, first_line
 from trl_sft.recipe import hub, paths
 from trl_sft.recipe.checked import Run, Setting
-from trl_sft.recipe.yaml_reader import Key
+from trl_sft.recipe.yaml_reader import Key, format_value
 from trl_sft.suggestions import STRICT, is_misspelling, nearest_name
 from trl_sft.tokenization import chat_template, special_tokens, template_advice, template_limits, turn_markers
 from trl_sft.tokenization.template_advice import TrialChat
@@ -146,15 +146,7 @@ def choose_settings(run: Run, chat: ChatTokenizer, chats: bool) -> dict[Key, Set
             raise TemplateError(Fault(run.recipe.where(("tokenizer", word)), problem, fix, code="template.unused"))
         return {}
     if not chat.stop_token:
-        problem = "the chat template ends an assistant's turn with no token that generation could stop on"
-        fix = "Set tokenizer.chat_template to a template that writes {{ eos_token }} after the answer."
-        trial = TrialChat(chat_template.TRIAL_CHAT, answers=[1])
-        kwargs = run.chat_template_kwargs
-        name = template_advice.find_template(chat.tokenizer, kwargs, trial, train=template_advice.place_loss)
-        if name:
-            fix = f"Set tokenizer.chat_template: {name}, which ends an answer as this model's generation does."
-        edits = (Edit("set", ("tokenizer", "chat_template"), name),) if name else ()
-        raise TemplateError(Fault(_where(run), problem, fix, code="template.no_end_token", edits=edits))
+        raise TemplateError(_explain_missing_end(run, chat.tokenizer))
     for key, section in ((("train", "eos_token"), run.train), (("tokenizer", "eos_token"), run.tokenizer)):
         if section.get("eos_token") not in (None, chat.stop_token):
             problem = f"{section['eos_token']}, but the template ends the assistant's turns with {chat.stop_token}"
@@ -168,6 +160,36 @@ def choose_settings(run: Run, chat: ChatTokenizer, chats: bool) -> dict[Key, Set
         f"the template ends a turn with it, and generation has to stop; the tokenizer has {chat.tokenizer.eos_token}"
     )
     return {("train", "eos_token"): Setting(chat.stop_token, reason)}
+
+
+def _explain_missing_end(run: Run, tokenizer: PreTrainedTokenizerBase) -> Fault:
+    """Return the fault of a template that ends no answer with a token, with a change that a trial finds right."""
+    problem = "the chat template ends an assistant's turn with no token that generation could stop on"
+    code, kwargs = "template.no_end_token", run.chat_template_kwargs
+    trial = TrialChat(chat_template.TRIAL_CHAT, answers=[1])
+    name = template_advice.find_template(tokenizer, kwargs, trial, train=template_advice.place_loss)
+    if name:
+        fix = f"Set tokenizer.chat_template: {name}, which ends an answer as this model's generation does."
+        edits = (Edit("set", ("tokenizer", "chat_template"), name),)
+        return Fault(_where(run), problem, fix, code=code, edits=edits)
+    old, new = template_advice.find_end_edit(tokenizer, kwargs)
+    if not old:
+        fix = "Set tokenizer.chat_template to a template that writes {{ eos_token }} after the answer."
+        return Fault(_where(run), problem, fix, code=code)
+    model = tokenizer.name_or_path
+    command = (
+        f"python -c \"from transformers import AutoTokenizer as T; print(T.from_pretrained('{model}').chat_template)\""
+    )
+    fix = (
+        f"Write `{new}` everywhere in the template in place of `{old}`, so that {tokenizer.eos_token} ends each answer."
+    )
+    if run.chat_template is None or not (run.chat_template.files and run.chat_template.files[0].is_file()):
+        fix += f" Save the template with `{command} > chat.jinja`, and set `tokenizer.chat_template: chat.jinja`."
+    if text := template_advice.find_end_text(tokenizer, kwargs):
+        problem = f"{problem}; it ends with the line breaks {text!r}"
+        alternative = fix[0].lower() + fix[1:]
+        fix = f"Set `tokenizer.eos_token: {format_value(text)}`, on which generation then stops. Or {alternative}"
+    return Fault(_where(run), problem, fix, code=code)
 
 
 def _load_tokenizer(run: Run, names: Sequence[str], kwargs: dict[str, Any]) -> PreTrainedTokenizerBase:

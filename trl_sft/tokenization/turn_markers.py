@@ -119,6 +119,13 @@ def find_stop_token(tokenizer: PreTrainedTokenizerBase, kwargs: Mapping[str, Any
     return stop_tokens[0] if stop_tokens else ""
 
 
+def find_end_text(tokenizer: PreTrainedTokenizerBase, kwargs: Mapping[str, Any]) -> str:
+    """Return the text that follows every answer of a trial chat, before a turn and at the end alike; "" = none."""
+    texts = _render_trial(tokenizer, kwargs)
+    tail = texts.after_last_answer
+    return tail if (texts.after_answer or "").startswith(tail) else ""
+
+
 def list_special(
     text: str, pattern: re.Pattern[str], *, start: int = 0, end: int | None = None
 ) -> list[tuple[int, str]]:
@@ -263,7 +270,9 @@ def _list_first_tokens(tail: str, ends: Sequence[tuple[int, str]]) -> tuple[str,
     """
     position = ends[-1][0] + len(ends[-1][1]) if ends else 0
     tokens = [token for _, token in ends]
-    joined = tail[:position].strip()
+    joined = tail[:position]
+    if not joined.startswith(tuple(tokens[:1])):  # a token may be line breaks itself, as RWKV-World's end of a turn
+        joined = joined.lstrip()
     return tuple(token for number, token in enumerate(tokens) if joined.startswith("".join(tokens[: number + 1])))
 
 

@@ -370,6 +370,8 @@ def _explain_separator(recipe: Recipe, source: Source, file: Path, *, text: str)
         edits = make_edits(recipe, source, values)
         return [Fault(make_place(file.name, 1), problem, fix, code="data.wrong_separator", edits=edits)]
     separator = str(source.load_kwargs.get("sep") or source.load_kwargs.get("delimiter") or ",")
+    if fault := _explain_title(recipe, source, file, text=text, separator=separator):
+        return [fault]
     better = table.find_separator(text, separator) if len(separator) == 1 else ""
     if not better:
         return []
@@ -384,6 +386,25 @@ def _explain_separator(recipe: Recipe, source: Source, file: Path, *, text: str)
     fix = f"Set `{key}: {value}` in the source: `{entry}`."
     edits = make_edits(recipe, source, {key: better})
     return [Fault(make_place(file.name, 1), problem, fix, code="data.wrong_separator", edits=edits)]
+
+
+def _explain_title(recipe: Recipe, source: Source, file: Path, *, text: str, separator: str) -> Fault | None:
+    """Return the fault of a table with lines before its header; None = it begins with its header."""
+    keys = {"skiprows", "header", "names", "column_names", "comment"}
+    if len(separator) != 1 or keys & set(source.load_kwargs):
+        return None
+    separators = dict.fromkeys([separator, *table.SEPARATORS])
+    numbers = {candidate: table.count_lines_before_header(text, candidate) for candidate in separators}
+    best = next((candidate for candidate, number in numbers.items() if number), "")
+    if not best:
+        return None
+    number, lines = numbers[best], json_text.split_lines(text)
+    problem = f"the header is in line {number + 1} ({lines[number][:60]}); before it stands {lines[0][:60]!r}"
+    values = {"skiprows": number} | ({} if best == separator else {"sep": best})
+    keys_to_set = " and ".join(f"`{key}: {write_value(value)}`" for key, value in values.items())
+    fix = f"Set {keys_to_set} in the source: `{write_source(recipe, source, values)}`."
+    edits = make_edits(recipe, source, values)
+    return Fault(make_place(file.name, 1), problem, fix, code="data.invalid_table", edits=edits)
 
 
 def _explain_field(recipe: Recipe, source: Source, file: Path, *, only_columns: bool = False) -> list[Fault]:

@@ -19,6 +19,7 @@ from trl_sft.errors import Fault, Place
 
 MAX_SHOWN = 5  # faulty lines that are named one by one
 _LINE_END = re.compile(r"\r\n|\n|\r")  # what editors count; str.splitlines also ends lines at U+2028 and others
+_BARE_KEY = re.compile(r"([^\W\d]\w*)\s*:")
 _COMMENT = re.compile(r"\s*(//|#|/\*)")
 _SURROGATE = re.compile(r"(?<!\\)(?:\\\\)*(\\u[dD][89a-fA-F][0-9a-fA-F]{2})")
 _TURN_KEYS = {"role", "from", "speaker", "author", "sender"}
@@ -382,6 +383,8 @@ def _explain_mistake(text: str, error: json.JSONDecodeError, *, is_last: bool = 
         return _Mistake(position, "JSON has no comments", "Remove the comment.")
     if error.msg.startswith(("Invalid control character", "Invalid \\escape")):
         return _explain_character(text, error)
+    if match := _BARE_KEY.match(rest):
+        return _Mistake(position, f"the key {match[1]} stands without quotes", f'Write it as "{match[1]}".')
     if _is_literal(text):
         fix = (
             "Write each row with `json.dumps(row, ensure_ascii=False)`, not with `str(row)` or `print(row)`. "

@@ -10,7 +10,9 @@ import csv
 import io
 import re
 from collections import Counter
+from collections.abc import Sequence
 
+from trl_sft.data import column_names, formats
 from trl_sft.data.file_diagnosis import json_text
 from trl_sft.data.file_diagnosis.json_text import make_place
 from trl_sft.errors import Fault
@@ -20,6 +22,9 @@ _TITLES = {",": "commas", ";": "semicolons", "\t": "tabs", "|": "vertical bars",
 _JSON = re.compile(r"\s*(\{\s*[\"}]|\[\s*[{\"\]])")
 _DECLARATION = re.compile(r'"?sep=([^\r\n"])"?\r?\n', re.IGNORECASE)
 SAMPLE_RECORDS = 20  # records by which a separator is judged
+_MAX_TITLE_LINES = 5  # before the header of a table
+_NAME = re.compile(r"[^\W\d][\w.-]*")  # a column, as programs name it
+_HEADER_CELL = re.compile(r"[\w .-]{1,40}")
 _MAX_CELL = 1 << 30  # characters; the standard library stops at 131,072
 
 
@@ -52,6 +57,41 @@ def find_declared_separator(text: str) -> str:
     """Return the separator that the first line declares, as Excel reads it (`sep=;`); "" = there is no such line."""
     match = _DECLARATION.match(text)
     return match[1] if match else ""
+
+
+def count_lines_before_header(text: str, separator: str) -> int:
+    """Return the number of lines before the header of a table: a title, a comment; 0 = it begins with its header.
+
+    Args:
+        text: the beginning of the file.
+        separator: what stands between cells.
+
+    """
+    lines = json_text.split_lines(text)
+    records = read_records(text, separator, SAMPLE_RECORDS)
+    is_title = [len(record) == 1 or record[0].lstrip().startswith("#") for record in records]
+    number = next((number for number, title in enumerate(is_title) if not title), 0)
+    table = records[number:]
+    is_table = len(table) > 1 and {len(record) for record in table} == {len(table[0])}
+    if not number or number > _MAX_TITLE_LINES or not is_table or not names_columns(table[0]):
+        return 0
+    filled = [line for line, text in enumerate(lines) if text.strip()]
+    return filled[number] if number < len(filled) else 0
+
+
+def names_columns(cells: Sequence[str]) -> bool:
+    """Tell whether cells are a header: names of the field, or names as programs write them."""
+    header = [cell.strip() for cell in cells]
+    if not all(map(_HEADER_CELL.fullmatch, header)) or len(set(header)) < len(header):
+        return False
+    return has_known_names(cells) or all(map(_NAME.fullmatch, cells))
+
+
+def has_known_names(cells: Sequence[str]) -> bool:
+    """Tell whether the cells of a header are names of the field: question, answer."""
+    header = [cell.strip() for cell in cells]
+    suggestion = column_names.suggest_format(header)
+    return bool(formats.recognise(header)) or (suggestion is not None and suggestion.is_known)
 
 
 def describe_separator(separator: str) -> str:

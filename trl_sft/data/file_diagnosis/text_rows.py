@@ -11,7 +11,6 @@ import csv
 import json
 import re
 
-from trl_sft.data import column_names, formats
 from trl_sft.data.file_diagnosis import table
 from trl_sft.data.file_diagnosis.json_text import is_json, make_place, split_lines
 from trl_sft.errors import Fault
@@ -20,8 +19,6 @@ _ACCEPT = "If the lines are the text, set `format: text`."
 _TEXT_SUFFIX = re.compile(r"\.(txt|md)(?=\.|$)", re.IGNORECASE)
 _KEY_OF_JSON = re.compile(r"(\[\s*)?\{\s*\"[^\"\n]{1,60}\"\s*:")
 _KEY_OF_PYTHON = re.compile(r"(\[\s*)?\{\s*'[^'\n]{1,60}'\s*:")
-_NAME = re.compile(r"[^\W\d][\w.-]*")  # a column, as programs name it
-_HEADER_CELL = re.compile(r"[\w .-]{1,40}")
 _FEW_RECORDS = 3  # a header of unknown names and two rows
 _TSV = {"\t": ".tsv"}  # separator -> the suffix of such files, where it is not .csv
 
@@ -106,10 +103,5 @@ def _is_table(records: list[list[str]], separator: str) -> bool:
         return False
     if separator == "\t" and len(records) >= _FEW_RECORDS:  # no text has a tab at the same place of each line
         return True
-    if not all(map(_HEADER_CELL.fullmatch, header)):
-        return False
-    suggestion = column_names.suggest_format(header)
-    if formats.recognise(header) or (suggestion is not None and suggestion.is_known):
-        return True
-    are_names = all(map(_NAME.fullmatch, records[0])) and len(set(header)) == len(header)
-    return are_names and len(records) >= _FEW_RECORDS
+    has_names = table.names_columns(records[0])
+    return has_names and (len(records) >= _FEW_RECORDS or table.has_known_names(records[0]))
