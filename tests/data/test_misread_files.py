@@ -1,8 +1,13 @@
 """Files that a reader would take for something else are named, with the source that reads them as they stand."""
 
+import bz2
+import functools
 import gzip
+import io
 import json
+import lzma
 import re
+import zipfile
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -11,6 +16,15 @@ from conftest import RECIPE, jsonl
 from test_file_diagnosis import ROW, explain, read_rows
 
 CHINESE = ("问题：什么是机器学习？请简单解释。", "机器学习让计算机从数据中学习规律。")
+
+
+def zip_file(name, data):
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w") as archive:
+        archive.writestr(name, data)
+    return buffer.getvalue()
+
+
 PARTS_OF_FILES = {
     # name of the file -> its bytes, and what the fault has to say
     "joined.jsonl": (
@@ -108,6 +122,30 @@ PARTS_OF_FILES = {
         ("the column response holds a mapping with the keys status_code, body", "Make the columns of a format in"),
     ),
     "sheet.xlsx": (b"PK\x03\x04", ("sheet.xlsx", "cannot be read", "Save its sheet as CSV")),
+    "only_nul.jsonl": (
+        b"\0" * 2_000_000,
+        ("only_nul.jsonl:1", "NUL bytes (0x00) and no text", "download the file again"),
+    ),
+    "one_line.json": (
+        json.dumps([{"question": CHINESE[0], "answer": CHINESE[1]}] * 20_000, ensure_ascii=False).encode("gbk"),
+        ("one_line.json:1", "is not UTF-8", "Set `encoding: gb"),
+    ),
+    "twice.jsonl.gz": (
+        gzip.compress(bz2.compress(ROW.encode())),
+        ("twice.jsonl.gz", "holds a file compressed with bzip2", "compress them once"),
+    ),
+    "twice.jsonl.zip": (
+        zip_file("rows.jsonl.gz", gzip.compress(ROW.encode())),
+        ("twice.jsonl.zip", "holds a file compressed with gzip", "compress them once"),
+    ),
+    "zip.jsonl.gz": (
+        gzip.compress(zip_file("rows.jsonl", ROW.encode())),
+        ("zip.jsonl.gz", "holds a file compressed with zip", "compress them once"),
+    ),
+    "ten.jsonl.xz": (
+        functools.reduce(lambda data, _: lzma.compress(data), range(10), ROW.encode()),
+        ("ten.jsonl.xz", "compressed more than once", "compress them once"),
+    ),
     "blank.jsonl": (b"\n\n", ("blank.jsonl", "no rows", "Name a source that has rows.")),
     "header.csv": (b"question,answer\n", ("header.csv", "no rows", "Name a source that has rows.")),
 }

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, NamedTuple
@@ -20,6 +20,7 @@ from trl_sft.data.readers import data_file
 from trl_sft.data.readers.data_file import CompressionError
 
 HEAD = 4096  # bytes that are read of a file before it is read as a whole
+_MOST_UNPACKED = 1 << 30  # bytes of a compressed file that are tried after its reader failed
 _LFS_POINTER = b"version https://git-lfs.github.com/spec/"
 _XET_POINTER = b"# xet version"
 _PARQUET = b"PAR1"  # the first and the last bytes of a Parquet file
@@ -91,8 +92,8 @@ def find_foreign_content(path: Path, builder: str, head: bytes, *, is_text: bool
             return _find_lost_end(path) if builder == "parquet" else None
     if _PICKLE.match(head):
         return Content("is a Python pickle", f"{_SAVE_AS_JSONL}: a pickle can run code when it is read.")
-    if head.startswith(b"PK\x03\x04"):
-        return _describe_zip(path)
+    if inner := data_file.find_compression(head):  # of a file that is decompressed already, or of a zip archive
+        return _describe_zip(path) if inner == "zip" and _is_zip_itself(path) else _describe_nested(inner)
     if builder in ("parquet", "arrow"):
         return _describe_other(path, head, builder)
     if len(head) > server_answers.MAX_LINE and not head.lstrip(_BEFORE_TEXT).startswith(b"<"):
@@ -132,8 +133,9 @@ def find_compression_fault(path: Path) -> Content | None:
     try:
         with path.open("rb") as raw:
             data = data_file.decompress(raw)
-            while data.read(1 << 20):
-                pass
+            for _ in range(_MOST_UNPACKED >> 20):
+                if not data.read(1 << 20):
+                    break
     except CompressionError as error:
         return describe_missing_decompressor(error)
     except Exception as error:  # of each decompressor its own
@@ -143,6 +145,18 @@ def find_compression_fault(path: Path) -> Content | None:
         fix = "Download or copy the file again."
         return Content(f"cannot be decompressed: {error}", fix, code="data.truncated_file")
     return None
+
+
+def _is_zip_itself(path: Path) -> bool:
+    """Tell whether a file is a zip archive, and not only what it holds is one."""
+    with path.open("rb") as raw:
+        return is_zip(raw.read(4))
+
+
+def _describe_nested(inner: str) -> Content:
+    """Return the problem of a compressed file whose content is compressed too."""
+    fix = "Decompress it until its rows can be read, and compress them once."
+    return Content(f"is compressed more than once: it holds a file compressed with {inner}", fix)
 
 
 def _find_lost_end(path: Path) -> Content | None:
@@ -193,6 +207,7 @@ def _describe_zip(path: Path) -> Content | None:
     try:
         with zipfile.ZipFile(path) as archive:
             names = archive.namelist()
+            inner = _find_inner_compression(archive, names)
     except (zipfile.BadZipFile, OSError):
         return Content("is a damaged zip archive", "Download or copy the file again.", code="data.truncated_file")
     if any(name.startswith("xl/") for name in names):
@@ -203,7 +218,16 @@ def _describe_zip(path: Path) -> Content | None:
         return Content("is a file of torch.save", "Name a file of rows.")
     if any(name.endswith(".npy") for name in names):
         return Content("is a NumPy archive", f"{_SAVE_AS_JSONL}.")
-    return None
+    return _describe_nested(inner) if inner else None
+
+
+def _find_inner_compression(archive: zipfile.ZipFile, names: Sequence[str]) -> str:
+    """Return the compression of the one file in an archive; "" = it has none, or cannot be read."""
+    try:
+        with archive.open(names[0]) as member:
+            return data_file.find_compression(member.read(HEAD)) if len(names) == 1 else ""
+    except Exception:  # of each decompressor its own; the reader says what is wrong
+        return ""
 
 
 def _describe_other(path: Path, head: bytes, builder: str) -> Content:

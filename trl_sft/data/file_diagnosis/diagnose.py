@@ -54,7 +54,9 @@ def check_head(recipe: Recipe, source: Source, file: Path) -> list[Fault]:
         return []
     is_strict = "encoding" not in source.load_kwargs and source.load_kwargs.get("encoding_errors") in (None, "strict")
     if is_strict and not _begins_as_utf8(head):
-        return _explain_encoding(recipe, source, file, data=_read_data(file))
+        # of a file with NUL bytes only the encoding and the first of them are said
+        size = _ENCODING_SAMPLE if b"\0" in head else _MAX_BYTES
+        return _explain_encoding(recipe, source, file, data=_read_data(file, size))
     if not is_strict and _is_misread_utf8(source, head):
         return [_explain_needless_encoding(recipe, source)]
     text = _decode_head(source, head)
@@ -192,10 +194,19 @@ def write_value(value: Any) -> str:
     return format_value(value)
 
 
-def _read_data(file: Path) -> bytes:
-    """Return the bytes of a file, decompressed, up to `_MAX_BYTES`."""
+def _read_data(file: Path, size: int = _MAX_BYTES) -> bytes:
+    """Return the bytes of a file, decompressed, up to so many."""
     with content.open_bytes(file) as data:
-        return data.read(_MAX_BYTES)
+        return data.read(size)
+
+
+def _cut_sample(data: bytes) -> bytes:
+    """Return the beginning of a file up to the end of a line, or of a word where its first line is very long."""
+    if len(data) <= _ENCODING_SAMPLE:
+        return data
+    sample = data[:_ENCODING_SAMPLE]
+    end = sample.rfind(b"\n") + 1 or max(map(sample.rfind, (b'"', b",", b" "))) + 1
+    return sample[:end] if end else sample
 
 
 def _check_encoding(recipe: Recipe, source: Source, file: Path, *, data: bytes) -> list[Fault]:
@@ -218,7 +229,7 @@ def _explain_encoding(recipe: Recipe, source: Source, file: Path, *, data: bytes
     if encoding == "utf-8" and b"\0" not in data and (offsets := encodings.find_broken_utf8(data)):
         return _explain_broken_utf8(file, data, offsets)
     position = _find_undecodable(data, encoding)
-    sample = data[: data.rfind(b"\n", 0, _ENCODING_SAMPLE) + 1] if len(data) > _ENCODING_SAMPLE else data
+    sample = _cut_sample(data)
     candidates = encodings.find_candidates(sample)
     others_are_utf8 = any(_is_utf8_beyond_ascii(other) for other in source.location.files if other != file)
     if candidates and candidates[0].name == "utf-8":  # the key is wrong, not the file
@@ -230,6 +241,9 @@ def _explain_encoding(recipe: Recipe, source: Source, file: Path, *, data: bytes
         problem = f"the file is not {_title(encoding)}"
     if not candidates and position < 0 and b"\0" in data:  # valid, apart from a byte that no text holds
         where = make_place(file.name, _line_of(data, data.index(0)))
+        if not data.strip(b"\0\r\n"):
+            problem = "the file holds NUL bytes (0x00) and no text: it was not written or copied as a whole"
+            return [Fault(where, problem, "Copy or download the file again.", code="data.nul_byte")]
         return [Fault(where, "the line holds a NUL byte (0x00)", "Remove the byte.", code="data.nul_byte")]
     if not candidates:
         fix = "Save the file as UTF-8, or set `encoding` to the one that it was saved in."

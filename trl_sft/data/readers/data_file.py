@@ -25,6 +25,7 @@ from trl_sft.file_digests import hash_file
 _BLOCK = 1 << 20  # bytes that are digested at once
 # the first bytes of a compressed file
 _GZIP, _BZIP2, _XZ, _ZSTD, _ZIP = b"\x1f\x8b", b"BZh", b"\xfd7zXZ\x00", b"\x28\xb5\x2f\xfd", b"PK\x03\x04"
+_COMPRESSIONS = {_GZIP: "gzip", _BZIP2: "bzip2", _XZ: "xz", _ZSTD: "Zstandard", _ZIP: "zip"}
 
 
 class DataFile(NamedTuple):
@@ -83,6 +84,11 @@ def digest_file(file: DataFile) -> str:
             digest.update(block)
             size += len(block)
     return f"{digest.hexdigest()}-{size}"
+
+
+def find_compression(begin: bytes) -> str:
+    """Return the name of the compression of a file with these first bytes; "" = it is not compressed."""
+    return next((name for start, name in _COMPRESSIONS.items() if begin.startswith(start)), "")
 
 
 def count_line_breaks(text: str) -> int:
