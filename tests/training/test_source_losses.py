@@ -148,11 +148,12 @@ def test_losses_by_source_stand_in_metrics_eval_json_and_report(two_sources, go,
     assert all(f"<title>{key}/{name}</title>" in page for key in ("loss", "eval_loss") for name in ("sums", "words"))
 
 
-def make_split(sources, tasks, order=None):
+def make_split(sources, tasks, order=None, task_of_source=""):
     """Return what `find_groups` reads of a split: rows with tasks, their sources, and the order of training."""
     columns = {"task": tasks} if tasks else {"text": ["t"] * len(sources)}
     described = [
-        types.SimpleNamespace(name=f"data/{name}.jsonl", source=types.SimpleNamespace(task="")) for name in "abc"
+        types.SimpleNamespace(short_name=name, source=types.SimpleNamespace(task=task))
+        for name, task in zip("abc", task_of_source.split() or [""] * 3, strict=True)
     ]
     return types.SimpleNamespace(
         rows=Dataset.from_dict(columns),
@@ -183,6 +184,16 @@ def test_groups_are_named_by_source_and_by_task(sources, tasks, names):
         return
     groups = grouping.parts["train"]
     assert {key: [values[n] for n in groups.numbers] for key, values in groups.names.items()} == names
+
+
+@pytest.mark.parametrize(
+    ("tasks", "names"), [("math chat code", ["math", "chat", "code"]), ("math math code", ["a", "b", "code"])]
+)
+def test_source_is_named_by_its_task_or_by_its_file_where_several_have_one_task(tasks, names):
+    train = make_split([0, 1, 2], tasks.split(), task_of_source=tasks)
+    groups = row_groups.find_groups(types.SimpleNamespace(train=train, eval={}, streaming=False)).parts["train"]
+    assert list(groups.names["loss"]) == names
+    assert groups.names.get("task_loss", ()) == (() if names[0] == "math" else ("math", "math", "code"))
 
 
 def test_too_many_tasks_and_tasks_of_streams_are_named_as_not_logged():

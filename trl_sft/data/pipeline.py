@@ -89,6 +89,11 @@ class FormattedSource(NamedTuple):
         return self.source.name
 
     @property
+    def short_name(self) -> str:
+        """The name of its file or folder without its ending."""
+        return Path(self.name).name.partition(".")[0]
+
+    @property
     def weight(self) -> float | None:
         """The share of an epoch that the recipe asks for, before scaling; None = all rows."""
         return self.source.weight

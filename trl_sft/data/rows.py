@@ -9,7 +9,6 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -266,13 +265,10 @@ def _explain_text(run: Run, train: Split) -> Fault:
 
 
 def _evaluation_names(sources: Sequence[FormattedSource]) -> list[str]:
-    """Return the names under which sources are evaluated; `eval` for a single source."""
-    return ["eval"] if len(sources) == 1 else name_sources(sources)
-
-
-def name_sources(sources: Sequence[FormattedSource]) -> list[str]:
-    """Return a name of each source for keys of the log: its task, or its file."""
-    return make_unique_names([source.source.task or Path(source.name).name.partition(".")[0] for source in sources])
+    """Return the names under which sources are evaluated: their tasks or files; `eval` for a single source."""
+    if len(sources) == 1:
+        return ["eval"]
+    return make_unique_names([source.source.task or source.short_name for source in sources])
 
 
 def make_unique_names(titles: Sequence[str]) -> list[str]:

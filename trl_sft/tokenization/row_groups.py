@@ -7,6 +7,7 @@ any column that has a value for each token. Not here: the losses (`training.sour
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -17,8 +18,8 @@ import xxhash
 from datasets import Dataset, Features, IterableDataset, List, Value, concatenate_datasets
 
 from trl_sft.data.formats import TASK
-from trl_sft.data.pipeline import Split
-from trl_sft.data.rows import RunRows, make_unique_names, name_sources
+from trl_sft.data.pipeline import FormattedSource, Split
+from trl_sft.data.rows import RunRows, make_unique_names
 from trl_sft.tokenization.encode import EncodedRows
 
 GROUPS, GROUP_LENGTHS = "groups", "group_lengths"
@@ -85,7 +86,7 @@ def find_groups(rows: RunRows) -> Grouping:
 def _group_split(split: Split, notes: list[str], *, with_tasks: bool) -> RowGroups | None:
     """Return the groups of a split; None if all its rows are alike. `notes` takes what is not logged."""
     sources = np.asarray(split.source_indices, dtype=np.int64)
-    source_names = _name_values(sources[split.order], name_sources(split.sources), notes, kind="source")
+    source_names = _name_values(sources[split.order], _name_sources(split.sources), notes, kind="source")
     tasks, labels = _read_tasks(split)
     task_names = _name_values(tasks[split.order], make_unique_names(labels), notes, kind="task") if with_tasks else {}
     if source_names and task_names:
@@ -105,6 +106,13 @@ def _group_split(split: Split, notes: list[str], *, with_tasks: bool) -> RowGrou
         names[TASK_LOSS if names else LOSS] = tuple(task_names[cell % len(labels)] for cell in used.tolist())
     numbers = np.searchsorted(used, cells).clip(max=len(used) - 1)  # rows outside the order count nowhere
     return RowGroups(numbers.astype(np.int16), names)
+
+
+def _name_sources(sources: Sequence[FormattedSource]) -> list[str]:
+    """Return a name of each source: its task, or its file where several have one task or it has none."""
+    counts = Counter(source.source.task for source in sources)
+    tasks = [source.source.task if counts[source.source.task] == 1 else "" for source in sources]
+    return make_unique_names([task or source.short_name for task, source in zip(tasks, sources, strict=True)])
 
 
 def _name_values(values: np.ndarray, names: Sequence[str], notes: list[str], *, kind: str) -> dict[int, str]:

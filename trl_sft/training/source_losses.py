@@ -2,9 +2,9 @@
 
 In: the live trainer, and the groups that its rows carry. Out: more values in its log: `loss/NAME` with the share
 `loss_token_share/NAME` of the tokens with loss, and by task `task_loss/NAME`; of an evaluation the same with `eval_`.
-The sum of share times loss is the logged loss. The model sees no group, and weights and losses stay bit by bit as they
-are. Sums stay on the device until the Trainer logs, so nothing waits for them. Not here: how rows carry their group
-(`tokenization.row_groups`).
+The sum of share times loss is the logged loss; of a mixture of experts it is that with `router_loss` added. The model
+sees no group, and weights and losses stay bit by bit as they are. Sums stay on the device until the Trainer logs, so
+nothing waits for them. Not here: how rows carry their group (`tokenization.row_groups`).
 
 Upstream's loss is followed as trl 1.16 (`SFTTrainer.compute_loss`) and transformers 5.17 to 5.23 compute it: of each
 step the sum over tokens divided by the tokens of the step, then the mean over the steps since the last log entry; of an
@@ -28,6 +28,7 @@ from trl_sft.tokenization.row_groups import GROUP_LENGTHS, GROUPS, Grouping, Row
 
 _TRAIN, _EVAL = "train", "eval"
 _SHARE = "token_share"
+_ROUTER_LOSS = "router_loss"  # what the auxiliary loss of a router adds to the loss
 _TOLERANCE = 1e-4  # relative; a larger difference from the logged loss means that upstream computes another loss
 _LOSS_TYPES = ("nll", "dft")  # of trl 1.16
 _SUMS, _NAMES = "sums", "names"  # in the record of a checkpoint
@@ -279,7 +280,8 @@ class SourceLosses:
             for name, (loss, tokens) in average_by_name(sums, names, total).items():
                 losses[f"{prefix}{key}/{name}"] = loss
                 shares[f"{prefix}{key}_{_SHARE}/{name}"] = tokens
-        return losses | shares
+        router = sums[-1][0] / total
+        return losses | shares | ({f"{prefix}{_ROUTER_LOSS}": router} if router else {})
 
     def _gather(self, values: torch.Tensor) -> Any:
         """Return the mean of a tensor over all processes, as numbers."""
