@@ -4,7 +4,7 @@ PY := .venv/bin/python
 RECIPE ?= recipes/quickstart.yaml
 ARGS ?=
 ROWS ?=
-BENCHMARKS := fix start_up first_step prepare step source_losses settings end_to_end gpu
+BENCHMARKS := fix start_up first_step prepare step source_losses settings monitoring time_estimate end_to_end gpu
 
 .PHONY: help install quickstart train check test prove lint docs notebooks bench clean
 

@@ -99,6 +99,32 @@ def test_notebook_trains_the_quickstart_to_at_least_90_percent_exact_match(tmp_p
     assert not [cell for cell in committed.cells if cell.cell_type == "code" and (cell.outputs or cell.execution_count)]
 
 
+@pytest.mark.parametrize("path", sorted((ROOT / "notebooks").glob("*.ipynb")), ids=lambda path: path.name)
+def test_notebook_is_committed_without_outputs(path):
+    cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
+    code = [cell for cell in cells if cell["cell_type"] == "code"]
+    assert len(code) > 3
+    assert [cell["id"] for cell in code if cell["outputs"] or cell["execution_count"]] == []
+
+
+@pytest.mark.long
+def test_notebook_of_monitoring_shows_four_runs_with_their_own_findings(tmp_path):
+    import run_notebooks
+
+    notebook = run_notebooks.run(ROOT / "notebooks" / "02_monitoring.ipynb", tmp_path)
+    outputs = [output for cell in notebook.cells if cell.cell_type == "code" for output in cell.outputs]
+    assert sum("polyline" in output.get("data", {}).get("text/html", "") for output in outputs) == 5, "the curves"
+    expected = {
+        "healthy": ([], "better"),
+        "overfitting": (["overfitting"], "overfitted"),
+        "diverging": (["diverging"], "broken"),
+        "stuck": (["no_improvement"], "little_changed"),
+    }
+    for name, (codes, verdict) in expected.items():
+        record = json.loads((tmp_path / "runs" / f"monitoring_{name}" / "run.json").read_text(encoding="utf-8"))
+        assert ([finding["code"] for finding in record["findings"]], record["verdict"]["code"]) == (codes, verdict)
+
+
 @pytest.mark.long
 @pytest.mark.timeout(3600)
 def test_script_reproduces_the_pretraining_losses(tmp_path):
