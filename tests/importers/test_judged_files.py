@@ -53,6 +53,25 @@ CASES = [
     ("axolotl", AXOLOTL | STOPPING, {"run.early_stopping": {"patience": 3}, "train.save_steps": None}, set()),
     ("axolotl", AXOLOTL | STOPPING | {"save_steps": 40}, {"train.eval_steps": 20}, {"weights save_steps"}),
     ("axolotl", AXOLOTL | {"early_stopping_patience": 3}, {}, {"weights early_stopping_patience"}),
+    # its sampler counts packs where the attention takes no concatenated rows
+    (
+        "axolotl",
+        AXOLOTL | {"sample_packing": True, "sdp_attention": True, "dataloader_drop_last": False},
+        {"train.dataloader_drop_last": True},
+        set(),
+    ),
+    (
+        "axolotl",
+        AXOLOTL | {"sample_packing": True, "flash_attention": True, "multipack_real_batches": True},
+        {"train.dataloader_drop_last": True},
+        set(),
+    ),
+    (
+        "axolotl",
+        AXOLOTL | {"sample_packing": True, "sdp_attention": True, "multipack_real_batches": False},
+        {"train.dataloader_drop_last": None},
+        set(),
+    ),
     # a number of held-out rows is no share, and the recipe passes its check without an evaluation set
     (
         "llamafactory",

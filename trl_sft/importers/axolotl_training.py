@@ -267,12 +267,26 @@ def _convert_steps(settings: Settings) -> Iterator[Outcome]:
     note = _load_table().default_note
     mean_note = "The devices count equally, however many tokens each has."
     yield RecipeLine(("train", "average_tokens_across_devices"), False, (), join_sentences(mean_note, note))
-    if settings.has("dataloader_drop_last"):
-        value = settings.get("dataloader_drop_last")
-        yield RecipeLine(("train", "dataloader_drop_last"), value, ("dataloader_drop_last",))
-    elif settings.get("sample_packing") and settings.get("eval_sample_packing") is False:
+    yield from _convert_incomplete_batch(settings)
+
+
+def _convert_incomplete_batch(settings: Settings) -> Iterator[Outcome]:
+    """Yield whether the last incomplete batch of an epoch is left out."""
+    key = ("train", "dataloader_drop_last")
+    names = settings.list_present("dataloader_drop_last")
+    packs = bool(settings.get("sample_packing"))
+    counts_packs = settings.get("multipack_real_batches")
+    if not settings.has("multipack_real_batches"):
+        is_named = settings.get("attn_implementation") in ("sdpa", "eager")
+        counts_packs = is_named or bool(settings.list_enabled(("sdp_attention", "eager_attention")))
+    if packs and counts_packs:  # `MultipackBatchSampler` counts packs, and leaves out a batch with too few, always
+        sources = (*names, *settings.list_present("multipack_real_batches"))
+        yield RecipeLine(key, True, sources, "axolotl leaves out the last batch where it has too few packs.")
+    elif names:
+        yield RecipeLine(key, settings.get("dataloader_drop_last"), names)
+    elif packs and settings.get("eval_sample_packing") is False:
         drop_note = "axolotl leaves the last incomplete batch out where evaluation does not pack."
-        yield RecipeLine(("train", "dataloader_drop_last"), True, ("eval_sample_packing",), drop_note)
+        yield RecipeLine(key, True, ("eval_sample_packing",), drop_note)
 
 
 def _convert_launch(settings: Settings) -> Iterator[Outcome]:
