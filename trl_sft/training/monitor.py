@@ -74,6 +74,7 @@ class Monitor(TrainerCallback):
         """
         self.facts: RunFacts | None = None
         self.findings: list[Finding] = []
+        self.alert: Callable[[Finding], None] = lambda _: None  # sends a finding to the trackers
         self._show, self._loss_tokens = show, loss_tokens
         self._measure_completions = measure_completions
         self._completions: Completions | None = None
@@ -112,8 +113,9 @@ class Monitor(TrainerCallback):
         self._clock.end_part(None)  # what was said here is no waiting for batches
 
     def note(self, finding: Finding) -> None:
-        """Keep a finding for run.json that somebody else says."""
+        """Keep a finding for run.json that somebody else says, and send it to the trackers."""
         self.findings.append(finding)
+        self.alert(finding)
 
     def describe_phases(self, log_history: Sequence[Mapping[str, Any]]) -> str:
         """Return one line on the phases of the train loss; "" where none is recognised."""
@@ -149,7 +151,7 @@ class Monitor(TrainerCallback):
         known = {finding.code for finding in self.findings}
         for finding in current:
             if finding.code not in known:
-                self.findings.append(finding)
+                self.note(finding)
                 if not finding.stops:  # the message that ends the run says it
                     self._say(finding)
 

@@ -80,7 +80,7 @@ def run(checked: Run, decision: FolderDecision) -> Result:
             guard = callbacks.Guard(max_hours, command, note=record.monitor.note)
             samples = SampleAnswers(checked, trainer, prompts, show=progress.show)
             replace_callbacks(trainer, [stopping, verification, resume_state, samples, progress, record.monitor, guard])
-            trackers.isolate(trainer, progress.show)
+            record.monitor.alert = trackers.isolate(trainer, progress.show)
             with callbacks.watch(trainer, guard, measured), contextlib.closing(progress):
                 try:
                     with resume.removing_no_checkpoints():
