@@ -24,7 +24,9 @@ _NOISE = re.compile(
             # transformers 5.23 in its own Trainer
             r"`is_gradient_checkpointing` is deprecated",
             # datasets, before it raises: the fault that we show says file and line
-            r"Failed to (load JSON|read (schema|file)) from file",
+            r"Failed to (load JSON from|read( schema from)?) file",
+            # huggingface_hub 1.x, for a README.md beside the rows that is no card of a data set
+            r"Repo card metadata block was not found",
             # transformers 5.23 on resuming a model with tied weights, which hold one copy
             r"missing keys in the checkpoint model loaded: \['lm_head.weight'\]",
             # TRL tokenizes first and cuts at max_length after

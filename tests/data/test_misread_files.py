@@ -108,6 +108,18 @@ PARTS_OF_FILES = {
         b'[{question: "a", answer: "b"}]',
         ("bare.json:1", "the key question stands without quotes", 'Write it as "question".'),
     ),
+    "open.json": (
+        b'[\n{"question": "a"},\n{"question": "b"}',
+        ("open.json:3", "the list is not closed", "Write ] at the end."),
+    ),
+    "curly.jsonl": ("{“question”: 1}\n".encode(), ("the quote “ stands in place of a straight one", 'Write " there.')),
+    "wide.jsonl": ('{"question"："a"}\n'.encode(), ("the character ： (full width) stands in place of :",)),
+    "word.jsonl": (b'{"question": undefined, "x": true}\n', ("the word undefined is no value of JSON",)),
+    "equals.jsonl": (b'{"question"="a"}\n', ("a colon is missing, at column 12", "Write it there.")),
+    "joined_cells.jsonl": (b'{"question": "a" "answer": "b"}\n', ("a comma or a closing bracket is missing",)),
+    "log.jsonl": (b'[INFO] start\n{"question": "a"}\n', ("log.jsonl:1", "Write one JSON object per line.")),
+    "single.csv": (b"question,answer\n'a, b','c'\n", ("single.csv:2", "3 cells", 'set `quotechar: "\'"`')),
+    "rows.jsonl.txt": (ROW.encode(), ("rows.jsonl.txt:1", "Rename the file to rows.jsonl.")),
     "none.jsonl": (b"{}\n{}\n", ("2 rows without a column", "Name a source that has rows.")),
     "viewer.json": (
         json.dumps([{"row_idx": 0, "row": {"question": "a", "answer": "b"}}] * 2).encode(),
@@ -264,6 +276,14 @@ def test_rows_of_token_ids_are_named_with_what_to_do(go, here, row, keys, matche
     assert "`format: FILE.py:FUNCTION`" in err
     if "labels" in row and not keys:
         matches("token_ids", err)
+
+
+def test_parquet_file_without_rows_or_with_a_column_twice_says_so(tmp_path):
+    pq.write_table(pa.table({"question": pa.array([], pa.string())}), tmp_path / "empty.parquet")
+    assert "empty.parquet has no rows" in explain(tmp_path, "empty.parquet")
+    table = pa.Table.from_arrays([pa.array(["a"])] * 3, names=["question", "answer", "answer"])
+    pq.write_table(table, tmp_path / "twice.parquet")
+    assert "twice.parquet has the column answer twice" in explain(tmp_path, "twice.parquet")
 
 
 def test_column_of_a_type_that_cannot_be_read_is_named(tmp_path):

@@ -47,7 +47,7 @@ from trl_sft.data.readers.record_store import FileError, RecordReader
 from trl_sft.data.source_batches import join_batches, take_rows
 from trl_sft.data.source_rows import FILE, RECORD, RowPlaces, SourceRows, place_records
 from trl_sft.data.typed_rows import make_record_tables, read_schema
-from trl_sft.errors import DataError, Edit, Fault, LaunchError, NotAsAsked, RecipeError, UserError, first_line
+from trl_sft.errors import DataError, Edit, Fault, LaunchError, NotAsAsked, Place, RecipeError, UserError, first_line
 from trl_sft.recipe import hub
 from trl_sft.recipe.checked import Source
 from trl_sft.recipe.yaml_reader import Recipe
@@ -58,6 +58,7 @@ _SAVED_DATASET_FILES = ("dataset_dict.json", "state.json")  # what Dataset.save_
 # key below `data:` -> the split of a folder or a hub id where the source names none
 _DEFAULT_SPLITS = {"train": "train", "eval": "test"}
 _STREAM_ROWS = 1000  # rows of a batch of a stream
+_REPEATED_COLUMN = re.compile(r"Multiple matches for FieldRef\.Name\((.+?)\)")  # pyarrow
 # `datasets` for a column of a type that it does not have
 _UNREADABLE_TYPE = re.compile(r"Arrow type (\S.*) \('(.+)'\)> does not have a datasets dtype equivalent")
 _SPLIT = re.compile(r"(\w+(?:\.\w+)*)(\[[^]]*\](?:\(\w+\))?)?")  # the name of a split, and a part of it
@@ -141,13 +142,11 @@ def explain_unreadable(recipe: Recipe, source: Source, error: Exception) -> User
         return hub_error
     if source.location.files and isinstance(error, DataFilesNotFoundError | EmptyDatasetError):
         return DataError(folder.explain_no_data(recipe, source))
-    if "corresponds to no data" in str(error):
+    if "corresponds to no data" in str(error) or "BatchSize must be greater than 0" in str(error.__cause__):
         return DataError(Fault(where, f"{name} has no rows", "Name a source that has rows.", code="data.no_rows"))
     cause = error.__cause__ or error
-    if unreadable := _UNREADABLE_TYPE.search(str(cause)):
-        problem = f"{name} has the column {unreadable[2]} of the Arrow type {unreadable[1]}>, which cannot be read"
-        fix = "Save the file without that column, or with its values as text: `table.drop_columns([...])` in pyarrow."
-        return DataError(Fault(where, problem, fix, code="data.unreadable_source"))
+    if (fault := _explain_typed_column(where, name, cause)) is not None:
+        return DataError(fault)
     if isinstance(cause, UnicodeDecodeError):
         fix = "Save the file as UTF-8, or set `encoding`."
     elif "split" in str(error).lower():
@@ -158,6 +157,18 @@ def explain_unreadable(recipe: Recipe, source: Source, error: Exception) -> User
     if whole_message := upstream_message.keep_message(source.name, error):
         problem = f"{problem}. {whole_message}"
     return DataError(Fault(where, problem, fix, code="data.unreadable_source"))
+
+
+def _explain_typed_column(where: Place | str, name: str, cause: BaseException) -> Fault | None:
+    """Return the fault of a file of typed columns of which one cannot be read; None = the cause is another one."""
+    if repeated := _REPEATED_COLUMN.search(str(cause)):
+        fix = "Rename or drop one of the two in the file."
+        return Fault(where, f"{name} has the column {repeated[1]} twice", fix, code="data.duplicate_column")
+    if unreadable := _UNREADABLE_TYPE.search(str(cause)):
+        problem = f"{name} has the column {unreadable[2]} of the Arrow type {unreadable[1]}>, which cannot be read"
+        fix = "Save the file without that column, or with its values as text: `table.drop_columns([...])` in pyarrow."
+        return Fault(where, problem, fix, code="data.unreadable_source")
+    return None
 
 
 def _diagnose_files(recipe: Recipe, source: Source, file: DataFile | None) -> list[Fault]:

@@ -6,57 +6,39 @@ Deliberately not here: encodings (`encodings`), and what the columns mean.
 
 from __future__ import annotations
 
-import ast
 import itertools
 import json
 import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 from trl_sft.console import format_rows
+from trl_sft.data.file_diagnosis.json_mistakes import (
+    ONE_PER_LINE,
+    JsonMistake,
+    begins_as_json,
+    explain_mistake,
+    find_parse_error,
+)
 from trl_sft.errors import Fault, Place
 
 MAX_SHOWN = 5  # faulty lines that are named one by one
 _LINE_END = re.compile(r"\r\n|\n|\r")  # what editors count; str.splitlines also ends lines at U+2028 and others
-_BARE_KEY = re.compile(r"([^\W\d]\w*)\s*:")
-_COMMENT = re.compile(r"\s*(//|#|/\*)")
 _SURROGATE = re.compile(r"(?<!\\)(?:\\\\)*(\\u[dD][89a-fA-F][0-9a-fA-F]{2})")
 _TURN_KEYS = {"role", "from", "speaker", "author", "sender"}
-_MAX_LITERAL = 100_000  # characters of a line that is tried as a Python literal
 _MAX_LOCATED = 50  # objects whose lines are compared
-_LONG_NUMBER = re.compile(r"\d{4301,}")  # what Python reads: 4,300 digits (`sys.get_int_max_str_digits`)
-_TOO_MANY_DIGITS = "a number has more than 4,300 digits"
 _NOT_BLANK = re.compile(r"\S")
 _MIN_HEADER_CELLS = 2
 _HEADER_CELL = re.compile(r"\"?[\w .-]{1,40}\"?")
 _MAX_JOINED = 50  # lines over which an open text is followed
 _EXCERPT = 30  # characters before a mistake that are shown
-_TOO_DEEP = "Too many levels"
 _SHOWN_DEPTH = 100  # levels of a value that is nested too deeply, where its line is shown
 _TEXTS_AND_BRACKETS = re.compile(r'"(?:[^"\\]|\\.)*"|[\[\]{}]')
-_ONE_PER_LINE = "Write one JSON object per line."
-
-
-# control character -> its name, and how JSON writes it
-_CONTROL_ESCAPES = {
-    "\n": ("line break", r"\n"),
-    "\r": ("line break", r"\n"),
-    "\t": ("tab", r"\t"),
-}
 
 
 class RepeatedKey(ValueError):
     """An object has a key twice; the text of the exception is the key."""
-
-
-class _Mistake(NamedTuple):
-    """A mistake of a JSON text: its place, what is wrong, and what to do."""
-
-    position: int  # characters before it
-    problem: str
-    fix: str
-    code: str = "data.invalid_json"
 
 
 def make_place(file_name: str, line: int | None = None) -> Place:
@@ -86,7 +68,8 @@ def find_faults(text: str, file_name: str) -> list[Fault]:
     if not start:
         problem = "the file has only empty lines"
         return [Fault(make_place(file_name), problem, "Name a file that has rows.", code="data.no_rows")]
-    faults = _find_list_faults(text, file_name) if start.startswith("[") else _find_line_faults(text, file_name)
+    is_list = start.startswith("[") and begins_as_json(start)
+    faults = _find_list_faults(text, file_name) if is_list else _find_line_faults(text, file_name)
     return faults or _find_value_faults(text, file_name)
 
 
@@ -114,12 +97,12 @@ def _find_list_faults(text: str, file_name: str) -> list[Fault]:
             problem = "each line is a list, and lists have no column names"
             fix = f"Write each line as an object with names, as in {_name_columns(json.loads(lines[0]))}."
             return [Fault(make_place(file_name, 1), problem, fix, code="data.not_rows")]
-        return [_make_fault(_explain_mistake(text, error), text, file_name)]
+        return [_make_fault(explain_mistake(text, error), text, file_name)]
     except RecursionError:
         return [_explain_nesting(text, file_name)]
     except ValueError:
-        mistake = _parse_error(text)
-        return [_make_fault(_explain_mistake(text, mistake), text, file_name)] if mistake else []
+        mistake = find_parse_error(text)
+        return [_make_fault(explain_mistake(text, mistake), text, file_name)] if mistake else []
     return _find_item_faults(value, file_name)
 
 
@@ -146,7 +129,7 @@ def _find_line_faults(text: str, file_name: str) -> list[Fault]:
     """Return the faults of a file that should have one object in each line."""
     lines = split_lines(text)
     filled = [number for number, line in enumerate(lines) if line.strip()]
-    broken = [(number, error) for number in filled if (error := _parse_error(lines[number])) is not None]
+    broken = [(number, error) for number in filled if (error := find_parse_error(lines[number])) is not None]
     if not broken:
         return [fault for number in filled if (fault := _check_row(lines[number], number, file_name))][:MAX_SHOWN]
     whole = _explain_whole(text, file_name, first_is_broken=broken[0][0] == filled[0])
@@ -159,7 +142,7 @@ def _find_line_faults(text: str, file_name: str) -> list[Fault]:
         return [_make_fault(mistake, lines[broken[0][0]], file_name, lines_before=broken[0][0])]
     faults = []
     for number, error in broken[:MAX_SHOWN]:
-        mistake = _explain_mistake(lines[number], error, is_last=number == filled[-1])
+        mistake = explain_mistake(lines[number], error, is_last=number == filled[-1])
         faults.append(_make_fault(mistake, lines[number], file_name, lines_before=number))
     if len(broken) > MAX_SHOWN:
         more = len(broken) - MAX_SHOWN
@@ -179,7 +162,7 @@ def _explain_table(line: str, file_name: str) -> Fault | None:
     return Fault(make_place(file_name, 1), problem, f"Rename the file to {name}.csv.", code="data.other_content")
 
 
-def _explain_open_text(lines: Sequence[str], broken: Sequence[tuple[int, json.JSONDecodeError]]) -> _Mistake | None:
+def _explain_open_text(lines: Sequence[str], broken: Sequence[tuple[int, json.JSONDecodeError]]) -> JsonMistake | None:
     """Return the mistake of a text that goes on in the next lines; None = the first broken line has another one."""
     number, error = broken[0]
     if not error.msg.startswith("Unterminated string"):
@@ -190,7 +173,7 @@ def _explain_open_text(lines: Sequence[str], broken: Sequence[tuple[int, json.JS
         except ValueError:
             continue
         problem = "a text goes on in the next line"
-        return _Mistake(error.pos, problem, r"Write a line break in a text as \n, as `json.dumps` does.")
+        return JsonMistake(error.pos, problem, r"Write a line break in a text as \n, as `json.dumps` does.")
     return None
 
 
@@ -203,7 +186,7 @@ def _explain_whole(text: str, file_name: str, *, first_is_broken: bool) -> Fault
         return _explain_object(values[0][1], file_name)
     lines = [count_lines(text, position) for position, _ in values[:_MAX_LOCATED]]
     same_line = next((line for line, following in itertools.pairwise(lines) if line == following), 0)
-    fix = f"{_ONE_PER_LINE} `jq -c . {file_name} > lines.jsonl` does that."
+    fix = f"{ONE_PER_LINE} `jq -c . {file_name} > lines.jsonl` does that."
     if same_line:
         where = make_place(file_name, same_line)
         return Fault(where, "the line holds several objects", fix, code="data.invalid_json")
@@ -305,21 +288,7 @@ def explain_no_rows(value: dict[str, Any], file_name: str) -> tuple[str, str]:
         )
         return problem, f"Run `jq -c '.[]' {file_name} > lines.jsonl`, and name that file."
     problem = f"the file is one object over several lines, with the keys {', '.join(list(value)[:5])}"
-    return problem, f"{_ONE_PER_LINE} `jq -c . {file_name} > lines.jsonl` does that."
-
-
-def _parse_error(line: str) -> json.JSONDecodeError | None:
-    """Return the error of a line that is not JSON; None = it is JSON."""
-    try:
-        json.loads(line)
-    except json.JSONDecodeError as error:
-        return error
-    except RecursionError:
-        return json.JSONDecodeError(_TOO_DEEP, line, 0)
-    except ValueError:  # a number of more digits than Python reads
-        match = _LONG_NUMBER.search(line)
-        return json.JSONDecodeError(_TOO_MANY_DIGITS, line, match.start() if match else 0)
-    return None
+    return problem, f"{ONE_PER_LINE} `jq -c . {file_name} > lines.jsonl` does that."
 
 
 def _explain_nesting(text: str, file_name: str) -> Fault:
@@ -341,7 +310,7 @@ def _explain_nesting(text: str, file_name: str) -> Fault:
 
 def is_json(line: str, kind: type) -> bool:
     """Tell whether a line is JSON of a kind: dict, list, str."""
-    return _parse_error(line) is None and isinstance(json.loads(line), kind)
+    return find_parse_error(line) is None and isinstance(json.loads(line), kind)
 
 
 def _check_row(line: str, number: int, file_name: str) -> Fault | None:
@@ -354,79 +323,7 @@ def _check_row(line: str, number: int, file_name: str) -> Fault | None:
     return Fault(make_place(file_name, number + 1), problem, fix, code="data.not_rows")
 
 
-def _explain_mistake(text: str, error: json.JSONDecodeError, *, is_last: bool = True) -> _Mistake:
-    """Return what is wrong at the place where a JSON parser stopped.
-
-    Args:
-        text: a line, or the whole file where it is a list.
-        error: the parser's error.
-        is_last: whether nothing but empty lines follows the text in its file.
-
-    """
-    position = error.pos
-    if error.msg == _TOO_DEEP:
-        return _Mistake(0, "the line is nested too deeply to be read", "Remove levels of lists and objects.")
-    rest = text[position:].lstrip()
-    before = text[:position].rstrip()
-    if rest.startswith("\ufeff") or text.startswith("\ufeff"):
-        problem = "a byte order mark (U+FEFF) stands before the row: two files were joined"
-        return _Mistake(position, problem, "Remove the mark.")
-    if error.msg == _TOO_MANY_DIGITS:
-        return _Mistake(position, error.msg, "Write the number as text, or shorten it.")
-    if error.msg == "Extra data" and rest.strip() == ",":
-        return _Mistake(position, "a comma ends the line", "Remove the comma, or write all rows as one list in [ ].")
-    if rest[:1] in ("}", "]") and before.endswith(","):
-        return _Mistake(position, f"a comma stands before {rest[0]}", "Remove the comma.")
-    if before.endswith(",") and error.msg.startswith("Illegal trailing comma"):
-        return _Mistake(position, "a comma stands before the bracket", "Remove the comma.")
-    if _COMMENT.match(rest) or _COMMENT.match(text):
-        return _Mistake(position, "JSON has no comments", "Remove the comment.")
-    if error.msg.startswith(("Invalid control character", "Invalid \\escape")):
-        return _explain_character(text, error)
-    if match := _BARE_KEY.match(rest):
-        return _Mistake(position, f"the key {match[1]} stands without quotes", f'Write it as "{match[1]}".')
-    if _is_literal(text):
-        fix = (
-            "Write each row with `json.dumps(row, ensure_ascii=False)`, not with `str(row)` or `print(row)`. "
-            "`ast.literal_eval(line)` reads the rows that exist."
-        )
-        return _Mistake(position, "this is a Python value (repr), not JSON", fix)
-    if _is_truncated(text, error) and is_last:
-        fix = "Copy or download the file again, or remove the incomplete row."
-        return _Mistake(position, "the file ends in the middle of this row", fix, code="data.truncated_file")
-    if error.msg == "Extra data" and rest.startswith(("{", "[")):
-        return _Mistake(position, "the line holds several objects", _ONE_PER_LINE)
-    fix = "Correct the JSON there." if text.lstrip().startswith("[") else _ONE_PER_LINE
-    return _Mistake(position, "this is not JSON", fix)
-
-
-def _explain_character(text: str, error: json.JSONDecodeError) -> _Mistake:
-    """Return the mistake of a text that holds a control character as it is, or an escape that JSON does not have."""
-    position = error.pos
-    if error.msg.startswith("Invalid \\escape"):
-        problem = f"a text holds {text[position : position + 2]}, which is no escape of JSON"
-        return _Mistake(position, problem, r"Write a backslash as \\.")
-    title, escape = _CONTROL_ESCAPES.get(text[position], ("control character", f"\\u{ord(text[position]):04x}"))
-    return _Mistake(position, f"a text holds a {title} as it is", f"Write it as {escape}.")
-
-
-def _is_literal(text: str) -> bool:
-    """Tell whether a text is a Python literal: a dict or a list as `repr` writes it."""
-    stripped = text.strip()
-    if len(stripped) > _MAX_LITERAL or not stripped.startswith(("{", "[")):
-        return False
-    try:
-        return isinstance(ast.literal_eval(stripped), dict | list)
-    except (ValueError, SyntaxError, MemoryError, RecursionError):
-        return False
-
-
-def _is_truncated(text: str, error: json.JSONDecodeError) -> bool:
-    """Tell whether a JSON text stops before its end."""
-    return error.pos >= len(text.rstrip()) or error.msg.startswith("Unterminated string")
-
-
-def _make_fault(mistake: _Mistake, text: str, file_name: str, *, lines_before: int = 0) -> Fault:
+def _make_fault(mistake: JsonMistake, text: str, file_name: str, *, lines_before: int = 0) -> Fault:
     """Return the fault of a mistake, with its line, its column and the text around it."""
     line_start = max(text.rfind("\n", 0, mistake.position), text.rfind("\r", 0, mistake.position)) + 1
     line = lines_before + count_lines(text, mistake.position)

@@ -143,6 +143,8 @@ def _find_record_faults(text: str, file_name: str, separator: str, *, quote: str
         elif record and len(record) > len(header):
             problem = f"the row has {len(record)} cells, and the header has {len(header)}"
             fix = f'Enclose a cell that holds {describe_separator(separator)} in quotes: "...".'
+            if quote == '"' and record[0].lstrip().startswith("'"):
+                fix = f"If ' encloses cells in this file, set `quotechar: \"'\"` in the source. Else e{fix[1:]}"
             faults.append(Fault(make_place(file_name, begin), problem, fix, code="data.invalid_table"))
         last_begin, begin = begin, reader.line_num + 1
         if len(faults) >= json_text.MAX_SHOWN:

@@ -72,7 +72,10 @@ def find_encoded_rows(text: str, file_name: str) -> list[Fault]:
 def _make_fault(content: str, file_name: str, *, suffix: str, keys: str = "") -> Fault:
     """Return the fault of a text file that holds rows; `keys`: what the source needs beside the new name."""
     problem = f"{content}, and a text file is trained as it stands"
-    fix = f"Rename the file to {_TEXT_SUFFIX.sub(suffix, file_name)}{keys}. {_ACCEPT}"
+    name = _TEXT_SUFFIX.sub("", file_name)
+    if not name.lower().removesuffix(".gz").endswith(suffix):  # not rows.jsonl.txt
+        name = _TEXT_SUFFIX.sub(suffix, file_name)
+    fix = f"Rename the file to {name}{keys}. {_ACCEPT}"
     return Fault(make_place(file_name, 1), problem, fix, code="data.other_content")
 
 
