@@ -32,6 +32,15 @@ def pytest_addoption(parser):
 
 
 _FROZEN = {"modules": 0}  # how many were imported when the garbage collector was last told to pass over all objects
+gc.disable()  # until all tests are collected
+os.fsync = lambda file: None  # no test cuts the power; a disk that fails is tested in other processes (file_faults.py)
+
+
+def pytest_collection_finish():
+    """Let the garbage collector pass over the tests and all that they import."""
+    gc.freeze()
+    gc.enable()
+    _FROZEN["modules"] = len(sys.modules)
 
 
 def pytest_runtest_teardown():

@@ -273,3 +273,10 @@ def test_tracked_files_contain_no_absolute_path_of_a_machine():
         if path.suffix in (".safetensors",) or not path.is_file() or path == Path(__file__):
             continue
         assert not re.search(r"/(work|root|home|Users)/\w", path.read_text(encoding="utf-8")), name
+
+
+def test_every_file_of_tests_has_a_name_of_its_own():
+    """Two files of one name cannot be collected together, since the folders of tests are no packages."""
+    names = [path.name for path in (ROOT / "tests").rglob("*.py")]
+    assert len(names) > 130
+    assert [name for name in sorted(set(names)) if names.count(name) > 1] == []
