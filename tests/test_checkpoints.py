@@ -195,6 +195,27 @@ def test_newest_checkpoint_without_a_record_is_unfinished_and_several_without_on
     assert choice.unfinished == ()
 
 
+@pytest.mark.parametrize(
+    ("outcome", "log", "is_damaged"),
+    [
+        ("running", "", False),
+        ("running", '{"loss": 1.0, "step": 4}\n', False),
+        ("running", '{"loss": 1.0, "step": 5}\n{"loss"', True),
+        ("stopped by SIGTERM after step 4 of 9; saved in out/checkpoint-4\nTo resume: x", "", True),
+        ("stopped by SIGTERM after step 40 of 90; saved in out/checkpoint-40\nTo resume: x", "", False),
+        ("the disk is full: out/checkpoint-4/optimizer.pt", "", False),
+    ],
+)
+def test_only_checkpoint_without_a_record_is_damaged_if_the_run_went_on_after_it(tmp_path, outcome, log, is_damaged):
+    path = make_checkpoint(tmp_path, 4, record=False)
+    (tmp_path / "run.json").write_text(json.dumps({checkpoints.ROWS_PER_STEP: 2, "outcome": outcome}))
+    (tmp_path / "log.jsonl").write_text(log)
+    choice = checkpoints.choose(tmp_path)
+    assert choice.newest is None
+    assert [item.path for item in choice.damaged] == [path] * is_damaged
+    assert list(choice.unfinished) == [path] * (not is_damaged)
+
+
 def test_damaged_checkpoint_is_set_aside_under_another_name_and_an_unfinished_one_is_removed(tmp_path):
     make_checkpoint(tmp_path, 2)
     (make_checkpoint(tmp_path, 4) / "scheduler.pt").unlink()

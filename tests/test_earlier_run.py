@@ -4,6 +4,7 @@ import contextlib
 import json
 import os
 import shutil
+import time
 from pathlib import Path
 
 import pytest
@@ -178,6 +179,17 @@ def test_removal_that_a_kill_interrupted_is_completed_by_any_command(folder, mon
             earlier_run.remove(folder)
     earlier_run.recover(folder)
     assert set(snapshot(folder)) == {"notes.txt", "plots/a.png", "run.json"}
+
+
+@pytest.mark.parametrize(("age", "stays"), [(0, True), (3600, False)])
+def test_half_written_report_of_a_finished_run_is_removed_at_the_next_start(tmp_path, age, stays):
+    (tmp_path / "run.json").write_text(json.dumps({"outcome": "done"}))
+    part = tmp_path / ".report.html.part"
+    part.write_text("<html>")
+    os.utime(part, (time.time() - age, time.time() - age))
+    earlier_run.recover(tmp_path)
+    assert part.exists() == stays
+    assert (tmp_path / "run.json").is_file()
 
 
 def test_earlier_run_stays_aside_while_the_run_that_replaces_it_is_unfinished(folder):

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import zipfile
 from collections.abc import Collection
@@ -104,7 +105,8 @@ def choose(folder: Path, *, read_contents: bool = True) -> Choice:
     has_records = ROWS_PER_STEP in run_folder.read_json(folder / run_folder.RUN)
     without_record = [path for path in paths if has_records and not os.path.lexists(path / RECORD)]
     for path in paths:
-        if without_record == [path] == paths[:1]:  # a run writes one after the other, so no other can be interrupted
+        # a run writes one after the other, so no other can be interrupted
+        if without_record == [path] == paths[:1] and not _was_complete(path):
             unfinished.append(path)
             continue
         if path in without_record:
@@ -118,6 +120,16 @@ def choose(folder: Path, *, read_contents: bool = True) -> Choice:
         else:
             unfinished.append(path)
     return Choice(None, tuple(damaged), tuple(unfinished))
+
+
+def _was_complete(checkpoint: Path) -> bool:
+    """Tell whether a run went on, or ended, after it had saved a checkpoint: its record was lost later."""
+    step, folder = run_folder.get_step(checkpoint), checkpoint.parent
+    outcome = str(run_folder.read_json(folder / run_folder.RUN).get("outcome", ""))
+    if re.search(rf"; saved in .*{run_folder.CHECKPOINT}{step}$", outcome, re.M):  # `training.callbacks` writes it
+        return True
+    entries = run_folder.read_last_json(folder / run_folder.LOG)
+    return isinstance(last := entries.get("step"), int) and last > step
 
 
 def find_damage(checkpoint: Path, *, read_contents: bool = True) -> str:

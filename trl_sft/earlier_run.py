@@ -53,6 +53,8 @@ def recover(folder: Path) -> None:
     """
     left_over = [name for name in (EARLIER_RUN, REMOVED_RUN) if (folder / name).is_dir()]
     is_finished = run_folder.read_json(folder / RUN).get("outcome") == run_folder.DONE
+    if is_finished:
+        run_folder.remove_half_report(folder)
     if not left_over or (is_set_aside(folder) and not is_finished):
         return
     with run_folder.lock(folder) as is_ours:

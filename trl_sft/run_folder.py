@@ -33,6 +33,7 @@ _TRAINER_STATE = "trainer_state.json"
 _TRAINING_ARGS = "training_args.bin"
 # the files of a run beside the model; run.json names those of the model
 OWN_FILES = (RECIPE, RESOLVED, LOG, CARD, SAMPLES, EVAL, LEDGER, REJECTS, ROWS, REPORT, _TRAINING_ARGS)
+_REPORT_SECONDS = 60  # in which a report is surely written
 _TEMPORARY = re.compile(r"\.tmp[A-Za-z0-9]{6}")  # safetensors 0.8 writes to such a name first
 ADAPTER_CONFIG = "adapter_config.json"  # the file by which peft and we recognise the folder of an adapter
 WEIGHTS = ("model*.safetensors", "adapter_model.safetensors", "pytorch_model*.bin", "adapter_model.bin")
@@ -163,6 +164,14 @@ def remove_left_overs(folder: Path) -> None:
             path.unlink()
 
 
+def remove_half_report(folder: Path) -> None:
+    """Remove the report that a process was killed while it wrote; one of the last minute may still be written."""
+    part = folder / _name_part(REPORT)
+    with contextlib.suppress(OSError):
+        if time.time() - part.lstat().st_mtime > _REPORT_SECONDS:
+            part.unlink()
+
+
 def flush(path: Path) -> None:
     """Have the operating system write a file or a folder to the disk; systems that cannot are left as they are.
 
@@ -215,6 +224,19 @@ def append_json(path: Path, entry: dict[str, Any]) -> None:
     """Append one line to a JSONL file, without secrets."""
     with path.open("a", encoding="utf-8") as file:
         file.write(redaction.redact_json(json.dumps(entry, ensure_ascii=False)) + "\n")
+
+
+def read_last_json(path: Path) -> dict[str, Any]:
+    """Return the last whole line of a JSONL file of mappings; empty if there is none."""
+    try:
+        lines = path.read_text(encoding="utf-8", errors="replace").splitlines() if path.is_file() else []
+    except OSError:
+        return {}
+    for line in reversed(lines):
+        with contextlib.suppress(ValueError, RecursionError):  # of a line that a killed process began
+            if isinstance(value := json.loads(line), dict):
+                return value
+    return {}
 
 
 def read_json(path: Path) -> dict[str, Any]:

@@ -144,6 +144,7 @@ BROKEN_ADAPTERS = {
     "renamed": (lambda f: change(f, **{TENSOR: "evil"}), "evil"),
     "end_missing": (lambda f: shorten(f, -5), "cannot be read"),
     "empty": (lambda f: f.write_bytes(b""), "cannot be read"),
+    "whole_numbers": (lambda f: change(f, **{TENSOR: lambda t: t.int()}), "is stored as whole numbers"),
 }
 
 

@@ -38,6 +38,7 @@ _UNREADABLE = (
     KeyError,
     pickle.UnpicklingError,
 )  # what upstream raises for broken files
+_NO_WEIGHTS = ("I", "U", "BOOL")  # how the dtypes of safetensors begin that are no floating point
 
 
 def check_weights(run: Run, source: ModelSource) -> None:
@@ -60,6 +61,7 @@ def check_weights(run: Run, source: ModelSource) -> None:
         _check_dtypes(model, source.name, where)
         _refuse_differences(run, source.name, missing=report["missing_keys"], unused=report["unexpected_keys"])
         if source.adapter and Path(source.adapter).is_dir():
+            _check_adapter_dtypes(source.adapter, where)
             result = _load_adapter(model, source.adapter, where)
             _refuse_differences(run, source.adapter, missing=result.missing_keys, unused=result.unexpected_keys)
 
@@ -110,13 +112,29 @@ def _check_dtypes(model: PreTrainedModel, name: str, where: str) -> None:
         with safe_open(path, "pt") as file:
             for tensor in file.keys():  # noqa: SIM118 (not a mapping)
                 is_weight = tensor in parameters or f"{model.base_model_prefix}.{tensor}" in parameters
-                if is_weight and file.get_slice(tensor).get_dtype().startswith(("I", "U", "BOOL")):
+                if is_weight and file.get_slice(tensor).get_dtype().startswith(_NO_WEIGHTS):
                     wrong.append(tensor)
     if wrong:
         problem = (
             f"{name}: {_count_tensors(wrong)} stored as whole numbers, and config.json has no `quantization_config`"
         )
         fix = "Use files with weights in float32, float16 or bfloat16."
+        raise RecipeError(Fault(where, problem, fix, code="model.incomplete_weights"))
+
+
+def _check_adapter_dtypes(adapter: str, where: str) -> None:
+    """Refuse whole numbers in place of the weights of an adapter, which are not trained. Raises RecipeError."""
+    wrong = []
+    for path in sorted(Path(adapter).glob("*.safetensors")):
+        try:
+            with safe_open(path, "pt") as file:
+                names = list(file.keys())
+                wrong += [name for name in names if file.get_slice(name).get_dtype().startswith(_NO_WEIGHTS)]
+        except _UNREADABLE as error:
+            raise RecipeError(_explain_unreadable(adapter, where, error)) from None
+    if wrong:
+        problem = f"{adapter}: {_count_tensors(wrong)} stored as whole numbers, which cannot be trained"
+        fix = "Use an adapter with weights in float32, float16 or bfloat16."
         raise RecipeError(Fault(where, problem, fix, code="model.incomplete_weights"))
 
 

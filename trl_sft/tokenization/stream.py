@@ -35,6 +35,13 @@ _FEATURES = Features({"input_ids": List(Value("int32")), "labels": List(Value("i
 _REJECTED = "rejected: "  # begins the count of each reason
 _BAD_ROWS = "bad_rows"  # the count of rows that cannot be trained; rows that a function drops are not among them
 _NO_ANSWER_END = "no_answer_end"  # the count of rows that lose the end of each answer
+# A run that resumes reads the rows that are trained already once more, to pass over them, so the counts are those of
+# the whole run; with `ignore_data_skip` it reads none of them.
+_NOTE = (
+    "rows as the last process of the run read them, from the beginning of the stream, with rows read ahead and those "
+    "that a resumed run skips; with ignore_data_skip only those since the run resumed; without those that workers of "
+    "the data loader read"
+)
 _MAX_LISTED = 100_000  # rows of a source that `rejects.jsonl` lists
 
 # source -> what was read of it so far: rows, kept, truncated, tokens, loss_tokens, missing_end_token,
@@ -93,7 +100,7 @@ def count_stream(counts: StreamCounts) -> dict[str, Any]:
     """Return the counts of a stream as `ledger.json` has them; rows that other processes read are not among them."""
     return {
         "streaming": True,
-        "note": "rows as they were read, with rows read ahead and rows that a resumed run skips",
+        "note": _NOTE,
         "sources": [
             {
                 "name": name,
