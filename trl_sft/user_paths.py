@@ -10,6 +10,7 @@ from __future__ import annotations
 import errno
 import os
 import stat
+import unicodedata
 from pathlib import Path
 from typing import NamedTuple
 
@@ -17,6 +18,8 @@ from trl_sft.errors import Fault, RecipeError, first_line
 
 FILE, FOLDER, FILE_OR_FOLDER = "a file", "a folder", "a file or a folder"  # what is due at a path
 _MAX_NAME, _MAX_PATH = 255, 4096  # bytes of one name and of a whole path: NAME_MAX and PATH_MAX of Linux
+_JOINERS = "\u200c\u200d"  # parts of words and of emoji
+_KERNEL_FOLDERS = ("/proc/", "/sys/")
 _MAX_SHOWN = 80  # characters of a path in a message
 _SPECIAL_FILES = (
     (stat.S_ISFIFO, "a named pipe"),
@@ -53,13 +56,16 @@ def find_problem(path: Path, expected: str, *, is_output: bool = False) -> PathP
     longest = max(map(len, written.split(b"/")))
     if longest > _MAX_NAME or len(written) >= _MAX_PATH:
         return _explain_length(longest, len(written))
+    if not is_output and os.path.realpath(path).startswith(_KERNEL_FOLDERS):
+        problem = "this belongs to the files of the kernel, which are no data"
+        return PathProblem(problem, f"Write the path of {expected}.", code="path.special_file")
     try:
         mode = path.stat().st_mode
     except OSError as error:
         return _explain_error(path, error, expected, is_output=is_output)
     for is_special, kind in _SPECIAL_FILES:
         if is_special(mode):
-            fix = f"Write the path of {expected}." if is_output else f"Copy its content to a file, and name {expected}."
+            fix = f"Write the path of {expected}."
             return PathProblem(f"this is {kind}, not {expected}", fix, code="path.special_file")
     if expected == FILE and stat.S_ISDIR(mode):
         return PathProblem("this is a folder, not a file", "Write the path of a file.", code="path.is_folder")
@@ -95,6 +101,16 @@ def shorten(path: str) -> str:
     return path if len(path) <= _MAX_SHOWN else f"{path[: _MAX_SHOWN // 2]}...{path[-_MAX_SHOWN // 2 :]}"
 
 
+def _find_unseen_character(path: Path) -> PathProblem | None:
+    """Return the problem of a new path with a control character or a mark of format; None if it has none."""
+    new = [part.name for part in (path, *path.parents) if not part.exists()]
+    for letter in "".join(new):
+        if unicodedata.category(letter) in ("Cc", "Cf") and letter not in _JOINERS:
+            problem = f"the path has the character U+{ord(letter):04X}, which is not seen"
+            return PathProblem(problem, "Remove this character.", code="path.invalid_character")
+    return None
+
+
 def _explain_length(name: int, path: int) -> PathProblem:
     """Return the problem of a path that no file system takes; the lengths are in bytes."""
     problem = f"the path has {path:,} bytes, and a path has fewer than {_MAX_PATH:,}"
@@ -106,6 +122,11 @@ def _explain_length(name: int, path: int) -> PathProblem:
 def _explain_error(path: Path, error: OSError, expected: str, *, is_output: bool) -> PathProblem | None:
     """Return the problem of a path that the system cannot look up; None if nothing is there."""
     match error.errno:
+        case errno.ENOENT if path.is_symlink() and not is_output:
+            problem = f"this is a link to {shorten(str(path.readlink()))}, which does not exist"
+            return PathProblem(problem, "Correct the link, or write another path.", code="path.broken_link")
+        case errno.ENOENT if is_output:
+            return _find_unseen_character(path)
         case errno.ENOENT:
             return None
         case errno.ENAMETOOLONG:

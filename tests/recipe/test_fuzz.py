@@ -1,71 +1,39 @@
-"""Recipes broken at random, on the command line: no traceback, no unknown key accepted, exit 2, the key named.
+"""Recipes broken at random, on the command line: no traceback, no wait, no unknown key accepted, the key named.
 
-The operators are the functions of OPERATORS. `make test` tries a few hundred recipes, `make prove` ten thousand; the
-seed is printed, and is part of the message of a failure.
+The operators are the functions of OPERATORS, after which a recipe is wrong, and those of `hostile_operators`, after
+which it may be right. `make test` tries a few of each, `make prove` 12,300; the seed is printed, and is part of the
+message of a failure.
 """
 
-import json
 import random
 import re
+import signal
 import time
 from collections import Counter
 from pathlib import Path
 
 import pytest
+from hostile_operators import HOSTILE, break_recipe, prepare_folder
+from recipe_lines import BASE, KEYS, LEAVES, LINES, NUMBERS, replace_line
 
-from trl_sft import cli
+from trl_sft import cli, errors
 from trl_sft.recipe import renamed_keys, sections
 from trl_sft.recipe.upstream import keys
 
-ROOT = Path(__file__).parents[2]
-BASE = """\
-model:
-  name_or_path: trl_sft:tiny
-  dtype: float32
-tokenizer:
-  chat_template: chatml
-data:
-  train:
-    path: rows.jsonl
-    format: question_answer
-  eval_fraction: 0.2
-  overlong: drop
-train:
-  output_dir: out
-  max_steps: 20
-  learning_rate: 1e-3
-  max_length: 128
-  packing: true
-  per_device_train_batch_size: 4
-  weight_decay: 0.01
-  lr_scheduler_type: cosine
-  logging_steps: 5
-  seed: 7
-lora:
-  r: 4
-  lora_alpha: 8
-  lora_dropout: 0.1
-  target_modules: all-linear
-evaluate:
-  max_rows: 8
-  generation:
-    max_new_tokens: 8
-run:
-  resume: auto
-  max_hours: 2
-"""
-LINES = BASE.splitlines()
-KEYS = [(n, *re.fullmatch(r"( *)(\w+):(.*)", line).groups()) for n, line in enumerate(LINES)]
-LEAVES = [(n, indent, key, value) for n, indent, key, value in KEYS if value and key != "max_new_tokens"]
-NUMBERS = [leaf for leaf in LEAVES if re.fullmatch(r" [\d.e-]+", leaf[3])]
+SECONDS = 20  # for one command
+LONGEST_MESSAGE = 40_000  # characters
+HOSTILE_COMMANDS = (  # what stands before and after the recipe and its overrides
+    (("check",), ("--fast",)),
+    (("explain",), ()),
+    (("fix",), ("--fast",)),
+    (("check",), ("--fast",)),
+    (("import", "axolotl"), ()),
+    (("import", "trl"), ()),
+)
+EXIT_CODES = {"check": (0, 2), "explain": (0, 2), "fix": (0, 2), "import": (0, 2, 5)}
 KNOWN = {name for section in sections.OWNERS for name in keys.get_fields(section)}
 KNOWN |= {*sections.OWNERS, *sections.OWN_KEYS["data.*"], *keys.get_source_fields("json"), "generation"}
 KNOWN |= {name for names in renamed_keys.RENAMED_KEYS.values() for name in names} | {"max_new_tokens"}
-
-
-def replace_line(n, line):
-    """Return the recipe with another text for one line; None = without the line."""
-    return "\n".join([*LINES[:n], *([line] if line is not None else []), *LINES[n + 1 :]]) + "\n"
 
 
 def drop(rng):
@@ -182,8 +150,37 @@ OPERATORS = [
 ]
 
 
-def try_broken_recipes(number, seed, capsys):
-    """Check broken recipes on the command line; count whether the messages name the key."""
+@pytest.fixture
+def time_limit():
+    """Return a function that fails the test unless what follows ends within some seconds; 0 = no limit any more."""
+
+    def give_up(*_):
+        raise AssertionError("the command does not end")
+
+    before = signal.signal(signal.SIGALRM, give_up)
+    yield signal.alarm
+    signal.alarm(0)
+    signal.signal(signal.SIGALRM, before)
+
+
+def run_command(arguments, at, *, capsys, time_limit):
+    """Return the exit code and the messages of a command; a traceback, a wait or a flood of text fails."""
+    time_limit(SECONDS)
+    try:
+        code = cli.main(arguments)
+    except SystemExit as ended:  # argparse
+        code = ended.code
+    except Exception as error:
+        raise AssertionError(at) from error
+    time_limit(0)
+    out, err = capsys.readouterr()
+    assert "Traceback" not in out + err, at
+    assert len(err) < LONGEST_MESSAGE, at
+    return code, err
+
+
+def try_broken_recipes(number, seed, *, capsys, time_limit):
+    """Check broken recipes on the command line; count by operator whether the messages name the key."""
     counts = Counter()
     for n in range(number):
         rng = random.Random(f"{seed}:{n}")
@@ -191,17 +188,49 @@ def try_broken_recipes(number, seed, capsys):
         text, key = operator(rng)
         Path("recipe.yaml").write_text(text, encoding="utf-8")
         at = f"seed {seed}:{n}, {operator.__name__}, {key}"
-        began = time.perf_counter()
-        code = cli.main(["check", "recipe.yaml", "--fast"])
-        assert time.perf_counter() - began < 60, at
-        out, err = capsys.readouterr()
-        assert "Traceback" not in out + err, at
-        assert code == 2, f"{at}\n{text[:2000]}\n{out}"
-        assert len(err) < 20_000, at
+        code, err = run_command(["check", "recipe.yaml", "--fast"], at, capsys=capsys, time_limit=time_limit)
+        assert code == 2, f"{at}\n{text[:2000]}"
         line = next((i for i, one in enumerate(text.splitlines(), 1) if one != (LINES + [""] * 99)[i - 1]), 0)
         named = key in err or re.search(rf"recipe\.yaml:{line}\b", err)
-        counts["named" if named else f"not named by {operator.__name__}"] += 1
+        counts[operator.__name__, "named" if named else "not named"] += 1
     return counts
+
+
+def try_hostile_recipes(number, seed, *, capsys, time_limit):
+    """Give hostile recipes and overrides to each command; count exit codes by operator, and whether the key is named.
+
+    The exit code may be 0: swapped values, line ends of another system and tags in comments can leave a correct recipe.
+    """
+    counts = Counter()
+    for n in range(number):
+        operator, broken = break_recipe(seed, n)
+        data = broken.text if isinstance(broken.text, bytes) else broken.text.encode("utf-8", "surrogatepass")
+        Path("recipe.yaml").write_bytes(data)
+        before, after = HOSTILE_COMMANDS[n % len(HOSTILE_COMMANDS)]
+        overrides = () if before[0] == "import" else broken.overrides
+        at = f"seed {seed}:{n}, {operator.__name__}, {before[0]}, {[word[:80] for word in broken.overrides]}"
+        code, err = run_command([*before, "recipe.yaml", *overrides, *after], at, capsys=capsys, time_limit=time_limit)
+        assert code in EXIT_CODES[before[0]], at
+        outcome = f"exit {code}"
+        if code == errors.EXIT_USER_ERROR:
+            named = "recipe.yaml" in err or any(word and word in err for word in broken.words)
+            outcome = "refused, named" if named else "refused, not named"
+        counts[operator.__name__, outcome] += 1
+        Path("recipe.fixed.yaml").unlink(missing_ok=True)
+    return counts
+
+
+def format_counts(counts):
+    """Return a table: one line for each operator, one column for each outcome."""
+    outcomes = sorted({outcome for _, outcome in counts})
+    names = sorted({name for name, _ in counts})
+    lines = [f"{name}: " + ", ".join(f"{outcome} {counts[name, outcome]}" for outcome in outcomes) for name in names]
+    return "\n".join(lines)
+
+
+def count_outcomes(counts, *outcomes):
+    """Return how often one of the outcomes occurred."""
+    return sum(number for (_, outcome), number in counts.items() if outcome in outcomes)
 
 
 def test_unbroken_recipe_is_accepted(here, capsys):
@@ -210,16 +239,36 @@ def test_unbroken_recipe_is_accepted(here, capsys):
         assert cli.main(["check", "recipe.yaml", "--fast"]) == 0, capsys.readouterr().err
 
 
-def test_broken_recipes_are_refused_by_name(here, capsys):
-    counts = try_broken_recipes(10 * len(OPERATORS), "few", capsys)
-    assert counts["named"] >= 0.95 * sum(counts.values()), counts
+def test_broken_recipes_are_refused_by_name(here, capsys, time_limit):
+    counts = try_broken_recipes(3 * len(OPERATORS), "few", capsys=capsys, time_limit=time_limit)
+    assert count_outcomes(counts, "named") >= 0.95 * sum(counts.values()), format_counts(counts)
+
+
+def test_hostile_recipes_and_overrides_give_no_traceback(here, capsys, time_limit):
+    prepare_folder(here)
+    counts = try_hostile_recipes(3 * len(HOSTILE), "few", capsys=capsys, time_limit=time_limit)
+    refused = count_outcomes(counts, "refused, named", "refused, not named")
+    assert refused > 2 * len(HOSTILE), format_counts(counts)
+    assert count_outcomes(counts, "refused, named") >= 0.95 * refused, format_counts(counts)
 
 
 @pytest.mark.long
-@pytest.mark.timeout(3600)
-def test_ten_thousand_broken_recipes_are_refused_by_name(here, capsys):
+@pytest.mark.timeout(7200)
+def test_ten_thousand_broken_recipes_are_refused_by_name(here, capsys, time_limit):
     seed = time.time_ns()
-    counts = try_broken_recipes(10_000, seed, capsys)
+    counts = try_broken_recipes(10_000, seed, capsys=capsys, time_limit=time_limit)
     with capsys.disabled():
-        print(f"\n10,000 broken recipes, seed {seed}: {json.dumps(counts)}")
-    assert counts["named"] >= 9_500, (seed, counts)
+        print(f"\n10,000 broken recipes, seed {seed}:\n{format_counts(counts)}")
+    assert count_outcomes(counts, "named") >= 9_500, seed
+
+
+@pytest.mark.long
+@pytest.mark.timeout(7200)
+def test_thousands_of_hostile_recipes_give_no_traceback(here, capsys, time_limit):
+    seed = time.time_ns()
+    prepare_folder(here)
+    counts = try_hostile_recipes(2_300, seed, capsys=capsys, time_limit=time_limit)
+    with capsys.disabled():
+        print(f"\n2,300 hostile recipes, seed {seed}:\n{format_counts(counts)}")
+    refused = count_outcomes(counts, "refused, named", "refused, not named")
+    assert count_outcomes(counts, "refused, named") >= 0.99 * refused, seed

@@ -22,6 +22,7 @@ from trl_sft.errors import Edit, Fault, Place, RecipeError
 from trl_sft.recipe import (
     corrections,
     early_stopping,
+    foreign_letters,
     key_check,
     misplaced_keys,
     other_tools,
@@ -250,6 +251,11 @@ def _build_source(recipe: Recipe, key: Key, entry: Any, *, faults: list[Fault], 
         )
     values = renamed_keys.translate(recipe, key, values, faults=faults, notes=notes)
     folder = location.files[0] if location.files and location.files[0].is_dir() else None
+    if folder and not folder.name:
+        problem = f"{path} is the root of the file system"
+        fix = "Name the folder that holds the rows."
+        faults.append(recipe.fault(path_key, problem, fix, code="path.root_folder"))
+        return None
     builder_of_keys = _find_folder_builder(folder) if folder else builder
     values = key_check.check_source(recipe, key, values, builder=builder_of_keys, faults=faults)
     if file and ".tsv" in file.name.lower():
@@ -307,7 +313,15 @@ def _resolve_format_function(recipe: Recipe, key: Key, value: str, *, faults: li
     if nearest := nearest_name(value, sections.FORMATS, cutoff=LOOSE):
         fix = f"Did you mean `{nearest}`?"
         edits = (Edit("set", key, nearest),) if is_misspelling(value, nearest, sections.FORMATS) else ()
-    faults.append(recipe.fault(key, f"there is no format `{value}`", fix, code="data.unknown_format_name", edits=edits))
+    faults.append(
+        recipe.fault(
+            key,
+            f"there is no format `{value}`{foreign_letters.describe(value)}",
+            fix,
+            code="data.unknown_format_name",
+            edits=edits,
+        )
+    )
     return None
 
 
@@ -328,7 +342,7 @@ def _resolve_model(recipe: Recipe, value: str | None, faults: list[Fault]) -> Lo
     if not location.files:
         return location
     path = location.files[0]
-    faults += _find_unreadable_files(recipe, key, path)
+    faults += _find_special_files(recipe, key, path)
     if not (path / "config.json").is_file() and not paths.is_adapter(path):
         problem = f"{value} is {'a folder without config.json' if path.is_dir() else 'a file'}"
         faults.append(
@@ -347,12 +361,14 @@ def _resolve_model(recipe: Recipe, value: str | None, faults: list[Fault]) -> Lo
     return location
 
 
-def _find_unreadable_files(recipe: Recipe, key: Key, folder: Path) -> list[Fault]:
-    """Return a fault for each file of a model that is a pipe or a device, or that this user may not read."""
+def _find_special_files(recipe: Recipe, key: Key, folder: Path) -> list[Fault]:
+    """Return a fault for each file of a model that is a pipe or a device: reading it may never end."""
     files = sorted(folder.iterdir()) if folder.is_dir() else []
     problems = [(file.name, user_paths.find_problem(file, user_paths.FILE_OR_FOLDER)) for file in files]
     return [
-        recipe.fault(key, f"{name}: {found.problem}", found.fix, code=found.code) for name, found in problems if found
+        recipe.fault(key, f"{name}: {found.problem}", found.fix, code=found.code)
+        for name, found in problems
+        if found and found.code == "path.special_file"
     ]
 
 

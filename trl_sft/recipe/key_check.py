@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from trl_sft.errors import Edit, Fault
-from trl_sft.recipe import corrections, misplaced_keys, sections
+from trl_sft.recipe import corrections, foreign_letters, misplaced_keys, sections
 from trl_sft.recipe.upstream import keys, nested, types
 from trl_sft.recipe.upstream.fields import Field
 from trl_sft.recipe.upstream.nested import NestedFields
@@ -98,7 +98,7 @@ def _unknown_key(recipe: Recipe, key: Key, *, name: str, owner: NestedFields) ->
     """Return the fault of a key that its section does not have."""
     word = str(key[-1])
     section = str(key[0]) if name in (*sections.OWNERS, keys.SOURCE) else name
-    problem = f"`{section}:` ({owner.owner_name}) has no key `{word}`"
+    problem = f"`{section}:` ({owner.owner_name}) has no key `{word}`{foreign_letters.describe(word)}"
     usable = [field for field in owner.fields if field not in sections.REFUSED.get(name, {})]
     if name in _OWNERS:
         if instruction := misplaced_keys.find_instruction(word):

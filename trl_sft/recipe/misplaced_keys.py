@@ -14,7 +14,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from trl_sft.errors import Edit, Fault
-from trl_sft.recipe import corrections, renamed_keys, sections, suggested_keys, synonyms
+from trl_sft.recipe import corrections, foreign_letters, renamed_keys, sections, suggested_keys, synonyms
 from trl_sft.recipe.suggested_keys import SuggestedKeys
 from trl_sft.recipe.upstream import keys
 from trl_sft.recipe.yaml_reader import Key, Recipe
@@ -83,12 +83,12 @@ def explain(recipe: Recipe, key: Key, suggestion: SuggestedKeys, *, edits: tuple
 def describe_unknown(key: Key) -> str:
     """Return the problem of a key that a recipe does not have."""
     if len(key) == 1:
-        return f"a recipe has no section `{key[0]}:`"
+        return f"a recipe has no section `{key[0]}:`{foreign_letters.describe(str(key[0]))}"
     section = _name_mapping(key[:-1])
     owner = sections.OWNERS.get(section, sections.OWNERS[str(key[0])])[0]
     owner = {keys.SOURCE: sections.LOAD_DATASET[0], keys.GENERATION: sections.GENERATION[0]}.get(section, owner)
     shown = section if section == keys.GENERATION else key[0]
-    return f"`{shown}:` ({owner}) has no key `{key[-1]}`"
+    return f"`{shown}:` ({owner}) has no key `{key[-1]}`{foreign_letters.describe(str(key[-1]))}"
 
 
 def find_instruction(word: object) -> str:

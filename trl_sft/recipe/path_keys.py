@@ -43,12 +43,12 @@ def check(recipe: Recipe, values: Mapping[str, dict[str, Any]], sources: Sequenc
     """
     for section, name in _WRITTEN_FOLDERS:
         value = values[section].get(name)
-        if isinstance(value, str) and value:
+        if isinstance(value, str):
             fault = _check_path(recipe, (section, name), value, folder=Path.cwd(), is_output=True)
             yield from _take_out(values[section], name, fault)
     for source in sources:
         value = source.load_kwargs.get("cache_dir")
-        if isinstance(value, str) and value:
+        if isinstance(value, str):
             yield from _check_path(recipe, (*source.key, "cache_dir"), value, folder=Path.cwd(), is_output=True)
     resume = values["run"].get("resume")
     if isinstance(resume, str) and resume not in _RESUME_WORDS:
@@ -62,6 +62,8 @@ def check(recipe: Recipe, values: Mapping[str, dict[str, Any]], sources: Sequenc
 
 def _check_path(recipe: Recipe, key: Key, value: str, *, folder: Path, is_output: bool) -> list[Fault]:
     """Return the fault of the path of a folder; empty if it can be used."""
+    if not value.strip():
+        return [recipe.fault(key, "the path is empty", "Write a path, or remove the key.", code="path.empty")]
     found = user_paths.find_problem(paths.make_absolute(value, folder), user_paths.FOLDER, is_output=is_output)
     if found is None:
         return []

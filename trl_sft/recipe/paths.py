@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from trl_sft import run_folder, user_paths
+from trl_sft.recipe import foreign_letters
 from trl_sft.suggestions import LOOSE, STRICT, is_misspelling, nearest_name
 
 EMBEDDED = Path(__file__).parents[1] / "embedded"
@@ -184,6 +185,7 @@ def resolve_location(
     if not is_path and _HUB_ID.match(value) and max(map(len, value.split("/"))) <= _MAX_HUB_NAME:
         return Location((), value)
     problem = f"there is no such file or folder in {folder}" if is_path else "there is no such file or folder"
+    problem += foreign_letters.describe(value)
     if not suggests:
         return LocationProblem(problem, "Correct the path.", code="recipe.missing_file")
     return LocationProblem(problem, _suggest_path(path), code="recipe.missing_file", meant=_find_meant(value, path))

@@ -19,7 +19,7 @@ from trl_sft.recipe.checked import Run, Setting
 from trl_sft.recipe.upstream import fields
 from trl_sft.recipe.yaml_reader import Key, describe_value
 
-_GPUS = re.compile(r"([1-9]\d*)x([1-9]\d*(?:\.\d+)?)GiB")
+_GPUS = re.compile(r"([1-9]\d{0,5})x([1-9]\d{0,5}(?:\.\d{1,6})?)GiB", re.ASCII)
 _SINGLE_PROCESS = {"nproc_per_node": (1, "1"), "nnodes": (1, "1", "1:1")}  # the values that mean one process
 _OWN_KEYS = tuple(sections.OWN_KEYS["launch"])
 _BATCH_SIZE: Key = ("run", "global_batch_size")

@@ -27,8 +27,13 @@ MINIMUMS = {
     **dict.fromkeys(["max_length", "save_total_limit", "pad_to_multiple_of", "eval_accumulation_steps"], 1),
     **dict.fromkeys(["seed", "data_seed", "warmup_steps", "weight_decay", "neftune_noise_alpha"], 0),
 }
-_SEEDS = ("seed", "data_seed")
-_MAX_SEED = 2**32 - 1  # numpy.random.seed
+# Keys of SFTConfig: with larger values upstream allocates memory, or starts processes, for as many as there may be.
+_MAXIMUMS = {
+    **dict.fromkeys(["seed", "data_seed"], 2**32 - 1),  # numpy.random.seed
+    **dict.fromkeys(["max_length", "pad_to_multiple_of"], 2**24),  # the search tree of `packing` has 2 entries a token
+    **dict.fromkeys(["per_device_train_batch_size", "per_device_eval_batch_size"], 2**20),
+    **dict.fromkeys(["dataloader_num_workers", "dataset_num_proc"], 2**10),
+}
 _MAX_COUNT = 2**31 - 1  # of rows, tokens, steps and processes: torch, numpy and Arrow count some of them in 32 bits
 _COUNTING_SECTIONS = ("train", "lora", "run", "evaluate")  # their whole numbers are such counts
 POSITIVE = ("num_train_epochs", "save_steps", "eval_steps", "logging_steps")
@@ -259,10 +264,11 @@ def _check_maximums(recipe: Recipe, key: Key, values: Mapping[str, Any]) -> Iter
         if isinstance(value, dict):
             yield from _check_maximums(recipe, (*key, name), value)
             continue
-        maximum = _MAX_SEED if name in _SEEDS else _MAX_COUNT
+        maximum = _MAXIMUMS.get(name, _MAX_COUNT)
         is_count = isinstance(value, int) or (name in POSITIVE and isinstance(value, float) and math.isfinite(value))
         if is_count and abs(value) > maximum:
-            yield _out_of_range(recipe, (*key, name), value, expected=f"at most {maximum:,}")
+            instead = ", or null to truncate no row" if name == "max_length" else ""
+            yield _out_of_range(recipe, (*key, name), value, expected=f"at most {maximum:,}{instead}")
 
 
 def _check_ranges(recipe: Recipe, values: Sections) -> Iterator[Fault]:

@@ -22,7 +22,7 @@ import yaml
 
 from trl_sft import redaction, user_paths
 from trl_sft.errors import Edit, Fault, Place, RecipeError
-from trl_sft.recipe import recipe_file, secret_values, surrogates, yaml_scalars
+from trl_sft.recipe import foreign_letters, recipe_file, secret_values, surrogates, yaml_scalars
 
 Key = tuple[str | int, ...]  # ("data", "train", 0, "path")
 
@@ -120,7 +120,9 @@ def describe_value(value: object) -> str:
     text = redaction.redact_shapes(text)  # before it is cut: a part of a secret is not recognised
     if len(text) > _MAX_SHOWN:
         text = text[: _MAX_SHOWN - 3] + "..."
-    return text if isinstance(value, bool) else f"{text} ({_TYPE_NAMES.get(type(value), type(value).__name__)})"
+    foreign = foreign_letters.describe(value) if isinstance(value, str) else ""
+    kind = _TYPE_NAMES.get(type(value), type(value).__name__)
+    return text if isinstance(value, bool) else f"{text} ({kind}{foreign})"
 
 
 def format_value(value: Any) -> str:

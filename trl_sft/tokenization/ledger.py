@@ -393,6 +393,7 @@ def _count_padding(lengths: np.ndarray, batch_size: int) -> float:
     if not len(lengths):
         return 0.0
     shuffled = np.random.default_rng(0).permutation(lengths)
+    batch_size = min(batch_size, len(lengths))
     batches = np.pad(shuffled, (0, -len(shuffled) % batch_size)).reshape(-1, batch_size)
     positions = int((batches.max(axis=1) * (batches > 0).sum(axis=1)).sum())
     return _share(positions - int(lengths.sum()), positions)
