@@ -28,6 +28,12 @@ CASES = [
     ("axolotl", AXOLOTL | {"sample_packing": True}, {"train.packing": True}, {"rows sample_packing"}),
     ("axolotl", AXOLOTL | {"sample_packing": True, "attn_implementation": "sdpa"}, {"train.packing": True}, set()),
     ("axolotl", AXOLOTL | {"sample_packing": True, "flash_attention": True}, {"train.packing": True}, set()),
+    (
+        "axolotl",
+        AXOLOTL | {"sample_packing": True, "attn_implementation": "kernels-community/flash-attn3@v1"},
+        {"train.packing": True, "train.dataloader_drop_last": None},
+        set(),
+    ),
     # axolotl ignores it, and so does the recipe
     (
         "axolotl",
@@ -224,11 +230,11 @@ def test_rows_with_a_role_that_tags_do_not_name_are_left_out_as_in_llamafactory(
         assert call_rows_function(here, row) is None
 
 
-def test_file_for_predictions_is_refused_as_one(import_settings, dataset_info):
-    settings = {"model_name_or_path": "m", "eval_dataset": "identity", "do_predict": True}
-    code, _, err = import_settings("llamafactory", settings)
+@pytest.mark.parametrize("setting", [{"do_predict": True}, {"export_dir": "merged"}, {"infer_backend": "vllm"}])
+def test_file_that_does_not_train_is_refused_as_one(setting, import_settings, dataset_info):
+    code, _, err = import_settings("llamafactory", {"model_name_or_path": "m", "template": "qwen"} | setting)
     assert code == 2
-    assert "the settings are for answers to `eval_dataset`, and name no training rows" in err
+    assert "the settings are not for training, and name no training rows" in err
 
 
 def test_template_that_trims_messages_is_told_at_its_line(import_settings, dataset_info):

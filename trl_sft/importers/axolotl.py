@@ -294,7 +294,7 @@ def _convert_long_rows(settings: Settings) -> Iterator[Outcome]:
             yield OmittedSetting("sample_packing", reason, "rows")
         return
     yield table.make_line(settings, "train.packing", "sample_packing")
-    if packs and not _keeps_packed_rows_apart(settings):
+    if packs and axolotl_training.find_attention(settings) not in table.vocabulary["packing_attention"]:
         reason = (
             "Without an attention that can keep them apart, axolotl lets the rows of a pack attend to each other. In "
             "trl_sft they do not."
@@ -313,15 +313,6 @@ def _convert_long_rows(settings: Settings) -> Iterator[Outcome]:
             f"not split them: `data.overlong: {word}` applies to them too. Split them in the file."
         )
         yield OmittedSetting(name, reason, "rows", (texts.index(True), "type"))
-
-
-def _keeps_packed_rows_apart(settings: Settings) -> bool:
-    """Return whether the rows of a pack do not attend to each other in axolotl (`attn_decontaminates_packing`)."""
-    table = _load_table()
-    switches = ("xformers_attention", "sage_attention", "s2_attention", "gemma4_hybrid_attn_impl")
-    if settings.list_enabled((*table.vocabulary["attention"], *switches)):
-        return True
-    return settings.get("attn_implementation") in table.vocabulary["packing_attention"]
 
 
 def _convert_loss(settings: Settings) -> Iterator[Outcome]:

@@ -7,6 +7,7 @@ model, adapter, rows and loss (`axolotl`).
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterator
 
 from trl_sft.importers import recipe_parts, tables
@@ -270,6 +271,15 @@ def _convert_steps(settings: Settings) -> Iterator[Outcome]:
     yield from _convert_incomplete_batch(settings)
 
 
+def find_attention(settings: Settings) -> str:
+    """Return the attention that axolotl uses, without the version of a kernel; empty where none is named."""
+    vocabulary = _load_table().vocabulary
+    for name, attention in {**vocabulary["attention"], **vocabulary["other_attention"]}.items():
+        if settings.get(name):
+            return str(attention)
+    return re.split("[:@]", str(settings.get("attn_implementation") or ""), maxsplit=1)[0].strip()
+
+
 def _convert_incomplete_batch(settings: Settings) -> Iterator[Outcome]:
     """Yield whether the last incomplete batch of an epoch is left out."""
     key = ("train", "dataloader_drop_last")
@@ -277,9 +287,8 @@ def _convert_incomplete_batch(settings: Settings) -> Iterator[Outcome]:
     packs = bool(settings.get("sample_packing"))
     counts_packs = settings.get("multipack_real_batches")
     if not settings.has("multipack_real_batches"):
-        is_named = settings.get("attn_implementation") in ("sdpa", "eager")
-        counts_packs = is_named or bool(settings.list_enabled(("sdp_attention", "eager_attention")))
-    if packs and counts_packs:  # `MultipackBatchSampler` counts packs, and leaves out a batch with too few, always
+        counts_packs = _load_table().vocabulary["packing_attention"].get(find_attention(settings)) != "joins"
+    if packs and counts_packs:  # `MultipackBatchSampler` counts packs then, and leaves out a batch with too few
         sources = (*names, *settings.list_present("multipack_real_batches"))
         yield RecipeLine(key, True, sources, "axolotl leaves out the last batch where it has too few packs.")
     elif names:

@@ -225,11 +225,8 @@ def _convert_data(settings: Settings) -> Iterator[Outcome]:
     names = _list_datasets(settings, "dataset")
     if not names:
         problem, fix = recipe_parts.NO_ROWS, f"Set `dataset` to a name in {FILE}."
-        if settings.get("do_predict"):
-            problem, fix = (
-                "the settings are for answers to `eval_dataset`, and name no training rows",
-                "Import a file that trains.",
-            )
+        if settings.list_enabled(("do_predict", "export_dir", "infer_backend")) and not settings.get("do_train"):
+            problem, fix = "the settings are not for training, and name no training rows", "Import a file that trains."
         raise settings.make_error("dataset", problem, fix, code="import.no_rows")
     functions: list[RowFunction] = []
     outcomes: list[Outcome] = []
