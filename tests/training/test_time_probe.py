@@ -83,7 +83,9 @@ def test_time_of_a_pass_below_zero_is_never_estimated():
         ({"torch_compile": True}, "compiled"),
         ({"optim": "adalomo"}, "adalomo moves the weights"),
         ({"optim": "galore_adamw_layerwise"}, "backward pass"),
-        ({"engine": "ZeRO-2"}, "DeepSpeed"),
+        ({"engine": "ZeRO-2"}, "not made for ZeRO-2"),
+        ({"engine": live.FSDP}, "not made for FSDP"),
+        ({"engine": live.DDP}, ""),
     ],
     ids=str,
 )

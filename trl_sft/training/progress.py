@@ -118,7 +118,7 @@ class Progress(TrainerCallback):
             values = [f"{n} {v:.4g}" if isinstance(v, float) else f"{n} {v}" for n, v in shown.items()]
             for line in console.wrap("  ".join(values), indent=" " * 4):
                 self.show(line)
-            if parts := self._measured.clock.describe_parts():
+            if _LOSS in logs and (parts := self._measured.clock.describe_parts()):
                 self.show(f"    time of the steps so far: {parts}")
 
     def on_evaluate(self, args: SFTConfig, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
