@@ -39,6 +39,7 @@ class Side:
     def __init__(self, folder, has_losses):
         from trl_sft import load_recipe
         from trl_sft.training import source_losses, stages
+        from trl_sft.training.verify import Verification
 
         words = [f"data.train={write_sources(folder)}", "data.eval=null", "evaluate=false", "run.overwrite=null"]
         words += [f"train.output_dir={folder}/out", "train.eval_strategy=null"]
@@ -48,7 +49,8 @@ class Side:
         self.rows = inputs.datasets.train
         assert {"loss", "task_loss"} == set(inputs.datasets.groups.parts["train"].names)
         if has_losses:
-            source_losses.SourceLosses(self.trainer, inputs.datasets.groups, sys.exit)
+            verification = Verification(run, inputs, self.trainer)
+            source_losses.SourceLosses(self.trainer, inputs.datasets.groups, verification=verification, show=sys.exit)
         else:
             self.rows = self.rows.select_columns(["input_ids", "labels"])
         stages.replace_callbacks(self.trainer, [])

@@ -58,7 +58,10 @@ def add_up(entry, prefix=""):
     "overrides",
     [
         ("train.gradient_accumulation_steps=3",),
-        ("train.packing=true", "train.loss_type=dft", "lora={r: 4, target_modules: all-linear}"),
+        (  # of so many steps the time is measured before the first one
+            *("train.packing=true", "train.loss_type=dft", "lora={r: 4, target_modules: all-linear}"),
+            *("train.max_steps=30", "train.logging_steps=10", "train.eval_steps=30"),
+        ),
         (
             *("train.packing=true", "train.packing_strategy=wrapped", "run.allow=[leaking_packing]"),
             *("train.gradient_accumulation_steps=3", "train.logging_steps=1"),
@@ -83,7 +86,7 @@ def test_shares_times_losses_add_up_to_the_logged_loss(overrides, two_sources, g
     if "data.eval=words.jsonl" in overrides:
         return
     evaluations = [entry for entry in read_log("out") if "eval_loss" in entry]
-    assert [entry["step"] for entry in evaluations] == [0, 4]
+    assert len(evaluations) == 2
     for entry in evaluations:
         assert add_up(entry, "eval_") == pytest.approx(entry["eval_loss"], rel=1e-6)
 
@@ -245,7 +248,10 @@ def test_losses_that_do_not_add_up_are_logged_no_more(monkeypatch):
     )
     monkeypatch.setattr(source_losses.patches, "keep_columns", lambda *_: None)
     groups = RowGroups(np.zeros(1, dtype=np.int16), {"loss": ("a", "b")})
-    losses = source_losses.SourceLosses(trainer, Grouping({"train": groups}), shown.append)
+    verification = types.SimpleNamespace(is_paused=False)
+    losses = source_losses.SourceLosses(
+        trainer, Grouping({"train": groups}), verification=verification, show=shown.append
+    )
     window = {"names": {"loss": ["a", "b"]}, "sums": [[0.5, 0.25], [1.5, 0.75], [0.0, 0.0]]}
     trainer.args.device = torch.device("cpu")
     losses.restore_window(window, last_logged=0)

@@ -50,7 +50,7 @@ def run(checked: Run, decision: FolderDecision) -> Result:
             verification = record.verification = Verification(checked, inputs, trainer)
             entries = resume.describe_run(checked, inputs.args, tokens=tokens, day=inputs.chat.template_date)
             stopping = record.stopping = EarlyStopping(checked, final_decision, record.show)
-            losses = SourceLosses(trainer, inputs.datasets.groups, record.show)
+            losses = SourceLosses(trainer, inputs.datasets.groups, verification=verification, show=record.show)
             resume_state = resume.ResumeState(
                 final_decision, trainer, verification=verification, stopping=stopping, losses=losses, entries=entries
             )

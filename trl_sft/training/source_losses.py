@@ -25,6 +25,7 @@ from trl import SFTTrainer
 from trl_sft import console
 from trl_sft.model import patches
 from trl_sft.tokenization.row_groups import GROUP_LENGTHS, GROUPS, Grouping, RowGroups
+from trl_sft.training.verify import Verification
 
 _TRAIN, _EVAL = "train", "eval"
 _SHARE = "token_share"
@@ -61,16 +62,19 @@ class GroupCollator:
 class SourceLosses:
     """Adds up the losses of tokens by group, and logs them beside the loss of all."""
 
-    def __init__(self, trainer: SFTTrainer, grouping: Grouping, show: Callable[[str], None]) -> None:
+    def __init__(
+        self, trainer: SFTTrainer, grouping: Grouping, *, verification: Verification, show: Callable[[str], None]
+    ) -> None:
         """Let batches carry groups, and losses be added up and logged.
 
         Args:
             trainer: the live trainer.
             grouping: the groups that its rows carry.
+            verification: knows which passes are no part of the training; they are not added up.
             show: prints a line while the run goes on.
 
         """
-        self._trainer, self._notes = trainer, grouping.notes
+        self._trainer, self._verification, self._notes = trainer, verification, grouping.notes
         parts = dict(grouping.parts)
         self._obstacle = find_obstacle(trainer) if parts else ""
         self._train_groups = parts.pop(_TRAIN, None)
@@ -145,7 +149,7 @@ class SourceLosses:
     ) -> Any:
         """Compute the loss as upstream does, without the groups, and add up the losses of tokens by group."""
         groups = inputs.pop(GROUPS, None)
-        if groups is None or self._is_off:
+        if groups is None or self._is_off or self._verification.is_paused:
             return compute(model, inputs, *args, **kwargs)
         outputs: list[Any] = []
         # on the outermost module and for this call alone, so that `torch.compile` does not trace it

@@ -47,7 +47,7 @@ class Verification(TrainerCallback):
         self._compared = 0
         self._hooks: list[Any] = []
         self._compute_loss: Callable[..., Any] | None = None  # of the trainer, while it is replaced
-        self._is_paused = False
+        self.is_paused = False
         self._reset()
 
     def _reset(self) -> None:
@@ -69,11 +69,11 @@ class Verification(TrainerCallback):
     @contextlib.contextmanager
     def paused(self) -> Iterator[None]:
         """Count nothing inside the block: its passes are no part of the training."""
-        self._is_paused = True
+        self.is_paused = True
         try:
             yield
         finally:
-            self._is_paused = False
+            self.is_paused = False
 
     def count_consumed(self) -> dict[str, Any]:
         """Return steps, rows, tokens and loss tokens of the whole run so far; the same on every process."""
@@ -204,7 +204,7 @@ class Verification(TrainerCallback):
     def _count(self, model: torch.nn.Module, _: Any, batch: dict[str, Any]) -> None:
         """Count a forward pass of the training loop; evaluation and generation take no gradient."""
         input_ids = batch.get("input_ids")
-        if self._is_paused or not torch.is_grad_enabled() or input_ids is None:
+        if self.is_paused or not torch.is_grad_enabled() or input_ids is None:
             return
         # TRL before 1.10 hands position_ids along without cu_seq_lens
         flattened = "cu_seq_lens_q" in batch or ("position_ids" in batch and batch.get("attention_mask") is None)
@@ -228,7 +228,7 @@ class Verification(TrainerCallback):
 
         def count_and_compute(model: torch.nn.Module, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
             labels = inputs.get("labels", inputs.get("shift_labels"))  # the second with context parallelism
-            if torch.is_grad_enabled() and labels is not None and not self._is_paused:
+            if torch.is_grad_enabled() and labels is not None and not self.is_paused:
                 before = 0 if self._loss_tokens is None else self._loss_tokens
                 self._loss_tokens = before + (labels != -100).sum()
             return compute_loss(model, inputs, *args, **kwargs)
