@@ -85,6 +85,7 @@ def _serve() -> None:
     """Answer orders from standard input until it ends."""
     import ctypes
 
+    gc.disable()  # until all is imported
     os.environ["HF_HOME"] = os.environ.get("HF_HOME") or tempfile.mkdtemp()
     for name in ("peft", "torch", "trl", "trl_sft.training.run", "trl_sft.cli.check.report", "torch._dynamo"):
         __import__(name)
@@ -125,6 +126,7 @@ def _warm_up() -> None:
     os.close(ready)
     gc.collect()
     gc.freeze()  # a fork collects only what it makes itself
+    gc.enable()
 
 
 def _wait(process: int, seconds: float | None) -> int:
