@@ -6,12 +6,15 @@ import io
 import lzma
 import tracemalloc
 import zipfile
+from types import SimpleNamespace
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from trl_sft import console
 from trl_sft.data import turn_shapes
-from trl_sft.data.file_diagnosis import json_text
+from trl_sft.data.file_diagnosis import json_text, parquet_size
 from trl_sft.data.messages import FormatError
 from trl_sft.data.readers import csv_records, json_records, record_store, text_records
 from trl_sft.data.readers.csv_records import CsvOptions
@@ -217,3 +220,41 @@ def test_patterns_do_not_try_the_same_characters_again_and_again():
         turn_shapes.list_turns("[{'role': 'user'}" + blanks + "x")
     (fault,) = json_text.find_faults("a," + " " * 300_000 + "!" * 50 + ",b", "rows.jsonl")
     assert fault.code == "data.invalid_json"
+
+
+def write_repeated(path, rows, text, nested=False):
+    column = pa.DictionaryArray.from_arrays(pa.array([0] * rows, pa.int32()), pa.array([text]))
+    if nested:
+        turns = pa.StructArray.from_arrays([column], ["content"])
+        column = pa.ListArray.from_arrays(pa.array(range(rows + 1), pa.int32()), turns)
+    pq.write_table(pa.table({"text": column}), path, compression="zstd")
+
+
+@pytest.mark.parametrize("nested", [False, True], ids=["text", "turns of chats"])
+def test_a_parquet_file_that_repeats_a_long_text_is_refused_before_it_is_read(tmp_path, nested):
+    path = tmp_path / "rows.parquet"
+    write_repeated(path, 200_000, "a" * 100_000, nested)  # 20 GB of a file of a few kilobytes
+    found = parquet_size.find_large_rows(path, tmp_path)
+    assert pa.default_memory_pool().max_memory() < 100_000_000, "the texts were repeated in memory"
+    assert found.code == "data.too_large"
+    assert "18.6 GiB of repeated text, which is read at once" in found.problem
+    write_repeated(path, 2000, "a" * 1000, nested)
+    assert parquet_size.find_large_rows(path, tmp_path) is None
+
+
+def test_a_parquet_file_larger_than_the_disk_of_the_cache_is_refused_with_the_key_to_set(tmp_path, monkeypatch):
+    monkeypatch.setattr(parquet_size.shutil, "disk_usage", lambda folder: SimpleNamespace(free=1 << 30))
+    path = tmp_path / "rows.parquet"
+    write_repeated(path, 20_000, "a" * 100_000)
+    found = parquet_size.find_large_rows(path, tmp_path / "cache")
+    assert "has 1.0 GiB free" in found.problem
+    assert "set `cache_dir` in the source" in found.fix
+
+
+def test_a_value_of_a_parquet_file_that_is_too_long_for_a_row_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr(parquet_size, "LONGEST_RECORD", 2_000_000)
+    path = tmp_path / "rows.parquet"
+    pq.write_table(pa.table({"text": ["a" * 3_000_000]}), path, compression="zstd")
+    found = parquet_size.find_large_rows(path, tmp_path)
+    assert found.code == "data.long_record"
+    assert "in the column text of row group 1" in found.problem

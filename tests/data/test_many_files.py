@@ -1,14 +1,16 @@
-"""A source of thousands of files: the work of a file does not grow with their number, and the same rows are read."""
+"""Thousands of files, sources and rows: each file is opened a few times, and each row is read and formatted once."""
 
 import collections
 import os
 import sys
 
 import pytest
+from conftest import RECIPE as RUN_RECIPE
 from conftest import jsonl
 from datasets import load_dataset_builder
 
-from trl_sft.data import folder_listing, load
+from trl_sft.data import folder_listing, load, pipeline
+from trl_sft.data.readers import record_store
 from trl_sft.errors import RecipeError
 from trl_sft.recipe import build, data_files, paths, yaml_reader
 
@@ -73,6 +75,40 @@ def test_each_of_two_thousand_files_is_opened_and_asked_for_its_status_a_few_tim
     assert counts["open"] <= 6.1
     assert counts["os.stat"] <= 7.1
     assert operations["os.scandir"] + operations["os.listdir"] <= 20
+
+
+@pytest.mark.parametrize(
+    "command", [["check"], ["preview"], ["prepare"], []], ids=["check", "preview", "prepare", "train"]
+)
+def test_each_command_reads_and_formats_each_row_once(go, here, monkeypatch, command):
+    counts = collections.Counter()
+    read, format_one = record_store.RecordReader.read, pipeline._format_one
+
+    def count_records(reader, file):
+        for block in read(reader, file):
+            counts["read from", file.name] += len(block.records)
+            yield block
+
+    def count_formatted(row, source_format):
+        counts["formatted", row["question"]] += 1
+        return format_one(row, source_format)
+
+    monkeypatch.setattr(record_store.RecordReader, "read", count_records)
+    monkeypatch.setattr(pipeline, "_format_one", count_formatted)
+    for name, number in (("train.jsonl", 30), ("held.jsonl", 10)):  # others for each command: they are cached
+        jsonl(here / name, [{"question": f"{command[:1]} {name} {n}?", "answer": str(n)} for n in range(number)])
+    code, _, err = go(
+        RUN_RECIPE.replace("{train: rows.jsonl}", "{train: train.jsonl, eval: held.jsonl}"), command=command
+    )
+    assert code == 0, err
+    held = {} if command == ["preview"] else {("read from", "held.jsonl"): 10}
+    assert {key: number for key, number in counts.items() if key[0] == "read from"} == {
+        ("read from", "train.jsonl"): 30,
+        **held,
+    }
+    formatted = [number for key, number in counts.items() if key[0] == "formatted"]
+    assert set(formatted) == {1}
+    assert command == ["preview"] or len(formatted) == 40
 
 
 def test_list_of_more_than_a_thousand_sources_is_refused_with_the_pattern_to_write(here, go, matches):

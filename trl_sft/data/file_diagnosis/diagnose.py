@@ -13,9 +13,11 @@ import re
 from pathlib import Path
 from typing import Any
 
+import datasets
+
 from trl_sft.console import format_rows
 from trl_sft.data import column_names
-from trl_sft.data.file_diagnosis import content, encodings, json_text, server_answers, table, text_rows
+from trl_sft.data.file_diagnosis import content, encodings, json_text, parquet_size, server_answers, table, text_rows
 from trl_sft.data.file_diagnosis.encodings import EncodingCandidate
 from trl_sft.data.file_diagnosis.json_text import make_place
 from trl_sft.data.readers.data_file import CompressionError
@@ -48,6 +50,9 @@ def check_head(recipe: Recipe, source: Source, file: Path) -> list[Fault]:
         foreign = content.find_foreign_content(file, builder, head, is_text=source.format == "text")
     except CompressionError as error:
         head, foreign = b"", content.describe_missing_decompressor(error)
+    if builder == "parquet" and not foreign:
+        cache = Path(source.load_kwargs.get("cache_dir") or datasets.config.HF_DATASETS_CACHE)
+        foreign = parquet_size.find_large_rows(file, cache)
     if foreign:
         return [Fault(make_place(file.name), f"{file.name} {foreign.problem}", foreign.fix, code=foreign.code)]
     if builder not in _TEXT_BUILDERS or content.is_zip(head):
