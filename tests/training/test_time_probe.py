@@ -14,6 +14,7 @@ from trl_sft.training import live, time_probe
 
 FULL = RECIPE.replace("rows.jsonl}", "rows.jsonl, eval_fraction: 0.2}")
 WEIGHTS = ("model.safetensors", "adapter_model.safetensors")
+STREAM = IterableDataset.from_generator(lambda: iter(()))
 LENGTHS = (1, 9, 2, 8, 3, 7, 4, 6)
 
 
@@ -78,7 +79,8 @@ def test_time_of_a_pass_below_zero_is_never_estimated():
         ({}, ""),
         ({"max_steps": 12}, "the run has only 12 steps"),
         ({"global_step": 99}, "the run has only 1 step"),
-        ({"train_dataset": IterableDataset.from_generator(lambda: iter(()))}, "stream"),
+        ({"train_dataset": STREAM, "packing": True}, "the packs of a stream"),
+        ({"train_dataset": STREAM}, ""),
         ({"device": "mps"}, "random state of mps"),
         ({"torch_compile": True}, "compiled"),
         ({"optim": "adalomo"}, "adalomo moves the weights"),
@@ -90,14 +92,23 @@ def test_time_of_a_pass_below_zero_is_never_estimated():
     ids=str,
 )
 def test_probe_is_left_out_with_its_reason(changes, reason, monkeypatch):
-    values = {"max_steps": 100, "global_step": 0, "device": "cpu", "torch_compile": False, "optim": "adamw_torch"}
+    values = {
+        "packing": False,
+        "max_steps": 100,
+        "global_step": 0,
+        "device": "cpu",
+        "torch_compile": False,
+        "optim": "adamw_torch",
+    }
     values |= {"train_dataset": Dataset.from_dict({"input_ids": [[1]]}), "engine": live.ONE_PROCESS} | changes
     monkeypatch.setattr(live, "live_engine", lambda _: values["engine"])
     device = types.SimpleNamespace(type=values["device"])
     trainer = types.SimpleNamespace(
         train_dataset=values["train_dataset"],
         state=types.SimpleNamespace(max_steps=values["max_steps"], global_step=values["global_step"]),
-        args=types.SimpleNamespace(device=device, torch_compile=values["torch_compile"], optim=values["optim"]),
+        args=types.SimpleNamespace(
+            device=device, torch_compile=values["torch_compile"], optim=values["optim"], packing=values["packing"]
+        ),
     )
     obstacle = time_probe.find_obstacle(trainer)
     assert reason in obstacle
@@ -154,6 +165,7 @@ def test_run_is_bit_equal_with_and_without_the_probe_and_compares_it_with_the_tr
         ("train.gradient_accumulation_steps=3", "train.train_sampling_strategy=group_by_length"),
         ("train.neftune_noise_alpha=5", "train.eval_on_start=true"),
         ("train.gradient_checkpointing=true", "train.optim=adafactor"),
+        ("data.train={path: rows.jsonl, streaming: true}", "data.eval_fraction=null"),
         ("model.dtype=bfloat16", "train.dataloader_num_workers=1"),
     ],
     ids=lambda words: " ".join(words).replace("train.", ""),

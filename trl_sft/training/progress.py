@@ -64,7 +64,9 @@ class Progress(TrainerCallback):
         estimate = self._measured.estimate_time(price_per_hour=self._price)
         if isinstance(estimate, TimeEstimate):
             took = console.format_duration(estimate.probe_seconds)
-            return [("time", f"{estimate.write()}; measured on {estimate.passes} sampled batches in {took}")]
+            rows = "" if estimate.covers_all_rows else " of the stream's first rows"
+            batches = f"{estimate.passes} sampled batches{rows}"
+            return [("time", f"{estimate.write()}; measured on {batches} in {took}")]
         is_long = state.max_steps - state.global_step > _TIMED_STEPS
         when = f"estimated after step {state.global_step + _TIMED_STEPS}" if is_long else "not estimated"
         return [("time", f"{when}: {estimate}")]

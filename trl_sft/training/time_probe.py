@@ -51,6 +51,7 @@ class TimeEstimate:
         seconds: of the steps, and of the evaluations between them.
         low, high: of its interval.
         passes: forward and backward passes that were measured.
+        covers_all_rows: whether batches were drawn from all rows; of a stream only its first rows are known.
         probe_seconds: that the probe took.
         price_per_hour: None = no price is known.
 
@@ -60,6 +61,7 @@ class TimeEstimate:
     low: float
     high: float
     passes: int
+    covers_all_rows: bool
     probe_seconds: float
     price_per_hour: float | None = None
 
@@ -101,7 +103,9 @@ def estimate_time(
     steps, accumulated = state.max_steps - state.global_step, args.gradient_accumulation_steps
     passes = min(max(_MIN_PASSES, int(_SHARE * steps * accumulated)), _MAX_PASSES)
     began = time.monotonic()
-    table = Dataset(trainer.train_dataset.data)  # its order is not that of training, which draws rows anyway
+    # of a stream its first rows; the order of the table is not that of training, which draws rows anyway
+    is_known = isinstance(trainer.train_dataset, Dataset)
+    table = Dataset((trainer.train_dataset if is_known else verification.read_first_rows()).data)
     size = verification.measured["before_training"]["rows_per_micro_batch"] or args.per_device_train_batch_size
     drawn = draw_batches(table, args, size=size, processes=live.count_processes())
     with verification.paused(), _restored(trainer):
@@ -114,8 +118,15 @@ def estimate_time(
     evaluations = count_evaluations(args, state) + bool(args.eval_on_start)
     total = of_steps + evaluations * evaluation
     factor = 1 + math.sqrt(_MARGIN**2 + spread**2)
-    probe_seconds = time.monotonic() - began
-    return TimeEstimate(total, total / factor, total * factor, len(seconds), probe_seconds, price_per_hour)
+    return TimeEstimate(
+        total,
+        total / factor,
+        total * factor,
+        passes=len(seconds),
+        covers_all_rows=is_known,
+        probe_seconds=time.monotonic() - began,
+        price_per_hour=price_per_hour,
+    )
 
 
 def find_obstacle(trainer: SFTTrainer) -> str:
@@ -123,8 +134,8 @@ def find_obstacle(trainer: SFTTrainer) -> str:
     args, state = trainer.args, trainer.state
     steps = state.max_steps - state.global_step
     optimizer = str(getattr(args.optim, "value", args.optim))
-    if not isinstance(trainer.train_dataset, Dataset):
-        return "the lengths of a stream's rows are not known"
+    if not isinstance(trainer.train_dataset, Dataset) and args.packing:
+        return "the packs of a stream are built during training"
     if steps < _MIN_STEPS:
         return f"the run has only {steps} step{'s' * (steps != 1)}"
     if args.device.type not in ("cpu", "cuda"):
@@ -218,9 +229,8 @@ def fit_pass_time(positions: np.ndarray, seconds: np.ndarray, drawn: np.ndarray)
 
 def _time_pass(trainer: SFTTrainer, table: Dataset, rows: np.ndarray) -> float:
     """Return the seconds of a forward and a backward pass; with those of its batch, where no worker makes it."""
-    loader: Any = trainer.callback_handler.train_dataloader
     began = time.perf_counter()
-    batch = loader.collate_fn(_read_rows(table, rows))
+    batch = trainer.data_collator(_read_rows(table, rows))
     if trainer.args.dataloader_num_workers:
         began = time.perf_counter()
     # of the class: on the object it is replaced by a function that ends the run at a loss that is not finite
@@ -268,15 +278,16 @@ def _time_evaluation(trainer: SFTTrainer) -> float:
         if not isinstance(rows, Dataset):
             continue
         table, size = Dataset(rows.data), args.per_device_eval_batch_size
-        lengths = fit.count_values(table, "input_ids")
-        middle = np.argsort(lengths, kind="stable")[max(0, len(lengths) // 2 - size // 2) :][:size]
-        batch = trainer.data_collator(_read_rows(table, middle))
+        drawn = draw_batches(table, args, size=size, processes=1)
+        middle = int(np.argsort(drawn.positions, kind="stable")[len(drawn.positions) // 2])
+        batch = trainer.data_collator(_read_rows(table, drawn.rows[middle]))
         trainer.model.eval()
         began = time.perf_counter()
         trainer.prediction_step(trainer.model_wrapped, batch, prediction_loss_only=True)
         _wait_for_device(args.device)
-        batches = math.ceil(len(lengths) / (size * live.count_processes()))
-        seconds += (time.perf_counter() - began) * min(batches, len(lengths) / len(middle))
+        per_position = (time.perf_counter() - began) / drawn.positions[middle]
+        batches = math.ceil(len(table) / (size * live.count_processes()))
+        seconds += float(per_position * drawn.positions.mean() * batches)
     return seconds
 
 

@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import torch
+from datasets import Dataset
 from transformers import TrainerCallback, TrainerControl, TrainerState
 from trl import SFTConfig, SFTTrainer
 
@@ -74,6 +75,10 @@ class Verification(TrainerCallback):
             yield
         finally:
             self.is_paused = False
+
+    def read_first_rows(self) -> Dataset:
+        """Return the tokens of the training rows; of a stream, those of its first rows."""
+        return self._prepared.datasets.encoded["train"][1].rows
 
     def count_consumed(self) -> dict[str, Any]:
         """Return steps, rows, tokens and loss tokens of the whole run so far; the same on every process."""
