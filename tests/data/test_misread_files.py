@@ -211,6 +211,7 @@ TEXTS = {
     "single.txt": b"name\tvalue\n",
     "part.md": b"<div align=center>\n# Title\n</div>\n",
     "words.jsonl": b'"a text"\n"{not an object}"\n',
+    "messages.jsonl": b'{"message": "Hello.", "text": "a"}\n{"message": "Bye.", "text": "b"}\n',
     "miles.txt": b"500 Miles\n",
     "error.jsonl": ROW.encode() + b'{"question": "Say error.", "answer": "error"}\n',
 }
@@ -235,6 +236,8 @@ ANSWERS = {
     "fields.json": (b'{"detail": [{"loc": ["query"], "msg": "field required"}]}', "field required"),
     "github.json": (b'{"message": "Not Found", "documentation_url": "https://x", "status": "404"}', "Not Found"),
     "code.json": ('{"code": 500, "msg": "服务器错误", "data": null}'.encode(), "服务器错误"),
+    "aws.json": (b'{"message": "Permission denied", "code": 403}', "Permission denied"),
+    "weak.json": (b'{"message": "Unauthorized"}', "Unauthorized"),
     "lines.jsonl": (b'{"error": "rate limit"}\n{"error": "rate limit"}\n', "rate limit"),
     "part.csv": (b"<!-- page --><div>Sign in</div>", "a web page"),
     "denied.json": (b"<Error><Code>AccessDenied</Code><Message>Access Denied</Message></Error>", "Access Denied"),
@@ -265,6 +268,7 @@ def test_object_of_a_server_is_read_where_the_source_names_its_columns(tmp_path)
         {"input_ids": [1, 2], "attention_mask": [1, 1], "labels": [-100, 2]},
         {"input_ids": [[1, 2], [3]]},
         {"tokens": [5, 6], "loss_mask": [0, 1], "id": 7},
+        {"input_ids": "[1, 2]", "labels": "[-100, 2]"},
     ],
 )
 @pytest.mark.parametrize("keys", ["", ", format: text"])
@@ -274,7 +278,7 @@ def test_rows_of_token_ids_are_named_with_what_to_do(go, here, row, keys, matche
     assert code == 2
     assert f"rows.jsonl holds token ids ({next(iter(row))}" in err
     assert "`format: FILE.py:FUNCTION`" in err
-    if "labels" in row and not keys:
+    if "attention_mask" in row and not keys:
         matches("token_ids", err)
 
 

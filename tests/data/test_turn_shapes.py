@@ -28,6 +28,7 @@ READ = {
     "JSON text of a list of JSON texts": json.dumps([json.dumps(turn) for turn in TURNS]),
     "JSON text of an entry": [json.dumps({"human": TURNS[0]["content"], "assistant": TURNS[1]["content"]})],
     "a list of one chat": [TURNS],
+    "JSON text of a turn in each line": "\n".join(json.dumps(turn | {"name": None}) for turn in TURNS),
     "Python text": repr(TURNS),
     "Python text of an array, as pandas writes it": "[" + "\n ".join(map(repr, TURNS)) + "]",
     "human and gpt": [{"from": "human", "value": TURNS[0]["content"]}, {"from": "gpt", "value": TURNS[1]["content"]}],

@@ -164,6 +164,11 @@ def test_fix_keeps_the_renames_that_the_source_has(here):
     ("row", "name", "fix"),
     [
         ({"prompt": "a", "completion": "b", "label": False}, "column label", "Leave out rows with"),
+        (
+            {"text": "A long story.", "summary": "A story."},
+            "column summary",
+            "If summary is what to train, set `rename: {text: question, summary: answer}`.",
+        ),
         ({"text": "Hello.", "role": "prompter", "parent_id": None}, "column role", "Join the turns of a chat into one"),
         (
             {"messages": [TURNS[0], {"role": "assistant", "content": "t", "channel": "analysis"}, TURNS[1]]},
@@ -176,6 +181,11 @@ def test_rows_of_other_objectives_and_parts_of_answers_are_named(here, row, name
     (fault,) = refuse(here, [row] * 2)
     assert f"the {name} is not read" in fault.problem
     assert fix in fault.fix
+
+
+def test_answer_that_the_text_of_the_row_holds_is_not_missed(here):
+    jsonl(here / "r.jsonl", [{"text": "Q: Colour? A: green", "answer": "green", "output": ""}] * 2)
+    assert prepare(here, "{train: r.jsonl}").rows.notes[0].endswith("not used: answer, output")
 
 
 @pytest.mark.parametrize("system", [[{"type": "text", "text": "Be kind."}], {"parts": [{"text": "Be kind."}]}])

@@ -568,7 +568,7 @@ def test_model_card_of_a_continued_adapter_names_peft_and_lora(go, here):
         (("train.seed=-1",), "at least 0"),
         (("lora={r: 0}",), "at least 1"),
         (("model.name_or_path=~nobody/x",), "no such file or folder"),
-        (("data.train=" + "x" * 300 + ".jsonl",), "no such file or folder"),
+        (("data.train=" + "x" * 300 + ".jsonl",), "a name in the path has 306 bytes"),
         (("train.²=1",), "has no key"),
         (("train.max_steps=",), "the value is empty"),
         (("train.weight_decay=.nan",), "a finite number"),

@@ -112,6 +112,7 @@ _TOKEN_NAMES = {
     *("token_ids", "ids", "mask", "loss_mask", "completion_mask", "assistant_masks", "assistant_mask", "seq_lengths"),
     *("prompt_ids", "completion_ids", "prompt_input_ids", "response_ids", "target_ids", "label_ids", "input_tokens"),
 }
+_NUMBERS = re.compile(r"[\[\]\d\s,-]*\d[\[\]\d\s,-]*")
 
 
 class FormatSuggestion(NamedTuple):
@@ -175,8 +176,14 @@ def list_token_columns(columns: Iterable[str], row: Mapping[str, Any]) -> list[s
 
     """
     named = [column for column in columns if normalise(column) in _TOKEN_NAMES]
-    are_ids = [isinstance(row.get(column), list) and _are_numbers(row[column]) for column in named]
-    return named if any(are_ids) else []
+    return named if any(_are_ids(column, row.get(column)) for column in named) else []
+
+
+def _are_ids(column: str, value: Any) -> bool:
+    """Tell whether a value is a list of token ids, or in a table its text."""
+    if isinstance(value, str):
+        return normalise(column).endswith(("input_ids", "token_ids")) and _NUMBERS.fullmatch(value) is not None
+    return isinstance(value, list) and _are_numbers(value)
 
 
 def _are_numbers(values: Sequence[Any]) -> bool:

@@ -16,9 +16,27 @@ from trl_sft.data.column_names import normalise
 from trl_sft.data.turn_shapes import find_role
 
 # Meanings. LOSS: whether, or how much, a row or a turn is trained. The others: what the model gets beside the question.
-LOSS, SYSTEM, CONTEXT, HISTORY, TOOLS, REASONING, MEDIA, TEMPLATE, SPEAKER = (
+LOSS, SYSTEM, CONTEXT, HISTORY, TOOLS, REASONING, MEDIA, TEMPLATE, SPEAKER, ANSWER = (
     *("the loss", "a system prompt", "a context", "a history", "tools", "reasoning", "images, audio or video"),
-    *("variables of the chat template", "who speaks"),
+    *("variables of the chat template", "who speaks", "an answer"),
+)
+# Columns that are an answer beside a text; beside a question and an answer of other names they describe these
+ANSWER_NAMES = frozenset(
+    (
+        *(
+            "answer",
+            "answers",
+            "response",
+            "responses",
+            "completion",
+            "output",
+            "outputs",
+            "target",
+            "targets",
+            "reply",
+        ),
+        *("solution", "summary", "highlights", "答案", "回答", "回复", "输出", "摘要", "总结"),
+    )
 )
 # Meaning -> the words that name it, in lower case and in the singular. A name has the meaning if one of its words does.
 MEANINGS: dict[str, tuple[str, ...]] = {

@@ -125,10 +125,11 @@ def _parse_text(text: str) -> Any:
     if not stripped.startswith(("[", "{", '"')):
         problem = f"is the text {stripped[:40]!r}, not a list of turns" if stripped else "is empty"
         raise ShapeError(problem, f"{_FIX}.")
-    try:
-        return json.loads(stripped)
-    except ValueError:
-        pass
+    for candidate in (stripped, f"[{_ROWS_OF_NUMPY.sub('}, {', stripped)}]"):  # a list, or an object in each line
+        try:
+            return json.loads(candidate)
+        except ValueError:
+            pass
     try:
         return ast.literal_eval(_ROWS_OF_NUMPY.sub("}, {", stripped))
     except (ValueError, SyntaxError, MemoryError, RecursionError):

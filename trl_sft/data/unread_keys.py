@@ -57,7 +57,15 @@ def list_unread(row: Mapping[str, Any], columns_read: Collection[str]) -> tuple[
             last_part = _last_part(name, keys)
             if any(key_meanings.carries_meaning(last_part, value, row_text=row_text) for value in values):
                 meaningful.add(name)
+    if set(read) == {"text"}:  # nothing else of the row is trained
+        meaningful |= {column for column in columns if _is_untold_answer(column, row[column], text=str(row["text"]))}
     return set(keys), meaningful
+
+
+def _is_untold_answer(column: str, value: Any, *, text: str) -> bool:
+    """Tell whether a column is an answer that the text of the row does not hold."""
+    is_answer = column_names.normalise(column) in key_meanings.ANSWER_NAMES and isinstance(value, str)
+    return is_answer and bool(value.strip()) and value.strip() not in text
 
 
 def is_accepted(run: Run) -> bool:
@@ -87,7 +95,8 @@ def _explain_key(
     """Return the fault of one column or key. The arguments are those of `explain`."""
     format_name = source_format.format
     is_turn_key = unread.name not in columns and "." in unread.name
-    meaning = key_meanings.find_meaning(unread.name.rpartition(".")[2] if is_turn_key else unread.name)
+    name = unread.name.rpartition(".")[2] if is_turn_key else unread.name
+    meaning = key_meanings.find_meaning(name) or key_meanings.ANSWER
     kind = "key" if is_turn_key else "column"
     reader = f"format {format_name}" if format_name else "the wording"
     problem = (
@@ -139,6 +148,9 @@ def _advise(
         return fix, ()
     if meaning == key_meanings.MEDIA:
         return "Train with TRL itself: this version trains on text alone.", ()
+    if meaning == key_meanings.ANSWER:
+        rename = diagnose.write_value({"text": "question", column: "answer"})
+        return f"If {column} is what to train, set `rename: {rename}`.", ()
     if meaning == key_meanings.SPEAKER:
         return "Join the turns of a chat into one row, whose column `messages` is a list of {role, content}.", ()
     if meaning == key_meanings.TEMPLATE:

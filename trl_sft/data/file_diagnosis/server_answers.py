@@ -35,9 +35,11 @@ _ERROR_LINE = re.compile(
     re.IGNORECASE,
 )
 # Keys of the one object in which a web interface says what failed (FastAPI, GitHub, OpenAI, the hub, others)
-_ERROR_KEYS = {"error", "errors", "detail", "details", "fault", "exception", "err", "errmsg", "error_message"}
-_ERROR_KEYS |= {"error_msg", "error_description", "error_code", "errcode", "message", "msg"}
-_OTHER_KEYS = {"status", "status_code", "statuscode", "code", "type", "title", "success", "ok", "path", "timestamp"}
+_ERROR_KEYS = {"error", "errors", "detail", "fault", "exception", "err", "errmsg", "error_message"}
+_ERROR_KEYS |= {"error_msg", "error_description", "error_code", "errcode"}
+_MESSAGE_KEYS = {"message", "msg", "details"}  # in other data too: they count beside a key that says how a request went
+_STATUS_KEYS = {"status", "status_code", "statuscode", "code", "success", "ok", "documentation_url", "type"}
+_OTHER_KEYS = {"title", "path", "timestamp"}
 _OTHER_KEYS |= {"request_id", "requestid", "trace_id", "traceid", "documentation_url", "reason", "instance", "data"}
 _OTHER_KEYS |= {"param", "result", "cause_exception", "cause_message", "retry_after", "url", "method", "name"}
 
@@ -116,13 +118,16 @@ def _read_objects(text: str) -> list[dict[str, Any]]:
 def _is_error(value: Mapping[str, Any]) -> bool:
     """Tell whether an object has only keys that say what failed, and no turns of a chat."""
     names = {normalise(key) for key, item in value.items() if item is not None}
-    has_turns = any(isinstance(value.get(key), list) for key in ("message", "data", "result"))
-    return bool(names & _ERROR_KEYS) and names <= _ERROR_KEYS | _OTHER_KEYS and not has_turns
+    if any(isinstance(value.get(key), list) for key in ("message", "data", "result")):
+        return False
+    text = next((item for key, item in value.items() if normalise(key) in _MESSAGE_KEYS), None)
+    says_so = isinstance(text, str) and (bool(names & _STATUS_KEYS) or _ERROR_LINE.match(text) is not None)
+    return (bool(names & _ERROR_KEYS) or says_so) and names <= _ERROR_KEYS | _MESSAGE_KEYS | _STATUS_KEYS | _OTHER_KEYS
 
 
 def _find_message(value: Mapping[str, Any]) -> str:
     """Return the text that says what failed."""
-    named = [item for key, item in value.items() if normalise(key) in _ERROR_KEYS and item]
+    named = [item for key, item in value.items() if normalise(key) in _ERROR_KEYS | _MESSAGE_KEYS and item]
     text = next((item for item in named if isinstance(item, str)), None)
     if text is not None:
         return text
