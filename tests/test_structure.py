@@ -208,7 +208,7 @@ def test_own_keys_equal_the_frozen_list():
         },
         "data.*": {"path", "format", "wording", "rename", "task", "weight", "max_rows"},
         "train": set(),
-        "evaluate": {"metrics", "max_rows", "generation"},
+        "evaluate": {"metrics", "max_rows", "generation", "prompts"},
         "launch": {"engine", "config"},
         "run": {
             *("resume", "overwrite", "allow", "max_hours", "logits_gib", "global_batch_size", "price_per_hour"),

@@ -42,7 +42,6 @@ RECIPES = {
     "owned_by_a_section": (
         MODEL + DATA + "train: {model_init_kwargs: {}, resume_from_checkpoint: x, deepspeed: ds.json}\n",
     ),
-    "not_built_yet": (MODEL + "data: {train: rows.jsonl}\nevaluate: {prompts: [a]}\n",),
     "launch_that_no_machine_can": (
         MODEL
         + DATA

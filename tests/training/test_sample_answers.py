@@ -57,8 +57,10 @@ def test_resumed_run_has_the_answers_of_a_run_that_was_never_stopped(go, monkeyp
         assert go(FULL, *EVALUATED, *SAVED)[0] != 0
     assert [list(steps) for steps in read_answers()] == [["2", "4"]] * 3
     removed = []
-    real_write = before_after._write
-    monkeypatch.setattr(before_after, "_write", lambda path, rows: (removed.append(rows), real_write(path, rows))[1])
+    real_write = before_after.write_samples
+    monkeypatch.setattr(
+        before_after, "write_samples", lambda path, rows: (removed.append(rows), real_write(path, rows))[1]
+    )
     code, _, err = go(FULL, *EVALUATED, *SAVED)
     assert code == 0, err
     assert [list(sample["steps"]) for sample in removed[0] if "steps" in sample] == [["2"]] * 3

@@ -286,7 +286,7 @@ def format_batch(
         try:
             if isinstance(row, messages.FormatError):
                 raise row
-            formatted.append(_format_one(row, source_format))
+            formatted.append(format_one(row, source_format))
         except messages.FormatError as error:
             bad_row = bad_rows.describe_problem(error.problem, error.fix, code=error.code)
             formatted.append(_make_empty_row(source_format, bad_row))
@@ -409,8 +409,17 @@ def _row_type(source_format: SourceFormat) -> str:
     return TEXT if is_text or source_format.format == "text" else PAIRS
 
 
-def _format_one(row: dict[str, Any], source_format: SourceFormat) -> dict[str, Any]:
-    """Return one row in TRL's dataset type, with its task and the columns for the report. Raises FormatError."""
+def format_one(row: dict[str, Any], source_format: SourceFormat) -> dict[str, Any]:
+    """Return one row in TRL's dataset type, with its task and the columns for the report.
+
+    Args:
+        row: the columns of the row.
+        source_format: how the row is formatted.
+
+    Raises:
+        FormatError: the row cannot be formatted.
+
+    """
     if source_format.function:
         columns = user_function.call_function(source_format.function, row)
         if columns is None:

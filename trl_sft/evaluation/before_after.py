@@ -112,11 +112,11 @@ def ask_base(run: Run, trainer: SFTTrainer, prompts: PromptSet) -> str:
     if not prompts.prompts:
         return ""
     if _has_answers(path, prompts.prompts):
-        _remove_later_steps(path, trainer.state.global_step)
+        remove_later_steps(path, trainer.state.global_step)
         return ""
     resumed = trainer.state.global_step > 0
     if resumed and not hasattr(trainer.model, "disable_adapter"):
-        _write(path, [_sample(prompt) for prompt in prompts.prompts])
+        _write_held_out(path, [_sample(prompt) for prompt in prompts.prompts])
         return "samples.jsonl has lost the base model's answers, so the last screen shows no comparison"
     if resumed:
         with trainer.model.disable_adapter():
@@ -124,7 +124,7 @@ def ask_base(run: Run, trainer: SFTTrainer, prompts: PromptSet) -> str:
     else:
         answers = _ask(run, trainer, prompts, label=BEFORE)
     pairs = zip(prompts.prompts, answers, strict=True)
-    _write(path, [_sample(prompt) | _describe_answer(answer, BEFORE) for prompt, answer in pairs])
+    _write_held_out(path, [_sample(prompt) | _describe_answer(answer, BEFORE) for prompt, answer in pairs])
     return ""
 
 
@@ -140,7 +140,7 @@ def compare(run: Run, trainer: SFTTrainer, prompts: PromptSet, *, metrics: Mappi
     if _LOSS not in metrics or run.evaluate is None:
         return None
     path = run.output_dir / run_folder.SAMPLES
-    earlier = {sample["row"]: sample for sample in _read(path)} if prompts.prompts else {}
+    earlier = {sample["row"]: sample for sample in read_samples(path)} if prompts.prompts else {}
     samples = []
     for prompt, answer in zip(prompts.prompts, _ask(run, trainer, prompts, label=AFTER), strict=True):
         before = earlier.get(prompt.row, {})
@@ -156,7 +156,7 @@ def compare(run: Run, trainer: SFTTrainer, prompts: PromptSet, *, metrics: Mappi
         "tasks": _scores_by_task(run, samples),
     }
     if samples:
-        _write(path, samples)
+        _write_held_out(path, samples)
     run_folder.write_text(run.output_dir / run_folder.EVAL, json.dumps(summary, indent=2, ensure_ascii=False) + "\n")
     return Comparison(samples, summary)
 
@@ -170,12 +170,12 @@ def add_answers(path: Path, step: int, answers: Mapping[int, str]) -> None:
         answers: row of the prompt -> its answer.
 
     """
-    samples = _read(path)
+    samples = read_samples(path)
     for sample in samples:
         if sample["row"] in answers:
             sample[STEPS] = sample.get(STEPS, {}) | {str(step): answers[sample["row"]]}
     if samples:
-        _write(path, samples)
+        write_samples(path, samples)
 
 
 def read_metrics(log_history: Sequence[Mapping[str, Any]], step: int, loss_tokens: Mapping[str, int]) -> dict[str, Any]:
@@ -324,18 +324,34 @@ def _sample(prompt: Prompt) -> dict[str, Any]:
 
 def _has_answers(path: Path, prompts: Sequence[Prompt]) -> bool:
     """Tell whether the file holds the base model's answers to these prompts."""
-    stored = [(s["row"], s["prompt"], s["reference"]) for s in _read(path) if s.get(BEFORE) is not None]
+    stored = [
+        (s["row"], s["prompt"], s["reference"])
+        for s in read_samples(path)
+        if s.get(BEFORE) is not None and not is_own(s)
+    ]
     return stored == [(prompt.row, prompt.content, prompt.reference) for prompt in prompts]
 
 
-def _read(path: Path) -> list[dict[str, Any]]:
+def is_own(sample: Mapping[str, Any]) -> bool:
+    """Tell whether an entry of samples.jsonl is of `evaluate.prompts`, and not of a held-out row."""
+    return sample.get("number") is not None
+
+
+def _write_held_out(path: Path, samples: Sequence[dict[str, Any]]) -> None:
+    """Write the entries of held-out prompts; those of `evaluate.prompts` stay."""
+    write_samples(path, [*samples, *(sample for sample in read_samples(path) if is_own(sample))])
+
+
+def read_samples(path: Path) -> list[dict[str, Any]]:
+    """Return the entries of samples.jsonl; [] = there is no such file, or it is damaged."""
     try:
         return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
     except (OSError, ValueError):
         return []
 
 
-def _write(path: Path, samples: Sequence[dict[str, Any]]) -> None:
+def write_samples(path: Path, samples: Sequence[dict[str, Any]]) -> None:
+    """Write samples.jsonl."""
     run_folder.write_text(path, "".join(json.dumps(sample, ensure_ascii=False) + "\n" for sample in samples))
 
 
@@ -344,11 +360,13 @@ def read_last_message(prompt: Any) -> str:
     return prompt if isinstance(prompt, str) else str(prompt[-1]["content"])
 
 
-def _remove_later_steps(path: Path, step: int) -> None:
+def remove_later_steps(path: Path, step: int) -> None:
     """Remove the answers of steps after `step` from samples.jsonl: the run resumes there."""
-    samples = _read(path)
+    samples = read_samples(path)
     if not any(STEPS in sample for sample in samples):
         return
     for sample in samples:
         sample[STEPS] = {name: text for name, text in sample.pop(STEPS, {}).items() if int(name) <= step}
-    _write(path, [sample if sample[STEPS] else {k: v for k, v in sample.items() if k != STEPS} for sample in samples])
+    write_samples(
+        path, [sample if sample[STEPS] else {k: v for k, v in sample.items() if k != STEPS} for sample in samples]
+    )

@@ -103,11 +103,11 @@ def build_generation_config(
 
     Args:
         trainer: holds the model and its tokenizer.
-        references: the expected answers; the longest limits the length of an answer.
+        references: the expected answers; the longest limits the length of an answer; empty = 256 tokens do.
         generation: `evaluate.generation` of the recipe; its keys win.
     """
     own, tokenizer = trainer.model.generation_config, trainer.processing_class
-    longest = max(len(tokenizer(reference)["input_ids"]) for reference in references)
+    longest = max((len(tokenizer(reference)["input_ids"]) for reference in references), default=_MAX_NEW_TOKENS)
     defaults = {
         "do_sample": False,
         "max_new_tokens": min(longest + _MARGIN, _MAX_NEW_TOKENS),

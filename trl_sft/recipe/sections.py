@@ -73,7 +73,12 @@ OWN_KEYS: dict[str, dict[str, str]] = {
         "max_rows": "int",
     },
     "train": {},
-    "evaluate": {"metrics": "list[Literal['exact_match']]", "max_rows": "int", "generation": "dict[str, Any]"},
+    "evaluate": {
+        "metrics": "list[Literal['exact_match']]",
+        "max_rows": "int",
+        "generation": "dict[str, Any]",
+        "prompts": "str | list[Any]",
+    },
     "launch": {
         "engine": "Literal['auto', 'ddp', 'fsdp', 'zero1', 'zero2', 'zero3', 'ray']",
         "config": "str | dict[str, Any]",  # in the form of the engine's own configuration
@@ -98,9 +103,7 @@ OWN_NESTED_KEYS: dict[tuple[str, str], dict[str, tuple[str, str]]] = {
 NUMBER_MEANINGS = {"early_stopping": "patience"}
 
 # Keys that a later version will support: this one refuses them by name and never ignores them.
-NOT_YET = {
-    "evaluate": ("prompts",),
-}
+NOT_YET: dict[str, tuple[str, ...]] = {}
 
 # `from_pretrained(**kwargs)` declares no names. These are the documented ones that YAML can write.
 # https://huggingface.co/docs/transformers/main_classes/model#transformers.PreTrainedModel.from_pretrained
@@ -188,6 +191,8 @@ OWN_HELP: dict[str, dict[str, str]] = {
         "metrics": "How generated answers are scored. Unset: exact_match.",
         "max_rows": "How many prompts of the evaluation set are answered before and after training. Unset: 100.",
         "generation": "How answers are generated. Unset: greedily.",
+        "prompts": "Prompts of your own, answered before training, at each evaluation (or checkpoint) and after "
+        "training: a list, a .txt file with one on each line, or a .jsonl file with `prompt` or `messages`.",
     },
     "launch": {
         "engine": "How several processes share the training. Unset: auto.",

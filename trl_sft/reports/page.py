@@ -102,7 +102,7 @@ def _describe_run(run: RunFiles, name: str) -> dict[str, Any]:
         "rows": [Markup(row_markup.format_row(row)) for row in _read_rows(run.rows)],
         "metrics": _list_metrics(run.evaluation),
         "prompts": run.evaluation.get("prompts"),
-        "samples": [_shorten_sample(sample) for sample in run.samples[:_MAX_SAMPLES]],
+        "samples": [_shorten_sample(sample) for sample in _list_samples(run.samples)],
         "num_samples": len(run.samples),
         "answers_by_step": _list_answers_by_step(run.samples),
         "recipe": run.recipe,
@@ -260,6 +260,11 @@ def _list_losses(evaluation: Mapping[str, Any]) -> list[tuple[str, ...]]:
         (str(name), "loss", _format_number(before.get(name)), _format_number(after.get(name)))
         for name in dict.fromkeys([*before, *after])
     ]
+
+
+def _list_samples(samples: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    """Return the samples that a page shows: those of `evaluate.prompts` first, then held-out ones."""
+    return sorted(samples, key=lambda sample: sample.get("number") is None)[:_MAX_SAMPLES]
 
 
 def _shorten_sample(sample: Mapping[str, Any]) -> dict[str, str]:

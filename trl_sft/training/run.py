@@ -78,7 +78,7 @@ def run(checked: Run, decision: FolderDecision) -> Result:
             )
             max_hours, command = checked.options.get("max_hours"), failures.resume_command(checked)
             guard = callbacks.Guard(max_hours, command, note=record.monitor.note)
-            samples = SampleAnswers(checked, trainer, prompts, show=progress.show)
+            samples = SampleAnswers(checked, trainer, prompts, own=inputs.prompts, record=record)
             replace_callbacks(trainer, [stopping, verification, resume_state, samples, progress, record.monitor, guard])
             record.monitor.alert = trackers.isolate(trainer, progress.show)
             with callbacks.watch(trainer, guard, measured), contextlib.closing(progress):

@@ -9,7 +9,8 @@ these and nothing else. What cannot be honoured raises a `UserError` before the 
 from __future__ import annotations
 
 import datetime
-from collections.abc import Callable
+import functools
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,14 +22,15 @@ from trl_sft.data import rows as data_rows
 from trl_sft.data.formats import CHAT
 from trl_sft.data.rows import RunRows
 from trl_sft.errors import LaunchError, MissingPackage, RecipeError, UserError
-from trl_sft.evaluation import before_after
+from trl_sft.evaluation import before_after, own_prompts
+from trl_sft.evaluation.own_prompts import OwnPrompt
 from trl_sft.model import cpu_loss, device, load, needed_packages, packed_attention, patches, trust, weights
 from trl_sft.model.load import ModelSource
 from trl_sft.recipe import early_stopping, folder_decision
 from trl_sft.recipe import processes as recipe_processes
 from trl_sft.recipe.checked import Run, Setting
 from trl_sft.recipe.yaml_reader import Key
-from trl_sft.tokenization import build, template_date, tokenizer
+from trl_sft.tokenization import build, encode, template_date, tokenizer
 from trl_sft.tokenization.build import TokenizedRows
 from trl_sft.tokenization.tokenizer import ChatTokenizer
 from trl_sft.training import dry_run, refusals, row_lengths
@@ -52,6 +54,7 @@ class TrainingInputs:
     chat: ChatTokenizer
     rows: RunRows
     datasets: TokenizedRows
+    prompts: Sequence[OwnPrompt] = ()  # of `evaluate.prompts`
 
     @property
     def args(self) -> SFTConfig:
@@ -87,8 +90,10 @@ def prepare(run: Run, *, any_machine: bool = False) -> TrainingInputs:
     datasets = tokenize(run, chat, rows, settings=settings)
     console.print_lines([*datasets.notes, *describe_settings(settings)])
     console.print_lines(check_row_lengths(run, model, datasets, settings=settings))
+    prompts = load_prompts(run, model, rows, datasets=datasets)
+    console.print_lines(describe_prompts(settings, prompts))
     dry_run.check(run, model, chat, args=settings.args, datasets=datasets)
-    return TrainingInputs(settings, model, chat, rows, datasets)
+    return TrainingInputs(settings, model, chat, rows, datasets, prompts)
 
 
 def read_rows(
@@ -277,6 +282,21 @@ def check_row_lengths(
 ) -> list[tuple[str, str]]:
     """Return lines on rows that are longer than the model's positions. Raises DataError where it has no more."""
     return list(row_lengths.check(run, model, datasets, args=settings.args))
+
+
+def load_prompts(run: Run, model: ModelSource, rows: RunRows, *, datasets: TokenizedRows) -> list[OwnPrompt]:
+    """Return the prompts of `evaluate.prompts` with their tokens. Raises DataError."""
+    encode_prompt = functools.partial(encode.encode_prompt, datasets.encoder)
+    return own_prompts.load(run, rows, encode=encode_prompt, config=model.config)
+
+
+def describe_prompts(settings: RunSettings, prompts: Sequence[OwnPrompt]) -> list[tuple[str, str]]:
+    """Return a line, name and value, on when the prompts of `evaluate.prompts` are answered; empty without prompts."""
+    if not prompts:
+        return []
+    when = "at each checkpoint" if settings.args.eval_strategy == "no" else "at each evaluation"
+    number = "1 prompt" if len(prompts) == 1 else f"{len(prompts):,} prompts"
+    return [("prompts", f"{number} of evaluate.prompts, answered before training, {when}, and after training")]
 
 
 def read_first_rows(run: Run, number: int) -> tuple[RunSettings, ChatTokenizer, RunRows]:

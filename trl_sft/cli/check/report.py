@@ -106,6 +106,8 @@ def check(run: Run, machine: TargetMachine, seconds: float) -> Report:
             advice = packing_advice.advise(datasets.train, datasets.ledger["train"], settings.args, attention=attention)
             print_lines(list(advice))
             print_lines(stages.check_row_lengths(run, model, datasets, settings=settings))
+            prompts = stages.load_prompts(run, model, rows, datasets=datasets)
+            print_lines(stages.describe_prompts(settings, prompts))
             if datasets.encoder.thoughts is not None:
                 print_lines(thinking_choices.advise(run, stages.read_first_rows))
     with report.stage("trainer"):
