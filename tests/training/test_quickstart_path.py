@@ -8,11 +8,11 @@ from pathlib import Path
 # Measured on 2026-11-26. The numbers may fall, and rise only with a reason in the log; the architecture page says why
 # they are not lower. The floors are there because a profile that sees nothing proves nothing.
 LIMITS = {
-    "modules": (40, 107),
-    "calls_between_modules": (60, 190),
-    "functions": (200, 610),
-    "statements": (1500, 4790),
-    "lines": (2000, 6420),
+    "modules": (40, 115),
+    "calls_between_modules": (60, 204),
+    "functions": (200, 630),
+    "statements": (1500, 5010),
+    "lines": (2000, 6680),
 }
 
 
