@@ -20,6 +20,7 @@ from trl_sft.data import bad_rows
 from trl_sft.data.pipeline import Split
 from trl_sft.data.rows import RunRows
 from trl_sft.errors import Fault, RecipeError
+from trl_sft.model import patches
 from trl_sft.recipe.checked import Run
 from trl_sft.tokenization import cache, ledger, row_groups, stream, thinking
 from trl_sft.tokenization.encode import EncodedRows
@@ -87,10 +88,12 @@ def tokenize(
     counts: dict[str, Any] = {}
     rejects: list[dict[str, Any]] = []
     grouping = row_groups.find_groups(rows)
+    # without the losses of tokens, which TRL's fused head returns, nothing would read the groups
+    groups = grouping.parts if patches.has_fused_head() else {}
     for part, (split, encoded) in encoded_parts.items():
         ledger.check(run, split, encoded, encoder=encoder, part=part)
         is_packed = _is_packed(args, part)
-        datasets[part] = _make_dataset(encoded, grouping.parts.get(part), args=args, is_packed=is_packed)
+        datasets[part] = _make_dataset(encoded, groups.get(part), args=args, is_packed=is_packed)
         packs = datasets[part] if is_packed else None
         batch_size = args.per_device_train_batch_size if part == "train" else args.per_device_eval_batch_size
         counts[part] = ledger.count(split, encoded, packs, batch_size=batch_size, max_length=args.max_length)
@@ -113,7 +116,7 @@ def tokenize(
     if rows.streaming:
         notes = (("stream", "read during training; the counts are those of the first rows of each source"), *notes)
         train, stream_counts = stream.build_stream(
-            run, rows, encoder, args=args, rejects=rejects, is_grouped="train" in grouping.parts
+            run, rows, encoder, args=args, rejects=rejects, is_grouped="train" in groups
         )
         run_ledger["train"] = stream.count_stream(stream_counts)
     parts = encoded_parts["train"][1].parts
