@@ -103,7 +103,7 @@ def test_every_command_refuses_a_path_that_cannot_be_used(command, answer):
 
 @pytest.mark.parametrize("key", KEYS)
 def test_every_key_with_a_path_refuses_one_that_cannot_be_used(key, answer):
-    for path, expected in [*KINDS.items(), ('"nul\\0"', "path.invalid_character")]:
+    for path, expected in [*KINDS.items(), ('"\\0"', "path.invalid_character")]:
         if path.startswith("half"):
             continue  # a recipe takes no half of a character, whatever its key
         code, values = answer("check", "recipe.yaml", "--fast", f"{key}={path}")

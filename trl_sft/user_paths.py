@@ -14,6 +14,7 @@ import unicodedata
 from pathlib import Path
 from typing import NamedTuple
 
+from trl_sft import redaction
 from trl_sft.errors import Fault, RecipeError, first_line
 
 FILE, FOLDER, FILE_OR_FOLDER = "a file", "a folder", "a file or a folder"  # what is due at a path
@@ -21,6 +22,7 @@ _MAX_NAME, _MAX_PATH = 255, 4096  # bytes of one name and of a whole path: NAME_
 _JOINERS = "\u200c\u200d"  # parts of words and of emoji
 _KERNEL_FOLDERS = ("/proc/", "/sys/")
 _MAX_SHOWN = 80  # characters of a path in a message
+_SHOWN_PART = 30  # characters of the beginning and of the end of a longer one
 _SPECIAL_FILES = (
     (stat.S_ISFIFO, "a named pipe"),
     (stat.S_ISSOCK, "a socket"),
@@ -97,8 +99,9 @@ def check(where: str, path: Path, expected: str, *, is_output: bool = False) -> 
 
 
 def shorten(path: str) -> str:
-    """Return a path of a length that a message can show: its beginning and its end."""
-    return path if len(path) <= _MAX_SHOWN else f"{path[: _MAX_SHOWN // 2]}...{path[-_MAX_SHOWN // 2 :]}"
+    """Return a path of a length that a message can show: its beginning and its end, without secrets."""
+    path = redaction.redact_shapes(path)  # before it is cut: a part of a secret is not recognised
+    return path if len(path) <= _MAX_SHOWN else f"{path[:_SHOWN_PART]}...{path[-_SHOWN_PART:]}"
 
 
 def _find_unseen_character(path: Path) -> PathProblem | None:

@@ -348,5 +348,8 @@ def test_half_of_a_character_is_refused_with_its_line(here, capsys):
     (here / "config.yaml").write_text('model_name_or_path: a/b\ndataset_name: a/b\nrun_name: "a\\ud800"\n')
     code, screen = import_settings(["trl", "config.yaml", "-o", "recipe.yaml"], capsys)
     assert code == 2
-    assert "config.yaml:3\n    the text holds half a character (a lone surrogate)\n    -> Write the whole" in screen
+    assert (
+        "config.yaml:3 run_name\n    the text holds half a character (a lone surrogate)\n    -> Write the whole"
+        in screen
+    )
     assert not (here / "recipe.yaml").exists()

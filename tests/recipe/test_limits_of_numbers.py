@@ -79,6 +79,12 @@ def test_deep_values_and_aliases_of_aliases_are_refused_at_once(here):
     assert (fault.code, fault.where.endswith("train.lr_scheduler_kwargs")) == ("recipe.too_deep", True)
 
 
+def test_nul_in_a_text_is_refused_whatever_its_key(here):
+    for key in ("train.run_name", "data.train.encoding", "model.revision", "train.output_dir"):
+        fault = refuse(here, f'{key}="a\\0b"')
+        assert (fault.code, fault.where.endswith(key)) == ("recipe.invalid_yaml", True)
+
+
 def test_letter_of_another_script_is_named(here):
     assert "U+0455 (cyrillic small letter dze)" in refuse(here, "train.\u0455eed=1").problem
     assert "U+0430 (cyrillic small letter a)" in refuse(here, "train.packing=f\u0430lse").problem

@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 
 import yaml
 
-from trl_sft import redaction, user_paths
+from trl_sft import redaction
 from trl_sft.errors import Edit, Fault, Place, RecipeError
 from trl_sft.recipe import foreign_letters, recipe_file, secret_values, surrogates, yaml_scalars
 
@@ -28,6 +28,7 @@ Key = tuple[str | int, ...]  # ("data", "train", 0, "path")
 
 _MAX_VALUES = 100_000  # of a recipe; aliases of aliases make millions of values from a few lines
 _MAX_DEPTH = 100  # levels of values inside values
+_SHOWN_DIGITS = 24  # of a number that is too large
 _SHOWN_DEPTH = 2  # names of a key in the message about too many values
 _MAX_OVERRIDE_DEPTH = 20  # parts of the key of an override
 _MAX_SHOWN = 80  # characters of a value in a message
@@ -314,6 +315,10 @@ def _to_value(node: yaml.Node, key: Key, *, record: _Record, parents: tuple[int,
         return None
     parents = (*parents, id(node))
     if isinstance(node, yaml.ScalarNode):
+        place = make_place(place, key)
+        if "\0" in node.value and len(node.value) > 1:  # alone it may separate the columns of a file
+            problem = "the text holds the character NUL, which no name and no path can have"
+            record.add(place, problem, "Remove this character.", code="recipe.invalid_yaml")
         return _to_scalar(node, place, record)
     if isinstance(node, yaml.SequenceNode):
         return [
@@ -369,10 +374,15 @@ def _to_scalar(node: yaml.ScalarNode, place: str, record: _Record) -> Any:
     except ValueError:  # a tag that does not fit, `!!int x`: the tag is a fault already
         return text
     if value is text and kind in ("int", "float"):
-        problem = f"no number of 64 bits holds {user_paths.shorten(redaction.redact(text))}"
+        problem = f"no number of 64 bits holds {_shorten_number(redaction.redact(text))}"
         fix = "Write a number that is less extreme. A text of digits needs quotation marks."
         record.add(place, problem, fix, code="recipe.number_out_of_range")
     return value
+
+
+def _shorten_number(text: str) -> str:
+    """Return the first digits of a number, and how many there are."""
+    return text if len(text) <= _SHOWN_DIGITS else f"{text[:_SHOWN_DIGITS]}... ({len(text):,} characters)"
 
 
 def _apply_override(values: dict[str, Any], override: str, *, record: _Record, overridden: set[Key]) -> None:

@@ -125,7 +125,7 @@ def _encoding_of(source: Source) -> str:
     encoding = str(source.load_kwargs.get("encoding") or "utf-8")
     try:
         codecs.lookup(encoding)
-    except LookupError:
+    except (LookupError, ValueError):  # ValueError: a name with the character NUL
         return "utf-8"
     return encoding
 
