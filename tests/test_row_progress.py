@@ -28,6 +28,16 @@ def test_a_line_is_printed_every_half_minute_without_a_terminal(clock, capsys):
     ]
 
 
+def test_work_that_is_done_says_no_time_left(clock, capsys):
+    with RowProgress("Reading sources", 1, unit="sources") as progress:
+        clock.append(60.0)
+        progress.update(1)
+    with RowProgress("Looking at files", 4000, unit="files") as progress:
+        clock.append(120.0)
+        progress.update(1000)
+    assert capsys.readouterr().err == "Looking at files: 1,000 of 4,000 files, about 3 min 0 s left\n"
+
+
 def test_short_work_prints_nothing_and_work_of_unknown_length_what_is_done(clock, capsys):
     with RowProgress("Reading rows") as progress:
         clock.append(9.0)

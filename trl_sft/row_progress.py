@@ -49,7 +49,7 @@ class RowProgress:
         self.done += number
         self.bar.update(number)
         now = time.monotonic()
-        if not self.is_terminal and now >= self.due:
+        if not self.is_terminal and now >= self.due and self.done != self.total:
             self.due = now + NEXT_LINE
             console.say_error(self._describe(now - self.begin))
 
