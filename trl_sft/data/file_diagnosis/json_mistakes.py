@@ -121,14 +121,18 @@ def _explain_word(text: str, position: int, rest: str, *, missing: str) -> JsonM
 
     """
     if match := _BARE_KEY.match(rest):
-        return JsonMistake(position, f"the key {match[1]} stands without quotes", f'Write it as "{match[1]}".')
+        return JsonMistake(
+            position, f"not JSON: the key {match[1]} stands without quotes", f'Write it as "{match[1]}".'
+        )
     if rest[:1] in _FULL_WIDTH:
-        problem = f"the character {rest[0]} (full width) stands in place of {_FULL_WIDTH[rest[0]]}"
+        problem = f"not JSON: the character {rest[0]} (full width) stands in place of {_FULL_WIDTH[rest[0]]}"
         return JsonMistake(position, problem, f"Write {_FULL_WIDTH[rest[0]]} there.")
     if rest and rest[0] in _QUOTES:
-        return JsonMistake(position, f"the quote {rest[0]} stands in place of a straight one", 'Write " there.')
+        return JsonMistake(
+            position, f"not JSON: the quote {rest[0]} stands in place of a straight one", 'Write " there.'
+        )
     if missing and begins_as_json(text):
-        return JsonMistake(position, f"{missing} is missing", "Write it there.")
+        return JsonMistake(position, f"not JSON: {missing} is missing", "Write it there.")
     if not begins_as_json(text):
         return JsonMistake(position, "this is not JSON", ONE_PER_LINE)
     if match := _WORD.match(rest):
