@@ -109,7 +109,7 @@ class SourceLosses:
                 names_by_key.setdefault(f"{prefix}{key}/NAME", {}).update(dict.fromkeys(names))
         keys_by_names: dict[tuple[str, ...], list[str]] = {}
         for key, values in names_by_key.items():
-            keys_by_names.setdefault(tuple(values), []).append(key)
+            keys_by_names.setdefault(tuple(sorted(values)), []).append(key)
         logged = [f"{' and '.join(keys)} of {console.format_names(names)}" for names, keys in keys_by_names.items()]
         return [*lines, *(("losses", f"logged as {line}") for line in logged)]
 
