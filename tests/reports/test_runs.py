@@ -92,10 +92,13 @@ def test_record_with_values_of_other_types_is_listed(make_run, text):
     assert len(run_table.format_cells(described, parent=folder.parent)) == len(run_table.COLUMNS)
 
 
-@pytest.mark.parametrize("folder", ["absent", "rows.jsonl"])
-def test_folder_that_is_absent_or_a_file_is_refused(here, folder, capsys):
+@pytest.mark.parametrize(
+    ("folder", "problem"),
+    [("absent", "there is no such folder"), ("rows.jsonl", "this is a file, not a folder")],
+)
+def test_folder_that_is_absent_or_a_file_is_refused(here, folder, problem, capsys):
     assert cli.main(["runs", folder]) == 2
-    assert "there is no such folder" in capsys.readouterr().err
+    assert problem in capsys.readouterr().err
 
 
 def test_folder_without_runs_says_how_to_train_one(here, capsys):
