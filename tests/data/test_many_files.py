@@ -82,7 +82,7 @@ def test_each_of_two_thousand_files_is_opened_and_asked_for_its_status_a_few_tim
 )
 def test_each_command_reads_and_formats_each_row_once(go, here, monkeypatch, command):
     counts = collections.Counter()
-    read, format_one = record_store.RecordReader.read, pipeline._format_one
+    read, format_one = record_store.RecordReader.read, pipeline.format_one
 
     def count_records(reader, file):
         for block in read(reader, file):
@@ -94,7 +94,7 @@ def test_each_command_reads_and_formats_each_row_once(go, here, monkeypatch, com
         return format_one(row, source_format)
 
     monkeypatch.setattr(record_store.RecordReader, "read", count_records)
-    monkeypatch.setattr(pipeline, "_format_one", count_formatted)
+    monkeypatch.setattr(pipeline, "format_one", count_formatted)
     for name, number in (("train.jsonl", 30), ("held.jsonl", 10)):  # others for each command: they are cached
         jsonl(here / name, [{"question": f"{command[:1]} {name} {n}?", "answer": str(n)} for n in range(number)])
     code, _, err = go(

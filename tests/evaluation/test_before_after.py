@@ -155,7 +155,7 @@ def test_generation_follows_the_recipe(folder):
         ("{max_rows: 0}", "evaluate: false"),
         ("{metrics: [bleu]}", "exact_match"),
         ("true", "Write the keys of `evaluate:` below it"),
-        ("{prompts: [a]}", "not supported by this version"),
+        ("{prompts: [3]}", "Write a text, {prompt: TEXT} or {messages: [...]}"),
     ],
 )
 def test_invalid_evaluate_section_is_refused(section, message, folder, go):

@@ -293,16 +293,30 @@ def test_damaged_newest_checkpoint_is_named_and_the_one_before_it_is_taken(name,
     assert checkpoints.find_damage(here / "out" / "checkpoint-6") == ""
 
 
-def test_checkpoint_whose_record_was_never_written_is_removed_and_the_one_before_it_is_taken(go, here, stop_after):
-    """The process may be killed after the Trainer wrote the checkpoint and before the record follows."""
+@pytest.mark.parametrize(
+    ("outcome", "line"),
+    [
+        ("running", "checkpoint-3 was not written to its end and is removed"),  # killed before the record followed
+        (
+            None,
+            "checkpoint-3 is passed over: trl_sft.json is missing; it is now damaged-checkpoint-3",
+        ),  # the run says that it saved it: the record was lost later
+    ],
+)
+def test_checkpoint_without_its_record_is_passed_over_and_the_one_before_it_is_taken(
+    go, here, stop_after, outcome, line
+):
     assert go(FULL, *SAVING, "train.output_dir=whole")[0] == 0
     stop_after(3)
     assert go(FULL, *SAVING)[0] == 143
     stop_after(None)
     (here / "out" / "checkpoint-3" / checkpoints.RECORD).unlink()
+    if outcome:
+        record = json.loads((here / "out" / "run.json").read_text())
+        (here / "out" / "run.json").write_text(json.dumps(record | {"outcome": outcome}))
     code, out, err = go(FULL, *SAVING)
     assert code == 0, err
-    assert "resume    checkpoint-3 was not written to its end and is removed" in out
+    assert f"resume    {line}" in out
     assert f"resume    from {here / 'out' / 'checkpoint-2'}" in out
     assert not (here / "out" / "checkpoint-3").exists()
     assert are_equal("out", "whole")
