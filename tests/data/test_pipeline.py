@@ -6,6 +6,7 @@ import subprocess
 import sys
 
 import models
+import pytest
 from conftest import jsonl
 from datasets import Dataset, Features, Json, List, Value
 
@@ -105,3 +106,20 @@ def test_null_of_json_is_trained_and_null_that_arrow_adds_to_a_struct_is_not():
     assert '"x": null' in format_messages(messages, Features({"messages": List(turn)}))
     rows = Dataset.from_list([{"messages": messages}])
     assert '"x"' not in format_messages(rows[0]["messages"], rows.features)
+
+
+@pytest.mark.parametrize(
+    ("one", "evaluation", "problem"),
+    [
+        ("Is it one?", "eval_fraction: 0.9", "eval_fraction 0.9 holds out all of them"),
+        ("What is 1?", "eval: rows.jsonl, drop_leaked: true", "all are also in the evaluation set"),
+    ],
+)
+def test_source_without_a_row_left_to_train_says_where_its_rows_went(go, here, one, evaluation, problem):
+    jsonl(here / "rows.jsonl", [{"question": f"What is {n}?", "answer": str(n)} for n in range(30)])
+    jsonl(here / "one.jsonl", [{"question": one, "answer": "1"}])
+    more = jsonl(here / "more.jsonl", [{"question": f"Is it {n}?", "answer": "yes"} for n in range(9)]).name
+    recipe = f"model: {{name_or_path: trl_sft:tiny}}\ndata: {{train: [one.jsonl, {more}], {evaluation}}}\n"
+    code, _, err = go(recipe, command=["check"])
+    assert code == 2
+    assert "one.jsonl has no row left to train: " + problem in err

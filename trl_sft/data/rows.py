@@ -320,18 +320,27 @@ def _mix(run: Run, train: Split) -> Split:
     pools = [train.order[indices == index] for index in range(len(train.sources))]
     sizes = [len(pool) for pool in pools]
     if 0 in sizes:
-        raise DataError(_explain_removed_source(run, train.sources[sizes.index(0)]))
+        raise DataError(_explain_removed_source(run, train, sizes.index(0)))
     weights = [source.weight for source in train.sources if source.weight is not None]
     if weights and 0 in (shares := mix.share_epoch(sizes, weights)):
         raise RecipeError(_explain_small_weight(run, train.sources[shares.index(0)], total=sum(sizes)))
     return train._replace(order=mix.order_epoch(pools, weights or None, mix.run_seed(run)))
 
 
-def _explain_removed_source(run: Run, source: FormattedSource) -> Fault:
-    """Return the fault of a source whose rows are all removed from training."""
-    problem = f"{source.name} has no row left to train: all are {LEAKED} (duplicates, or the same file twice)"
-    fix = "Choose other rows, or set `data.drop_leaked: false`."
-    return Fault(run.recipe.where(source.source.key), problem, fix, code="data.all_rows_leaked")
+def _explain_removed_source(run: Run, train: Split, index: int) -> Fault:
+    """Return the fault of the source with this index, whose rows are all removed from training or held out."""
+    source = train.sources[index]
+    where = run.recipe.where(source.source.key)
+    leaked = train.removed_rows.get(LEAKED, np.arange(0))
+    if (train.source_indices[leaked] == index).any():
+        problem = f"{source.name} has no row left to train: all are {LEAKED} (duplicates, or the same file twice)"
+        fix = "Choose other rows, or set `data.drop_leaked: false`."
+        return Fault(where, problem, fix, code="data.all_rows_leaked")
+    problem = (
+        f"{source.name} has no row left to train: eval_fraction {run.data.get('eval_fraction')} holds out all of them"
+    )
+    fix = "Write more rows into it, or name an evaluation set with `data.eval` and remove `data.eval_fraction`."
+    return Fault(where, problem, fix, code="data.all_rows_held_out")
 
 
 def _explain_small_weight(run: Run, source: FormattedSource, *, total: int) -> Fault:

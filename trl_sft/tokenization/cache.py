@@ -70,7 +70,8 @@ def read_or_encode(
     else:
         source = f"tokenized now ({_explain_miss(last, parts)})"
         _write(split, encoder, folder, parts=parts, title=title, check_all=check_all)
-    run_folder.write_text(last, json.dumps(parts))
+    with contextlib.suppress(FileNotFoundError):  # another process of this recipe put the same note in place
+        run_folder.write_text(last, json.dumps(parts))
     # datasets gives rows of a file a random fingerprint, so later steps would never find their results in its cache
     rows = Dataset(Dataset.from_file(str(folder / _ROWS)).data, fingerprint=key)
     with (folder / _REJECTS).open(encoding="utf-8") as file:
