@@ -59,7 +59,8 @@ def test_base_and_tuned_answer_the_same_prompts(lora, folder, go):
 
 
 def test_answers_equal_those_of_transformers_with_the_base_and_the_saved_model(folder, go):
-    """The test generates the answers again with transformers alone."""
+    """The test generates the answers, and computes the losses of rows, again with transformers alone."""
+    import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     from trl_sft.recipe import paths
@@ -74,8 +75,15 @@ def test_answers_equal_those_of_transformers_with_the_base_and_the_saved_model(f
             )
             length = len(tokenizer(max((s["reference"] for s in read_samples(folder / "out")), key=len))["input_ids"])
             output_ids = model.generate(**inputs, do_sample=False, max_new_tokens=length + 8)
-            answer = tokenizer.decode(output_ids[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
+            prompt_length = inputs["input_ids"].shape[1]
+            answer = tokenizer.decode(output_ids[0, prompt_length:], skip_special_tokens=True)
             assert answer == row[side]
+            if side == "after":
+                answer_ids = tokenizer(row["reference"] + tokenizer.eos_token, return_tensors="pt")["input_ids"]
+                input_ids = torch.cat([inputs["input_ids"], answer_ids], 1)
+                labels = torch.cat([torch.full_like(inputs["input_ids"], -100), answer_ids], 1)
+                expected = model(input_ids=input_ids, labels=labels).loss.item()
+                assert row["loss_after"] == pytest.approx(expected, rel=1e-5)
 
 
 def test_resumed_run_reuses_the_base_answers(folder, go, monkeypatch):

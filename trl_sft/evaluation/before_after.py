@@ -33,6 +33,7 @@ from trl_sft.recipe.yaml_reader import Key
 BEFORE, AFTER = "before", "after"
 STEPS = "steps"  # in samples.jsonl: step -> the answer of that step
 STOPPED = "stopped"  # in a sample: side -> whether the model ended its answer; None = it cannot be told
+LOSS_AFTER = "loss_after"  # in a sample: the mean loss of the row's loss tokens after training
 _MAX_ROWS = 100  # held-out prompts that are answered: the default of evaluate.max_rows
 _SHOWN = 5  # prompts side by side on the last screen
 _LOSS, _ACCURACY = "eval_loss", "eval_mean_token_accuracy"
@@ -61,7 +62,7 @@ class PromptSet(NamedTuple):
 class Comparison(NamedTuple):
     """The answers and metrics before and after training."""
 
-    samples: list[dict[str, Any]]  # row, task, prompt, reference, before, after, stopped
+    samples: list[dict[str, Any]]  # row, task, prompt, reference, before, after, stopped, loss_after
     summary: dict[str, Any]  # as in eval.json
 
 
@@ -128,7 +129,14 @@ def ask_base(run: Run, trainer: SFTTrainer, prompts: PromptSet) -> str:
     return ""
 
 
-def compare(run: Run, trainer: SFTTrainer, prompts: PromptSet, *, metrics: Mapping[str, float]) -> Comparison | None:
+def compare(
+    run: Run,
+    trainer: SFTTrainer,
+    prompts: PromptSet,
+    *,
+    metrics: Mapping[str, float],
+    measure_losses: Callable[[Sequence[int]], Mapping[int, float]],
+) -> Comparison | None:
     """Generate the tuned model's answers; write samples.jsonl and eval.json. None without held-out rows.
 
     Args:
@@ -136,18 +144,21 @@ def compare(run: Run, trainer: SFTTrainer, prompts: PromptSet, *, metrics: Mappi
         trainer: holds the tuned model.
         prompts: what to ask.
         metrics: of the last evaluation, as the Trainer names them.
+        measure_losses: returns the loss of held-out rows, each by itself.
     """
     if _LOSS not in metrics or run.evaluate is None:
         return None
     path = run.output_dir / run_folder.SAMPLES
     earlier = {sample["row"]: sample for sample in read_samples(path)} if prompts.prompts else {}
+    losses = measure_losses([prompt.row for prompt in prompts.prompts])
     samples = []
     for prompt, answer in zip(prompts.prompts, _ask(run, trainer, prompts, label=AFTER), strict=True):
         before = earlier.get(prompt.row, {})
         described = _describe_answer(answer, AFTER)
         described[STOPPED] = {BEFORE: None} | before.get(STOPPED, {}) | described[STOPPED]
         steps = {STEPS: before[STEPS]} if STEPS in before else {}
-        samples.append(_sample(prompt) | {BEFORE: before.get(BEFORE)} | described | steps)
+        loss = {LOSS_AFTER: losses[prompt.row]} if prompt.row in losses else {}
+        samples.append(_sample(prompt) | {BEFORE: before.get(BEFORE)} | described | loss | steps)
     first = read_metrics(trainer.state.log_history, 0, prompts.loss_tokens)
     summary = {
         "prompts": len(samples),

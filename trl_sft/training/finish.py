@@ -6,7 +6,8 @@ In: the trained trainer. Out: a `Result`, the model or adapter with its tokenize
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import functools
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -20,7 +21,7 @@ from trl_sft.evaluation.metrics import METRICS
 from trl_sft.model import load
 from trl_sft.recipe import paths
 from trl_sft.recipe.checked import Run
-from trl_sft.training import live, manifest, summary, verdict
+from trl_sft.training import live, manifest, row_losses, summary, verdict
 from trl_sft.training.record import RunRecord
 from trl_sft.training.stages import TrainingInputs
 
@@ -49,7 +50,8 @@ def save(
         message = f"the training failed: weights not finite after step {trainer.state.global_step}; nothing is saved"
         raise RunStopped(message, errors.EXIT_TRAINING_FAILED, code="run.not_finite")
     metrics = _evaluate(trainer, prompts)
-    comparison = before_after.compare(run, trainer, prompts, metrics=metrics)
+    measure_losses = _build_row_losses(inputs, trainer, record)
+    comparison = before_after.compare(run, trainer, prompts, metrics=metrics, measure_losses=measure_losses)
     if comparison:
         metrics = metrics | {f"eval_{name}": comparison.summary["after"][name] for name in METRICS if prompts.prompts}
     files_before = _list_versions(run.output_dir)
@@ -104,6 +106,14 @@ def _describe_parts(record: RunRecord) -> list[str]:
     """Return the shares of the parts of a step, for the last screen with -v."""
     parts = record.throughput.clock.describe_parts() if record.throughput and console.is_verbose() else ""
     return [f"Time of the steps: {parts}"] if parts else []
+
+
+def _build_row_losses(
+    inputs: TrainingInputs, trainer: SFTTrainer, record: RunRecord
+) -> Callable[[Sequence[int]], Mapping[int, float]]:
+    """Return the function that measures the loss of held-out rows, each by itself."""
+    assert record.verification is not None  # it was there before step 1
+    return functools.partial(row_losses.measure_losses, trainer, inputs.datasets, verification=record.verification)
 
 
 def _judge(

@@ -108,7 +108,7 @@ def estimate_time(
     table = Dataset((trainer.train_dataset if is_known else verification.read_first_rows()).data)
     size = verification.measured["before_training"]["rows_per_micro_batch"] or args.per_device_train_batch_size
     drawn = draw_batches(table, args, size=size, processes=live.count_processes())
-    with verification.paused(), _restored(trainer):
+    with verification.paused(), restored(trainer):
         chosen = _choose_batches(drawn, passes - 1)
         seconds = _gather_slowest(trainer, [_time_pass(trainer, table, drawn.rows[index]) for index in chosen])[1:]
         update = _gather_slowest(trainer, [_time_optimizer(trainer)])[0]
@@ -310,7 +310,7 @@ def _wait_for_device(device: torch.device) -> None:
 
 
 @contextlib.contextmanager
-def _restored(trainer: SFTTrainer) -> Iterator[None]:
+def restored(trainer: SFTTrainer) -> Iterator[None]:
     """Put back, after the block, what passes change.
 
     These are random states, gradients, buffers and attributes of modules, and the counters of the trainer.
