@@ -19,6 +19,7 @@ AREAS = {
     "template",
     "model",
     "run",
+    "chat",
     "machine",
     "hub",
     "import",

@@ -56,6 +56,11 @@ def say(text: str = "", *, has_colours: bool = False) -> None:
     _print(text, sys.stdout, has_colours=has_colours)
 
 
+def say_part(text: str) -> None:
+    """Print a part of a line of result at once, escaped as `say` does; the rest of the line follows."""
+    _print(text, sys.stdout, end="")
+
+
 def say_error(text: str) -> None:
     """Print one line to standard error, escaped as `say` does."""
     _print(text, sys.stderr)
@@ -78,7 +83,7 @@ def discard_output(stream: TextIO) -> None:
     os.close(null)
 
 
-def _print(text: str, stream: TextIO, *, has_colours: bool = False) -> None:
+def _print(text: str, stream: TextIO, *, has_colours: bool = False, end: str = "\n") -> None:
     """Print a text, escaped and without secrets; what the stream's encoding lacks is printed as its code."""
     text = redaction.redact(text)
     if has_colours:
@@ -88,7 +93,7 @@ def _print(text: str, stream: TextIO, *, has_colours: bool = False) -> None:
         text = escape_control_characters(text)
     try:
         encoding = getattr(stream, "encoding", None) or "utf-8"
-        print(text.encode(encoding, "backslashreplace").decode(encoding), file=stream, flush=True)
+        print(text.encode(encoding, "backslashreplace").decode(encoding), file=stream, end=end, flush=True)
     except OSError:  # a pipe without a reader (EPIPE), a terminal that is gone (EIO)
         if not _STATE["ignores_closed"]:
             raise

@@ -62,7 +62,7 @@ def test_run_folder_contains_model_tokenizer_and_run_record(overrides, go, here)
         "eval      8 rows",
         "steps        2, which is 0.125 epochs",
         "Held-out rows: eval loss",
-        "Next: ask the model",
+        "Next: talk to the model",
     ):
         assert line in out
     tokenizer = AutoTokenizer.from_pretrained(folder)

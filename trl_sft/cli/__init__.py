@@ -19,7 +19,7 @@ from types import TracebackType
 from typing import TextIO
 
 from trl_sft import console, errors, garbage_collection, json_output, redaction
-from trl_sft.cli import check, explain, fix, import_settings, init, prepare, preview, report, runs, schema, train
+from trl_sft.cli import chat, check, explain, fix, import_settings, init, prepare, preview, report, runs, schema, train
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -189,10 +189,12 @@ _COMMAND_WORDS = {
     **dict.fromkeys(["repair", "correct", "autofix"], "fix"),
     **dict.fromkeys(["describe", "doc", "docs"], "explain"),
     **dict.fromkeys(["list", "ls", "history", "status"], "runs"),
+    **dict.fromkeys(["talk", "ask", "infer", "inference"], "chat"),
     "help": "--help",
     "version": "--version",
 }
 COMMANDS: dict[str, Callable[[list[str]], int]] = {
+    "chat": chat.main,
     "check": check.main,
     "explain": explain.main,
     "fix": fix.main,

@@ -65,7 +65,7 @@ def read_prompts(run: Run, rows: RunRows) -> list[FormattedPrompt]:
         try:
             if isinstance(item, FormatError):
                 raise item
-            prompts.append(_format_prompt(item, rows, source_format, place=place))
+            prompts.append(format_prompt(item, source_format, row_type=rows.row_type, place=place))
         except FormatError as error:
             faults.append(Fault(place, error.problem, _adapt_fix(error.fix), code=error.code))
     if not prompts and not faults:
@@ -128,16 +128,27 @@ def _choose_format(rows: RunRows) -> SourceFormat:
     return source_format._replace(function=None, rename=(), own_columns=())
 
 
-def _format_prompt(item: Any, rows: RunRows, source_format: SourceFormat, *, place: str) -> FormattedPrompt:
-    """Return one prompt, worded as a row is. Raises FormatError."""
+def format_prompt(item: Any, source_format: SourceFormat, *, row_type: str, place: str) -> FormattedPrompt:
+    """Return one prompt, worded as a row is.
+
+    Args:
+        item: a text, {prompt: TEXT} or {messages: [...]}.
+        source_format: how the rows are worded.
+        row_type: TRL's dataset type of the rows: CHAT, PAIRS or TEXT.
+        place: its line, or its place in the recipe.
+
+    Raises:
+        FormatError: the prompt cannot be used.
+
+    """
     content, tools = _read_item(item)
     is_chat = isinstance(content, list)
-    if is_chat and rows.row_type == TEXT:
+    if is_chat and row_type == TEXT:
         fix = 'Write the beginning of a text: {"prompt": TEXT}.'
         raise FormatError("the prompt has messages, but the rows are plain text", fix, code="data.wording_mismatch")
     if not is_chat and not content.strip():
         raise FormatError("the prompt is empty", "Write text there, or remove it.", code="data.empty_value")
-    if rows.row_type == TEXT:
+    if row_type == TEXT:
         messages.refuse_half_characters({"text": content})
         return FormattedPrompt(place, content, None)
     own = source_format.wording if isinstance(source_format.wording, Mapping) else None

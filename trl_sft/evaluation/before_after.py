@@ -55,7 +55,6 @@ class PromptSet(NamedTuple):
 
     prompts: list[Prompt]
     ids: list[list[int]]  # the prompts' tokens, as training rendered them
-    example: Any  # one prompt, for the last screen: a text, or messages
     loss_tokens: dict[str, int]  # of each evaluation set, by its name
 
 
@@ -87,10 +86,8 @@ def select_prompts(
     """
     eval_rows = rows.eval_rows
     loss_tokens = {name: counts["tokens"]["loss"] for name, counts in ledger["eval"].items()}
-    first = read_row(rows.train.rows, int(rows.train.order[0])) if eval_rows is None else read_row(eval_rows, 0)
-    example = first["text"][:40] if rows.row_type == TEXT else _read_prompt(0, first).content
     if run.evaluate is None or eval_rows is None or rows.row_type == TEXT:
-        return PromptSet([], [], example, loss_tokens)
+        return PromptSet([], [], loss_tokens)
     number = min(int(run.evaluate.get("max_rows", _MAX_ROWS)), len(eval_rows))
     indices = sorted(random.Random(run.train.get("seed", 42)).sample(range(len(eval_rows)), number))
     selected = [read_row(eval_rows, index) for index in indices]
@@ -101,7 +98,7 @@ def select_prompts(
         ends = np.cumsum([len(split.order) for split in rows.eval.values()])
         sets = [names[n] for n in np.searchsorted(ends, indices, side="right")]
         prompts = [prompt._replace(task=prompt.task or name) for prompt, name in zip(prompts, sets, strict=True)]
-    return PromptSet(prompts, ids, example, loss_tokens)
+    return PromptSet(prompts, ids, loss_tokens)
 
 
 def ask_base(run: Run, trainer: SFTTrainer, prompts: PromptSet) -> str:

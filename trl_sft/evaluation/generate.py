@@ -12,13 +12,13 @@ from typing import Any, NamedTuple
 
 import torch
 from tqdm.auto import tqdm
-from transformers import GenerationConfig
+from transformers import GenerationConfig, PreTrainedTokenizerBase
 from trl import SFTTrainer
 
 from trl_sft.console import shows_progress
 from trl_sft.model import positions
 
-_MAX_NEW_TOKENS = 256  # of an answer, unless the longest reference is shorter or the recipe says otherwise
+MAX_NEW_TOKENS = 256  # of an answer, unless the longest reference is shorter or the recipe says otherwise
 _MARGIN = 8  # tokens beyond the longest reference, so that an answer that does not stop becomes visible
 
 
@@ -106,11 +106,31 @@ def build_generation_config(
         references: the expected answers; the longest limits the length of an answer; empty = 256 tokens do.
         generation: `evaluate.generation` of the recipe; its keys win.
     """
-    own, tokenizer = trainer.model.generation_config, trainer.processing_class
-    longest = max((len(tokenizer(reference)["input_ids"]) for reference in references), default=_MAX_NEW_TOKENS)
+    tokenizer = trainer.processing_class
+    longest = max((len(tokenizer(reference)["input_ids"]) for reference in references), default=MAX_NEW_TOKENS)
+    limit = min(longest + _MARGIN, MAX_NEW_TOKENS)
+    return choose_generation(trainer.model.generation_config, tokenizer, max_new_tokens=limit, generation=generation)
+
+
+def choose_generation(
+    own: GenerationConfig,
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    max_new_tokens: int,
+    generation: Mapping[str, Any],
+) -> GenerationConfig:
+    """Return the generation config of all answers, in a run and in a chat: greedy search, the model's stop tokens.
+
+    Args:
+        own: the generation config of the model, for its stop tokens.
+        tokenizer: has the token for padding.
+        max_new_tokens: the most tokens of an answer.
+        generation: `evaluate.generation` of the recipe; its keys win.
+
+    """
     defaults = {
         "do_sample": False,
-        "max_new_tokens": min(longest + _MARGIN, _MAX_NEW_TOKENS),
+        "max_new_tokens": max_new_tokens,
         "eos_token_id": own.eos_token_id,
         "pad_token_id": tokenizer.pad_token_id,
     }

@@ -81,7 +81,6 @@ def save(
     entries = {"outcome": run_folder.DONE, "verdict": outcome.as_json(), "steps": steps, "metrics": metrics}
     entries |= {"files": files} | ({"best": best} if best else {})
     record.close(entries | ({"stopped_early": stop.as_json()} if stop else {}))
-    code = manifest.write_usage(run_folder.shorten_path(run.output_dir), differs_from_base=differs)
     screen = summary.LastScreen(
         seconds=record.seconds(),
         verdict=outcome.list_lines(),
@@ -95,7 +94,6 @@ def save(
             *best_line,
         ],
         answers=list(before_after.last_screen(comparison)) if comparison else [],
-        command=summary.ask_command(code, prompts.example),
     )
     for line in summary.after(run, trainer.state, screen):
         console.say(line)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import enum
 import math
+import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -177,8 +178,9 @@ def write_model_card(
     for line in filter(None, outcome):
         lines += [line, ""]
     lines += [*results, "", "## Use", ""]
+    lines += ["```sh", f"python -m trl_sft chat {shlex.quote(run.output_dir.name)}", "```", ""]
+    lines += [f"`{run.output_dir.name}` is this folder. Without trl_sft:", ""]
     lines += ["```python", *write_usage(run.output_dir.name, differs_from_base=differs_from_base), "```", ""]
-    lines += [f"`{run.output_dir.name}` is this folder.", ""]
     if is_adapter:
         lines += ["To merge the adapter into the base model, with the tokens that generation stops on:", ""]
         lines += ["```python", *write_merge(run), "```", ""]

@@ -19,7 +19,7 @@ from trl_sft.recipe import resolved, yaml_reader
 from trl_sft.recipe.checked import Run
 from trl_sft.recipe.folder_decision import FolderDecision
 from trl_sft.tokenization import segmentation, stream
-from trl_sft.training import manifest
+from trl_sft.training import inference_record, manifest
 from trl_sft.training.early_stopping import EarlyStopping
 from trl_sft.training.monitor import Monitor
 from trl_sft.training.progress import Progress
@@ -76,6 +76,7 @@ class RunRecord:
             self.verification.measured["thinking"] = thinking
         measured = {"measured": self.verification.measured} if self.verification else {}
         self._entries = manifest.describe_start(run, inputs.settings.chosen, self.trainer.args) | entries | measured
+        self._entries |= inference_record.describe_inference(run, inputs)
         self._write({})
         run_folder.write_text(folder / run_folder.RECIPE, yaml_reader.mask_secrets(run.recipe.text))
         run_folder.write_text(folder / run_folder.RESOLVED, resolved.format_recipe(run, inputs.settings.chosen))

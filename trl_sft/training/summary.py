@@ -5,14 +5,11 @@ In: live objects of the Trainer, so that the table shows what runs and not what 
 
 from __future__ import annotations
 
-import json
 import math
 import os
 import shlex
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from transformers import PreTrainedModel, TrainerState
@@ -40,7 +37,6 @@ class LastScreen:
     metrics: dict[str, float]  # on held-out rows at the end; empty = no rows are held out
     trained: list[str]  # what the training loop did
     answers: list[str]  # before and after, side by side
-    command: str  # the command that asks the new model
 
 
 def before(args: SFTConfig, state: TrainerState, model: PreTrainedModel, *, rows: int | None) -> list[tuple[str, str]]:
@@ -154,8 +150,8 @@ def after(run: Run, state: TrainerState, screen: LastScreen) -> list[str]:
         ),
         *([f"    {checkpoints}"] * bool(checkpoints)),
         "",
-        "Next: ask the model something",
-        f"  {screen.command}",
+        "Next: talk to the model",
+        f"  {format_chat_command(run_folder.shorten_path(run.output_dir))}",
     ]
 
 
@@ -179,17 +175,6 @@ def _change(first: dict[str, float], metrics: dict[str, float], key: str) -> str
     return f"{before}{metrics[key]:.4g}"
 
 
-def ask_command(code: Sequence[str], prompt: Any) -> str:
-    """Return a command that asks the new model one prompt.
-
-    Args:
-        code: lines of Python that make `ask`, a text-generation pipeline.
-        prompt: a text, or messages.
-
-    """
-    answer = '[-1]["content"]' if isinstance(prompt, list) else ""
-    written = json.dumps(prompt, ensure_ascii=False)  # double quotes need less escaping in a shell than those of repr()
-    if any(word in written for word in ("true", "false", "null", "\\u", "\\/")):
-        written = repr(prompt)
-    call = f'print(ask({written}, max_new_tokens=64)[0]["generated_text"]{answer})'
-    return f"{get_python_command()} -c {shlex.quote('; '.join([*code, call]))}"
+def format_chat_command(folder: str) -> str:
+    """Return the command that talks to the new model. `folder`: that of the run."""
+    return f"{get_python_command()} -m trl_sft chat {shlex.quote(folder)}"
