@@ -14,6 +14,7 @@ import time
 from pathlib import Path
 from types import SimpleNamespace
 
+import jsonschema
 import pytest
 from conftest import QUESTIONS, jsonl
 from transformers import AutoTokenizer
@@ -36,12 +37,15 @@ train:
   save_steps: 2
 """
 # the toy model answers in few tokens; a rendered prompt is compared with transformers' own
+PAGE = Path(__file__).parents[2] / "docs" / "reference" / "json.md"
+BLOCK = re.search(r"<!-- schema -->\n```json\n(.*?)```", PAGE.read_text(encoding="utf-8"), re.DOTALL)[1]
+SCHEMA = jsonschema.Draft202012Validator(json.loads(BLOCK))
 TURNS = [{"role": "user", "content": "What is 3 plus 3?"}]
 
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory):
-    """Train three runs: all weights, LoRA on a base of its own, and prompts with Alpaca's wording; return the folder."""
+    """Train all weights, LoRA on a base of its own, and prompts with Alpaca's wording; return the folder."""
     folder = tmp_path_factory.mktemp("chat")
     shutil.copytree(paths.EMBEDDED / "tiny", folder / "base")
     jsonl(folder / "rows.jsonl", QUESTIONS)
@@ -75,6 +79,7 @@ def ask(capsys):
         capsys.readouterr()
         code = cli.main(["chat", *map(str, words), "--json"])
         content = json.loads(capsys.readouterr().out)
+        SCHEMA.validate(content)
         assert content["exit_code"] == code
         return content
 
@@ -131,7 +136,7 @@ def test_next_prompt_follows_the_earlier_turns_and_the_system_prompt(chats, monk
 
     def answer(self, prompt, **_):
         prompts.append(prompt)
-        return answers.Answer("6", "a thought", answers.STOP_TOKEN, [1], 0.1)
+        return answers.ChatAnswer("6", "a thought", answers.STOP_TOKEN, [1], 0.1)
 
     monkeypatch.setattr(answers.ChatModel, "answer", answer)
     talk = session.Session(chat, compares_base=False)
@@ -194,7 +199,7 @@ def test_control_characters_of_prompt_and_answer_are_escaped(chats, monkeypatch,
         answers.ChatModel,
         "answer",
         lambda self, prompt, side, show: (
-            show("a\x1b[2Jb") or answers.Answer("a\x1b[2Jb", "", answers.STOP_TOKEN, [1], 0)
+            show("a\x1b[2Jb") or answers.ChatAnswer("a\x1b[2Jb", "", answers.STOP_TOKEN, [1], 0)
         ),
     )
     lines = iter(["hello \x1b]0;evil\x07", "/\x1b[2Jfoo", "/exit"])

@@ -1,6 +1,6 @@
 """Answers to prompts, one at a time, shown while they are generated.
 
-Inputs: a live model and rendered prompts. Outputs: an `Answer` with the reason why it ended. Decoding is
+Inputs: a live model and rendered prompts. Outputs: a `ChatAnswer` with the reason why it ended. Decoding is
 `evaluation.generate.choose_generation`, as for the answers before and after training. Not here: the screen (`session`).
 """
 
@@ -29,7 +29,7 @@ STOP_TOKEN, LIMIT, CONTEXT, INTERRUPTED = "stop_token", "max_new_tokens", "conte
 TUNED, BASE = "tuned", "base"
 
 
-class Answer(NamedTuple):
+class ChatAnswer(NamedTuple):
     """The answer to one prompt."""
 
     text: str  # without its thought
@@ -69,7 +69,9 @@ class ChatModel:
         """What the template writes around thoughts; None = it has none."""
         return self.renderer.encoder.thoughts
 
-    def answer(self, prompt: RenderedPrompt, *, side: str = TUNED, show: Callable[[str], None] | None = None) -> Answer:
+    def answer(
+        self, prompt: RenderedPrompt, *, side: str = TUNED, show: Callable[[str], None] | None = None
+    ) -> ChatAnswer:
         """Return the answer to a prompt. Ctrl-C ends it.
 
         Args:
@@ -109,7 +111,7 @@ class ChatModel:
         reason = STOP_TOKEN if tokens and tokens[-1] in stops else CONTEXT if is_short else LIMIT
         thought, text = split_thought(self.thoughts, prompt_opens_thought(self, prompt), text)
         reason = INTERRUPTED if interrupted else reason
-        return Answer(text, thought, reason, tokens, time.monotonic() - began)
+        return ChatAnswer(text, thought, reason, tokens, time.monotonic() - began)
 
     def _fit(self, prompt: RenderedPrompt) -> tuple[GenerationConfig, bool]:
         """Return a config whose answer fits the context, and whether it is shorter for that. Raises DataError."""

@@ -15,7 +15,16 @@ from typing import Any
 
 from trl_sft import console, run_folder, user_paths
 from trl_sft.errors import Fault, RecipeError, UserError
-from trl_sft.serving.answers import BASE, CONTEXT, INTERRUPTED, LIMIT, TUNED, Answer, ChatModel, prompt_opens_thought
+from trl_sft.serving.answers import (
+    BASE,
+    CONTEXT,
+    INTERRUPTED,
+    LIMIT,
+    TUNED,
+    ChatAnswer,
+    ChatModel,
+    prompt_opens_thought,
+)
 
 _PROMPT = "you> "
 _HELP = """\
@@ -67,7 +76,7 @@ class Session:
             except KeyboardInterrupt:
                 console.say("\n  stopped")
 
-    def ask(self, text: str) -> Answer:
+    def ask(self, text: str) -> ChatAnswer:
         """Show the answer to a prompt, and the base model's; remember the turn. Raises DataError."""
         prompt = self.chat.renderer.render(text, system=self.system, history=self.history)
         answer = self._show_answer(prompt, TUNED)
@@ -135,7 +144,7 @@ class Session:
             raise RecipeError(Fault("/save", problem, fix, code="run.unwritable_output")) from None
         console.say(f"  wrote {name}: {len(self.turns)} turn{'s' * (len(self.turns) != 1)}")
 
-    def _show_answer(self, prompt: Any, side: str) -> Answer:
+    def _show_answer(self, prompt: Any, side: str) -> ChatAnswer:
         """Show an answer while it is generated, and why it ended where the model did not end it."""
         screen = _AnswerScreen(side, self.chat, is_open=prompt_opens_thought(self.chat, prompt))
         answer = self.chat.answer(prompt, side=side, show=screen.show)
@@ -200,7 +209,7 @@ class _AnswerScreen:
         self._waiting = thought[len(thought) - kept :]
 
 
-def describe_answer(answer: Answer, **values: Any) -> dict[str, Any]:
+def describe_answer(answer: ChatAnswer, **values: Any) -> dict[str, Any]:
     """Return an answer as a mapping for JSON; `values` stand before it."""
     return {
         **values,
