@@ -21,7 +21,7 @@ from transformers import (
 
 from trl_sft.data.formats import CHAT
 from trl_sft.errors import Fault, RecipeError, TemplateError, first_line
-from trl_sft.model import load
+from trl_sft.model import load, patches
 from trl_sft.serving.model_folder import ModelFolder, check_base
 from trl_sft.tokenization import turn_markers
 
@@ -111,6 +111,7 @@ def _load(source: ModelFolder, name: str, *, trusts_code: bool) -> PreTrainedMod
         model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(name, trust_remote_code=trusts_code, **keywords)
     except Exception as error:
         raise _explain(source, name, error) from None
+    patches.repair(model)
     return model if "device_map" in keywords else model.to(device)
 
 
