@@ -57,24 +57,12 @@ class Session:
     def run(self, read_line: Callable[[str], str]) -> None:
         """Answer until the user ends the chat. `read_line` gets the text before the cursor and raises EOFError."""
         console.say("Write a prompt and press Enter; /help lists the commands, Ctrl-D ends.")
-        while True:
+        is_open = True
+        while is_open:
             try:
-                line = read_line(_PROMPT)
-            except EOFError:
-                console.say()
-                return
-            except KeyboardInterrupt:
+                is_open = self._take_line(read_line)
+            except KeyboardInterrupt:  # at the prompt, or a second one while an answer stops
                 console.say("\nCtrl-D or /exit ends the program.")
-                continue
-            try:
-                if line.strip() == "/exit":
-                    return
-                self._take(line)
-            except UserError as error:
-                for fault in error.faults:
-                    console.say(f"  {fault.problem}. {fault.fix}")
-            except KeyboardInterrupt:
-                console.say("\n  stopped")
 
     def ask(self, text: str) -> ChatAnswer:
         """Show the answer to a prompt, and the base model's; remember the turn. Raises DataError."""
@@ -90,6 +78,22 @@ class Session:
         elif self.chat.renderer.has_history:
             console.say("  the answer is empty: the next prompt does not follow this turn")
         return answer
+
+    def _take_line(self, read_line: Callable[[str], str]) -> bool:
+        """Read a line and carry it out; tell whether the chat goes on."""
+        try:
+            line = read_line(_PROMPT)
+        except EOFError:
+            console.say()
+            return False
+        if line.strip() == "/exit":
+            return False
+        try:
+            self._take(line)
+        except UserError as error:
+            for fault in error.faults:
+                console.say(f"  {fault.problem}. {fault.fix}")
+        return True
 
     def _take(self, line: str) -> None:
         """Carry out a command, or answer a prompt."""
