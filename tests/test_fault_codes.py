@@ -24,6 +24,7 @@ AREAS = {
     "hub",
     "import",
     "resume",
+    "merge",
     "package",
     "report",
     "path",

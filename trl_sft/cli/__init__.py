@@ -19,7 +19,21 @@ from types import TracebackType
 from typing import TextIO
 
 from trl_sft import console, errors, garbage_collection, json_output, redaction
-from trl_sft.cli import chat, check, explain, fix, import_settings, init, prepare, preview, report, runs, schema, train
+from trl_sft.cli import (
+    chat,
+    check,
+    explain,
+    fix,
+    import_settings,
+    init,
+    merge,
+    prepare,
+    preview,
+    report,
+    runs,
+    schema,
+    train,
+)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -190,6 +204,7 @@ _COMMAND_WORDS = {
     **dict.fromkeys(["describe", "doc", "docs"], "explain"),
     **dict.fromkeys(["list", "ls", "history", "status"], "runs"),
     **dict.fromkeys(["talk", "ask", "infer", "inference"], "chat"),
+    **dict.fromkeys(["fuse", "combine", "unload"], "merge"),
     "help": "--help",
     "version": "--version",
 }
@@ -200,6 +215,7 @@ COMMANDS: dict[str, Callable[[list[str]], int]] = {
     "fix": fix.main,
     "import": import_settings.main,
     "init": init.main,
+    "merge": merge.main,
     "prepare": prepare.main,
     "preview": preview.main,
     "report": report.main,

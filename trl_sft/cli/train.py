@@ -25,6 +25,7 @@ commands (a first word that is not a command is a recipe):
   python -m trl_sft schema [-o FILE]                         write the JSON Schema of a recipe, for editors
   python -m trl_sft init MODEL DATA [-o RECIPE]              write a recipe for a model and a file of rows
   python -m trl_sft import TOOL FILE [-o RECIPE]             convert another trainer's settings to a recipe
+  python -m trl_sft merge RUN -o DIR                         merge the adapter of a run into its base model, with proof
   python -m trl_sft report RUN [RUN ...] [-o FILE]           write an HTML page about a run, or compare runs
   python -m trl_sft runs [FOLDER]                            list the runs below a folder
 

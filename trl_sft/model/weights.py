@@ -56,7 +56,7 @@ def check_weights(run: Run, source: ModelSource) -> None:
         return
     where = run.recipe.where(("model", "name_or_path"))
     _check_index(source.name, where)
-    with _quiet_upstream():
+    with quiet_upstream():
         model, report = _load_on_meta(run, source, where)
         _check_dtypes(model, source.name, where)
         _refuse_differences(run, source.name, missing=report["missing_keys"], unused=report["unexpected_keys"])
@@ -199,7 +199,7 @@ def _explain_unreadable(name: str, where: str, error: Exception) -> Fault:
 
 
 @contextlib.contextmanager
-def _quiet_upstream() -> Iterator[None]:
+def quiet_upstream() -> Iterator[None]:
     """Silence the loggers of transformers and peft: what they report of missing weights becomes a fault."""
     loggers = [logging.getLogger(name) for name in ("transformers", "peft", "py.warnings")]
     levels = [logger.level for logger in loggers]

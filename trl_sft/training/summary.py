@@ -152,7 +152,17 @@ def after(run: Run, state: TrainerState, screen: LastScreen) -> list[str]:
         "",
         "Next: talk to the model",
         f"  {format_chat_command(run_folder.shorten_path(run.output_dir))}",
+        *_merge_lines(run),
     ]
+
+
+def _merge_lines(run: Run) -> list[str]:
+    """Return the command that merges the adapter of a run; no line for a run of all weights."""
+    if not paths.is_adapter(run.output_dir):
+        return []
+    folder = run_folder.shorten_path(run.output_dir)
+    words = shlex.join(["merge", folder, "-o", f"{folder}-merged"])
+    return ["Or merge the adapter into its base model", f"  {get_python_command()} -m trl_sft {words}"]
 
 
 def _evaluation_lines(first: dict[str, float], metrics: dict[str, float]) -> list[str]:
