@@ -56,11 +56,8 @@ def main(argv: Sequence[str]) -> int:
         raise errors.RecipeError(fault) from None
     json_output.add_values(output=options.output, **{key: record[key] for key in _ANSWER})
     console.say(f"wrote     {options.output}")
-    path = options.output.absolute().as_posix()
-    code = (
-        f'from transformers import pipeline; print(pipeline("text-generation", {path!r})("Hello")[0]["generated_text"])'
-    )
-    console.say(f"Next: {console.get_python_command()} -c {shlex.quote(code)}")
+    folder = shlex.quote(str(options.output))
+    console.say(f"Next: {console.get_python_command()} -m trl_sft chat {folder}")
     return errors.EXIT_DONE
 
 
@@ -71,10 +68,13 @@ def _merge(adapter: Any, options: Any) -> dict[str, Any]:
     """Merge, prove, and move the folder to its place; return the content of merge.json."""
     import warnings
 
-    from trl_sft.model.weights import quiet_upstream
-    from trl_sft.serving import merge, merge_proof, output_folder
+    from trl_sft import garbage_collection, upstream_warnings
 
-    with quiet_upstream(), warnings.catch_warnings():
+    with upstream_warnings.quiet(), garbage_collection.paused():
+        from trl_sft.model.weights import quiet_upstream
+        from trl_sft.serving import merge, merge_proof, output_folder
+
+    with upstream_warnings.quiet(), quiet_upstream(), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # peft's on tied weights, which `merge` handles; of libraries on themselves
         merger = merge.Merger(adapter, dtype=options.dtype, base=options.base)
         merge.check_disk(options.output, merger.count_bytes())
