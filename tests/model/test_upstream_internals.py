@@ -36,6 +36,8 @@ ALLOWED = {
         *("_orig_mod", "_use_triton", "_ChunkedLogProbFunction"),
         *("_set_signature_columns_if_needed", "_signature_columns"),
     },
+    "serving/adapter_layers.py": {"_move_adapter_to_device_of_base_layer"},  # peft 0.21: layers of the meta device stay
+    "serving/base_tensors.py": {"_from_config"},
     "tokenization/special_tokens.py": {"_tokenizer", "_extra_special_tokens"},
     "tokenization/template_limits.py": {"_exit"},  # os._exit: the copy of the process runs no clean-up
     "training/memory/cuda_kernels.py": {

@@ -129,7 +129,9 @@ def test_training_goes_on_with_an_adapter_that_brought_tokens(here, go):
     text = "model: {name_or_path: ./out}\ndata: {train: rows.jsonl}\ntrain: {output_dir: more, max_steps: 2}\n"
     code, out, err = go(text)
     assert code == 0, err
-    assert "AutoPeftModelForCausalLM" in out
+    assert " -m trl_sft chat more\n" in out
+    assert " -m trl_sft merge more -o more-merged\n" in out
+    assert "AutoPeftModelForCausalLM" in (here / "more" / "README.md").read_text()
     assert len(models.tokenizer(here / "more")) == 514
     code, _, err = go(text, "tokenizer.chat_template=llama3", "train.output_dir=third")
     assert code == 2
@@ -144,9 +146,9 @@ def test_printed_next_command_stops_by_itself(here, go):
     models.base(here / "base", tied=False)
     code, out, _ = go(RECIPE.format(how=LORA, steps=40))
     assert code == 0
-    (line,) = [line for line in out.splitlines() if " -c " in line]
-    words = line.strip().partition(" -c ")[2]
-    done = subprocess.run(f"{sys.executable} -c {words}", shell=True, capture_output=True, text=True, check=False)
+    (words,) = [line.partition(" -m ")[2] for line in out.splitlines() if " -m trl_sft chat " in line]
+    command = f"{sys.executable} -m {words} --prompt 'What is 2 plus 2?'"
+    done = subprocess.run(command, shell=True, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert len(done.stdout.strip()) < 12
 
