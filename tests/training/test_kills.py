@@ -297,7 +297,8 @@ def test_packed_mixed_and_streamed_run_killed_at_random_times_equals_one_that_wa
         while ending.code == -9:
             kills += 1
             ending = server.run(here, "recipe.yaml", seconds=numbers.uniform(0.2, 1.5) * seconds)
-        assert ending.code == 0, ending.output
+        # the kill may have come after the last operation that counts: then the run is finished, and equal too
+        assert ending.code == 0 or "holds a finished run" in ending.output, ending.output
         differences = find_differences(read_state(here / "out"), expected)
         # of a stream the ledger counts the rows that the last process read
         assert [name for name in differences if not name.startswith("ledger.json train")] == []
