@@ -1,14 +1,29 @@
 """What the tests of resumed runs share: the comparison of two runs, file by file and value by value."""
 
+import contextlib
 import json
 from pathlib import Path
 
 import torch
 
 from trl_sft import checkpoints, run_folder
+from trl_sft.errors import Interrupted
+from trl_sft.training import progress
 
 COUNTS = ("optimizer_steps", "rows", "tokens", "loss_tokens", "finished_steps")  # of run.json
 _STATES = ("optimizer.pt", "scheduler.pt", "rng_state.pth")
+
+
+@contextlib.contextmanager
+def killed_after_the_last_step(monkeypatch):
+    """End runs of the block after their last checkpoint, before the Trainer logs the train loss."""
+
+    def kill(*args, **kwargs):
+        raise Interrupted(9)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(progress.Progress, "on_train_end", kill)
+        yield
 
 
 def combine(*overrides):

@@ -5,13 +5,12 @@ from pathlib import Path
 
 import pytest
 from conftest import RECIPE
-from resumed_runs import list_differences, read_run
+from resumed_runs import killed_after_the_last_step, list_differences, read_run
 from transformers import EarlyStoppingCallback
 from trl import SFTTrainer
 
-from trl_sft.errors import Interrupted
 from trl_sft.recipe import build
-from trl_sft.training import progress, stages
+from trl_sft.training import stages
 
 FULL = RECIPE.replace("rows.jsonl}", "rows.jsonl, eval_fraction: 0.2}").replace("  save_strategy: 'no'\n", "")
 # a learning rate at which the eval loss rises soon
@@ -115,11 +114,7 @@ def test_run_killed_after_it_stopped_early_trains_no_further_step(go, here, monk
     words = (*RISING, EVERY_STEP, "run.early_stopping={patience: 2}")
     assert go(FULL, *words, "train.output_dir=whole")[0] == 0
 
-    def kill(*args, **kwargs):
-        raise Interrupted(9)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(progress.Progress, "on_train_end", kill)
+    with killed_after_the_last_step(monkeypatch):
         assert go(FULL, *words)[0] != 0
     code, out, err = go(FULL, *words)
     assert code == 0, err

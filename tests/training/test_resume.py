@@ -9,11 +9,10 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import QUESTIONS, RECIPE, jsonl
-from resumed_runs import are_equal, combine, list_differences, read_log, read_run
+from resumed_runs import are_equal, combine, killed_after_the_last_step, list_differences, read_log, read_run
 
 from trl_sft import checkpoints, run_folder
 from trl_sft.data import user_function
-from trl_sft.errors import Interrupted
 from trl_sft.model import patches
 from trl_sft.training import manifest, progress, stages
 from trl_sft.training import run as training_run
@@ -65,11 +64,7 @@ def test_run_killed_after_its_last_checkpoint_logs_the_train_loss_and_saves_the_
     assert go(FULL, *words, "train.output_dir=whole")[0] == 0
     assert read_run("whole")["best"]["step"] == 2
 
-    def kill(*args, **kwargs):
-        raise Interrupted(9)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(progress.Progress, "on_train_end", kill)
+    with killed_after_the_last_step(monkeypatch):
         assert go(FULL, *words)[0] != 0
     code, out, err = go(FULL, *words)
     assert code == 0, err
