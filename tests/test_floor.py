@@ -18,7 +18,7 @@ def test_floor_versions_pass_all_tests(tmp_path):
     subprocess.run([*install, "torch"], check=True)
     test_packages = ["ipykernel", "matplotlib", "nbclient", "nbformat", "jsonschema", "tensorboard", "trackio"]
     subprocess.run(
-        [*install, f"{ROOT}[quantization]", "pytest", "pytest-timeout", "hypothesis", *test_packages],
+        [*install, f"{ROOT}[quantization,gguf,serve,eval]", "pytest", "pytest-timeout", "hypothesis", *test_packages],
         check=True,
     )
     # The structure is the same with every version.
