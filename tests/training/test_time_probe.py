@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from conftest import RECIPE
 from datasets import Dataset, IterableDataset
 
@@ -155,6 +156,28 @@ def test_run_is_bit_equal_with_and_without_the_probe_and_compares_it_with_the_tr
     assert measured["actual_cost"] == pytest.approx(measured["actual_seconds"], abs=1e-3)
     steps = measured["training_seconds"]
     assert steps < measured["actual_seconds"]
+
+
+def test_time_measured_beside_other_programs_says_so_and_may_be_shorter():
+    values = {"seconds": 100.0, "low": 40.0, "high": 120.0, "passes": 2, "covers_all_rows": True, "probe_seconds": 1.0}
+    free = time_probe.TimeEstimate(**values, waiting=0.05)
+    busy = time_probe.TimeEstimate(**values, waiting=0.42)
+    assert free.write() == "about 1 min 40 s (40 s to 2 min 0 s)"
+    assert busy.write() == (
+        "about 1 min 40 s (40 s to 2 min 0 s); other programs used the processors for 42% of this measurement: "
+        "the run is faster once they end"
+    )
+    assert time_probe.bound_time(115, 0, 0.05) == pytest.approx((100, 132.25))
+    assert time_probe.bound_time(115, 0, 0.42) == pytest.approx((58, 132.25))
+
+
+def test_time_of_waiting_for_a_processor_is_read_as_linux_writes_it(monkeypatch, tmp_path):
+    monkeypatch.setattr(time_probe, "_WAITS", tmp_path / "schedstat")
+    processor, card = torch.device("cpu"), torch.device("meta")
+    assert time_probe._read_waiting_time(processor) == 0
+    (tmp_path / "schedstat").write_text("2000000000 1500000000 12\n")
+    assert time_probe._read_waiting_time(processor) == 1.5
+    assert time_probe._read_waiting_time(card) == 0
 
 
 @pytest.mark.long

@@ -170,6 +170,7 @@ class Throughput:
         values = {"": estimate.seconds, "_low": estimate.low, "_high": estimate.high}
         described = {f"estimated_seconds{name}": round(value, 4) for name, value in values.items()}
         described["estimate_probe_seconds"] = round(estimate.probe_seconds, 4)
+        described["estimate_waiting"] = round(estimate.waiting, 4)
         if actual is not None:
             described["actual_seconds"] = round(actual, 4)
         if estimate.price_per_hour is not None:

@@ -18,6 +18,7 @@ import random
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -40,6 +41,8 @@ _Z = 1.96  # of a 95% interval
 _MEGA_BATCH = 50  # batches in which upstream sorts rows by length (transformers, LengthGroupedSampler)
 _COPIED_ELEMENTS = 2**24  # of the weights, to time the optimizer
 _TIMED_UPDATES = 2  # of the optimizer, after one that makes its state
+_BUSY = 0.1  # of the probe's time: a longer wait for the processor is said
+_WAITS = Path("/proc/thread-self/schedstat")  # of Linux: nanoseconds on a processor, and nanoseconds of waiting for one
 _COLUMNS = ("input_ids", "labels", "seq_lengths", "position_ids", "attention_mask")  # that the collator reads
 
 
@@ -53,6 +56,7 @@ class TimeEstimate:
         passes: forward and backward passes that were measured.
         covers_all_rows: whether batches were drawn from all rows; of a stream only its first rows are known.
         probe_seconds: that the probe took.
+        waiting: share of the passes' time in which other programs had the processor; 0 = none, or it is not known.
         price_per_hour: None = no price is known.
 
     """
@@ -63,6 +67,7 @@ class TimeEstimate:
     passes: int
     covers_all_rows: bool
     probe_seconds: float
+    waiting: float = 0.0
     price_per_hour: float | None = None
 
     def write_time(self) -> str:
@@ -72,10 +77,13 @@ class TimeEstimate:
     def write(self) -> str:
         """Return the time, and the money where a price is known, each with its interval."""
         text = self.write_time()
-        if self.price_per_hour is None:
-            return text
-        money, least, most = (self.price_per_hour * value / 3600 for value in (self.seconds, self.low, self.high))
-        return f"{text}, about {money:.2f} ({least:.2f} to {most:.2f}) at {self.price_per_hour:g} an hour"
+        if self.price_per_hour is not None:
+            money, least, most = (self.price_per_hour * value / 3600 for value in (self.seconds, self.low, self.high))
+            text += f", about {money:.2f} ({least:.2f} to {most:.2f}) at {self.price_per_hour:g} an hour"
+        if self.waiting > _BUSY:
+            text += f"; other programs used the processors for {self.waiting:.0%} of this measurement"
+            text += ": the run is faster once they end"
+        return text
 
 
 @dataclass(frozen=True)
@@ -110,21 +118,25 @@ def estimate_time(
     drawn = draw_batches(table, args, size=size, processes=live.count_processes())
     with verification.paused(), restored(trainer):
         chosen = _choose_batches(drawn, passes - 1)
+        waited, started = _read_waiting_time(args.device), time.perf_counter()
         seconds = _gather_slowest(trainer, [_time_pass(trainer, table, drawn.rows[index]) for index in chosen])[1:]
+        waiting = (_read_waiting_time(args.device) - waited) / (time.perf_counter() - started)
+        waiting = min(1.0, _gather_slowest(trainer, [waiting])[0])
         update = _gather_slowest(trainer, [_time_optimizer(trainer)])[0]
         evaluation = _gather_slowest(trainer, [_time_evaluation(trainer)])[0]
     per_pass, spread = fit_pass_time(drawn.positions[chosen[1:]], np.array(seconds), drawn.positions)
     of_steps = steps * (accumulated * per_pass + update)
     evaluations = count_evaluations(args, state) + bool(args.eval_on_start)
     total = of_steps + evaluations * evaluation
-    factor = 1 + math.sqrt(_MARGIN**2 + spread**2)
+    low, high = bound_time(total, spread, waiting)
     return TimeEstimate(
         total,
-        total / factor,
-        total * factor,
+        low,
+        high,
         passes=len(seconds),
         covers_all_rows=is_known,
         probe_seconds=time.monotonic() - began,
+        waiting=waiting,
         price_per_hour=price_per_hour,
     )
 
@@ -227,6 +239,19 @@ def fit_pass_time(positions: np.ndarray, seconds: np.ndarray, drawn: np.ndarray)
     return mean, _Z * deviation / math.sqrt(len(seconds))
 
 
+def bound_time(seconds: float, spread: float, waiting: float) -> tuple[float, float]:
+    """Return the ends of the interval of a time: other programs may end, so what they took counts below.
+
+    Args:
+        seconds: the estimate.
+        spread: the relative half of the interval of a pass.
+        waiting: share of the measurement in which other programs had the processor.
+
+    """
+    factor = 1 + math.sqrt(_MARGIN**2 + spread**2)
+    return seconds / factor * (1 - waiting if waiting > _BUSY else 1), seconds * factor
+
+
 def _time_pass(trainer: SFTTrainer, table: Dataset, rows: np.ndarray) -> float:
     """Return the seconds of a forward and a backward pass; with those of its batch, where no worker makes it."""
     began = time.perf_counter()
@@ -302,6 +327,16 @@ def _gather_slowest(trainer: SFTTrainer, seconds: list[float]) -> list[float]:
     local = torch.tensor([seconds], dtype=torch.float32, device=trainer.args.device)
     slowest: list[float] = trainer.accelerator.gather(local).max(dim=0).values.tolist()
     return slowest
+
+
+def _read_waiting_time(device: torch.device) -> float:
+    """Return the seconds that this thread has waited for a processor; 0 where training needs none, or none are told."""
+    if device.type != "cpu":
+        return 0.0
+    try:
+        return int(_WAITS.read_text().split()[1]) / 1e9
+    except (OSError, ValueError, IndexError):  # not Linux, or a kernel without these numbers
+        return 0.0
 
 
 def _wait_for_device(device: torch.device) -> None:
