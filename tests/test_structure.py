@@ -26,7 +26,7 @@ LAYERS = {
     "user_paths": 1,
     "recipe": 2,
     **dict.fromkeys(["data", "model", "importers"], 3),
-    **dict.fromkeys(["tokenization", "evaluation"], 4),
+    **dict.fromkeys(["tokenization", "evaluation", "publishing"], 4),
     **dict.fromkeys(["training", "reports", "serving"], 5),
     "cli": 6,
     **dict.fromkeys(["__init__", "__main__"], 7),  # the public functions

@@ -551,7 +551,7 @@ def test_model_card_of_a_continued_adapter_names_peft_and_lora(go, here):
     assert go(RECIPE, "lora={r: 4}", "train.output_dir=first")[0] == 0
     assert go(RECIPE, "model.name_or_path=first")[0] == 0
     card = (here / "out" / "README.md").read_text()
-    assert 'library_name: "peft"' in card
+    assert "library_name: peft" in card
     assert "with LoRA fine-tuned" in card
 
 

@@ -19,6 +19,7 @@ from trl_sft.evaluation import answer_counts, before_after, completions
 from trl_sft.evaluation.completions import Completions
 from trl_sft.evaluation.metrics import METRICS
 from trl_sft.model import load
+from trl_sft.publishing import model_card
 from trl_sft.recipe import paths
 from trl_sft.recipe.checked import Run
 from trl_sft.training import live, manifest, row_losses, summary, verdict
@@ -62,25 +63,19 @@ def save(
     is_adapter = paths.is_adapter(run.output_dir)
     differs = is_adapter and load.differs_from_base(run, inputs.model, trainer.model)
     best = manifest.describe_best(trainer.args, trainer.state)
-    best_line = [f"Best: {manifest.write_best(best)}"] if best else []
+    best_line = [f"Best: {model_card.write_best(best)}"] if best else []
     stop = record.stopping.describe(trainer.args, trainer.state) if record.stopping else None
     best_line += [str(stop)] if stop else []
     outcome = _judge(trainer, metrics, comparison, prompts=prompts, best=best, stopped_early=stop is not None)
-    card = manifest.write_model_card(
-        run,
-        inputs.model.name,
-        metrics,
-        is_adapter=is_adapter,
-        differs_from_base=differs,
-        outcome=[f"{outcome.headline}. {outcome.text}", outcome.advice, *best_line],
-    )
-    run_folder.write_text(run.output_dir / run_folder.CARD, card)
-    for name in files:  # run.json says only then that the run is done
-        run_folder.flush(run.output_dir / name)
     steps = trainer.state.global_step
     entries = {"outcome": run_folder.DONE, "verdict": outcome.as_json(), "steps": steps, "metrics": metrics}
-    entries |= {"files": files} | ({"best": best} if best else {})
-    record.close(entries | ({"stopped_early": stop.as_json()} if stop else {}))
+    entries |= {"files": files, "differs_from_base": differs} | ({"best": best} if best else {})
+    entries |= {"stopped_early": stop.as_json()} if stop else {}
+    entries["summary"] = [*filter(None, [f"{outcome.headline}. {outcome.text}", outcome.advice]), *best_line]
+    record.write_card(entries)
+    for name in files:  # run.json says only then that the run is done
+        run_folder.flush(run.output_dir / name)
+    record.close(entries)
     screen = summary.LastScreen(
         seconds=record.seconds(),
         verdict=outcome.list_lines(),

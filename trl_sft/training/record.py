@@ -6,6 +6,7 @@ In: the run's inputs and its live trainer. Out: files, each whole or absent. Not
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 import time
@@ -15,6 +16,7 @@ import torch
 from trl import SFTTrainer
 
 from trl_sft import checkpoints, console, earlier_run, run_folder
+from trl_sft.publishing import base_license, card_facts, model_card
 from trl_sft.recipe import resolved, yaml_reader
 from trl_sft.recipe.checked import Run
 from trl_sft.recipe.folder_decision import FolderDecision
@@ -92,6 +94,15 @@ class RunRecord:
             console.say(f"resume    from {self.checkpoint}")
             if earlier_run.is_set_aside(folder):
                 console.say(f"earlier   the run that this one replaces is in {folder / run_folder.EARLIER_RUN}")
+
+    def write_card(self, entries: dict[str, Any]) -> None:
+        """Write the model card of the run, once its other files are written; `entries` are the last of run.json."""
+        seconds = {"seconds": round(self.seconds(), 1)}
+        facts = card_facts.read_facts(self._run.output_dir)
+        facts = dataclasses.replace(facts, run=self._entries | entries | seconds)
+        license_of_base = base_license.find_license(facts.base, is_online=False)
+        card = model_card.write_model_card(facts, base_license=license_of_base)
+        run_folder.write_text(self._run.output_dir / run_folder.CARD, card)
 
     def close(self, entries: dict[str, Any]) -> None:
         """Write down how the run ended. A run that is done stays done, whatever fails after that."""
