@@ -20,6 +20,7 @@ AREAS = {
     "model",
     "run",
     "chat",
+    "evaluation",
     "machine",
     "hub",
     "import",
