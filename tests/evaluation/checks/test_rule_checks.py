@@ -107,7 +107,8 @@ def test_numeric_check_takes_reasoning_before_the_number():
 
 
 @pytest.mark.parametrize(
-    ("text", "words"), [("Two words.", 2), ("don't stop", 2), ("今天天气 good", 5), ("3.14 and 2", 3), ("", 0), ("...", 0)]
+    ("text", "words"),
+    [("Two words.", 2), ("don't stop", 2), ("今天天气 good", 5), ("3.14 and 2", 3), ("", 0), ("...", 0)],
 )
 def test_words_count_each_chinese_character(text, words):
     assert text_match.count_words(text) == words
@@ -193,7 +194,8 @@ def test_check_that_cannot_be_used_is_refused_at_its_row(check, tmp_path):
     with pytest.raises(DataError) as refusal:
         check_requests.read_requests(check, folder=tmp_path, where="rows.jsonl:3")
     (fault,) = refusal.value.faults
-    assert (fault.where.startswith("rows.jsonl:3") or fault.where.startswith(("regex", "the schema"))) and fault.fix
+    assert fault.where.startswith(("rows.jsonl:3", "regex", "the schema"))
+    assert fault.fix
 
 
 def test_misspelt_check_names_the_nearest_one():
@@ -259,7 +261,8 @@ def test_code_is_ended_at_its_limits(code, reason):
 def test_code_has_no_network_and_writes_only_to_its_folder_where_the_kernel_permits():
     """On a kernel without Landlock and user namespaces the measured limits say so; this machine has them."""
     limits = sandbox.measure_limits()
-    assert limits["memory"] and limits["time"]
+    assert limits["memory"]
+    assert limits["time"]
     if not (limits["network"] and limits["files"]):
         pytest.skip(f"the kernel limits only some: {limits}")
     assert sandbox.run_code("open('own', 'w').write('x'); print(open('own').read())").output == "x"
