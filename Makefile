@@ -33,7 +33,7 @@ test: .venv/installed  ## the tests, in as many processes as there are cores, fo
 	OMP_NUM_THREADS=1 $(PY) -m pytest -n auto --maxprocesses 4
 
 prove: .venv/installed  ## the long proofs; their table goes into docs/development/log.md
-	$(PY) -m pytest -m long --durations=0 -v
+	$(PY) -m pytest -m long --timeout 14400 --durations=0 -v
 
 lint: .venv/installed  ## ruff and mypy
 	$(PY) -m ruff format --check .

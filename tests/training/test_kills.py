@@ -34,9 +34,9 @@ STRIDE = int(os.environ.get("TRL_SFT_KILL_STRIDE", "1"))  # of the operations at
 _TIMES = re.compile(r"runtime|per_second|seconds|changed_share|throughput")
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture
 def server(tmp_path_factory):
-    """Return the server that runs commands in forks."""
+    """Return the server that runs commands in forks; each test has its own, so that a failure stays in one test."""
     if shutil.which("cc") is None:
         pytest.skip("no C compiler")
     server = Server(tmp_path_factory.mktemp("server"))
