@@ -26,6 +26,7 @@ AREAS = {
     "import",
     "resume",
     "merge",
+    "proof",
     "package",
     "report",
     "path",

@@ -1,0 +1,149 @@
+"""Plain transformers reads an exported model: a folder, or a GGUF file that it dequantizes.
+
+Inputs: an `ExportedModel` and the reference. Outputs: a `ReaderOutput`. Prompts are rendered by the export's own
+tokenizer and chat template, as `vllm serve` and `transformers serve` do. Not here: llama.cpp (`llama_reader`).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import gc
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+import transformers
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
+
+from trl_sft.errors import Fault, RecipeError, first_line
+from trl_sft.serving.proof.answer_comparison import AnswerSummary
+from trl_sft.serving.proof.exported_model import ExportedModel
+from trl_sft.serving.proof.run_prompts import ProofPrompt
+from trl_sft.serving.proof.trained_reference import TrainedReference, compare_model, pinned_date
+
+TRANSFORMERS, LLAMA_CPP = "transformers", "llama.cpp"
+
+
+@dataclass(frozen=True)
+class ReaderOutput:
+    """What a reader made of an exported model.
+
+    Attributes:
+        reader: TRANSFORMERS or LLAMA_CPP.
+        version: of the reader's package.
+        ids: the tokens of each prompt, as the runtime renders it; None = the reader has no tokenizer of its own.
+        problems: why a prompt could not be rendered, by its number.
+        stop_tokens: what ends an answer.
+        summary: the answers.
+        continued: the numbers of the answers that go on after the token that ends the trained model's answer.
+
+    """
+
+    reader: str
+    version: str
+    ids: list[list[int]] | None
+    problems: dict[int, str]
+    stop_tokens: set[int]
+    summary: AnswerSummary
+    continued: list[int] = field(default_factory=list)
+
+
+def read(
+    exported: ExportedModel,
+    reference: TrainedReference,
+    *,
+    known: ReaderOutput | None = None,
+    trusts_code: bool = False,
+) -> ReaderOutput:
+    """Load an exported model with plain transformers, and compare it with the reference.
+
+    Args:
+        exported: what was written.
+        reference: the trained model.
+        known: of the same weights with another template, whose answers are taken; None = the model answers.
+        trusts_code: whether Python code that a model brings may run.
+
+    Raises:
+        RecipeError: transformers cannot load it.
+
+    """
+    ids, problems, stops = _render(exported, reference, trusts_code=trusts_code)
+    if known is not None:
+        return dataclasses.replace(known, ids=ids, problems=problems)
+    model = _load(exported, trusts_code=trusts_code)
+    eos = model.generation_config.eos_token_id if model.generation_config is not None else None
+    stops |= {int(stop) for stop in (eos if isinstance(eos, list) else [eos]) if stop is not None}
+    comparisons = compare_model(model, reference.answers, title=f"Exported {exported.title}")
+    del model
+    gc.collect()
+    return ReaderOutput(TRANSFORMERS, transformers.__version__, ids, problems, stops, AnswerSummary(comparisons))
+
+
+def find_place(exported: ExportedModel) -> tuple[str, dict[str, Any]]:
+    """Return what `from_pretrained` gets for an exported model: the folder and keywords."""
+    if exported.is_gguf:
+        return str(exported.path.parent), {"gguf_file": exported.path.name}
+    return str(exported.path), {}
+
+
+def _render(
+    exported: ExportedModel, reference: TrainedReference, *, trusts_code: bool
+) -> tuple[list[list[int]] | None, dict[int, str], set[int]]:
+    """Return the tokens of each prompt by the export's tokenizer, why some have none, and its end token."""
+    place, keywords = find_place(exported)
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(place, trust_remote_code=trusts_code, **keywords)
+    except Exception as error:
+        if exported.is_gguf:  # transformers builds tokenizers of few GGUF files; llama.cpp compares the tokens
+            return None, {}, set()
+        raise RecipeError(_explain(exported, error)) from None
+    ids: list[list[int]] = []
+    problems: dict[int, str] = {}
+    with pinned_date(reference.source):
+        for number, prompt in enumerate(reference.prompts.prompts):
+            try:
+                ids.append(_render_prompt(tokenizer, prompt, exported))
+            except Exception as error:  # of the template's own code
+                ids.append([])
+                problems[number] = first_line(error)
+    return ids, problems, {tokenizer.eos_token_id} - {None}
+
+
+def _render_prompt(tokenizer: Any, prompt: ProofPrompt, exported: ExportedModel) -> list[int]:
+    """Return the tokens of a prompt as a server renders it: chats by the template, texts with the special tokens."""
+    if isinstance(prompt.content, str):
+        return list(tokenizer(prompt.content, add_special_tokens=not prompt.is_rendered)["input_ids"])
+    if exported.render is not None:
+        return list(tokenizer(exported.render(prompt.content))["input_ids"])
+    encoding = tokenizer.apply_chat_template(
+        prompt.content,
+        tools=prompt.tools,
+        add_generation_prompt=True,
+        return_dict=True,
+        **exported.template_kwargs,
+    )
+    return list(encoding["input_ids"])
+
+
+def _load(exported: ExportedModel, *, trusts_code: bool) -> PreTrainedModel:
+    """Return the exported model in float32. Raises RecipeError if transformers cannot load it, or not all of it."""
+    place, keywords = find_place(exported)
+    try:
+        config = AutoConfig.from_pretrained(place, trust_remote_code=trusts_code, **keywords)
+        named = getattr(transformers, (config.architectures or [""])[0], None)
+        model_class = AutoModelForCausalLM if exported.is_gguf or named is None else named
+        model, report = model_class.from_pretrained(
+            place, dtype=torch.float32, output_loading_info=True, trust_remote_code=trusts_code, **keywords
+        )
+    except Exception as error:
+        raise RecipeError(_explain(exported, error)) from None
+    if unread := [*report["missing_keys"], *report["unexpected_keys"], *report["mismatched_keys"]]:
+        raise RecipeError(_explain(exported, ValueError(f"it does not hold the weights as they are: {unread[0]}")))
+    accelerator = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
+    return model.to(accelerator or "cpu").eval()
+
+
+def _explain(exported: ExportedModel, error: Exception) -> Fault:
+    """Return the fault of an exported model that transformers cannot load."""
+    problem = f"transformers cannot load the export ({exported.title}): {first_line(error)}"
+    return Fault(str(exported.path), problem, "Export the run again.", code="proof.unreadable_export")

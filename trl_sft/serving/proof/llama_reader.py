@@ -1,0 +1,199 @@
+"""llama.cpp reads a GGUF file: its own template engine, tokenizer and arithmetic, as its server and Ollama have them.
+
+Inputs: an `ExportedModel` and the reference. Outputs: a `ReaderOutput`. llama.cpp comes from the wheel `xllamacpp`, and
+runs in a child process (`llama_server`). Not here: transformers' reader (`folder_reader`).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import importlib.metadata
+import json
+import subprocess
+import sys
+import tempfile
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from trl_sft.errors import Fault, MissingPackage, RecipeError
+from trl_sft.model.needed_packages import is_installed
+from trl_sft.row_progress import RowProgress
+from trl_sft.serving.proof import llama_server
+from trl_sft.serving.proof.answer_comparison import AnswerComparison, AnswerSummary, compare_steps
+from trl_sft.serving.proof.exported_model import ExportedModel
+from trl_sft.serving.proof.folder_reader import LLAMA_CPP, ReaderOutput
+from trl_sft.serving.proof.run_prompts import ProofPrompt
+from trl_sft.serving.proof.trained_reference import TrainedReference, pinned_date
+
+MOST_LISTED = 1000  # tokens whose probability llama.cpp lists at each position; the others count as one
+_MARGIN = 64  # tokens of the context beside prompt and answer
+_SECONDS = 600  # for one answer
+_STOP_KEYS = ("eos_token_id", "eot_token_id", "eom_token_id")  # of tokenizer.ggml in the file
+
+
+def check_installed() -> None:
+    """Refuse to write a GGUF file that nothing here could read back. Raises MissingPackage."""
+    missing = [name for name in ("gguf", "xllamacpp") if not is_installed(name)]
+    if missing:
+        problem = f"not installed: {', '.join(missing)}, with which a GGUF file is written and proved"
+        fix = "Run `pip install 'trl-sft[gguf]'` in this Python environment."
+        raise MissingPackage(Fault("gguf", problem, fix, code="package.missing"))
+
+
+def read(exported: ExportedModel, reference: TrainedReference, *, known: ReaderOutput | None = None) -> ReaderOutput:
+    """Let llama.cpp render the prompts of a GGUF file and answer them, and compare it with the reference.
+
+    Args:
+        exported: what was written.
+        reference: the trained model.
+        known: of the same weights with another template, whose answers are taken; None = llama.cpp answers.
+
+    Raises:
+        RecipeError: llama.cpp cannot load the file.
+        MissingPackage: xllamacpp is not installed.
+
+    """
+    check_installed()
+    longest = max((len(answer.prompt.ids) for answer in reference.answers), default=0)
+    with _serve(exported, longest + reference.answer_tokens + _MARGIN) as server:
+        ids: list[list[int]] = []
+        problems: dict[int, str] = {}
+        with pinned_date(reference.source):
+            for number, prompt in enumerate(reference.prompts.prompts):
+                try:
+                    ids.append(_render_prompt(server, prompt, exported))
+                except _ServerRefusal as error:
+                    ids.append([])
+                    problems[number] = str(error)
+        if known is not None:
+            return dataclasses.replace(known, ids=ids, problems=problems)
+        comparisons, continued = _answer(server, reference, exported)
+    version = importlib.metadata.version("xllamacpp")
+    stops = _read_stop_tokens(exported.path)
+    return ReaderOutput(LLAMA_CPP, version, ids, problems, stops, AnswerSummary(comparisons), continued)
+
+
+class _ServerRefusal(Exception):
+    """llama.cpp refused a request."""
+
+
+class _Server:
+    """A running llama.cpp server."""
+
+    def __init__(self, address: str) -> None:
+        """Take its address."""
+        self._address = address
+        self._opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))  # a proxy has no loopback of ours
+
+    def post(self, path: str, content: dict[str, Any]) -> Any:
+        """Return the answer to a request. Raises _ServerRefusal with the server's message."""
+        data = json.dumps(content).encode()
+        request = urllib.request.Request(self._address + path, data, {"Content-Type": "application/json"})
+        try:
+            with self._opener.open(request, timeout=_SECONDS) as answer:
+                return json.loads(answer.read())
+        except urllib.error.HTTPError as error:
+            text = error.read().decode("utf-8", "replace")
+            with contextlib.suppress(ValueError, KeyError, TypeError):
+                text = json.loads(text)["error"]["message"]
+            raise _ServerRefusal(text.splitlines()[0][:300] if text else str(error)) from None
+
+    def tokenize(self, text: str, *, add_special: bool) -> list[int]:
+        """Return the tokens of a text in which special tokens are such, as the server reads prompts."""
+        content = {"content": text, "add_special": add_special, "parse_special": True}
+        return list(self.post("/tokenize", content)["tokens"])
+
+
+@contextlib.contextmanager
+def _serve(exported: ExportedModel, context: int) -> Iterator[_Server]:
+    """Yield a server of a GGUF file; `context`: tokens. Raises RecipeError if llama.cpp cannot load the file."""
+    arguments = [json.dumps(sys.path), str(exported.path), str(context), str(torch.get_num_threads())]
+    command = [sys.executable, "-I", str(llama_server.__file__), *arguments]
+    with tempfile.TemporaryFile() as log:
+        process = subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log, text=True, encoding="utf-8"
+        )
+        assert process.stdin is not None
+        assert process.stdout is not None
+        try:
+            address = process.stdout.readline().strip()
+            if not address:
+                process.wait()
+                log.seek(0)
+                raise RecipeError(_explain(exported, log.read().decode("utf-8", "replace")))
+            try:
+                yield _Server(address)
+            except (OSError, _ServerRefusal) as error:  # urllib's errors are OSErrors
+                log.seek(0)
+                raise RecipeError(_explain(exported, f"{log.read().decode('utf-8', 'replace')}\n{error}")) from None
+        finally:
+            process.kill()
+            process.stdin.close()
+            process.stdout.close()
+            process.wait()
+
+
+def _explain(exported: ExportedModel, log: str) -> Fault:
+    """Return the fault of a file that llama.cpp cannot load, with the last error of its log."""
+    lines = [line.strip() for line in log.splitlines() if line.strip()]
+    errors = [line for line in lines if " E " in line or "rror" in line]
+    cause = (errors or lines or ["it ended without a message"])[0]
+    problem = f"llama.cpp cannot use the export ({exported.title}): {cause}"
+    return Fault(str(exported.path), problem, "Export the run again.", code="proof.unreadable_export")
+
+
+def _render_prompt(server: _Server, prompt: ProofPrompt, exported: ExportedModel) -> list[int]:
+    """Return the tokens of a prompt as the runtime makes them: a chat by its template, a text as it is."""
+    if isinstance(prompt.content, str):
+        return server.tokenize(prompt.content, add_special=not prompt.is_rendered)
+    if exported.render is not None:
+        return server.tokenize(exported.render(prompt.content), add_special=True)
+    content = {"messages": prompt.content} | ({"tools": prompt.tools} if prompt.tools else {})
+    if exported.template_kwargs:
+        content["chat_template_kwargs"] = dict(exported.template_kwargs)
+    return server.tokenize(server.post("/apply-template", content)["prompt"], add_special=True)
+
+
+def _answer(
+    server: _Server, reference: TrainedReference, exported: ExportedModel
+) -> tuple[list[AnswerComparison], list[int]]:
+    """Return the comparison of each answer, and the numbers of those that go on after the trained answer's end."""
+    comparisons, continued = [], []
+    with RowProgress(f"Exported {exported.title}", len(reference.answers), unit="answers") as bar:
+        for number, trained in enumerate(reference.answers):
+            request = {
+                "prompt": trained.prompt.ids,
+                "n_predict": reference.answer_tokens,
+                "temperature": 0,
+                "repeat_penalty": 1.0,
+                "n_probs": min(trained.log_probs.shape[-1], MOST_LISTED),
+                "return_tokens": True,
+                "cache_prompt": False,
+            }
+            answer = server.post("/completion", request)
+            tokens = [int(token) for token in answer["tokens"]]
+            steps = [
+                {int(entry["id"]): float(entry["logprob"]) for entry in step["top_logprobs"]}
+                for step in answer.get("completion_probabilities", ())
+            ]
+            comparisons.append(compare_steps(trained, tokens, steps))
+            is_equal = comparisons[-1].position is None
+            if is_equal and trained.tokens[-1] in reference.stop_tokens and len(tokens) > len(trained.tokens):
+                continued.append(number)
+            bar.update(1)
+    return comparisons, continued
+
+
+def _read_stop_tokens(path: Path) -> set[int]:
+    """Return the tokens that the metadata of a GGUF file names as the end of an answer."""
+    from gguf import GGUFReader  # type: ignore[import-not-found,unused-ignore]  # noqa: PLC0415 (optional package)
+
+    fields = GGUFReader(path).fields
+    names = [f"tokenizer.ggml.{key}" for key in _STOP_KEYS]
+    return {int(fields[name].contents()) for name in names if name in fields}
