@@ -176,7 +176,8 @@ STAGE_CALLS = {  # call -> the only modules that make it: every command shares t
     "load.find_model(": {"training.stages"},
     "tokenizer.load(": {"training.stages"},
     "build.tokenize(": {"training.stages"},
-    "data_rows.load(": {"training.stages", "cli.check.report"},  # check reports columns where no tokenizer loads
+    # check reports columns where no tokenizer loads; the proof of an export reads prompts, and trains nothing
+    "data_rows.load(": {"training.stages", "cli.check.report", "serving.proof.run_prompts"},
     "SFTTrainer(": {"training.stages", "training.dry_run"},
 }
 
