@@ -29,6 +29,7 @@ AREAS = {
     "proof",
     "package",
     "report",
+    "votes",
     "path",
 }
 # what makes a fault, or what a fault is made of later

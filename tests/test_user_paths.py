@@ -46,6 +46,8 @@ COMMANDS = {
     "init -o": ["init", "trl_sft:tiny", "rows.jsonl", "-o", "{}"],
     "report": ["report", "{}"],
     "runs": ["runs", "{}"],
+    "judge": ["judge", "{}", "-o", "page.html"],
+    "votes key": ["votes", "{}", "votes.json"],
     "schema -o": ["schema", "-o", "{}"],
 }
 KEYS = ("model.name_or_path", "data.train.path", "data.eval", "tokenizer.chat_template", "train.output_dir")

@@ -83,6 +83,20 @@ def test_values_are_those_of_the_run(answer):
     assert answer("check", "recipe.yaml", "train.output_dir=b")["ledger"]["train"]["rows"] == ledger["train"]["rows"]
 
 
+def test_judging_page_and_the_votes_on_it_answer_with_their_values(answer, here):
+    jsonl("done/samples.jsonl", [{"row": n, "task": "a", "prompt": "p", "before": "b", "after": "t"} for n in range(4)])
+    content = answer("judge", "done", "-o", "page.html")
+    assert (content["pairs"], content["items"], content["equal_answers"]) == (4, 9, 0)
+    vote = {"item": 1, "choice": "left", "seconds": 1.5}
+    (here / "ana.json").write_text(
+        json.dumps({"format": 1, "page": content["page"], "rater": "ana", "votes": [vote]}), encoding="utf-8"
+    )
+    jsonl("verdicts.jsonl", [{"pair": f"row {n}", "verdict": "tuned"} for n in range(4)])
+    content = answer("votes", content["key"], "ana.json", "--judge", "verdicts.jsonl")
+    assert content["counted_raters"] == ["ana"]
+    assert content["result"]["winner"] == "not_resolved"
+
+
 @pytest.mark.parametrize("command", [[], ["check"], ["preview"], ["prepare"], ["explain"]])
 def test_fault_of_a_recipe_has_file_line_and_key(command, answer, here):
     (here / "recipe.yaml").write_text(RECIPE + "  pakking: true\n")
@@ -115,6 +129,9 @@ def test_fault_of_a_row_has_its_row(answer, here):
         (["import", "trlx", "a.yaml"], "import.unknown_tool"),
         (["explain", "train.pakking"], "recipe.unknown_key"),
         (["recipe.yaml", "train.max_steps"], "recipe.invalid_override"),
+        (["judge", "done", "-o", "page.html"], "votes.no_pairs"),
+        (["judge", "done", "-o", "page.html", "--rows", "0"], "run.bad_option"),
+        (["votes", "gone.json", "ana.json"], "votes.bad_file"),
     ],
     ids=lambda words: " ".join(words) if isinstance(words, list) else words,
 )

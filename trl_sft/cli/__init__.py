@@ -26,6 +26,7 @@ from trl_sft.cli import (
     fix,
     import_settings,
     init,
+    judge,
     merge,
     prepare,
     preview,
@@ -33,6 +34,7 @@ from trl_sft.cli import (
     runs,
     schema,
     train,
+    votes,
 )
 
 
@@ -204,6 +206,7 @@ _COMMAND_WORDS = {
     **dict.fromkeys(["describe", "doc", "docs"], "explain"),
     **dict.fromkeys(["list", "ls", "history", "status"], "runs"),
     **dict.fromkeys(["talk", "ask", "infer", "inference"], "chat"),
+    **dict.fromkeys(["rate", "annotate", "label", "blind"], "judge"),
     **dict.fromkeys(["fuse", "combine", "unload"], "merge"),
     "help": "--help",
     "version": "--version",
@@ -215,10 +218,12 @@ COMMANDS: dict[str, Callable[[list[str]], int]] = {
     "fix": fix.main,
     "import": import_settings.main,
     "init": init.main,
+    "judge": judge.main,
     "merge": merge.main,
     "prepare": prepare.main,
     "preview": preview.main,
     "report": report.main,
     "runs": runs.main,
     "schema": schema.main,
+    "votes": votes.main,
 }

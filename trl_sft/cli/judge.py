@@ -1,0 +1,79 @@
+"""`judge`: writes a page on which people judge the answers of base and tuned model.
+
+Inputs: a run folder. Outputs: an HTML file, its key, and the exit code. Not here: the page (`reports.judge_page`), and
+the reading of votes (`cli.votes`).
+"""
+
+from __future__ import annotations
+
+import json
+import shlex
+from collections.abc import Sequence
+from pathlib import Path
+
+from trl_sft import console, errors, json_output, run_folder
+from trl_sft.cli import arguments
+
+_MAX_PAIRS = 100
+_EPILOG = """Send the page to raters, and keep the key: it says which model each answer is of. The page needs no
+network and no other file. Each rater votes in a browser, downloads one file and sends it back; `votes` reads them."""
+
+
+def main(argv: Sequence[str]) -> int:
+    """Write the page and its key; return the exit code."""
+    parser = arguments.create_parser(
+        "judge RUN -o PAGE [--key FILE] [--rows N] [--seed N] [--show-reference]",
+        "Write one HTML page on which people judge the answers of base and tuned model side by side, without knowing "
+        "which is which.",
+        example="judge runs/first -o judge.html",
+        epilog=_EPILOG,
+    )
+    parser.add_argument("run", metavar="RUN", type=Path, help="a run folder")
+    parser.add_argument("-o", "--output", metavar="PAGE", type=Path, required=True, help="the HTML file")
+    parser.add_argument("--key", metavar="FILE", type=Path, help="the key; PAGE.key.json beside the page by default")
+    parser.add_argument(
+        "--rows", metavar="N", type=int, default=_MAX_PAIRS, help=f"the most prompts; {_MAX_PAIRS} by default"
+    )
+    parser.add_argument("--seed", metavar="N", type=int, default=0, help="of order and sides; 0 by default")
+    parser.add_argument("--show-reference", action="store_true", help="show the expected answer too")
+    options = parser.parse_args(argv)
+    if options.rows < 1:
+        fix = "Write a number of at least 1."
+        raise errors.UsageError(errors.Fault("--rows", f"it is {options.rows}", fix, code="run.bad_option"))
+    from trl_sft.evaluation import answer_pairs, blind_items
+    from trl_sft.reports import judge_page, run_files
+
+    run = run_files.read_run(options.run)
+    pairs = answer_pairs.read_pairs(run.samples)
+    blind = blind_items.build(pairs, seed=options.seed, max_pairs=options.rows, shows_reference=options.show_reference)
+    if not blind.key["pairs"]:
+        raise errors.DataError(_explain_no_pairs(options.run, pairs=len(pairs)))
+    key = options.key or options.output.with_name(f"{options.output.stem}.key.json")
+    if key == options.output:
+        fix = "Name another file: the key says which model each answer is of."
+        raise errors.RecipeError(errors.Fault("--key", "it is the page itself", fix, code="run.bad_option"))
+    arguments.write_output("--output", options.output, judge_page.format_page(blind.items, blind.key["page"]))
+    arguments.write_output("--key", key, json.dumps(blind.key, indent=1) + "\n")
+    counts = {"pairs": blind.key["pairs"], "items": len(blind.items), "equal_answers": len(blind.key["equal_answers"])}
+    json_output.add_values(output=options.output, key=key, page=blind.key["page"], **counts)
+    console.print_lines(
+        [
+            ("page", f"{options.output}: {len(blind.items)} items, {blind.key['pairs']} pairs and checks of the rater"),
+            ("key", f"{key}: keep it, and send the page alone"),
+            ("equal", f"{counts['equal_answers']} pairs have equal answers and are not shown"),
+        ]
+    )
+    command = f"{console.get_python_command()} -m trl_sft votes {shlex.quote(str(key))}"
+    console.say(f"Next: open the page in a browser, vote, then: {command} votes-NAME.json")
+    return errors.EXIT_DONE
+
+
+def _explain_no_pairs(run: Path, *, pairs: int) -> errors.Fault:
+    """Return the fault of a run that has nothing to judge."""
+    path = str(run / run_folder.SAMPLES)
+    if pairs:
+        problem = f"both models gave the same answer to each of {pairs} prompts"
+        return errors.Fault(path, problem, "Train longer, or judge another run.", code="votes.no_pairs")
+    problem = "there is no prompt that both base and tuned model answered"
+    fix = "Set `data.eval_fraction` or `evaluate.prompts`, and run the recipe again."
+    return errors.Fault(path, problem, fix, code="votes.no_pairs")
