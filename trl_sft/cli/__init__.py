@@ -23,6 +23,7 @@ from trl_sft.cli import (
     chat,
     check,
     explain,
+    export,
     fix,
     import_settings,
     init,
@@ -208,6 +209,7 @@ _COMMAND_WORDS = {
     **dict.fromkeys(["talk", "ask", "infer", "inference"], "chat"),
     **dict.fromkeys(["rate", "annotate", "label", "blind"], "judge"),
     **dict.fromkeys(["fuse", "combine", "unload"], "merge"),
+    **dict.fromkeys(["convert-to-gguf", "gguf", "ollama", "vllm", "quantize"], "export"),
     "help": "--help",
     "version": "--version",
 }
@@ -215,6 +217,7 @@ COMMANDS: dict[str, Callable[[list[str]], int]] = {
     "chat": chat.main,
     "check": check.main,
     "explain": explain.main,
+    "export": export.main,
     "fix": fix.main,
     "import": import_settings.main,
     "init": init.main,

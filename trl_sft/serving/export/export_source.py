@@ -1,0 +1,136 @@
+"""What is exported: the weights of a run, and the settings that its answers need.
+
+Inputs: the folder of a run or of a model, maybe a step. Outputs: an `ExportSource`, or a refusal. Needs no torch before
+its tokenizer is loaded. Deliberately not here: writing (`exporter`).
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from trl_sft import run_folder
+from trl_sft.data.formats import CHAT
+from trl_sft.errors import Fault, RecipeError
+from trl_sft.serving import model_folder, trained_adapter
+from trl_sft.serving.model_folder import ModelFolder
+from trl_sft.serving.trained_adapter import TrainedAdapter
+
+_TEXTS = 50  # rows and answers of the run whose tokens are compared
+
+
+@dataclass(frozen=True)
+class ExportSource:
+    """A model that is exported.
+
+    Attributes:
+        model: the folder, as `chat` reads it.
+        adapter: the adapter that is merged; None = the folder holds all weights.
+
+    """
+
+    model: ModelFolder
+    adapter: TrainedAdapter | None
+
+    @property
+    def name(self) -> str:
+        """The name of the model in files: that of the run folder."""
+        step = f"-step-{self.model.step}" if self.model.step is not None else ""
+        return f"{self.model.folder.resolve().name}{step}"
+
+    @property
+    def weights(self) -> Path:
+        """The folder of the weights, or of the adapter."""
+        return self.adapter.folder if self.adapter is not None else self.model.weights
+
+    @cached_property
+    def tokenizer(self) -> Any:
+        """The tokenizer of the run. Raises TemplateError."""
+        from trl_sft.serving import model_loading  # noqa: PLC0415 (imports torch)
+
+        return model_loading.load_tokenizer(self.model, trusts_code=False)
+
+    @cached_property
+    def renderer(self) -> Any:
+        """What renders the prompts of the run. Raises TemplateError."""
+        from trl_sft.serving import prompts  # noqa: PLC0415 (imports torch)
+
+        return prompts.build_renderer(self.model, self.tokenizer)
+
+    def list_stop_ids(self) -> list[int]:
+        """Return the ids of the tokens that end an answer; the one that ends a turn comes first."""
+        from trl_sft.tokenization import turn_markers  # noqa: PLC0415 (imports torch)
+
+        ids = []
+        kwargs = self.model.inference.get("chat_template_kwargs", {})
+        if self.renderer.row_type == CHAT:
+            token = turn_markers.find_stop_token(self.tokenizer, kwargs)
+            ids += [self.tokenizer.convert_tokens_to_ids(token)] if token else []
+        path = self.model.find_first("generation_config.json")
+        recorded = run_folder.read_json(path).get("eos_token_id") if path is not None else None
+        ids += recorded if isinstance(recorded, list) else [recorded]
+        ids.append(self.tokenizer.eos_token_id)
+        return [number for number in dict.fromkeys(ids) if isinstance(number, int)]
+
+    def begins_with_bos(self) -> bool:
+        """Tell whether the prompts of the run begin with the BOS token."""
+        bos = self.tokenizer.bos_token_id
+        return bos is not None and self.renderer.render("Hello").ids[:1] == [bos]
+
+    def collect_texts(self) -> list[str]:
+        """Return texts of the run as training renders them: its first rows, and its held-out prompts with answers."""
+        rows = _read_lines(self.model.folder / run_folder.ROWS)
+        texts = ["".join(str(segment[0]) for segment in row.get("segments") or ()) for row in rows]
+        for line in _read_lines(self.model.folder / run_folder.SAMPLES):
+            prompt = line.get("prompt")
+            if isinstance(prompt, str):
+                texts.append(prompt + str(line.get("after") or ""))
+            elif isinstance(prompt, list):
+                contents = [str(turn.get("content") or "") for turn in prompt if isinstance(turn, dict)]
+                texts += [*contents, str(line.get("after") or "")]
+        texts.append(self.tokenizer.decode(self.renderer.render("Hello! What is 12 + 30?").ids))
+        return [text for text in dict.fromkeys(texts) if text]
+
+
+def find_source(folder: Path, step: int | None) -> ExportSource:
+    """Return what a folder holds.
+
+    Args:
+        folder: Of a run or of a model.
+        step: Of a checkpoint; None = the weights at the end.
+
+    Raises:
+        RecipeError: There is no model, the run is not finished, or its base model is gone or another one.
+
+    """
+    model = model_folder.find_model(folder, step)
+    if model.is_adapter:
+        return ExportSource(model, trained_adapter.find_adapter(folder, "" if step is None else str(step)))
+    config = run_folder.read_json(model.weights / "config.json")
+    if "quantization_config" in config:
+        problem = "the weights are saved quantized, and other formats are written from weights that are not"
+        fix = "Export a run or a model whose weights are not quantized."
+        raise RecipeError(Fault(str(model.weights), problem, fix, code="export.unsupported_architecture"))
+    if "auto_map" in config:
+        problem = "the model comes with its own Python code, which this command does not run"
+        fix = "Use the tools of the model's author."
+        raise RecipeError(Fault(str(model.weights), problem, fix, code="export.unsupported_architecture"))
+    return ExportSource(model, None)
+
+
+def _read_lines(path: Path) -> list[dict[str, Any]]:
+    """Return the first mappings of a JSONL file; none if it is absent, and those before the first damaged line."""
+    lines: list[dict[str, Any]] = []
+    try:
+        with path.open(encoding="utf-8") as file:
+            for line in file:
+                if len(lines) == _TEXTS:
+                    break
+                if isinstance(value := json.loads(line), dict):
+                    lines.append(value)
+    except (OSError, ValueError):
+        return lines
+    return lines
