@@ -294,7 +294,12 @@ def format_names(names: Collection[str], most: int = MOST_NAMES) -> str:
 
 def format_rows(number: int) -> str:
     """Return a number of rows: 1 row, 1,024 rows."""
-    return "1 row" if number == 1 else f"{number:,} rows"
+    return format_number_of(number, "row")
+
+
+def format_number_of(number: int, noun: str) -> str:
+    """Return a number with a noun that takes an s: 1 step, 1,024 steps."""
+    return f"1 {noun}" if number == 1 else f"{number:,} {noun}s"
 
 
 def format_bytes(size: float) -> str:

@@ -107,6 +107,9 @@ def test_init_writes_a_recipe_that_runs_as_it_is(here, capsys, matches):
     run = load_recipe("recipe.yaml", ["train.max_steps=1"])
     assert run.sources["train"][0].format == "question_answer"
     assert cli.main(["recipe.yaml", "train.max_steps=1", "train.save_strategy=no"]) == 0
+    out = " ".join(capsys.readouterr().out.split())
+    assert "steps 1, which is 0.111 epochs" in out
+    assert "the only step has learning rate 0, since the warm-up begins with 0: nothing is learned." in out
 
 
 def test_init_writes_paths_relative_to_the_recipe(here):

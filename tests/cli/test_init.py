@@ -5,6 +5,8 @@ import json
 import pytest
 
 from trl_sft import cli, console
+from trl_sft.cli.init.schedule import plan_schedule
+from trl_sft.evaluation.sample_size import LEAST_ROWS
 
 CHAT = [{"role": "user", "content": "Say a."}, {"role": "assistant", "content": "the reply"}]
 ROWS = {
@@ -78,3 +80,31 @@ def test_init_sets_nothing_that_only_a_person_can_confirm(here, capsys, matches)
     assert cli.main(["init", "trl_sft:tiny", "rows.jsonl"]) == 2
     assert not (here / "recipe.yaml").exists()
     matches("init_of_unknown_columns", capsys.readouterr().err)
+
+
+def test_init_holds_out_enough_rows_for_a_verdict_and_leaves_most_to_train():
+    for rows in range(2, 3000):
+        schedule = plan_schedule(rows)
+        assert schedule.eval_rows == round(rows * schedule.eval_fraction) >= 1
+        assert schedule.eval_rows >= LEAST_ROWS or rows < 30
+        assert schedule.train_rows >= rows * 0.8 - 1
+
+
+def test_init_lets_few_rows_be_seen_often_enough_for_more_than_a_handful_of_steps():
+    assert {rows: plan_schedule(rows).steps for rows in (1, 2, 10, 40, 1000, 2000, 100_000)} == {
+        1: 25,
+        2: 25,
+        10: 26,
+        40: 27,
+        1000: 714,
+        2000: 119,
+        100_000: 5938,
+    }
+
+
+def test_init_says_that_few_held_out_rows_show_no_improvement(here, capsys):
+    (here / "ten.csv").write_text("question,answer\n" + "".join(f"{n},{n}\n" for n in range(10)), encoding="utf-8")
+    assert cli.main(["init", "trl_sft:tiny", "ten.csv"]) == 0
+    assert "Few rows: 2 of them are held out for evaluation. Fewer than 6 cannot show" in capsys.readouterr().out
+    assert cli.main(["init", "trl_sft:tiny", "rows.jsonl", "-o", "forty.yaml"]) == 0
+    assert "Few rows" not in capsys.readouterr().out

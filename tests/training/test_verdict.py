@@ -7,6 +7,7 @@ import re
 import pytest
 from conftest import RECIPE
 
+from trl_sft.evaluation import answer_counts
 from trl_sft.evaluation.answer_counts import AnswerCounts, BrokenAnswers
 from trl_sft.reports.chinese import translate_verdict
 from trl_sft.training import verdict
@@ -33,6 +34,7 @@ def evidence(*losses, counts=None, saved_step=None, final=None, train=FALLING):
     return Evidence(evals, train, final, saved_step if saved_step is not None else last, last, counts, 2e-5)
 
 
+ONE_TEXT = dataclasses.replace(answers(), prompts=2, is_one_text=True)
 CASES = {
     "better": (evidence(2.0, 1.5, 1.2, 1.19, counts=answers(right=(0, 30))), "better", ""),
     "better, still falling": (evidence(2.0, 1.5, 1.2, 1.0), "better", "train.num_train_epochs"),
@@ -53,6 +55,11 @@ CASES = {
         "train.learning_rate",
     ),
     "fewer right answers": (evidence(2.0, 1.5, counts=answers(right=(20, 0), lost=20)), "unknown", "samples.jsonl"),
+    "two held-out rows, one text": (
+        dataclasses.replace(evidence(2.0, 1.5, 1.2, 1.19, counts=ONE_TEXT), eval_rows=2),
+        "better",
+        "",
+    ),
     "nothing held out": (evidence(), "unknown", "data.eval_fraction"),
     "no value from before": (Evidence(((10, 2.0),), FALLING, 2.0, 10, 10), "unknown", "train.eval_on_start"),
     "no value from before, broken": (
@@ -146,6 +153,23 @@ def test_saved_step_is_named_where_it_is_not_the_last():
 def test_mcnemar_is_the_exact_binomial_test(gained, lost, p):
     """The values are those of R's `binom.test(gained, gained + lost)`."""
     assert verdict.compute_mcnemar(gained, lost) == verdict.compute_mcnemar(lost, gained) == pytest.approx(p)
+
+
+def test_few_held_out_rows_are_said_and_enough_are_not():
+    few = dataclasses.replace(evidence(2.0, 1.5), eval_rows=5)
+    assert judge(few).headline == "Verdict: better on 5 held-out rows"
+    assert "too few to tell a change of the answers from chance" in judge(few).text
+    enough = dataclasses.replace(few, eval_rows=6)
+    assert judge(enough) == judge(evidence(2.0, 1.5))
+    assert verdict.compute_mcnemar(5, 0) > 0.05 > verdict.compute_mcnemar(6, 0)
+
+
+def test_one_answer_to_different_questions_is_counted():
+    samples = [{"reference": text, "before": text, "after": "b"} for text in ("a", "b")]
+    samples = [sample | {"stopped": {"before": True, "after": True}} for sample in samples]
+    assert answer_counts.count_answers(samples).is_one_text
+    assert not answer_counts.count_answers(samples[1:]).is_one_text
+    assert not answer_counts.count_answers([samples[0], samples[1] | {"after": "c"}]).is_one_text
 
 
 def test_verdict_is_the_line_after_done_and_in_run_json_and_on_the_model_card(go, here):

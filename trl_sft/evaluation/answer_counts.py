@@ -42,6 +42,7 @@ class AnswerCounts:
     lost: int  # right before training only
     before: BrokenAnswers
     after: BrokenAnswers
+    is_one_text: bool = False  # the tuned model gives one and the same answer to all prompts, whose references differ
 
 
 def count_answers(samples: Sequence[Mapping[str, Any]]) -> AnswerCounts | None:
@@ -58,6 +59,8 @@ def count_answers(samples: Sequence[Mapping[str, Any]]) -> AnswerCounts | None:
     return AnswerCounts(
         prompts=len(pairs),
         equal=sum(sample[BEFORE].strip() == sample[AFTER].strip() for sample in pairs),
+        is_one_text=len({sample[AFTER].strip() for sample in pairs}) == 1
+        and len({sample["reference"].strip() for sample in pairs}) > 1,
         right_before=sum(before for before, _ in right),
         right_after=sum(after for _, after in right),
         gained=sum(after and not before for before, after in right),

@@ -35,8 +35,9 @@ def translate_verdict(verdict: Mapping[str, Any]) -> dict[str, str] | None:
         written = str(verdict.get("advice") or "")
         advice = entry.get("advice_stopped", entry["advice"]) if _EARLY in written else entry["advice"]
         numbers["longer"] = f"{_EARLY}.patience" if _EARLY in written else "train.num_train_epochs"
+        notes = [name for name, key in (("one_text", "one_text"), ("few_rows", "eval_rows")) if key in numbers]
         return {
-            "text": entry["text"].format(**numbers),
+            "text": entry["text"].format(**numbers) + "".join(_read_texts()[name].format(**numbers) for name in notes),
             "advice": advice.format(**numbers) if written else "",
         }
     except _ODD_FORM:

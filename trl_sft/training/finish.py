@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -66,7 +67,9 @@ def save(
     best_line = [f"Best: {model_card.write_best(best)}"] if best else []
     stop = record.stopping.describe(trainer.args, trainer.state) if record.stopping else None
     best_line += [str(stop)] if stop else []
-    outcome = _judge(trainer, metrics, comparison, prompts=prompts, best=best, stopped_early=stop is not None)
+    eval_rows = sum(len(split.order) for split in inputs.rows.eval.values())
+    evidence = _collect_evidence(trainer, metrics, comparison, prompts=prompts, best=best)
+    outcome = verdict.judge(replace(evidence, stopped_early=stop is not None, eval_rows=eval_rows))
     steps = trainer.state.global_step
     entries = {"outcome": run_folder.DONE, "verdict": outcome.as_json(), "steps": steps, "metrics": metrics}
     entries |= {"files": files, "differs_from_base": differs} | ({"best": best} if best else {})
@@ -109,18 +112,17 @@ def _build_row_losses(
     return functools.partial(row_losses.measure_losses, trainer, inputs.datasets, verification=record.verification)
 
 
-def _judge(
+def _collect_evidence(
     trainer: SFTTrainer,
     metrics: Mapping[str, float],
     comparison: before_after.Comparison | None,
     *,
     prompts: before_after.PromptSet,
     best: Mapping[str, Any] | None,
-    stopped_early: bool,
-) -> verdict.Verdict:
-    """Return the verdict on the weights that are saved."""
+) -> verdict.Evidence:
+    """Return what the verdict on the saved weights rests on, as far as the trainer knows it."""
     state = trainer.state
-    evidence = verdict.Evidence(
+    return verdict.Evidence(
         eval_losses=before_after.list_eval_losses(state.log_history, prompts.loss_tokens),
         train_losses=tuple((entry["step"], entry["loss"]) for entry in state.log_history if "loss" in entry),
         final_loss=metrics.get("eval_loss"),
@@ -128,9 +130,7 @@ def _judge(
         steps=state.global_step,
         answers=answer_counts.count_answers(comparison.samples) if comparison else None,
         peak_rate=live.read_peak_rate(trainer.optimizer),
-        stopped_early=stopped_early,
     )
-    return verdict.judge(evidence)
 
 
 def _list_versions(folder: Path) -> set[tuple[str, tuple[int, int]]]:

@@ -16,7 +16,7 @@ from transformers import PreTrainedModel, TrainerState
 from trl import SFTConfig
 
 from trl_sft import run_folder
-from trl_sft.console import format_duration, get_python_command
+from trl_sft.console import format_duration, format_number_of, get_python_command
 from trl_sft.model import cpu_loss, packed_attention, patches
 from trl_sft.model.load import unwrap_adapter
 from trl_sft.recipe import paths
@@ -52,19 +52,34 @@ def before(args: SFTConfig, state: TrainerState, model: PreTrainedModel, *, rows
     parameters = count_parameters(model)
     batch = args.per_device_train_batch_size * args.gradient_accumulation_steps * args.world_size
     kind = "packs" if args.packing else "rows"
-    epochs = f", which is {state.max_steps / math.ceil(rows / batch):.3g} epochs" if rows else ""
+    epochs = _describe_epochs(state.max_steps / math.ceil(rows / batch)) if rows else ""
     warmup = args.get_warmup_steps(state.max_steps)
     accumulation = f" x {args.gradient_accumulation_steps} accumulated" if args.gradient_accumulation_steps > 1 else ""
     return [
         ("steps", f"{state.max_steps:,}{epochs}"),
         ("batch", f"{batch} {kind} a step ({args.per_device_train_batch_size} at a time{accumulation})"),
-        ("warm-up", f"{f'{warmup} steps' if warmup else 'none'}, then {args.lr_scheduler_type.value}"),
+        ("warm-up", f"{format_number_of(warmup, 'step') if warmup else 'none'}, then {args.lr_scheduler_type.value}"),
         ("trainable", f"{trainable:,} of {parameters:,} parameters ({trainable / parameters:.1%})"),
         *_quantization_lines(model),
         *_compute_lines(model),
+        *_describe_zero_rate(args, state.max_steps),
         ("checkpoints", _describe_checkpoints(args, state, model)),
         *_load_lines(model.device),
     ]
+
+
+def _describe_epochs(epochs: float) -> str:
+    """Return how many epochs the steps are: `, which is 1 epoch`."""
+    number = f"{epochs:.3g}"
+    return f", which is {number} epoch{'s' * (number != '1')}"
+
+
+def _describe_zero_rate(args: SFTConfig, steps: int) -> list[tuple[str, str]]:
+    """Return a note if the learning rate is 0 in the only step of a run, because that step is the warm-up's first."""
+    if steps != 1 or not args.get_warmup_steps(steps):
+        return []
+    text = "the only step has learning rate 0, since the warm-up begins with 0: nothing is learned."
+    return [("note", f"{text} Train more steps, or set `train.warmup_steps: 0`.")]
 
 
 def _load_lines(device: torch.device) -> list[tuple[str, str]]:

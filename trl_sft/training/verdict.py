@@ -9,11 +9,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from trl_sft import console
 from trl_sft.evaluation.answer_counts import AnswerCounts, BrokenAnswers
+from trl_sft.evaluation.sample_size import LEAST_ROWS
 
 BETTER, LITTLE_CHANGED, OVERFITTED, BROKEN, UNKNOWN = "better", "little_changed", "overfitted", "broken", "unknown"
 _SMALL_CHANGE = 0.02  # of the eval loss, relative: another seed changes it about as much
@@ -39,6 +40,7 @@ class Evidence:
         answers: counts of the answers before and after; None = nothing was generated.
         peak_rate: the highest learning rate.
         stopped_early: whether `run.early_stopping` ended the run.
+        eval_rows: number of held-out rows; None = not counted.
 
     """
 
@@ -50,6 +52,7 @@ class Evidence:
     answers: AnswerCounts | None = None
     peak_rate: float | None = None
     stopped_early: bool = False
+    eval_rows: int | None = None
 
 
 @dataclass(frozen=True)
@@ -69,7 +72,12 @@ class Verdict:
     def headline(self) -> str:
         """The verdict in a few words."""
         names = {UNKNOWN: "cannot be told", OVERFITTED: f"overfitted since step {self.numbers.get('best_step')}"}
-        return f"Verdict: {names.get(self.code, self.code.replace('_', ' '))}"
+        few = (
+            f" on {console.format_number_of(self.numbers['eval_rows'], 'held-out row')}"
+            if "eval_rows" in self.numbers
+            else ""
+        )
+        return f"Verdict: {names.get(self.code, self.code.replace('_', ' '))}{few}"
 
     def list_lines(self) -> list[str]:
         """Return the verdict as the last screen has it: the headline, then the rest in lines of 80 characters."""
@@ -81,8 +89,25 @@ def judge(evidence: Evidence) -> Verdict:
     """Return the verdict on a run.
 
     The first that applies: unknown without a loss before and after; little changed with answers of the base model;
-    broken answers; overfitted; an eval loss above that of the base model; little changed; better.
+    broken answers; overfitted; an eval loss above that of the base model; little changed; better. With fewer than
+    `LEAST_ROWS` held-out rows the verdict says so, and also where all answers are one text.
     """
+    result = _judge_cases(evidence)
+    if evidence.final_loss is None:
+        return result
+    texts, numbers = [result.text], dict(result.numbers)
+    if evidence.answers is not None and evidence.answers.is_one_text:
+        texts.append("All answers are the same text.")
+        numbers["one_text"] = True
+    if evidence.eval_rows is not None and evidence.eval_rows < LEAST_ROWS:
+        rows = "1 row was" if evidence.eval_rows == 1 else f"{evidence.eval_rows} rows were"
+        texts.append(f"Only {rows} held out: too few to tell a change of the answers from chance.")
+        numbers |= {"eval_rows": evidence.eval_rows, "least_rows": LEAST_ROWS}
+    return replace(result, text=" ".join(texts), numbers=numbers)
+
+
+def _judge_cases(evidence: Evidence) -> Verdict:
+    """Return the verdict of the first case that applies."""
     first = evidence.eval_losses[0] if evidence.eval_losses else None
     if evidence.final_loss is None:
         text = "No rows were held out, so nothing was compared with the base model."
@@ -135,7 +160,8 @@ def _judge_equal_answers(evidence: Evidence, numbers: dict[str, Any]) -> Verdict
     if abs(change) >= _LITTLE_CHANGE:
         return None
     numbers |= {"answers": answers.prompts, "equal_answers": answers.equal}
-    text = f"{answers.equal} of {answers.prompts} answers equal the base model's; {_describe_loss(numbers)}."
+    counts = f"{answers.equal} of {answers.prompts} answers equal" if answers.prompts > 1 else "The only answer equals"
+    text = f"{counts} the base model's; {_describe_loss(numbers)}."
     return Verdict(LITTLE_CHANGED, text, _advise_more(evidence), numbers)
 
 
@@ -149,11 +175,11 @@ def _judge_answers(evidence: Evidence, numbers: dict[str, Any]) -> Verdict | Non
     parts = list(_describe_broken(answers.after, answers.prompts))
     base = ", ".join(_describe_broken(answers.before, answers.prompts)) or "none of them"
     loss = f"; {_describe_loss(numbers)}" if "eval_loss_before" in numbers else ""
-    text = f"Of {answers.prompts} answers {', '.join(parts)} (base model: {base}){loss}."
+    text = f"Of {console.format_number_of(answers.prompts, 'answer')} {', '.join(parts)} (base model: {base}){loss}."
     mostly_endless = answers.after.endless > max(answers.after.empty, answers.after.repeating)
     if mostly_endless:
         advice = "Look with `preview` whether the end-of-turn token carries loss. If it does, train longer"
-        advice += " (train.num_train_epochs)."
+        advice += f" (train.num_train_epochs), or raise train.learning_rate{_now(evidence)}."
     else:
         advice = f"Lower train.learning_rate{_now(evidence)} to a tenth and run again."
     return Verdict(BROKEN, text, advice, numbers)
@@ -254,7 +280,7 @@ def _describe_broken(counts: BrokenAnswers, prompts: int) -> Iterator[str]:
         (counts.endless, "without an end"),
     ):
         if number:
-            yield f"{'all' if number == prompts else number} {'are' if number != 1 else 'is'} {phrase}"
+            yield f"{'all' if number == prompts > 1 else number} {'are' if number != 1 else 'is'} {phrase}"
 
 
 def _advise_more(evidence: Evidence) -> str:

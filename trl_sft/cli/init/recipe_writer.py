@@ -6,16 +6,17 @@ here: overwriting. A file that exists is refused.
 
 from __future__ import annotations
 
-import math
 import shlex
 from pathlib import Path
 
 from trl_sft import console, json_output, run_folder, upstream_warnings, user_paths
 from trl_sft.cli.init import source_draft
+from trl_sft.cli.init.schedule import Schedule, plan_schedule
 from trl_sft.cli.init.source_draft import SourceDraft
 from trl_sft.data import formats
 from trl_sft.data.file_diagnosis import diagnose
 from trl_sft.errors import EXIT_DONE, Fault, RecipeError
+from trl_sft.evaluation.sample_size import LEAST_ROWS
 from trl_sft.recipe import paths
 from trl_sft.recipe.paths import Location
 from trl_sft.recipe.yaml_reader import format_value
@@ -31,22 +32,22 @@ model:
 {reasons}  train: {entry}  # {rows}
 {eval_fraction}train:
   output_dir: {output_dir}
-  num_train_epochs: 1
+  num_train_epochs: {epochs}  # {steps} in all
   learning_rate: 2e-4  # usual for LoRA; full fine-tuning needs about 2e-5
   lr_scheduler_type: cosine
   warmup_steps: 0.03  # below 1: a share of all steps
   per_device_train_batch_size: 4
-  gradient_accumulation_steps: 4  # an effective batch size of 16 rows
+  gradient_accumulation_steps: {accumulation}  # an effective batch size of {batch} rows
   max_length: 1024  # tokens; longer rows are truncated
-  logging_steps: 10
-{evaluation}  save_steps: 100
+  logging_steps: {logging_steps}{share}
+{evaluation}  save_steps: {eval_steps}
   save_total_limit: 2
 """
 _TOKENIZER = "tokenizer: {chat_template: chatml}  # the tokenizer of this model has no chat template\n"
 _LORA = "lora: {r: 16, lora_alpha: 32, target_modules: all-linear}  # remove this line to train all weights\n"
 _EVALUATION = """\
   eval_strategy: steps
-  eval_steps: 100
+  eval_steps: {eval_steps}
   eval_on_start: true  # the eval loss before training, for comparison
 """
 
@@ -80,9 +81,7 @@ def write(model: str, path: str, output: Path) -> int:
     with upstream_warnings.quiet():
         draft, run, (row_format, columns, num_rows) = source_draft.draft_source(output, model, path)
     entry, reasons = _format_source(output, draft, row_format)
-    # at least one row has to be held out
-    fraction = max(0.05, math.ceil(100 / num_rows) / 100) if num_rows > 1 else 0
-    eval_fraction = f"  eval_fraction: {fraction}  # this share of the rows is the evaluation set\n" if fraction else ""
+    schedule = plan_schedule(num_rows)
     command = shlex.quote(str(output))
     text = _TEMPLATE.format(
         # paths of a recipe are relative to its own folder
@@ -94,16 +93,46 @@ def write(model: str, path: str, output: Path) -> int:
         schema_line=_format_schema_line(output.parent),
         model_lines=_format_model_lines(run.model_location, row_format),
         rows=f"{console.format_rows(num_rows)} with {console.format_names(columns)}",
-        eval_fraction=eval_fraction,
-        evaluation=_EVALUATION if fraction else "",
+        eval_fraction=_format_fraction(schedule),
+        epochs=schedule.epochs,
+        steps=console.format_number_of(schedule.steps, "step"),
+        accumulation=schedule.accumulation,
+        batch=schedule.batch,
+        logging_steps=schedule.logging_steps,
+        share="  # also a share of all steps, like the next ones" if schedule.is_short else "",
+        eval_steps=schedule.eval_steps,
+        evaluation=_EVALUATION.format(eval_steps=schedule.eval_steps) if schedule.eval_rows else "",
     )
     run_folder.write_text(output, text)
     json_output.add_values(output=output, recipe=text, format=row_format, columns=list(columns), rows=num_rows)
     console.say(f"wrote {output}: {console.format_rows(num_rows)} of format {row_format}")
     for (key, value), reason in zip(draft.keys.items(), draft.reasons, strict=False):
         console.say(f"set `{key}: {diagnose.write_value(value)}`, because {reason}")
+    if schedule.eval_rows < LEAST_ROWS:
+        console.say(_describe_few_rows(schedule))
     console.say(f"Next: {console.get_python_command()} -m trl_sft check {command}")
     return EXIT_DONE
+
+
+def _format_fraction(schedule: Schedule) -> str:
+    """Return the line on the evaluation set; "" where no row can be held out."""
+    if not schedule.eval_rows:
+        return ""
+    rows = console.format_rows(schedule.eval_rows)
+    return f"  eval_fraction: {schedule.eval_fraction}  # the evaluation set: {rows}, not trained on\n"
+
+
+def _describe_few_rows(schedule: Schedule) -> str:
+    """Return what training on so few rows can show."""
+    number = (
+        f"{schedule.eval_rows} of them {'is' if schedule.eval_rows == 1 else 'are'}"
+        if schedule.eval_rows
+        else "none is"
+    )
+    return (
+        f"Few rows: {number} held out for evaluation. Fewer than {LEAST_ROWS} cannot show whether the answers became "
+        "better. Add rows, or name a file of other rows with `data.eval`."
+    )
 
 
 def _format_schema_line(folder: Path) -> str:
