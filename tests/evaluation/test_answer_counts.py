@@ -6,7 +6,8 @@ import time
 import pytest
 
 from trl_sft.evaluation import answer_counts
-from trl_sft.evaluation.answer_counts import BrokenAnswers, count_answers, is_repeating
+from trl_sft.evaluation.answer_counts import BrokenAnswers, count_answers
+from trl_sft.evaluation.repetition import is_repeating
 
 
 def sample(before, after, reference="ABC", stopped=(True, True)):

@@ -10,6 +10,7 @@ from html.parser import HTMLParser
 import pytest
 
 from trl_sft import cli, run_folder
+from trl_sft.evaluation import answer_format
 from trl_sft.reports import charts, comparison, page, run_files
 
 PLANTED = "<script>document.title = 'planted'</script>"
@@ -226,6 +227,15 @@ def test_command_refuses_several_runs_without_a_file_and_a_folder_without_a_run(
     assert "the folder holds no run" in capsys.readouterr().err
     assert cli.main(["report", str(first), str(second), "-o", str(tmp_path / "both.html")]) == 0
     assert "second" in (tmp_path / "both.html").read_text()
+
+
+def test_form_of_the_answers_is_shown_base_beside_tuned(make_run):
+    shown = " ".join(read(page.format_page([run_files.read_run(make_run(after="- one\n- two"))])).text.split())
+    assert "length in words长度（词）1 (1 ... 1)1.5 (1 ... 2)" in shown
+    assert "with a bullet list有项目列表0% (0 / 20)50% (10 / 20)" in shown
+    assert "with a heading" not in shown
+    labels = {f"format_{name}" for name in answer_format._FEATURES}
+    assert labels <= set(page._read_texts())
 
 
 def test_finished_run_has_a_report_with_its_rows(go, here):

@@ -5,19 +5,13 @@ In: the samples of `before_after`. Out: counts. Deliberately absent: what they m
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from trl_sft.evaluation.before_after import AFTER, BEFORE, STOPPED
 from trl_sft.evaluation.metrics import exact_match
-
-# One unit at least four times in a row. Two or three times occur in answers that are meant ("no, no, no").
-_LOOP = re.compile(r"(.{1,200}?)\1{3,}", re.DOTALL)
-_LOOP_SHARE = 0.5  # of the text
-_LOOP_CHARACTERS = 12  # at least: "aaaa" or "1111" may be an answer
-_LONGEST = 4000  # characters that are searched, from the end: an answer that loops does not leave its loop
+from trl_sft.evaluation.repetition import is_repeating
 
 
 @dataclass(frozen=True)
@@ -68,21 +62,6 @@ def count_answers(samples: Sequence[Mapping[str, Any]]) -> AnswerCounts | None:
         before=_count_broken(pairs, BEFORE),
         after=_count_broken(pairs, AFTER),
     )
-
-
-def is_repeating(text: str) -> bool:
-    """Tell whether at least half of a text is one unit again and again.
-
-    Example:
-        >>> is_repeating("The answer is is is is is is is")
-        True
-        >>> is_repeating("no, no, no")
-        False
-
-    """
-    end = text.strip()[-_LONGEST:]
-    longest = max((len(match[0]) for match in _LOOP.finditer(end)), default=0)
-    return longest >= max(_LOOP_CHARACTERS, _LOOP_SHARE * len(end))
 
 
 def _count_broken(samples: Sequence[Mapping[str, Any]], side: str) -> BrokenAnswers:

@@ -14,6 +14,7 @@ from itertools import combinations
 from typing import Any
 
 from trl_sft.evaluation import corrected_rate, rates
+from trl_sft.evaluation import statistics as tests
 from trl_sft.evaluation.answer_pairs import BASE, TUNED
 from trl_sft.evaluation.blind_items import IDENTICAL, PAIR, REPEAT
 from trl_sft.evaluation.corrected_rate import CorrectedRate
@@ -43,7 +44,7 @@ class WinCount:
     @property
     def winner(self) -> str:
         """Return TUNED or BASE where `p_value` is below 0.05, else "not_resolved"."""
-        if self.p_value >= rates.ALPHA:
+        if self.p_value >= tests.ALPHA:
             return "not_resolved"
         return TUNED if self.tuned > self.base else BASE
 
@@ -189,7 +190,7 @@ def _combine(pairs: Sequence[KeyItem], choices: Sequence[Mapping[str, str]]) -> 
 
 def _count_wins(outcomes: Sequence[str]) -> WinCount:
     tuned, base, tie = (outcomes.count(outcome) for outcome in OUTCOMES)
-    return WinCount(tuned, base, tie, p_value=rates.compute_sign_p_value(tuned, tuned + base))
+    return WinCount(tuned, base, tie, p_value=tests.compute_sign_test(tuned, base))
 
 
 def _count_by_task(pairs: Sequence[KeyItem], outcomes: Mapping[str, str]) -> dict[str, WinCount]:
@@ -199,7 +200,7 @@ def _count_by_task(pairs: Sequence[KeyItem], outcomes: Mapping[str, str]) -> dic
         if item.task and item.pair in outcomes:
             by_task.setdefault(item.task, []).append(outcomes[item.pair])
     wins = {task: _count_wins(by_task[task]) for task in sorted(by_task)}
-    p_values = rates.correct_p_values([count.p_value for count in wins.values()])
+    p_values = tests.correct_p_values([count.p_value for count in wins.values()])
     return {task: replace(count, p_value=p) for (task, count), p in zip(wins.items(), p_values, strict=True)}
 
 
@@ -236,7 +237,7 @@ def _check_rater(key: PageKey, rater: RaterVotes) -> RaterResult:
         failed.append(f"called one of two identical answers better in {preferred} of {len(identical)} cases")
     if contradictions >= 2 and 2 * contradictions >= len(both):
         failed.append(f"contradicted the first vote in {contradictions} of {len(both)} repeated pairs")
-    if rates.compute_sign_p_value(left, left + right) < _SIDE_ALPHA:
+    if tests.compute_sign_test(left, right) < _SIDE_ALPHA:
         failed.append(f"chose the left answer {left} times and the right one {right} times")
     return RaterResult(
         rater=rater.rater,

@@ -1,7 +1,7 @@
 """Shares with their exact intervals, and the agreement of two raters.
 
 Inputs: counts, or the categories that two raters chose. Outputs: `Rate`, `Agreement`. Not here: differences of paired
-scores.
+scores, and tests (`statistics`).
 """
 
 from __future__ import annotations
@@ -12,8 +12,7 @@ from typing import Any
 
 import numpy as np
 
-CONFIDENCE = 0.95
-ALPHA = 0.05  # of two-sided tests
+from trl_sft.evaluation.statistics import CONFIDENCE
 
 
 @dataclass(frozen=True)
@@ -81,20 +80,6 @@ def compute_rate(successes: int, count: int) -> Rate:
         high = float(stats.beta.ppf(1 - tail, successes + 1, count - successes))
         upper = float(stats.beta.ppf(CONFIDENCE, successes + 1, count - successes))
     return Rate(successes, count, successes / count, low, high, upper)
-
-
-def compute_sign_p_value(successes: int, count: int) -> float:
-    """Return the p-value of the exact two-sided sign test against one half; 1.0 of no item."""
-    from scipy import stats
-
-    return float(stats.binomtest(successes, count, 0.5).pvalue) if count else 1.0
-
-
-def correct_p_values(p_values: Sequence[float]) -> list[float]:
-    """Return p-values after Holm's correction, in the same order."""
-    from statsmodels.stats.multitest import multipletests
-
-    return [float(value) for value in multipletests(p_values, method="holm")[1]] if p_values else []
 
 
 def compute_agreement(first: Sequence[str], second: Sequence[str], categories: Sequence[str]) -> Agreement | None:

@@ -86,7 +86,12 @@ def normalise(text: str) -> str:
 
 def count_words(text: str) -> int:
     """Return the number of words; each Chinese or Japanese character counts as one."""
-    return len(_WORD.findall(text))
+    return len(split_words(text))
+
+
+def split_words(text: str) -> list[str]:
+    """Return the words of a text; each Chinese or Japanese character is one."""
+    return _WORD.findall(text)
 
 
 def has_ideographs(text: str) -> bool:
