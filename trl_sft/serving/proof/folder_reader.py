@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import gc
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -35,7 +35,9 @@ class ReaderOutput:
         problems: why a prompt could not be rendered, by its number.
         stop_tokens: what ends an answer.
         summary: the answers.
-        continued: the numbers of the answers that go on after the token that ends the trained model's answer.
+        is_runtime: whether programs that serve the export render prompts as this reader does; not so for transformers
+            and a GGUF file, whose tokenizer it only approximates.
+        continued: how many answers go on after the token that ends the trained model's answer.
 
     """
 
@@ -45,7 +47,8 @@ class ReaderOutput:
     problems: dict[int, str]
     stop_tokens: set[int]
     summary: AnswerSummary
-    continued: list[int] = field(default_factory=list)
+    is_runtime: bool = True
+    continued: int = 0
 
 
 def read(
@@ -76,7 +79,15 @@ def read(
     comparisons = compare_model(model, reference.answers, title=f"Exported {exported.title}")
     del model
     gc.collect()
-    return ReaderOutput(TRANSFORMERS, transformers.__version__, ids, problems, stops, AnswerSummary(comparisons))
+    return ReaderOutput(
+        reader=TRANSFORMERS,
+        version=transformers.__version__,
+        ids=ids,
+        problems=problems,
+        stop_tokens=stops,
+        summary=AnswerSummary(comparisons),
+        is_runtime=not exported.is_gguf,
+    )
 
 
 def find_place(exported: ExportedModel) -> tuple[str, dict[str, Any]]:
@@ -84,6 +95,14 @@ def find_place(exported: ExportedModel) -> tuple[str, dict[str, Any]]:
     if exported.is_gguf:
         return str(exported.path.parent), {"gguf_file": exported.path.name}
     return str(exported.path), {}
+
+
+def describe_weights(exported: ExportedModel) -> dict[str, Any]:
+    """Return the keywords by which a model is loaded in float32, with the weights of a GGUF file dequantized."""
+    keywords = find_place(exported)[1] | {"dtype": torch.float32}
+    if exported.is_gguf and hasattr(transformers, "GgufConfig"):  # since 5.23 they stay packed otherwise
+        keywords["quantization_config"] = transformers.GgufConfig(dequantize=True)
+    return keywords
 
 
 def _render(
@@ -94,7 +113,7 @@ def _render(
     try:
         tokenizer = AutoTokenizer.from_pretrained(place, trust_remote_code=trusts_code, **keywords)
     except Exception as error:
-        if exported.is_gguf:  # transformers builds tokenizers of few GGUF files; llama.cpp compares the tokens
+        if exported.is_gguf:  # transformers builds the tokenizers of few GGUF files; llama.cpp has its own
             return None, {}, set()
         raise RecipeError(_explain(exported, error)) from None
     ids: list[list[int]] = []
@@ -133,7 +152,7 @@ def _load(exported: ExportedModel, *, trusts_code: bool) -> PreTrainedModel:
         named = getattr(transformers, (config.architectures or [""])[0], None)
         model_class = AutoModelForCausalLM if exported.is_gguf or named is None else named
         model, report = model_class.from_pretrained(
-            place, dtype=torch.float32, output_loading_info=True, trust_remote_code=trusts_code, **keywords
+            place, output_loading_info=True, trust_remote_code=trusts_code, **describe_weights(exported)
         )
     except Exception as error:
         raise RecipeError(_explain(exported, error)) from None

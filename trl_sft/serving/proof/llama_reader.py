@@ -76,7 +76,15 @@ def read(exported: ExportedModel, reference: TrainedReference, *, known: ReaderO
         comparisons, continued = _answer(server, reference, exported)
     version = importlib.metadata.version("xllamacpp")
     stops = _read_stop_tokens(exported.path)
-    return ReaderOutput(LLAMA_CPP, version, ids, problems, stops, AnswerSummary(comparisons), continued)
+    return ReaderOutput(
+        reader=LLAMA_CPP,
+        version=version,
+        ids=ids,
+        problems=problems,
+        stop_tokens=stops,
+        summary=AnswerSummary(comparisons),
+        continued=continued,
+    )
 
 
 class _ServerRefusal(Exception):
@@ -162,11 +170,11 @@ def _render_prompt(server: _Server, prompt: ProofPrompt, exported: ExportedModel
 
 def _answer(
     server: _Server, reference: TrainedReference, exported: ExportedModel
-) -> tuple[list[AnswerComparison], list[int]]:
-    """Return the comparison of each answer, and the numbers of those that go on after the trained answer's end."""
-    comparisons, continued = [], []
+) -> tuple[list[AnswerComparison], int]:
+    """Return the comparison of each answer, and how many of them go on after the trained answer's end."""
+    comparisons, continued = [], 0
     with RowProgress(f"Exported {exported.title}", len(reference.answers), unit="answers") as bar:
-        for number, trained in enumerate(reference.answers):
+        for trained in reference.answers:
             request = {
                 "prompt": trained.prompt.ids,
                 "n_predict": reference.answer_tokens,
@@ -184,8 +192,7 @@ def _answer(
             ]
             comparisons.append(compare_steps(trained, tokens, steps))
             is_equal = comparisons[-1].position is None
-            if is_equal and trained.tokens[-1] in reference.stop_tokens and len(tokens) > len(trained.tokens):
-                continued.append(number)
+            continued += is_equal and trained.tokens[-1] in reference.stop_tokens and len(tokens) > len(trained.tokens)
             bar.update(1)
     return comparisons, continued
 

@@ -6,6 +6,7 @@ weights (`attribution`).
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
 from typing import Any
 
@@ -28,7 +29,8 @@ class PromptAgreement:
         stop_tokens: those of the export.
         has_stop_token: whether it is among them.
         continued: how many answers go on after it.
-        problem: what differs; "" = nothing.
+        ended_early: how many answers end where the trained model goes on.
+        problem: what differs; "" = nothing, or the reader is no runtime of the export.
 
     """
 
@@ -40,6 +42,7 @@ class PromptAgreement:
     stop_tokens: list[int]
     has_stop_token: bool
     continued: int
+    ended_early: int
     problem: str
 
     def describe(self) -> dict[str, Any]:
@@ -67,8 +70,6 @@ def compare(reference: TrainedReference, output: ReaderOutput) -> PromptAgreemen
             first = _describe_difference(reference, number, trained=prompt.ids, exported=ids) | {
                 "error": output.problems.get(number)
             }
-    has_stop = reference.stop_token is None or not output.stop_tokens or reference.stop_token in output.stop_tokens
-    has_stop = has_stop and not (output.ids is not None and not output.stop_tokens)
     agreement = PromptAgreement(
         compared=len(prompts),
         equal=equal,
@@ -76,11 +77,13 @@ def compare(reference: TrainedReference, output: ReaderOutput) -> PromptAgreemen
         bos_doubled=doubled,
         stop_token=_show(reference, [reference.stop_token] if reference.stop_token is not None else []),
         stop_tokens=sorted(output.stop_tokens),
-        has_stop_token=has_stop,
-        continued=len(output.continued),
+        has_stop_token=reference.stop_token is None or reference.stop_token in output.stop_tokens,
+        continued=output.continued,
+        ended_early=sum(c.position is not None and c.exported is None for c in output.summary.comparisons),
         problem="",
     )
-    return PromptAgreement(**(agreement.__dict__ | {"problem": _explain(reference, agreement)}))
+    problem = _explain(reference, agreement) if output.is_runtime else ""
+    return dataclasses.replace(agreement, problem=problem)
 
 
 def _has_doubled_bos(trained: list[int], exported: list[int]) -> bool:
@@ -118,14 +121,17 @@ def _explain(reference: TrainedReference, agreement: PromptAgreement) -> str:
     if difference is not None and difference["error"]:
         return f"the template of the export does not render {numbers}: {difference['error']}"
     if difference is not None:
+        kwargs = f" (the run has tokenizer.chat_template_kwargs {reference.template_kwargs})"
         return (
             f"{numbers} are rendered otherwise than in training: prompt {difference['prompt']} differs at token "
             f"{difference['position']}, where training has {difference['trained']!r} and the export "
-            f"{difference['exported']!r}"
+            f"{difference['exported']!r}{kwargs if reference.template_kwargs else ''}"
         )
     if not agreement.has_stop_token:
         names = _show(reference, agreement.stop_tokens) or "none"
         return f"the stop token {agreement.stop_token!r} of training does not end an answer in the export ({names} do)"
     if agreement.continued:
         return f"{agreement.continued} answers go on after the stop token {agreement.stop_token!r} of training"
+    if agreement.ended_early:
+        return f"{agreement.ended_early} answers end where the trained model goes on"
     return ""

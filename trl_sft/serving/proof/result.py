@@ -35,6 +35,7 @@ class ReaderVerdict:
         return {
             "reader": self.output.reader,
             "version": self.output.version,
+            "judges_prompts": self.output.is_runtime,
             "prompts": self.agreement.describe(),
             **self.output.summary.describe(),
             "tolerance": self.tolerance._asdict(),
@@ -120,7 +121,8 @@ def _list_lines(verdict: ExportVerdict) -> list[tuple[str, str]]:
         summary, agreement = reader.output.summary, reader.agreement
         text = f"{verdict.exported.title} by {reader.output.reader}: "
         if agreement.compared:
-            text += f"prompts equal {agreement.equal}/{agreement.compared}, "
+            judged = "" if reader.output.is_runtime else " (its own tokenizer, not judged)"
+            text += f"prompts equal {agreement.equal}/{agreement.compared}{judged}, "
         text += f"answers equal {summary.equal}/{len(summary.comparisons)}, "
         text += f"KL mean {summary.mean_kl:.2g}, worst {summary.worst_kl:.2g} (tolerance {reader.tolerance.mean_kl:g}, "
         lines.append(("", f"{text}{reader.tolerance.worst_kl:g})"))

@@ -19,6 +19,7 @@ from typing import Any
 import torch
 from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
+from trl_sft.data.formats import CHAT
 from trl_sft.errors import UserError
 from trl_sft.evaluation.generate import pad_left
 from trl_sft.model import positions
@@ -29,7 +30,7 @@ from trl_sft.serving.prompts import build_renderer
 from trl_sft.serving.proof import run_prompts
 from trl_sft.serving.proof.answer_comparison import AnswerComparison, AnswerSummary, TrainedAnswer, compare_logits
 from trl_sft.serving.proof.run_prompts import ProofPrompt, RunPrompts
-from trl_sft.tokenization import template_date
+from trl_sft.tokenization import template_date, turn_markers
 
 MOST_ANSWER_TOKENS, _LEAST_ANSWER_TOKENS = 32, 4
 MOST_PROMPT_TOKENS = 2048  # a longer prompt is rendered and compared, and not answered
@@ -112,7 +113,7 @@ def measure(source: ModelFolder, *, is_quantized_base: bool = False, trusts_code
         answers=answers,
         answer_tokens=limit,
         stop_tokens=stops,
-        stop_token=tokenizer.eos_token_id if tokenizer.eos_token_id in stops else next(iter(sorted(stops)), None),
+        stop_token=_find_stop_token(source, tokenizer),
         bos_token=tokenizer.bos_token_id,
         base=base,
         template_kwargs=dict(source.inference.get("chat_template_kwargs", {})),
@@ -179,6 +180,15 @@ def _list_stop_tokens(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase
     stops = stops if isinstance(stops, list) else [stops]
     tokens = {int(stop) for stop in stops if stop is not None}
     return tokens or ({int(tokenizer.eos_token_id)} if tokenizer.eos_token_id is not None else set())
+
+
+def _find_stop_token(source: ModelFolder, tokenizer: PreTrainedTokenizerBase) -> int | None:
+    """Return the token that training teaches to end an answer; None = there is none."""
+    if source.inference.get("row_type", CHAT) == CHAT and tokenizer.chat_template:
+        token = turn_markers.find_stop_token(tokenizer, source.inference.get("chat_template_kwargs", {}))
+        if token:
+            return int(tokenizer.convert_tokens_to_ids(token))
+    return None if tokenizer.eos_token_id is None else int(tokenizer.eos_token_id)
 
 
 def _choose_answered(prompts: list[ProofPrompt], model: PreTrainedModel) -> list[ProofPrompt]:

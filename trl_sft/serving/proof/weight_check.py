@@ -13,7 +13,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from trl_sft.serving import base_tensors
 from trl_sft.serving.proof.exported_model import ExportedModel
-from trl_sft.serving.proof.folder_reader import find_place
+from trl_sft.serving.proof.folder_reader import describe_weights, find_place
 
 # the root mean square of a rounding error, as a share of that of the tensor, at most
 _ROUNDING = {"f32": 1e-6, "f16": 1e-3, "bf16": 4e-3, "q8_0": 0.02}
@@ -38,7 +38,7 @@ def find_difference(exported: ExportedModel, merged: ExportedModel) -> str:
     )
     if difference:
         return difference
-    model = AutoModelForCausalLM.from_pretrained(place, dtype=torch.float32, **keywords)
+    model = AutoModelForCausalLM.from_pretrained(place, **describe_weights(exported))
     tensors = base_tensors.BaseTensors(merged.path, base_tensors.load_on_meta(merged.path))
     limit = _ROUNDING.get(exported.number_type.lower(), _COARSE)
     for name, value in model.state_dict().items():
