@@ -12,7 +12,6 @@ import platform
 from typing import Any
 
 import torch
-from huggingface_hub import constants, get_token
 from transformers.utils import is_torch_bf16_gpu_available
 from trl import SFTConfig
 
@@ -53,21 +52,6 @@ def check_machine(run: Run) -> None:
     if train.get("fp16") and (train.get("use_cpu") or get_device_type() == "cpu"):
         fix = "Remove fp16. On a CPU, use bf16: true together with use_cpu: true."
         raise LaunchError(Fault("train.fp16", "fp16 has no effect on a CPU", fix, code="machine.no_fp16"))
-
-
-def check_hub(run: Run) -> None:
-    """Refuse a push to the hub that upstream would miss a token for only later. Raises LaunchError."""
-    if not run.train.get("push_to_hub"):
-        return
-    where = run.recipe.where(("train", "push_to_hub"))
-    if constants.HF_HUB_OFFLINE:
-        problem = "the model cannot be pushed to the hub while HF_HUB_OFFLINE is set"
-        fix = "Remove the key and push the folder later, or unset HF_HUB_OFFLINE."
-        raise LaunchError(Fault(where, problem, fix, code="hub.offline"))
-    if not (run.train.get("hub_token") or get_token()):
-        fix = "Run `hf auth login`, or set HF_TOKEN."
-        problem = "the model cannot be pushed to the hub without a token"
-        raise LaunchError(Fault(where, problem, fix, code="hub.no_token"))
 
 
 def choose_machine_settings(train: dict[str, Any], quantization: dict[str, Any]) -> dict[Key, Setting]:

@@ -15,8 +15,9 @@ from typing import Any
 
 from huggingface_hub import EvalResult, ModelCardData
 
-from trl_sft import redaction
+from trl_sft import redaction, run_folder
 from trl_sft.publishing.card_facts import CardFacts
+from trl_sft.publishing.selection import find_weights
 from trl_sft.recipe import paths
 from trl_sft.recipe.yaml_reader import format_value
 
@@ -104,10 +105,12 @@ def write_best(best: Mapping[str, Any]) -> str:
 
 def _write_front_matter(facts: CardFacts, name: str, base_license: Mapping[str, str]) -> str:
     """Return the YAML that the hub reads, without the lines around it."""
+    gguf = _list_gguf(facts)
+    library = "gguf" if gguf and len(gguf) == len(find_weights(facts.export_files)) else "transformers"
     values: dict[str, Any] = {
-        "library_name": "peft" if facts.is_adapter else "transformers",
+        "library_name": "peft" if facts.is_adapter else library,
         "pipeline_tag": "text-generation",
-        "tags": [*_TAGS, *(["lora"] if facts.is_adapter else [])],
+        "tags": [*_TAGS, *(["lora"] if facts.is_adapter else []), *(["gguf"] if gguf else [])],
     }
     if facts.base_id:
         values["base_model"] = facts.base_id
@@ -182,6 +185,8 @@ def _write_results(facts: CardFacts) -> Iterator[str]:
     """Yield what came out: the verdict, and the metrics before and after."""
     for line in _list_outcome(facts):
         yield from (_escape(line), "")
+    if facts.run.get("outcome") == run_folder.RUNNING:  # its last evaluation is not that of the model at the end
+        return
     before, after = _list_measured(facts)
     if not after:
         yield "No rows were held out."
@@ -269,6 +274,9 @@ def _list_losses_of_rows(part: Mapping[str, Any]) -> Iterator[str]:
 
 def _write_use(facts: CardFacts, name: str, *, is_on_hub: bool) -> Iterator[str]:
     """Yield how to talk to the model, with this package and without it, and how to merge an adapter."""
+    if facts.export_files:
+        yield from _write_export_use(facts, name)
+        return
     folder = name.rpartition("/")[2]
     words = shlex.quote(folder)
     yield "```sh"
@@ -282,6 +290,26 @@ def _write_use(facts: CardFacts, name: str, *, is_on_hub: bool) -> Iterator[str]
         dtype = facts.recipe_values.get("model.dtype", "float32")
         yield from ("", "To merge the adapter into the base model, with the tokens that generation stops on:", "")
         yield from ("```python", *write_merge(name, str(dtype)), "```")
+
+
+def _write_export_use(facts: CardFacts, name: str) -> Iterator[str]:
+    """Yield how to load the formats of an export from the hub."""
+    gguf = _list_gguf(facts)
+    if len(find_weights(facts.export_files)) > len(gguf):
+        yield from ("```python", *write_usage(name, differs_from_base=False), "```")
+    if gguf:
+        yield from ("", f"For llama.cpp: {', '.join(f'`{file}`' for file in gguf)}.", "")
+        yield from ("```sh", f"hf download {shlex.quote(name)} {shlex.quote(gguf[0])} --local-dir .")
+        yield from (f"llama-cli -m {shlex.quote(gguf[0])}", "```")
+    if "Modelfile" in facts.export_files:
+        folder = shlex.quote(name.rpartition("/")[2])
+        yield from ("", "For Ollama:", "", "```sh", f"hf download {shlex.quote(name)} --local-dir {folder}")
+        yield from (f"cd {folder}", f"ollama create {folder.lower()} -f Modelfile", "```")
+
+
+def _list_gguf(facts: CardFacts) -> list[str]:
+    """Return the GGUF files of an export."""
+    return [path for path in facts.export_files if path.endswith(".gguf")]
 
 
 def _write_recipe(facts: CardFacts) -> Iterator[str]:

@@ -14,7 +14,7 @@ from typing import Any
 
 from trl_sft import user_paths
 from trl_sft.errors import Edit, Fault
-from trl_sft.recipe import no_effect, paths
+from trl_sft.recipe import hub_names, no_effect, paths
 from trl_sft.recipe.checked import Source
 from trl_sft.recipe.yaml_reader import Key, Recipe, describe_value
 
@@ -95,6 +95,8 @@ def check(recipe: Recipe, values: Sections, sources: Sources, *, is_adapter: boo
             "Set `save_strategy` to steps or epoch.",
             code="recipe.needs_key",
         )
+    if train.get("push_to_hub"):
+        yield from _check_repository_name(recipe, train)
     if train.get("packing") and train.get("max_length", 0) is None:
         problem = "packing needs a length to fill, but `max_length` is null"
         yield recipe.fault(("train", "max_length"), problem, "Write a whole number of tokens.", code="recipe.needs_key")
@@ -103,6 +105,20 @@ def check(recipe: Recipe, values: Sections, sources: Sources, *, is_adapter: boo
 def has_evaluation_set(data: Mapping[str, Any]) -> bool:
     """Tell whether the section `data:` names an evaluation set."""
     return data.get("eval_fraction") is not None or data.get("eval") is not None
+
+
+def _check_repository_name(recipe: Recipe, train: Mapping[str, Any]) -> Iterator[Fault]:
+    """Yield the fault of a name that the hub would refuse after the weights are loaded."""
+    key: Key = ("train", "hub_model_id")
+    folder_key: Key = ("train", "output_dir") if train.get("output_dir") else ("train", "push_to_hub")
+    name = train.get("hub_model_id")
+    if name is None:
+        folder = str(train.get("output_dir") or recipe.path.stem)
+        fault = hub_names.check_folder(recipe.where(folder_key), folder, key=key)
+    else:
+        fault = hub_names.check(recipe.where(key), str(name), key=key)
+    if fault is not None:
+        yield fault
 
 
 def _check_needs_evaluation(recipe: Recipe, train: Mapping[str, Any]) -> Iterator[Fault]:

@@ -26,6 +26,7 @@ from trl_sft.evaluation import before_after, own_prompts
 from trl_sft.evaluation.own_prompts import OwnPrompt
 from trl_sft.model import cpu_loss, device, load, needed_packages, packed_attention, patches, trust, weights
 from trl_sft.model.load import ModelSource
+from trl_sft.publishing import repository
 from trl_sft.recipe import early_stopping, folder_decision
 from trl_sft.recipe import processes as recipe_processes
 from trl_sft.recipe.checked import Run, Setting
@@ -195,7 +196,7 @@ def describe_settings(settings: RunSettings) -> list[tuple[str, str]]:
 def check_packages(run: Run, settings: RunSettings) -> None:
     """Refuse settings whose packages are not installed, and a push without a token. Raises UserError."""
     needed_packages.check(run, settings.args.report_to)
-    device.check_hub(run)
+    repository.check_recipe(run)
 
 
 def describe_machine(run: Run, settings: RunSettings) -> str:
