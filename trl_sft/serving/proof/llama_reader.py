@@ -10,6 +10,7 @@ import contextlib
 import dataclasses
 import importlib.metadata
 import json
+import re
 import subprocess
 import sys
 import tempfile
@@ -34,6 +35,7 @@ from trl_sft.serving.proof.trained_reference import TrainedReference, pinned_dat
 MOST_LISTED = 1000  # tokens whose probability llama.cpp lists at each position; the others count as one
 _MARGIN = 64  # tokens of the context beside prompt and answer
 _SECONDS = 600  # for one answer
+_LOG_HEAD = re.compile(r"^[\d.]+ [A-Z] (?:\w+ +\w+: )?")  # time, level and function of a line of llama.cpp's log
 _STOP_KEYS = ("eos_token_id", "eot_token_id", "eom_token_id")  # of tokenizer.ggml in the file
 
 
@@ -152,8 +154,10 @@ def _explain(exported: ExportedModel, log: str) -> Fault:
     lines = [line.strip() for line in log.splitlines() if line.strip()]
     errors = [line for line in lines if " E " in line or "rror" in line]
     cause = (errors or lines or ["it ended without a message"])[0]
+    cause = _LOG_HEAD.sub("", cause).rstrip(":")
+    code = "proof.wrong_template" if "chat template" in cause else "proof.unreadable_export"
     problem = f"llama.cpp cannot use the export ({exported.title}): {cause}"
-    return Fault(str(exported.path), problem, "Export the run again.", code="proof.unreadable_export")
+    return Fault(str(exported.path), problem, "Export the run again.", code=code)
 
 
 def _render_prompt(server: _Server, prompt: ProofPrompt, exported: ExportedModel) -> list[int]:

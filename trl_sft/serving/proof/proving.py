@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from trl_sft.errors import Fault
+from trl_sft.errors import Fault, RecipeError
 from trl_sft.serving.proof import attribution, folder_reader, llama_reader
 from trl_sft.serving.proof.exported_model import ExportedModel
 from trl_sft.serving.proof.folder_reader import ReaderOutput
@@ -34,7 +34,7 @@ def prove(
         trusts_code: whether Python code that a model brings may run.
 
     Raises:
-        UserError: a reader is not installed, or cannot load an export.
+        MissingPackage: a reader is not installed.
 
     """
     outputs: dict[str, list[ReaderOutput]] = {}
@@ -43,7 +43,11 @@ def prove(
     read_merged = _build_merged_reader(merged, reference, outputs, trusts_code=trusts_code)
     for exported in exports:
         key = str(exported.path)
-        outputs[key] = _read(exported, reference, outputs.get(key), trusts_code=trusts_code)
+        try:
+            outputs[key] = _read(exported, reference, outputs.get(key), trusts_code=trusts_code)
+        except RecipeError as error:
+            verdicts.append(attribution.judge_unreadable(exported, error.faults[0]))
+            continue
         verdicts.append(attribution.judge(exported, outputs[key], reference, merged=merged, read_merged=read_merged))
     return ProofResult(reference, verdicts, _find_missing_change(reference))
 
