@@ -11,7 +11,7 @@ import pytest
 
 from trl_sft import cli, run_folder
 from trl_sft.evaluation import answer_format
-from trl_sft.reports import charts, comparison, page, run_files
+from trl_sft.reports import charts, chinese, comparison, page, run_files
 
 PLANTED = "<script>document.title = 'planted'</script>"
 LOG = [
@@ -286,3 +286,57 @@ def test_browser_draws_the_curves_without_an_error_or_a_request(make_run, tmp_pa
     leaky = re.sub("<meta http-equiv[^>]*>", "", text).replace("<main", "<img src='http://127.0.0.1:9/x'><main", 1)
     path.write_text(leaky, encoding="utf-8")
     assert browse(path, tmp_path)[2] == {"http://127.0.0.1:9/x"}
+
+
+def test_marks_of_the_curve_are_named_below_it_in_both_languages(make_run):
+    finding = {"code": "zero_loss", "steps": [3], "observation": "x", "meaning": "m", "advice": "a"}
+    record = {"findings": [finding | {"numbers": {"entries": 1}}], "best": {"step": 7}}
+    text = page.format_page([run_files.read_run(make_run(**record))])
+    marks = re.search(r'<p class="marks">(.*?)</p>', text)[1]
+    shown = re.sub(r"<[^>]+>", "", marks)
+    assert shown == "step步 3: zero loss损失为零; step步 7: the step whose weights were saved保存的是这一步的权重"
+    assert "<title>zero loss / 损失为零</title>" in text
+    assert "<title>Train loss and eval loss by step / 训练损失与评估损失（按步）</title>" in text
+
+
+def test_why_a_run_stopped_is_said_in_chinese_too(make_run):
+    outcome = "stopped by SIGTERM after step 3 of 10; saved in out/checkpoint-3\nTo resume: python -m trl_sft r.yaml"
+    text = page.format_page([run_files.read_run(make_run(outcome=outcome))])
+    assert f'<span lang="en">{outcome}</span>' in text
+    chinese = (
+        "第 3 步（共 10 步）之后因信号 SIGTERM 停止，已保存到 out/checkpoint-3\n继续训练：python -m trl_sft r.yaml"
+    )
+    assert f'<span lang="zh">{chinese}</span>' in text
+
+
+OUTCOMES = {
+    "stopped at the time limit (run.max_hours) after step 2 of 9; saved in a/checkpoint-2": "之后达到时间上限",
+    "stopped at once at step 0; no checkpoint was saved yet": "在第 0 步立即停止；还没有保存过检查点",
+    "out of memory in the evaluation at step 4; the last checkpoint is a/checkpoint-2": "评估时内存不足；最后",
+    "out of memory at step 4; no checkpoint was saved yet": "第 4 步内存不足；还没有保存过检查点",
+    "the training failed: loss, grad_norm not finite at step 7; no checkpoint was saved yet": "loss, grad_norm 不是",
+    "the training failed: weights not finite after step 9; nothing is saved": "没有保存任何内容",
+}
+
+
+@pytest.mark.parametrize("outcome", OUTCOMES)
+def test_outcome_in_chinese_has_every_part(outcome):
+    translated = chinese.translate_outcome(f"{outcome}\nWhat to try: train.x: 1")
+    assert OUTCOMES[outcome] in translated
+    assert translated.endswith("\n建议：train.x: 1")
+
+
+def test_outcome_of_another_form_stays_in_english():
+    assert chinese.translate_outcome("ValueError: bad") is None
+    assert chinese.translate_outcome("") is None
+
+
+def test_tables_of_the_chinese_page_have_no_english_words(make_run):
+    runs = [run_files.read_run(make_run(name)) for name in ("first", "second")]
+    text = re.sub(r'<span lang="en">.*?</span>', "", page.format_page(runs))
+    heads = re.findall(r"<th>(.*?)</th>", text)
+    assert len(heads) > 20
+    words = [head for head in heads if re.search(r"[a-z]{3}", re.sub(r"<[^>]+>", "", head))]
+    assert {word.partition(": ")[0] for word in words} == {"first", "second"}  # runs, and their curves as logged
+    assert '<span lang="zh">变好</span>' in text
+    assert '<span lang="zh">已完成</span>' in text

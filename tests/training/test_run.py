@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -19,6 +20,7 @@ from trl_sft import console, load_recipe, run_folder, train
 from trl_sft.errors import RunStopped
 from trl_sft.recipe import paths
 from trl_sft.recipe.folder_decision import FolderDecision
+from trl_sft.reports.chinese import translate_outcome
 
 ROOT = Path(__file__).parents[2]
 FULL = RECIPE.replace("rows.jsonl}", "rows.jsonl, eval_fraction: 0.2}")
@@ -107,7 +109,9 @@ def test_resumed_run_ends_bit_equal_to_an_uninterrupted_run(lora_or_packing, go,
     assert code == 130
     assert "stopped by SIGINT after step 3 of 4" in err
     assert " -m trl_sft recipe.yaml" in err
-    assert json.loads((here / "out" / "run.json").read_text())["outcome"].startswith("stopped by SIGINT")
+    outcome = json.loads((here / "out" / "run.json").read_text())["outcome"]
+    assert outcome.startswith("stopped by SIGINT")
+    assert all(re.search("[\u4e00-\u9fff]", line) for line in translate_outcome(outcome).splitlines())
     monkeypatch.setattr(callbacks.Guard, "on_step_end", real)
     code, out, _ = go(FULL, *overrides)
     assert code == 0

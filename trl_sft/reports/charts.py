@@ -44,6 +44,7 @@ class Mark(NamedTuple):
 
     step: float
     text: str
+    chinese: str = ""  # the same text; "" = there is none
 
 
 class Chart(NamedTuple):
@@ -113,7 +114,8 @@ def format_svg(chart: Chart, title: str) -> str:
             out.append(f'<text x="{x(tick):.1f}" y="{_HEIGHT - 8}" text-anchor="middle">{tick:,.6g}</text>')
     for mark in chart.marks:
         place = f'x1="{x(mark.step):.1f}" x2="{x(mark.step):.1f}" y1="{_TOP}" y2="{_HEIGHT - _BOTTOM}"'
-        out.append(f'<line class="mark" {place}><title>{html.escape(mark.text)}</title></line>')
+        both = " / ".join(filter(None, [mark.text, mark.chinese]))  # SVG shows a title without regard to its language
+        out.append(f'<line class="mark" {place}><title>{html.escape(both)}</title></line>')
     for number, curve in enumerate(chart.series):
         points = [(x(step), y(value)) for step, value in zip(curve.steps, curve.values, strict=True)]
         style = f"curve-{number % _STYLES}"

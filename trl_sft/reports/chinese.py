@@ -1,13 +1,15 @@
-"""Verdicts and findings in Chinese, made of their codes and numbers.
+"""Verdicts, findings, and reasons why a run stopped, in Chinese.
 
-Inputs: a verdict or a finding as run.json has it. Outputs: Chinese texts; None where the record has another form, so
-that the page shows the English text of the record. The sentences stand in `chinese.yaml`. Not here: labels of the page
-(`texts.yaml`), and how a verdict is reached (`training.verdict`, whose cases are told apart here by their numbers).
+Inputs: a verdict, a finding or an outcome as run.json has it. Outputs: Chinese texts, made of codes and numbers, or of
+the English line; None where the record has another form, so that the page shows the English text of the record. The
+sentences stand in `chinese.yaml`. Not here: labels of the page (`texts.yaml`), and how a verdict is reached
+(`training.verdict`, whose cases are told apart here by their numbers).
 """
 
 from __future__ import annotations
 
 import functools
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -65,6 +67,29 @@ def translate_finding(finding: Mapping[str, Any]) -> dict[str, str] | None:
         return {name: entry[name].format(**values) for name in ("name", "observation", "meaning", "advice")}
     except _ODD_FORM:
         return None
+
+
+def translate_outcome(outcome: str) -> str | None:
+    """Return why a run stopped, in Chinese; a line after the first that has no translation stays in English."""
+    lines = outcome.splitlines() or [""]
+    translated = [_translate_line(line) for line in lines]
+    if translated[0] is None:
+        return None
+    return "\n".join(text or line for text, line in zip(translated, lines, strict=True))
+
+
+def translate_reason(reason: str) -> str | None:
+    """Return why a row is left out of the training, in Chinese."""
+    reasons: dict[str, str] = _read_texts()["reasons"]
+    return next((text for beginning, text in reasons.items() if reason.startswith(beginning)), None)
+
+
+def _translate_line(line: str) -> str | None:
+    """Return a line of an outcome in Chinese; None where no pattern fits."""
+    for pattern, text in _read_texts()["outcomes"]:
+        if match := re.fullmatch(pattern, line.strip()):
+            return str(text).format(*(_translate_line(group) or group for group in match.groups()))
+    return None
 
 
 def _name_case(code: str, numbers: Mapping[str, Any]) -> str:

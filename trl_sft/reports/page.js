@@ -34,7 +34,7 @@
         height: 260,
         scales: {x: {time: false}},
         axes: [axis, {...axis, size: 64, values: (plot, ticks) => ticks.map((tick) => String(Number(tick.toPrecision(4))))}],
-        series: [{label: "step"}, ...chart.names.map((name, number) => ({
+        series: [{label: chart.axis[document.getElementById("chinese").checked ? 1 : 0]}, ...chart.names.map((name, number) => ({
           label: name,
           stroke: color("--c" + number % 8),
           width: 2,
@@ -50,6 +50,7 @@
 
   document.querySelectorAll(".names").forEach((names) => names.remove());  // the interactive legend has them
   draw();
+  document.querySelectorAll("input[name=language]").forEach((input) => input.addEventListener("change", draw));
   matchMedia("(prefers-color-scheme: dark)").addEventListener("change", draw);
   let width = innerWidth;
   addEventListener("resize", () => {

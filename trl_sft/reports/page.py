@@ -46,13 +46,13 @@ def format_page(runs: Sequence[RunFiles]) -> str:
         "title": ", ".join(names),
         "runs": [_describe_run(run, name) for run, name in zip(runs, names, strict=True)],
         "charts": [_describe_chart(chart, texts) for chart in chart_list],
-        "chart_data": _as_script([charts.describe(chart) for chart in chart_list]),
+        "chart_data": _as_script([charts.describe(chart) | {"axis": texts["step"]} for chart in chart_list]),
         "table": [run_table.COLUMNS, *(_list_cells(run, name) for run, name in zip(runs, names, strict=True))],
         "differing_keys": comparison.find_differing_keys(runs),
         "differences": comparison.compare_runs(runs, names),
         "style": Markup(_read("page.css") + row_markup.STYLE + _read("uPlot.min.css")),
         "script": Markup(_read("uPlot.iife.min.js") + "\n" + _read("page.js")),
-        "legend": Markup(row_markup.LEGEND),
+        "legend": Markup(row_markup.LEGEND_IN_BOTH),
         "version": __version__,
         "written": time.strftime("%Y-%m-%d %H:%M"),
     }
@@ -92,6 +92,7 @@ def _describe_run(run: RunFiles, name: str) -> dict[str, Any]:
         "folder": str(run.folder),
         "state": run.state,
         "outcome": run.outcome,
+        "outcome_zh": chinese.translate_outcome(run.outcome),
         "verdict": verdict if isinstance(verdict, dict) and "code" in verdict and "text" in verdict else None,
         "stopped_early": _describe_early_stop(run),
         "verdict_zh": chinese.translate_verdict(verdict) if isinstance(verdict, dict) else None,
@@ -127,14 +128,15 @@ def _list_cells(run: RunFiles, name: str) -> tuple[str, ...]:
 
 def _list_marks(run: RunFiles) -> list[charts.Mark]:
     """Return the steps to name in the chart of the loss: findings, and the step whose weights were saved."""
-    marks = []
+    marks: list[charts.Mark] = []
     for finding in _list_mappings(run.run.get("findings")):
         steps, code = finding.get("steps"), str(finding.get("code", "")).replace("_", " ")
         if isinstance(steps, list) and steps and isinstance(steps[0], int):
-            marks += [charts.Mark(steps[0], code)]
+            chinese_finding = chinese.translate_finding(finding) or {}
+            marks += [charts.Mark(steps[0], code, chinese_finding.get("name", ""))]
     best = run.run.get("best")
     if isinstance(best, dict) and isinstance(best.get("step"), int):
-        marks.append(charts.Mark(best["step"], "the step whose weights were saved"))
+        marks.append(charts.Mark(best["step"], *_read_texts()["saved_weights"]))
     return marks
 
 
@@ -167,8 +169,9 @@ def _describe_chart(chart: charts.Chart, texts: Mapping[str, Sequence[str]]) -> 
     every = max(1, -(-len(rows) // _MAX_VALUES))
     return {
         "name": chart.name,
-        "svg": Markup(charts.format_svg(chart, texts[f"chart_{chart.name}"][0])),
+        "svg": Markup(charts.format_svg(chart, " / ".join(texts[f"chart_{chart.name}"]))),
         "names": described["names"],
+        "marks": described["marks"],
         "rows": [[_format_number(value) for value in row] for row in rows[::every]],
         "omitted": sum(curve.omitted for curve in chart.series),
     }
@@ -188,12 +191,17 @@ def _describe_ledger(ledger: Mapping[str, Any]) -> dict[str, Any] | None:
     reasons = _get_mapping(train, "rows", "rejected")
     return {
         "lines": [(kind, name, _list_counts(part)) for kind, name, part in lines if isinstance(part, dict)],
-        "reasons": sorted(((str(reason), _format_number(count)) for reason, count in reasons.items())),
+        "reasons": [(*_name_reason(str(reason)), _format_number(reasons[reason])) for reason in sorted(reasons)],
         "lengths": Markup(_draw_lengths(lengths)) if isinstance(lengths, dict) else None,
         "padding": {
             name: f"{share:.1%}" for name, share in _get_mapping(train, "padding").items() if _is_number(share)
         },
     }
+
+
+def _name_reason(reason: str) -> tuple[str, str]:
+    """Return why rows are left out, in English and in Chinese; "" where there is no Chinese text."""
+    return reason, chinese.translate_reason(reason) or ""
 
 
 def _list_counts(part: Mapping[str, Any]) -> list[str]:

@@ -28,6 +28,14 @@ LEGEND = (
     "that only wraps has no mark) &nbsp; <span class='space'> &nbsp;</span> space or tab at the end of a line, or more "
     "than one &nbsp; <span class='cut'>✂</span> truncated end</p>"
 )
+_LEGEND_IN_CHINESE = (
+    "<p><span class='trained'>参与训练：计入损失</span> &nbsp; 不参与训练：上下文 &nbsp; "
+    "<span class='special'>特殊词元</span> &nbsp; <span class='break'></span> 文本中的换行（仅因行宽折行处没有标记）"
+    " &nbsp; <span class='space'> &nbsp;</span> 行尾的空格或制表符，或连续多个空格 &nbsp; "
+    "<span class='cut'>✂</span> 末尾被截断</p>"
+)
+# for a page that shows one of two languages
+LEGEND_IN_BOTH = f"<div lang='en'>{LEGEND}</div><div lang='zh'>{_LEGEND_IN_CHINESE}</div>"
 # spaces that are easily overlooked: several, tabs, and those at either end of a line
 _SPACES = re.compile(r"(?<=\n)[ \t]+|[ \t]+(?=\n)|^[ \t]+|[ \t]+$|\t+|[ \t]{2,}")
 
