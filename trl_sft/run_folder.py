@@ -23,6 +23,7 @@ LOCK = ".lock"
 _LOCKED_BY_ANOTHER = (errno.EWOULDBLOCK, errno.EACCES)
 RECIPE, RESOLVED, RUN, LOG, CARD = "recipe.yaml", "resolved.yaml", "run.json", "log.jsonl", "README.md"
 SAMPLES, EVAL = "samples.jsonl", "eval.json"
+ANSWERS, EVALUATION = "answers.jsonl", "evaluation.jsonl"  # of the command evaluate
 LEDGER, REJECTS = "ledger.json", "rejects.jsonl"
 ROWS, REPORT = "rows.jsonl", "report.html"
 EARLIER_RUN = "_earlier_run"  # holds the run that a new one replaces; a push to the hub leaves out names with _
@@ -32,7 +33,21 @@ RUNNING, DONE = "running", "done"  # `outcome` in run.json
 _TRAINER_STATE = "trainer_state.json"
 _TRAINING_ARGS = "training_args.bin"
 # the files of a run beside the model; run.json names those of the model
-OWN_FILES = (RECIPE, RESOLVED, LOG, CARD, SAMPLES, EVAL, LEDGER, REJECTS, ROWS, REPORT, _TRAINING_ARGS)
+OWN_FILES = (
+    RECIPE,
+    RESOLVED,
+    LOG,
+    CARD,
+    SAMPLES,
+    EVAL,
+    LEDGER,
+    REJECTS,
+    ROWS,
+    REPORT,
+    _TRAINING_ARGS,
+    ANSWERS,
+    EVALUATION,
+)
 _REPORT_SECONDS = 60  # in which a report is surely written
 _TEMPORARY = re.compile(r"\.tmp[A-Za-z0-9]{6}")  # safetensors 0.8 writes to such a name first
 ADAPTER_CONFIG = "adapter_config.json"  # the file by which peft and we recognise the folder of an adapter

@@ -54,7 +54,20 @@ def test_a_command_line_is_accepted_by_the_parser_of_its_command(place, words, p
         return
     with pytest.raises(Parsed):
         cli.main(words)
-    others = ("init", "import", "explain", "report", "runs", "schema", "chat", "merge", "judge", "votes", "export")
+    others = (
+        "init",
+        "import",
+        "explain",
+        "report",
+        "runs",
+        "schema",
+        "chat",
+        "merge",
+        "judge",
+        "votes",
+        "export",
+        "evaluate",
+    )
     if words[0] not in others:
         assert words[1 if words[0] in ("check", "fix", "preview", "prepare") else 0].endswith((".yaml", "RECIPE"))
 

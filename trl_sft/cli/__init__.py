@@ -22,6 +22,7 @@ from trl_sft import console, errors, garbage_collection, json_output, redaction
 from trl_sft.cli import (
     chat,
     check,
+    evaluate,
     explain,
     export,
     fix,
@@ -210,12 +211,14 @@ _COMMAND_WORDS = {
     **dict.fromkeys(["rate", "annotate", "label", "blind"], "judge"),
     **dict.fromkeys(["fuse", "combine", "unload"], "merge"),
     **dict.fromkeys(["convert-to-gguf", "gguf", "ollama", "vllm", "quantize"], "export"),
+    **dict.fromkeys(["eval", "score", "benchmark", "assess"], "evaluate"),
     "help": "--help",
     "version": "--version",
 }
 COMMANDS: dict[str, Callable[[list[str]], int]] = {
     "chat": chat.main,
     "check": check.main,
+    "evaluate": evaluate.main,
     "explain": explain.main,
     "export": export.main,
     "fix": fix.main,

@@ -48,6 +48,7 @@ class Prompt(NamedTuple):
     task: str  # "" = the rows name none
     content: Any  # a text, or messages
     reference: str  # the expected answer
+    tools: Any = None  # of its chat; None = none
 
 
 class PromptSet(NamedTuple):
@@ -114,7 +115,7 @@ def ask_base(run: Run, trainer: SFTTrainer, prompts: PromptSet) -> str:
         return ""
     resumed = trainer.state.global_step > 0
     if resumed and not hasattr(trainer.model, "disable_adapter"):
-        _write_held_out(path, [_sample(prompt) for prompt in prompts.prompts])
+        _write_held_out(path, [describe_prompt(prompt) for prompt in prompts.prompts])
         return "samples.jsonl has lost the base model's answers, so the last screen shows no comparison"
     if resumed:
         with trainer.model.disable_adapter():
@@ -122,7 +123,7 @@ def ask_base(run: Run, trainer: SFTTrainer, prompts: PromptSet) -> str:
     else:
         answers = _ask(run, trainer, prompts, label=BEFORE)
     pairs = zip(prompts.prompts, answers, strict=True)
-    _write_held_out(path, [_sample(prompt) | _describe_answer(answer, BEFORE) for prompt, answer in pairs])
+    _write_held_out(path, [describe_prompt(prompt) | _describe_answer(answer, BEFORE) for prompt, answer in pairs])
     return ""
 
 
@@ -155,7 +156,7 @@ def compare(
         described[STOPPED] = {BEFORE: None} | before.get(STOPPED, {}) | described[STOPPED]
         steps = {STEPS: before[STEPS]} if STEPS in before else {}
         loss = {LOSS_AFTER: losses[prompt.row]} if prompt.row in losses else {}
-        samples.append(_sample(prompt) | {BEFORE: before.get(BEFORE)} | described | loss | steps)
+        samples.append(describe_prompt(prompt) | {BEFORE: before.get(BEFORE)} | described | loss | steps)
     first = read_metrics(trainer.state.log_history, 0, prompts.loss_tokens)
     summary = {
         "prompts": len(samples),
@@ -289,7 +290,7 @@ def _percentages(scores: Mapping[str, Any], name: str) -> str:
 def _read_prompt(index: int, row: Mapping[str, Any]) -> Prompt:
     content, completion = unescape(row["prompt"]), unescape(row["completion"])
     reference = completion if isinstance(completion, str) else completion[-1]["content"]
-    return Prompt(index, row.get("task") or "", content, reference)
+    return Prompt(index, row.get("task") or "", content, reference, unescape(row.get("tools")) or None)
 
 
 def _scores(run: Run, samples: Sequence[dict[str, Any]], side: str) -> dict[str, float]:
@@ -326,8 +327,10 @@ def _losses(metrics: Mapping[str, float], loss_tokens: Mapping[str, int]) -> dic
     return losses | ({"losses": by_name} if by_name else {})
 
 
-def _sample(prompt: Prompt) -> dict[str, Any]:
-    return {"row": prompt.row, "task": prompt.task, "prompt": prompt.content, "reference": prompt.reference}
+def describe_prompt(prompt: Prompt) -> dict[str, Any]:
+    """Return the keys of samples.jsonl that a prompt has without answers."""
+    tools = {"tools": prompt.tools} if prompt.tools else {}
+    return {"row": prompt.row, "task": prompt.task, "prompt": prompt.content, "reference": prompt.reference} | tools
 
 
 def _has_answers(path: Path, prompts: Sequence[Prompt]) -> bool:

@@ -7,19 +7,28 @@ absent: the choice of prompts (`before_after`) and the metrics (`metrics`).
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
 from tqdm.auto import tqdm
-from transformers import GenerationConfig, PreTrainedTokenizerBase
+from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 from trl import SFTTrainer
 
 from trl_sft.console import shows_progress
 from trl_sft.model import positions
 
 MAX_NEW_TOKENS = 256  # of an answer, unless the longest reference is shorter or the recipe says otherwise
+STOP_TOKEN, LIMIT, CONTEXT = "stop_token", "max_new_tokens", "context"  # why an answer ended
 _MARGIN = 8  # tokens beyond the longest reference, so that an answer that does not stop becomes visible
+
+
+class GeneratedTokens(NamedTuple):
+    """The tokens that a model wrote after one prompt."""
+
+    number: int  # of the prompt
+    tokens: list[int]  # (tokens,), with the one that ended it
+    stop: str  # STOP_TOKEN, LIMIT or CONTEXT
 
 
 class GeneratedAnswer(NamedTuple):
@@ -46,36 +55,77 @@ def answer_prompts(
     if not prompt_ids:
         return []
     model, tokenizer = trainer.model, trainer.processing_class
-    size = trainer.args.per_device_eval_batch_size
-    # longest prompts first: an out-of-memory error comes at once, and a batch needs little padding
-    order = sorted(range(len(prompt_ids)), key=lambda index: -len(prompt_ids[index]))
     answers = [GeneratedAnswer("", None)] * len(prompt_ids)
-    limit = positions.read_limit(model.config)
-    table = None if limit is None else positions.find_table(model, limit)
-    end_tokens = config.eos_token_id if config.eos_token_id is not None else model.generation_config.eos_token_id
-    stops = set(end_tokens) if isinstance(end_tokens, list) else {end_tokens}
     was_training = model.training
     model.eval()
-    bar = tqdm(total=len(order), desc=f"answers {label}", unit="prompt", disable=not shows_progress(), leave=False)
+    bar = tqdm(total=len(prompt_ids), desc=f"answers {label}", unit="prompt", disable=not shows_progress(), leave=False)
     try:
-        with torch.no_grad(), trainer.autocast_smart_context_manager():
-            for start in range(0, len(order), size):
-                batch = order[start : start + size]
-                input_ids, mask = pad_left([prompt_ids[i] for i in batch], tokenizer.pad_token_id, trainer.args.device)
-                batch_config = _fit_positions(config, width=input_ids.shape[1], table=table)
-                if batch_config is None:
-                    continue
-                output = model.generate(input_ids=input_ids, attention_mask=mask, generation_config=batch_config)
-                is_short = batch_config is not config
-                for index, tokens in zip(batch, output[:, input_ids.shape[1] :].tolist(), strict=True):
-                    stopped = len(tokens) < (batch_config.max_new_tokens or 0) or bool(stops.intersection(tokens))
+        with trainer.autocast_smart_context_manager():
+            for batch in generate_batches(
+                model, tokenizer, prompt_ids, config=config, batch_size=trainer.args.per_device_eval_batch_size
+            ):
+                for index, tokens, stop in batch:
                     text = tokenizer.decode(tokens, skip_special_tokens=True)
-                    answers[index] = GeneratedAnswer(text, stopped if stopped or not is_short else None)
+                    answers[index] = GeneratedAnswer(text, None if stop == CONTEXT else stop == STOP_TOKEN)
                 bar.update(len(batch))
     finally:
         bar.close()
         model.train(was_training)
     return answers
+
+
+def generate_batches(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    prompt_ids: Sequence[Sequence[int]],
+    *,
+    config: GenerationConfig,
+    batch_size: int,
+    seeds: Sequence[int] | None = None,
+) -> Iterator[list[GeneratedTokens]]:
+    """Yield the answers of each batch, longest prompts first, padded on the left.
+
+    Args:
+        model: in eval mode.
+        tokenizer: has the token for padding.
+        prompt_ids: token ids, one list a prompt.
+        config: how to decode.
+        batch_size: prompts that are answered at once.
+        seeds: one of each prompt, for sampled answers; prompts are then answered one at a time, so that an answer does
+            not depend on the others. None = torch's random state is used as it is.
+
+    """
+    # longest prompts first: an out-of-memory error comes at once, and a batch needs little padding
+    order = sorted(range(len(prompt_ids)), key=lambda index: -len(prompt_ids[index]))
+    size = 1 if seeds is not None else batch_size
+    limit = positions.read_limit(model.config)
+    table = None if limit is None else positions.find_table(model, limit)
+    end_tokens = config.eos_token_id if config.eos_token_id is not None else model.generation_config.eos_token_id
+    stops = set(end_tokens) if isinstance(end_tokens, list) else {end_tokens}
+    for start in range(0, len(order), size):
+        batch = order[start : start + size]
+        input_ids, mask = pad_left([list(prompt_ids[i]) for i in batch], tokenizer.pad_token_id, model.device)
+        batch_config = _fit_positions(config, width=input_ids.shape[1], table=table)
+        if batch_config is None:
+            yield [GeneratedTokens(index, [], CONTEXT) for index in batch]
+            continue
+        if seeds is not None:
+            torch.manual_seed(seeds[batch[0]])
+        with torch.no_grad():
+            output = model.generate(input_ids=input_ids, attention_mask=mask, generation_config=batch_config)
+        is_short = batch_config is not config
+        yield [
+            _read_answer(index, tokens, stops, limit=batch_config.max_new_tokens or 0, is_short=is_short)
+            for index, tokens in zip(batch, output[:, input_ids.shape[1] :].tolist(), strict=True)
+        ]
+
+
+def _read_answer(index: int, tokens: list[int], stops: set[Any], *, limit: int, is_short: bool) -> GeneratedTokens:
+    """Return an answer without the padding after its stop token, and why it ended."""
+    end = next((place for place, token in enumerate(tokens, 1) if token in stops), None)
+    if end is not None or len(tokens) < limit:
+        return GeneratedTokens(index, tokens[:end], STOP_TOKEN)
+    return GeneratedTokens(index, tokens, CONTEXT if is_short else LIMIT)
 
 
 def _fit_positions(config: GenerationConfig, *, width: int, table: int | None) -> GenerationConfig | None:
@@ -107,9 +157,14 @@ def build_generation_config(
         generation: `evaluate.generation` of the recipe; its keys win.
     """
     tokenizer = trainer.processing_class
-    longest = max((len(tokenizer(reference)["input_ids"]) for reference in references), default=MAX_NEW_TOKENS)
-    limit = min(longest + _MARGIN, MAX_NEW_TOKENS)
+    limit = choose_limit(tokenizer, references)
     return choose_generation(trainer.model.generation_config, tokenizer, max_new_tokens=limit, generation=generation)
+
+
+def choose_limit(tokenizer: PreTrainedTokenizerBase, references: Sequence[str]) -> int:
+    """Return the most tokens of an answer: eight more than the longest reference has, and at most 256."""
+    longest = max((len(tokenizer(reference)["input_ids"]) for reference in references), default=MAX_NEW_TOKENS)
+    return min(longest + _MARGIN, MAX_NEW_TOKENS)
 
 
 def choose_generation(

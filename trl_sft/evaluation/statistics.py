@@ -68,13 +68,13 @@ def average_by_prompt(scores: Sequence[float], prompts: Sequence[Hashable]) -> n
     return np.array([float(np.mean(values)) for values in members.values()])
 
 
-def compare_scores(base: np.ndarray, tuned: np.ndarray, *, tie_margin: float = 0.0) -> PairedResult:
+def compare_scores(base: np.ndarray, tuned: np.ndarray, *, tie_margin: float | np.ndarray = 0.0) -> PairedResult:
     """Return what paired scores tell.
 
     Args:
         base: (prompts,), one score for each different prompt.
         tuned: (prompts,), in the same order.
-        tie_margin: a difference of at most this is a tie.
+        tie_margin: a difference of at most this is a tie; one number, or one for each prompt.
 
     """
     from statsmodels.stats.proportion import proportion_confint

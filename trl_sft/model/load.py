@@ -271,9 +271,8 @@ def build_trainer_arguments(
     return {"model": model, "peft_config": peft_config}
 
 
-def add_stop_token(model: PreTrainedModel, token: int) -> None:
+def add_stop_token(config: GenerationConfig, token: int) -> None:
     """Add a token at which generation stops."""
-    config = model.generation_config
     stops = config.eos_token_id if isinstance(config.eos_token_id, list) else [config.eos_token_id]
     if token not in stops:
         config.eos_token_id = [token, *(stop for stop in stops if stop is not None)]

@@ -20,7 +20,16 @@ import yaml
 from markupsafe import Markup
 
 from trl_sft import __version__, console, errors, run_folder
-from trl_sft.reports import charts, chinese, comparison, format_table, row_markup, run_files, run_table
+from trl_sft.reports import (
+    charts,
+    chinese,
+    comparison,
+    evaluation_chapter,
+    format_table,
+    row_markup,
+    run_files,
+    run_table,
+)
 from trl_sft.reports.run_files import RunFiles
 from trl_sft.tokenization.row_segments import Segment, SegmentedRow
 
@@ -103,6 +112,7 @@ def _describe_run(run: RunFiles, name: str) -> dict[str, Any]:
         "rows": [Markup(row_markup.format_row(row)) for row in _read_rows(run.rows)],
         "metrics": _list_metrics(run.evaluation),
         "prompts": run.evaluation.get("prompts"),
+        "evaluation": evaluation_chapter.describe(run.evaluation.get("evaluation")),
         "format": format_table.make_rows(run.samples),
         "samples": [_shorten_sample(sample) for sample in _list_samples(run.samples)],
         "num_samples": len(run.samples),

@@ -17,7 +17,8 @@ import torch
 from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase, TextStreamer
 
 from trl_sft.errors import DataError, Fault, RecipeError, first_line
-from trl_sft.evaluation.generate import choose_generation
+from trl_sft.evaluation import thoughts as answer_thoughts
+from trl_sft.evaluation.generate import CONTEXT, LIMIT, STOP_TOKEN, choose_generation
 from trl_sft.model import positions
 from trl_sft.serving import model_loading
 from trl_sft.serving.model_folder import ModelFolder
@@ -25,7 +26,7 @@ from trl_sft.serving.prompts import PromptRenderer, RenderedPrompt, build_render
 from trl_sft.tokenization.thinking import ThoughtMarks
 
 MAX_NEW_TOKENS = 512  # of an answer, unless the recipe or the user says otherwise
-STOP_TOKEN, LIMIT, CONTEXT, INTERRUPTED = "stop_token", "max_new_tokens", "context", "interrupted"
+INTERRUPTED = "interrupted"
 TUNED, BASE = "tuned", "base"
 
 
@@ -222,11 +223,7 @@ def prompt_opens_thought(chat: ChatModel, prompt: RenderedPrompt) -> bool:
 
 def split_thought(marks: ThoughtMarks | None, is_open: bool, text: str) -> tuple[str, str]:
     """Return the thought of an answer and the rest; `is_open`: the prompt has begun the thought."""
-    if marks is None or not marks.opening or not marks.closing:
+    if marks is None:
         return "", text
-    if not is_open:
-        if not text.lstrip().startswith(marks.opening):
-            return "", text
-        text = text.lstrip()[len(marks.opening) :]
-    thought, _, rest = text.partition(marks.closing)
-    return thought.strip(), rest.lstrip("\n")
+    split = answer_thoughts.split_thought(text, marks.opening, marks.closing, is_open=is_open)
+    return split.thought, split.answer

@@ -81,15 +81,29 @@ def load_base(source: ModelFolder, tokenizer: PreTrainedTokenizerBase, *, trusts
 
 
 def set_stop_tokens(source: ModelFolder, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
-    """Let generation stop where the run's does: the generation config it saved, and the token that ends a turn."""
+    """Let generation stop where the run's does."""
+    model.generation_config = read_generation_config(source, tokenizer, own=model.generation_config)
+
+
+def read_generation_config(
+    source: ModelFolder, tokenizer: PreTrainedTokenizerBase, *, own: GenerationConfig
+) -> GenerationConfig:
+    """Return the generation config that the run saved, with the token that ends a turn as a stop token.
+
+    Args:
+        source: the folder.
+        tokenizer: of the folder.
+        own: what counts where no folder has a generation config.
+
+    """
     folder = source.find_first(_GENERATION)
-    if folder is not None:
-        model.generation_config = GenerationConfig.from_pretrained(str(folder))
+    config = own if folder is None else GenerationConfig.from_pretrained(str(folder))
     kwargs = source.inference.get("chat_template_kwargs", {})
     if source.inference.get("row_type", CHAT) == CHAT and tokenizer.chat_template:
         stop_token = turn_markers.find_stop_token(tokenizer, kwargs)
         if stop_token:
-            load.add_stop_token(model, tokenizer.convert_tokens_to_ids(stop_token))
+            load.add_stop_token(config, tokenizer.convert_tokens_to_ids(stop_token))
+    return config
 
 
 def count_bytes(model: PreTrainedModel) -> int:

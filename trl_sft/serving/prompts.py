@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 from transformers import PreTrainedTokenizerBase
 
 from trl_sft import errors
+from trl_sft.data import messages
 from trl_sft.data import prompts as data_prompts
 from trl_sft.data.formats import CHAT, PAIRS, TEXT, TokenizerFeatures
 from trl_sft.data.messages import FormatError
@@ -86,6 +87,39 @@ class PromptRenderer:
             content = [*content[:-1], *history, content[-1]]
         try:
             ids = encode.encode_prompt(self.encoder, content)
+        except errors.UserError:
+            raise
+        except Exception as error:  # of the template's own code
+            problem = f"the chat template does not take this prompt: {errors.first_line(error)}"
+            raise DataError(Fault(_PLACE, problem, "Correct the prompt.", code="template.refuses_row")) from None
+        return RenderedPrompt(content, ids)
+
+    def render_messages(self, turns: list[dict[str, Any]], tools: Any = None) -> RenderedPrompt:
+        """Return a chat that ends with a prompt, with its tokens. Raises DataError."""
+        item = {"messages": turns} | ({"tools": tools} if tools else {})
+        try:
+            formatted = data_prompts.format_prompt(item, self.source_format, row_type=self.row_type, place=_PLACE)
+        except FormatError as error:
+            raise DataError(Fault(_PLACE, error.problem, error.fix, code=error.code)) from None
+        return self.render_worded(messages.unescape(formatted.content), formatted.tools)
+
+    def render_worded(self, content: Any, tools: Any = None) -> RenderedPrompt:
+        """Return a prompt that is worded already, as those of samples.jsonl are, with its tokens.
+
+        Args:
+            content: a text, or messages.
+            tools: of a chat; None = none.
+
+        Raises:
+            UserError: the chat template does not take it.
+
+        """
+        features = self.source_format.features
+        escaped = content
+        if features.escape_special_tokens and features.special_tokens:
+            escaped = messages.escape(content, messages.special_pattern(features.special_tokens))
+        try:
+            ids = encode.encode_prompt(self.encoder, escaped, tools)
         except errors.UserError:
             raise
         except Exception as error:  # of the template's own code

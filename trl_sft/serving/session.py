@@ -15,11 +15,10 @@ from typing import Any
 
 from trl_sft import console, run_folder, user_paths
 from trl_sft.errors import Fault, RecipeError, UserError
+from trl_sft.evaluation.generate import CONTEXT, LIMIT
 from trl_sft.serving.answers import (
     BASE,
-    CONTEXT,
     INTERRUPTED,
-    LIMIT,
     TUNED,
     ChatAnswer,
     ChatModel,

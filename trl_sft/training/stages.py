@@ -340,7 +340,7 @@ def build_trainer(run: Run, inputs: TrainingInputs) -> SFTTrainer:
     if trainer.padding_free and "attn_implementation" not in run.model and args.device.type in ("cpu", "mps"):
         packed_attention.install(trainer.model)
     if chat.stop_token and inputs.rows.row_type == CHAT:
-        load.add_stop_token(trainer.model, chat.tokenizer.convert_tokens_to_ids(chat.stop_token))
+        load.add_stop_token(trainer.model.generation_config, chat.tokenizer.convert_tokens_to_ids(chat.stop_token))
     trust.hide_tokens(trainer.args)
     return trainer
 
