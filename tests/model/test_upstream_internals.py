@@ -6,6 +6,7 @@ A test that fails here after an upgrade names a function: read its docstring, ad
 import ast
 import importlib
 import inspect
+import sys
 from pathlib import Path
 
 import models
@@ -273,6 +274,28 @@ def test_switch_of_the_4bit_cpu_kernel_is_where_the_repair_sets_it():
     assert "support_avx512bf16_for_cpu" in inspect.getsource(type(layer))
     patches.keep_backward_of_4bit_weights(torch.nn.Sequential(layer))
     assert layer.support_avx512bf16_for_cpu is False
+
+
+@pytest.mark.parametrize("kind", ["nf4", "fp4"])
+@pytest.mark.parametrize("shape", [(64, 144), (3, 144), (7, 16), (64, 128), (5, 66)])
+def test_four_bit_rows_that_no_block_divides_are_dequantized_rightly(shape, kind, monkeypatch):
+    functional = pytest.importorskip("bitsandbytes").functional
+    kernels = sys.modules["bitsandbytes.backends.cpu.ops"]
+    library = kernels.lib._library if isinstance(kernels.lib, patches._RowsOfOneBlock) else kernels.lib
+    monkeypatch.setattr(kernels, "lib", library)
+    weight = torch.randn(shape, generator=torch.Generator().manual_seed(0))
+    packed, state = functional.quantize_4bit(weight, blocksize=64, quant_type=kind)
+    halves = torch.stack([packed.flatten() >> 4, packed.flatten() & 15], 1).flatten()[: weight.numel()].long()
+    expected = (state.code[halves] * state.absmax.repeat_interleave(64)[: weight.numel()]).view(shape)
+    if shape == (64, 144) and torch.cpu._is_avx512_supported():
+        unrepaired = functional.dequantize_4bit(packed, state)
+        assert not torch.equal(unrepaired, expected), (
+            "bitsandbytes is repaired: remove patches.dequantize_rows_of_any_length"
+        )
+    patches.dequantize_rows_of_any_length()
+    patches.dequantize_rows_of_any_length()
+    assert kernels.lib._library is library, "it is replaced once"
+    assert torch.equal(functional.dequantize_4bit(packed, state), expected)
 
 
 def test_loading_an_adapter_takes_its_type_and_saving_one_takes_the_embeddings():

@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from trl_sft import cli
-from trl_sft.model import base_digest
+from trl_sft.model import base_digest, patches
 from trl_sft.recipe import paths
 from trl_sft.serving import base_tensors, merge, merge_proof
 
@@ -212,6 +212,7 @@ def test_weights_of_training_equal_those_that_bitsandbytes_restores(quantization
     tensors = base_tensors.BaseTensors(base, base_tensors.load_on_meta(base))
     tensors.set_quantization(base, quantization, None)
     name = "model.layers.0.mlp.down_proj"
+    patches.repair(model)
     expected = peft.utils.integrations.dequantize_module_weight(model.get_submodule(name))
     assert torch.equal(tensors.read_dequantized(f"{name}.weight").float(), expected.float())
     assert "lm_head.weight" not in tensors.quantized
@@ -224,7 +225,7 @@ def test_adapter_of_qlora_is_merged_into_either_base_with_what_changes(qwen, tmp
         file.write("quantization: {load_in_4bit: true}\n")
     code, text, original = run_merge(run)
     assert code == 0, text
-    assert original["quantization"]["relative"] > 0.01
+    assert 0.08 < original["quantization"]["relative"] < 0.16  # FP4; a third where scales are read wrongly
     assert (
         original["proof"]["merged_against_quantized"]["mean_kl"] > original["proof"]["merged_against_tuned"]["mean_kl"]
     )

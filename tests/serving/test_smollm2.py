@@ -140,13 +140,13 @@ def ask(work, capsys, *words):
 @pytest.fixture(scope="module")
 def lora_run(work):
     """Train an adapter on all linear layers."""
-    return train(work, "lora", lora="lora: {r: 8, target_modules: all-linear}", steps=20, rate=2e-3)
+    return train(work, "lora", lora="lora: {r: 8, target_modules: all-linear}", steps=16, rate=2e-3)
 
 
 @pytest.fixture(scope="module")
 def full_run(work):
     """Train all weights."""
-    return train(work, "full", steps=12, rate=1e-4)
+    return train(work, "full", steps=10, rate=1e-4)
 
 
 @long

@@ -18,6 +18,7 @@ from transformers.pytorch_utils import Conv1D
 from transformers.quantizers.auto import AutoHfQuantizer
 
 from trl_sft.errors import Fault, RecipeError
+from trl_sft.model import patches
 from trl_sft.serving import base_folder
 
 _BLOCK_SIZE = 64  # values that share a scale: bitsandbytes' Params4bit, which transformers leaves as it is
@@ -116,6 +117,7 @@ def _quantize_and_restore(weight: torch.Tensor, config: BitsAndBytesConfig) -> t
     """Return a weight with the error of its quantization, in the dtype that bitsandbytes restores."""
     from bitsandbytes import functional  # noqa: PLC0415 (needed for quantized runs only)
 
+    patches.dequantize_rows_of_any_length()
     if config.load_in_4bit:
         packed, state = functional.quantize_4bit(
             weight,
