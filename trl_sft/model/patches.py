@@ -192,12 +192,13 @@ class _RowsOfOneBlock:
         if not name.startswith(("cdequantize_blockwise_cpu_fp4_", "cdequantize_blockwise_cpu_nf4_")):
             return function
 
-        def dequantize(packed: Any, scales: Any, output: Any, block: Any, rows: Any, columns: Any) -> None:
+        def dequantize(*arguments: Any) -> None:
+            *pointers, block, rows, columns = arguments
             values = rows.value * columns.value
             if columns.value % block.value:  # rows of one block; one row where the last block is not full
                 length = values if values % block.value else block.value
                 rows, columns = type(rows)(values // length), type(columns)(length)
-            function(packed, scales, output, block, rows, columns)
+            function(*pointers, block, rows, columns)
 
         return dequantize
 
