@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import urllib.request
+from pathlib import Path
 
 import gguf
 import pytest
@@ -10,6 +11,7 @@ import torch
 import transformers
 import xllamacpp
 from conftest import SHIPPED
+from tokenizers import Tokenizer, models, normalizers, trainers
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from trl_sft.errors import RecipeError, TemplateError
@@ -47,6 +49,7 @@ TOYS = {
 TOYS["Llama, llama3 rope"][1]["rope_parameters"]["original_max_position_embeddings"] = 64
 # nats; measured: f32 up to 4e-6, f16 up to 1e-5, q8_0 up to 5e-3. llama.cpp rounds inside attention
 KL = {"f32": 5e-5, "f16": 1e-4, "q8_0": 2e-2}
+CRAB = pre_tokenizers.ComparedTexts(["crab"], [])
 IDS = torch.randint(5, 500, (40,), generator=torch.Generator().manual_seed(3)).tolist()
 
 
@@ -179,11 +182,13 @@ def test_window_of_an_architecture_without_windows_limits_the_context(tokenizer,
 def test_tokens_of_the_embedded_model_are_those_of_llama_cpp():
     tokenizer = AutoTokenizer.from_pretrained(SHIPPED / "tiny")
     vocabulary = gguf_vocabulary.build(tokenizer, 512, [2], adds_bos=False, where="the model")
-    texts = ["<|im_start|>user\nWhat is 2 plus 2?<|im_end|>\n<|im_start|>assistant\n", "请写出eup的最后一个字母。"]
+    prompt = "<|im_start|>user\nWhat is 2 plus 2?<|im_end|>\n<|im_start|>assistant\n"
+    texts = pre_tokenizers.ComparedTexts([prompt], ["请写出eup的最后一个字母。"])
     chosen, name, comparison = pre_tokenizers.choose(vocabulary, tokenizer, texts, name="tiny", where="the model")
     assert chosen.pre in pre_tokenizers.BYTE_LEVEL_RULES
     assert name == "tiny"
-    assert (comparison.run_texts, comparison.probes) == (2, len(pre_tokenizers.PROBES))
+    assert (comparison.prompts, comparison.plain_texts) == (1, 1 + len(pre_tokenizers.PROBES))
+    assert comparison.plain_differences == comparison.random_differences == 0
 
 
 def test_tokenizer_whose_rules_llama_cpp_does_not_have_is_refused(tmp_path, monkeypatch):
@@ -197,4 +202,44 @@ def test_tokenizer_whose_rules_llama_cpp_does_not_have_is_refused(tmp_path, monk
     assert 512 not in tokenizer("crab")["input_ids"]
     vocabulary = gguf_vocabulary.build(tokenizer, 513, [2], adds_bos=False, where="the model")
     with pytest.raises(TemplateError, match=r"no rules of llama\.cpp .*: 'c\|r\|a\|b' there, 'c\|r\|ab' in llama\.cpp"):
-        pre_tokenizers.choose(vocabulary, tokenizer, ["crab"], name="x", where="the model")
+        pre_tokenizers.choose(vocabulary, tokenizer, CRAB, name="x", where="the model")
+
+
+def build_sentencepiece(folder, scheme):
+    """Return a tokenizer of the kind of SentencePiece: BPE with fallback to bytes, spaces as a letter."""
+    model = models.BPE(unk_token="<unk>", fuse_unk=True, byte_fallback=True)
+    trained = Tokenizer(model)
+    trained.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
+    corpus = Path(__file__).read_text(encoding="utf-8").splitlines()
+    special = ["<unk>", "<s>", "</s>"]
+    trainer = trainers.BpeTrainer(vocab_size=500, special_tokens=special, show_progress=False)
+    trained.train_from_iterator(corpus, trainer)
+    content = json.loads(trained.to_str())
+    words = sorted(content["model"]["vocab"], key=content["model"]["vocab"].get)[len(special) :]
+    names = [*special, *(f"<0x{number:02X}>" for number in range(256)), *words]
+    content["model"]["vocab"] = {name: number for number, name in enumerate(names)}
+    if scheme == "first":
+        content["normalizer"] = None
+        content["pre_tokenizer"] = {"type": "Metaspace", "replacement": "▁", "prepend_scheme": "first", "split": False}
+    elif scheme == "none":
+        content["normalizer"] = {"type": "Replace", "pattern": {"String": " "}, "content": "▁"}
+    (folder / "tokenizer.json").write_text(json.dumps(content), encoding="utf-8")
+    tokenizer = transformers.PreTrainedTokenizerFast(
+        tokenizer_file=str(folder / "tokenizer.json"), bos_token="<s>", eos_token="</s>", unk_token="<unk>"
+    )
+    tokenizer.add_special_tokens({"additional_special_tokens": ["<|user|>"]})
+    return tokenizer
+
+
+@pytest.mark.parametrize(
+    ("scheme", "adds_space", "differs"), [("prepend", True, False), ("none", False, False), ("first", False, True)]
+)
+def test_sentencepiece_tokens_are_those_of_llama_cpp(scheme, adds_space, differs, tmp_path):
+    tokenizer = build_sentencepiece(tmp_path, scheme)
+    vocabulary = gguf_vocabulary.build(tokenizer, len(tokenizer) + 3, [2], adds_bos=True, where="the model")
+    texts = pre_tokenizers.ComparedTexts([f"<s><|user|>\n{text}</s>" for text in pre_tokenizers.PROBES], [])
+    chosen, _, comparison = pre_tokenizers.choose(vocabulary, tokenizer, texts, name="toy", where="the model")
+    assert (chosen.kind, chosen.adds_space, comparison.rules) == ("llama", adds_space, "")
+    assert (comparison.plain_differences > 0) is differs  # llama.cpp has no rule for "first"; prompts are equal
+    assert chosen.types[:4] == (2, 3, 3, 6)  # unknown, control, control, byte
+    assert chosen.tokens[-3:] == tuple(f"[PAD{len(tokenizer) + number}]" for number in range(3))

@@ -16,14 +16,16 @@ from typing import Any
 from trl_sft import console, disk, errors, json_output
 from trl_sft.cli import arguments
 
-_FORMATS = ("merged", "gguf")
+_FORMATS = ("merged", "gguf", "ollama", "vllm")
 _GGUF_TYPES = ("f16", "bf16", "f32", "q8_0", "q5_1", "q5_0", "q4_1", "q4_0")
-_OPTIONAL = ("gguf", "xllamacpp")  # of the extra `gguf`: the second is llama.cpp, which reads what the first writes
 _EPILOG = """formats:
   merged  a folder that plain transformers loads
   gguf    one file for llama.cpp and what is built on it
+  ollama  a Modelfile beside the GGUF file, with a template that renders as the chat template does
+  vllm    a folder for `vllm serve`: the adapter where vLLM takes it, else the merged model
 
-The folder appears in one step, once all formats are written. What cannot be written is refused by name before that."""
+Every format is read back and compared with the trained model: prompts, stop tokens, answers, next-token distribution.
+The folder appears in one step, after that proof. What cannot be written is refused by name before anything is."""
 
 
 def main(argv: Sequence[str]) -> int:
@@ -32,6 +34,7 @@ def main(argv: Sequence[str]) -> int:
     formats = _read_formats(options.to)
     from trl_sft.serving import output_folder
     from trl_sft.serving.export import export_source
+    from trl_sft.serving.proof import llama_reader
 
     source = export_source.find_source(options.run, options.at)
     output = options.output or options.run.resolve().with_name(f"{source.name}-export")
@@ -39,8 +42,8 @@ def main(argv: Sequence[str]) -> int:
     if options.base == "dequantized" and (source.adapter is None or source.adapter.quantization is None):
         problem, fix = "the base model was not quantized in training", "Leave out `--base dequantized`."
         raise errors.RecipeError(errors.Fault("--base", problem, fix, code="run.bad_option"))
-    if "gguf" in formats:
-        _check_packages()
+    if "gguf" in formats or "ollama" in formats:
+        llama_reader.check_installed()
     console.say("loading   torch and transformers")
     try:
         record = _export(source, formats, options, output=output)
@@ -54,20 +57,20 @@ def main(argv: Sequence[str]) -> int:
         raise errors.RecipeError(fault) from None
     json_output.add_values(output=str(output), **{key: record[key] for key in _ANSWER})
     console.say(f"wrote     {output}")
-    for line in _list_commands(record, output):
+    for line in _list_commands(record, output, source.name):
         console.say(f"Next: {line}")
     return errors.EXIT_DONE
 
 
-_ANSWER = ("run", "step", "base", "architecture", "merge", "formats")
+_ANSWER = ("run", "step", "base", "architecture", "merge", "formats", "proof")
 
 
 def _parse(argv: Sequence[str]) -> argparse.Namespace:
     """Return the arguments of the command."""
     parser = arguments.create_parser(
         "export RUN --to FORMATS [-o DIR] [--gguf-type TYPE] [--dtype DTYPE] [--at STEP]",
-        "Write a tuned model in the formats of other programs.",
-        example="export runs/first --to merged,gguf",
+        "Write a tuned model in the formats of other programs, and prove that each is the trained model.",
+        example="export runs/first --to gguf,ollama",
         epilog=_EPILOG,
     )
     parser.add_argument("run", metavar="RUN", type=Path, help="the folder of a run, or of a model")
@@ -98,19 +101,6 @@ def _read_formats(text: str) -> tuple[str, ...]:
         fault = errors.Fault("--to", f"`{unknown}` is no format of an export", fix, code="export.unknown_format")
         raise errors.RecipeError(fault)
     return tuple(name for name in _FORMATS if name in names)
-
-
-def _check_packages() -> None:
-    """Refuse GGUF where a package is not installed. Raises MissingPackage."""
-    from trl_sft.model.needed_packages import is_installed
-
-    missing = [name for name in _OPTIONAL if not is_installed(name)]
-    if missing:
-        problem = (
-            f"GGUF needs {' and '.join(missing)}, and {'it is' if len(missing) == 1 else 'they are'} not installed"
-        )
-        fix = 'Run `pip install "trl-sft[gguf]"` in this Python environment.'
-        raise errors.MissingPackage(errors.Fault("--to", problem, fix, code="package.missing"))
 
 
 def _export(source: Any, formats: tuple[str, ...], options: argparse.Namespace, *, output: Path) -> dict[str, Any]:
@@ -156,21 +146,32 @@ def _describe_plan(export: Any) -> list[tuple[str, str]]:
 def _show(part: str, entry: dict[str, Any]) -> None:
     """Print the line about a part that is done."""
     seconds = f"{entry['seconds']:.1f} s"
+    if part == "proof":
+        console.print_lines(entry["lines"])
+        console.say(f"proved    every format, in {seconds}")
+        return
     if part == "merge":
         delta = entry["delta"]
         text = f"{delta['changed_tensors']:,} of {delta['tensors']:,} tensors changed, "
         text += f"by {delta['relative']:.2g} of the base"
         console.print_lines([("merge", f"{text}, in {seconds}")])
         return
-    text = f"{entry['path']}: {entry['type']}, {console.format_bytes(entry['bytes'])}, in {seconds}"
+    kind = "" if part == "ollama" else f"{entry['type']}, "
+    text = f"{entry['path']}: {kind}{console.format_bytes(entry['bytes'])}, in {seconds}"
     lines = [(part, text)]
-    if "tokenizer" in entry:
+    if part == "gguf":
         lines.append(("tokens", _describe_tokens(entry)))
         if entry["context_length"] < entry["positions"]:
             text = (
                 f"{entry['context_length']:,} of {entry['positions']:,} positions: llama.cpp has no sliding window here"
             )
             lines.append(("context", text))
+    if part == "ollama":
+        lines.append(("template", f"{entry['template']['equal_chats']} chats are rendered as by the chat template"))
+        lines += [("", note) for note in entry["template"]["notes"]]
+    if part == "vllm" and entry["refused_by_vllm"]:
+        refused = ", ".join(entry["refused_by_vllm"])
+        lines.append(("", f"the merged model, because vLLM does not take the adapter: {refused}"))
     console.print_lines(lines)
 
 
@@ -178,19 +179,29 @@ def _describe_tokens(entry: dict[str, Any]) -> str:
     """Return the sentence about the comparison of tokens."""
     tokens = entry["tokenizer"]
     rules = f"rules `{tokens['pre_tokenizer']}`" if tokens["pre_tokenizer"] else "SentencePiece"
-    equal = tokens["equal_texts_of_run"] + tokens["equal_probes"]
-    text = f"llama.cpp splits {equal} of {equal} texts as the tokenizer does ({rules})"
-    differ = tokens["random_texts_that_differ"]
-    return f"{text}; {differ} of {tokens['random_texts']} random ones differ" if differ else text
+    prompts = f"{tokens['equal_prompts']} of {tokens['equal_prompts']} prompts"
+    text = f"llama.cpp splits {prompts} as the tokenizer does ({rules})"
+    for kind in ("plain", "random"):
+        if differ := tokens[f"{kind}_texts_that_differ"]:
+            text += f"; {differ} of {tokens[f'{kind}_texts']} {kind} texts differ"
+    return text
 
 
-def _list_commands(record: dict[str, Any], output: Path) -> list[str]:
+def _list_commands(record: dict[str, Any], output: Path, name: str) -> list[str]:
     """Return the next commands, one for each format."""
+    from trl_sft.serving.export import ollama_export, vllm_export
+
     commands = []
-    for name, entry in record["formats"].items():
-        path = shlex.quote(str(output / entry["path"]))
-        if name == "merged":
-            commands.append(f"{console.get_python_command()} -m trl_sft chat {path}")
-        elif name == "gguf":
-            commands.append(f"llama-server -m {path} --jinja")
+    for kind, entry in record["formats"].items():
+        path = output / entry["path"]
+        where = shlex.quote(str(path))
+        if kind == "merged":
+            commands.append(f"{console.get_python_command()} -m trl_sft chat {where}")
+        elif kind == "gguf":
+            commands.append(f"llama-server -m {where} --jinja")
+        elif kind == "ollama":
+            model = ollama_export.name_model(name)
+            commands.append(f"ollama create {model} -f {where} && ollama run {model}")
+        else:
+            commands.append(vllm_export.write_command(entry, path, name=name, base=record["base"]["name"]))
     return commands

@@ -7,6 +7,7 @@ its tokenizer is loaded. Deliberately not here: writing (`exporter`).
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -19,6 +20,7 @@ from trl_sft.serving import model_folder, trained_adapter
 from trl_sft.serving.model_folder import ModelFolder
 from trl_sft.serving.trained_adapter import TrainedAdapter
 
+_GENERATION = "generation_config.json"
 _TEXTS = 50  # rows and answers of the run whose tokens are compared
 
 
@@ -37,9 +39,9 @@ class ExportSource:
 
     @property
     def name(self) -> str:
-        """The name of the model in files: that of the run folder."""
+        """The name of the model in files: that of the run folder, without spaces and signs."""
         step = f"-step-{self.model.step}" if self.model.step is not None else ""
-        return f"{self.model.folder.resolve().name}{step}"
+        return re.sub(r"[^\w.-]+", "-", self.model.folder.resolve().name).strip("-.") + step
 
     @property
     def weights(self) -> Path:
@@ -69,8 +71,8 @@ class ExportSource:
         if self.renderer.row_type == CHAT:
             token = turn_markers.find_stop_token(self.tokenizer, kwargs)
             ids += [self.tokenizer.convert_tokens_to_ids(token)] if token else []
-        path = self.model.find_first("generation_config.json")
-        recorded = run_folder.read_json(path).get("eos_token_id") if path is not None else None
+        folder = self.model.find_first(_GENERATION)
+        recorded = run_folder.read_json(folder / _GENERATION).get("eos_token_id") if folder is not None else None
         ids += recorded if isinstance(recorded, list) else [recorded]
         ids.append(self.tokenizer.eos_token_id)
         return [number for number in dict.fromkeys(ids) if isinstance(number, int)]
@@ -80,19 +82,38 @@ class ExportSource:
         bos = self.tokenizer.bos_token_id
         return bos is not None and self.renderer.render("Hello").ids[:1] == [bos]
 
-    def collect_texts(self) -> list[str]:
-        """Return texts of the run as training renders them: its first rows, and its held-out prompts with answers."""
-        rows = _read_lines(self.model.folder / run_folder.ROWS)
-        texts = ["".join(str(segment[0]) for segment in row.get("segments") or ()) for row in rows]
+    def collect_prompts(self) -> list[list[dict[str, str]]]:
+        """Return the held-out prompts of the run as messages of texts; those with tools or images are left out."""
+        prompts = []
         for line in _read_lines(self.model.folder / run_folder.SAMPLES):
             prompt = line.get("prompt")
-            if isinstance(prompt, str):
-                texts.append(prompt + str(line.get("after") or ""))
-            elif isinstance(prompt, list):
-                contents = [str(turn.get("content") or "") for turn in prompt if isinstance(turn, dict)]
-                texts += [*contents, str(line.get("after") or "")]
-        texts.append(self.tokenizer.decode(self.renderer.render("Hello! What is 12 + 30?").ids))
+            if isinstance(prompt, list) and prompt and all(_is_text_turn(turn) for turn in prompt):
+                prompts.append([{"role": turn["role"], "content": turn["content"]} for turn in prompt])
+        return prompts
+
+    def render_prompt(self, text: str) -> str:
+        """Return the prompt of one user's turn, as the run renders it. Raises an error of the template's own code."""
+        if self.renderer.row_type != CHAT:
+            return str(self.tokenizer.decode(self.renderer.render(text).ids))
+        kwargs = self.model.inference.get("chat_template_kwargs", {})
+        chat = [{"role": "user", "content": text}]
+        return str(self.tokenizer.apply_chat_template(chat, tokenize=False, add_generation_prompt=True, **kwargs))
+
+    def collect_rows(self) -> list[str]:
+        """Return the first rows of the run, as training renders them."""
+        rows = _read_lines(self.model.folder / run_folder.ROWS)
+        texts = ("".join(str(segment[0]) for segment in row.get("segments") or ()) for row in rows)
         return [text for text in dict.fromkeys(texts) if text]
+
+    def collect_contents(self) -> list[str]:
+        """Return what stands in the turns of the held-out prompts of the run, and its answers."""
+        texts = []
+        for line in _read_lines(self.model.folder / run_folder.SAMPLES):
+            prompt = line.get("prompt")
+            turns = prompt if isinstance(prompt, list) else [{"content": prompt}]
+            contents = [turn.get("content") for turn in turns if isinstance(turn, dict)]
+            texts += [text for text in (*contents, line.get("after")) if isinstance(text, str) and text]
+        return list(dict.fromkeys(texts))
 
 
 def find_source(folder: Path, step: int | None) -> ExportSource:
@@ -119,6 +140,13 @@ def find_source(folder: Path, step: int | None) -> ExportSource:
         fix = "Use the tools of the model's author."
         raise RecipeError(Fault(str(model.weights), problem, fix, code="export.unsupported_architecture"))
     return ExportSource(model, None)
+
+
+def _is_text_turn(turn: Any) -> bool:
+    """Tell whether a turn has a role of a chat and a text, and nothing else."""
+    if not isinstance(turn, dict) or set(turn) != {"role", "content"} or not isinstance(turn["content"], str):
+        return False
+    return turn["role"] in ("system", "user", "assistant")
 
 
 def _read_lines(path: Path) -> list[dict[str, Any]]:

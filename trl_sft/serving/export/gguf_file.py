@@ -8,7 +8,7 @@ written. Deliberately not here: what a model needs (`gguf_architectures`), the t
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -153,7 +153,14 @@ def _check_quantized(planned: PlannedFile, where: str) -> None:
     raise RecipeError(Fault(where, problem, "Write `--gguf-type f16`.", code="export.unsupported_type"))
 
 
-def write(planned: PlannedFile, vocabulary: Vocabulary, path: Path, *, metadata: dict[str, Any]) -> None:
+def write(
+    planned: PlannedFile,
+    vocabulary: Vocabulary,
+    path: Path,
+    *,
+    metadata: dict[str, Any],
+    read: Callable[[str], torch.Tensor] | None = None,
+) -> None:
     """Write the file.
 
     Args:
@@ -161,6 +168,7 @@ def write(planned: PlannedFile, vocabulary: Vocabulary, path: Path, *, metadata:
         vocabulary: The tokenizer.
         path: Of the file, which does not exist.
         metadata: Further texts and numbers by their whole key, as `general.name`.
+        read: Returns a tensor of the model by its name; None = that of the folder.
 
     Raises:
         RecipeError: A weight is not finite, or has no place in the type.
@@ -182,7 +190,7 @@ def write(planned: PlannedFile, vocabulary: Vocabulary, path: Path, *, metadata:
         writer.write_kv_data_to_file()
         writer.write_ti_data_to_file()
         with RowProgress("Writing GGUF", len(planned.tensors), unit="tensors") as progress:
-            for values in _read(planned):
+            for values in _read(planned, read):
                 writer.write_tensor_data(values)
                 progress.update(1)
     finally:
@@ -204,11 +212,12 @@ def add_metadata(writer: gguf.GGUFWriter, values: dict[str, Any]) -> None:
             writer.add_array(key, value)
 
 
-def _read(planned: PlannedFile) -> Iterator[np.ndarray[Any, Any]]:
+def _read(planned: PlannedFile, read: Callable[[str], torch.Tensor] | None) -> Iterator[np.ndarray[Any, Any]]:
     """Yield the packed values of each tensor, in the order of the file."""
-    stored = base_tensors.BaseTensors(planned.folder, base_tensors.load_on_meta(planned.folder))
+    if read is None:
+        read = base_tensors.BaseTensors(planned.folder, base_tensors.load_on_meta(planned.folder)).read
     for tensor in planned.tensors:
-        values = stored.read(tensor.source) if tensor.source else planned.factors[tensor.name]
+        values = read(tensor.source) if tensor.source else planned.factors[tensor.name]
         values = gguf_architectures.convert(
             tensor.source, values, config=planned.config, architecture=planned.architecture
         )

@@ -2,7 +2,7 @@
 
 Inputs: a vocabulary, the tokenizer, texts of the run. Outputs: the vocabulary with the rules, and how it was compared;
 or a refusal with the first difference. llama.cpp has its rules in its code, each under a name, so the choice is made by
-comparing tokens: of the run's own texts, of texts in many scripts, of random pieces of the vocabulary.
+comparing tokens: of prompts of the run, of texts in many scripts, of random pieces of the vocabulary.
 Deliberately not here: the tokens themselves (`gguf_vocabulary`).
 """
 
@@ -11,7 +11,7 @@ from __future__ import annotations
 import random
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 from trl_sft.errors import Fault, TemplateError
 from trl_sft.serving.export.gguf_vocabulary import BYTE_LEVEL, Vocabulary
@@ -43,7 +43,7 @@ PROBES = (
     "e\u0301 cafe\u0301 n\u0303 o\u0308 a\u0308\u0301 क्षि \u200b zero\u200dwidth \u00a0nbsp \u3000wide \ufeff mark",
     "😀 👍🏽 👨‍👩‍👧‍👦 🇩🇪 ❤️ ✓ → ∑ ∞ € £ ¥ © ® ™ ° § ¶ † ‡ • “quotes” ‘single’ —–… ¿qué? ¡sí!",
     "https://example.com/a/b?c=1&d=e%20f#g user@example.org C:\\dir\\file.txt #tag @name $100 50% a_b-c",
-    "<html><b>bold</b></html> [INST] hi [/INST] {{ x }} {% y %} <s> </s> <|x|> <0x0A> ▁ Ġ",
+    "<html><b>bold</b></html> [INST] hi [/INST] {{ x }} {% y %} <|x|> <0x0A> ▁ Ġ",
     "a\nb \nc\n d\n  e\t\n\tf \n\n g 1\n2 3\n\n4 .\n, ;\n:",
     "_ __ _a a_ 'a' \"b\" (c) [d] {e} <f> a.b a,b a;b a:b a-b a+b a=b a/b a\\b a|b a~b a`b a^b a&b",
 )
@@ -56,16 +56,19 @@ class TokenComparison:
 
     Attributes:
         rules: the name of llama.cpp's rules; "" = SentencePiece's.
-        run_texts: texts of the run that were compared, all equal.
-        probes: texts in many scripts, all equal.
+        prompts: rows of the run and texts in many scripts, rendered as the run renders them; all are equal.
+        plain_texts: texts without a template: contents of turns, texts in many scripts.
+        plain_differences: those of them that differ: 0, except where a tokenizer of the kind of SentencePiece puts a
+            space before a text by a rule that llama.cpp does not have.
         random_texts: random pieces of the vocabulary that were compared.
         random_differences: those of them that differ.
 
     """
 
     rules: str
-    run_texts: int
-    probes: int
+    prompts: int
+    plain_texts: int
+    plain_differences: int
     random_texts: int
     random_differences: int
 
@@ -73,22 +76,46 @@ class TokenComparison:
         """Return the comparison for export.json."""
         return {
             "pre_tokenizer": self.rules or None,
-            "equal_texts_of_run": self.run_texts,
-            "equal_probes": self.probes,
+            "equal_prompts": self.prompts,
+            "plain_texts": self.plain_texts,
+            "plain_texts_that_differ": self.plain_differences,
             "random_texts": self.random_texts,
             "random_texts_that_differ": self.random_differences,
         }
 
 
+@dataclass(frozen=True)
+class ComparedTexts:
+    """Texts whose tokens are compared.
+
+    Attributes:
+        prompts: as the run renders them; their tokens have to be equal.
+        plain: without a template.
+
+    """
+
+    prompts: Sequence[str]
+    plain: Sequence[str]
+
+
+class _Candidate(NamedTuple):
+    """A vocabulary that gives the tokens of all prompts."""
+
+    vocabulary: Vocabulary
+    name: str
+    plain_differences: int
+    random_differences: int
+
+
 def choose(
-    vocabulary: Vocabulary, tokenizer: Any, texts: Sequence[str], *, name: str, where: str
+    vocabulary: Vocabulary, tokenizer: Any, texts: ComparedTexts, *, name: str, where: str
 ) -> tuple[Vocabulary, str, TokenComparison]:
     """Return a vocabulary with rules that give the tokenizer's tokens.
 
     Args:
         vocabulary: Without rules.
         tokenizer: Of transformers.
-        texts: Of the run, rendered.
+        texts: Of the run; the texts in many scripts are added to the plain ones.
         name: `general.name` of the model.
         where: The place that a refusal names.
 
@@ -99,37 +126,43 @@ def choose(
         TemplateError: No rules of llama.cpp give the same tokens.
 
     """
-    expected = {text: _encode(tokenizer, text) for text in [*dict.fromkeys(texts), *PROBES]}
-    random_expected = {text: _encode(tokenizer, text) for text in _make_random_texts(tokenizer, len(vocabulary.tokens))}
-    best: tuple[int, Vocabulary, str] | None = None
-    first_difference = ""
-    furthest = -1
-    for candidate, candidate_name in _list_candidates(vocabulary, tokenizer, name):
+    prompts = {text: _encode(tokenizer, text) for text in texts.prompts}
+    plain = {text: _encode(tokenizer, text) for text in (*texts.plain, *PROBES)}
+    randoms = {text: _encode(tokenizer, text) for text in _make_random_texts(tokenizer, len(vocabulary.tokens))}
+    best: _Candidate | None = None
+    first_difference, furthest = "", -1
+    for rules, model_name in _list_candidates(vocabulary, tokenizer, name):
         try:
-            llama = LlamaTokenizer(candidate, candidate_name)
+            llama = LlamaTokenizer(rules, model_name)
         except ValueError:  # this llama.cpp does not have the rules
             continue
         with llama:
-            equal, difference = _compare(llama, expected, tokenizer)
+            strict = prompts | plain if vocabulary.kind == BYTE_LEVEL else prompts
+            equal, difference = _compare(llama, strict, tokenizer)
             if difference:
                 if equal > furthest:
-                    furthest, first_difference = equal, f"{candidate.pre}: {difference}"
+                    furthest, first_difference = equal, f"{rules.pre}: {difference}"
                 continue
-            differences = sum(llama.encode(text) != ids for text, ids in random_expected.items())
-        if best is None or differences < best[0]:
-            best = differences, candidate, candidate_name
-        if not differences:
+            differences = [sum(llama.encode(text) != ids for text, ids in part.items()) for part in (plain, randoms)]
+        candidate = _Candidate(rules, model_name, *differences)
+        if best is None or candidate[2:] < best[2:]:
+            best = candidate
+        if candidate[2:] == (0, 0):
             break
     if best is None:
         problem = "no rules of llama.cpp split a text into the same tokens as the tokenizer does"
         problem += f" (nearest: {first_difference})" if first_difference else ""
         fix = "Export with `--to merged` or `--to vllm`."
         raise TemplateError(Fault(where, problem, fix, code="export.unsupported_tokenizer"))
-    rules = best[1].pre if best[1].kind == BYTE_LEVEL else ""
     comparison = TokenComparison(
-        rules, len(expected) - len(PROBES), len(PROBES), len(random_expected), random_differences=best[0]
+        rules=best.vocabulary.pre if vocabulary.kind == BYTE_LEVEL else "",
+        prompts=len(prompts),
+        plain_texts=len(plain),
+        plain_differences=best.plain_differences,
+        random_texts=len(randoms),
+        random_differences=best.random_differences,
     )
-    return best[1], best[2], comparison
+    return best.vocabulary, best.name, comparison
 
 
 def _list_candidates(vocabulary: Vocabulary, tokenizer: Any, name: str) -> Iterator[tuple[Vocabulary, str]]:

@@ -19,10 +19,11 @@ from trl_sft.errors import Fault, RecipeError
 from trl_sft.row_progress import RowProgress
 from trl_sft.serving import base_folder
 
+GENERATION = "generation_config.json"
 _INDEX = "model.safetensors.index.json"
 # beside the weights: what transformers reads for a model and its tokenizer
 _SETTINGS = (
-    *("config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json"),
+    *("config.json", GENERATION, "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json"),
     *("added_tokens.json", "chat_template.jinja", "chat_template.json", "vocab.json", "merges.txt", "tokenizer.model"),
     *("additional_chat_templates", "LICENSE", "LICENSE.txt"),
 )

@@ -25,6 +25,8 @@ class ExportedModel:
         number_type: of the weights: "float32", "bfloat16", "float16", or of a GGUF file "f32", "bf16", "f16", "q8_0".
         render: how the runtime renders messages with its own template; None = by the chat template in `path`.
         template_kwargs: what the command of the export hands to the chat template.
+        unread: what transformers' own reader of GGUF files leaves out of this one, so that llama.cpp alone proves it;
+            "" = nothing.
 
     """
 
@@ -33,6 +35,7 @@ class ExportedModel:
     number_type: str
     render: Callable[[list[dict[str, Any]]], str] | None = None
     template_kwargs: Mapping[str, Any] = field(default_factory=dict)
+    unread: str = ""
 
     @property
     def is_gguf(self) -> bool:

@@ -9,12 +9,14 @@ from __future__ import annotations
 import dataclasses
 import gc
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 import transformers
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
+from peft import AutoPeftModelForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GenerationConfig, PreTrainedModel
 
+from trl_sft import run_folder
 from trl_sft.errors import Fault, RecipeError, first_line
 from trl_sft.serving.proof.answer_comparison import AnswerSummary
 from trl_sft.serving.proof.exported_model import ExportedModel
@@ -147,6 +149,9 @@ def _render_prompt(tokenizer: Any, prompt: ProofPrompt, exported: ExportedModel)
 def _load(exported: ExportedModel, *, trusts_code: bool) -> PreTrainedModel:
     """Return the exported model in float32. Raises RecipeError if transformers cannot load it, or not all of it."""
     place, keywords = find_place(exported)
+    accelerator = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
+    if (exported.path / run_folder.ADAPTER_CONFIG).is_file():
+        return _load_adapter(exported).to(accelerator or "cpu").eval()
     try:
         config = AutoConfig.from_pretrained(place, trust_remote_code=trusts_code, **keywords)
         named = getattr(transformers, (config.architectures or [""])[0], None)
@@ -158,8 +163,18 @@ def _load(exported: ExportedModel, *, trusts_code: bool) -> PreTrainedModel:
         raise RecipeError(_explain(exported, error)) from None
     if unread := [*report["missing_keys"], *report["unexpected_keys"], *report["mismatched_keys"]]:
         raise RecipeError(_explain(exported, ValueError(f"it does not hold the weights as they are: {unread[0]}")))
-    accelerator = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
     return model.to(accelerator or "cpu").eval()
+
+
+def _load_adapter(exported: ExportedModel) -> PreTrainedModel:
+    """Return the base model with an exported adapter, in float32. Raises RecipeError if peft cannot load it."""
+    try:
+        model = AutoPeftModelForCausalLM.from_pretrained(str(exported.path), dtype=torch.float32)
+        if (exported.path / "generation_config.json").is_file():  # the command of the export names this folder for it
+            model.generation_config = GenerationConfig.from_pretrained(exported.path)
+    except Exception as error:
+        raise RecipeError(_explain(exported, error)) from None
+    return cast("PreTrainedModel", model)
 
 
 def _explain(exported: ExportedModel, error: Exception) -> Fault:

@@ -56,11 +56,14 @@ def _read(
     exported: ExportedModel, reference: TrainedReference, known: list[ReaderOutput] | None, *, trusts_code: bool
 ) -> list[ReaderOutput]:
     """Return what each reader makes of an exported model; `known`: what it made of the same weights."""
-    first = known[0] if known else None
-    by_transformers = folder_reader.read(exported, reference, known=first, trusts_code=trusts_code)
-    if not exported.is_gguf:
-        return [by_transformers]
-    return [by_transformers, llama_reader.read(exported, reference, known=known[1] if known else None)]
+    by_name = {output.reader: output for output in known or ()}
+    outputs = []
+    if not exported.unread:
+        first = by_name.get(folder_reader.TRANSFORMERS)
+        outputs.append(folder_reader.read(exported, reference, known=first, trusts_code=trusts_code))
+    if exported.is_gguf:
+        outputs.append(llama_reader.read(exported, reference, known=by_name.get(folder_reader.LLAMA_CPP)))
+    return outputs
 
 
 def _build_merged_reader(

@@ -59,6 +59,7 @@ class ExportVerdict:
             "file": self.exported.path.name,
             "type": self.exported.number_type,
             "passed": self.fault is None,
+            "not_read_by_transformers": self.exported.unread or None,
             "step_at_fault": self.step or None,
             "problem": self.fault.problem if self.fault else None,
             "readers": [reader.describe() for reader in self.readers],
@@ -126,6 +127,8 @@ def _list_lines(verdict: ExportVerdict) -> list[tuple[str, str]]:
         text += f"answers equal {summary.equal}/{len(summary.comparisons)}, "
         text += f"KL mean {summary.mean_kl:.2g}, worst {summary.worst_kl:.2g} (tolerance {reader.tolerance.mean_kl:g}, "
         lines.append(("", f"{text}{reader.tolerance.worst_kl:g})"))
+    if verdict.exported.unread:
+        lines.append(("", f"{verdict.exported.title} is not read by transformers: {verdict.exported.unread}"))
     if verdict.fault is not None:
         lines.append(("", f"{verdict.exported.title} is not proved: the {verdict.step} is at fault"))
     return lines

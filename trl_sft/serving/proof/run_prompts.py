@@ -75,7 +75,7 @@ def collect(source: ModelFolder, renderer: PromptRenderer) -> RunPrompts:
     collector.add_samples()
     if not collector.add_rows_of_recipe():
         collector.add_recorded_rows()
-    if not collector.prompts:
+    if all(prompt.is_rendered for prompt in collector.prompts):
         collector.add_own()
     return RunPrompts(collector.prompts, collector.notes)
 
@@ -144,7 +144,8 @@ class _Collector:
 
     def add_own(self) -> None:
         """Add a few prompts that are not the run's."""
-        self.notes.append("the folder has no prompts of a run, so a few fixed ones are used")
+        reason = "the prompts of the run are rendered already" if self.prompts else "the folder has no prompts of a run"
+        self.notes.append(f"{reason}, so a few fixed ones are used")
         for text in _OWN_PROMPTS:
             rendered = self._renderer.render(text)
             self.prompts.append(ProofPrompt(OWN, rendered.content, None, rendered.ids))

@@ -1,7 +1,8 @@
-"""The chat template of a GGUF file: the run's, with what the run renders it with.
+"""The chat template that needs nothing beside it: the run's, with what the run renders it with.
 
 Inputs: what renders the prompts of the run. Outputs: a Jinja template that needs no keyword, no tag of transformers
-alone and no clock, so that llama.cpp renders what training rendered. A run without a chat template gets one that
+alone and no clock, so that
+llama.cpp, vLLM and transformers render what training rendered. A run without a chat template gets one that
 writes its wording around one turn. Deliberately not here: the comparison of what is rendered (`serving.proof`), and
 the template of Ollama.
 """
@@ -26,7 +27,7 @@ _TRIALS = ("Qx7 zv", "One more: 42?\nLine two.")
 
 
 def build(source: ModelFolder, renderer: PromptRenderer) -> str:
-    """Return the template of a run for llama.cpp.
+    """Return the template of a run for other programs.
 
     Args:
         source: The folder of the run.
@@ -50,6 +51,14 @@ def build(source: ModelFolder, renderer: PromptRenderer) -> str:
     # a line break after a block is removed by the template engine of transformers, so one that the template begins
     # with is written twice
     return settings + ("\n" if settings and template.startswith("\n") else "") + template
+
+
+def is_needed(source: ModelFolder, renderer: PromptRenderer) -> bool:
+    """Tell whether the tokenizer's own template would render the prompts of the run otherwise, or there is none."""
+    if renderer.row_type != CHAT:
+        return True
+    has_date = bool(source.template_date) and "strftime_now" in str(renderer.encoder.tokenizer.chat_template)
+    return has_date or bool(source.inference.get("chat_template_kwargs"))
 
 
 def _write_date(template: str, day: datetime.date) -> str:
