@@ -103,7 +103,7 @@ def build(
         chats = [[{"role": "user", "content": text}] for text, _ in _TEXTS]
     chats += [list(sample) for sample in samples if all(turn["content"] == turn["content"].strip() for turn in sample)]
     for chat in chats:
-        _compare(template, chat, render, where)
+        _compare(template, chat, render, where=where)
     return OllamaTemplate(template, len(chats), _list_notes(template, parts, render))
 
 
@@ -190,7 +190,7 @@ def _has_place(chat: Messages, parts: _Parts) -> bool:
     return (not has_system or parts.before_system is not None) and (parts.has_history or len(chat) <= 1 + has_system)
 
 
-def _compare(template: str, chat: Messages, render: Callable[[Messages], str], where: str) -> None:
+def _compare(template: str, chat: Messages, render: Callable[[Messages], str], *, where: str) -> None:
     """Raise TemplateError if Ollama renders a chat otherwise than the run does."""
     expected, text = render(chat), go_template.render(template, chat)
     if text == expected:
