@@ -15,9 +15,9 @@ from safetensors.torch import load_file, save_file
 
 from trl_sft import cli, errors
 from trl_sft.recipe import paths
-from trl_sft.serving import model_folder, model_loading, proof
+from trl_sft.serving import base_tensors, merge_proof, model_folder, model_loading, proof
 from trl_sft.serving.prompts import build_renderer
-from trl_sft.serving.proof import llama_reader, run_prompts, trained_reference
+from trl_sft.serving.proof import gguf_tokens, llama_reader, run_prompts, trained_reference
 
 RECIPE = """\
 model: {{name_or_path: {folder}/base}}
@@ -327,6 +327,25 @@ def test_file_that_llama_cpp_cannot_load_is_a_fault_and_not_the_end_of_the_proce
     with pytest.raises(errors.RecipeError) as raised:
         llama_reader.read(proof.ExportedModel(proof.GGUF, broken, "f32"), reference)
     assert "llama.cpp cannot use the export" in raised.value.faults[0].problem
+
+
+def test_tokens_that_end_inside_a_character_are_those_that_llama_cpp_does_not_list(original):
+    tokens = gguf_tokens.GgufTokens([b"\xe4", b"\xb8\xad", b"a", b""], {3})
+    assert tokens.find_listed([0, 1, 2, 2, 0, 3]) == [False, True, True, True, False, False]
+    tokenizer = AutoTokenizer.from_pretrained(paths.EMBEDDED / "tiny")
+    text = "Naïve 中文 🙂 = 1\n"
+    pieces = gguf_tokens.read(original).pieces
+    assert b"".join(pieces[token] for token in tokenizer(text)["input_ids"]) == text.encode()
+    listed = llama_reader._align([{"id": 5, "top_logprobs": [{"id": 5, "logprob": -0.5}]}], [4, 5], [False, True])
+    assert listed == [None, {5: -0.5}]
+
+
+def test_small_memory_is_refused_before_a_model_is_loaded(folder, monkeypatch):
+    monkeypatch.setattr(merge_proof, "read_available_memory", lambda: 1000)
+    monkeypatch.setattr(model_loading, "load_model", lambda *_, **__: pytest.fail("it loaded the weights"))
+    with pytest.raises(errors.RecipeError) as raised:
+        proof.measure(model_folder.find_model(folder / "run"))
+    assert raised.value.faults[0].code == "proof.memory_too_small"
 
 
 def test_missing_package_is_named_with_the_line_for_pip(monkeypatch):

@@ -17,7 +17,7 @@ from trl_sft.serving.proof.result import CONVERSION, MERGE, QUANTIZATION, TEMPLA
 from trl_sft.serving.proof.trained_reference import TrainedReference
 
 _NEAR_BASE = 0.1  # share of the divergence between base and trained model; rounding explains less
-_REPORT = "Do not use this export. Export again; if it fails again, report this with export.json."
+_REPORT = "Serve the run itself with `chat` or `serve`, and report this with the versions in run.json."
 
 
 def judge(
@@ -137,12 +137,12 @@ def _describe_distance(reader: ReaderVerdict) -> str:
 
 def _fail(exported: ExportedModel, readers: list[ReaderVerdict], *, step: str, problem: str) -> ExportVerdict:
     """Return a verdict with its fault."""
-    fix = _REPORT if step != QUANTIZATION else "Export with a type of more bits, for example f16."
-    problem = f"the {step} of the export ({exported.title}) is at fault: {problem}"
+    fix = _REPORT if step != QUANTIZATION else "Write a type of more bits, for example `--gguf-type f16`."
+    problem = f"the {step} of the export is at fault: {problem}"
     code = {
         TEMPLATE: "proof.wrong_template",
         MERGE: "proof.wrong_merge",
         CONVERSION: "proof.wrong_conversion",
         QUANTIZATION: "proof.lost_in_quantization",
     }[step]
-    return ExportVerdict(exported, readers, step, Fault(str(exported.path), problem, fix, code=code))
+    return ExportVerdict(exported, readers, step, Fault(exported.title, problem, fix, code=code))

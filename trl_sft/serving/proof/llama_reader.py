@@ -17,7 +17,6 @@ import tempfile
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -25,10 +24,11 @@ import torch
 from trl_sft.errors import Fault, MissingPackage, RecipeError
 from trl_sft.model.needed_packages import is_installed
 from trl_sft.row_progress import RowProgress
-from trl_sft.serving.proof import llama_server
+from trl_sft.serving.proof import gguf_tokens, llama_server
 from trl_sft.serving.proof.answer_comparison import AnswerComparison, AnswerSummary, compare_steps
 from trl_sft.serving.proof.exported_model import ExportedModel
 from trl_sft.serving.proof.folder_reader import LLAMA_CPP, ReaderOutput
+from trl_sft.serving.proof.gguf_tokens import GgufTokens
 from trl_sft.serving.proof.run_prompts import ProofPrompt
 from trl_sft.serving.proof.trained_reference import TrainedReference, pinned_date
 
@@ -36,7 +36,6 @@ MOST_LISTED = 1000  # tokens whose probability llama.cpp lists at each position;
 _MARGIN = 64  # tokens of the context beside prompt and answer
 _SECONDS = 600  # for one answer
 _LOG_HEAD = re.compile(r"^[\d.]+ [A-Z] (?:\w+ +\w+: )?")  # time, level and function of a line of llama.cpp's log
-_STOP_KEYS = ("eos_token_id", "eot_token_id", "eom_token_id")  # of tokenizer.ggml in the file
 
 
 def check_installed() -> None:
@@ -75,15 +74,14 @@ def read(exported: ExportedModel, reference: TrainedReference, *, known: ReaderO
                     problems[number] = str(error)
         if known is not None:
             return dataclasses.replace(known, ids=ids, problems=problems)
-        comparisons, continued = _answer(server, reference, exported)
-    version = importlib.metadata.version("xllamacpp")
-    stops = _read_stop_tokens(exported.path)
+        tokens = gguf_tokens.read(exported.path)
+        comparisons, continued = _answer(server, reference, tokens, title=exported.title)
     return ReaderOutput(
         reader=LLAMA_CPP,
-        version=version,
+        version=importlib.metadata.version("xllamacpp"),
         ids=ids,
         problems=problems,
-        stop_tokens=stops,
+        stop_tokens=tokens.stop_tokens,
         summary=AnswerSummary(comparisons),
         continued=continued,
     )
@@ -156,8 +154,8 @@ def _explain(exported: ExportedModel, log: str) -> Fault:
     cause = (errors or lines or ["it ended without a message"])[0]
     cause = _LOG_HEAD.sub("", cause).rstrip(":")
     code = "proof.wrong_template" if "chat template" in cause else "proof.unreadable_export"
-    problem = f"llama.cpp cannot use the export ({exported.title}): {cause}"
-    return Fault(str(exported.path), problem, "Export the run again.", code=code)
+    fix = "Serve the run itself with `chat` or `serve`, and report this with the versions in run.json."
+    return Fault(exported.title, f"llama.cpp cannot use the export: {cause}", fix, code=code)
 
 
 def _render_prompt(server: _Server, prompt: ProofPrompt, exported: ExportedModel) -> list[int]:
@@ -173,11 +171,11 @@ def _render_prompt(server: _Server, prompt: ProofPrompt, exported: ExportedModel
 
 
 def _answer(
-    server: _Server, reference: TrainedReference, exported: ExportedModel
+    server: _Server, reference: TrainedReference, vocabulary: GgufTokens, *, title: str
 ) -> tuple[list[AnswerComparison], int]:
     """Return the comparison of each answer, and how many of them go on after the trained answer's end."""
     comparisons, continued = [], 0
-    with RowProgress(f"Exported {exported.title}", len(reference.answers), unit="answers") as bar:
+    with RowProgress(f"Exported {title}", len(reference.answers), unit="answers") as bar:
         for trained in reference.answers:
             request = {
                 "prompt": trained.prompt.ids,
@@ -190,10 +188,7 @@ def _answer(
             }
             answer = server.post("/completion", request)
             tokens = [int(token) for token in answer["tokens"]]
-            steps = [
-                {int(entry["id"]): float(entry["logprob"]) for entry in step["top_logprobs"]}
-                for step in answer.get("completion_probabilities", ())
-            ]
+            steps = _align(answer.get("completion_probabilities", []), tokens, vocabulary.find_listed(tokens))
             comparisons.append(compare_steps(trained, tokens, steps))
             is_equal = comparisons[-1].position is None
             continued += is_equal and trained.tokens[-1] in reference.stop_tokens and len(tokens) > len(trained.tokens)
@@ -201,10 +196,21 @@ def _answer(
     return comparisons, continued
 
 
-def _read_stop_tokens(path: Path) -> set[int]:
-    """Return the tokens that the metadata of a GGUF file names as the end of an answer."""
-    from gguf import GGUFReader  # type: ignore[import-not-found,unused-ignore]  # noqa: PLC0415 (optional package)
+def _align(listed: list[dict[str, Any]], tokens: list[int], is_listed: list[bool]) -> list[dict[int, float] | None]:
+    """Return token -> log-probability at each position of an answer; None = the server does not list it.
 
-    fields = GGUFReader(path).fields
-    names = [f"tokenizer.ggml.{key}" for key in _STOP_KEYS]
-    return {int(fields[name].contents()) for name in names if name in fields}
+    Args:
+        listed: what the server lists, in the order of the answer.
+        tokens: the answer.
+        is_listed: for each token, whether the server lists its probabilities.
+
+    """
+    steps: list[dict[int, float] | None] = []
+    waiting = iter(listed)
+    for token, is_there in zip(tokens, is_listed, strict=True):
+        step = next(waiting, None) if is_there else None
+        if step is not None and int(step["id"]) != token:
+            break  # another rule than that of this version: what follows cannot be told apart
+        entries = step["top_logprobs"] if step is not None else []
+        steps.append({int(entry["id"]): float(entry["logprob"]) for entry in entries} or None)
+    return steps

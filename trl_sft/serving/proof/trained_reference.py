@@ -19,12 +19,13 @@ from typing import Any
 import torch
 from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
+from trl_sft.console import format_bytes
 from trl_sft.data.formats import CHAT
-from trl_sft.errors import UserError
+from trl_sft.errors import Fault, RecipeError, UserError
 from trl_sft.evaluation.generate import pad_left
 from trl_sft.model import positions
 from trl_sft.row_progress import RowProgress
-from trl_sft.serving import model_loading
+from trl_sft.serving import base_folder, base_tensors, merge_proof, model_loading
 from trl_sft.serving.model_folder import ModelFolder
 from trl_sft.serving.prompts import build_renderer
 from trl_sft.serving.proof import run_prompts
@@ -35,6 +36,7 @@ from trl_sft.tokenization import template_date, turn_markers
 MOST_ANSWER_TOKENS, _LEAST_ANSWER_TOKENS = 32, 4
 MOST_PROMPT_TOKENS = 2048  # a longer prompt is rendered and compared, and not answered
 _MEMORY = 2**29  # bytes of all distributions
+_MEMORY_FACTOR = 1.25  # of the weights: what loading and computing need beside them
 _BATCH = 16
 FULL, ADAPTER, ADAPTER_UNQUANTIZED = "full", "adapter", "adapter on the base that is not quantized"
 
@@ -82,13 +84,14 @@ def measure(source: ModelFolder, *, is_quantized_base: bool = False, trusts_code
         trusts_code: whether Python code that a model brings may run.
 
     Raises:
-        UserError: the model or its tokenizer cannot be loaded.
+        UserError: the model or its tokenizer cannot be loaded, or the memory does not hold it in float32.
 
     """
     tokenizer = model_loading.load_tokenizer(source, trusts_code=trusts_code)
     with pinned_date(source):
         prompts = run_prompts.collect(source, build_renderer(source, tokenizer))
     plain = _set_float32(source, keeps_quantization=is_quantized_base)
+    check_memory(source)
     model = model_loading.load_model(plain, tokenizer, trusts_code=trusts_code)
     stops = _list_stop_tokens(model, tokenizer)
     answered = _choose_answered(prompts.prompts, model)
@@ -119,6 +122,22 @@ def measure(source: ModelFolder, *, is_quantized_base: bool = False, trusts_code
         template_kwargs=dict(source.inference.get("chat_template_kwargs", {})),
         notes=notes,
     )
+
+
+def check_memory(source: ModelFolder) -> None:
+    """Refuse a model that the memory does not hold in float32, in which it is compared. Raises RecipeError."""
+    keywords = source.inference.get("model", {})
+    folder = base_folder.find_folder(source.base, keywords) if source.is_adapter else source.weights
+    parameters = base_tensors.load_on_meta(folder).parameters()
+    needed = int(sum(parameter.numel() for parameter in parameters) * 4 * _MEMORY_FACTOR) + _MEMORY
+    available = merge_proof.read_available_memory()
+    if torch.cuda.is_available():
+        available = torch.cuda.mem_get_info()[0]
+    if available is not None and needed > available:
+        problem = f"the proof needs {format_bytes(needed)} of memory (the model in float32), and "
+        problem += f"{format_bytes(available)} are free"
+        fix = "Export on a machine with more memory, or free some of it."
+        raise RecipeError(Fault(str(source.folder), problem, fix, code="proof.memory_too_small"))
 
 
 def _name_kind(source: ModelFolder, *, is_quantized_base: bool) -> str:
