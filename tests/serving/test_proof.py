@@ -12,10 +12,11 @@ import numpy as np
 import pytest
 from conftest import QUESTIONS, jsonl
 from safetensors.torch import load_file, save_file
+from transformers import AutoTokenizer
 
 from trl_sft import cli, errors
 from trl_sft.recipe import paths
-from trl_sft.serving import base_tensors, merge_proof, model_folder, model_loading, proof
+from trl_sft.serving import merge_proof, model_folder, model_loading, proof
 from trl_sft.serving.prompts import build_renderer
 from trl_sft.serving.proof import gguf_tokens, llama_reader, run_prompts, trained_reference
 
