@@ -26,6 +26,8 @@ def list_features(text):
         ("Plain text, with 1. a number and - a dash.", set()),
         ("# Title\n\ntext", {"heading"}),
         ("#hashtag and C# code", set()),
+        ("5 + 3 = 8\n#### 8", set()),
+        ("## Step 1\n\ntext", {"heading"}),
         (f"{FENCE}python\n# a comment\n- no list\n- at all\n{FENCE}", {"code_fence"}),
         (f"{FENCE}python\nprint(1)\n", {"code_fence", "open_code_fence"}),
         (f"~~~\na\n~~~\n{FENCE}\nb\n{FENCE}", {"code_fence"}),

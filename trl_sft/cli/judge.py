@@ -10,9 +10,13 @@ import json
 import shlex
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from trl_sft import console, errors, json_output, run_folder
 from trl_sft.cli import arguments
+
+if TYPE_CHECKING:
+    from trl_sft.evaluation.answer_pairs import AnswerPair
 
 _MAX_PAIRS = 100
 _EPILOG = """Send the page to raters, and keep the key: it says which model each answer is of. The page needs no
@@ -22,7 +26,7 @@ network and no other file. Each rater votes in a browser, downloads one file and
 def main(argv: Sequence[str]) -> int:
     """Write the page and its key; return the exit code."""
     parser = arguments.create_parser(
-        "judge RUN -o PAGE [--key FILE] [--rows N] [--seed N] [--show-reference]",
+        "judge RUN -o PAGE [--key FILE] [--rows N] [--seed N] [--answers SOURCE]",
         "Write one HTML page on which people judge the answers of base and tuned model side by side, without knowing "
         "which is which.",
         example="judge runs/first -o judge.html",
@@ -36,18 +40,21 @@ def main(argv: Sequence[str]) -> int:
     )
     parser.add_argument("--seed", metavar="N", type=int, default=0, help="of order and sides; 0 by default")
     parser.add_argument("--show-reference", action="store_true", help="show the expected answer too")
+    sources = ("samples", "evaluation")
+    parser.add_argument(
+        "--answers", choices=sources, help="those of training, or those of `evaluate`, which are taken where there are"
+    )
     options = parser.parse_args(argv)
     if options.rows < 1:
         fix = "Write a number of at least 1."
         raise errors.UsageError(errors.Fault("--rows", f"it is {options.rows}", fix, code="run.bad_option"))
-    from trl_sft.evaluation import answer_pairs, blind_items
-    from trl_sft.reports import judge_page, run_files
+    from trl_sft.evaluation import blind_items
+    from trl_sft.reports import judge_page
 
-    run = run_files.read_run(options.run)
-    pairs = answer_pairs.read_pairs(run.samples)
+    source, pairs = _read_pairs(options.run, options.answers)
     blind = blind_items.build(pairs, seed=options.seed, max_pairs=options.rows, shows_reference=options.show_reference)
     if not blind.key["pairs"]:
-        raise errors.DataError(_explain_no_pairs(options.run, pairs=len(pairs)))
+        raise errors.DataError(_explain_no_pairs(options.run / source, pairs=len(pairs)))
     key = options.key or options.output.with_name(f"{options.output.stem}.key.json")
     if key == options.output:
         fix = "Name another file: the key says which model each answer is of."
@@ -58,6 +65,7 @@ def main(argv: Sequence[str]) -> int:
     json_output.add_values(output=options.output, key=key, page=blind.key["page"], **counts)
     console.print_lines(
         [
+            ("answers", f"{len(pairs)} prompts of {source}"),
             ("page", f"{options.output}: {len(blind.items)} items, {blind.key['pairs']} pairs and checks of the rater"),
             ("key", f"{key}: keep it, and send the page alone"),
             ("equal", f"{counts['equal_answers']} pairs have equal answers and are not shown"),
@@ -68,9 +76,25 @@ def main(argv: Sequence[str]) -> int:
     return errors.EXIT_DONE
 
 
-def _explain_no_pairs(run: Path, *, pairs: int) -> errors.Fault:
+def _read_pairs(folder: Path, chosen: str | None) -> tuple[str, list[AnswerPair]]:
+    """Return the file of the answers, and the pairs in it. Raises RecipeError."""
+    from trl_sft.evaluation import answer_pairs
+    from trl_sft.reports import run_files
+
+    run = run_files.read_run(folder)
+    evaluation = folder / run_folder.EVALUATION
+    if chosen == "samples" or (chosen is None and not evaluation.is_file()):
+        return run_folder.SAMPLES, answer_pairs.read_pairs(run.samples)
+    if not evaluation.is_file():
+        problem = "the run has no answers of `evaluate`"
+        fix = f"Run `{console.get_python_command()} -m trl_sft evaluate {shlex.quote(str(folder))}` first."
+        raise errors.RecipeError(errors.Fault(str(evaluation), problem, fix, code="votes.no_pairs"))
+    return run_folder.EVALUATION, answer_pairs.read_records(run_files.read_lines(evaluation))
+
+
+def _explain_no_pairs(answers: Path, *, pairs: int) -> errors.Fault:
     """Return the fault of a run that has nothing to judge."""
-    path = str(run / run_folder.SAMPLES)
+    path = str(answers)
     if pairs:
         problem = f"both models gave the same answer to each of {pairs} prompts"
         return errors.Fault(path, problem, "Train longer, or judge another run.", code="votes.no_pairs")

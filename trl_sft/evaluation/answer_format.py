@@ -21,7 +21,7 @@ from trl_sft.evaluation.repetition import is_repeating, measure_repetition
 QUANTILES = (0.0, 0.1, 0.5, 0.9, 1.0)
 _FENCED = re.compile(r"^ {0,3}(```+|~~~+).*?(?:^ {0,3}\1|\Z)", re.DOTALL | re.MULTILINE)
 _FENCE = re.compile(r"^ {0,3}(?:```|~~~)", re.MULTILINE)
-_HEADING = re.compile(r"^ {0,3}#{1,6} +\S", re.MULTILINE)
+_HEADING = re.compile(r"^ {0,3}#{1,6} +(?!\S*\d\S*[ \t]*$)\S", re.MULTILINE)  # `#### 72` ends an answer of GSM8K
 _BULLETS = re.compile(r"^ *[-*+•] +\S", re.MULTILINE)
 _NUMBERS = re.compile(r"^ *(?:\d{1,3}[.)] +|\d{1,3}[、．]|[（(]?[一二三四五六七八九十]{1,3}[）)、.]) *\S", re.MULTILINE)
 _TABLE_RULE = re.compile(r"[ |:-]*--[ |:-]*")  # the second line of a table

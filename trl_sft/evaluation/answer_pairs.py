@@ -1,7 +1,8 @@
 """The answers of the base model and of the tuned model to the same prompt, as pairs.
 
-Inputs: entries of `samples.jsonl`. Outputs: `AnswerPair`. Not here: how answers are generated (`before_after`,
-`own_prompts`), and what is measured on them (`answer_format`, `blind_items`).
+Inputs: entries of `samples.jsonl`, or records of `evaluation.jsonl`. Outputs: `AnswerPair`. Not here: how answers are
+generated (`before_after`, `own_prompts`, `cli.evaluate`), and what is measured on them (`answer_format`,
+`blind_items`).
 """
 
 from __future__ import annotations
@@ -57,6 +58,29 @@ def read_pairs(samples: Sequence[Mapping[str, Any]]) -> list[AnswerPair]:
                 reference=str(sample.get("reference") or ""),
                 base_ended=_read_flag(ended.get(_SIDES[BASE])),
                 tuned_ended=_read_flag(ended.get(_SIDES[TUNED])),
+            )
+        )
+    return pairs
+
+
+def read_records(records: Sequence[Mapping[str, Any]]) -> list[AnswerPair]:
+    """Return the prompts that both sides answered, of records as `evaluate` writes them, in the order of the file."""
+    pairs = []
+    for record in records:
+        answers = record.get("answers")
+        base, tuned = (answers.get(side) if isinstance(answers, dict) else None for side in (BASE, TUNED))
+        if not isinstance(base, dict) or not isinstance(tuned, dict):
+            continue
+        pairs.append(
+            AnswerPair(
+                name=f"prompt {record.get('id')}" if record.get("row") is None else f"row {record['row']}",
+                task=str(record.get("task") or ""),
+                turns=_read_turns(record.get("prompt")),
+                base=str(base.get("text") or ""),
+                tuned=str(tuned.get("text") or ""),
+                reference=str(record.get("reference") or ""),
+                base_ended=_read_flag(base.get("ended")),
+                tuned_ended=_read_flag(tuned.get("ended")),
             )
         )
     return pairs

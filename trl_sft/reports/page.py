@@ -29,6 +29,7 @@ from trl_sft.reports import (
     row_markup,
     run_files,
     run_table,
+    suite_chapter,
 )
 from trl_sft.reports.run_files import RunFiles
 from trl_sft.tokenization.row_segments import Segment, SegmentedRow
@@ -113,6 +114,7 @@ def _describe_run(run: RunFiles, name: str) -> dict[str, Any]:
         "metrics": _list_metrics(run.evaluation),
         "prompts": run.evaluation.get("prompts"),
         "evaluation": evaluation_chapter.describe(run.evaluation.get("evaluation")),
+        "suite": suite_chapter.describe(_get_mapping(run.evaluation, "evaluation").get("suite")),
         "format": format_table.make_rows(run.samples),
         "samples": [_shorten_sample(sample) for sample in _list_samples(run.samples)],
         "num_samples": len(run.samples),

@@ -139,6 +139,11 @@ def _read_object(path: Path, damaged: list[str]) -> dict[str, Any]:
     return value
 
 
+def read_lines(path: Path) -> list[dict[str, Any]]:
+    """Return the JSON objects of a file with one in each line; what is damaged is left out."""
+    return _read_lines(path, [])
+
+
 def _read_lines(path: Path, damaged: list[str]) -> list[dict[str, Any]]:
     """Return the JSON objects of a file with one in each line; lines that are damaged are left out and noted."""
     values, first_damage = [], ""

@@ -19,7 +19,8 @@ from trl_sft.cli import arguments
 
 _EPILOG = """\
 checks: exact, normalised, numeric, contains, regex:PATTERN, json, json_equal, json_schema:FILE, code, instructions,
-  chrf, bleu, FILE.py:FUNCTION. Without --check a row's own `check` counts, else what fits the reference answers.
+  chrf, bleu, refusal, no_refusal, FILE.py:FUNCTION. Without --check a row's own `check` counts, else what fits the
+  reference answers.
 Answers are kept in answers.jsonl: the same command again generates only what is missing."""
 _RECIPE_SUFFIXES = (".yaml", ".yml")
 
@@ -78,6 +79,7 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
     add("--temperature", metavar="T", type=float, help="sample with this temperature; 0 is greedy")
     add("--seed", metavar="N", type=int, help="of sampled answers; that of the run by default")
     add("--batch-size", metavar="N", type=int, default=8, help="prompts that are answered at once")
+    add("--suite", action="store_true", help="also ask 104 general, unsafe and harmless prompts, and measure losses")
     add("--run-code", action="store_true", help="let the check `code` run what the models write, under limits")
     add("-o", "--output", metavar="DIR", type=Path, help="where the files go; the run folder by default")
     add("--trust-remote-code", action="store_true", help="let Python code run that the model brings with it")

@@ -15,15 +15,25 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from trl_sft import console, errors, json_output, run_folder
-from trl_sft.cli.evaluate import prompts, screen, sides
+from trl_sft.cli.evaluate import general_suite, prompts, screen, sides
 from trl_sft.cli.evaluate.sides import Answerer, Side
 from trl_sft.errors import Fault, RecipeError
-from trl_sft.evaluation import endpoint, generate, items, verdict
+from trl_sft.evaluation import (
+    answer_format,
+    answer_pairs,
+    endpoint,
+    format_changes,
+    generate,
+    items,
+    suite,
+    verdict,
+)
 from trl_sft.evaluation.checks import sandbox
 from trl_sft.evaluation.checks.answer import CheckedAnswer
 from trl_sft.evaluation.checks.check_requests import CODE
 from trl_sft.evaluation.endpoint import Endpoint
 from trl_sft.evaluation.items import EvaluationItem
+from trl_sft.evaluation.suite_result import list_lines as suite_lines
 from trl_sft.evaluation.verdict import BASE, FEW_SHOT, TUNED
 from trl_sft.model import positions
 from trl_sft.reports import page
@@ -56,13 +66,21 @@ def run(folder: Path, output: Path, options: argparse.Namespace) -> int:
         planned, problem = _plan_sides(models, answerer, asked, folder=folder, options=options)
         console.print_lines(screen.describe_plan(asked, planned, problem))
         records, calls = _answer(answerer, planned, asked)
+        suite_result = _ask_suite(models, answerer, planned, records=records, folder=folder, options=options)
     facts = {side.name: dict(side.facts) | {"decoding": answerer.describe_decoding(side)} for side in planned}
     result = verdict.build(records, facts, steps=list(models.steps))
     if any(request.check.name == CODE for item in asked for request in item.checks):
         result["code_limits"] = sandbox.measure_limits()
     result["few_shot_problem"] = problem
+    result["suite"] = suite_result
+    if table := answer_format.measure(answer_pairs.read_records(records)):
+        result["format"] = format_changes.describe(table)
     _write(output, records, result)
     console.print_lines(screen.describe_result(result))
+    if "format" in result:
+        console.print_lines(format_changes.list_lines(result["format"]))
+    if suite_result is not None:
+        console.print_lines(suite_lines(suite_result))
     for line in screen.list_regressions(result):
         console.say(line)
     if (output / run_folder.RUN).is_file():
@@ -262,6 +280,33 @@ def _answer(
             record["scores"][side.name] = {request.check.name: request.score(checked) for request in item.checks}
     answerer.release()
     return records, calls
+
+
+def _ask_suite(
+    models: _Models,
+    answerer: Answerer,
+    planned: Sequence[Side],
+    *,
+    records: Sequence[Mapping[str, Any]],
+    folder: Path,
+    options: argparse.Namespace,
+) -> dict[str, Any] | None:
+    """Return the result of the general suite; None = it is not asked."""
+    if not options.suite:
+        return None
+    asked = suite.read_prompts()
+    limit = options.max_new_tokens
+    if limit is None and answerer.renderer.encoder.thoughts is None:  # a thought needs more
+        limit = suite.MAX_NEW_TOKENS
+    own = argparse.Namespace(**vars(options) | {"max_new_tokens": limit, "few_shot": 0})
+    suite_answerer = _build_answerer(
+        models.run, answerer.tokenizer, answerer.renderer, asked=asked, output=answerer.path.parent, options=own
+    )
+    suite_sides, _ = _plan_sides(models._replace(steps={}), suite_answerer, asked, folder=folder, options=own)
+    base = next(side for side in planned if side.name == BASE)
+    return general_suite.ask(
+        suite_answerer, suite_sides, asked, records=records, main_prompts=base.prompts, folder=folder
+    )
 
 
 def _write(output: Path, records: Sequence[Mapping[str, Any]], result: Mapping[str, Any]) -> None:

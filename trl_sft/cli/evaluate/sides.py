@@ -23,10 +23,11 @@ from transformers import AutoConfig, GenerationConfig, PretrainedConfig, PreTrai
 
 from trl_sft import console, file_digests, run_folder
 from trl_sft.errors import Fault, RecipeError, first_line
-from trl_sft.evaluation import answer_cache, endpoint, generate, thoughts
+from trl_sft.evaluation import answer_cache, endpoint, generate, text_loss, thoughts
 from trl_sft.evaluation.answer_cache import CacheCounts, StoredAnswer
 from trl_sft.evaluation.endpoint import Endpoint
 from trl_sft.evaluation.generate import STOP_TOKEN
+from trl_sft.evaluation.text_loss import TextLoss
 from trl_sft.model import base_digest
 from trl_sft.serving import model_loading
 from trl_sft.serving.model_folder import ModelFolder
@@ -104,6 +105,11 @@ class Answerer:
             for answer, is_open in zip(stored, side.opens_thought, strict=True)
         ]
         return answers, counts
+
+    def measure_losses(self, side: Side, rows: Sequence[tuple[Sequence[int], Sequence[int]]]) -> list[TextLoss]:
+        """Return the loss of texts under the model of a side; `rows`: token ids of contexts and of texts."""
+        with self._open(side) as model:
+            return text_loss.measure(model, rows, limit=self.position_limit)
 
     def describe_decoding(self, side: Side) -> dict[str, Any]:
         """Return how a side decodes; a seed only where answers are sampled."""

@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 
 from trl_sft.data import user_function
 from trl_sft.errors import DataError, Fault, first_line
+from trl_sft.evaluation import refusals
 from trl_sft.evaluation.checks import (
     code_tests,
     instructions,
@@ -68,6 +69,8 @@ CHECKS = {
         Check("json_schema", json_answer.check_json_schema, _PARAMETERS),
         Check(CODE, code_tests.check_code, _NOTHING),
         Check("instructions", instructions.check_instructions, _PARAMETERS),
+        Check("refusal", refusals.check_refusal, _NOTHING),
+        Check("no_refusal", refusals.check_no_refusal, _NOTHING),
         Check("chrf", overlap.check_chrf, _REFERENCE, overlap.TIE_MARGIN),
         Check("bleu", overlap.check_bleu, _REFERENCE, overlap.TIE_MARGIN),
     )
