@@ -16,7 +16,8 @@ from transformers import AutoTokenizer
 
 from trl_sft import cli, errors
 from trl_sft.recipe import paths
-from trl_sft.serving import merge_proof, model_folder, model_loading, proof
+from trl_sft.serving import base_tensors, merge_proof, model_folder, model_loading, proof
+from trl_sft.serving.export import gguf_file, gguf_vocabulary
 from trl_sft.serving.prompts import build_renderer
 from trl_sft.serving.proof import gguf_tokens, llama_reader, run_prompts, trained_reference
 
@@ -312,11 +313,11 @@ def render_as_training(messages):
 def test_base_exported_in_place_of_the_tuned_model_is_a_fault_of_the_merge(
     folder, original, reference, merged, tmp_path
 ):
-    source = model_folder.find_model(folder / "base")
-    assert (
-        cli.main(["export", str(source.folder), "--to", "gguf", "--gguf-type", "f32", "-o", str(tmp_path / "x")]) == 0
-    )
-    base = read_tensors(next((tmp_path / "x" / "gguf").glob("*.gguf")))
+    planned = gguf_file.plan(folder / "base", base_tensors.load_on_meta(folder / "base"), "f32", where="the base")
+    tokenizer = AutoTokenizer.from_pretrained(folder / "base")
+    vocabulary = gguf_vocabulary.build(tokenizer, planned.config.vocab_size, [2], adds_bos=False, where="the base")
+    gguf_file.write(planned, dataclasses.replace(vocabulary, pre="llama-bpe"), tmp_path / "x.gguf", metadata={})
+    base = read_tensors(tmp_path / "x.gguf")
     spoilt = rewrite(original, tmp_path / "base.gguf", change=lambda name, _: base[name])
     verdict = prove_gguf(spoilt, reference, merged).verdicts[0]
     assert (verdict.step, verdict.fault.code) == ("merge", "proof.wrong_merge")
