@@ -96,7 +96,9 @@ def _explain_weights(
     by_transformers = next((reader for reader in readers if reader.output.reader == TRANSFORMERS), None)
     if by_transformers is not None and by_transformers.is_within:
         return CONVERSION, f"llama.cpp computes otherwise than transformers from the same file: {distance}"
-    difference = weight_check.find_difference(exported, merged) if merged is not None else ""
+    difference = ""
+    if merged is not None and not exported.unread:
+        difference = weight_check.find_difference(exported, merged)
     if difference:
         return CONVERSION, f"the file does not hold the merged model: {difference} ({distance})"
     if exported.number_type.lower() in ("f32", "f16", "bf16") or merged is None:
@@ -137,7 +139,11 @@ def _describe_distance(reader: ReaderVerdict) -> str:
 
 def _fail(exported: ExportedModel, readers: list[ReaderVerdict], *, step: str, problem: str) -> ExportVerdict:
     """Return a verdict with its fault."""
-    fix = _REPORT if step != QUANTIZATION else "Write a type of more bits, for example `--gguf-type f16`."
+    fix = _REPORT
+    if step == QUANTIZATION:
+        fix = "Write a type of more bits, for example `--gguf-type f16`."
+    elif step == MERGE and exported.number_type in ("float16", "bfloat16"):
+        fix = f"Write `--dtype float32`; if that fails too: {_REPORT[0].lower()}{_REPORT[1:]}"
     problem = f"the {step} of the export is at fault: {problem}"
     code = {
         TEMPLATE: "proof.wrong_template",

@@ -18,13 +18,17 @@ class Tolerance(NamedTuple):
 
 
 _TOLERANCES = {
-    "float32": Tolerance(1e-5, 1e-4, 0.02),
-    "float16": Tolerance(1e-4, 1e-2, 0.1),
+    "float32": Tolerance(1e-7, 1e-6, 0.01),
+    "float16": Tolerance(1e-4, 1e-3, 0.05),
     "bfloat16": Tolerance(2e-3, 0.1, 0.5),
-    "q8_0": Tolerance(1e-2, 0.5, 1.0),
+    "q8_0": Tolerance(1e-2, 0.3, 1.0),
+    "q5_1": Tolerance(0.1, 1.5, 2.0),
+    "q5_0": Tolerance(0.1, 1.5, 2.0),
+    "q4_1": Tolerance(0.3, 4.0, 4.0),
+    "q4_0": Tolerance(0.3, 4.0, 4.0),
 }
 _NAMES = {"f32": "float32", "f16": "float16", "bf16": "bfloat16"}
-_COARSE = Tolerance(0.1, 2.0, 2.0)  # of types with fewer bits
+_COARSE = _TOLERANCES["q4_0"]  # of other types
 # llama.cpp computes with caches of 16 bits and quantizes activations, whatever the type of the weights is
 LLAMA_CPP_FLOOR = Tolerance(1e-4, 1e-2, 0.1)
 MOST_OF_CHANGE = 0.75  # an export further from the trained model is about as far from it as the base model is
