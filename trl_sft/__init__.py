@@ -88,7 +88,7 @@ def train(run: Run) -> Result:
         trl_sft.errors.RunStopped: Training started and ended early: memory, time limit, signal, loss not finite.
 
     """
-    from trl_sft import earlier_run, garbage_collection, upstream_warnings
+    from trl_sft import earlier_run, errors, garbage_collection, upstream_warnings
     from trl_sft.recipe import folder_decision
 
     earlier_run.recover(run.output_dir)
@@ -96,12 +96,20 @@ def train(run: Run) -> Result:
     # Large tensors on a CPU lie in pages of 2 MB: otherwise a step waits while the kernel clears pages of 4 KB one
     # by one (benchmarks/step.py). torch reads this variable before its first tensor; it has an effect on Linux only.
     os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
+    failed_push = None
     with upstream_warnings.quiet():
         with garbage_collection.paused():
             from trl_sft.training import run as training_run
 
-        result = training_run.run(run, decision)
+        try:
+            result = training_run.run(run, decision)
+        except errors.RunStopped as error:
+            if error.code != "hub.push_failed":  # the run itself is finished
+                raise
+            failed_push = error
     from trl_sft.reports import page
 
     page.write_at_end(run.output_dir)
+    if failed_push is not None:
+        raise failed_push
     return result

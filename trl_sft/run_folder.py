@@ -12,6 +12,7 @@ import errno
 import json
 import os
 import re
+import shutil
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -28,6 +29,7 @@ LEDGER, REJECTS = "ledger.json", "rejects.jsonl"
 ROWS, REPORT = "rows.jsonl", "report.html"
 EARLIER_RUN = "_earlier_run"  # holds the run that a new one replaces; a push to the hub leaves out names with _
 REMOVED_RUN = "_removed_run"  # what an interrupted removal of it leaves
+PUSH_STAGE = "_push"  # second names of the files of checkpoints that are being pushed
 CHECKPOINT = "checkpoint-"  # plus the number of the step
 RUNNING, DONE = "running", "done"  # `outcome` in run.json
 _TRAINER_STATE = "trainer_state.json"
@@ -167,9 +169,9 @@ def is_plain_name(name: str) -> bool:
 
 
 def is_left_over(path: Path) -> bool:
-    """Tell whether a file is a lock, a half-written file of this package, or the folder with the earlier run."""
+    """Tell whether a file is a lock, a half-written file of this package, or a folder of its own."""
     own = {_name_part(name) for name in (*OWN_FILES, RUN)}
-    return path.name in (LOCK, EARLIER_RUN, REMOVED_RUN) or path.name in own
+    return path.name in (LOCK, EARLIER_RUN, REMOVED_RUN, PUSH_STAGE) or path.name in own
 
 
 def remove_left_overs(folder: Path) -> None:
@@ -178,6 +180,8 @@ def remove_left_overs(folder: Path) -> None:
     for path in folder.iterdir():
         if path.name in own or (_TEMPORARY.fullmatch(path.name) and path.is_file() and not path.is_symlink()):
             path.unlink()
+    if not (folder / PUSH_STAGE).is_symlink():
+        shutil.rmtree(folder / PUSH_STAGE, ignore_errors=True)
 
 
 def remove_half_report(folder: Path) -> None:

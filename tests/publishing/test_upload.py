@@ -44,13 +44,19 @@ def hub(monkeypatch):
         yield server
 
 
+def push(folder, name, *, private=None, with_rows=False):
+    """Push a folder, as the command does."""
+    target = upload.find_target("--push", name, private=private)
+    return upload.push(upload.read_content(folder, with_rows=with_rows), target)
+
+
 def download(server, repo_id, folder, **options):
     """Return a fresh download of a repository."""
     return snapshot_download(repo_id, local_dir=folder, endpoint=server.endpoint, token="hf_Writer123456", **options)
 
 
 def test_pushed_adapter_is_downloaded_and_answers_with_equal_logits(hub, finished_run, tmp_path):
-    pushed = upload.push(finished_run, "mine", private=True)
+    pushed = push(finished_run, "mine", private=True)
     repository_there = hub.repositories["me/mine"]
     assert (pushed.repo_id, pushed.private, repository_there.private) == ("me/mine", True, True)
     assert pushed.commit == repository_there.find("main")["oid"]
@@ -65,7 +71,7 @@ def test_pushed_adapter_is_downloaded_and_answers_with_equal_logits(hub, finishe
 
 
 def test_push_holds_our_card_and_records_but_no_rows_pickles_secrets_or_local_paths(hub, finished_run):
-    upload.push(finished_run, "team/mine")
+    push(finished_run, "team/mine")
     files = hub.repositories["team/mine"].files
     records = {"README.md", "recipe.yaml", "run.json", "ledger.json", "eval.json", "log.jsonl"}
     model = {"adapter_config.json", "adapter_model.safetensors", "generation_config.json"}
@@ -84,7 +90,7 @@ def test_push_holds_our_card_and_records_but_no_rows_pickles_secrets_or_local_pa
 
 
 def test_rows_are_pushed_only_where_they_are_asked_for(hub, finished_run):
-    upload.push(finished_run, "mine", with_rows=True)
+    push(finished_run, "mine", with_rows=True)
     files = hub.repositories["me/mine"].files
     assert {"samples.jsonl", "rows.jsonl", "rejects.jsonl", "report.html"} <= set(files)
     assert b"My secret" in files["rows.jsonl"]
@@ -96,7 +102,7 @@ def test_license_of_a_base_on_the_hub_is_on_the_card(hub, finished_run, tmp_path
     record["inference"]["base"] = "org/tiny"
     (tmp_path / "run" / "run.json").write_text(json.dumps(record))
     hub.repositories["org/tiny"].files["README.md"] = b"---\nlicense: cc-by-4.0\n---\n# tiny\n"
-    upload.push(tmp_path / "run", "mine")
+    push(tmp_path / "run", "mine")
     data = ModelCard(hub.repositories["me/mine"].files["README.md"].decode()).data
     assert (data.license, data.base_model, data.base_model_relation) == ("cc-by-4.0", "org/tiny", "adapter")
 
@@ -105,7 +111,7 @@ def test_second_push_replaces_files_and_removes_weights_that_would_be_loaded_bes
     hub.repositories["me/mine"] = hub_server.Repository(private=True)
     old = {"model.safetensors": b"old", "model.safetensors.index.json": b"{}", "notes.md": b"mine", "README.md": b"old"}
     hub.repositories["me/mine"].files.update(old)
-    pushed = upload.push(finished_run, "me/mine")
+    pushed = push(finished_run, "me/mine")
     files = hub.repositories["me/mine"].files
     assert pushed.removed == ["model.safetensors", "model.safetensors.index.json"]
     assert pushed.private is True  # that of the repository, which exists
@@ -118,13 +124,13 @@ def test_second_push_replaces_files_and_removes_weights_that_would_be_loaded_bes
 def test_repository_of_another_visibility_is_refused_before_anything_is_uploaded(hub, finished_run, private):
     hub.repositories["me/mine"] = hub_server.Repository(private=not private)
     with pytest.raises(errors.LaunchError, match=r"me/mine exists and is (public|private); a push does not make it"):
-        upload.push(finished_run, "me/mine", private=private)
+        push(finished_run, "me/mine", private=private)
     assert hub.count("POST") == 0
 
 
 def test_push_that_changes_nothing_makes_no_commit(hub, finished_run):
-    first = upload.push(finished_run, "me/mine")
-    again = upload.push(finished_run, "me/mine")
+    first = push(finished_run, "me/mine")
+    again = push(finished_run, "me/mine")
     assert again.commit == first.commit
     assert len(hub.repositories["me/mine"].titles) == 1
 
@@ -141,7 +147,7 @@ def test_push_that_changes_nothing_makes_no_commit(hub, finished_run):
 )
 def test_push_goes_on_after_the_server_failed_once(hub, finished_run, pattern, status):
     hub.fail(pattern, status, times=1)
-    pushed = upload.push(finished_run, "me/mine")
+    pushed = push(finished_run, "me/mine")
     assert pushed.commit == hub.repositories["me/mine"].find("main")["oid"]
     assert hub.count(pattern) >= 2
 
@@ -162,7 +168,7 @@ def test_push_goes_on_after_the_server_failed_once(hub, finished_run, pattern, s
 def test_push_that_fails_for_good_is_a_fault_with_what_to_do(hub, finished_run, pattern, status, code):
     hub.fail(pattern, status)
     with pytest.raises(errors.UserError) as caught:
-        upload.push(finished_run, "me/mine")
+        push(finished_run, "me/mine")
     fault = caught.value.faults[0]
     assert fault.code == code
     assert fault.where == "--push"
@@ -173,13 +179,13 @@ def test_push_that_fails_for_good_is_a_fault_with_what_to_do(hub, finished_run, 
 def test_server_that_nobody_runs_is_a_fault_at_once(hub, finished_run, monkeypatch):
     monkeypatch.setattr(repository.constants, "ENDPOINT", "http://127.0.0.1:1")
     with pytest.raises(errors.LaunchError, match=re.escape("http://127.0.0.1:1 cannot be reached")):
-        upload.push(finished_run, "me/mine")
+        push(finished_run, "me/mine")
 
 
 def test_token_that_may_only_read_is_refused_before_anything_is_created(hub, finished_run, monkeypatch):
     monkeypatch.setenv("HF_TOKEN", "hf_Reader123456")
     with pytest.raises(errors.LaunchError, match="the token r may only read"):
-        upload.push(finished_run, "me/mine")
+        push(finished_run, "me/mine")
     assert hub.count("POST") == 0
 
 
@@ -195,17 +201,53 @@ def test_owner_that_the_token_may_not_write_for_is_refused_with_the_one_that_it_
     hub, finished_run, name, problem, fix
 ):
     with pytest.raises(errors.LaunchError) as caught:
-        upload.push(finished_run, name)
+        push(finished_run, name)
     assert problem in str(caught.value)
     assert fix in str(caught.value)
     assert hub.count("POST") == 0
 
 
-def test_folder_without_weights_is_refused_before_the_hub_is_asked(hub, tmp_path):
-    (tmp_path / "run.json").write_text('{"files": ["../../etc/passwd", "training_args.bin"]}')
-    with pytest.raises(errors.RecipeError, match="holds no weights of a model"):
-        upload.push(tmp_path, "me/mine")
-    assert hub.requests == []
+@pytest.mark.parametrize(
+    ("name", "content", "problem"),
+    [
+        (
+            "run.json",
+            '{"outcome": "done", "files": ["../x.safetensors", "training_args.bin"]}',
+            "no weights of a model",
+        ),
+        ("run.json", '{"outcome": "running"}', "the run is not finished: running"),
+        ("merge.json", '{"run": "gone"}', "no weights of a model"),
+        ("notes.txt", "", "neither a run nor what `merge` or `export` wrote"),
+    ],
+)
+def test_folder_without_a_finished_model_is_refused(tmp_path, name, content, problem):
+    (tmp_path / name).write_text(content)
+    with pytest.raises(errors.RecipeError, match=problem):
+        upload.read_content(tmp_path)
+
+
+def test_command_pushes_a_run_later_and_answers_a_program(hub, finished_run, capsys):
+    assert cli.main(["export", str(finished_run), "--push", "mine", "--private", "--json"]) == 0
+    pushed = json.loads(capsys.readouterr().out)["pushed"]
+    assert pushed["repository"] == "me/mine"
+    assert pushed["private"] is True
+    assert set(pushed["files"]) == set(hub.repositories["me/mine"].files) - {".gitattributes"}
+    assert cli.main(["export", str(finished_run), "--push", "https://huggingface.co/me/mine"]) == 2
+    assert "-> Write `me/mine`." in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ((), "required: --to, --push"),
+        (("--to", "merged", "--private"), "--private needs --push OWNER/NAME"),
+        (("--to", "merged", "--with-rows", "--push", "x"), "leave out --to"),
+    ],
+)
+def test_flags_of_a_push_that_do_not_fit_are_refused(words, message, capsys):
+    with pytest.raises(SystemExit):
+        cli.main(["export", "runs/x", *words])
+    assert message in capsys.readouterr().err
 
 
 def test_export_of_several_formats_is_pushed_side_by_side_with_a_card_that_loads_each(hub, finished_run, tmp_path):
@@ -217,7 +259,7 @@ def test_export_of_several_formats_is_pushed_side_by_side_with_a_card_that_loads
     (out / "merged" / ".part").write_text("x")
     hub.repositories["me/mine"] = hub_server.Repository(private=True)
     hub.repositories["me/mine"].files.update({"adapter_model.safetensors": b"old", "adapter_config.json": b"{}"})
-    pushed = upload.push(out, "me/mine", run=finished_run)
+    pushed = push(out, "me/mine")
     files = hub.repositories["me/mine"].files
     expected = {"model.safetensors", "config.json", "mine-q8_0.gguf", "Modelfile", "export.json", "README.md"}
     assert set(files) == {".gitattributes"} | expected
@@ -231,7 +273,7 @@ def test_export_of_several_formats_is_pushed_side_by_side_with_a_card_that_loads
     assert "ollama create mine -f Modelfile" in card.text
     assert "AutoPeftModelForCausalLM" not in card.text
     shutil.rmtree(out / "merged")
-    assert upload.push(out, "me/mine", run=finished_run).removed == []  # GGUF files alone replace nothing
+    assert push(out, "me/mine").removed == []  # GGUF files alone replace nothing
     card = ModelCard(hub.repositories["me/mine"].files["README.md"].decode())
     assert card.data.library_name == "gguf"
 

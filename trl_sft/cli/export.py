@@ -31,7 +31,10 @@ The folder appears in one step, after that proof. What cannot be written is refu
 def main(argv: Sequence[str]) -> int:
     """Export a run; return the exit code."""
     options = _parse(argv)
+    if options.to is None:
+        return _push(options, options.run)
     formats = _read_formats(options.to)
+    target = _find_target(options) if options.push else None  # before hours of writing
     from trl_sft.serving import output_folder
     from trl_sft.serving.export import export_source
     from trl_sft.serving.proof import llama_reader
@@ -57,6 +60,8 @@ def main(argv: Sequence[str]) -> int:
         raise errors.RecipeError(fault) from None
     json_output.add_values(output=str(output), **{key: record[key] for key in _ANSWER})
     console.say(f"wrote     {output}")
+    if target is not None:
+        _push(options, output, target)
     for line in _list_commands(record, output, source.name):
         console.say(f"Next: {line}")
     return errors.EXIT_DONE
@@ -68,13 +73,13 @@ _ANSWER = ("run", "step", "base", "architecture", "merge", "formats", "proof")
 def _parse(argv: Sequence[str]) -> argparse.Namespace:
     """Return the arguments of the command."""
     parser = arguments.create_parser(
-        "export RUN --to FORMATS [-o DIR] [--gguf-type TYPE] [--dtype DTYPE] [--at STEP]",
+        "export RUN --to FORMATS [-o DIR] [--gguf-type TYPE] [--dtype DTYPE] [--at STEP] [--push OWNER/NAME]",
         "Write a tuned model in the formats of other programs, and prove that each is the trained model.",
         example="export runs/first --to gguf,ollama",
         epilog=_EPILOG,
     )
     parser.add_argument("run", metavar="RUN", type=Path, help="the folder of a run, or of a model")
-    parser.add_argument("--to", metavar="FORMATS", required=True, help=f"one or more of {', '.join(_FORMATS)}")
+    parser.add_argument("--to", metavar="FORMATS", help=f"one or more of {', '.join(_FORMATS)}")
     parser.add_argument(
         "-o", "--output", metavar="DIR", type=Path, help="a folder that is new or empty; RUN-export by default"
     )
@@ -86,7 +91,41 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--at", metavar="STEP", type=int, help="export the checkpoint of this step")
     bases = ("original", "dequantized")
     parser.add_argument("--base", choices=bases, default="original", help="of QLoRA: which weights are merged into")
-    return parser.parse_args(argv)
+    parser.add_argument("--push", metavar="OWNER/NAME", help="push to the hub; without --to the run as it is")
+    parser.add_argument("--private", action="store_true", help="with --push: a new repository is private")
+    parser.add_argument("--with-rows", action="store_true", help="with --push: the files with your rows go too")
+    options = parser.parse_args(argv)
+    if options.to is None and options.push is None:
+        parser.error("one of the following arguments is required: --to, --push")
+    if options.push is None and (options.private or options.with_rows):
+        parser.error(f"{'--private' if options.private else '--with-rows'} needs --push OWNER/NAME")
+    if options.with_rows and options.to is not None:
+        parser.error("--with-rows pushes the files of a run: leave out --to")
+    return options
+
+
+def _find_target(options: argparse.Namespace) -> Any:
+    """Return the repository that `--push` names. Raises UserError if it cannot be written."""
+    from trl_sft.publishing import upload
+
+    return upload.find_target("--push", options.push, private=True if options.private else None)
+
+
+def _push(options: argparse.Namespace, folder: Path, target: Any = None) -> int:
+    """Push a folder to the hub, to a repository that was looked at before or now; return the exit code."""
+    from trl_sft.publishing import upload
+
+    content = upload.read_content(folder, with_rows=options.with_rows)
+    target = target or _find_target(options)
+    console.say(f"pushing   {len(content.files) + 1} files to {target.url} ({target.visibility})")
+    try:
+        pushed = upload.push(content, target)
+    except KeyboardInterrupt:
+        message = f"the push was stopped; {folder} is whole\nRun the same command again."
+        raise errors.RunStopped(message, errors.EXIT_SIGNAL + signal.SIGINT, code="run.interrupted") from None
+    json_output.add_values(pushed=pushed.as_json())
+    console.say(f"pushed    {pushed.describe()}")
+    return errors.EXIT_DONE
 
 
 def _read_formats(text: str) -> tuple[str, ...]:

@@ -58,4 +58,6 @@ def main(argv: Sequence[str]) -> int:
     console.say("loading   torch, transformers and trl")
     result = train(run)
     json_output.add_values(output_dir=result.output_dir, steps=result.steps, metrics=result.metrics)
+    if result.pushed:
+        json_output.add_values(pushed=result.pushed)
     return errors.EXIT_DONE

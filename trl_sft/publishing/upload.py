@@ -13,13 +13,14 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from huggingface_hub import CommitInfo, CommitOperationAdd, CommitOperationDelete, HfApi
 
-from trl_sft import console, run_folder
-from trl_sft.errors import RecipeError, UserError
+from trl_sft import console, run_folder, user_paths
+from trl_sft.errors import Fault, RecipeError, UserError
 from trl_sft.publishing import base_license, card_facts, model_card, repository, selection
+from trl_sft.publishing.card_facts import CardFacts
 from trl_sft.publishing.repository import Repository
 from trl_sft.publishing.selection import Files
 from trl_sft.recipe import hub_names
@@ -42,57 +43,94 @@ class PushedCommit:
     size: int  # bytes of these files
     removed: list[str]  # weights of an earlier push that this one replaces
 
+    def as_json(self) -> dict[str, Any]:
+        """Return the commit as run.json and JSON answers have it."""
+        values = {"repository": self.repo_id, "url": self.url, "commit": self.commit}
+        return {**values, "private": self.private, "files": self.files}
+
     def describe(self) -> str:
         """Return the line of the screen."""
-        visibility = {True: "private", False: "public"}.get(self.private is True, "")
+        visibility = "private" if self.private else "public"
         text = f"{self.url} ({visibility}), commit {self.commit[:8]}: {len(self.files)} files, "
         text += console.format_bytes(self.size)
         return f"{text}; removed {', '.join(self.removed)}" if self.removed else text
 
 
-def push(
-    folder: Path,
-    repo: str,
-    *,
-    private: bool | None = None,
-    with_rows: bool = False,
-    run: Path | None = None,
-    where: str = "--push",
-) -> PushedCommit:
-    """Push a folder to the hub, with a model card: the repository is created where it does not exist.
+@dataclass(frozen=True)
+class PushContent:
+    """What a folder gives to a push: its files, and the facts for their card."""
 
-    A run pushes its model or adapter, the tokenizer, and its records; an export all its formats, side by side. Weights
-    of an earlier push that would be loaded beside the new ones are removed in the same commit.
+    files: Files
+    facts: CardFacts
+
+
+def read_content(folder: Path, *, with_rows: bool = False) -> PushContent:
+    """Return what is pushed of a folder: of a run its model or adapter and its records, of an export all its formats.
 
     Args:
         folder: A finished run, or a folder that `merge` or `export` wrote.
-        repo: `OWNER/NAME`, or `NAME` for the owner of the token.
-        private: Whether a new repository is private; None = the owner's default.
-        with_rows: Whether the files that hold rows of the user go too (`samples.jsonl`, `rows.jsonl`, ...).
-        run: The run folder that an export comes from, for the card; None = `folder` is that of a run.
-        where: The option that names the repository, for messages.
+        with_rows: Whether the files of a run that hold rows of the user go too (`samples.jsonl`, `rows.jsonl`, ...).
 
     Raises:
-        UserError: The folder holds no model, or the hub refuses or cannot be reached.
+        RecipeError: The run is not finished, or the folder holds no model.
 
     """
-    files = selection.select_run(folder, with_rows=with_rows) if run is None else selection.select_export(folder)
-    repository.check_token(where)
+    user_paths.check("", folder, user_paths.FOLDER)
+    outcome = run_folder.read_json(folder / run_folder.RUN).get("outcome")
+    if outcome == run_folder.DONE:
+        return PushContent(selection.select_run(folder, with_rows=with_rows), card_facts.read_facts(folder))
+    if outcome is not None:
+        problem, fix = f"the run is not finished: {outcome}", "Run its command again: it resumes. Then push."
+        raise RecipeError(Fault(str(folder), problem, fix, code="hub.unfinished_run"))
+    names = (selection.EXPORT_RECORD, selection.MERGE_RECORD)
+    record = next(filter(None, (run_folder.read_json(folder / name) for name in names)), None)
+    if record is None:
+        problem = "the folder is neither a run nor what `merge` or `export` wrote"
+        raise RecipeError(Fault(str(folder), problem, "Name the folder of a finished run.", code="hub.no_model"))
+    files = selection.select_export(folder)
+    run = Path(str(record.get("run") or folder))
+    facts = card_facts.read_facts(run if run.is_dir() else folder)
+    is_adapter = run_folder.ADAPTER_CONFIG in files
+    return PushContent(files, dataclasses.replace(facts, is_adapter=is_adapter, export_files=tuple(sorted(files))))
+
+
+def find_target(where: str, repo: str, *, private: bool | None = None) -> Repository:
+    """Return the repository that a name means, if the token of this machine may write there; create nothing.
+
+    Args:
+        where: The option that names the repository, for messages.
+        repo: `OWNER/NAME`, or `NAME` for the owner of the token.
+        private: Whether a new repository is private; None = the owner's default.
+
+    Raises:
+        UserError: The name cannot be one, or the hub refuses or cannot be reached.
+
+    """
     if fault := hub_names.check(where, repo):
         raise RecipeError(fault)
-    target = repository.create(repository.inspect(where, repo, private=private))
-    facts = card_facts.read_facts(run or folder)
-    if run is not None:
-        facts = dataclasses.replace(
-            facts,
-            is_adapter=run_folder.ADAPTER_CONFIG in files,
-            export_files=tuple(sorted(files)),
-        )
-    files[run_folder.CARD] = write_card(facts, target)
-    return commit(target, files, f"Model trained by trl_sft: {facts.name}")
+    repository.check_token(where)
+    return repository.inspect(where, repo, private=private)
 
 
-def write_card(facts: card_facts.CardFacts, target: Repository) -> bytes:
+def push(content: PushContent, target: Repository) -> PushedCommit:
+    """Push to the hub in one commit, with a model card: the repository is created where it does not exist.
+
+    Weights of an earlier push that would be loaded beside the new ones are removed in the same commit.
+
+    Args:
+        content: That `read_content` returned.
+        target: That `find_target` returned.
+
+    Raises:
+        LaunchError: The hub refuses, or cannot be reached.
+
+    """
+    target = repository.create(target)
+    files = content.files | {run_folder.CARD: write_card(content.facts, target)}
+    return commit(target, files, f"Model trained by trl_sft: {content.facts.name}")
+
+
+def write_card(facts: CardFacts, target: Repository) -> bytes:
     """Return the model card for a repository, with the license of the base model where the hub knows it."""
     license_of_base = base_license.find_license(facts.base, is_online=True, token=target.token)
     return model_card.write_model_card(facts, repo_id=target.repo_id, base_license=license_of_base).encode()

@@ -34,6 +34,7 @@ class Result(NamedTuple):
     output_dir: Path
     steps: int
     metrics: dict[str, float]  # of the last evaluation, as the Trainer names them; empty without held-out rows
+    pushed: dict[str, Any] | None = None  # the commit on the hub, as run.json has it; None = nothing was pushed
 
 
 def measure_completions(run: Run, inputs: TrainingInputs, trainer: SFTTrainer) -> Completions | None:

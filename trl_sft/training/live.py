@@ -134,6 +134,8 @@ def changed_arguments(run: Run, args: SFTConfig) -> list[str]:
     plain = (bool, int, float)
     changes = []
     for name, value in run.train.items():
+        if name == "push_to_hub":  # off, since `hub_push` pushes
+            continue
         now = getattr(args, name, value)
         # a switch may become the word for it: true -> all
         if isinstance(value, plain) and isinstance(now, plain) and now != value:

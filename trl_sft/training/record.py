@@ -114,6 +114,10 @@ class RunRecord:
             entries = entries | {"findings": findings, "phases": phases, "throughput": throughput}
             self._write(entries | {"seconds": round(self.seconds(), 1)})
 
+    def add_push(self, pushed: dict[str, Any]) -> None:
+        """Write down what a finished run pushed to the hub."""
+        self._write({"pushed": pushed})
+
     def seconds(self) -> float:
         """Return the wall time since the inputs were ready."""
         return time.monotonic() - self._started

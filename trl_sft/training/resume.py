@@ -34,7 +34,7 @@ from trl_sft.recipe.checked import Run
 from trl_sft.recipe.folder_decision import CHANGED_DATA, FolderDecision
 from trl_sft.tokenization import token_digest
 from trl_sft.training import early_stopping, live, manifest, stages
-from trl_sft.training.callbacks import ends_epoch, is_trained
+from trl_sft.training.callbacks import AlreadyTrained, ends_epoch, is_trained
 from trl_sft.training.early_stopping import EarlyStopping
 from trl_sft.training.source_losses import SourceLosses
 from trl_sft.training.stages import TrainingInputs
@@ -364,6 +364,21 @@ def remove_old_checkpoints(args: SFTConfig, state: TrainerState) -> None:
         best_model_checkpoint=state.best_model_checkpoint,
         use_mtime=False,
     )
+
+
+def train(trainer: SFTTrainer, checkpoint: Path | None) -> None:
+    """Train; a run whose checkpoint is of its last step is only made ready to be saved.
+
+    Args:
+        trainer: with the callbacks of the run.
+        checkpoint: that the run resumes from; None = it begins.
+
+    """
+    try:
+        with removing_no_checkpoints():
+            trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+    except AlreadyTrained:
+        finalize(trainer)
 
 
 def finalize(trainer: SFTTrainer) -> None:

@@ -20,6 +20,7 @@ from trl_sft.tokenization import encode, template_date
 from trl_sft.training import callbacks, failures, finish, monitor, resume, summary, trackers
 from trl_sft.training.early_stopping import EarlyStopping
 from trl_sft.training.finish import Result
+from trl_sft.training.hub_push import HubPush
 from trl_sft.training.progress import Progress
 from trl_sft.training.record import RunRecord
 from trl_sft.training.sample_answers import SampleAnswers
@@ -61,6 +62,7 @@ def run(checked: Run, decision: FolderDecision) -> Result:
 
             def begin(args: SFTConfig, state: TrainerState, model: PreTrainedModel) -> list[tuple[str, str]]:
                 """Start writing the run folder, after the last check; return the table before step 1."""
+                push.create()
                 record.begin(inputs, entries)
                 rows = None if inputs.rows.streaming else len(trainer.train_dataset)
                 answers = before_after.ask_base(checked, trainer, prompts)
@@ -78,15 +80,13 @@ def run(checked: Run, decision: FolderDecision) -> Result:
             )
             max_hours, command = checked.options.get("max_hours"), failures.resume_command(checked)
             guard = callbacks.Guard(max_hours, command, note=record.monitor.note)
+            push = HubPush(checked, inputs.push, progress.show)
             samples = SampleAnswers(checked, trainer, prompts, own=inputs.prompts, record=record)
-            replace_callbacks(trainer, [stopping, verification, resume_state, samples, progress, record.monitor, guard])
+            states = [stopping, verification, resume_state]
+            replace_callbacks(trainer, [*states, samples, progress, record.monitor, push, guard])
             record.monitor.alert = trackers.isolate(trainer, progress.show)
-            with callbacks.watch(trainer, guard, measured), contextlib.closing(progress):
-                try:
-                    with resume.removing_no_checkpoints():
-                        trainer.train(resume_from_checkpoint=str(record.checkpoint) if record.checkpoint else None)
-                except callbacks.AlreadyTrained:
-                    resume.finalize(trainer)
+            with callbacks.watch(trainer, guard, measured), contextlib.closing(progress), push.waiting_at_early_end():
+                resume.train(trainer, record.checkpoint)
                 result = finish.save(checked, inputs, trainer, record=record, prompts=prompts)
                 earlier_run.remove_replaced(checked.output_dir)
-                return result
+            return result._replace(pushed=push.finish(trainer, record.add_push))

@@ -34,7 +34,8 @@ from trl_sft.recipe.yaml_reader import Key
 from trl_sft.tokenization import build, encode, template_date, tokenizer
 from trl_sft.tokenization.build import TokenizedRows
 from trl_sft.tokenization.tokenizer import ChatTokenizer
-from trl_sft.training import dry_run, refusals, row_lengths
+from trl_sft.training import dry_run, hub_push, refusals, row_lengths
+from trl_sft.training.hub_push import PushPlan
 
 
 @dataclass(frozen=True)
@@ -56,6 +57,7 @@ class TrainingInputs:
     rows: RunRows
     datasets: TokenizedRows
     prompts: Sequence[OwnPrompt] = ()  # of `evaluate.prompts`
+    push: PushPlan | None = None  # to the hub
 
     @property
     def args(self) -> SFTConfig:
@@ -88,13 +90,14 @@ def prepare(run: Run, *, any_machine: bool = False) -> TrainingInputs:
             raise
         console.print_lines(_describe_missing_hardware(error))
     settings, model, chat, rows = read_rows(run, any_machine=any_machine, show=console.print_lines)
+    push = None if any_machine else plan_push(run, settings, model)
     datasets = tokenize(run, chat, rows, settings=settings)
     console.print_lines([*datasets.notes, *describe_settings(settings)])
     console.print_lines(check_row_lengths(run, model, datasets, settings=settings))
     prompts = load_prompts(run, model, rows, datasets=datasets)
     console.print_lines(describe_prompts(settings, prompts))
     dry_run.check(run, model, chat, args=settings.args, datasets=datasets)
-    return TrainingInputs(settings, model, chat, rows, datasets, prompts)
+    return TrainingInputs(settings, model, chat, rows, datasets, prompts, push)
 
 
 def read_rows(
@@ -202,6 +205,13 @@ def check_packages(run: Run, settings: RunSettings) -> None:
 def describe_machine(run: Run, settings: RunSettings) -> str:
     """Return device, threads and precision as the screen shows them."""
     return device.describe_precision(settings.args, run.model.get("dtype", "float32"), settings.quantization)
+
+
+def plan_push(run: Run, settings: RunSettings, model: ModelSource) -> PushPlan | None:
+    """Ask the hub where the run would push, and print what; None = it pushes nothing. Raises LaunchError."""
+    push = hub_push.plan(run, settings.args)
+    console.print_lines(hub_push.describe(run, push, model.name))
+    return push
 
 
 def find_model(run: Run) -> ModelSource:
@@ -319,6 +329,7 @@ def build_trainer(run: Run, inputs: TrainingInputs) -> SFTTrainer:
     `model.packed_attention`): the same values as TRL's, faster.
     """
     args, chat = inputs.args, inputs.chat
+    args.push_to_hub = False  # `hub_push` pushes in its place
     if not Path(inputs.model.name).is_dir():
         weights.check_weights(run, inputs.model)
     set_seed(args.seed)  # for the adapter's first weights; TRL 1.16 does so itself, 1.8 does not

@@ -94,6 +94,9 @@ def check(run: Run, machine: TargetMachine, seconds: float) -> Report:
             data_rows.check_bad_rows(run, formatted)
         report.can_check("tokens", {"settings": settings, "the tokenizer": chat})
         return report
+    if machine.is_this_machine and run.train.get("push_to_hub") and not report.machine_faults:
+        with report.stage("hub"):
+            stages.plan_push(run, settings, model)
     rows, datasets = None, None
     with report.stage("rows"):
         rows = stages.load_rows(run, chat, settings)
