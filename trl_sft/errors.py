@@ -166,5 +166,10 @@ def _shorten(text: str) -> str:
 
 
 def first_line(error: BaseException) -> str:
-    """Return the first line of an upstream error, for use inside one of our messages."""
-    return (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
+    """Return the first line of an upstream error, for use inside one of our messages.
+
+    A line that only announces the next one ("Error(s) in loading state_dict for PeftModel:") is followed by that one.
+    """
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
+    text = f"{lines[0]} {lines[1]}" if lines[0].endswith(":") and len(lines) > 1 else lines[0]
+    return text.rstrip(".")

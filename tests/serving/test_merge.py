@@ -286,6 +286,34 @@ def test_fault_is_named_and_nothing_is_left_behind(fault, qwen, tmp_path, capsys
     assert sorted(path.name for path in tmp_path.rglob("*")) == before
 
 
+def cut(path):
+    """Keep the first 300 bytes of a file."""
+    path.write_bytes(path.read_bytes()[:300])
+
+
+DAMAGES = {
+    "cut weights": (lambda run: cut(run / "adapter_model.safetensors"), "the file is damaged"),
+    "another rank": (lambda run: change_json(run / "adapter_config.json", r=8), "size mismatch"),
+    "no tokenizer": (lambda run: (run / "tokenizer.json").unlink(), "no tokenizer can be loaded"),
+    "empty tokenizer": (lambda run: (run / "tokenizer.json").write_text("{}"), "KeyError: 'added_tokens'"),
+    "IA3": (lambda run: change_json(run / "adapter_config.json", peft_type="IA3"), "of the kind IA3 is not"),
+    "LoftQ": (
+        lambda run: change_json(run / "adapter_config.json", init_lora_weights="loftq"),
+        "`init_lora_weights: loftq` is not merged",
+    ),
+}
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_damaged_or_other_adapter_is_refused_with_what_is_wrong(damage, qwen, run_merge):
+    _, run = qwen
+    change, words = DAMAGES[damage]
+    change(run)
+    code, text, _ = run_merge(run)
+    assert (code, words in text) == (2, True), text
+
+
 @pytest.mark.filterwarnings("ignore")
 def test_checkpoint_of_an_unfinished_run_is_merged_by_its_step(qwen, run_merge):
     base, run = qwen

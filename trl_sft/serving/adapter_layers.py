@@ -20,6 +20,7 @@ from peft.utils.other import AuxiliaryTrainingWrapper, ModulesToSaveWrapper, Tra
 from torch import nn
 from transformers import PreTrainedModel
 
+from trl_sft import run_folder
 from trl_sft.errors import Fault, RecipeError, first_line
 from trl_sft.serving import base_tensors
 
@@ -49,15 +50,11 @@ def check_mergeable(base: Path, adapter: Path, rows: int) -> PreTrainedModel:
         RecipeError: peft cannot merge this kind of adapter.
 
     """
+    _check_kind(adapter)
     config = read_config(adapter)
-    if str(getattr(config.peft_type, "value", config.peft_type)) != "LORA":
-        _refuse(adapter, f"adapters of the kind {config.peft_type} are not merged by this command")
     for name in ("alora_invocation_tokens", "arrow_config", "layer_replication"):
         if getattr(config, name, None):
             _refuse(adapter, f"an adapter with `{name}` cannot be merged: it is no sum of the base's weights")
-    if config.init_lora_weights not in _PLAIN_STARTS:
-        start = f"`init_lora_weights: {config.init_lora_weights}`"
-        _refuse(adapter, f"an adapter with {start} is not merged by this command: it starts from changed base weights")
     config.init_lora_weights = False  # the values come from the file
     if getattr(config, "bias", "none") != "none":
         _refuse(adapter, f"`bias: {config.bias}` is not merged by this command: peft trains the base's own biases")
@@ -70,6 +67,20 @@ def check_mergeable(base: Path, adapter: Path, rows: int) -> PreTrainedModel:
     except Exception as error:  # peft raises ValueError, RuntimeError, NotImplementedError, AttributeError
         _refuse(adapter, f"peft cannot merge this adapter: {first_line(error)}")
     return merged
+
+
+def _check_kind(adapter: Path) -> None:
+    """Refuse an adapter that is no LoRA on the base's own weights, by the words of its file. Raises RecipeError.
+
+    The file is read as it stands: peft refuses some of these kinds with a message about its own arguments.
+    """
+    values = run_folder.read_json(adapter / run_folder.ADAPTER_CONFIG)
+    kind, start = values.get("peft_type", "LORA"), values.get("init_lora_weights", True)
+    if kind != "LORA":
+        _refuse(adapter, f"an adapter of the kind {kind} is not merged by this command, which merges LoRA")
+    if start not in _PLAIN_STARTS:
+        text = f"an adapter with `init_lora_weights: {start}` is not merged by this command"
+        _refuse(adapter, f"{text}: it starts from changed base weights")
 
 
 def read_config(adapter: Path) -> Any:

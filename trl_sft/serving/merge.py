@@ -15,15 +15,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
-from transformers import AutoTokenizer, GenerationConfig, PreTrainedModel
+from transformers import GenerationConfig, PreTrainedModel
 
 from trl_sft import __version__, file_digests, run_folder
 from trl_sft.console import format_bytes
-from trl_sft.errors import Fault, RecipeError
+from trl_sft.errors import Fault, RecipeError, first_line
 from trl_sft.row_progress import RowProgress
-from trl_sft.serving import adapter_layers, base_tensors
+from trl_sft.serving import adapter_layers, base_tensors, model_loading
 from trl_sft.serving.trained_adapter import TrainedAdapter
 
 DTYPES = ("bfloat16", "float16", "float32")
@@ -98,6 +98,7 @@ class Merger:
 
         Raises:
             RecipeError: The adapter or the base model cannot be merged.
+            TemplateError: The tokenizer is absent or damaged.
 
         """
         self.adapter = adapter
@@ -105,7 +106,7 @@ class Merger:
         empty = base_tensors.load_on_meta(adapter.base)
         self.tensors = base_tensors.BaseTensors(adapter.base, empty)
         self.dtype = getattr(torch, dtype) if dtype else empty.dtype
-        self.tokenizer = AutoTokenizer.from_pretrained(adapter.folder)
+        self.tokenizer = model_loading.read_tokenizer(str(adapter.folder), adapter.folder)
         self.rows = _count_rows(adapter.folder, empty, len(self.tokenizer))
         self.model = adapter_layers.check_mergeable(adapter.base, adapter.folder, self.rows)
         if adapter.quantization is not None:
@@ -264,14 +265,20 @@ class Merger:
 
 
 def _count_rows(adapter: Path, model: PreTrainedModel, tokens: int) -> int:
-    """Return the rows of the embedding that the adapter was trained on."""
+    """Return the rows of the embedding that the adapter was trained on. Raises RecipeError if its file is damaged."""
     rows = int(model.get_input_embeddings().weight.shape[0])
-    with safe_open(adapter / "adapter_model.safetensors", "pt") as file:
-        for name in file.keys():  # noqa: SIM118 (not a mapping)
-            if any(part in name for part in ("embed_tokens", "lm_head", "wte", "embed_in")) and "lora" not in name:
-                shape = file.get_slice(name).get_shape()
-                if name.endswith("weight") and "token_adapter.trainable" not in name and len(shape) == 2:
-                    return int(shape[0])
+    path = adapter / "adapter_model.safetensors"
+    try:
+        with safe_open(path, "pt") as file:
+            for name in file.keys():  # noqa: SIM118 (not a mapping)
+                if any(part in name for part in ("embed_tokens", "lm_head", "wte", "embed_in")) and "lora" not in name:
+                    shape = file.get_slice(name).get_shape()
+                    if name.endswith("weight") and "token_adapter.trainable" not in name and len(shape) == 2:
+                        return int(shape[0])
+    except SafetensorError as error:
+        fix = "Restore the file from a copy, or train again."
+        fault = Fault(str(path), f"the file is damaged: {first_line(error)}", fix, code="merge.damaged_adapter")
+        raise RecipeError(fault) from None
     return max(rows, tokens)
 
 

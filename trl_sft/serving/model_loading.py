@@ -31,16 +31,35 @@ _HUB_KEYS = ("revision", "cache_dir", "local_files_only")  # of the base model, 
 
 def load_tokenizer(source: ModelFolder, *, trusts_code: bool) -> PreTrainedTokenizerBase:
     """Return the tokenizer of a folder, or that of its base. Raises TemplateError."""
-    name = source.tokenizer_source
-    try:
-        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(name, trust_remote_code=trusts_code)
-    except Exception as error:
-        problem = f"no tokenizer can be loaded from {name}: {first_line(error)}"
-        fix = "Save the tokenizer there with tokenizer.save_pretrained."
-        raise TemplateError(Fault(str(source.folder), problem, fix, code="model.no_tokenizer")) from None
+    tokenizer = read_tokenizer(source.tokenizer_source, source.folder, trusts_code=trusts_code)
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
     return tokenizer
+
+
+def read_tokenizer(name: str, where: Path, *, trusts_code: bool = False) -> PreTrainedTokenizerBase:
+    """Return a tokenizer as it was saved.
+
+    Args:
+        name: a folder or a hub id.
+        where: the folder that a fault names.
+        trusts_code: whether Python code that it brings may run.
+
+    Raises:
+        TemplateError: it is absent or damaged.
+
+    """
+    try:
+        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(name, trust_remote_code=trusts_code)
+    except Exception as error:
+        reason = f"{type(error).__name__}: {first_line(error)}"
+    else:
+        if len(tokenizer.get_vocab()) > len(tokenizer.added_tokens_decoder):
+            return tokenizer
+        reason = "its vocabulary is empty"  # transformers 5.23 builds one of tokenizer_config.json alone
+    problem = f"no tokenizer can be loaded from {name}: {reason}"
+    fix = "Restore the files of the tokenizer from a copy, or save it there with tokenizer.save_pretrained."
+    raise TemplateError(Fault(str(where), problem, fix, code="model.no_tokenizer"))
 
 
 def load_model(source: ModelFolder, tokenizer: PreTrainedTokenizerBase, *, trusts_code: bool) -> PreTrainedModel:
