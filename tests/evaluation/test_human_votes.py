@@ -251,6 +251,17 @@ def test_votes_command_says_and_writes_what_the_votes_tell(files, tmp_path, caps
     assert len(written["pairs"]) == 40
 
 
+def test_odd_values_in_a_votes_file_change_no_count(files, tmp_path):
+    """A time that is none, and half a character in a name."""
+    votes = [{"item": n, "choice": "equal", "seconds": float("nan"), "note": None} for n in (1, 2)]
+    votes.append({"item": 3, "choice": "left", "seconds": "soon", "harmful": ["right"]})
+    changes = {"votes": votes, "rater": " 王\udcff "}
+    assert files("key.json", "ana.json", "-o", "human.json", changes=changes) == 0
+    written = json.loads((tmp_path / "human.json").read_text(encoding="utf-8"))
+    (rater,) = written["raters"]
+    assert (rater["votes"], rater["median_seconds"], rater["rater"]) == (3, None, "王?")
+
+
 @pytest.mark.parametrize(
     ("words", "changes", "message"),
     [

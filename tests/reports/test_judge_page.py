@@ -79,6 +79,16 @@ def test_wrong_options_are_refused(make_page, words, message, tmp_path, capsys):
     assert message in capsys.readouterr().err
 
 
+def test_key_of_another_page_is_not_replaced(make_page, tmp_path, capsys):
+    page, key = make_page()
+    make_page()  # the same page again
+    run = tmp_path / "a-run-with-a-name"
+    assert cli.main(["judge", str(run), "-o", str(page), "--seed", "1"]) == 2
+    assert "is the key of another page" in capsys.readouterr().err
+    assert json.loads((tmp_path / "page.key.json").read_text(encoding="utf-8")) == key
+    assert cli.main(["judge", str(run), "-o", str(tmp_path / "other.html"), "--seed", "1"]) == 0
+
+
 def test_run_without_answers_or_with_equal_ones_has_no_page(tmp_path, capsys):
     (tmp_path / run_folder.RUN).write_text('{"outcome": "done"}')
     assert cli.main(["judge", str(tmp_path), "-o", str(tmp_path / "p.html")]) == 2

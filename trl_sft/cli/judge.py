@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from trl_sft import console, errors, json_output, run_folder
+from trl_sft import console, errors, json_output, run_folder, user_paths
 from trl_sft.cli import arguments
 
 if TYPE_CHECKING:
@@ -59,8 +59,9 @@ def main(argv: Sequence[str]) -> int:
     if key == options.output:
         fix = "Name another file: the key says which model each answer is of."
         raise errors.RecipeError(errors.Fault("--key", "it is the page itself", fix, code="run.bad_option"))
-    arguments.write_output("--output", options.output, judge_page.format_page(blind.items, blind.key["page"]))
+    _check_earlier_key(key, page=blind.key["page"])
     arguments.write_output("--key", key, json.dumps(blind.key, indent=1) + "\n")
+    arguments.write_output("--output", options.output, judge_page.format_page(blind.items, blind.key["page"]))
     counts = {"pairs": blind.key["pairs"], "items": len(blind.items), "equal_answers": len(blind.key["equal_answers"])}
     json_output.add_values(output=options.output, key=key, page=blind.key["page"], **counts)
     console.print_lines(
@@ -90,6 +91,16 @@ def _read_pairs(folder: Path, chosen: str | None) -> tuple[str, list[AnswerPair]
         fix = f"Run `{console.get_python_command()} -m trl_sft evaluate {shlex.quote(str(folder))}` first."
         raise errors.RecipeError(errors.Fault(str(evaluation), problem, fix, code="votes.no_pairs"))
     return run_folder.EVALUATION, answer_pairs.read_records(run_files.read_lines(evaluation))
+
+
+def _check_earlier_key(path: Path, *, page: str) -> None:
+    """Refuse to replace the key of another page: votes on that page could no longer be read. Raises RecipeError."""
+    user_paths.check("--key", path, user_paths.FILE, is_output=True)
+    earlier = run_folder.read_json(path) if path.is_file() else {}
+    if earlier.get("page", page) != page:
+        problem = f"{path} is the key of another page, {earlier['page']}: votes on it could no longer be read"
+        fix = "Name another file with -o or --key. If nobody has voted on that page, remove the file."
+        raise errors.RecipeError(errors.Fault("--key", problem, fix, code="run.file_exists"))
 
 
 def _explain_no_pairs(answers: Path, *, pairs: int) -> errors.Fault:

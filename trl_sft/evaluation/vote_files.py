@@ -7,6 +7,7 @@ Inputs: paths. Outputs: `PageKey`, `RaterVotes`, and the verdict of a judge on e
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -182,7 +183,7 @@ def _read_vote(entry: Any) -> Vote | None:
         return None
     if not isinstance(harmful, list) or not all(side in (LEFT, RIGHT) for side in harmful):
         return None
-    if not isinstance(seconds, int | float) or isinstance(seconds, bool):
+    if not isinstance(seconds, int | float) or isinstance(seconds, bool) or not math.isfinite(seconds):
         seconds = None
     return Vote(item, entry["choice"], seconds, tuple(harmful), str(entry.get("note") or ""))
 
