@@ -47,6 +47,7 @@ COMMANDS = {
     "report": ["report", "{}"],
     "runs": ["runs", "{}"],
     "judge": ["judge", "{}", "-o", "page.html"],
+    "judge -o": ["judge", ".", "-o", "{}"],
     "votes key": ["votes", "{}", "votes.json"],
     "schema -o": ["schema", "-o", "{}"],
 }

@@ -48,6 +48,7 @@ def main(argv: Sequence[str]) -> int:
     if options.rows < 1:
         fix = "Write a number of at least 1."
         raise errors.UsageError(errors.Fault("--rows", f"it is {options.rows}", fix, code="run.bad_option"))
+    user_paths.check("--output", options.output, user_paths.FILE, is_output=True)
     from trl_sft.evaluation import blind_items
     from trl_sft.reports import judge_page
 
@@ -83,6 +84,8 @@ def _read_pairs(folder: Path, chosen: str | None) -> tuple[str, list[AnswerPair]
     from trl_sft.reports import run_files
 
     run = run_files.read_run(folder)
+    for damage in run.damaged:
+        console.say(f"{folder}/{damage}")
     evaluation = folder / run_folder.EVALUATION
     if chosen == "samples" or (chosen is None and not evaluation.is_file()):
         return run_folder.SAMPLES, answer_pairs.read_pairs(run.samples)
