@@ -42,7 +42,10 @@ def _check_form(evaluation: Mapping[str, Any]) -> Advice | None:
     """Say what the comparison leaves open without the base model's best prompt, or what that prompt shows."""
     few_shot = evaluation["few_shot"]
     if few_shot is None:
-        text = "Answer with --few-shot too: a base model can lose by the form of its answers alone."
+        text = (
+            "Ask the base model with examples too (--few-shot, and training rows that can be read): it can lose by the "
+        )
+        text += "form of its answers alone."
         return "format_only", "the base model was not asked with examples", text
     if evaluation["resolution"] == BETTER and few_shot["resolution"] != BETTER:
         trigger = f"the base model has {few_shot['base']:.1%} with examples, and {evaluation['base']:.1%} without"

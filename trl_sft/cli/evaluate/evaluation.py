@@ -7,6 +7,7 @@ Inputs: a run folder and the options of the command. Outputs: `answers.jsonl`, `
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import datetime
 import json
 import time
@@ -15,7 +16,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from trl_sft import console, errors, json_output, run_folder
-from trl_sft.cli.evaluate import general_suite, prompts, screen, sides
+from trl_sft.cli.evaluate import base_prompts, general_suite, prompts, screen, sides
 from trl_sft.cli.evaluate.sides import Answerer, Side
 from trl_sft.errors import Fault, RecipeError
 from trl_sft.evaluation import (
@@ -176,11 +177,18 @@ def _plan_sides(
     examples = prompts.read_examples(folder, asked)
     if examples.problem:
         return planned, examples.problem
-    with_examples = [
-        _render_with_examples(answerer, item, prompt, examples=examples.rows, number=options.few_shot)
-        for item, prompt in zip(asked, rendered, strict=True)
-    ]
-    side = _build_side(FEW_SHOT, answerer, with_examples, source=models.base, is_base=not models.against)
+    name = str(models.base.tokenizer_source if models.against else models.base.base)
+    base_tokenizer = base_prompts.load_base_tokenizer(name, trusts_code=options.trust_remote_code)
+    builder = base_prompts.BasePromptBuilder(answerer.renderer, answerer.tokenizer, base_tokenizer)
+    limit = answerer.position_limit
+    token_limit = None if limit is None else limit - (answerer.config.max_new_tokens or 0)
+    built = builder.build(asked, rendered, examples=examples.rows, number=options.few_shot, token_limit=token_limit)
+    base = planned[-1]
+    facts = dict(base.facts) | {"template": built.template, "examples": built.examples, "prompt_opens_thought": False}
+    is_open = [sides.opens_thought(answerer.renderer, answerer.tokenizer, row) for row in built.ids]
+    side = dataclasses.replace(
+        base, name=FEW_SHOT, prompts=built.ids, opens_thought=is_open, facts=facts, end_marks=built.end_marks
+    )
     return [*planned, side], ""
 
 
@@ -191,19 +199,6 @@ def _render(renderer: PromptRenderer, item: EvaluationItem) -> RenderedPrompt:
     if isinstance(item.prompt, str):
         return renderer.render(item.prompt)
     return renderer.render_messages(item.prompt, item.tools)
-
-
-def _render_with_examples(
-    answerer: Answerer, item: EvaluationItem, prompt: RenderedPrompt, *, examples: Sequence[Any], number: int
-) -> RenderedPrompt:
-    """Return the tokens of a prompt with examples before it; fewer where the model has too few positions."""
-    limit = answerer.position_limit
-    for count in range(number, 0, -1):
-        content = prompts.add_examples(prompt.content, prompts.choose_examples(examples, item.task, count))
-        longer = answerer.renderer.render_worded(content, item.tools)
-        if limit is None or len(longer.ids) + (answerer.config.max_new_tokens or 0) <= limit:
-            return longer
-    return prompt
 
 
 def _build_side(

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 from trl_sft import console, run_folder
 from trl_sft.data.formats import CHAT, TEXT
 from trl_sft.data.formatted_columns import read_row
-from trl_sft.data.messages import unescape
+from trl_sft.data.messages import REASONING_KEYS, unescape
 from trl_sft.errors import DataError, Fault, RecipeError, UserError, first_line
 from trl_sft.evaluation import before_after, items
 from trl_sft.evaluation.checks import check_requests
@@ -162,9 +162,10 @@ def _read_example(row: Mapping[str, Any], row_type: str) -> Example | None:
         return Example(row.get("task") or "", prompt, completion)
     turns = [turn for turn in prompt if turn["role"] != "system"]
     is_plain = len(turns) == 1 and turns[0]["role"] == "user" and not row.get("tools") and len(completion) == 1
-    if not is_plain or set(completion[0]) != {"role", "content"}:
+    if not is_plain or not {"role", "content"} <= set(completion[0]) <= {"role", "content", *REASONING_KEYS}:
         return None
-    return Example(row.get("task") or "", turns, completion[0])
+    answer = {name: completion[0][name] for name in ("role", "content")}  # without a thought, as of an earlier turn
+    return Example(row.get("task") or "", turns, answer)
 
 
 def _write_key(prompt: Any) -> str:

@@ -17,6 +17,7 @@ from trl_sft.evaluation.before_after import read_last_message
 from trl_sft.evaluation.items import EvaluationItem
 from trl_sft.evaluation.verdict import BASE, FEW_SHOT, TUNED
 
+_LABELS = {FEW_SHOT: "few-shot"}  # of sides whose name is too long
 _SHOWN = 3  # regressions on the screen
 _MARKS = {"improved": "better", "worse": "worse", "no_difference": "same", "not_resolved": "not resolved"}
 
@@ -30,7 +31,7 @@ def describe_plan(asked: Sequence[EvaluationItem], planned: Sequence[Side], prob
         model, facts = side.facts["model"], side.facts
         step = f" at step {model['step']:,}" if model["step"] is not None else ""
         yield (
-            side.name[:9],
+            _LABELS.get(side.name, side.name[:9]),
             f"{model['kind']} {model['name']}{step}; {facts['template']}; thinking: {facts['thinking']}",
         )
     if problem:

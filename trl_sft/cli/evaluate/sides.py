@@ -22,11 +22,12 @@ from tqdm.auto import tqdm
 from transformers import AutoConfig, GenerationConfig, PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from trl_sft import console, file_digests, run_folder
-from trl_sft.errors import Fault, RecipeError, first_line
+from trl_sft.cli.evaluate import base_prompts
+from trl_sft.errors import EXIT_OUT_OF_MEMORY, Fault, RecipeError, RunStopped, first_line
 from trl_sft.evaluation import answer_cache, endpoint, generate, text_loss, thoughts
 from trl_sft.evaluation.answer_cache import CacheCounts, StoredAnswer
 from trl_sft.evaluation.endpoint import Endpoint
-from trl_sft.evaluation.generate import STOP_TOKEN
+from trl_sft.evaluation.generate import LIMIT
 from trl_sft.evaluation.text_loss import TextLoss
 from trl_sft.model import base_digest
 from trl_sft.serving import model_loading
@@ -52,6 +53,7 @@ class Side:
         opens_thought: for each row whether its prompt opens a thought.
         digest: of the model, its weights and how they are loaded.
         facts: what stands beside the scores: model, template, thinking, examples.
+        end_marks: an answer ends before the first of these too; () = at its stop token only.
 
     """
 
@@ -63,6 +65,7 @@ class Side:
     opens_thought: Sequence[bool]
     digest: str
     facts: Mapping[str, Any]
+    end_marks: tuple[str, ...] = ()
 
 
 @dataclass
@@ -156,9 +159,10 @@ class Answerer:
         if self.config.do_sample:  # from the prompt too, so that answers do not depend on their order
             seeds = [xxhash.xxh3_64_intdigest(f"{self.seed} {prompt}".encode()) % 2**31 for prompt in prompts]
         with self._open(side) as model:
-            for batch in generate.generate_batches(
+            batches = generate.generate_batches(
                 model, self.tokenizer, prompts, config=self.config, batch_size=self.batch_size, seeds=seeds
-            ):
+            )
+            for batch in _explain_memory(batches):
                 yield {index: StoredAnswer(self._decode(tokens), stop, len(tokens)) for index, tokens, stop in batch}
 
     @contextlib.contextmanager
@@ -199,14 +203,27 @@ class Answerer:
         if side.endpoint is not None:
             opening, closing = (opening, closing) if opening and closing else thoughts.COMMON_MARKS
         split = thoughts.split_thought(answer.text, opening, closing, is_open=is_open)
+        text, stop = split.answer, answer.stop
+        if side.end_marks and (cut := base_prompts.cut_at_marks(text, side.end_marks)) != text:
+            text, stop = cut, base_prompts.NEXT_EXAMPLE
         return {
-            "text": split.answer,
+            "text": text,
             "thought": split.thought,
             "is_closed": split.is_closed,
-            "stop": answer.stop,
-            "ended": answer.stop == STOP_TOKEN,
+            "stop": stop,
+            "ended": stop != LIMIT,
             "tokens": answer.tokens,
         }
+
+
+def _explain_memory(batches: Iterator[Any]) -> Iterator[Any]:
+    """Yield batches. Raises RunStopped where the memory of the device is not enough for one."""
+    try:
+        yield from batches
+    except torch.OutOfMemoryError:
+        message = "out of memory while a batch was answered; the answers so far are kept\n"
+        message += "Run the same command with a smaller --batch-size: it continues."
+        raise RunStopped(message, EXIT_OUT_OF_MEMORY, code="run.out_of_memory") from None
 
 
 def read_model_config(source: ModelFolder, *, trusts_code: bool) -> PretrainedConfig:
