@@ -32,6 +32,7 @@ AREAS = {
     "report",
     "votes",
     "path",
+    "serve",
 }
 # what makes a fault, or what a fault is made of later
 CONSTRUCTORS = {"Fault", "FormatError", "MaskError", "LocationProblem", "FolderDecision", "PathProblem"}

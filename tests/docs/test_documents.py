@@ -67,6 +67,7 @@ def test_a_command_line_is_accepted_by_the_parser_of_its_command(place, words, p
         "votes",
         "export",
         "evaluate",
+        "serve",
     )
     if words[0] not in others:
         assert words[1 if words[0] in ("check", "fix", "preview", "prepare") else 0].endswith((".yaml", "RECIPE"))

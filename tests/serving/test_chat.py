@@ -14,61 +14,27 @@ import time
 from pathlib import Path
 from types import SimpleNamespace
 
-import jsonschema
+import chat_runs
 import pytest
-from conftest import QUESTIONS, jsonl
+from chat_runs import SCHEMA
+from conftest import QUESTIONS
 from transformers import AutoTokenizer
 
 from trl_sft import cli, errors
-from trl_sft.recipe import paths
-from trl_sft.serving import answers, model_folder, session
+from trl_sft.serving import answers, session
 from trl_sft.tokenization.thinking import ThoughtMarks
 
-RECIPE = """\
-model: {{name_or_path: {model}}}
-data: {{train: {{path: rows.jsonl{source}}}, eval_fraction: 0.2}}
-{lora}
-evaluate: {{generation: {{max_new_tokens: 6}}}}
-train:
-  output_dir: {name}
-  max_steps: 4
-  per_device_train_batch_size: 4
-  learning_rate: 0.02
-  save_steps: 2
-"""
-# the toy model answers in few tokens; a rendered prompt is compared with transformers' own
-PAGE = Path(__file__).parents[2] / "docs" / "reference" / "json.md"
-BLOCK = re.search(r"<!-- schema -->\n```json\n(.*?)```", PAGE.read_text(encoding="utf-8"), re.DOTALL)[1]
-SCHEMA = jsonschema.Draft202012Validator(json.loads(BLOCK))
 TURNS = [{"role": "user", "content": "What is 3 plus 3?"}]
 
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory):
-    """Train all weights, LoRA on a base of its own, and prompts with Alpaca's wording; return the folder."""
-    folder = tmp_path_factory.mktemp("chat")
-    shutil.copytree(paths.EMBEDDED / "tiny", folder / "base")
-    jsonl(folder / "rows.jsonl", QUESTIONS)
-    for name, model, lora, source in (
-        ("full", "trl_sft:tiny", "", ""),
-        ("lora", "base", "lora: {r: 4, target_modules: all-linear}", ""),
-        ("alpaca", "trl_sft:tiny", "", ", wording: alpaca"),
-    ):
-        text = RECIPE.format(model=model, lora=lora, name=folder / name, source=source)
-        (folder / f"{name}.yaml").write_text(text, encoding="utf-8")
-        assert cli.main([str(folder / f"{name}.yaml")]) == 0
-    return folder
+    return chat_runs.train_runs(tmp_path_factory)
 
 
 @pytest.fixture(scope="module")
 def chats(runs):
-    """Return the three models, loaded as the command loads them, with their base models."""
-
-    def load(name):
-        source = model_folder.find_model(runs / name)
-        return answers.open_model(source, compares_base=True, options={}, seed=None, trusts_code=False)
-
-    return {name: load(name) for name in ("full", "lora", "alpaca")}
+    return chat_runs.load_chats(runs)
 
 
 @pytest.fixture

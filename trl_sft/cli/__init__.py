@@ -35,6 +35,7 @@ from trl_sft.cli import (
     report,
     runs,
     schema,
+    serve,
     train,
     votes,
 )
@@ -209,6 +210,7 @@ _COMMAND_WORDS = {
     **dict.fromkeys(["list", "ls", "history", "status"], "runs"),
     **dict.fromkeys(["talk", "ask", "infer", "inference"], "chat"),
     **dict.fromkeys(["rate", "annotate", "label", "blind"], "judge"),
+    **dict.fromkeys(["server", "api", "deploy", "host"], "serve"),
     **dict.fromkeys(["fuse", "combine", "unload"], "merge"),
     **dict.fromkeys(["convert-to-gguf", "gguf", "ollama", "vllm", "quantize"], "export"),
     **dict.fromkeys(["eval", "score", "benchmark", "assess"], "evaluate"),
@@ -231,5 +233,6 @@ COMMANDS: dict[str, Callable[[list[str]], int]] = {
     "report": report.main,
     "runs": runs.main,
     "schema": schema.main,
+    "serve": serve.main,
     "votes": votes.main,
 }

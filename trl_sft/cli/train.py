@@ -28,6 +28,7 @@ commands (a first word that is not a command is a recipe):
   python -m trl_sft import TOOL FILE [-o RECIPE]             convert another trainer's settings to a recipe
   python -m trl_sft merge RUN -o DIR                         merge the adapter of a run into its base model, with proof
   python -m trl_sft export RUN --to gguf,ollama,vllm         write the model for other programs, with proof
+  python -m trl_sft serve RUN [--host HOST] [--port PORT]    serve the tuned model at an OpenAI-compatible endpoint
   python -m trl_sft report RUN [RUN ...] [-o FILE]           write an HTML page about a run, or compare runs
   python -m trl_sft judge RUN -o PAGE                        write a page on which people judge the answers, blind
   python -m trl_sft votes KEY VOTES [VOTES ...]              read their votes: win rate, agreement, checks of raters

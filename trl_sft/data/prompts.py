@@ -67,7 +67,7 @@ def read_prompts(run: Run, rows: RunRows) -> list[FormattedPrompt]:
                 raise item
             prompts.append(format_prompt(item, source_format, row_type=rows.row_type, place=place))
         except FormatError as error:
-            faults.append(Fault(place, error.problem, _adapt_fix(error.fix), code=error.code))
+            faults.append(Fault(place, error.problem, adapt_fix(error.fix), code=error.code))
     if not prompts and not faults:
         where = run.recipe.where(("evaluate", "prompts"))
         faults.append(Fault(where, "the file has no prompts", "Write one prompt per line.", code="data.no_rows"))
@@ -76,7 +76,7 @@ def read_prompts(run: Run, rows: RunRows) -> list[FormattedPrompt]:
     return prompts
 
 
-def _adapt_fix(fix: str) -> str:
+def adapt_fix(fix: str) -> str:
     """Return the instruction for a row as one for a prompt."""
     for words, others in _WORDS_OF_ROWS.items():
         fix = fix.replace(words, others)

@@ -14,7 +14,14 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
-from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase, TextStreamer
+from transformers import (
+    GenerationConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    StoppingCriteria,
+    StoppingCriteriaList,
+    TextStreamer,
+)
 
 from trl_sft.errors import DataError, Fault, RecipeError, first_line
 from trl_sft.evaluation import thoughts as answer_thoughts
@@ -71,7 +78,12 @@ class ChatModel:
         return self.renderer.encoder.thoughts
 
     def answer(
-        self, prompt: RenderedPrompt, *, side: str = TUNED, show: Callable[[str], None] | None = None
+        self,
+        prompt: RenderedPrompt,
+        *,
+        side: str = TUNED,
+        show: Callable[[str], None] | None = None,
+        is_cancelled: Callable[[], bool] | None = None,
     ) -> ChatAnswer:
         """Return the answer to a prompt. Ctrl-C ends it.
 
@@ -79,6 +91,7 @@ class ChatModel:
             prompt: what to ask.
             side: TUNED or BASE.
             show: gets each part of the answer as soon as it is generated; None = nothing is shown.
+            is_cancelled: is called after each token; true ends the answer as Ctrl-C does. None = only Ctrl-C ends it.
 
         Raises:
             DataError: the prompt fills the context of the model.
@@ -94,14 +107,20 @@ class ChatModel:
             input_ids = torch.tensor([prompt.ids], device=model.device)
             torch.manual_seed(self.seed)
             is_streamed = (config.num_beams or 1) == 1
+            keywords: dict[str, Any] = {"streamer": streamer} if is_streamed else {}
+            if config.stop_strings:
+                keywords["tokenizer"] = self.tokenizer
+            if is_cancelled is not None:
+                keywords["stopping_criteria"] = StoppingCriteriaList([_Cancellation(is_cancelled)])
             try:
                 output = model.generate(
                     input_ids=input_ids,
                     attention_mask=torch.ones_like(input_ids),
                     generation_config=config,
-                    **({"streamer": streamer} if is_streamed else {}),
+                    **keywords,
                 )
                 tokens = output[0, len(prompt.ids) :].tolist()
+                interrupted = is_cancelled is not None and is_cancelled()
             except KeyboardInterrupt:
                 interrupted, tokens = True, streamer.tokens
                 streamer.end()
@@ -167,6 +186,18 @@ class _PartStreamer(TextStreamer):
         """Hand on a part of the text that no later token changes."""
         if self._show is not None and text:
             self._show(text)
+
+
+class _Cancellation(StoppingCriteria):
+    """Ends an answer as soon as a function says so."""
+
+    def __init__(self, is_cancelled: Callable[[], bool]) -> None:
+        """Take the function."""
+        self._is_cancelled = is_cancelled
+
+    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor, **_: Any) -> torch.Tensor:  # noqa: ARG002
+        """Return (rows,): whether each row ends here."""
+        return torch.full((input_ids.shape[0],), self._is_cancelled(), device=input_ids.device, dtype=torch.bool)
 
 
 def open_model(

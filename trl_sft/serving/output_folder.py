@@ -9,15 +9,12 @@ from __future__ import annotations
 
 import contextlib
 import shutil
-import signal
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, NoReturn
 
 from trl_sft import run_folder, user_paths
-from trl_sft.errors import EXIT_SIGNAL, Fault, Interrupted, RecipeError, RunStopped
-
-_SIGNALS = ("SIGTERM", "SIGHUP")
+from trl_sft.errors import EXIT_SIGNAL, Fault, RecipeError, RunStopped
+from trl_sft.serving import stop_signals
 
 
 def check(folder: Path) -> None:
@@ -41,7 +38,7 @@ def create(folder: Path) -> Iterator[Path]:
     folder = folder.absolute()
     part = folder.with_name(f".{folder.name}.part")
     new_parents = [path for path in folder.parents if not path.exists()]
-    with _raising_on_signals(), run_folder.lock(part) as is_ours:
+    with stop_signals.raising(), run_folder.lock(part) as is_ours:
         if not is_ours:
             problem = f"{folder}: another process writes to this folder"
             fix = "Wait until it ends, or name another folder."
@@ -60,9 +57,9 @@ def create(folder: Path) -> Iterator[Path]:
                 with contextlib.suppress(OSError):
                     path.rmdir()
             if isinstance(error, KeyboardInterrupt):
-                number = error.args[0] if error.args else signal.SIGINT
+                number = stop_signals.get_number(error)
                 message = "stopped before the end; nothing is left behind\nRun the same command again."
-                raise RunStopped(message, EXIT_SIGNAL + int(number), code="run.interrupted") from None
+                raise RunStopped(message, EXIT_SIGNAL + number, code="run.interrupted") from None
             raise
 
 
@@ -73,23 +70,3 @@ def _empty(part: Path) -> None:
             shutil.rmtree(path)
         elif path.name != run_folder.LOCK:
             path.unlink()
-
-
-@contextlib.contextmanager
-def _raising_on_signals() -> Iterator[None]:
-    """Let the signals that end a process raise an exception inside the block, so that it can clean up."""
-    before: dict[int, Any] = {}
-    for name in _SIGNALS:
-        if (number := getattr(signal, name, None)) is not None:
-            with contextlib.suppress(ValueError):  # not the main thread
-                before[number] = signal.signal(number, _raise)
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-
-
-def _raise(number: int, _frame: object) -> NoReturn:
-    """Raise the exception of a signal."""
-    raise Interrupted(number)

@@ -81,7 +81,7 @@ class PromptRenderer:
         try:
             formatted = data_prompts.format_prompt(item, self.source_format, row_type=self.row_type, place=_PLACE)
         except FormatError as error:
-            raise DataError(Fault(_PLACE, error.problem, error.fix, code=error.code)) from None
+            raise DataError(Fault(_PLACE, error.problem, data_prompts.adapt_fix(error.fix), code=error.code)) from None
         content = formatted.content
         if isinstance(content, list) and history:
             content = [*content[:-1], *history, content[-1]]
@@ -94,13 +94,32 @@ class PromptRenderer:
             raise DataError(Fault(_PLACE, problem, "Correct the prompt.", code="template.refuses_row")) from None
         return RenderedPrompt(content, ids)
 
+    def render_request(self, turns: list[dict[str, Any]]) -> RenderedPrompt:
+        """Return a prompt with its tokens.
+
+        Args:
+            turns: {role, content} of each turn, the system prompt among them; where rows are no chats, one user turn.
+
+        Raises:
+            DataError: the turns cannot be used.
+
+        """
+        if self.has_history:
+            return self.render_messages(turns)
+        if len(turns) == 1 and turns[0].get("role") == "user":
+            return self.render(str(turns[0].get("content") or ""))
+        roles = ", ".join(str(turn.get("role")) for turn in turns)
+        problem = f"the rows of this run are no chats, and the prompt has the turns {roles or 'none'}"
+        fix = "Send one user turn, with all that the model has to know."
+        raise DataError(Fault(_PLACE, problem, fix, code="serve.single_turn"))
+
     def render_messages(self, turns: list[dict[str, Any]], tools: Any = None) -> RenderedPrompt:
         """Return a chat that ends with a prompt, with its tokens. Raises DataError."""
         item = {"messages": turns} | ({"tools": tools} if tools else {})
         try:
             formatted = data_prompts.format_prompt(item, self.source_format, row_type=self.row_type, place=_PLACE)
         except FormatError as error:
-            raise DataError(Fault(_PLACE, error.problem, error.fix, code=error.code)) from None
+            raise DataError(Fault(_PLACE, error.problem, data_prompts.adapt_fix(error.fix), code=error.code)) from None
         return self.render_worded(messages.unescape(formatted.content), formatted.tools)
 
     def render_worded(self, content: Any, tools: Any = None) -> RenderedPrompt:

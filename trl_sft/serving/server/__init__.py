@@ -1,0 +1,1 @@
+"""The tuned model behind an endpoint that speaks OpenAI's chat completions. Answers are those of `chat`."""
