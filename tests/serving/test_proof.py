@@ -153,6 +153,29 @@ def test_folder_of_a_model_without_a_run_is_proved_on_fixed_prompts(folder):
     assert any("fixed" in note for note in content["notes"])
 
 
+ALPACA = """\
+model: {{name_or_path: {folder}/base}}
+data: {{train: {{path: {folder}/rows.jsonl, wording: alpaca}}, eval_fraction: 0.2}}
+evaluate: false
+train: {{output_dir: {folder}/alpaca, max_steps: 2, per_device_train_batch_size: 4}}
+"""
+
+
+def test_wording_is_proved_in_chats_too_and_held_out_rows_are_those_of_the_recipe(folder, tmp_path):
+    (folder / "alpaca.yaml").write_text(ALPACA.format(folder=folder), encoding="utf-8")
+    assert cli.main([str(folder / "alpaca.yaml")]) == 0
+    source = model_folder.find_model(folder / "alpaca")
+    tokenizer = model_loading.load_tokenizer(source, trusts_code=False)
+    prompts = run_prompts.collect(source, build_renderer(source, tokenizer))
+    assert [prompts.count(kind) for kind in ("held_out", "training", "own")] == [8, 20, 4]
+    assert cli.main(["export", str(folder / "alpaca"), "--to", "merged", "-o", str(tmp_path / "export")]) == 0
+    copied = tmp_path / "export" / "merged"
+    shutil.copy(folder / "base" / "chat_template.jinja", copied)  # ChatML around a model that learnt Alpaca's wording
+    _, content = prove(copied, proof.measure(source))
+    assert content["exports"][0]["step_at_fault"] == "template"
+    assert content["exports"][0]["readers"][0]["prompts"]["equal"] == 28
+
+
 def test_data_that_changed_since_the_training_is_replaced_by_recorded_rows(folder, tmp_path):
     run = shutil.copytree(folder / "run", tmp_path / "run")
     record = json.loads((run / "run.json").read_text(encoding="utf-8"))
@@ -161,7 +184,7 @@ def test_data_that_changed_since_the_training_is_replaced_by_recorded_rows(folde
     tokenizer = model_loading.load_tokenizer(source, trusts_code=False)
     prompts = run_prompts.collect(source, build_renderer(source, tokenizer))
     assert (prompts.count("held_out"), prompts.count("training")) == (8, 3)
-    assert "has changed since the training" in prompts.notes[0]
+    assert any("has changed since the training" in note for note in prompts.notes)
     recorded = next(prompt for prompt in prompts.prompts if prompt.is_rendered)
     assert recorded.content.endswith("<|im_start|>assistant\n")
     assert recorded.ids[-1] == tokenizer(recorded.content, add_special_tokens=False)["input_ids"][-1]

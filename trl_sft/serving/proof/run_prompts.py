@@ -77,6 +77,9 @@ def collect(source: ModelFolder, renderer: PromptRenderer) -> RunPrompts:
         collector.add_recorded_rows()
     if all(prompt.is_rendered for prompt in collector.prompts):
         collector.add_own()
+    elif renderer.row_type != CHAT:
+        collector.add_chats()
+    collector.add_notes()
     return RunPrompts(collector.prompts, collector.notes)
 
 
@@ -96,8 +99,6 @@ class _Collector:
         for sample in _read_lines(self._folder / run_folder.SAMPLES, MOST_HELD_OUT):
             if isinstance(prompt := sample.get("prompt"), str | list):
                 self._add(HELD_OUT, prompt)
-        if not self.prompts:
-            self.notes.append(f"no held-out prompts: {run_folder.SAMPLES} has none")
 
     def add_rows_of_recipe(self) -> bool:
         """Add the prompts of the first training rows, and of held-out rows where samples.jsonl has none.
@@ -112,7 +113,8 @@ class _Collector:
         try:
             run = build.load_run(path)
             reason = self._find_change([source for part in run.sources.values() for source in part])
-            head = None if run.data.get("eval_fraction") and _count_bytes(run) <= _MOST_BYTES else MOST_TRAINING
+            needs_all = bool(run.data.get("eval_fraction")) or not self.prompts  # to know which rows are held out
+            head = None if needs_all and _count_bytes(run) <= _MOST_BYTES else MOST_TRAINING
             rows = None if reason else data_rows.load(run, self._renderer.source_format.features, head)
         except UserError as error:
             reason, rows = error.faults[0].problem, None
@@ -124,6 +126,9 @@ class _Collector:
             return False
         if head is not None and run.data.get("eval_fraction"):
             self.notes.append("the training rows are the first of large files, of which eval_fraction holds some out")
+        eval_rows = None if self.prompts else rows.eval_rows
+        for number in range(min(MOST_HELD_OUT, len(eval_rows) if eval_rows is not None else 0)):
+            self._add_row(HELD_OUT, read_row(eval_rows, number))
         for number in rows.train.order[:MOST_TRAINING]:
             self._add_row(TRAINING, read_row(rows.train.rows, int(number)))
         return self._count(TRAINING) > 0
@@ -149,6 +154,21 @@ class _Collector:
         for text in _OWN_PROMPTS:
             rendered = self._renderer.render(text)
             self.prompts.append(ProofPrompt(OWN, rendered.content, None, rendered.ids))
+
+    def add_chats(self) -> None:
+        """Add fixed prompts as chats of one turn: the template of the export writes the wording around them."""
+        for text in _OWN_PROMPTS:
+            chat = [{"role": "user", "content": text}]
+            self.prompts.append(ProofPrompt(OWN, chat, None, self._renderer.render(text).ids))
+
+    def add_notes(self) -> None:
+        """Add the notes on what is missing among the prompts."""
+        if not self._count(HELD_OUT):
+            self.notes.append(f"no held-out prompts: neither {run_folder.SAMPLES} nor the recipe has any")
+        if self._escaped:
+            self.notes.append(
+                f"{self._escaped} prompts with the text of a special token, which is plain text, left out"
+            )
 
     def _find_change(self, sources: list[Any]) -> str:
         """Return why the rows of the recipe are not those of the training, or are not to be read; "" = they are."""
