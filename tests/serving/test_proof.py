@@ -12,14 +12,15 @@ import numpy as np
 import pytest
 from conftest import QUESTIONS, jsonl
 from safetensors.torch import load_file, save_file
-from transformers import AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from trl_sft import cli, errors
 from trl_sft.recipe import paths
 from trl_sft.serving import base_tensors, merge_proof, model_folder, model_loading, proof
 from trl_sft.serving.export import gguf_file, gguf_vocabulary
 from trl_sft.serving.prompts import build_renderer
-from trl_sft.serving.proof import gguf_tokens, llama_reader, run_prompts, trained_reference
+from trl_sft.serving.proof import gguf_tokens, llama_reader, run_prompts, tolerances, trained_reference
+from trl_sft.serving.proof.answer_comparison import AnswerComparison, AnswerSummary
 
 RECIPE = """\
 model: {{name_or_path: {folder}/base}}
@@ -130,6 +131,11 @@ FAULTS = {
     "another system prompt": ("template", "differs at token 1", set_default_system_prompt),
     "BOS doubled": ("template", "the BOS token is doubled: 12 of 12 prompts", double_bos),
     "stop token lost": ("template", "does not end an answer", lose_stop_token),
+    "tied head lost": (
+        "merge",
+        "lm_head.weight",
+        lambda copy, _: change_json(copy / "config.json", tie_word_embeddings=False),
+    ),
     "adapter not merged": ("merge", "those of the base model", put_base_weights),
     "another base": ("merge", "are not the trained ones", shift_base_weights),
 }
@@ -232,6 +238,15 @@ def rewrite(source, target, *, values=None, change=None):
     return target
 
 
+def write_gguf(model, path, number_type):
+    """Write the GGUF file of a folder."""
+    planned = gguf_file.plan(model, base_tensors.load_on_meta(model), number_type, where="the model")
+    tokenizer = AutoTokenizer.from_pretrained(model)
+    vocabulary = gguf_vocabulary.build(tokenizer, planned.config.vocab_size, [2], adds_bos=False, where="the model")
+    metadata = {"tokenizer.chat_template": CHATML}
+    gguf_file.write(planned, dataclasses.replace(vocabulary, pre="llama-bpe"), path, metadata=metadata)
+
+
 def read_tensors(path):
     return {tensor.name: np.array(tensor.data) for tensor in gguf.GGUFReader(path).tensors}
 
@@ -263,6 +278,10 @@ def swap_layers(name, data, tensors):
     return tensors[name.replace("blk.0", "blk.1")] if "blk.0.ffn" in name else data
 
 
+CHATML = (
+    "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\\n' + message['content'] + '<|im_end|>\\n' }}"
+    "{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}"
+)
 TEMPLATE, ADD_BOS, BOS = "tokenizer.chat_template", "tokenizer.ggml.add_bos_token", "tokenizer.ggml.bos_token_id"
 # fault -> (step, words of the message, header, tensors); the function of the tensors gets those of the whole file too
 GGUF_FAULTS = {
@@ -336,15 +355,41 @@ def render_as_training(messages):
 def test_base_exported_in_place_of_the_tuned_model_is_a_fault_of_the_merge(
     folder, original, reference, merged, tmp_path
 ):
-    planned = gguf_file.plan(folder / "base", base_tensors.load_on_meta(folder / "base"), "f32", where="the base")
-    tokenizer = AutoTokenizer.from_pretrained(folder / "base")
-    vocabulary = gguf_vocabulary.build(tokenizer, planned.config.vocab_size, [2], adds_bos=False, where="the base")
-    gguf_file.write(planned, dataclasses.replace(vocabulary, pre="llama-bpe"), tmp_path / "x.gguf", metadata={})
+    write_gguf(folder / "base", tmp_path / "x.gguf", "f32")
     base = read_tensors(tmp_path / "x.gguf")
     spoilt = rewrite(original, tmp_path / "base.gguf", change=lambda name, _: base[name])
     verdict = prove_gguf(spoilt, reference, merged).verdicts[0]
     assert (verdict.step, verdict.fault.code) == ("merge", "proof.wrong_merge")
     assert "those of the base model" in verdict.fault.problem
+
+
+def test_rounding_beyond_the_tolerance_is_a_fault_of_the_quantization(folder, reference, merged, tmp_path, monkeypatch):
+    write_gguf(folder / "export" / "merged", tmp_path / "q8_0.gguf", "q8_0")
+    exported = proof.ExportedModel(proof.GGUF, tmp_path / "q8_0.gguf", "q8_0")
+    strict = tolerances.Tolerance(1e-9, 1e-9, 0.0)
+    monkeypatch.setitem(tolerances._TOLERANCES, "q8_0", strict)
+    result = proof.prove([exported], reference, merged=merged)
+    assert [(verdict.step, verdict.fault.code) for verdict in result.verdicts] == [
+        ("quantization", "proof.lost_in_quantization")
+    ]
+    assert "--gguf-type f16" in result.faults[0].fix
+
+
+def test_rounding_that_takes_what_was_trained_is_a_fault_of_the_quantization(folder, reference, tmp_path):
+    rounded = AutoModelForCausalLM.from_pretrained(folder / "export" / "merged", dtype="bfloat16")
+    shutil.copytree(folder / "export" / "merged", tmp_path / "rounded")
+    rounded.save_pretrained(tmp_path / "rounded")
+    assert prove(tmp_path / "rounded", reference, "bfloat16")[0].passed
+    small = AnswerSummary([AnswerComparison([1e-6]) for _ in reference.answers])
+    result, content = prove(tmp_path / "rounded", dataclasses.replace(reference, base=small), "bfloat16")
+    assert content["exports"][0]["step_at_fault"] == "quantization"
+    assert "has lost what was trained" in result.faults[0].problem
+
+
+def test_model_that_training_did_not_change_is_not_proved(folder, reference):
+    unchanged = AnswerSummary([AnswerComparison([0.0]) for _ in reference.answers])
+    result, content = prove(folder / "export" / "merged", dataclasses.replace(reference, base=unchanged))
+    assert (content["passed"], result.faults[0].code) == (False, "proof.no_change")
 
 
 def test_file_that_llama_cpp_cannot_load_is_a_fault_and_not_the_end_of_the_process(original, reference, tmp_path):

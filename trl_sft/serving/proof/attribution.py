@@ -34,11 +34,11 @@ def judge(
         exported: what was written.
         outputs: what the readers made of it.
         reference: the trained model.
-        merged: the folder that a GGUF file was made from; None = there is none.
+        merged: the merged folder beside a GGUF file; None = there is none.
         read_merged: returns what transformers makes of that folder; called only if the weights differ.
 
     """
-    readers = [_judge_reader(exported, output, reference, merged=merged) for output in outputs]
+    readers = [_judge_reader(exported, output, reference) for output in outputs]
     for reader in readers:
         if reader.agreement.problem:
             problem = f"{reader.output.reader}: {reader.agreement.problem}"
@@ -60,15 +60,9 @@ def judge_unreadable(exported: ExportedModel, fault: Fault) -> ExportVerdict:
     return ExportVerdict(exported, [], CONVERSION if exported.is_gguf else MERGE, fault)
 
 
-def _judge_reader(
-    exported: ExportedModel, output: ReaderOutput, reference: TrainedReference, *, merged: ExportedModel | None = None
-) -> ReaderVerdict:
-    """Return the verdict of one reader; `merged`: the folder that the weights come from."""
-    tolerance = tolerances.find(
-        exported.number_type,
-        merged_type=merged.number_type if merged is not None else None,
-        is_llama_cpp=output.reader == LLAMA_CPP,
-    )
+def _judge_reader(exported: ExportedModel, output: ReaderOutput, reference: TrainedReference) -> ReaderVerdict:
+    """Return the verdict of one reader."""
+    tolerance = tolerances.find(exported.number_type, is_llama_cpp=output.reader == LLAMA_CPP)
     summary = output.summary
     is_within = summary.mean_kl <= tolerance.mean_kl and summary.worst_kl <= tolerance.worst_kl
     agreement = prompt_agreement.compare(reference, output)

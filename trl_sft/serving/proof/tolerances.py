@@ -35,21 +35,12 @@ MOST_OF_CHANGE = 0.75  # an export further from the trained model is about as fa
 SMALLEST_CHANGE = 1e-7  # nats: mean divergence of the base model that float32 can tell from none
 
 
-def find(number_type: str, *, merged_type: str | None, is_llama_cpp: bool) -> Tolerance:
-    """Return the tolerance of an exported model.
-
-    Args:
-        number_type: of its weights.
-        merged_type: of the merged weights that it was made from, which were rounded before; None = there are none.
-        is_llama_cpp: whether llama.cpp computes.
-
-    """
-    tolerances = [_find(number_type)]
-    if merged_type is not None:
-        tolerances.append(_find(merged_type))
-    if is_llama_cpp:
-        tolerances.append(LLAMA_CPP_FLOOR)
-    return Tolerance(*(max(values) for values in zip(*tolerances, strict=True)))
+def find(number_type: str, *, is_llama_cpp: bool) -> Tolerance:
+    """Return the tolerance of a number type; llama.cpp, where it computes, has its own errors beside."""
+    tolerance = _find(number_type)
+    if not is_llama_cpp:
+        return tolerance
+    return Tolerance(*(max(values) for values in zip(tolerance, LLAMA_CPP_FLOOR, strict=True)))
 
 
 def _find(number_type: str) -> Tolerance:
