@@ -255,24 +255,34 @@ def test_export_of_several_formats_is_pushed_side_by_side_with_a_card_that_loads
     for name in ("merged/model.safetensors", "merged/config.json", "gguf/mine-q8_0.gguf", "ollama/Modelfile"):
         (out / name).parent.mkdir(parents=True, exist_ok=True)
         (out / name).write_text("FROM ../gguf/mine-q8_0.gguf\nTEMPLATE x\n" if name.endswith("Modelfile") else "{}")
-    (out / "export.json").write_text(json.dumps({"run": str(finished_run), "formats": {}}))
+    for name in ("adapter_model.safetensors", "adapter_config.json"):
+        (out / "vllm").mkdir(exist_ok=True)
+        (out / "vllm" / name).write_text("{}")
+    reader = {"reader": "llama.cpp", "version": "1", "judges_prompts": True, "prompts": {"compared": 3, "equal": 3}}
+    reader |= {"answers": 3, "equal_answers": 2, "first_differences": [{"prompt": "My secret 1?"}], "mean_kl": 1e-4}
+    proof = {"exports": [{"format": "gguf", "type": "q8_0", "readers": [reader]}]}
+    (out / "export.json").write_text(json.dumps({"run": str(finished_run), "formats": {}, "proof": proof}))
     (out / "merged" / ".part").write_text("x")
     hub.repositories["me/mine"] = hub_server.Repository(private=True)
     hub.repositories["me/mine"].files.update({"adapter_model.safetensors": b"old", "adapter_config.json": b"{}"})
     pushed = push(out, "me/mine")
     files = hub.repositories["me/mine"].files
     expected = {"model.safetensors", "config.json", "mine-q8_0.gguf", "Modelfile", "export.json", "README.md"}
-    assert set(files) == {".gitattributes"} | expected
+    vllm = {"vllm/adapter_model.safetensors", "vllm/adapter_config.json"}  # beside a merged model loaders would take it
+    assert set(files) == {".gitattributes"} | expected | vllm
+    assert "My secret" not in files["export.json"].decode()
     assert pushed.removed == ["adapter_config.json", "adapter_model.safetensors"]
     assert files["Modelfile"] == b"FROM ./mine-q8_0.gguf\nTEMPLATE x\n"
     assert json.loads(files["export.json"])["run"] == "mine"
     card = ModelCard(files["README.md"].decode())
     assert card.data.library_name == "transformers"
     assert "gguf" in card.data.tags
+    assert "| gguf q8_0 | llama.cpp 1 | 3 of 3 | 2 of 3 | 0.0001 |  |\n" in card.text
     assert "llama-cli -m mine-q8_0.gguf" in card.text
     assert "ollama create mine -f Modelfile" in card.text
     assert "AutoPeftModelForCausalLM" not in card.text
     shutil.rmtree(out / "merged")
+    shutil.rmtree(out / "vllm")
     assert push(out, "me/mine").removed == []  # GGUF files alone replace nothing
     card = ModelCard(hub.repositories["me/mine"].files["README.md"].decode())
     assert card.data.library_name == "gguf"

@@ -30,6 +30,7 @@ class CardFacts:
     evaluation: Mapping[str, Any] = field(default_factory=dict)  # eval.json; empty = nothing was generated
     recipe: str = ""  # recipe.yaml, without secrets
     is_adapter: bool = False
+    export: Mapping[str, Any] = field(default_factory=dict)  # export.json
     export_files: tuple[str, ...] = ()  # what a push of an export holds, by path; () = the run itself is described
 
     @property

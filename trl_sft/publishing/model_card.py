@@ -49,6 +49,8 @@ def write_model_card(facts: CardFacts, *, repo_id: str = "", base_license: Mappi
     lines += ["## Results", "", *_write_results(facts), ""]
     if data := list(_write_data(facts)):
         lines += ["## Data", "", *data, ""]
+    if proof := list(_write_proof(facts)):
+        lines += ["## Proof of the formats", "", *proof, ""]
     lines += ["## Use", "", *_write_use(facts, name, is_on_hub=bool(repo_id)), ""]
     lines += ["## Reproduce", "", *_write_recipe(facts)]
     return redaction.redact("\n".join(lines) + "\n")
@@ -270,6 +272,26 @@ def _list_losses_of_rows(part: Mapping[str, Any]) -> Iterator[str]:
         yield f"{number:,} repeated, to reach the weight of their source"
     if number := part.get("missing_end_token"):
         yield f"{number:,} without the end token of their last answer"
+
+
+def _write_proof(facts: CardFacts) -> Iterator[str]:
+    """Yield how the formats of an export compare with the trained model; nothing where no proof is recorded."""
+    proof = facts.export.get("proof")
+    exports = proof.get("exports") if isinstance(proof, Mapping) else None
+    rows = []
+    for entry in exports if isinstance(exports, list) else ():
+        for reader in entry.get("readers") or ():
+            prompts = reader.get("prompts") or {}
+            cells = [f"{entry.get('format')} {entry.get('type')}", f"{reader.get('reader')} {reader.get('version')}"]
+            is_judged = reader.get("judges_prompts")
+            cells.append(f"{prompts.get('equal')} of {prompts.get('compared')}" if is_judged else "not judged")
+            cells.append(f"{reader.get('equal_answers')} of {reader.get('answers')}")
+            cells += [f"{reader[key]:.2g}" if key in reader else "" for key in ("mean_kl", "worst_kl")]
+            rows.append(cells)
+    if rows:
+        yield from ("Each format was read back and compared with the trained model:", "")
+        head = ["format", "read by", "equal prompts", "equal greedy answers", "mean KL", "worst KL"]
+        yield from _write_table(head, rows)
 
 
 def _write_use(facts: CardFacts, name: str, *, is_on_hub: bool) -> Iterator[str]:

@@ -27,7 +27,9 @@ _STATE = re.compile(r"(?:optimizer|scheduler|scaler|rng_state|global_step|random
 _WEIGHTS = re.compile(
     r"(?:.*/)?(?:model|adapter_model|pytorch_model)[\w.-]*\.(?:safetensors|bin|index\.json)|[^/]*\.gguf"
 )
-_FORMATS = ("merged", "gguf", "ollama", "vllm")  # the folders of an export; their files stand side by side on the hub
+_FORMATS = ("merged", "gguf", "ollama")  # the folders of an export whose files stand side by side on the hub
+_VLLM = "vllm"  # an adapter, or the whole model once more: beside a merged model it stays in its folder
+_ROW_TEXTS = ("first_difference", "first_differences")  # of a proof: they may hold prompts and answers of rows
 _MODELFILE_SOURCE = re.compile(r"^(FROM\s+)(?:\S*/)?([^/\s]+\.gguf)\s*$", re.MULTILINE)
 
 
@@ -77,11 +79,12 @@ def select_export(folder: Path) -> Files:
 
     """
     files: Files = {}
+    side_by_side = _FORMATS if (folder / _FORMATS[0]).is_dir() else (*_FORMATS, _VLLM)
     for path in sorted(path for path in folder.rglob("*") if path.is_file()):
         parts = path.relative_to(folder).parts
         if any(part.startswith((".", "_")) for part in parts) or parts[-1] in (run_folder.CARD, "training_args.bin"):
             continue
-        place = "/".join(parts[1:] if parts[0] in _FORMATS and len(parts) > 1 else parts)
+        place = "/".join(parts[1:] if parts[0] in side_by_side and len(parts) > 1 else parts)
         if place not in files:  # a format may hold the files of another one again
             files[place] = clean_file(path)
     if not find_weights(files):
@@ -138,9 +141,9 @@ def clean_json(text: str) -> str:
 
 
 def _strip_paths(value: Any) -> Any:
-    """Return a value of JSON in which each text that is an absolute path is its last name."""
+    """Return a value of JSON without texts of rows, in which each text that is an absolute path is its last name."""
     if isinstance(value, dict):
-        return {_strip_path(name): _strip_paths(inner) for name, inner in value.items()}
+        return {_strip_path(name): _strip_paths(inner) for name, inner in value.items() if name not in _ROW_TEXTS}
     if isinstance(value, list):
         return [_strip_paths(item) for item in value]
     return _strip_path(value) if isinstance(value, str) else value

@@ -91,7 +91,8 @@ def read_content(folder: Path, *, with_rows: bool = False) -> PushContent:
     run = Path(str(record.get("run") or folder))
     facts = card_facts.read_facts(run if run.is_dir() else folder)
     is_adapter = run_folder.ADAPTER_CONFIG in files
-    return PushContent(files, dataclasses.replace(facts, is_adapter=is_adapter, export_files=tuple(sorted(files))))
+    facts = dataclasses.replace(facts, is_adapter=is_adapter, export=record, export_files=tuple(sorted(files)))
+    return PushContent(files, facts)
 
 
 def find_target(where: str, repo: str, *, private: bool | None = None) -> Repository:
