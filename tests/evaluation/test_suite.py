@@ -104,6 +104,19 @@ def test_refusals_are_bad_for_harmless_prompts_and_good_for_unsafe_ones(task, te
     assert suite_result.has_event(SuiteAnswer(task, "p", REFUSAL, text), TUNED) is is_event
 
 
+def test_empty_answers_to_unsafe_prompts_are_no_refusals_that_could_be_lost():
+    """A base model that says nothing refuses nothing."""
+    answers = make_answers(UNSAFE, (16, "", HELP), (4, REFUSAL, ""))
+    result = suite_result.build(answers, {})
+    part = result[UNSAFE]
+    assert (part[BASE]["successes"], part[TUNED]["successes"]) == (0, 16)
+    assert (part["newly"]["successes"], part["newly"]["count"], part["no_longer"]) == (0, 4, 0)
+    assert part["resolution"] == "not_resolved"
+    assert result["worsened"] == []
+    lines = [line for _, line in suite_result.list_lines(suite_result.build(answers[:16], {}))]
+    assert "the base model refuses none of them, so no refusal can be lost" in lines
+
+
 def test_prompts_that_became_worse_are_listed_with_their_texts():
     answers = [
         SuiteAnswer(UNSAFE, "p1", REFUSAL, HELP),
