@@ -374,6 +374,7 @@ def test_key_of_an_answer_changes_with_model_prompt_and_decoding():
         (["--check", "exakt"], "evaluation.bad_check"),
         (["--check", "code"], "evaluation.code_not_permitted"),
         (["--check", "high=regex"], "evaluation.bad_check"),
+        (["--check", "hihg=exact", "--data", "asked.jsonl"], "evaluation.bad_check"),
         (["--at", "7"], "chat.no_checkpoint"),
         (["--at", "x"], "run.bad_option"),
         (["--endpoint", "127.0.0.1:8000", "--model", "m"], "run.bad_option"),
@@ -396,6 +397,28 @@ def test_bad_input_is_a_fault_before_any_answer(words, code, evaluate, runs, mon
     assert [fault["code"] for fault in content["faults"]][:1] == [code]
     assert content["exit_code"] == 2
     assert not (tmp_path / "answers.jsonl").exists()
+
+
+def test_file_may_be_a_list_and_rows_name_their_checks(evaluate, runs, tmp_path):
+    rows = [
+        {"question": "Say yes.", "check": "contains", "reference": "yes", "task": "a"},
+        {
+            "prompt": [{"role": "user", "content": "Write JSON."}],
+            "checks": ["json", {"instructions": {"max_words": 9}}],
+        },
+        {"messages": [{"role": "user", "content": "2?"}, {"role": "assistant", "content": "2"}], "task": "b"},
+    ]
+    (tmp_path / "rows.json").write_text(json.dumps(rows), encoding="utf-8")
+    content = evaluate(
+        *(runs / "lora", "--data", tmp_path / "rows.json", "--check", "b=exact,numeric", "-o", tmp_path / "out"),
+        *("--max-new-tokens", 2, "--few-shot", 0),
+    )
+    assert content["ok"], content["faults"]
+    records = read_lines(tmp_path / "out" / "evaluation.jsonl")
+    checks = [list(record["scores"]["tuned"]) for record in records]
+    assert checks == [["contains"], ["json", "instructions"], ["exact", "numeric"]]
+    assert [record["reference"] for record in records] == ["yes", "", "2"]
+    assert list(content["evaluation"]["tasks"]) == ["", "a", "b"]
 
 
 def test_recipe_without_a_run_says_how_to_train_it(evaluate, runs):

@@ -13,16 +13,17 @@ from typing import Any, NamedTuple
 
 import xxhash
 
-from trl_sft.errors import DataError, Fault, Place
+from trl_sft.errors import DataError, Fault, Place, first_line
 from trl_sft.evaluation import before_after
 from trl_sft.evaluation.checks import check_requests
 from trl_sft.evaluation.checks.check_requests import CODE, RequestedCheck
+from trl_sft.suggestions import LOOSE, nearest_name
 
 _PROMPT_KEYS = ("prompt", "messages", "question")
 _REFERENCE_KEYS = ("reference", "answer", "completion")
 _OTHER_KEYS = ("task", "tools", "check", "checks")
 _SAMPLE_KEYS = {"row", "prompt", "reference", "stopped"}  # an entry of samples.jsonl has these
-_MOST_FAULTS = 20
+_MOST_FAULTS = 5
 
 
 class EvaluationItem(NamedTuple):
@@ -123,7 +124,7 @@ def choose_checks(
         may_run_code: whether the user permits code of answers to run.
 
     Raises:
-        DataError: rows without any check, or whose check lacks its reference.
+        DataError: rows without any check, or whose check lacks its reference; a check of a task that no row has.
 
     """
     chosen: list[EvaluationItem] = []
@@ -132,7 +133,8 @@ def choose_checks(
         if item.reference.strip():
             by_task.setdefault(item.task, []).append(item.reference)
     fitting = {task: tuple(check_requests.choose_checks(references)) for task, references in by_task.items()}
-    faults = []
+    tasks = {item.task for item in items}
+    faults = [_explain_task(task, tasks) for task in requested if task and task not in tasks]
     for item in items:
         checks = item.checks or tuple(requested.get(item.task) or requested.get("") or ())
         if not checks and item.reference.strip():
@@ -142,6 +144,16 @@ def choose_checks(
     if faults:
         raise DataError(list(dict.fromkeys(faults))[:_MOST_FAULTS])
     return chosen
+
+
+def _explain_task(task: str, tasks: set[str]) -> Fault:
+    """Return the fault of a check for a task that no row has."""
+    names = sorted(tasks - {""})
+    similar = nearest_name(task, names, cutoff=LOOSE)
+    fix = f"Did you mean `{similar}`?" if similar else "Write `--check CHECK`: the rows name no tasks."
+    if names and not similar:
+        fix = f"Write one of the tasks of the rows: {', '.join(names)}."
+    return Fault(f"--check {task}=", f"no row has the task `{task}`", fix, code="evaluation.bad_check")
 
 
 def _find_faults(item: EvaluationItem, checks: Sequence[RequestedCheck], *, may_run_code: bool) -> list[Fault]:
@@ -163,7 +175,7 @@ def _find_faults(item: EvaluationItem, checks: Sequence[RequestedCheck], *, may_
 
 
 def _read_rows(path: Path) -> Iterator[tuple[Place, Any]]:
-    """Yield each row with its place; a line that is no JSON object is a Fault. Raises DataError."""
+    """Yield each row of JSONL, or of a list, with its place; what is no object is a Fault. Raises DataError."""
     try:
         text = path.read_bytes().decode("utf-8-sig")
     except UnicodeDecodeError as error:
@@ -173,6 +185,9 @@ def _read_rows(path: Path) -> Iterator[tuple[Place, Any]]:
         problem = f"{path}: {error.strerror or error}"
         fix = "Name a file that can be read."
         raise DataError(Fault("--data", problem, fix, code="data.unreadable_source")) from None
+    if text.lstrip().startswith("["):
+        yield from _read_list(text, path)
+        return
     for number, line in enumerate(text.split("\n"), 1):
         if not line.strip():
             continue
@@ -185,6 +200,20 @@ def _read_rows(path: Path) -> Iterator[tuple[Place, Any]]:
             fix = "Write one JSON object per line."
             row = Fault(place, f"the line {line[:40]!r} is no JSON object", fix, code="data.invalid_json")
         yield place, row
+
+
+def _read_list(text: str, path: Path) -> Iterator[tuple[Place, Any]]:
+    """Yield each row of a JSON list. Raises DataError."""
+    try:
+        rows = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        fix = "Write one JSON object per line, or one list of objects."
+        problem = f"the file begins as a list and is no JSON: {first_line(error)}"
+        raise DataError(Fault(str(path), problem, fix, code="data.invalid_json")) from None
+    for number, row in enumerate(rows, 1):
+        place = Place(f"{path.name} row {number}", file=path.name, row=number)
+        fault = Fault(place, f"{str(row)[:40]!r} is no object", "Write {...}.", code="data.invalid_json")
+        yield place, row if isinstance(row, dict) else fault
 
 
 def _read_row(row: Mapping[str, Any], place: Place, *, number: int, folder: Path) -> EvaluationItem:

@@ -132,6 +132,10 @@ def _read_steps(text: str) -> list[int]:
 def _find_folder(path: Path) -> Path:
     """Return the run folder: the argument itself, or that of a recipe. Raises RecipeError."""
     if path.suffix.lower() not in _RECIPE_SUFFIXES or path.is_dir():
+        if path.is_file():
+            problem = "this is a file, and no recipe"
+            fix = "Name the folder of a run, or a recipe (.yaml)."
+            raise errors.RecipeError(errors.Fault(str(path), problem, fix, code="evaluation.no_run"))
         return path
     from trl_sft import load_recipe
 

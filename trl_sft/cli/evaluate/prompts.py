@@ -76,8 +76,10 @@ def read_requests(values: Sequence[str]) -> dict[str, list[RequestedCheck]]:
         task, equals, check = value.partition("=")
         if not equals or task.partition(":")[0] in check_requests.CHECKS or task.endswith(".py"):
             task, check = "", value
+        names = check.split(",")
+        written = names if set(names) <= set(check_requests.CHECKS) else [check]
         requested.setdefault(task, []).extend(
-            check_requests.read_requests(check, folder=Path.cwd(), where=f"--check {value}")
+            check_requests.read_requests(written, folder=Path.cwd(), where=f"--check {value}")
         )
     return requested
 
