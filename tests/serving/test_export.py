@@ -17,8 +17,9 @@ from transformers import AutoTokenizer
 from trl_sft import cli
 from trl_sft.data.formats import CHAT, PAIRS
 from trl_sft.recipe import paths
+from trl_sft.serving import proof
 from trl_sft.serving.export import exporter, gguf_export, gguf_file, portable_template, vllm_export
-from trl_sft.serving.proof import llama_reader, run_prompts, trained_reference
+from trl_sft.serving.proof import run_prompts, trained_reference
 
 TINY = paths.EMBEDDED / "tiny"
 DOCS = Path(__file__).parents[2] / "docs" / "reference"
@@ -216,7 +217,7 @@ def test_export_that_is_not_the_trained_model_is_exit_code_2_and_nothing_is_left
 
 
 def test_missing_package_is_named_with_the_command_that_installs_it(run, export, monkeypatch):
-    monkeypatch.setattr(llama_reader, "is_installed", lambda name: name != "xllamacpp")
+    monkeypatch.setattr(proof, "is_installed", lambda name: name != "xllamacpp")
     code, text, output = export(run, "ollama")
     assert (code, output.exists()) == (2, False)
     assert "trl-sft[gguf]" in text

@@ -419,7 +419,7 @@ def test_small_memory_is_refused_before_a_model_is_loaded(folder, monkeypatch):
 
 
 def test_missing_package_is_named_with_the_line_for_pip(monkeypatch):
-    monkeypatch.setattr(llama_reader, "is_installed", lambda name: name != "xllamacpp")
+    monkeypatch.setattr(proof, "is_installed", lambda name: name != "xllamacpp")
     with pytest.raises(errors.MissingPackage) as raised:
         proof.check_installed()
     assert "pip install 'trl-sft[gguf]'" in raised.value.faults[0].fix

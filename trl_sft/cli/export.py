@@ -35,9 +35,8 @@ def main(argv: Sequence[str]) -> int:
         return _push(options, options.run)
     formats = _read_formats(options.to)
     target = _find_target(options) if options.push else None  # before hours of writing
-    from trl_sft.serving import output_folder
+    from trl_sft.serving import output_folder, proof
     from trl_sft.serving.export import export_source
-    from trl_sft.serving.proof import llama_reader
 
     source = export_source.find_source(options.run, options.at)
     output = options.output or options.run.resolve().with_name(f"{source.name}-export")
@@ -46,7 +45,7 @@ def main(argv: Sequence[str]) -> int:
         problem, fix = "the base model was not quantized in training", "Leave out `--base dequantized`."
         raise errors.RecipeError(errors.Fault("--base", problem, fix, code="run.bad_option"))
     if "gguf" in formats or "ollama" in formats:
-        llama_reader.check_installed()
+        proof.check_installed()
     console.say("loading   torch and transformers")
     try:
         record = _export(source, formats, options, output=output)

@@ -179,5 +179,6 @@ def _load_adapter(exported: ExportedModel) -> PreTrainedModel:
 
 def _explain(exported: ExportedModel, error: Exception) -> Fault:
     """Return the fault of an exported model that transformers cannot load."""
-    problem = f"transformers cannot load the export ({exported.title}): {first_line(error)}"
-    return Fault(str(exported.path), problem, "Export the run again.", code="proof.unreadable_export")
+    fix = "Serve the run itself with `chat` or `serve`, and report this with the versions in run.json."
+    problem = f"transformers cannot load the export: {first_line(error)}"
+    return Fault(exported.title, problem, fix, code="proof.unreadable_export")

@@ -21,8 +21,7 @@ from typing import Any
 
 import torch
 
-from trl_sft.errors import Fault, MissingPackage, RecipeError
-from trl_sft.model.needed_packages import is_installed
+from trl_sft.errors import Fault, RecipeError
 from trl_sft.row_progress import RowProgress
 from trl_sft.serving.proof import gguf_tokens, llama_server
 from trl_sft.serving.proof.answer_comparison import AnswerComparison, AnswerSummary, compare_steps
@@ -38,15 +37,6 @@ _SECONDS = 600  # for one answer
 _LOG_HEAD = re.compile(r"^[\d.]+ [A-Z] (?:\w+ +\w+: )?")  # time, level and function of a line of llama.cpp's log
 
 
-def check_installed() -> None:
-    """Refuse to write a GGUF file that nothing here could read back. Raises MissingPackage."""
-    missing = [name for name in ("gguf", "xllamacpp") if not is_installed(name)]
-    if missing:
-        problem = f"not installed: {', '.join(missing)}, with which a GGUF file is written and proved"
-        fix = "Run `pip install 'trl-sft[gguf]'` in this Python environment."
-        raise MissingPackage(Fault("gguf", problem, fix, code="package.missing"))
-
-
 def read(exported: ExportedModel, reference: TrainedReference, *, known: ReaderOutput | None = None) -> ReaderOutput:
     """Let llama.cpp render the prompts of a GGUF file and answer them, and compare it with the reference.
 
@@ -57,10 +47,8 @@ def read(exported: ExportedModel, reference: TrainedReference, *, known: ReaderO
 
     Raises:
         RecipeError: llama.cpp cannot load the file.
-        MissingPackage: xllamacpp is not installed.
 
     """
-    check_installed()
     longest = max((len(answer.prompt.ids) for answer in reference.answers), default=0)
     with _serve(exported, longest + reference.answer_tokens + _MARGIN) as server:
         ids: list[list[int]] = []

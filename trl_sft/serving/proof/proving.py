@@ -34,7 +34,7 @@ def prove(
         trusts_code: whether Python code that a model brings may run.
 
     Raises:
-        MissingPackage: a reader is not installed.
+        UserError: a reader cannot be used.
 
     """
     outputs: dict[str, list[ReaderOutput]] = {}
