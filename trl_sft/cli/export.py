@@ -222,6 +222,8 @@ def _describe_tokens(entry: dict[str, Any]) -> str:
     for kind in ("plain", "random"):
         if differ := tokens[f"{kind}_texts_that_differ"]:
             text += f"; {differ} of {tokens[f'{kind}_texts']} {kind} texts differ"
+    if tokens["only_nfc"]:
+        text += "; a text that is not in Unicode's form NFC has other tokens there"
     return text
 
 

@@ -34,6 +34,7 @@ class Vocabulary:
         special_ids: by the name that GGUF has: "bos", "eos", "eot", "eom", "unk", "padding".
         adds_bos: whether llama.cpp begins a text with the BOS token.
         adds_space: whether llama.cpp puts a space before a text; None = it decides.
+        normalizes: whether the tokenizer brings texts to Unicode's form NFC first, which llama.cpp does not.
 
     """
 
@@ -46,6 +47,7 @@ class Vocabulary:
     special_ids: dict[str, int]
     adds_bos: bool
     adds_space: bool | None = None
+    normalizes: bool = False
 
     def add_to(self, writer: gguf.GGUFWriter) -> None:
         """Add the vocabulary to the header of a file."""
@@ -105,6 +107,7 @@ def build(tokenizer: Any, rows: int, stop_ids: list[int], *, adds_bos: bool, whe
         merges=tuple(merges) if kind == BYTE_LEVEL else (),
         special_ids=_choose_special_ids(tokenizer, stop_ids, where),
         adds_bos=adds_bos,
+        normalizes=kind == BYTE_LEVEL and bool(_list_parts(content.get("normalizer"), "normalizers")),
     )
 
 

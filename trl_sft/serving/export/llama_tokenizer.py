@@ -1,24 +1,28 @@
 """llama.cpp tokenizes texts with a vocabulary that is not in any model's file yet.
 
 Inputs: a `Vocabulary`. Outputs: token ids. A model of a few zeros is written into a temporary folder and opened by
-`xllamacpp`, whose server tokenizes. Deliberately not here: which vocabulary is right (`pre_tokenizers`).
+`xllamacpp`, whose server tokenizes, in a child process: native code that crashes or hangs ends with it. Deliberately
+not here: which vocabulary is right (`pre_tokenizers`).
 """
 
 from __future__ import annotations
 
 import http.client
 import json
+import subprocess
+import sys
 import tempfile
 from pathlib import Path
 from types import TracebackType
-from typing import Any
 from urllib.parse import urlsplit
 
 import gguf
 import numpy as np
 
 from trl_sft.serving.export.gguf_vocabulary import Vocabulary
+from trl_sft.serving.proof import llama_server
 
+_SECONDS = 60  # for the tokens of one text
 _SIZE = 32  # of the embedding of the model of zeros: a block of q8_0
 
 
@@ -33,21 +37,20 @@ class LlamaTokenizer:
             name: `general.name` of the file, by which llama.cpp knows some tokenizers.
 
         """
-        import xllamacpp  # noqa: PLC0415 (an optional package)
-
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder) / "vocabulary.gguf"
             _write_zeros(path, vocabulary, name)
-            options = xllamacpp.CommonParams()
-            options.model.path = str(path)
-            options.n_ctx, options.n_parallel, options.cpuparams.n_threads = 64, 1, 1
-            options.warmup, options.verbosity = False, 0
-            try:
-                self._server: Any = xllamacpp.Server(options)
-            except RuntimeError as error:
-                raise ValueError(str(error)) from None
-        address = urlsplit(self._server.listening_address)
-        self._connection = http.client.HTTPConnection(address.hostname or "127.0.0.1", address.port, timeout=60)
+            command = [sys.executable, "-I", str(llama_server.__file__), json.dumps(sys.path), str(path), "64", "1"]
+            self._process = subprocess.Popen(
+                command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
+            )
+            assert self._process.stdout is not None
+            line = self._process.stdout.readline().strip()
+        if not line:
+            self._end()
+            raise ValueError(f"llama.cpp does not take the vocabulary with the rules {vocabulary.pre}")
+        address = urlsplit(line)
+        self._connection = http.client.HTTPConnection(address.hostname or "127.0.0.1", address.port, timeout=_SECONDS)
 
     def __enter__(self) -> LlamaTokenizer:
         """Return the tokenizer itself."""
@@ -58,7 +61,15 @@ class LlamaTokenizer:
     ) -> None:
         """End the server."""
         self._connection.close()
-        self._server = None
+        self._end()
+
+    def _end(self) -> None:
+        """End the child process."""
+        self._process.kill()
+        for stream in (self._process.stdin, self._process.stdout):
+            if stream is not None:
+                stream.close()
+        self._process.wait()
 
     def encode(self, text: str) -> list[int]:
         """Return the token ids of a text: special tokens in it are read as such, and none is added."""

@@ -9,6 +9,7 @@ Deliberately not here: the tokens themselves (`gguf_vocabulary`).
 from __future__ import annotations
 
 import random
+import unicodedata
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
@@ -62,6 +63,7 @@ class TokenComparison:
             space before a text by a rule that llama.cpp does not have.
         random_texts: random pieces of the vocabulary that were compared.
         random_differences: those of them that differ.
+        is_normalized: whether only texts in Unicode's form NFC were compared, to which the tokenizer brings all.
 
     """
 
@@ -71,6 +73,7 @@ class TokenComparison:
     plain_differences: int
     random_texts: int
     random_differences: int
+    is_normalized: bool
 
     def describe(self) -> dict[str, Any]:
         """Return the comparison for export.json."""
@@ -81,6 +84,7 @@ class TokenComparison:
             "plain_texts_that_differ": self.plain_differences,
             "random_texts": self.random_texts,
             "random_texts_that_differ": self.random_differences,
+            "only_nfc": self.is_normalized,
         }
 
 
@@ -126,9 +130,11 @@ def choose(
         TemplateError: No rules of llama.cpp give the same tokens.
 
     """
-    prompts = {text: _encode(tokenizer, text) for text in texts.prompts}
-    plain = {text: _encode(tokenizer, text) for text in (*texts.plain, *PROBES)}
-    randoms = {text: _encode(tokenizer, text) for text in _make_random_texts(tokenizer, len(vocabulary.tokens))}
+    random_texts = _make_random_texts(tokenizer, len(vocabulary.tokens))
+    parts = [list(texts.prompts), [*texts.plain, *PROBES], random_texts]
+    if vocabulary.normalizes:  # texts in the form NFC are the same in both
+        parts = [[unicodedata.normalize("NFC", text) for text in part] for part in parts]
+    prompts, plain, randoms = ({text: _encode(tokenizer, text) for text in part} for part in parts)
     best: _Candidate | None = None
     first_difference, furthest = "", -1
     for rules, model_name in _list_candidates(vocabulary, tokenizer, name):
@@ -161,6 +167,7 @@ def choose(
         plain_differences=best.plain_differences,
         random_texts=len(randoms),
         random_differences=best.random_differences,
+        is_normalized=vocabulary.normalizes,
     )
     return best.vocabulary, best.name, comparison
 
