@@ -1,13 +1,16 @@
 """Time and peak memory of `merge` against peft's `merge_and_unload`, on a random model of several shards.
 
-    python benchmarks/merge.py [PARAMETERS IN MILLIONS]     (default: 300)
+    python benchmarks/merge.py [PAIRS] [PARAMETERS IN MILLIONS]     (default: 3 pairs, 300)
 
-Both run in a fresh process each: read base and adapter, merge, write. The merged tensors are compared first, bit by
-bit; then wall time, and the largest resident memory that is no mapped file (`RssAnon`, sampled), are printed with their
-ratio. The proof of `merge`, which loads the whole model, is measured apart.
+Both run in a fresh process each, in pairs whose order is reversed every time: read base and adapter, merge, write. The
+merged tensors are compared first, bit by bit; then processor time, wall time, and the largest resident memory that is
+no mapped file (`RssAnon`, sampled) are printed, each as the median of the pairs with the lowest and highest, and their
+ratios. The proof of `merge`, which loads the whole model, is measured apart, once.
 """
 
 import os
+import shutil
+import statistics
 import subprocess
 import sys
 import tempfile
@@ -22,7 +25,6 @@ HIDDEN, VOCABULARY, SHARD = 1024, 32000, "200MB"
 def build(folder: Path, millions: int) -> None:
     """Write a random Llama in bfloat16, and an adapter on all its linear layers, as a finished run."""
     import json
-    import shutil
 
     import torch
     from peft import LoraConfig, get_peft_model
@@ -96,14 +98,14 @@ def measure(part: str, folder: Path) -> None:
         while not done.wait(0.005):
             largest[0] = max(largest[0], read_memory())
 
-    before, begin = read_memory(), time.perf_counter()
+    before, begin, used = read_memory(), time.perf_counter(), time.process_time()
     thread = threading.Thread(target=sample)
     thread.start()
     PARTS[part](folder)
-    seconds = time.perf_counter() - begin
+    seconds, processor = time.perf_counter() - begin, time.process_time() - used
     done.set()
     thread.join()
-    print(f"measured {seconds} {largest[0] - before}")
+    print(f"measured {processor} {seconds} {(largest[0] - before) / 2**20}")
 
 
 def read_memory() -> int:
@@ -112,12 +114,15 @@ def read_memory() -> int:
     return int(line.split()[1]) * 1024
 
 
-def run_part(part: str, folder: Path) -> tuple[float, float]:
-    """Run one part in a fresh process; return seconds and bytes."""
+def run_part(part: str, folder: Path) -> list[float]:
+    """Run one part in a fresh process; return processor time and wall time in seconds, and memory in MiB."""
+    for name in ("ours", "peft", "whole"):
+        if name == part or (name, part) == ("whole", "proof"):
+            shutil.rmtree(folder / name, ignore_errors=True)
     command = [sys.executable, __file__, part, str(folder)]
     output = subprocess.run(command, check=True, capture_output=True, text=True, env=os.environ).stdout
-    _, seconds, size = next(line for line in output.splitlines() if line.startswith("measured")).split()
-    return float(seconds), float(size)
+    line = next(line for line in output.splitlines() if line.startswith("measured"))
+    return [float(word) for word in line.split()[1:]]
 
 
 def _load(folder: Path) -> dict[str, Any]:
@@ -138,20 +143,37 @@ def compare(folder: Path) -> None:
     assert equal == len(ours)
 
 
+def describe(values: list[float], digits: int) -> str:
+    """Return the median with the lowest and highest value."""
+    numbers = [f"{number:,.{digits}f}" for number in (statistics.median(values), min(values), max(values))]
+    return f"{numbers[0]} ({numbers[1]} to {numbers[2]})"
+
+
 def main() -> None:
-    """Build, measure both, compare, print."""
-    if len(sys.argv) > 2:
+    """Build, measure both in pairs, compare, print."""
+    if len(sys.argv) > 2 and sys.argv[1] in PARTS:
         measure(sys.argv[1], Path(sys.argv[2]))
         return
+    pairs = int(sys.argv[1]) if len(sys.argv) > 1 else 3
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        build(folder, int(sys.argv[1]) if len(sys.argv) > 1 else 300)
-        results = {part: run_part(part, folder) for part in ("ours", "peft", "proof")}
-        compare(folder)
-    for part, (seconds, size) in results.items():
-        print(f"{part:<6} {seconds:6.1f} s   peak {size / 2**20:7.0f} MiB")
-    (time_ours, size_ours), (time_peft, size_peft) = results["ours"], results["peft"]
-    print(f"ours / peft: time {time_ours / time_peft:.2f}, memory {size_ours / size_peft:.2f}")
+        build(folder, int(sys.argv[2]) if len(sys.argv) > 2 else 300)
+        results: dict[str, list[list[float]]] = {"ours": [], "peft": []}
+        for number in range(pairs):
+            for part in ("ours", "peft") if number % 2 == 0 else ("peft", "ours"):
+                results[part].append(run_part(part, folder))
+            if number == 0:
+                compare(folder)
+        results["proof"] = [run_part("proof", folder)]
+    names = (("processor s", 1), ("wall s", 1), ("peak MiB", 0))
+    for part, rows in results.items():
+        columns = [list(column) for column in zip(*rows, strict=True)]
+        print(
+            part, *(f"{name} {describe(column, n)}" for (name, n), column in zip(names, columns, strict=True)), sep="  "
+        )
+    for index, (name, _) in enumerate(names):
+        ratios = [ours[index] / theirs[index] for ours, theirs in zip(results["ours"], results["peft"], strict=True)]
+        print(f"ours / peft: {name} {describe(ratios, 2)}")
 
 
 if __name__ == "__main__":
