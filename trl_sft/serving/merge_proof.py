@@ -21,8 +21,9 @@ from trl_sft import run_folder
 from trl_sft.errors import Fault, RecipeError, first_line
 from trl_sft.serving.merge import DEQUANTIZED, Merger
 
-# the largest difference of logits, as a share of their spread, that rounding the merged weights to a dtype explains
-TOLERANCES = {"float32": 1e-4, "float16": 1e-2, "bfloat16": 5e-2}
+# The largest difference of logits, as a share of their spread, that rounding the merged weights to a dtype explains.
+# It grows with the layers: SmolLM2-135M (30 layers) differs by 6e-6, 0.0022 and 0.044 to 0.05 or more.
+TOLERANCES = {"float32": 1e-4, "float16": 1e-2, "bfloat16": 0.15}
 _MOST_OF_CHANGE = 0.75  # a merged model further from the tuned one is about as far from it as the base model is
 _FLOOR = 1e-5  # differences of float32 in another order of additions
 _ROWS, _TOKENS = 8, 128
