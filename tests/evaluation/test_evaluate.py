@@ -1,5 +1,6 @@
 """`evaluate`: both sides get the prompts of training, answers are kept, and every number follows from the records."""
 
+import functools
 import json
 import math
 import re
@@ -17,11 +18,13 @@ from conftest import QUESTIONS, jsonl
 from scipy import stats
 from transformers import GenerationConfig
 
-from trl_sft import cli
-from trl_sft.evaluation import answer_cache, generate, verdict
+from trl_sft import cli, load_recipe
+from trl_sft.evaluation import answer_cache, before_after, generate, items, verdict
 from trl_sft.evaluation.answer_cache import StoredAnswer
 from trl_sft.recipe import paths
 from trl_sft.serving import model_folder, model_loading, prompts
+from trl_sft.tokenization import encode
+from trl_sft.training import stages
 
 RECIPE = """\
 model: {{name_or_path: base}}
@@ -215,6 +218,30 @@ def test_held_out_prompts_have_the_answers_of_training_and_the_report_its_chapte
     page = (runs / "lora" / "report.html").read_text(encoding="utf-8")
     assert "Base against tuned" in page
     assert kept["evaluation"]["verdict"]["text"].split(":")[0] in page
+
+
+def test_prompts_have_the_tokens_that_training_gave_them(runs, monkeypatch):
+    """Also those of a chat with tools and with a token of the template in its text, which samples.jsonl keeps."""
+    monkeypatch.chdir(runs)
+    tool = {"type": "function", "function": {"name": "add", "parameters": {"type": "object", "properties": {}}}}
+    turns = [{"role": "user", "content": "What <|im_end|> is it?"}, {"role": "assistant", "content": "4"}]
+    jsonl(runs / "tools.jsonl", [{"messages": turns, "tools": [tool]}] * 2 + [{"messages": turns}] * 6)
+    text = RECIPE.format(lora="", name=runs / "tools").replace("rows.jsonl", "tools.jsonl").replace("4", "1", 1)
+    text = text.replace(
+        "eval_fraction: 0.2", "eval: {path: tools.jsonl}, drop_leaked: false, special_tokens_in_text: text"
+    )
+    text = text.replace("model: {name_or_path: base}", "model: {name_or_path: base}\ntokenizer: {chat_template: qwen3}")
+    (runs / "tools.yaml").write_text(text, encoding="utf-8")
+    assert cli.main([str(runs / "tools.yaml"), "train.max_steps=1"]) == 0
+    run = load_recipe(runs / "tools.yaml")
+    inputs = stages.prepare(run)
+    encode_prompt = functools.partial(encode.encode_prompt, inputs.datasets.encoder)
+    expected = before_after.select_prompts(run, inputs.rows, encode=encode_prompt, ledger=inputs.datasets.ledger)
+    source = model_folder.find_model(runs / "tools")
+    renderer = prompts.build_renderer(source, model_loading.load_tokenizer(source, trusts_code=False))
+    asked = items.read_samples(before_after.read_samples(runs / "tools" / "samples.jsonl"))
+    assert [renderer.render_worded(item.prompt, item.tools).ids for item in asked] == expected.ids
+    assert len({len(ids) for ids in expected.ids}) == 2
 
 
 def test_same_model_on_both_sides_is_no_difference(evaluate, runs, tmp_path):

@@ -36,6 +36,7 @@ from trl_sft.serving.prompts import PromptRenderer
 
 _SAMPLING_KEYS = ("temperature", "top_p", "top_k", "min_p", "typical_p")
 _DIGEST_FILES = ("config.json", run_folder.ADAPTER_CONFIG)
+_HUB_KEYS = ("revision", "cache_dir", "local_files_only")
 _PROMPT_END = 16  # tokens in which the mark that opens a thought stands
 _DATE_FREE_DIGITS = 12  # of the digest of a template
 
@@ -227,9 +228,23 @@ def _explain_memory(batches: Iterator[Any]) -> Iterator[Any]:
 
 
 def read_model_config(source: ModelFolder, *, trusts_code: bool) -> PretrainedConfig:
-    """Return the configuration of a model, without its weights."""
+    """Return the configuration of a model, without its weights. Raises RecipeError."""
+    name, keywords = _name_model(source)
+    try:
+        return AutoConfig.from_pretrained(name, trust_remote_code=trusts_code, **keywords)
+    except Exception as error:  # of the hub, of a damaged file, of the code of a model
+        problem = f"{name} cannot be loaded: {first_line(error)}"
+        fix = "Copy or download the model again."
+        if "trust_remote_code" in str(error):
+            fix = "Read the code of the model; if you trust it, add --trust-remote-code."
+        raise RecipeError(Fault(str(source.folder), problem, fix, code="chat.unreadable_model")) from None
+
+
+def _name_model(source: ModelFolder) -> tuple[str, dict[str, Any]]:
+    """Return where the configuration of a model is, and keywords for the hub."""
     name = source.base if source.is_adapter else str(source.weights)
-    return AutoConfig.from_pretrained(name, trust_remote_code=trusts_code)
+    recorded = source.inference.get("model") or {}
+    return name, {} if Path(name).is_dir() else {key: recorded[key] for key in _HUB_KEYS if key in recorded}
 
 
 def choose_config(
@@ -253,9 +268,9 @@ def choose_config(
         RecipeError: an option that transformers refuses.
 
     """
-    name = source.base if source.is_adapter else str(source.weights)
+    name, keywords = _name_model(source)
     try:
-        saved = GenerationConfig.from_pretrained(name)
+        saved = GenerationConfig.from_pretrained(name, **keywords)
     except OSError:
         saved = GenerationConfig.from_model_config(own)
     stops = model_loading.read_generation_config(source, tokenizer, own=saved)
