@@ -112,7 +112,7 @@ def test_recipe_is_reproduced_with_its_overrides_versions_machine_and_digests_bu
 
 def test_card_of_a_repository_downloads_and_loads_from_it_and_that_of_a_folder_from_the_folder():
     on_hub, local = model_card.write_model_card(FACTS, repo_id="me/new"), model_card.write_model_card(FACTS)
-    assert "hf download me/new --local-dir new\npython -m trl_sft chat new\n" in on_hub
+    assert "hf download me/new --local-dir new\npython -m trl_sft chat new  # talk to the model\n" in on_hub
     assert 'pipeline("text-generation", "me/new")' in on_hub
     assert 'from_pretrained(folder, dtype="bfloat16")' in on_hub
     assert "hf download" not in local

@@ -24,6 +24,7 @@ from conftest import QUESTIONS
 from trl_sft import cli
 from trl_sft.cli import serve as serve_command
 from trl_sft.evaluation import generate
+from trl_sft.publishing import next_commands
 from trl_sft.serving import answers
 from trl_sft.serving.server import address, app, parts, process, request
 from trl_sft.tokenization.thinking import ThoughtMarks
@@ -273,10 +274,10 @@ def serve_once(words, use, capsys):
     """Run `serve` in this process until `use`, called once it is ready, returns; return exit code and output."""
     is_running, screen, failures = threading.Event(), [], []
     is_running.set()
-    print_lines = process.format_curl
+    print_line = next_commands.format_curl
 
-    def format_curl(url, body):
-        screen.append((url, body, print_lines(url, body)))
+    def format_curl(body, url):
+        screen.append((url, body, print_line(body, url)))
         return screen[-1][2]
 
     def act():
@@ -295,7 +296,7 @@ def serve_once(words, use, capsys):
     thread.start()
     capsys.readouterr()
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(process, "format_curl", format_curl)
+        patch.setattr(next_commands, "format_curl", format_curl)
         try:
             code = cli.main(["serve", *map(str, words)])
         finally:

@@ -20,13 +20,13 @@ from typing import TYPE_CHECKING, Any
 
 from trl_sft import console, errors, json_output, run_folder
 from trl_sft.cli import arguments
+from trl_sft.publishing import next_commands
 
 if TYPE_CHECKING:
     from trl_sft.serving.answers import ChatModel
     from trl_sft.serving.model_folder import ModelFolder
 
 _PACKAGES = ("fastapi", "uvicorn")  # of the extra `serve`
-_PROMPT = "Hello"
 _LONGEST_PROMPT = 200  # characters of the first request
 _EPILOG = """\
 Answers are those of `chat`: the same prompts, stop tokens, limit and decoding, unless a request says otherwise.
@@ -68,9 +68,13 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
     )
     parser.add_argument("run", metavar="RUN", type=Path, help="the folder of a run, an adapter or a model")
     parser.add_argument(
-        "--host", default="127.0.0.1", help="the address to listen on; 127.0.0.1 by default: this machine alone"
+        "--host",
+        default=next_commands.DEFAULT_HOST,
+        help="the address to listen on; 127.0.0.1 by default: this machine alone",
     )
-    parser.add_argument("--port", type=int, default=8000, help="8000 by default; 0: one that the system chooses")
+    parser.add_argument(
+        "--port", type=int, default=next_commands.DEFAULT_PORT, help="8000 by default; 0: one that the system chooses"
+    )
     parser.add_argument("--at", metavar="STEP", type=int, help="the checkpoint of this step")
     parser.add_argument(
         "--trust-remote-code", action="store_true", help="let Python code run that the model brings with it"
@@ -110,15 +114,15 @@ def _serve(source: ModelFolder, options: argparse.Namespace, listener: socket.so
         )
         url = address.format_url(options.host, address.get_port(listener))
         load_seconds = time.monotonic() - began
-        service = app.AnswerService(chat, _choose_name(source))
-        body = {"model": service.name, "messages": [{"role": "user", "content": _choose_prompt(source, chat)}]}
+        service = app.AnswerService(chat, next_commands.choose_model_name(source.folder, source.step))
+        body = next_commands.build_request(service.name, _choose_prompt(source, chat))
         with process.run(service, listener, options.host) as ended:
             console.print_lines(_describe(chat))
             first = process.ask(url, body)
             values = {"endpoint": f"{url}/v1", "model": service.name, "load_seconds": round(load_seconds, 3)}
             json_output.add_values(**values, first_request=_describe_first(body, first))
             console.print_lines(_describe_ready(values, first))
-            console.say(process.format_curl(url, body))
+            console.say(next_commands.format_curl(body, url))
             service.is_announced = True
             try:
                 ended.wait()
@@ -133,23 +137,17 @@ def _serve(source: ModelFolder, options: argparse.Namespace, listener: socket.so
     return errors.EXIT_DONE
 
 
-def _choose_name(source: ModelFolder) -> str:
-    """Return the name of the served model."""
-    name = source.folder.resolve().name or "model"
-    return name if source.step is None else f"{name}@{source.step}"
-
-
 def _choose_prompt(source: ModelFolder, chat: ChatModel) -> str:
     """Return a prompt that the model knows: the first short held-out one; "Hello" where none can be had."""
     if not chat.renderer.has_history:
-        return _PROMPT
+        return next_commands.DEFAULT_PROMPT
     for sample in _iterate_samples(source.folder / run_folder.SAMPLES):
         turns = sample.get("prompt")
         if isinstance(turns, list) and len(turns) == 1 and isinstance(turns[0], dict):
             text = turns[0].get("content")
             if isinstance(text, str) and text.strip() and len(text) <= _LONGEST_PROMPT and text.isprintable():
                 return text
-    return _PROMPT
+    return next_commands.DEFAULT_PROMPT
 
 
 def _iterate_samples(path: Path) -> Iterator[dict[str, Any]]:

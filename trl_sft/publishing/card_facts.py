@@ -41,6 +41,12 @@ class CardFacts:
         return str(base or self.recipe_values.get("model.name_or_path") or "")
 
     @property
+    def architecture(self) -> str:
+        """The class of the model; "" = it is not recorded."""
+        inference = self.run.get("inference")
+        return str(inference.get("architecture") or "") if isinstance(inference, Mapping) else ""
+
+    @property
     def base_id(self) -> str:
         """The hub id of the base model; "" = a folder of the machine that trained."""
         return self.base if is_hub_id(self.base) else ""

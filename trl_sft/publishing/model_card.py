@@ -16,6 +16,7 @@ from typing import Any
 from huggingface_hub import EvalResult, ModelCardData
 
 from trl_sft import redaction, run_folder
+from trl_sft.publishing import next_commands
 from trl_sft.publishing.card_facts import CardFacts
 from trl_sft.publishing.selection import find_weights
 from trl_sft.recipe import paths
@@ -295,7 +296,7 @@ def _write_proof(facts: CardFacts) -> Iterator[str]:
 
 
 def _write_use(facts: CardFacts, name: str, *, is_on_hub: bool) -> Iterator[str]:
-    """Yield how to talk to the model, with this package and without it, and how to merge an adapter."""
+    """Yield the commands that fit the model, how it is used without this package, and how to merge an adapter."""
     if facts.export_files:
         yield from _write_export_use(facts, name)
         return
@@ -304,7 +305,10 @@ def _write_use(facts: CardFacts, name: str, *, is_on_hub: bool) -> Iterator[str]
     yield "```sh"
     if is_on_hub:
         yield f"hf download {shlex.quote(name)} --local-dir {words}"
-    yield from (f"python -m trl_sft chat {words}", "```", "")
+    commands = next_commands.list_next_commands(folder, is_adapter=facts.is_adapter, architecture=facts.architecture)
+    for command in commands:
+        yield f"python -m trl_sft {shlex.join(command.words)}  # {command.title}"
+    yield from (next_commands.format_curl(next_commands.build_request(folder)), "```", "")
     yield from (("Without trl_sft:" if is_on_hub else f"`{folder}` is this folder. Without trl_sft:"), "")
     differs = bool(facts.run.get("differs_from_base"))
     yield from ("```python", *write_usage(name, differs_from_base=differs), "```")

@@ -93,6 +93,7 @@ def save(
             *best_line,
         ],
         answers=list(before_after.last_screen(comparison)) if comparison else [],
+        architecture=inputs.model.config.architectures[0],
     )
     for line in summary.after(run, trainer.state, screen):
         console.say(line)

@@ -39,6 +39,7 @@ def describe_inference(run: Run, inputs: TrainingInputs) -> dict[str, Any]:
         "quantization": inputs.quantization.to_dict() if inputs.quantization is not None else None,
         "new_tokens": list(inputs.chat.new_tokens),
         "base": inputs.model.name,
+        "architecture": (inputs.model.config.architectures or [""])[0],
     }
     digest = base_digest.compute_digest(
         inputs.model.name, revision=run.model.get("revision"), cache_dir=run.model.get("cache_dir")

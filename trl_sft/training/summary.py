@@ -19,6 +19,7 @@ from trl_sft import run_folder
 from trl_sft.console import format_duration, format_number_of, get_python_command
 from trl_sft.model import cpu_loss, packed_attention, patches
 from trl_sft.model.load import unwrap_adapter
+from trl_sft.publishing import next_commands
 from trl_sft.recipe import paths
 from trl_sft.recipe.checked import Run
 from trl_sft.training.memory import fit
@@ -37,6 +38,7 @@ class LastScreen:
     metrics: dict[str, float]  # on held-out rows at the end; empty = no rows are held out
     trained: list[str]  # what the training loop did
     answers: list[str]  # before and after, side by side
+    architecture: str  # the class of the model
 
 
 def before(args: SFTConfig, state: TrainerState, model: PreTrainedModel, *, rows: int | None) -> list[tuple[str, str]]:
@@ -165,19 +167,22 @@ def after(run: Run, state: TrainerState, screen: LastScreen) -> list[str]:
         ),
         *([f"    {checkpoints}"] * bool(checkpoints)),
         "",
-        "Next: talk to the model",
-        f"  {format_chat_command(run_folder.shorten_path(run.output_dir))}",
-        *_merge_lines(run),
+        *_list_next_lines(run, screen.architecture),
     ]
 
 
-def _merge_lines(run: Run) -> list[str]:
-    """Return the command that merges the adapter of a run; no line for a run of all weights."""
-    if not paths.is_adapter(run.output_dir):
-        return []
+def _list_next_lines(run: Run, architecture: str) -> list[str]:
+    """Return the commands that fit the run, each below what it does, and the request that a server answers."""
     folder = run_folder.shorten_path(run.output_dir)
-    words = shlex.join(["merge", folder, "-o", f"{folder}-merged"])
-    return ["Or merge the adapter into its base model", f"  {get_python_command()} -m trl_sft {words}"]
+    lines = []
+    commands = next_commands.list_next_commands(
+        folder, is_adapter=paths.is_adapter(run.output_dir), architecture=architecture
+    )
+    for number, command in enumerate(commands):
+        lines.append(f"{'Or' if number else 'Next:'} {command.title}")
+        lines.append(f"  {get_python_command()} -m trl_sft {shlex.join(command.words)}")
+    body = next_commands.build_request(next_commands.choose_model_name(run.output_dir))
+    return [*lines, f"  {next_commands.format_curl(body)}"]
 
 
 def _evaluation_lines(first: dict[str, float], metrics: dict[str, float]) -> list[str]:
@@ -198,8 +203,3 @@ def _change(first: dict[str, float], metrics: dict[str, float], key: str) -> str
     """Return `before -> after` of a metric; the value alone where there is none from before."""
     before = f"{first[key]:.4g} -> " if key in first else ""
     return f"{before}{metrics[key]:.4g}"
-
-
-def format_chat_command(folder: str) -> str:
-    """Return the command that talks to the new model. `folder`: that of the run."""
-    return f"{get_python_command()} -m trl_sft chat {shlex.quote(folder)}"

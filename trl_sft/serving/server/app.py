@@ -26,11 +26,11 @@ from starlette.exceptions import HTTPException
 from trl_sft import console, errors
 from trl_sft.errors import UserError
 from trl_sft.evaluation.generate import STOP_TOKEN
+from trl_sft.publishing.next_commands import COMPLETIONS
 from trl_sft.serving.answers import INTERRUPTED, ChatAnswer, ChatModel, prompt_opens_thought
 from trl_sft.serving.server.parts import AnswerPart, PartSplitter, cut_at_stop
 from trl_sft.serving.server.request import ChatRequest, choose_config, choose_seed, read_request
 
-PATH = "/v1/chat/completions"
 _POLL_SECONDS = 0.5  # between two looks whether the client is still there
 _CLIENT_GONE = 499  # nginx' status; nobody reads it
 
@@ -150,7 +150,7 @@ def build_app(service: AnswerService) -> FastAPI:
     """Return the application of an endpoint."""
     app = FastAPI(title=service.name, openapi_url=None, docs_url=None, redoc_url=None)
 
-    @app.post(PATH)
+    @app.post(COMPLETIONS)
     async def complete_chat(request: Request) -> Response:
         return await _complete(service, request)
 
@@ -168,7 +168,7 @@ def build_app(service: AnswerService) -> FastAPI:
 
     @app.exception_handler(HTTPException)
     async def explain_status(request: Request, error: HTTPException) -> Response:
-        message = f"{request.method} {request.url.path} is not served. Send POST {PATH}, or GET /v1/models."
+        message = f"{request.method} {request.url.path} is not served. Send POST {COMPLETIONS}, or GET /v1/models."
         return _send_failure(_Failure(message, error.status_code, "serve.bad_request"))
 
     return app

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import shlex
 import socket
 import threading
 import time
@@ -20,8 +19,9 @@ from typing import Any, NamedTuple
 import uvicorn
 
 from trl_sft.errors import Fault, RecipeError
+from trl_sft.publishing.next_commands import COMPLETIONS
 from trl_sft.serving.server import address
-from trl_sft.serving.server.app import PATH, AnswerService, build_app
+from trl_sft.serving.server.app import AnswerService, build_app
 
 _START_SECONDS = 30
 _FINISH_SECONDS = 5  # that open connections have once the server stops
@@ -95,7 +95,7 @@ def ask(url: str, body: dict[str, Any]) -> FirstAnswer:
 
     """
     data = json.dumps(body).encode()
-    request = urllib.request.Request(url + PATH, data, {"Content-Type": "application/json"})
+    request = urllib.request.Request(url + COMPLETIONS, data, {"Content-Type": "application/json"})
     opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))  # no proxy stands before this machine
     began = time.monotonic()
     try:
@@ -110,12 +110,6 @@ def ask(url: str, body: dict[str, Any]) -> FirstAnswer:
     (choice,), usage = content["choices"], content["usage"]
     text = str(choice["message"]["content"])
     return FirstAnswer(usage["prompt_tokens"], usage["completion_tokens"], seconds, text, str(choice["finish_reason"]))
-
-
-def format_curl(url: str, body: dict[str, Any]) -> str:
-    """Return the command line that sends a request."""
-    data = shlex.quote(json.dumps(body, ensure_ascii=False))
-    return f"curl {url}{PATH} -H 'Content-Type: application/json' -d {data}"
 
 
 def _explain(reason: str) -> Fault:
