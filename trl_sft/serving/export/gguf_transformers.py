@@ -40,6 +40,8 @@ def find_unread(path: Path, config: Any) -> str:
             expected, value = (
                 item or c.hidden_size // c.num_attention_heads for item, c in ((expected, config), (value, restored))
             )
+        if name.endswith("_bias"):
+            expected, value = bool(expected), bool(value)
         if name == "rope_parameters":
             expected, value = _simplify(expected), _simplify(value)
         if expected != value:
