@@ -18,7 +18,7 @@ from trl_sft import cli
 from trl_sft.data.formats import CHAT, PAIRS
 from trl_sft.recipe import paths
 from trl_sft.serving import proof
-from trl_sft.serving.export import exporter, gguf_export, gguf_file, portable_template, vllm_export
+from trl_sft.serving.export import export_source, exporter, gguf_export, gguf_file, portable_template, vllm_export
 from trl_sft.serving.proof import run_prompts, trained_reference
 
 TINY = paths.EMBEDDED / "tiny"
@@ -104,6 +104,17 @@ def test_whole_model_is_copied_in_another_dtype_and_its_answer_is_json(run, expo
     assert answer["formats"]["vllm"]["path"] == "merged"  # one copy serves both
     assert json.loads((output / "merged" / "config.json").read_text())["dtype"] == "bfloat16"
     assert answer["merge"] is None
+
+
+@pytest.mark.parametrize(
+    ("prompt_ids", "text_ids", "adds"),
+    [([1, 5], [1, 9], True), ([1, 5], [9], False), ([5], [1, 9], False), ([5], [9], False)],
+)
+def test_bos_is_added_where_the_tokenizer_and_the_prompts_have_it(prompt_ids, text_ids, adds):
+    source = export_source.ExportSource(SimpleNamespace(), None)
+    tokenizer = type("Toy", (), {"bos_token_id": 1, "__call__": lambda *_: {"input_ids": text_ids}})()
+    vars(source).update(tokenizer=tokenizer, renderer=SimpleNamespace(render=lambda _: SimpleNamespace(ids=prompt_ids)))
+    assert source.adds_bos() is adds
 
 
 @pytest.mark.parametrize(

@@ -77,10 +77,15 @@ class ExportSource:
         ids.append(self.tokenizer.eos_token_id)
         return [number for number in dict.fromkeys(ids) if isinstance(number, int)]
 
-    def begins_with_bos(self) -> bool:
-        """Tell whether the prompts of the run begin with the BOS token."""
+    def adds_bos(self) -> bool:
+        """Tell whether llama.cpp and Ollama put the BOS token before a prompt: the tokenizer does, and prompts have it.
+
+        A prompt that begins with it by the template alone (SmolLM2, whose BOS token opens each turn) keeps it as text.
+        """
         bos = self.tokenizer.bos_token_id
-        return bos is not None and self.renderer.render("Hello").ids[:1] == [bos]
+        if bos is None or self.tokenizer("Hello")["input_ids"][:1] != [bos]:
+            return False
+        return bool(self.renderer.render("Hello").ids[:1] == [bos])
 
     def collect_prompts(self) -> list[list[dict[str, str]]]:
         """Return the held-out prompts of the run as messages of texts; those with tools or images are left out."""

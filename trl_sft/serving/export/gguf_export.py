@@ -41,7 +41,7 @@ class GgufExport:
             source.tokenizer,
             int(model.get_input_embeddings().weight.shape[0]),
             source.list_stop_ids(),
-            adds_bos=source.begins_with_bos(),
+            adds_bos=source.adds_bos(),
             where=where,
         )
         texts = pre_tokenizers.ComparedTexts(

@@ -39,7 +39,7 @@ class OllamaExport:
         where = str(source.weights)
         tokenizer = source.tokenizer
         samples = source.collect_prompts()
-        bos = str(tokenizer.bos_token) if source.begins_with_bos() else ""
+        bos = str(tokenizer.bos_token) if source.adds_bos() else ""
         kwargs = source.model.inference.get("chat_template_kwargs", {})
         self.template = ollama_template.build(source.renderer, kwargs, samples, bos=bos, where=where)
         system = _find_system(samples)
