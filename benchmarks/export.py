@@ -1,6 +1,7 @@
 """How far exported models are from the trained ones: for each model and format KL, equal answers, sizes, seconds.
 
-    python benchmarks/export.py [RUN ...] [--to FORMATS] [--gguf-types TYPES] [--steps N] [--models NAMES] [--json FILE]
+    python benchmarks/export.py [RUN ...] [--to FORMATS] [--gguf-types TYPES] [--steps N] [--models NAMES]
+                                [--kinds KINDS] [--json FILE]
 
 With RUN the runs in these folders are exported. Without, models are trained first: the embedded model and random ones
 of five architectures (Llama, Qwen2, Gemma, Phi, Mistral) that share its tokenizer, each with all weights, LoRA and
@@ -14,6 +15,7 @@ import shutil
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
@@ -143,6 +145,18 @@ def print_row(model: str, kind: str, row: dict) -> None:
     print("| " + " | ".join(map(str, [*cells, row.get("seconds", "")])) + " |", flush=True)
 
 
+def make_runs(options: argparse.Namespace, work: Path) -> Iterator[tuple[str, str, Path]]:
+    """Yield model, kind of training and folder of each run: those that are named, else new ones, each once trained."""
+    for run in options.runs:
+        yield run.name, "", run
+    for kind in [] if options.runs else options.kinds.split(","):
+        for model in options.models.split(","):
+            source = "trl_sft:tiny" if model == "tiny" else str(work / model)
+            if model != "tiny" and not (work / model).is_dir():
+                build(model, work / model)
+            yield model, kind, train(source, kind, work / f"{model}-{kind}", options.steps)
+
+
 def parse() -> argparse.Namespace:
     """Return the arguments."""
     parser = argparse.ArgumentParser(description="Distances of exported models from the trained ones.")
@@ -151,6 +165,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--gguf-types", default="f16,q8_0", help="types of GGUF files, an export for each")
     parser.add_argument("--steps", type=int, default=60, help="of training, without RUN")
     parser.add_argument("--models", default=",".join(["tiny", *ARCHITECTURES]), help="without RUN")
+    parser.add_argument("--kinds", default=",".join(KINDS), help="of training, without RUN")
     parser.add_argument("--json", type=Path, help="a file for all numbers")
     return parser.parse_args()
 
@@ -162,12 +177,7 @@ def main() -> None:
     print(HEAD + "\n" + "|---" * HEAD.count(" | ") + "|---|", flush=True)
     with tempfile.TemporaryDirectory() as name:
         work = Path(name)
-        runs = [(run.name, "", run) for run in options.runs]
-        for model in [] if runs else options.models.split(","):
-            source = "trl_sft:tiny" if model == "tiny" else str(build(model, work / model))
-            for kind in KINDS:
-                runs.append((model, kind, train(source, kind, work / f"{model}-{kind}", options.steps)))  # noqa: PERF401
-        for model, kind, run in runs:
+        for model, kind, run in make_runs(options, work):
             for row in measure(run, options, work):
                 print_row(model, kind, row)
                 results.append({"model": model, "training": kind} | row)
