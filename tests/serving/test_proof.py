@@ -297,7 +297,7 @@ GGUF_FAULTS = {
     "rope theta": ("conversion", "rope_theta is 500000", {"llama.rope.freq_base": 500000.0}, None),
     "norm epsilon": (
         "conversion",
-        "rms_norm_eps is 0.1",
+        "rms_norm_eps is 0.1 in the file",
         {"llama.attention.layer_norm_rms_epsilon": 0.1},
         None,
     ),

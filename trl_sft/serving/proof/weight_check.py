@@ -73,7 +73,8 @@ def _compare_settings(ours: Any, theirs: Any) -> str:
     for name in _SETTINGS:
         values = [getattr(config, name, None) for config in (ours, theirs)]
         if None not in values and values[0] != values[1] and not _is_close(*values):
-            return f"{name} is {values[0]} in the file and {values[1]} in the folder"
+            shown = [f"{value:g}" if isinstance(value, float) else str(value) for value in values]
+            return f"{name} is {shown[0]} in the file and {shown[1]} in the folder"
     ropes = [(getattr(config, "rope_parameters", None) or {}).get("rope_theta") for config in (ours, theirs)]
     if None not in ropes and not _is_close(*ropes):
         return f"rope_theta is {ropes[0]:g} in the file and {ropes[1]:g} in the folder"
