@@ -129,7 +129,8 @@ def _explain(reference: TrainedReference, agreement: PromptAgreement) -> str:
         )
     if not agreement.has_stop_token:
         names = _show(reference, agreement.stop_tokens) or "none"
-        return f"the stop token {agreement.stop_token!r} of training does not end an answer in the export; what ends it: {names}"
+        problem = f"the stop token {agreement.stop_token!r} of training does not end an answer in the export"
+        return f"{problem}; what ends it: {names}"
     if agreement.continued:
         return f"{agreement.continued} answers go on after the stop token {agreement.stop_token!r} of training"
     if agreement.ended_early:
