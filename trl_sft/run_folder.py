@@ -180,8 +180,7 @@ def remove_left_overs(folder: Path) -> None:
     for path in folder.iterdir():
         if path.name in own or (_TEMPORARY.fullmatch(path.name) and path.is_file() and not path.is_symlink()):
             path.unlink()
-    if not (folder / PUSH_STAGE).is_symlink():
-        shutil.rmtree(folder / PUSH_STAGE, ignore_errors=True)
+    shutil.rmtree(folder / PUSH_STAGE, ignore_errors=True)  # a link stays
 
 
 def remove_half_report(folder: Path) -> None:

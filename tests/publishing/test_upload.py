@@ -217,13 +217,15 @@ def test_owner_that_the_token_may_not_write_for_is_refused_with_the_one_that_it_
         ),
         ("run.json", '{"outcome": "running"}', "the run is not finished: running"),
         ("merge.json", '{"run": "gone"}', "no weights of a model"),
+        ("gone/x", None, "there is no such folder"),
         ("notes.txt", "", "neither a run nor what `merge` or `export` wrote"),
     ],
 )
 def test_folder_without_a_finished_model_is_refused(tmp_path, name, content, problem):
-    (tmp_path / name).write_text(content)
+    if content is not None:
+        (tmp_path / name).write_text(content)
     with pytest.raises(errors.RecipeError, match=problem):
-        upload.read_content(tmp_path)
+        upload.read_content((tmp_path / name).parent)
 
 
 def test_command_pushes_a_run_later_and_answers_a_program(hub, finished_run, capsys):
@@ -277,6 +279,8 @@ def test_export_of_several_formats_is_pushed_side_by_side_with_a_card_that_loads
     card = ModelCard(files["README.md"].decode())
     assert card.data.library_name == "transformers"
     assert "gguf" in card.data.tags
+    assert "with LoRA fine-tuned by trl_sft" in card.text
+    assert "; the adapter is merged." in card.text
     assert "| gguf q8_0 | llama.cpp 1 | 3 of 3 | 2 of 3 | 0.0001 |  |\n" in card.text
     assert "llama-cli -m mine-q8_0.gguf" in card.text
     assert "ollama create mine -f Modelfile" in card.text

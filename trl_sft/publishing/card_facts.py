@@ -34,6 +34,11 @@ class CardFacts:
     export_files: tuple[str, ...] = ()  # what a push of an export holds, by path; () = the run itself is described
 
     @property
+    def trained_adapter(self) -> bool:
+        """Whether an adapter was trained, which an export may have merged."""
+        return self.is_adapter or any(str(key).partition(".")[0] == "lora" for key in self.recipe_values)
+
+    @property
     def base(self) -> str:
         """The base model: a hub id, or the absolute path of a folder; "" = it is not recorded."""
         inference = self.run.get("inference")

@@ -151,9 +151,10 @@ def _describe_model(facts: CardFacts) -> str:
     is_embedded = Path(facts.base).parent == paths.EMBEDDED
     name = Path(facts.base).name
     base = facts.base_id or (f"{paths.PREFIX}{name}" if is_embedded else name) or "a model"
-    method = "with LoRA" if facts.is_adapter else "all weights"
+    method = "with LoRA" if facts.trained_adapter else "all weights"
     version = facts.run.get("trl_sft")
-    text = f"`{base}`, {method} fine-tuned by trl_sft{f' {version}' if version else ''}."
+    text = f"`{base}`, {method} fine-tuned by trl_sft{f' {version}' if version else ''}"
+    text += "; the adapter is merged." if facts.trained_adapter and not facts.is_adapter else "."
     steps, seconds = facts.run.get("steps"), facts.run.get("seconds")
     if isinstance(steps, int) and isinstance(seconds, int | float):
         device = (facts.run.get("hardware") or {}).get("device")

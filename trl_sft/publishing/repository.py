@@ -15,7 +15,6 @@ from huggingface_hub import HfApi, constants, errors, get_token
 
 from trl_sft import suggestions
 from trl_sft.errors import Fault, LaunchError, UserError, first_line
-from trl_sft.recipe.checked import Run
 
 _TIMEOUT = 10.0  # seconds for the hub to answer
 _TRANSPORTS = ("httpx", "httpx2", "httpcore", "httpcore2")  # of huggingface_hub 1.x and 2.x
@@ -47,17 +46,11 @@ class Repository:
         return words[self.private]
 
 
-def check_recipe(run: Run) -> None:
-    """Refuse a push of a recipe that cannot succeed, without asking the hub. Raises LaunchError."""
-    if run.train.get("push_to_hub"):
-        check_token(run.recipe.where(("train", "push_to_hub")), run.train.get("hub_token"))
-
-
 def check_token(where: str, token: str | None = None) -> None:
     """Refuse a push while the machine is offline, or without a token. Raises LaunchError."""
     if constants.HF_HUB_OFFLINE:
         problem = "the model cannot be pushed to the hub while HF_HUB_OFFLINE is set"
-        fix = "Unset HF_HUB_OFFLINE. Or train without `train.push_to_hub`, and push the run folder later."
+        fix = f"Unset HF_HUB_OFFLINE.{_advise_later(where)}"
         raise LaunchError(Fault(where, problem, fix, code="hub.offline"))
     if not (token or get_token()):
         fix = "Run `hf auth login`, or set HF_TOKEN."
@@ -146,8 +139,14 @@ def translate_error(where: str, name: str, error: BaseException) -> LaunchError:
         problem = f"the push to {name} failed: {': '.join(texts)}"
         return LaunchError(Fault(where, problem, "Correct this, and push again.", code="hub.push_failed"))
     problem = f"{constants.ENDPOINT} cannot be reached ({first_line(error)})"
-    fix = "Try again with a connection. Or train without `train.push_to_hub`, and push the run folder later."
+    fix = f"Try again with a connection.{_advise_later(where)}"
     return LaunchError(Fault(where, problem, fix, code="hub.push_unreachable"))
+
+
+def _advise_later(where: str) -> str:
+    """Return how a run trains without the hub; "" for a command that only pushes."""
+    is_option = where.startswith("--")
+    return "" if is_option else " Or train without `train.push_to_hub`, and push the run folder later."
 
 
 def find_status(error: BaseException) -> int | None:
@@ -196,8 +195,3 @@ def _check_access(where: str, repo_id: str, account: Mapping[str, Any]) -> None:
     nearest = suggestions.nearest_name(owner, writable, cutoff=suggestions.LOOSE) or writable[0]
     fix = f"Write `{nearest}/{repo_id.partition('/')[2]}`, or run {_WRITES} of {owner}."
     raise LaunchError(Fault(where, problem, fix, code="hub.no_write_access"))
-
-
-def resolve_token(run: Run) -> str | None:
-    """Return the token that a recipe pushes with; None = the one of this machine."""
-    return run.train.get("hub_token") or None

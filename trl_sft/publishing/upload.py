@@ -76,6 +76,8 @@ def read_content(folder: Path, *, with_rows: bool = False) -> PushContent:
 
     """
     user_paths.check("", folder, user_paths.FOLDER)
+    if not folder.is_dir():
+        raise RecipeError(Fault(str(folder), "there is no such folder", "Correct the path.", code="hub.no_model"))
     outcome = run_folder.read_json(folder / run_folder.RUN).get("outcome")
     if outcome == run_folder.DONE:
         return PushContent(selection.select_run(folder, with_rows=with_rows), card_facts.read_facts(folder))

@@ -8,7 +8,6 @@ folder, rows too. Deliberately not here: what goes to the hub and how (`publishi
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import os
 import queue
@@ -16,7 +15,7 @@ import shlex
 import shutil
 import signal
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -63,8 +62,8 @@ class PushPlan:
     revision: str | None
 
 
-def plan(run: Run, args: SFTConfig) -> PushPlan | None:
-    """Ask the hub where a run would push, and whether it may; None = the run pushes nothing. Nothing is created.
+def plan(run: Run, args: SFTConfig) -> PushPlan:
+    """Ask the hub where a run would push, and whether it may. Nothing is created.
 
     Args:
         run: the checked recipe.
@@ -74,8 +73,6 @@ def plan(run: Run, args: SFTConfig) -> PushPlan | None:
         LaunchError: the hub refuses, or cannot be reached.
 
     """
-    if not run.train.get("push_to_hub"):
-        return None
     key = ("train", "hub_model_id" if run.train.get("hub_model_id") else "push_to_hub")
     name = run.train.get("hub_model_id") or run.output_dir.name
     private = run.train.get("hub_private_repo")
@@ -84,23 +81,22 @@ def plan(run: Run, args: SFTConfig) -> PushPlan | None:
     return PushPlan(target, HubStrategy(args.hub_strategy), bool(args.hub_always_push), args.hub_revision)
 
 
-def describe(run: Run, push: PushPlan | None, base: str) -> list[tuple[str, str]]:
+def describe(run: Run, push: PushPlan, base: str) -> list[tuple[str, str]]:
     """Return the lines that say before training what will be pushed, to whom it is shown, and what stays here.
 
     Args:
         run: the checked recipe.
-        push: the plan; None = no lines.
+        push: the plan.
         base: the base model's folder or hub id.
 
     """
-    if push is None:
-        return []
     target = push.repository
     state = "exists" if target.exists else "new"
     text = f"to {target.url} ({state}, {target.visibility}), {_WHEN[push.strategy]}"
     lines = [("push", text + (f", branch {push.revision}" if push.revision else ""))]
     kind = "adapter" if run.lora is not None or paths.is_adapter(Path(base)) else "model"
-    lines.append(("", f"the {kind}, its tokenizer, README.md, {', '.join(selection.RECORDS)}"))
+    records = [name for name in selection.RECORDS if name != run_folder.EVAL or run.evaluate is not None]
+    lines.append(("", f"the {kind}, its tokenizer, README.md, {', '.join(records)}"))
     states = "" if push.strategy in (HubStrategy.CHECKPOINT, HubStrategy.ALL_CHECKPOINTS) else "checkpoints, "
     lines.append(("", f"not: {states}training_args.bin, and files with rows ({', '.join(selection.WITH_ROWS)})"))
     if not target.exists and target.private is None:
@@ -114,12 +110,12 @@ def describe(run: Run, push: PushPlan | None, base: str) -> list[tuple[str, str]
 class HubPush(TrainerCallback):
     """Pushes checkpoints in the background, and the finished run at the end."""
 
-    def __init__(self, run: Run, push: PushPlan | None, show: Callable[[str], None]) -> None:
+    def __init__(self, run: Run, push: PushPlan, show: Callable[[str], None]) -> None:
         """Take the plan.
 
         Args:
             run: the checked recipe.
-            push: where and when; None = nothing is pushed.
+            push: where and when.
             show: shows a line on the screen.
 
         """
@@ -130,15 +126,19 @@ class HubPush(TrainerCallback):
         self._max_steps = 0
         self._stage = run.output_dir / run_folder.PUSH_STAGE
 
-    def create(self) -> None:
+    def __enter__(self) -> None:
         """Create the repository before step 1, where it does not exist. Raises LaunchError."""
-        if self._plan is not None:
-            target = repository.create(self._plan.repository, revision=self._plan.revision)
-            self._plan = dataclasses.replace(self._plan, repository=target)
+        target = repository.create(self._plan.repository, revision=self._plan.revision)
+        self._plan = dataclasses.replace(self._plan, repository=target)
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        """Wait for the push in the background for a moment where the block ends by an exception."""
+        if kind is not None:
+            self._wait(_GRACE)
 
     def on_save(self, args: SFTConfig, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Push the checkpoint that was written, in the background."""
-        if self._plan is None or self._plan.strategy == HubStrategy.END or not state.is_world_process_zero:
+        if self._plan.strategy == HubStrategy.END or not state.is_world_process_zero:
             return
         if self._waiting and not self._plan.always:
             self._show(f"note      step {state.global_step} is not pushed: the push before it still runs")
@@ -159,8 +159,8 @@ class HubPush(TrainerCallback):
             self._worker = threading.Thread(target=self._work, name="push to the hub", daemon=True)
             self._worker.start()
 
-    def finish(self, trainer: SFTTrainer, note: Callable[[dict[str, Any]], None]) -> dict[str, Any] | None:
-        """Push the finished run; return what was pushed. None = the run pushes nothing.
+    def finish(self, trainer: SFTTrainer, note: Callable[[dict[str, Any]], None]) -> dict[str, Any]:
+        """Push the finished run; return what was pushed.
 
         Args:
             trainer: has trained.
@@ -170,8 +170,6 @@ class HubPush(TrainerCallback):
             RunStopped: The push failed. The run is finished.
 
         """
-        if self._plan is None:
-            return None
         try:
             self._wait(None)
             trainer.callback_handler.on_push_begin(trainer.args, trainer.state, trainer.control)  # trackers sync then
@@ -186,15 +184,6 @@ class HubPush(TrainerCallback):
         console.say(f"pushed    {pushed.describe()}")
         note(pushed.as_json())
         return pushed.as_json()
-
-    @contextlib.contextmanager
-    def waiting_at_early_end(self) -> Iterator[None]:
-        """Wait for the push in the background for a moment where the block ends by an exception."""
-        try:
-            yield
-        except BaseException:
-            self._wait(_GRACE)
-            raise
 
     def _wait(self, timeout: float | None) -> None:
         """Wait for pushes in the background; `timeout` in seconds, None = until they end."""
@@ -223,7 +212,6 @@ class HubPush(TrainerCallback):
 
     def _push_checkpoint(self, step: int, staged: Path) -> None:
         """Push the model of a checkpoint, and with some strategies all of its files too."""
-        assert self._plan is not None
         files = selection.select_checkpoint_model(staged)
         facts = card_facts.read_facts(self._run.output_dir)
         line = f"Training is in progress: step {step} of {self._max_steps}. The results follow at its end."
@@ -239,7 +227,6 @@ class HubPush(TrainerCallback):
 
     def _push_run(self) -> PushedCommit:
         """Push the finished run."""
-        assert self._plan is not None
         target = self._plan.repository
         console.say(f"pushing   to {target.url}")
         files = selection.select_run(self._run.output_dir)
@@ -248,7 +235,6 @@ class HubPush(TrainerCallback):
 
     def _fail(self, problem: str, fix: str = "", *, exit_code: int = errors.EXIT_USER_ERROR) -> RunStopped:
         """Return the error of a push that failed after the run was finished."""
-        assert self._plan is not None
         folder = run_folder.shorten_path(self._run.output_dir)
         lines = [f"the model is trained and saved in {folder}, but {problem}", fix]
         lines.append(f"To push it later: {format_command(folder, self._plan.repository)}")

@@ -33,6 +33,7 @@ _PEFT_PARTS = ("modules_to_save.", "trainable_tokens_")  # names of what peft tr
 _SEPARATED = ("bfd", "bfd_split")  # packing strategies whose documents TRL hands to the model apart
 _OWN_GROUPS = ("GALORE", "LOMO", "APOLLO")  # optimizers that make groups of their own out of the model
 _FINGERPRINT = 2**16  # elements of a tensor that count: of a large vocabulary one of every row or two
+_REPLACED = ("push_to_hub",)  # off in the live arguments, since `hub_push` pushes
 _SAMPLE = 512  # elements of a tensor that are kept, to tell which share of the weights changed
 
 
@@ -134,11 +135,9 @@ def changed_arguments(run: Run, args: SFTConfig) -> list[str]:
     plain = (bool, int, float)
     changes = []
     for name, value in run.train.items():
-        if name == "push_to_hub":  # off, since `hub_push` pushes
-            continue
         now = getattr(args, name, value)
         # a switch may become the word for it: true -> all
-        if isinstance(value, plain) and isinstance(now, plain) and now != value:
+        if isinstance(value, plain) and isinstance(now, plain) and now != value and name not in _REPLACED:
             changes.append(f"{name}: {value} became {now}")
     return changes
 

@@ -62,7 +62,6 @@ def run(checked: Run, decision: FolderDecision) -> Result:
 
             def begin(args: SFTConfig, state: TrainerState, model: PreTrainedModel) -> list[tuple[str, str]]:
                 """Start writing the run folder, after the last check; return the table before step 1."""
-                push.create()
                 record.begin(inputs, entries)
                 rows = None if inputs.rows.streaming else len(trainer.train_dataset)
                 answers = before_after.ask_base(checked, trainer, prompts)
@@ -80,13 +79,14 @@ def run(checked: Run, decision: FolderDecision) -> Result:
             )
             max_hours, command = checked.options.get("max_hours"), failures.resume_command(checked)
             guard = callbacks.Guard(max_hours, command, note=record.monitor.note)
-            push = HubPush(checked, inputs.push, progress.show)
+            push = HubPush(checked, inputs.push, progress.show) if inputs.push else None
             samples = SampleAnswers(checked, trainer, prompts, own=inputs.prompts, record=record)
             states = [stopping, verification, resume_state]
-            replace_callbacks(trainer, [*states, samples, progress, record.monitor, push, guard])
+            replace_callbacks(trainer, [*states, samples, progress, record.monitor, *filter(None, [push]), guard])
             record.monitor.alert = trackers.isolate(trainer, progress.show)
-            with callbacks.watch(trainer, guard, measured), contextlib.closing(progress), push.waiting_at_early_end():
+            pushing = push or contextlib.nullcontext()
+            with callbacks.watch(trainer, guard, measured), contextlib.closing(progress), pushing:
                 resume.train(trainer, record.checkpoint)
                 result = finish.save(checked, inputs, trainer, record=record, prompts=prompts)
                 earlier_run.remove_replaced(checked.output_dir)
-            return result._replace(pushed=push.finish(trainer, record.add_push))
+            return result._replace(pushed=push.finish(trainer, record.add_push)) if push else result

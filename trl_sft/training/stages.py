@@ -90,7 +90,7 @@ def prepare(run: Run, *, any_machine: bool = False) -> TrainingInputs:
             raise
         console.print_lines(_describe_missing_hardware(error))
     settings, model, chat, rows = read_rows(run, any_machine=any_machine, show=console.print_lines)
-    push = None if any_machine else plan_push(run, settings, model)
+    push = plan_push(run, settings, model) if run.train.get("push_to_hub") and not any_machine else None
     datasets = tokenize(run, chat, rows, settings=settings)
     console.print_lines([*datasets.notes, *describe_settings(settings)])
     console.print_lines(check_row_lengths(run, model, datasets, settings=settings))
@@ -199,7 +199,8 @@ def describe_settings(settings: RunSettings) -> list[tuple[str, str]]:
 def check_packages(run: Run, settings: RunSettings) -> None:
     """Refuse settings whose packages are not installed, and a push without a token. Raises UserError."""
     needed_packages.check(run, settings.args.report_to)
-    repository.check_recipe(run)
+    if run.train.get("push_to_hub"):
+        repository.check_token(run.recipe.where(("train", "push_to_hub")), run.train.get("hub_token"))
 
 
 def describe_machine(run: Run, settings: RunSettings) -> str:
@@ -207,9 +208,10 @@ def describe_machine(run: Run, settings: RunSettings) -> str:
     return device.describe_precision(settings.args, run.model.get("dtype", "float32"), settings.quantization)
 
 
-def plan_push(run: Run, settings: RunSettings, model: ModelSource) -> PushPlan | None:
-    """Ask the hub where the run would push, and print what; None = it pushes nothing. Raises LaunchError."""
+def plan_push(run: Run, settings: RunSettings, model: ModelSource) -> PushPlan:
+    """Ask the hub where a run pushes, print what, and turn upstream's own push off. Raises LaunchError."""
     push = hub_push.plan(run, settings.args)
+    settings.args.push_to_hub = False
     console.print_lines(hub_push.describe(run, push, model.name))
     return push
 
@@ -329,7 +331,6 @@ def build_trainer(run: Run, inputs: TrainingInputs) -> SFTTrainer:
     `model.packed_attention`): the same values as TRL's, faster.
     """
     args, chat = inputs.args, inputs.chat
-    args.push_to_hub = False  # `hub_push` pushes in its place
     if not Path(inputs.model.name).is_dir():
         weights.check_weights(run, inputs.model)
     set_seed(args.seed)  # for the adapter's first weights; TRL 1.16 does so itself, 1.8 does not
