@@ -15,6 +15,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from trl_sft import cli
+from trl_sft.cli import merge as merge_command
 from trl_sft.model import base_digest, patches
 from trl_sft.recipe import paths
 from trl_sft.serving import base_tensors, merge, merge_proof
@@ -234,6 +235,16 @@ def test_adapter_of_qlora_is_merged_into_either_base_with_what_changes(qwen, tmp
     assert "merged_against_quantized" not in dequantized["proof"]
     first, second = load_file(tmp_path / "merged/model.safetensors"), load_file(tmp_path / "second/model.safetensors")
     assert not torch.equal(first["model.layers.0.mlp.up_proj.weight"], second["model.layers.0.mlp.up_proj.weight"])
+
+
+@pytest.mark.parametrize(("mean_kl", "is_noted"), [(1.5, True), (0.01, False)])
+def test_merge_that_is_far_from_the_quantized_model_names_the_other_base(mean_kl, is_noted):
+    numbers = {"relative": 0.1, "mean_kl": mean_kl, "worst_kl": 9.0, "equal_tokens": 0.6}
+    proof = {"covers": "logits", "rows": 8, "rows_from": "held-out rows", "tokens": 240, "tolerance": 0.15}
+    proof |= dict.fromkeys(("merged_against_tuned", "base_against_tuned", "merged_against_quantized"), numbers)
+    merged = merge.MergedFolder(None, "bfloat16")
+    lines = merge_command._describe_proof(proof, merged)
+    assert any("--base dequantized" in text for _, text in lines) is is_noted
 
 
 def change_json(path, **values):

@@ -61,6 +61,7 @@ def main(argv: Sequence[str]) -> int:
     return errors.EXIT_DONE
 
 
+_LARGE_KL = 0.1  # nats, mean: answers differ visibly; SmolLM2-135M in NF4 has 1.5
 _ANSWER = ("run", "adapter", "base", "dtype", "tied_weights_separated", "delta", "quantization", "proof")
 
 
@@ -130,4 +131,7 @@ def _describe_proof(proof: dict[str, Any], merged: Any) -> list[tuple[str, str]]
         text = f"against the adapter on the quantized base: KL mean {trained['mean_kl']:.2g}, "
         text += f"worst {trained['worst_kl']:.2g}"
         lines.append(("", f"{text}, same next token {trained['equal_tokens']:.1%}"))
+        if trained["mean_kl"] > _LARGE_KL:
+            text = "the merged model answers otherwise than the trained one: write `--base dequantized` to merge into "
+            lines.append(("note", f"{text}the weights of training"))
     return lines
