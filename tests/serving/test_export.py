@@ -266,3 +266,12 @@ def test_wording_becomes_a_template_around_the_last_turn():
     tokenizer = AutoTokenizer.from_pretrained(TINY)
     template, tokenizer = build_portable("", row_type=PAIRS, render=render)
     assert render_chat(tokenizer, template) == "### Q: Hi\n### A:"
+
+
+def test_command_of_vllm_names_the_revision_of_the_base_model(tmp_path):
+    entry = {"kind": vllm_export.ADAPTER, "max_lora_rank": 16, "revision": "v 2"}
+    words = shlex.split(vllm_export.write_command(entry, tmp_path / "a b", name="mine", base="org/model"))
+    assert words[:5] == ["vllm", "serve", "org/model", "--revision", "v 2"]
+    assert (
+        words[words.index("--tokenizer") + 1] == words[words.index("--generation-config") + 1] == str(tmp_path / "a b")
+    )

@@ -93,6 +93,7 @@ class VllmExport:
         entry: dict[str, Any] = {"path": path, "type": dtype, "kind": self.kind, "refused_by_vllm": self.refused}
         if self.kind == ADAPTER:
             config = run_folder.read_json(self._source.weights / run_folder.ADAPTER_CONFIG)
+            entry["revision"] = self._source.model.inference.get("model", {}).get("revision")
             entry["max_lora_rank"] = next(rank for rank in _RANKS if rank >= int(config["r"]))
         return entry
 
@@ -112,4 +113,5 @@ def write_command(entry: dict[str, Any], folder: Path, *, name: str, base: str |
         return f"vllm serve {where}"
     rank = f" --max-lora-rank {entry['max_lora_rank']}"
     modules = f" --enable-lora --lora-modules {shlex.quote(f'{name}={folder}')}{rank}"
-    return f"vllm serve {shlex.quote(str(base))}{modules} --tokenizer {where} --generation-config {where}"
+    revision = f" --revision {shlex.quote(str(entry['revision']))}" if entry.get("revision") else ""
+    return f"vllm serve {shlex.quote(str(base))}{revision}{modules} --tokenizer {where} --generation-config {where}"
