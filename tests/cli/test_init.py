@@ -1,10 +1,13 @@
 """`init` writes a recipe that reads the file as it is: columns, encoding, separator, key of the rows."""
 
 import json
+import re
+from pathlib import Path
 
 import pytest
+from conftest import jsonl
 
-from trl_sft import cli, console
+from trl_sft import cli, console, load_recipe
 from trl_sft.cli.init.schedule import plan_schedule
 from trl_sft.evaluation.sample_size import LEAST_ROWS
 
@@ -108,3 +111,87 @@ def test_init_says_that_few_held_out_rows_show_no_improvement(here, capsys):
     assert "Few rows: 2 of them are held out for evaluation. Fewer than 6 cannot show" in capsys.readouterr().out
     assert cli.main(["init", "trl_sft:tiny", "rows.jsonl", "-o", "forty.yaml"]) == 0
     assert "Few rows" not in capsys.readouterr().out
+
+
+SQUAD = {
+    "context": "Lima is in Peru.",
+    "question": "Where is Lima?",
+    "answers": {"text": ["Peru"], "answer_start": [11]},
+}
+
+
+def test_init_writes_the_function_that_reads_rows_like_squads(here, capsys):
+    without_answer = SQUAD | {"answers": {"text": [], "answer_start": []}}
+    jsonl(here / "rows.jsonl", [without_answer, SQUAD])
+    assert cli.main(["init", "trl_sft:tiny", "rows.jsonl"]) == 2
+    fault = capsys.readouterr().err
+    assert "as SQuAD has its answers" in fault
+    names = {}
+    exec(re.search("`(def to_row.*?)` into", fault)[1], names)
+    assert names["to_row"](SQUAD) == {"instruction": "Where is Lima?", "input": "Lima is in Peru.", "output": "Peru"}
+    assert names["to_row"](without_answer) is None
+
+
+def test_init_names_the_speakers_of_a_chat_in_one_text(here, capsys):
+    chat = "USER: Hi\n\n\nASSISTANT: <functioncall> {} <|endoftext|>\n\n\nFUNCTION RESPONSE: 3\n\n\nASSISTANT: It is 3."
+    jsonl(here / "rows.jsonl", [{"system": "SYSTEM: Be kind.", "chat": chat}])
+    assert cli.main(["init", "trl_sft:tiny", "rows.jsonl"]) == 2
+    assert "a whole chat as text, with the speakers USER, ASSISTANT, FUNCTION RESPONSE" in capsys.readouterr().err
+    page = (Path(__file__).parents[2] / "docs" / "how-to" / "formats-and-wordings.md").read_text(encoding="utf-8")
+    names = {}
+    exec(re.search(r"```python\n(# chats.py\n.*?)```", page, re.DOTALL)[1], names)
+    messages = names["to_messages"]({"system": "SYSTEM: Be kind.", "chat": chat})["messages"]
+    assert [turn["role"] for turn in messages] == ["system", "user", "assistant", "tool", "assistant"]
+    assert [messages[0]["content"], messages[-1]["content"]] == ["Be kind.", "It is 3."]
+
+
+def test_init_reads_the_only_split_of_a_folder_and_says_which(here, capsys):
+    (here / "rows").mkdir()
+    jsonl(here / "rows" / "test-00000-of-00001.jsonl", [{"question": "a", "answer": "b"}] * 3)
+    assert cli.main(["init", "trl_sft:tiny", "rows"]) == 0
+    assert "set `split: test`, because rows: there is no split train; the only split is test" in capsys.readouterr().out
+
+
+def test_split_of_a_single_file_is_to_be_removed(here, capsys):
+    recipe = "model: {name_or_path: trl_sft:tiny}\ndata: {train: {path: rows.jsonl, split: validation}}\n"
+    (here / "recipe.yaml").write_text(recipe, encoding="utf-8")
+    assert cli.main(["preview", "recipe.yaml"]) == 2
+    fault = capsys.readouterr().err
+    assert "the only split is train, since files that name no split are the split train" in fault
+    assert "Remove `split`." in fault
+    assert cli.main(["fix", "recipe.yaml"]) == 0
+    assert "split" not in (here / "recipe.fixed.yaml").read_text(encoding="utf-8")
+
+
+def test_refusal_in_place_of_content_is_named(here, capsys):
+    turns = [{"role": "user", "content": "a"}, {"role": "assistant", "content": None, "refusal": "I can't."}]
+    jsonl(here / "rows.jsonl", [{"messages": turns}])
+    assert cli.main(["init", "trl_sft:tiny", "rows.jsonl"]) == 0
+    assert cli.main(["preview", "recipe.yaml"]) == 2
+    assert """no content, and its text under refusal: "I can't." (turn 2)""" in capsys.readouterr().err
+
+
+COMMAS = {
+    "learning_rate: 2,5e-5": "Write `learning_rate: 2.5e-5`.",
+    "weight_decay: 0,1": "Write `weight_decay: 0.1`.",
+    "warmup_steps: 0,05": "Write `warmup_steps: 0.05`.",
+    "max_steps: 1,000": "Write `max_steps: 1000`, or `max_steps: 1.000` if the comma is a decimal point.",
+}
+
+
+@pytest.mark.parametrize("entry", COMMAS)
+def test_comma_of_a_number_inside_braces_is_named(here, capsys, entry):
+    recipe = "model: {name_or_path: trl_sft:tiny}\ndata: {train: rows.jsonl}\ntrain: {output_dir: out, %s, seed: 1}\n"
+    (here / "recipe.yaml").write_text(recipe % entry, encoding="utf-8")
+    assert cli.main(["check", "recipe.yaml", "--fast"]) == 2
+    fault = capsys.readouterr().err
+    assert f"recipe.yaml:3 train.{entry.partition(':')[0]}\n    `{entry}` is read as two entries" in fault
+    assert f"-> {COMMAS[entry]}\n" in fault
+    assert "1 problem to fix" in fault
+
+
+def test_fix_writes_the_decimal_point(here):
+    recipe = "model: {name_or_path: trl_sft:tiny}\ndata: {train: rows.jsonl}\ntrain: {learning_rate: 2,5e-5, seed: 1}\n"
+    (here / "recipe.yaml").write_text(recipe, encoding="utf-8")
+    assert cli.main(["fix", "recipe.yaml"]) == 0
+    assert load_recipe("recipe.fixed.yaml").train["learning_rate"] == 2.5e-5

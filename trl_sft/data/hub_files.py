@@ -29,6 +29,16 @@ TYPED_BUILDERS = ("parquet", "arrow")  # whose files have types of their own
 LOADING_KEYWORDS = ("split", "streaming", "num_proc", "keep_in_memory", "verification_mode", "save_infos")
 
 
+class SplitError(ValueError):
+    """A source that has no split of a name."""
+
+    def __init__(self, name: str, splits: Sequence[str]) -> None:
+        """Store the name that is looked for, and the splits that there are."""
+        self.name, self.splits = name, splits
+        known = f"the only split is {splits[0]}" if len(splits) == 1 else f"the splits are {format_names(splits)}"
+        super().__init__(f"there is no split {name}; {known}")
+
+
 class SourceFiles(NamedTuple):
     """The files of one source that a builder of `datasets` would read."""
 
@@ -52,7 +62,7 @@ def select_builder_keywords(source: Source) -> dict[str, Any]:
 def get_split(files: SourceFiles, name: str) -> Sequence[DataFile]:
     """Return the files of a split. Raises ValueError if there is none."""
     if name not in files.splits:
-        raise ValueError(f"there is no split {name}; the splits are {format_names(files.splits)}")
+        raise SplitError(name, tuple(files.splits))
     return files.splits[name]
 
 

@@ -345,6 +345,10 @@ def _read_message(turn: Any, column: str) -> Message:
     if name == "function_call":
         turn, content = {**turn, "tool_calls": content}, ""
     calls = _read_tool_calls(turn.get("tool_calls") or turn.get("function_call") or [], column)
+    if content is None and isinstance(turn.get("refusal"), str) and not calls:  # as the API of OpenAI answers
+        problem = f"a turn of {column} has no content, and its text under refusal: {turn['refusal'][:40]!r}"
+        fix = "Write the text under `content`, if the model shall refuse so, or remove the row."
+        raise FormatError(problem, fix, code="data.wrong_type")
     message: Message = {"role": role, "content": "" if calls and content is None else read_content(content, column)}
     if calls and role != "assistant":
         raise FormatError(

@@ -41,6 +41,12 @@ _MARKS = (
 )
 _HEADING = re.compile(r"^#{2,4} [^\n:]{1,30}:?$", re.MULTILINE)  # a mark of the user's own: `### Translation:`
 SAMPLE = 100  # texts that are searched
+_SPEAKER = re.compile(
+    r"^[ \t]*([A-Z][A-Za-z]*(?: [A-Z]+)?|用户|助手|问|答)[:：]", re.MULTILINE
+)  # at the beginning of a line
+_ASKING = frozenset({"user", "human", "question", "customer", "用户", "问"})
+_ANSWERING = frozenset({"assistant", "gpt", "bot", "ai", "model", "agent", "answer", "助手", "答"})
+_LONGEST_CHAT = 20_000  # characters that are searched
 _MOST = 0.8  # the share of them that a mark has to stand in
 
 
@@ -59,6 +65,18 @@ def find_answer_mark(texts: Sequence[str]) -> str:
         if len(holders) >= _MOST * len(sample):
             return mark + _find_spacing(holders, mark)
     return ""
+
+
+def list_speakers(text: Any) -> str:
+    """Return the speakers of a chat that is one text, `USER, ASSISTANT`; "" for another text.
+
+    A chat has a line that begins with a speaker of questions, and one that begins with a speaker of answers.
+    """
+    if not isinstance(text, str):
+        return ""
+    names = list(dict.fromkeys(match[1] for match in _SPEAKER.finditer(text[:_LONGEST_CHAT])))
+    lower = {name.lower() for name in names}
+    return ", ".join(names) if lower & _ASKING and lower & _ANSWERING else ""
 
 
 def write_split(mark: str) -> str:

@@ -6,6 +6,7 @@ trained; every fault names file and row. Deliberately not here: tokens (`trl_sft
 
 from __future__ import annotations
 
+import math
 import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -283,9 +284,11 @@ def _hold_out(run: Run, train: Split, fraction: float) -> tuple[Split, Split]:
     total = len(train.order)
     number = round(total * fraction)
     if number in (0, total):
-        problem = f"{fraction} of {total} rows leaves no row to train or none to evaluate"
+        problem = f"{fraction} of {format_rows(total)} leaves no row to train or none to evaluate"
         where = run.recipe.where(("data", "eval_fraction"))
         fix = "Choose a fraction that leaves rows to train and to evaluate."
+        if total > 1:
+            fix = f"Set `data.eval_fraction: {math.ceil(100 / total) / 100}` or more, below 1, or add rows."
         raise RecipeError(Fault(where, problem, fix, code="data.empty_split"))
     held_out = train.order[mix.sample_numbers(total, number, mix.run_seed(run))]
     remaining = np.setdiff1d(train.order, held_out, assume_unique=True)

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from trl_sft.console import format_names, format_rows
-from trl_sft.data import bad_rows, column_names, formats, messages, user_function, wordings
+from trl_sft.data import bad_rows, column_names, formats, messages, rendered_text, user_function, wordings
 from trl_sft.data.bad_rows import Kinds
 from trl_sft.data.file_diagnosis import diagnose
 from trl_sft.data.formats import TokenizerFeatures
@@ -170,6 +170,12 @@ def _explain_unknown_format(
     if token_columns := column_names.list_token_columns(columns, first_row):
         return _explain_token_ids(recipe, source, token_columns)
     problem = f"{title or source.name} has the columns {format_names(columns)}, which fit no format"
+    for column in columns:
+        if speakers := rendered_text.list_speakers(first_row.get(column)):
+            problem = f"{problem}; the column {column} holds a whole chat as text, with the speakers {speakers}"
+            fix = "Split it into messages in a function: `format: FILE.py:FUNCTION`. "
+            fix += "docs/how-to/formats-and-wordings.md has one (A chat in one text)."
+            return Fault(where, problem, fix, code="data.unknown_format")
     nested = next((column for column in columns if isinstance(first_row.get(column), Mapping)), "")
     if nested and not (suggestion and suggestion.is_known and not _find_nested(suggestion, first_row)):
         inner = column_names.suggest_format(list(first_row[nested]), first_row[nested])
@@ -234,6 +240,12 @@ def _explain_inner_columns(
     """
     content: Mapping[str, Any] = first_row[nested]
     problem = f"{problem}; the column {nested} holds {_describe_nested(content)}"
+    if function := _write_first_answer(list(first_row), nested=nested, content=content):
+        fix = (
+            f"Write `def to_row(row): {function}` into rows.py beside the recipe, and set `format: rows.py:to_row` in "
+            "the source: it takes the first of several right answers, and leaves out rows without one."
+        )
+        return Fault(where, f"{problem}, as SQuAD has its answers", fix, code="data.unknown_format")
     fits = bool(formats.recognise(list(content)))
     if inner is None or not (fits or (inner.is_known and inner.rename)) or _find_nested(inner, content):
         fix = "Make the columns of a format in a function: `format: FILE.py:FUNCTION`."
@@ -250,6 +262,25 @@ def _explain_inner_columns(
         "the source."
     )
     return Fault(where, f"{problem}, which fit {inner.format}", fix, code="data.unknown_format")
+
+
+def _write_first_answer(columns: Sequence[str], *, nested: str, content: Mapping[str, Any]) -> str:
+    """Return the body of the function that reads rows with several right answers, as SQuAD's; "" for other rows."""
+    if not {"text", "answer_start"} <= set(content) or not isinstance(content["text"], list):
+        return ""
+    suggestion = column_names.suggest_format(["answer" if column == nested else column for column in columns])
+    if suggestion is None or "answer" not in {*suggestion.rename, *formats.FORMATS[suggestion.format].columns}:
+        return ""
+    row_format = formats.FORMATS[suggestion.format]
+    old_names = {new: old for old, new in suggestion.rename.items()}
+    pairs = []
+    for name in (*row_format.columns, *row_format.optional_columns):
+        old = old_names.get(name, name)
+        if old == "answer":
+            pairs.append(f'"{name}": row["{nested}"]["text"][0]')
+        elif old in columns:
+            pairs.append(f'"{name}": row["{old}"]')
+    return f'return {{{", ".join(pairs)}}} if row["{nested}"]["text"] else None'
 
 
 def _find_nested(suggestion: column_names.FormatSuggestion, first_row: Mapping[str, Any]) -> str:

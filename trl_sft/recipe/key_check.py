@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from trl_sft.errors import Edit, Fault
-from trl_sft.recipe import corrections, foreign_letters, misplaced_keys, sections
+from trl_sft.recipe import corrections, decimal_commas, foreign_letters, misplaced_keys, sections
 from trl_sft.recipe.upstream import keys, nested, types
 from trl_sft.recipe.upstream.fields import Field
 from trl_sft.recipe.upstream.nested import NestedFields
@@ -68,9 +68,14 @@ def _check_mapping(
     """Check one mapping; `name` is its key without numbers of list items: `data.*`, `train.lr_scheduler_kwargs`."""
     checked: dict[str, Any] = {}
     refused = sections.REFUSED.get(name, {})
+    previous = ""
     for word, value in values.items():
         here = (*key, word)
         field = owner.fields.get(word)
+        if field is None and decimal_commas.is_rest(word, value, values.get(previous)):
+            faults.append(decimal_commas.explain(recipe, (*key, previous), rest=here))
+            continue
+        previous = word
         if word in refused:
             problem, edits = f"`{word}` cannot be set here", misplaced_keys.replace_refused(recipe, here, refused[word])
             faults.append(recipe.fault(here, problem, refused[word], code="recipe.refused_key", edits=edits))
