@@ -35,7 +35,7 @@ from datasets.exceptions import DataFilesNotFoundError
 
 from trl_sft import disk
 from trl_sft.console import format_names
-from trl_sft.data import folder, folder_listing, hub_files
+from trl_sft.data import folder, folder_listing, hub_files, missing_split
 from trl_sft.data.file_diagnosis import diagnose, upstream_message
 from trl_sft.data.hub_files import SourceFiles, SplitError
 from trl_sft.data.messages import FormatError
@@ -146,7 +146,7 @@ def explain_unreadable(recipe: Recipe, source: Source, error: Exception) -> User
         return DataError(Fault(where, f"{name} has no rows", "Name a source that has rows.", code="data.no_rows"))
     cause = error.__cause__ or error
     is_split = isinstance(error, SplitError)
-    fault = _explain_split(recipe, source, error) if is_split else _explain_typed_column(where, name, cause)
+    fault = missing_split.explain(recipe, source, error) if is_split else _explain_typed_column(where, name, cause)
     if fault is not None:
         return DataError(fault)
     if isinstance(cause, UnicodeDecodeError):
@@ -159,26 +159,6 @@ def explain_unreadable(recipe: Recipe, source: Source, error: Exception) -> User
     if whole_message := upstream_message.keep_message(source.name, error):
         problem = f"{problem}. {whole_message}"
     return DataError(Fault(where, problem, fix, code="data.unreadable_source"))
-
-
-def _explain_split(recipe: Recipe, source: Source, error: Exception) -> Fault:
-    """Return the fault of a split that a source does not have: with the change where there is one split only."""
-    assert isinstance(error, SplitError)
-    problem, where = f"{source.name}: {error}", recipe.where(source.key)
-    if len(error.splits) != 1:
-        return Fault(where, problem, "Set `split` to one of these.", code="data.unreadable_source")
-    only, written = error.splits[0], source.load_kwargs.get("split")
-    if written is not None and written != error.name:  # a part of a split, or several
-        fix = f"Write {only} in place of {error.name} in `split`."
-        return Fault(where, problem, fix, code="data.unreadable_source")
-    if written is not None and only == _DEFAULT_SPLITS["train"]:
-        problem += ", since files that name no split are the split train"
-        edits: tuple[Edit, ...] = (Edit("remove", (*source.key, "split")),)
-        fix = "Remove `split`. To hold rows out, set `data.eval_fraction: 0.05`."
-        return Fault(where, problem, fix, code="data.unreadable_source", edits=edits)
-    fix = f"Set `split: {only}` in the source, if these rows are meant."
-    edits = diagnose.make_edits(recipe, source, {"split": only})
-    return Fault(where, problem, fix, code="data.unreadable_source", edits=edits)
 
 
 def _explain_typed_column(where: Place | str, name: str, cause: BaseException) -> Fault | None:
