@@ -347,8 +347,7 @@ def _read_message(turn: Any, column: str) -> Message:
     calls = _read_tool_calls(turn.get("tool_calls") or turn.get("function_call") or [], column)
     if content is None and isinstance(turn.get("refusal"), str) and not calls:  # as the API of OpenAI answers
         problem = f"a turn of {column} has no content, and its text under refusal: {turn['refusal'][:40]!r}"
-        fix = "Write the text under `content`, if the model shall refuse so, or remove the row."
-        raise FormatError(problem, fix, code="data.wrong_type")
+        raise FormatError(problem, "Write the text under `content`, or remove the row.", code="data.wrong_type")
     message: Message = {"role": role, "content": "" if calls and content is None else read_content(content, column)}
     if calls and role != "assistant":
         raise FormatError(
@@ -388,9 +387,8 @@ def _carries_loss(turn: Mapping[str, Any], role: str, column: str) -> bool:
             raise FormatError(problem, f"Set `{key}` on assistant turns only.", code="data.invalid_turn_weight")
     if len(set(with_loss.values())) > 1:
         shown = " and ".join(f"{key}: {value!r}" for key, value in weights.items())
-        raise FormatError(
-            f"{column} has a turn with {shown}", "Remove one of the two.", code="data.invalid_turn_weight"
-        )
+        problem = f"{column} has a turn with {shown}"
+        raise FormatError(problem, "Remove one of the two.", code="data.invalid_turn_weight")
     return all(with_loss.values())
 
 

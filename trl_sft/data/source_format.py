@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from trl_sft.console import format_names, format_rows
-from trl_sft.data import bad_rows, column_names, formats, messages, rendered_text, user_function, wordings
+from trl_sft.data import answer_lists, bad_rows, column_names, formats, messages, rendered_text, user_function, wordings
 from trl_sft.data.bad_rows import Kinds
 from trl_sft.data.file_diagnosis import diagnose
 from trl_sft.data.formats import TokenizerFeatures
@@ -240,7 +240,7 @@ def _explain_inner_columns(
     """
     content: Mapping[str, Any] = first_row[nested]
     problem = f"{problem}; the column {nested} holds {_describe_nested(content)}"
-    if function := _write_first_answer(list(first_row), nested=nested, content=content):
+    if function := answer_lists.write_function(list(first_row), nested=nested, content=content):
         fix = (
             f"Write `def to_row(row): {function}` into rows.py beside the recipe, and set `format: rows.py:to_row` in "
             "the source: it takes the first of several right answers, and leaves out rows without one."
@@ -262,25 +262,6 @@ def _explain_inner_columns(
         "the source."
     )
     return Fault(where, f"{problem}, which fit {inner.format}", fix, code="data.unknown_format")
-
-
-def _write_first_answer(columns: Sequence[str], *, nested: str, content: Mapping[str, Any]) -> str:
-    """Return the body of the function that reads rows with several right answers, as SQuAD's; "" for other rows."""
-    if not {"text", "answer_start"} <= set(content) or not isinstance(content["text"], list):
-        return ""
-    suggestion = column_names.suggest_format(["answer" if column == nested else column for column in columns])
-    if suggestion is None or "answer" not in {*suggestion.rename, *formats.FORMATS[suggestion.format].columns}:
-        return ""
-    row_format = formats.FORMATS[suggestion.format]
-    old_names = {new: old for old, new in suggestion.rename.items()}
-    pairs = []
-    for name in (*row_format.columns, *row_format.optional_columns):
-        old = old_names.get(name, name)
-        if old == "answer":
-            pairs.append(f'"{name}": row["{nested}"]["text"][0]')
-        elif old in columns:
-            pairs.append(f'"{name}": row["{old}"]')
-    return f'return {{{", ".join(pairs)}}} if row["{nested}"]["text"] else None'
 
 
 def _find_nested(suggestion: column_names.FormatSuggestion, first_row: Mapping[str, Any]) -> str:
