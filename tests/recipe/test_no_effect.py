@@ -6,7 +6,8 @@ import pytest
 import torch
 from transformers import GenerationConfig, Trainer, TrainingArguments, get_scheduler
 
-from trl_sft.recipe import no_effect
+from trl_sft import load_recipe
+from trl_sft.recipe import no_effect, resolved
 
 RECIPE = """\
 model: {{name_or_path: trl_sft:tiny}}
@@ -125,3 +126,23 @@ def test_schedules_without_warmup_are_upstreams(name):
         pytest.importorskip("transformers.optimization").__dict__.get("get_greedy_schedule") or pytest.skip("none here")
     assert rates(0) == rates(5)
     assert rates(0)[0] == 1.0
+
+
+@pytest.mark.parametrize(
+    ("train", "generation", "override", "key"),
+    [
+        ({"num_train_epochs": 3}, {}, "train.max_steps=5", "num_train_epochs"),
+        ({"save_steps": 2}, {}, "train.save_strategy='no'", "save_steps"),
+        ({"adam_beta1": 0.8}, {}, "train.optim=sgd", "adam_beta1"),
+        ({"eval_packing": False}, {}, "data.eval_fraction=null", "eval_packing"),
+        ({}, {"do_sample": True, "temperature": 0.7}, "evaluate.generation.do_sample=false", "temperature"),
+    ],
+)
+def test_resolved_recipe_of_a_run_with_an_override_is_a_recipe(train, generation, override, key, here):
+    text = RECIPE.format(data=HELD, train=json.dumps(train), generation=json.dumps(generation))
+    (here / "recipe.yaml").write_text(text)
+    run = load_recipe("recipe.yaml", [override])
+    (here / "resolved.yaml").write_text(resolved.format_recipe(run, {}))
+    again = load_recipe("resolved.yaml", ["train.output_dir=again"])
+    assert key in run.train | run.evaluate.get("generation", {})
+    assert key not in again.train | again.evaluate.get("generation", {})

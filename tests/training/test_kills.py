@@ -243,9 +243,11 @@ def test_run_that_replaces_another_one_survives_kills_and_a_full_disk(server, tm
 @pytest.mark.parametrize("name", ["save", "resume", "overwrite"])
 def test_run_killed_at_any_operation_and_started_again_equals_one_that_was_never_stopped(server, tmp_path, name, kind):
     phase = Phase(server, tmp_path, KINDS[kind], name=name)
+    operations = len(phase.operations)
     places = list(list_kills(phase.operations))[::STRIDE]
+    print(f"{kind} {name}: {operations} operations, {len(places)} kills")
     failures = kill(phase, places)
-    print(f"{kind} {name}: {len(phase.operations)} operations, {len(places)} kills, {len(phase.proven)} states")
+    print(f"{kind} {name}: {len(phase.proven)} different states, {len(failures)} not equal")
     assert failures == {}
 
 

@@ -143,16 +143,26 @@ def check(
     recipe: Recipe, values: Mapping[str, dict[str, Any]], *, has_evaluation_set: bool, notes: list[str]
 ) -> Iterator[Fault]:
     """Yield a fault for each key without effect; where an override is the cause, add a line to `notes` instead."""
-    without_effect = [*_apply_rules(values)]
-    if not has_evaluation_set:
-        without_effect += _find_evaluation_keys(values["train"])
-    for key, causes, problem, fix in without_effect:
+    for key, causes, problem, fix in _find_all(values, has_evaluation_set=has_evaluation_set):
         if key not in recipe.overridden and recipe.overridden.intersection(causes):
             notes.append(f"{recipe.where(key)}: {problem}.")
         else:
             yield recipe.fault(
                 key, problem, fix, code="recipe.no_effect", edits=_remove(recipe, key, causes=causes, fix=fix)
             )
+
+
+def find_keys(values: Mapping[str, dict[str, Any]], *, has_evaluation_set: bool) -> dict[Key, str]:
+    """Return each key without effect with the sentence that says why."""
+    found = _find_all(values, has_evaluation_set=has_evaluation_set)
+    return {entry.key: entry.problem for entry in found}
+
+
+def _find_all(values: Mapping[str, dict[str, Any]], *, has_evaluation_set: bool) -> Iterator[_NoEffect]:
+    """Yield every key without effect."""
+    yield from _apply_rules(values)
+    if not has_evaluation_set:
+        yield from _find_evaluation_keys(values["train"])
 
 
 def _remove(recipe: Recipe, key: Key, *, causes: tuple[Key, ...], fix: str) -> tuple[Edit, ...]:

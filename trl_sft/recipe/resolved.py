@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 
 from trl_sft import __version__
 from trl_sft.file_digests import hash_file
+from trl_sft.recipe import no_effect
 from trl_sft.recipe.checked import Run, Setting, Source
 from trl_sft.recipe.yaml_reader import Key, format_value
 
@@ -50,11 +51,18 @@ def format_recipe(run: Run, settings: Mapping[Key, Setting]) -> str:
     lines = [f"# The recipe as it ran, with who set each value. trl_sft {__version__}, from {run.recipe.path.name}."]
     lines += ["# Used as a recipe, it writes a run folder of its own beside this one."]
     section = ""
+    has_evaluation_set = bool(run.sources.get("eval")) or run.data.get("eval_fraction") is not None
+    values = {"train": run.train, "quantization": run.quantization or {}, "evaluate": run.evaluate or {}}
+    useless = no_effect.find_keys(values, has_evaluation_set=has_evaluation_set)
     for key, value, set_by in iterate_values(run, settings):
         if key[0] != section:
             section = str(key[0])
             lines += ["", f"{section}:"] if key[1:] else ["", f"{section}: {format_value(value)}  # {set_by}"]
-        if key[1:] and key[1] in SECRET_KEYS and isinstance(value, str):
+        if isinstance(value, dict):
+            value = {name: entry for name, entry in value.items() if (*key, name) not in useless}
+        if key in useless:  # an override made it so: the recipe with both would be refused
+            lines.append(f"  # {key[1]}: {format_value(value)}: {useless[key]}  # {set_by}")
+        elif key[1:] and key[1] in SECRET_KEYS and isinstance(value, str):
             lines.append(f"  # {key[1]}: a secret, left out  # {set_by}")
         elif key[1:]:
             lines.append(f"  {key[1]}: {format_value(value)}  # {set_by}")
