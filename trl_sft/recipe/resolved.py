@@ -58,15 +58,20 @@ def format_recipe(run: Run, settings: Mapping[Key, Setting]) -> str:
         if key[0] != section:
             section = str(key[0])
             lines += ["", f"{section}:"] if key[1:] else ["", f"{section}: {format_value(value)}  # {set_by}"]
-        if isinstance(value, dict):
-            value = {name: entry for name, entry in value.items() if (*key, name) not in useless}
         if key in useless:  # an override made it so: the recipe with both would be refused
             lines.append(f"  # {key[1]}: {format_value(value)}: {useless[key]}  # {set_by}")
         elif key[1:] and key[1] in SECRET_KEYS and isinstance(value, str):
             lines.append(f"  # {key[1]}: a secret, left out  # {set_by}")
         elif key[1:]:
-            lines.append(f"  {key[1]}: {format_value(value)}  # {set_by}")
+            lines.append(f"  {key[1]}: {format_value(_leave_out(value, key, useless))}  # {set_by}")
     return "\n".join(lines) + "\n"
+
+
+def _leave_out(value: Any, key: Key, useless: Mapping[Key, str]) -> Any:
+    """Return a value without those of its keys that have no effect."""
+    if not isinstance(value, dict):
+        return value
+    return {name: entry for name, entry in value.items() if (*key, name) not in useless}
 
 
 def iterate_values(run: Run, settings: Mapping[Key, Setting]) -> Iterator[ResolvedValue]:
