@@ -284,15 +284,19 @@ def _hold_out(run: Run, train: Split, fraction: float) -> tuple[Split, Split]:
     total = len(train.order)
     number = round(total * fraction)
     if number in (0, total):
-        problem = f"{fraction} of {format_rows(total)} leaves no row to train or none to evaluate"
-        where = run.recipe.where(("data", "eval_fraction"))
-        fix = "Choose a fraction that leaves rows to train and to evaluate."
-        if total > 1:
-            fix = f"Set `data.eval_fraction: {math.ceil(100 / total) / 100}` or more, below 1, or add rows."
-        raise RecipeError(Fault(where, problem, fix, code="data.empty_split"))
+        raise RecipeError(_explain_empty_part(run, total, fraction))
     held_out = train.order[mix.sample_numbers(total, number, mix.run_seed(run))]
     remaining = np.setdiff1d(train.order, held_out, assume_unique=True)
     return train._replace(order=remaining), train._replace(order=held_out, removed_rows={}, bad_rows={})
+
+
+def _explain_empty_part(run: Run, total: int, fraction: float) -> Fault:
+    """Return the fault of a fraction that leaves one of the two parts without a row."""
+    problem = f"{fraction} of {format_rows(total)} leaves no row to train or none to evaluate"
+    fix = "Choose a fraction that leaves rows to train and to evaluate."
+    if total > 1:
+        fix = f"Set `data.eval_fraction: {math.ceil(100 / total) / 100}` or more, below 1, or add rows."
+    return Fault(run.recipe.where(("data", "eval_fraction")), problem, fix, code="data.empty_split")
 
 
 def _remove_leaked(train: Split, evaluation: dict[str, Split]) -> Split:

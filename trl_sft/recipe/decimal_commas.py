@@ -7,6 +7,7 @@ numbers with a comma on a line of their own, which YAML reads as text (`correcti
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from typing import Any
 
 from trl_sft.errors import Edit, Fault
@@ -16,17 +17,24 @@ _DIGITS = re.compile(r"\d+(?:[eE][+-]?\d+)?")
 _THOUSANDS = 3  # digits after a comma that may separate thousands
 
 
-def is_rest(word: Any, value: Any, previous: Any) -> bool:
-    """Tell whether a key without a value is what stands after the comma of the number before it.
+def find_number(recipe: Recipe, key: Key) -> str:
+    """Return the name of the number before the comma, where a key without a value is what stands after it.
 
     Args:
-        word: the key.
-        value: its value.
-        previous: the value of the key before it; None = there is none.
+        recipe: the recipe.
+        key: the key that may be the rest of a number.
+
+    Returns:
+        The last part of the key before it; "" = the key is no rest of a number.
 
     """
-    is_number = isinstance(previous, int) and not isinstance(previous, bool)
-    return value is None and is_number and _DIGITS.fullmatch(str(word)) is not None
+    values = _get_value(recipe, key[:-1])
+    words = list(values) if isinstance(values, Mapping) else []
+    place = words.index(key[-1]) if key[-1] in words else 0
+    if place == 0 or values[key[-1]] is not None or _DIGITS.fullmatch(str(key[-1])) is None:
+        return ""
+    previous = values[words[place - 1]]
+    return str(words[place - 1]) if isinstance(previous, int) and not isinstance(previous, bool) else ""
 
 
 def explain(recipe: Recipe, key: Key, *, rest: Key) -> Fault:

@@ -68,14 +68,9 @@ def _check_mapping(
     """Check one mapping; `name` is its key without numbers of list items: `data.*`, `train.lr_scheduler_kwargs`."""
     checked: dict[str, Any] = {}
     refused = sections.REFUSED.get(name, {})
-    previous = ""
     for word, value in values.items():
         here = (*key, word)
         field = owner.fields.get(word)
-        if field is None and decimal_commas.is_rest(word, value, values.get(previous)):
-            faults.append(decimal_commas.explain(recipe, (*key, previous), rest=here))
-            continue
-        previous = word
         if word in refused:
             problem, edits = f"`{word}` cannot be set here", misplaced_keys.replace_refused(recipe, here, refused[word])
             faults.append(recipe.fault(here, problem, refused[word], code="recipe.refused_key", edits=edits))
@@ -101,6 +96,8 @@ def _check_mapping(
 
 def _unknown_key(recipe: Recipe, key: Key, *, name: str, owner: NestedFields) -> Fault:
     """Return the fault of a key that its section does not have."""
+    if number := decimal_commas.find_number(recipe, key):
+        return decimal_commas.explain(recipe, (*key[:-1], number), rest=key)
     word = str(key[-1])
     section = str(key[0]) if name in (*sections.OWNERS, keys.SOURCE) else name
     problem = f"`{section}:` ({owner.owner_name}) has no key `{word}`{foreign_letters.describe(word)}"

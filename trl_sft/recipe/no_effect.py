@@ -27,7 +27,7 @@ class NoEffectRule(NamedTuple):
     fix: str
 
 
-class _NoEffect(NamedTuple):
+class NoEffect(NamedTuple):
     """A key of a recipe that has no effect."""
 
     key: Key
@@ -143,26 +143,12 @@ def check(
     recipe: Recipe, values: Mapping[str, dict[str, Any]], *, has_evaluation_set: bool, notes: list[str]
 ) -> Iterator[Fault]:
     """Yield a fault for each key without effect; where an override is the cause, add a line to `notes` instead."""
-    for key, causes, problem, fix in _find_all(values, has_evaluation_set=has_evaluation_set):
+    for key, causes, problem, fix in find(values, has_evaluation_set=has_evaluation_set):
         if key not in recipe.overridden and recipe.overridden.intersection(causes):
             notes.append(f"{recipe.where(key)}: {problem}.")
         else:
-            yield recipe.fault(
-                key, problem, fix, code="recipe.no_effect", edits=_remove(recipe, key, causes=causes, fix=fix)
-            )
-
-
-def find_keys(values: Mapping[str, dict[str, Any]], *, has_evaluation_set: bool) -> dict[Key, str]:
-    """Return each key without effect with the sentence that says why."""
-    found = _find_all(values, has_evaluation_set=has_evaluation_set)
-    return {entry.key: entry.problem for entry in found}
-
-
-def _find_all(values: Mapping[str, dict[str, Any]], *, has_evaluation_set: bool) -> Iterator[_NoEffect]:
-    """Yield every key without effect."""
-    yield from _apply_rules(values)
-    if not has_evaluation_set:
-        yield from _find_evaluation_keys(values["train"])
+            edits = _remove(recipe, key, causes=causes, fix=fix)
+            yield recipe.fault(key, problem, fix, code="recipe.no_effect", edits=edits)
 
 
 def _remove(recipe: Recipe, key: Key, *, causes: tuple[Key, ...], fix: str) -> tuple[Edit, ...]:
@@ -174,8 +160,8 @@ def _remove(recipe: Recipe, key: Key, *, causes: tuple[Key, ...], fix: str) -> t
     return (Edit("remove", key),) if fix == _REMOVE or (is_written and fix != _REMOVE_ONE) else ()
 
 
-def _apply_rules(values: Mapping[str, dict[str, Any]]) -> Iterator[_NoEffect]:
-    """Yield the keys without effect of each section that has rules."""
+def find(values: Mapping[str, dict[str, Any]], *, has_evaluation_set: bool) -> Iterator[NoEffect]:
+    """Yield every key without effect."""
     generation = values["evaluate"].get("generation")
     tables: tuple[tuple[Key, dict[str, Any], tuple[NoEffectRule, ...]], ...] = (
         (("train",), values["train"], TRAIN),
@@ -186,9 +172,10 @@ def _apply_rules(values: Mapping[str, dict[str, Any]]) -> Iterator[_NoEffect]:
         for rule in rules:
             for name in rule.keys:
                 if section_values.get(name) is not None and rule.when(section_values):
-                    reason = describe_cause(rule.cause, section_values)
-                    problem = f"`{name}` has no effect {reason}"
-                    yield _NoEffect((*section, name), ((*section, rule.cause),), problem, rule.fix)
+                    problem = f"`{name}` has no effect {describe_cause(rule.cause, section_values)}"
+                    yield NoEffect((*section, name), ((*section, rule.cause),), problem, rule.fix)
+    if not has_evaluation_set:
+        yield from _find_evaluation_keys(values["train"])
 
 
 def describe_cause(cause: str, values: Mapping[str, Any]) -> str:
@@ -196,10 +183,10 @@ def describe_cause(cause: str, values: Mapping[str, Any]) -> str:
     return f"with `{cause}: {format_value(values[cause])}`" if cause in values else f"without `{cause}`"
 
 
-def _find_evaluation_keys(train: Mapping[str, Any]) -> Iterator[_NoEffect]:
+def _find_evaluation_keys(train: Mapping[str, Any]) -> Iterator[NoEffect]:
     """Yield the keys of the evaluation loop, for a recipe without an evaluation set."""
     causes: tuple[Key, ...] = (("data", "eval"), ("data", "eval_fraction"))
     for name in EVALUATION_KEYS:
         if train.get(name) is not None:
             problem = f"`{name}` has no effect without an evaluation set"
-            yield _NoEffect(("train", name), causes, problem, _SET_EVALUATION)
+            yield NoEffect(("train", name), causes, problem, _SET_EVALUATION)

@@ -53,7 +53,7 @@ def format_recipe(run: Run, settings: Mapping[Key, Setting]) -> str:
     section = ""
     has_evaluation_set = bool(run.sources.get("eval")) or run.data.get("eval_fraction") is not None
     values = {"train": run.train, "quantization": run.quantization or {}, "evaluate": run.evaluate or {}}
-    useless = no_effect.find_keys(values, has_evaluation_set=has_evaluation_set)
+    useless = {entry.key: entry.problem for entry in no_effect.find(values, has_evaluation_set=has_evaluation_set)}
     for key, value, set_by in iterate_values(run, settings):
         if key[0] != section:
             section = str(key[0])
@@ -63,15 +63,10 @@ def format_recipe(run: Run, settings: Mapping[Key, Setting]) -> str:
         elif key[1:] and key[1] in SECRET_KEYS and isinstance(value, str):
             lines.append(f"  # {key[1]}: a secret, left out  # {set_by}")
         elif key[1:]:
-            lines.append(f"  {key[1]}: {format_value(_leave_out(value, key, useless))}  # {set_by}")
+            is_nested = isinstance(value, dict)
+            kept = {name: value[name] for name in value if (*key, name) not in useless} if is_nested else value
+            lines.append(f"  {key[1]}: {format_value(kept)}  # {set_by}")
     return "\n".join(lines) + "\n"
-
-
-def _leave_out(value: Any, key: Key, useless: Mapping[Key, str]) -> Any:
-    """Return a value without those of its keys that have no effect."""
-    if not isinstance(value, dict):
-        return value
-    return {name: entry for name, entry in value.items() if (*key, name) not in useless}
 
 
 def iterate_values(run: Run, settings: Mapping[Key, Setting]) -> Iterator[ResolvedValue]:
