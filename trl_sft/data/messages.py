@@ -346,7 +346,8 @@ def _read_message(turn: Any, column: str) -> Message:
         turn, content = {**turn, "tool_calls": content}, ""
     calls = _read_tool_calls(turn.get("tool_calls") or turn.get("function_call") or [], column)
     if content is None and isinstance(turn.get("refusal"), str) and not calls:  # as the API of OpenAI answers
-        raise _explain_refusal(turn["refusal"], column)
+        problem = f"a turn of {column} has no content, and its text under refusal: {turn['refusal'][:40]!r}"
+        raise FormatError(problem, "Write the text under `content`, or remove the row.", code="data.wrong_type")
     message: Message = {"role": role, "content": "" if calls and content is None else read_content(content, column)}
     if calls and role != "assistant":
         problem = f"{column} has a tool call in a {name} turn"
@@ -370,12 +371,6 @@ def _read_reasoning(values: Mapping[str, Any], column: str) -> str:
         problem = f"{column} has a turn with different texts under {' and '.join(texts)}"
         raise FormatError(problem, "Keep one of them.", code="data.reasoning_twice")
     return next(iter(texts.values()))
-
-
-def _explain_refusal(refusal: str, column: str) -> FormatError:
-    """Return the fault of a turn whose text stands under another key."""
-    problem = f"a turn of {column} has no content, and its text under refusal: {refusal[:40]!r}"
-    return FormatError(problem, "Write the text under `content`, or remove the row.", code="data.wrong_type")
 
 
 def _carries_loss(turn: Mapping[str, Any], role: str, column: str) -> bool:
