@@ -244,9 +244,9 @@ def test_run_that_replaces_another_one_survives_kills_and_a_full_disk(server, tm
 def test_run_killed_at_any_operation_and_started_again_equals_one_that_was_never_stopped(server, tmp_path, name, kind):
     phase = Phase(server, tmp_path, KINDS[kind], name=name)
     operations = len(phase.operations)
-    places = list(list_kills(phase.operations))[::STRIDE]
-    print(f"{kind} {name}: {operations} operations, {len(places)} kills")
-    failures = kill(phase, places)
+    places = list(list_kills(phase.operations))
+    print(f"{kind} {name}: {operations} operations, a kill at every {STRIDE} of {len(places)} places")
+    failures = kill(phase, places[::STRIDE])
     print(f"{kind} {name}: {len(phase.proven)} different states, {len(failures)} not equal")
     assert failures == {}
 
