@@ -111,7 +111,7 @@ def test_fast_reads_the_recipe_alone(here, go):
 
 LATE = {  # what upstream refuses after the weights are loaded, or when training begins -> part of the message
     "lora={target_modules: [no]}": "Target modules {'no'} not found",
-    "lora={target_modules: [lm_head]}": "PEFT adapter to `lm_head`",
+    "lora={target_modules: [lm_head]}": "PEFT adapter",  # in the words of TRL 1.8 and of 1.16
     "train.dataloader_num_workers=-1": "non-negative",
     "train.optim=galore_adamw": "`pip install galore-torch`",
     "train.lr_scheduler_kwargs={nonsense: 1}": "nonsense",
