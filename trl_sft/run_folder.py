@@ -258,6 +258,21 @@ def read_last_json(path: Path) -> dict[str, Any]:
     return {}
 
 
+def read_first_lines(path: Path, limit: int) -> list[dict[str, Any]]:
+    """Return the first mappings of a JSONL file: `limit` at most, and those before the first damaged line."""
+    lines: list[dict[str, Any]] = []
+    try:
+        with path.open(encoding="utf-8") as file:
+            for line in file:
+                if len(lines) == limit:
+                    break
+                if isinstance(value := json.loads(line), dict):
+                    lines.append(value)
+    except (OSError, ValueError):  # absent, or damaged from here on
+        return lines
+    return lines
+
+
 def read_json(path: Path) -> dict[str, Any]:
     """Return a JSON mapping; empty if the file is absent or incomplete."""
     try:

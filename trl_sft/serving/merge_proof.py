@@ -7,7 +7,6 @@ hold one model, the proof covers the tensors only, and says so. Deliberately not
 
 from __future__ import annotations
 
-import json
 import math
 from pathlib import Path
 from typing import Any
@@ -77,11 +76,15 @@ def read_available_memory() -> int | None:
 def collect_rows(merger: Merger) -> tuple[str, list[list[int]]]:
     """Return where the rows of the proof are from, and their token ids: at most 8 rows of 128 tokens."""
     run, tokenizer = merger.adapter.run, merger.tokenizer
-    texts = [text for sample in _read_lines(run / run_folder.SAMPLES) if (text := _render_sample(sample, tokenizer))]
+    texts = [
+        text
+        for sample in run_folder.read_first_lines(run / run_folder.SAMPLES, _ROWS)
+        if (text := _render_sample(sample, tokenizer))
+    ]
     kind = HELD_OUT
     if not texts:
         kind = TRAINING
-        lines = _read_lines(run / run_folder.ROWS)
+        lines = run_folder.read_first_lines(run / run_folder.ROWS, _ROWS)
         texts = ["".join(str(segment[0]) for segment in line.get("segments", ())) for line in lines]
     if not any(texts):
         kind, texts = FIXED, [_TEXT]
@@ -94,21 +97,6 @@ def _get_embedding_name(model: PreTrainedModel) -> str:
     """Return the name of the weight of the embedding."""
     embedding = model.get_input_embeddings()
     return str(next(name for name, module in model.named_modules() if module is embedding)) + ".weight"
-
-
-def _read_lines(path: Path) -> list[dict[str, Any]]:
-    """Return the first mappings of a JSONL file; none if it is absent or damaged."""
-    lines: list[dict[str, Any]] = []
-    try:
-        with path.open(encoding="utf-8") as file:
-            for line in file:
-                if len(lines) == _ROWS:
-                    break
-                if isinstance(value := json.loads(line), dict):
-                    lines.append(value)
-    except (OSError, ValueError):
-        return lines
-    return lines
 
 
 def _render_sample(sample: dict[str, Any], tokenizer: Any) -> str:

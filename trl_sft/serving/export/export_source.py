@@ -6,7 +6,6 @@ its tokenizer is loaded. Deliberately not here: writing (`exporter`).
 
 from __future__ import annotations
 
-import json
 import re
 from dataclasses import dataclass
 from functools import cached_property
@@ -90,7 +89,7 @@ class ExportSource:
     def collect_prompts(self) -> list[list[dict[str, str]]]:
         """Return the held-out prompts of the run as messages of texts; those with tools or images are left out."""
         prompts = []
-        for line in _read_lines(self.model.folder / run_folder.SAMPLES):
+        for line in run_folder.read_first_lines(self.model.folder / run_folder.SAMPLES, _TEXTS):
             prompt = line.get("prompt")
             if isinstance(prompt, list) and prompt and all(_is_text_turn(turn) for turn in prompt):
                 prompts.append([{"role": turn["role"], "content": turn["content"]} for turn in prompt])
@@ -106,14 +105,14 @@ class ExportSource:
 
     def collect_rows(self) -> list[str]:
         """Return the first rows of the run, as training renders them."""
-        rows = _read_lines(self.model.folder / run_folder.ROWS)
+        rows = run_folder.read_first_lines(self.model.folder / run_folder.ROWS, _TEXTS)
         texts = ("".join(str(segment[0]) for segment in row.get("segments") or ()) for row in rows)
         return [text for text in dict.fromkeys(texts) if text]
 
     def collect_contents(self) -> list[str]:
         """Return what stands in the turns of the held-out prompts of the run, and its answers."""
         texts = []
-        for line in _read_lines(self.model.folder / run_folder.SAMPLES):
+        for line in run_folder.read_first_lines(self.model.folder / run_folder.SAMPLES, _TEXTS):
             prompt = line.get("prompt")
             turns = prompt if isinstance(prompt, list) else [{"content": prompt}]
             contents = [turn.get("content") for turn in turns if isinstance(turn, dict)]
@@ -152,18 +151,3 @@ def _is_text_turn(turn: Any) -> bool:
     if not isinstance(turn, dict) or set(turn) != {"role", "content"} or not isinstance(turn["content"], str):
         return False
     return turn["role"] in ("system", "user", "assistant")
-
-
-def _read_lines(path: Path) -> list[dict[str, Any]]:
-    """Return the first mappings of a JSONL file; none if it is absent, and those before the first damaged line."""
-    lines: list[dict[str, Any]] = []
-    try:
-        with path.open(encoding="utf-8") as file:
-            for line in file:
-                if len(lines) == _TEXTS:
-                    break
-                if isinstance(value := json.loads(line), dict):
-                    lines.append(value)
-    except (OSError, ValueError):
-        return lines
-    return lines

@@ -96,7 +96,7 @@ class _Collector:
 
     def add_samples(self) -> None:
         """Add the held-out prompts that base and tuned model answered in training."""
-        for sample in _read_lines(self._folder / run_folder.SAMPLES, MOST_HELD_OUT):
+        for sample in run_folder.read_first_lines(self._folder / run_folder.SAMPLES, MOST_HELD_OUT):
             if isinstance(prompt := sample.get("prompt"), str | list):
                 self._add(HELD_OUT, prompt)
 
@@ -136,7 +136,7 @@ class _Collector:
     def add_recorded_rows(self) -> None:
         """Add the beginnings of the training rows that rows.jsonl shows, up to the first token with loss."""
         before = len(self.prompts)
-        for line in _read_lines(self._folder / run_folder.ROWS, MOST_TRAINING):
+        for line in run_folder.read_first_lines(self._folder / run_folder.ROWS, MOST_TRAINING):
             text = ""
             for segment in line.get("segments") or ():
                 if segment[1] and text:
@@ -216,18 +216,3 @@ class _Collector:
 def _count_bytes(run: Run) -> int:
     """Return the size of the local data files of a recipe."""
     return sum(path.stat().st_size for path in resolved.list_files(run))
-
-
-def _read_lines(path: Path, limit: int) -> list[dict[str, Any]]:
-    """Return the first mappings of a JSONL file; none if it is absent, as far as it is whole."""
-    lines: list[dict[str, Any]] = []
-    try:
-        with path.open(encoding="utf-8") as file:
-            for line in file:
-                if len(lines) == limit:
-                    break
-                if isinstance(value := json.loads(line), dict):
-                    lines.append(value)
-    except (OSError, ValueError):
-        return lines
-    return lines
