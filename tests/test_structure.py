@@ -27,7 +27,7 @@ LAYERS = {
     "recipe": 2,
     **dict.fromkeys(["data", "model", "importers"], 3),
     **dict.fromkeys(["tokenization", "evaluation", "publishing"], 4),
-    **dict.fromkeys(["training", "reports", "serving"], 5),
+    **dict.fromkeys(["training", "reports", "serving", "building"], 5),
     "cli": 6,
     **dict.fromkeys(["__init__", "__main__"], 7),  # the public functions
 }
