@@ -14,7 +14,6 @@ from typing import Any, NamedTuple
 from trl_sft.errors import DataError, Fault, LaunchError, first_line
 from trl_sft.evaluation import eval_packages
 from trl_sft.evaluation.answer_cache import StoredAnswer
-from trl_sft.evaluation.generate import LIMIT, STOP_TOKEN
 from trl_sft.evaluation.thoughts import COMMON_MARKS
 
 _RETRIES = 4  # of a call, with waits that grow
@@ -94,6 +93,8 @@ def choose_decoding(generation: Mapping[str, Any], *, max_new_tokens: int, seed:
 
 def _answer(client: Any, endpoint: Endpoint, prompt: Any, *, decoding: Mapping[str, Any]) -> StoredAnswer:
     """Return the answer to one prompt."""
+    from trl_sft.evaluation.generate import LIMIT, STOP_TOKEN  # needs torch, which a judge behind an endpoint does not
+
     if isinstance(prompt, str):
         response = client.completions.create(model=endpoint.model, prompt=prompt, **decoding)
         choice = response.choices[0]
