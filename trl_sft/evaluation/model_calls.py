@@ -317,7 +317,7 @@ class ModelCaller:
 
 
 @dataclass(frozen=True)
-class _Failure:
+class _CallFailure:
     """Why an attempt brought no answer."""
 
     problem: str
@@ -340,21 +340,21 @@ async def _wait_for_one(running: set[asyncio.Task[None]], bar: Any) -> set[async
     return others
 
 
-def _explain(error: Exception) -> _Failure:
+def _explain(error: Exception) -> _CallFailure:
     """Return what an error of the client means. Raises an error that is none of the client or of a response."""
     import openai
 
     if isinstance(error, openai.APITimeoutError | TimeoutError):
-        return _Failure("no answer within the time limit of a call", True)
+        return _CallFailure("no answer within the time limit of a call", True)
     if isinstance(error, openai.APIStatusError):
         code = error.status_code
         wait = 0.0
         with contextlib.suppress(ValueError):
             wait = float(error.response.headers.get("retry-after", 0))
         is_repeated = code in _REPEATED or code >= 500
-        return _Failure(f"{code}: {first_line(error)}", is_repeated, is_hopeless=code in _HOPELESS, wait=wait)
+        return _CallFailure(f"{code}: {first_line(error)}", is_repeated, is_hopeless=code in _HOPELESS, wait=wait)
     if isinstance(error, openai.OpenAIError | ValueError):  # no connection, or a body of no form
-        return _Failure(first_line(error), True)
+        return _CallFailure(first_line(error), True)
     raise error
 
 
