@@ -107,7 +107,7 @@ def batch_keys(batch: Mapping[str, Sequence[Any]]) -> list[int]:
     keys = []
     for row in zip(*columns, strict=True):
         texts = [text for content in row for text in _compared_texts(content)]
-        keys.append(_hash_texts(texts))
+        keys.append(hash_texts(texts))
     return keys
 
 
@@ -127,7 +127,7 @@ def _compared_texts(content: str | Sequence[Message]) -> list[str]:
     return texts
 
 
-def _hash_texts(texts: Sequence[str]) -> int:
+def hash_texts(texts: Sequence[str]) -> int:
     """Return the key of a row; a sign before a digit counts: -1 is not 1, and 4/2 is not 4*2."""
     compared = []
     for text in texts:
