@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from trl_sft.data import formats
+from trl_sft.evaluation.checks import check_requests
 from trl_sft.recipe import sections
 from trl_sft.recipe.upstream import fields, keys
 
@@ -147,8 +148,9 @@ def test_folders_of_tests_mirror_the_packages():
     assert {Path(name) for name, layer in LAYERS.items() if 1 < layer < 7} <= folders
 
 
-def test_formats_of_the_recipe_equal_those_of_the_data_package():
+def test_formats_and_checks_of_the_recipe_equal_those_that_are_read():
     assert tuple(formats.FORMATS) == sections.FORMATS
+    assert tuple(check_requests.CHECKS) == sections.CHECKS
 
 
 # Functions that upstream calls with more than three arguments by position.
@@ -209,7 +211,7 @@ def test_own_keys_equal_the_frozen_list():
         },
         "data.*": {"path", "format", "wording", "rename", "task", "weight", "max_rows"},
         "train": set(),
-        "evaluate": {"metrics", "max_rows", "generation", "prompts"},
+        "evaluate": {"metrics", "max_rows", "generation", "prompts", "checks"},
         "launch": {"engine", "config"},
         "run": {
             *("resume", "overwrite", "allow", "max_hours", "logits_gib", "global_batch_size", "price_per_hour"),

@@ -75,7 +75,7 @@ def show(run: Run, num_rows: int = 3) -> Preview:
 
 
 def train(run: Run) -> Result:
-    """Train: load the model, tokenize the rows, train, evaluate, save.
+    """Train: load the model, tokenize the rows, train, evaluate, save; with `evaluate.checks` compare base and tuned.
 
     Args:
         run: What `load_recipe` returned.
@@ -110,6 +110,10 @@ def train(run: Run) -> Result:
     from trl_sft.reports import page
 
     page.write_at_end(run.output_dir)
+    if "checks" in (run.evaluate or {}):
+        from trl_sft.cli.evaluate import after_training
+
+        after_training.evaluate(run, failed_push)
     if failed_push is not None:
         raise failed_push
     return result

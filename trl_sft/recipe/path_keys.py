@@ -14,7 +14,7 @@ from typing import Any
 
 from trl_sft import user_paths
 from trl_sft.errors import Fault, first_line
-from trl_sft.recipe import paths, prompts
+from trl_sft.recipe import answer_checks, paths, prompts
 from trl_sft.recipe.checked import Source
 from trl_sft.recipe.upstream import nested, types
 from trl_sft.recipe.yaml_reader import Key, Recipe
@@ -55,7 +55,10 @@ def check(recipe: Recipe, values: Mapping[str, dict[str, Any]], sources: Sequenc
         key: Key = ("run", "resume")
         fault = _check_path(recipe, key, resume, folder=recipe.folder(key), is_output=False)
         yield from _take_out(values["run"], "resume", fault)
-    yield from prompts.check(recipe, values["evaluate"])
+    if "prompts" in values["evaluate"]:
+        yield from prompts.check(recipe, values["evaluate"])
+    if "checks" in values["evaluate"]:
+        yield from answer_checks.check(recipe, values["evaluate"])
     file = values[_JSON_FILE[0]].get(_JSON_FILE[1])
     if isinstance(file, str):
         yield from _take_out(values[_JSON_FILE[0]], _JSON_FILE[1], _check_json_file(recipe, file, values["train"]))

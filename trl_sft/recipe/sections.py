@@ -44,6 +44,12 @@ FORMATS = (
     "text",
 )
 
+# The checks of answers that `evaluation.checks` has; a test checks that the two are equal.
+CHECKS = (
+    *("exact", "normalised", "numeric", "contains", "regex", "json", "json_equal", "json_schema", "code"),
+    *("instructions", "refusal", "no_refusal", "chrf", "bleu"),
+)
+
 # Own keys and their types. `data.*` are the keys of one source.
 OWN_KEYS: dict[str, dict[str, str]] = {
     "model": {"name_or_path": "str"},
@@ -78,6 +84,7 @@ OWN_KEYS: dict[str, dict[str, str]] = {
         "max_rows": "int",
         "generation": "dict[str, Any]",
         "prompts": "str | list[Any]",
+        "checks": "str | list[str]",
     },
     "launch": {
         "engine": "Literal['auto', 'ddp', 'fsdp', 'zero1', 'zero2', 'zero3', 'ray']",
@@ -193,6 +200,8 @@ OWN_HELP: dict[str, dict[str, str]] = {
         "generation": "How answers are generated. Unset: greedily.",
         "prompts": "Prompts of your own, answered before training, at each evaluation (or checkpoint) and after "
         "training: a list, a .txt file with one on each line, or a .jsonl file with `prompt` or `messages`.",
+        "checks": "Compare base and tuned model after training, as the command `evaluate` does: the checks that score "
+        "the answers, written as for its --check, or auto for those that fit the reference answers.",
     },
     "launch": {
         "engine": "How several processes share the training. Unset: auto.",

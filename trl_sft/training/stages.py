@@ -22,7 +22,7 @@ from trl_sft.data import rows as data_rows
 from trl_sft.data.formats import CHAT
 from trl_sft.data.rows import RunRows
 from trl_sft.errors import LaunchError, MissingPackage, RecipeError, UserError
-from trl_sft.evaluation import before_after, own_prompts
+from trl_sft.evaluation import before_after, own_prompts, planned_checks
 from trl_sft.evaluation.own_prompts import OwnPrompt
 from trl_sft.model import cpu_loss, device, load, needed_packages, packed_attention, patches, trust, weights
 from trl_sft.model.load import ModelSource
@@ -298,7 +298,11 @@ def check_row_lengths(
 
 
 def load_prompts(run: Run, model: ModelSource, rows: RunRows, *, datasets: TokenizedRows) -> list[OwnPrompt]:
-    """Return the prompts of `evaluate.prompts` with their tokens. Raises DataError."""
+    """Return the prompts of `evaluate.prompts` with their tokens, and check `evaluate.checks`. Raises UserError."""
+    if "checks" in (run.evaluate or {}):
+        planned_checks.check(run, rows)
+    if "prompts" not in (run.evaluate or {}):
+        return []
     encode_prompt = functools.partial(encode.encode_prompt, datasets.encoder)
     return own_prompts.load(run, rows, encode=encode_prompt, config=model.config)
 

@@ -27,11 +27,11 @@ _RECIPE_SUFFIXES = (".yaml", ".yml")
 
 def main(argv: Sequence[str]) -> int:
     """Evaluate a run; return the exit code."""
-    options = _parse(argv)
+    options = parse(argv)
     from trl_sft.evaluation import eval_packages
 
     eval_packages.require_packages("evaluate", *eval_packages.STATISTICS)
-    folder = _find_folder(options.run)
+    folder = _find_folder(options)
     output = options.output or folder
     user_paths.check("--output", output, user_paths.FOLDER, is_output=True)
     console.say("loading   torch, transformers and trl")
@@ -41,7 +41,8 @@ def main(argv: Sequence[str]) -> int:
         with garbage_collection.paused():
             from trl_sft.cli.evaluate import evaluation
         try:
-            return evaluation.run(folder, output, options)
+            json_output.add_values(output=output, **evaluation.run(folder, output, options))
+            return errors.EXIT_DONE
         except KeyboardInterrupt:
             message = "stopped; the answers so far are kept\nRun the same command again: it continues."
             code = errors.EXIT_SIGNAL + signal.SIGINT
@@ -53,7 +54,7 @@ def main(argv: Sequence[str]) -> int:
             raise errors.RecipeError(fault) from None
 
 
-def _parse(argv: Sequence[str]) -> argparse.Namespace:
+def parse(argv: Sequence[str]) -> argparse.Namespace:
     """Return the arguments of the command."""
     parser = arguments.create_parser(
         "evaluate RUN_OR_RECIPE [--data FILE] [--check CHECK] [--at STEPS] [--endpoint URL --model NAME]",
@@ -129,20 +130,38 @@ def _read_steps(text: str) -> list[int]:
     return sorted({int(part) for part in parts})
 
 
-def _find_folder(path: Path) -> Path:
-    """Return the run folder: the argument itself, or that of a recipe. Raises RecipeError."""
+def _find_folder(options: argparse.Namespace) -> Path:
+    """Return the run folder: the argument itself, or that of a recipe, whose checks count. Raises RecipeError."""
+    path: Path = options.run
     if path.suffix.lower() not in _RECIPE_SUFFIXES or path.is_dir():
         if path.is_file():
             problem = "this is a file, and no recipe"
             fix = "Name the folder of a run, or a recipe (.yaml)."
             raise errors.RecipeError(errors.Fault(str(path), problem, fix, code="evaluation.no_run"))
+        options.check = options.check or _read_checks(path)
         return path
     from trl_sft import load_recipe
+    from trl_sft.recipe import answer_checks
 
-    folder = load_recipe(path).output_dir
+    run = load_recipe(path)
+    options.check = options.check or answer_checks.list_values((run.evaluate or {}).get("checks", []))
+    folder = run.output_dir
     if not (folder / run_folder.RUN).is_file():
         problem = f"the recipe has no run in {run_folder.shorten_path(folder)}"
         fix = f"Run `{console.get_python_command()} -m trl_sft {path}` first."
         raise errors.RecipeError(errors.Fault(str(path), problem, fix, code="evaluation.no_run"))
     json_output.add_values(run=folder)
     return folder
+
+
+def _read_checks(folder: Path) -> list[str]:
+    """Return `evaluate.checks` of the recipe of a run as `--check` takes them; [] = it names none."""
+    import yaml
+
+    from trl_sft.recipe import answer_checks, yaml_reader
+
+    try:
+        values = yaml_reader.parse_values((folder / run_folder.RESOLVED).read_text(encoding="utf-8"))
+        return answer_checks.list_values(values["evaluate"]["checks"])
+    except (OSError, ValueError, KeyError, TypeError, yaml.YAMLError):  # no run, or one without the key
+        return []

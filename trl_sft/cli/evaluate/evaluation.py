@@ -15,7 +15,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from trl_sft import console, errors, json_output, run_folder
+from trl_sft import console, run_folder
 from trl_sft.cli.evaluate import base_prompts, general_suite, prompts, screen, sides
 from trl_sft.cli.evaluate.sides import Answerer, Side
 from trl_sft.errors import Fault, RecipeError
@@ -29,7 +29,7 @@ from trl_sft.evaluation import (
     suite,
     verdict,
 )
-from trl_sft.evaluation.checks import sandbox
+from trl_sft.evaluation.checks import check_requests, sandbox
 from trl_sft.evaluation.checks.answer import CheckedAnswer
 from trl_sft.evaluation.checks.check_requests import CODE
 from trl_sft.evaluation.endpoint import Endpoint
@@ -54,8 +54,8 @@ class _Models(NamedTuple):
     steps: dict[int, ModelFolder]
 
 
-def run(folder: Path, output: Path, options: argparse.Namespace) -> int:
-    """Evaluate a run; return the exit code. Raises UserError."""
+def run(folder: Path, output: Path, options: argparse.Namespace) -> dict[str, Any]:
+    """Evaluate a run; return `evaluation` as eval.json has it, and `calls`. Raises UserError."""
     models = _find_models(folder, options)
     tokenizer = model_loading.load_tokenizer(models.run, trusts_code=options.trust_remote_code)
     with template_date.restored():
@@ -86,9 +86,8 @@ def run(folder: Path, output: Path, options: argparse.Namespace) -> int:
         console.say(line)
     if (output / run_folder.RUN).is_file():
         page.write_at_end(output)
-    json_output.add_values(output=output, evaluation=result, calls=calls)
     console.say(f"wrote     {run_folder.shorten_path(output.absolute() / run_folder.EVAL)}, {run_folder.EVALUATION}")
-    return errors.EXIT_DONE
+    return {"evaluation": result, "calls": calls}
 
 
 def _find_models(folder: Path, options: argparse.Namespace) -> _Models:
@@ -108,7 +107,7 @@ def _find_models(folder: Path, options: argparse.Namespace) -> _Models:
 
 def _read_items(folder: Path, options: argparse.Namespace) -> list[EvaluationItem]:
     """Return the rows with their checks. Raises UserError."""
-    requested = prompts.read_requests(options.check)
+    requested = check_requests.read_by_task(options.check, folder=Path.cwd(), where="--check")
     found = prompts.read_items(folder, data=options.data, max_rows=options.max_rows)
     return items.choose_checks(found, requested, may_run_code=options.run_code)
 

@@ -18,8 +18,6 @@ from trl_sft.data.formatted_columns import read_row
 from trl_sft.data.messages import REASONING_KEYS, unescape
 from trl_sft.errors import DataError, Fault, RecipeError, UserError, first_line
 from trl_sft.evaluation import before_after, items
-from trl_sft.evaluation.checks import check_requests
-from trl_sft.evaluation.checks.check_requests import RequestedCheck
 from trl_sft.evaluation.items import EvaluationItem
 from trl_sft.recipe.checked import Run
 
@@ -67,21 +65,6 @@ def read_items(folder: Path, *, data: Path | None, max_rows: int | None) -> list
         fix = "Name a file of prompts with --data FILE, or hold out rows with `data.eval_fraction` in the next run."
         raise DataError(Fault(str(folder), problem, fix, code="evaluation.no_prompts"))
     return found[:max_rows]
-
-
-def read_requests(values: Sequence[str]) -> dict[str, list[RequestedCheck]]:
-    """Return the checks of the command line by task; "" = every task. Raises DataError."""
-    requested: dict[str, list[RequestedCheck]] = {}
-    for value in values:
-        task, equals, check = value.partition("=")
-        if not equals or task.partition(":")[0] in check_requests.CHECKS or task.endswith(".py"):
-            task, check = "", value
-        names = check.split(",")
-        written = names if set(names) <= set(check_requests.CHECKS) else [check]
-        requested.setdefault(task, []).extend(
-            check_requests.read_requests(written, folder=Path.cwd(), where=f"--check {value}")
-        )
-    return requested
 
 
 def read_examples(folder: Path, asked: Sequence[EvaluationItem]) -> Examples:

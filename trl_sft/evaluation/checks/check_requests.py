@@ -25,7 +25,7 @@ from trl_sft.evaluation.checks import (
     text_match,
 )
 from trl_sft.evaluation.checks.answer import CheckedAnswer
-from trl_sft.recipe import paths
+from trl_sft.recipe import answer_checks, paths
 from trl_sft.suggestions import LOOSE, nearest_name
 
 CODE = "code"
@@ -100,6 +100,25 @@ def read_requests(value: Any, *, folder: Path, where: str) -> list[RequestedChec
     if name in CHECKS:
         return [_build(name, rest if colon else None, folder=folder, where=where)]
     return [_build(value, None, folder=folder, where=where)]
+
+
+def read_by_task(values: Sequence[str], *, folder: Path, where: str) -> dict[str, list[RequestedCheck]]:
+    """Return the checks of the command line or of a recipe by task; "" = every task.
+
+    Args:
+        values: each as `CHECK`, `CHECK,CHECK` or `TASK=CHECK`.
+        folder: which paths are relative to.
+        where: the option, or the key of the recipe.
+
+    Raises:
+        DataError: there is no such check, or its parameters cannot be used.
+
+    """
+    requested: dict[str, list[RequestedCheck]] = {}
+    for value in values:
+        task, written = answer_checks.split_task(value)
+        requested.setdefault(task, []).extend(read_requests(written, folder=folder, where=f"{where} {value}"))
+    return requested
 
 
 def choose_checks(references: Sequence[str]) -> list[RequestedCheck]:

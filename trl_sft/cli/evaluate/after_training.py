@@ -1,0 +1,71 @@
+"""The evaluation that a recipe asks for with `evaluate.checks`, after its training.
+
+Inputs: the recipe of a run that is finished. Outputs: what the command `evaluate` writes, in the run folder. A failure
+here loses nothing: the model is saved, and the message has the command that repeats the evaluation. Not here: the
+evaluation itself (`evaluation`), and its check before the training (`evaluation.planned_checks` of the package).
+"""
+
+from __future__ import annotations
+
+import gc
+import shlex
+import signal
+from typing import NoReturn
+
+from trl_sft import console, disk, errors, json_output, run_folder, upstream_warnings
+from trl_sft.cli import evaluate as command
+from trl_sft.recipe import answer_checks
+from trl_sft.recipe.checked import Run
+
+
+def evaluate(run: Run, failed_push: errors.RunStopped | None = None) -> None:
+    """Compare base and tuned model of a run that is finished.
+
+    Args:
+        run: the recipe.
+        failed_push: why the run is not on the hub, which a failure here must not hide; None = nothing failed.
+
+    Raises:
+        RunStopped: the evaluation failed or was stopped.
+
+    """
+    options = command.parse([str(run.output_dir)])
+    options.check = answer_checks.list_values((run.evaluate or {})["checks"])
+    options.trust_remote_code = bool(run.model.get("trust_remote_code"))
+    console.say("")
+    console.say("evaluate  base against tuned model (evaluate.checks)")
+    try:
+        with upstream_warnings.quiet():
+            from trl_sft.cli.evaluate import evaluation
+
+            gc.collect()  # the trained model: the evaluation loads its own from the folder
+            found = evaluation.run(run.output_dir, run.output_dir, options)
+    except KeyboardInterrupt:
+        _fail(run, failed_push, "the evaluation was stopped", errors.EXIT_SIGNAL + signal.SIGINT)
+    except errors.UserError as error:
+        problem = "; ".join(f"{fault.where}: {fault.problem} {fault.fix}" for fault in error.faults)
+        _fail(run, failed_push, f"the evaluation failed: {problem}", error.exit_code)
+    except errors.RunStopped as error:
+        _fail(run, failed_push, f"the evaluation failed: {errors.first_line(error)}", error.exit_code)
+    except Exception as error:
+        fault = disk.explain(error, [run.output_dir])
+        if fault is None:  # of ours: the traceback follows
+            console.say_error(_describe(run, "the evaluation failed with an internal error"))
+            raise
+        _fail(run, failed_push, f"the evaluation failed: {fault.problem} {fault.fix}", errors.EXIT_USER_ERROR)
+    json_output.add_values(**found)
+
+
+def _describe(run: Run, problem: str) -> str:
+    """Return the message of a failure: the model is safe, and how the evaluation is repeated."""
+    folder = run_folder.shorten_path(run.output_dir)
+    repeat = f"{console.get_python_command()} -m trl_sft evaluate {shlex.quote(folder)}"
+    return f"the model is trained and saved in {folder}, but {problem}\nTo repeat the evaluation: {repeat}"
+
+
+def _fail(run: Run, failed_push: errors.RunStopped | None, problem: str, exit_code: int) -> NoReturn:
+    """Raise the error of an evaluation that failed after the run was finished."""
+    message = _describe(run, problem)
+    if failed_push is not None:
+        message += f"\n{failed_push}"
+    raise errors.RunStopped(message, exit_code, code="evaluation.failed_after_training") from None
