@@ -10,7 +10,6 @@ from __future__ import annotations
 import gc
 import shlex
 import signal
-from typing import NoReturn
 
 from trl_sft import console, disk, errors, json_output, run_folder, upstream_warnings
 from trl_sft.cli import evaluate as command
@@ -41,31 +40,28 @@ def evaluate(run: Run, failed_push: errors.RunStopped | None = None) -> None:
             gc.collect()  # the trained model: the evaluation loads its own from the folder
             found = evaluation.run(run.output_dir, run.output_dir, options)
     except KeyboardInterrupt:
-        _fail(run, failed_push, "the evaluation was stopped", errors.EXIT_SIGNAL + signal.SIGINT)
+        raise _explain(run, "was stopped", failed_push, exit_code=errors.EXIT_SIGNAL + signal.SIGINT) from None
     except errors.UserError as error:
         problem = "; ".join(f"{fault.where}: {fault.problem} {fault.fix}" for fault in error.faults)
-        _fail(run, failed_push, f"the evaluation failed: {problem}", error.exit_code)
+        raise _explain(run, f"failed: {problem}", failed_push, exit_code=error.exit_code) from None
     except errors.RunStopped as error:
-        _fail(run, failed_push, f"the evaluation failed: {errors.first_line(error)}", error.exit_code)
+        problem = errors.first_line(error)
+        raise _explain(run, f"failed: {problem}", failed_push, exit_code=error.exit_code) from None
     except Exception as error:
         fault = disk.explain(error, [run.output_dir])
         if fault is None:  # of ours: the traceback follows
-            console.say_error(_describe(run, "the evaluation failed with an internal error"))
+            console.say_error(str(_explain(run, "failed with an internal error", failed_push, exit_code=1)))
             raise
-        _fail(run, failed_push, f"the evaluation failed: {fault.problem} {fault.fix}", errors.EXIT_USER_ERROR)
+        problem = f"failed: {fault.problem} {fault.fix}"
+        raise _explain(run, problem, failed_push, exit_code=errors.EXIT_USER_ERROR) from None
     json_output.add_values(**found)
 
 
-def _describe(run: Run, problem: str) -> str:
-    """Return the message of a failure: the model is safe, and how the evaluation is repeated."""
+def _explain(run: Run, problem: str, failed_push: errors.RunStopped | None, *, exit_code: int) -> errors.RunStopped:
+    """Return the error of an evaluation that failed after the run was finished; `problem` follows "the evaluation"."""
     folder = run_folder.shorten_path(run.output_dir)
     repeat = f"{console.get_python_command()} -m trl_sft evaluate {shlex.quote(folder)}"
-    return f"the model is trained and saved in {folder}, but {problem}\nTo repeat the evaluation: {repeat}"
-
-
-def _fail(run: Run, failed_push: errors.RunStopped | None, problem: str, exit_code: int) -> NoReturn:
-    """Raise the error of an evaluation that failed after the run was finished."""
-    message = _describe(run, problem)
-    if failed_push is not None:
-        message += f"\n{failed_push}"
-    raise errors.RunStopped(message, exit_code, code="evaluation.failed_after_training") from None
+    lines = [f"the model is trained and saved in {folder}, but the evaluation {problem}"]
+    lines.append(f"To repeat the evaluation: {repeat}")
+    lines += [str(failed_push)] if failed_push is not None else []
+    return errors.RunStopped("\n".join(lines), exit_code, code="evaluation.failed_after_training")
