@@ -10,7 +10,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from conftest import RECIPE, jsonl
+from conftest import QUESTIONS, RECIPE, jsonl
 from safetensors.torch import load_file
 from transformers import AutoConfig, AutoModelForCausalLM, LlamaModel
 
@@ -356,6 +356,14 @@ def test_probe_measures_two_steps_and_writes_nothing(here, go):
     measured, estimated = (float(match[i]) * units[match[i + 1]] for i in (1, 3))
     assert 0.2 < estimated / measured < 1.3  # what the allocator keeps counts on one side alone
     assert not (here / "out").exists()
+
+
+def test_probe_trains_rows_whose_loss_is_logged_by_task(here, go):
+    """Such rows carry numbers beside their tokens."""
+    jsonl(here / "rows.jsonl", [row | {"task": f"t{n % 2}"} for n, row in enumerate(QUESTIONS)])
+    code, out, err = go(RECIPE, "--probe", command=["check"])
+    assert code == 0, err
+    assert re.search(r"^probe +[\d.]+ \w+ at most in 2 steps of 2 x ", out, re.M)
 
 
 def test_probe_that_memory_does_not_hold_returns_4(go, monkeypatch):

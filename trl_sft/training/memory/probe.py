@@ -107,8 +107,8 @@ def _select_rows(rows: Dataset | IterableDataset, size: int) -> list[dict[str, A
 
 
 def _cut(row: dict[str, Any]) -> dict[str, Any]:
-    """Return the first tokens of a row."""
-    short = {name: values[:_WARM_UP_TOKENS] for name, values in row.items()}
+    """Return the first tokens of a row; the numbers of its source and its task stay."""
+    short = {name: value[:_WARM_UP_TOKENS] if isinstance(value, list) else value for name, value in row.items()}
     if "seq_lengths" in row:
         short["seq_lengths"] = [len(short["input_ids"])]
     return short
