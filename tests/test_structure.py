@@ -20,6 +20,7 @@ MINIMUM_MODULES = 90  # fewer means that the search for modules is broken
 # Packages import only from lower layers; siblings of one layer never import each other.
 LAYERS = {
     **dict.fromkeys(["errors", "console", "fault_codes", "import_path", "json_output", "run_folder", "suggestions"], 1),
+    "ranks": 1,
     **dict.fromkeys(
         ["checkpoints", "disk", "earlier_run", "redaction", "upstream_warnings", "file_digests", "row_progress"], 1
     ),
@@ -245,6 +246,18 @@ def test_refused_keys_exist_upstream():
             continue
         reserved = {"quant_method"}  # an attribute of every quantization config, not an argument of BitsAndBytesConfig
         assert set(refused) - reserved <= set(upstream_keys), section
+
+
+# What tells a process which one it is. `live` reads it too, since it compares what torch and the Trainer say.
+RANK_WORDS = re.compile(
+    r"\"(?:LOCAL_|GROUP_|NODE_)?RANK\"|\"WORLD_SIZE\"\)|process_index|is_last_process|get_rank\(|get_world_size\("
+    r"|is_(?:local_|world_)?(?:process_zero|main_process)"
+)
+
+
+def test_only_ranks_asks_which_process_this_is():
+    askers = {get_module_name(path) for path in MODULES if RANK_WORDS.search(path.read_text(encoding="utf-8"))}
+    assert askers == {"ranks", "training.live"}
 
 
 def test_only_importers_use_the_key_learning_rate():

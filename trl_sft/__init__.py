@@ -88,10 +88,11 @@ def train(run: Run) -> Result:
         trl_sft.errors.RunStopped: Training started and ended early: memory, time limit, signal, loss not finite.
 
     """
-    from trl_sft import earlier_run, errors, garbage_collection, upstream_warnings
+    from trl_sft import earlier_run, errors, garbage_collection, ranks, upstream_warnings
     from trl_sft.recipe import folder_decision
 
-    earlier_run.recover(run.output_dir)
+    if ranks.is_first():
+        earlier_run.recover(run.output_dir)
     decision = folder_decision.check_folder(run)  # before the imports, which take seconds
     # Large tensors on a CPU lie in pages of 2 MB: otherwise a step waits while the kernel clears pages of 4 KB one
     # by one (benchmarks/step.py). torch reads this variable before its first tensor; it has an effect on Linux only.
@@ -107,13 +108,14 @@ def train(run: Run) -> Result:
             if error.code != "hub.push_failed":  # the run itself is finished
                 raise
             failed_push = error
-    from trl_sft.reports import page
+    if ranks.is_first():
+        from trl_sft.reports import page
 
-    page.write_at_end(run.output_dir)
-    if "checks" in (run.evaluate or {}):
-        from trl_sft.cli.evaluate import after_training
+        page.write_at_end(run.output_dir)
+        if "checks" in (run.evaluate or {}):
+            from trl_sft.cli.evaluate import after_training
 
-        after_training.evaluate(run, failed_push)
+            after_training.evaluate(run, failed_push)
     if failed_push is not None:
         raise failed_push
     return result

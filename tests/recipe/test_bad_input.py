@@ -331,11 +331,11 @@ def test_recipe_that_is_not_text_is_reported(here, capsys):
     assert cli.main(["."]) == 2
 
 
-def test_several_processes_are_refused(go, monkeypatch):
+def test_number_of_processes_without_a_launcher_is_refused(go, monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "2")
     code, _, err = go(RECIPE)
     assert code == 2
-    assert "started as 2 processes" in err
+    assert "one of 2 processes, but RANK, LOCAL_RANK, MASTER_ADDR, MASTER_PORT is not set" in err
 
 
 def test_adapter_without_its_base_model_is_reported(go, here):

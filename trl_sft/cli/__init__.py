@@ -18,7 +18,7 @@ from collections.abc import Callable, Sequence
 from types import TracebackType
 from typing import TextIO
 
-from trl_sft import console, errors, garbage_collection, json_output, redaction
+from trl_sft import console, errors, garbage_collection, json_output, ranks, redaction
 from trl_sft.cli import (
     chat,
     check,
@@ -54,6 +54,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = list(sys.argv[1:] if argv is None else argv)
     redaction.register_arguments(arguments)
     if argv is None:
+        ranks.silence()
         sys.excepthook = _print_traceback
         garbage_collection.own_process()
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")  # one of the documented departures from upstream's defaults

@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from trl import SFTTrainer
 
-from trl_sft import run_folder
+from trl_sft import ranks, run_folder
 from trl_sft.console import format_columns
 from trl_sft.data.formats import TEXT
 from trl_sft.data.formatted_columns import read_row
@@ -110,7 +110,7 @@ def ask_base(run: Run, trainer: SFTTrainer, prompts: PromptSet) -> str:
     path = run.output_dir / run_folder.SAMPLES
     if not prompts.prompts:
         return ""
-    if _has_answers(path, prompts.prompts):
+    if ranks.share(lambda: _has_answers(path, prompts.prompts)):
         remove_later_steps(path, trainer.state.global_step)
         return ""
     resumed = trainer.state.global_step > 0
@@ -166,7 +166,9 @@ def compare(
     }
     if samples:
         _write_held_out(path, samples)
-    run_folder.write_text(run.output_dir / run_folder.EVAL, json.dumps(summary, indent=2, ensure_ascii=False) + "\n")
+    if ranks.is_first():
+        text = json.dumps(summary, indent=2, ensure_ascii=False) + "\n"
+        run_folder.write_text(run.output_dir / run_folder.EVAL, text)
     return Comparison(samples, summary)
 
 
@@ -362,8 +364,10 @@ def read_samples(path: Path) -> list[dict[str, Any]]:
 
 
 def write_samples(path: Path, samples: Sequence[dict[str, Any]]) -> None:
-    """Write samples.jsonl."""
-    run_folder.write_text(path, "".join(json.dumps(sample, ensure_ascii=False) + "\n" for sample in samples))
+    """Write samples.jsonl; only the first process writes."""
+    if ranks.is_first():
+        text = "".join(json.dumps(sample, ensure_ascii=False) + "\n" for sample in samples)
+        run_folder.write_text(path, text)
 
 
 def read_last_message(prompt: Any) -> str:

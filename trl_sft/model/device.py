@@ -7,7 +7,6 @@ with its reason; faults for what this machine or this version cannot do. These s
 
 from __future__ import annotations
 
-import os
 import platform
 from typing import Any
 
@@ -15,8 +14,8 @@ import torch
 from transformers.utils import is_torch_bf16_gpu_available
 from trl import SFTConfig
 
+from trl_sft import ranks
 from trl_sft.errors import Fault, LaunchError
-from trl_sft.recipe import processes
 from trl_sft.recipe.checked import Run, Setting
 from trl_sft.recipe.yaml_reader import Key
 
@@ -25,21 +24,18 @@ ANY_MACHINE = {"use_cpu": True, "fp16": False, "tf32": None}
 
 
 def check_machine(run: Run) -> None:
-    """Refuse a machine on which this version cannot train, and processes that it cannot start. Raises LaunchError."""
+    """Refuse a machine on which the run cannot train. Raises LaunchError."""
     train = run.train
-    if faults := processes.check(run):
-        raise LaunchError(faults)
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        problem = f"started as {os.environ['WORLD_SIZE']} processes, but this version trains in one"
-        raise LaunchError(
-            Fault(
-                "WORLD_SIZE",
-                problem,
-                "Run `python -m trl_sft RECIPE` without a launcher.",
-                code="machine.several_processes",
-            )
-        )
-    if torch.cuda.device_count() > 1 and not train.get("use_cpu"):
+    if ranks.count() > 1 and (missing := ranks.find_missing_variables()):
+        problem = f"WORLD_SIZE says that this is one of {ranks.count()} processes, but {', '.join(missing)} is not set"
+        fix = "Unset WORLD_SIZE, and run `python -m trl_sft launch RECIPE`."
+        raise LaunchError(Fault("WORLD_SIZE", problem, fix, code="machine.several_processes"))
+    if run.launch and ranks.count() == 1:
+        from trl_sft.recipe import processes
+
+        if faults := processes.check(run):
+            raise LaunchError(faults)
+    if torch.cuda.device_count() > 1 and ranks.count() == 1 and not train.get("use_cpu"):
         problem = f"{torch.cuda.device_count()} GPUs are visible; this version trains on one"
         raise LaunchError(
             Fault(
@@ -64,6 +60,9 @@ def choose_machine_settings(train: dict[str, Any], quantization: dict[str, Any])
         settings["train", "bf16"] = Setting(False, reason)
         if not cpu and torch.cuda.is_available() and "fp16" not in train:
             settings["train", "fp16"] = Setting(True, "this GPU has no bfloat16")
+    if cpu and ranks.count() > 1 and "use_cpu" not in train:
+        reason = "accelerate 1.15 leaves the processes of a CPU without it to themselves"
+        settings["train", "use_cpu"] = Setting(True, reason)
     if cpu and "dataloader_pin_memory" not in train:
         settings["train", "dataloader_pin_memory"] = Setting(False, "there is no accelerator to copy to")
     bf16 = train.get("bf16", ("train", "bf16") not in settings) and not train.get("fp16")

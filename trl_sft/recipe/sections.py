@@ -239,6 +239,7 @@ OWN_DEFAULTS: dict[tuple[str, str], str] = {
     ): "true, if there is an evaluation set: the last eval loss is compared with the one before training",
     ("train", "gradient_accumulation_steps"): "the number that run.global_batch_size needs, if that is set",
     ("train", "fp16"): "true, on a GPU without bfloat16",
+    ("train", "use_cpu"): "true, if several processes train on CPUs: accelerate connects them only then",
 }
 
 # Keys of an owner that a recipe cannot set, with what to do instead: another key sets them, or YAML cannot write them.

@@ -18,7 +18,7 @@ from typing import Any, NoReturn
 from transformers import TrainerCallback, TrainerControl, TrainerState
 from trl import SFTConfig, SFTTrainer
 
-from trl_sft import console, errors, run_folder
+from trl_sft import console, errors, ranks, run_folder
 from trl_sft.training import live
 from trl_sft.training.diagnosis import signal_rules
 from trl_sft.training.diagnosis.findings import Finding
@@ -81,8 +81,8 @@ class Guard(TrainerCallback):
             loss = training_step(*args, **kwargs)
             # fp16's loss scaler skips a step whose loss overflows, by design
             is_hidden = trainer.args.logging_nan_inf_filter and not trainer.args.fp16
-            if is_hidden and not math.isfinite(float(loss)):
-                entry = {"step": trainer.state.global_step + 1, "loss": float(loss)}
+            if is_hidden and not math.isfinite(value := ranks.find_largest(float(loss))):
+                entry = {"step": trainer.state.global_step + 1, "loss": value}
                 finding = signal_rules.find_not_finite([entry], has_loss_scale=False)
                 assert finding is not None
                 self._note(finding)
@@ -104,7 +104,8 @@ class Guard(TrainerCallback):
         """Request a checkpoint when the run has to end."""
         if self._notice:
             self._show_notice()
-        if self._signal or time.monotonic() > self._limit:
+        self._signal = int(ranks.find_largest(self._signal))  # a launcher may signal one process, or one host
+        if self._signal or ranks.is_any(time.monotonic() > self._limit):
             args.save_only_model = False  # resuming needs the optimizer
             control.should_save = self._saving = True
         # A run that resumes begins with the next epoch: what follows on this one has to be in the checkpoint.
@@ -149,8 +150,9 @@ class Guard(TrainerCallback):
 
     def _check_finite(self, args: SFTConfig, state: TrainerState, problem: str) -> None:
         """End the run before it saves numbers that are not finite; an earlier checkpoint may still be good."""
-        if not problem:
+        if not ranks.is_any(bool(problem)):
             return
+        problem = problem or "weights of another process"
         last = next(reversed(run_folder.list_checkpoints(Path(str(args.output_dir)))), None)
         saved = f"the last checkpoint is {last}" if last else "no checkpoint was saved yet"
         message = f"the training failed: {problem} not finite after step {state.global_step}; {saved}"

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 from trl import SFTTrainer
 
-from trl_sft import console, errors, run_folder
+from trl_sft import console, errors, ranks, run_folder
 from trl_sft.errors import RunStopped
 from trl_sft.evaluation import answer_counts, before_after, completions
 from trl_sft.evaluation.completions import Completions
@@ -49,7 +49,7 @@ def save(
     run: Run, inputs: TrainingInputs, trainer: SFTTrainer, *, record: RunRecord, prompts: before_after.PromptSet
 ) -> Result:
     """Evaluate the trained model, save it, show the last screen. Raises RunStopped if weights are not finite."""
-    if not live.has_finite_weights(trainer.model):
+    if ranks.is_any(not live.has_finite_weights(trainer.model)):
         message = f"the training failed: weights not finite after step {trainer.state.global_step}; nothing is saved"
         raise RunStopped(message, errors.EXIT_TRAINING_FAILED, code="run.not_finite")
     metrics = _evaluate(trainer, prompts)
@@ -59,6 +59,8 @@ def save(
         metrics = metrics | {f"eval_{name}": comparison.summary["after"][name] for name in METRICS if prompts.prompts}
     files_before = _list_versions(run.output_dir)
     trainer.save_model()
+    if not ranks.is_first():
+        return Result(run.output_dir, trainer.state.global_step, metrics)
     # peft saves no generation config, and that of the base model may stop on another token than the tuned model
     trainer.model.generation_config.save_pretrained(run.output_dir)
     files = sorted(name for name, _ in _list_versions(run.output_dir) - files_before)

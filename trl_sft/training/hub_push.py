@@ -138,7 +138,7 @@ class HubPush(TrainerCallback):
 
     def on_save(self, args: SFTConfig, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Push the checkpoint that was written, in the background."""
-        if self._plan.strategy == HubStrategy.END or not state.is_world_process_zero:
+        if self._plan.strategy == HubStrategy.END:
             return
         if self._waiting and not self._plan.always:
             self._show(f"note      step {state.global_step} is not pushed: the push before it still runs")

@@ -18,6 +18,7 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.quantizers.quantizers_utils import should_convert_module
 from trl import SFTConfig, SFTTrainer
 
+from trl_sft import ranks
 from trl_sft.model import cpu_loss, meta_model, packed_attention, patches
 from trl_sft.model.load import unwrap_adapter
 from trl_sft.recipe.checked import Run
@@ -432,7 +433,7 @@ def _fingerprint(parameter: torch.Tensor) -> Fingerprint:
 
 
 def _expected_processes(args: SFTConfig) -> int:
-    return max(int(os.environ.get("WORLD_SIZE", "1")), int(args.world_size))
+    return max(ranks.count(), int(args.world_size))
 
 
 def _plain(value: Any) -> Any:

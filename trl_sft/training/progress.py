@@ -15,7 +15,7 @@ from typing import Any
 from transformers import TrainerCallback, TrainerControl, TrainerState
 from trl import SFTConfig
 
-from trl_sft import console, run_folder
+from trl_sft import console, ranks, run_folder
 from trl_sft.training import clock, throughput, time_probe
 from trl_sft.training.callbacks import is_trained
 from trl_sft.training.throughput import Throughput
@@ -74,7 +74,8 @@ class Progress(TrainerCallback):
     def on_train_begin(self, args: SFTConfig, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Show the table; bring log.jsonl to the state that training starts from."""
         table = self._begin(args, state, kwargs["model"])
-        run_folder.write_text(self._log, "".join(json.dumps(entry) + "\n" for entry in state.log_history))
+        if ranks.is_first():
+            run_folder.write_text(self._log, "".join(json.dumps(entry) + "\n" for entry in state.log_history))
         self._measured.start()
         if is_trained(state, control):
             return
@@ -107,7 +108,7 @@ class Progress(TrainerCallback):
         """Write the entry to log.jsonl and show it on one line."""
         # an evaluation after training is of the weights that will be saved, and they may be those of an earlier step
         again = {} if self._best_step is None else {"weights_of_step": self._best_step}
-        if state.log_history:
+        if state.log_history and ranks.is_first():
             run_folder.append_json(self._log, state.log_history[-1] | again)
         if "train_loss" in logs:  # the last entry; the last screen shows it
             return

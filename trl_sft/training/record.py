@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from trl import SFTTrainer
 
-from trl_sft import checkpoints, console, earlier_run, run_folder
+from trl_sft import checkpoints, console, earlier_run, ranks, run_folder
 from trl_sft.publishing import base_license, card_facts, model_card
 from trl_sft.recipe import resolved, yaml_reader
 from trl_sft.recipe.checked import Run
@@ -64,6 +64,10 @@ class RunRecord:
             entries: what a later process compares, for run.json.
 
         """
+        if not ranks.is_first():
+            self._entries = dict(entries)
+            self._watch_batches()
+            return
         run, folder = self._run, self._run.output_dir
         if self._decision.replaces_earlier and (aside := earlier_run.set_aside(folder)):
             console.say(f"earlier   the run that this one replaces is in {aside} until this one is finished")
@@ -83,7 +87,7 @@ class RunRecord:
         run_folder.write_text(folder / run_folder.RECIPE, yaml_reader.mask_secrets(run.recipe.text))
         run_folder.write_text(folder / run_folder.RESOLVED, resolved.format_recipe(run, inputs.settings.chosen))
         self._inputs = inputs
-        self.trainer.model.register_forward_pre_hook(self._note_batch, with_kwargs=True)
+        self._watch_batches()
         self._write_ledger()
         self._write_first_rows()
         for path, damage in self._decision.passed_over.damaged if self._decision.passed_over else ():
@@ -106,7 +110,7 @@ class RunRecord:
 
     def close(self, entries: dict[str, Any]) -> None:
         """Write down how the run ended. A run that is done stays done, whatever fails after that."""
-        if self.has_begun and self._entries.get("outcome") != run_folder.DONE:
+        if ranks.is_first() and self.has_begun and self._entries.get("outcome") != run_folder.DONE:
             throughput = self.throughput.describe() if self.throughput else {}
             findings = self.monitor.list_findings() if self.monitor else []
             log = self.trainer.state.log_history if self.trainer else []
@@ -126,6 +130,11 @@ class RunRecord:
         """Show one line, above the live line where there is one."""
         show = self.progress.show if self.progress else console.say
         show(text)
+
+    def _watch_batches(self) -> None:
+        """Note the shape of each batch from now on."""
+        assert self.trainer is not None
+        self.trainer.model.register_forward_pre_hook(self._note_batch, with_kwargs=True)
 
     def _note_batch(self, model: torch.nn.Module, arguments: tuple[Any, ...], batch: dict[str, Any]) -> None:
         """Store the shape of the largest training batch, for the message when memory runs out."""

@@ -27,7 +27,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, get_sche
 from transformers.trainer_utils import rotate_checkpoints
 from trl import SFTConfig, SFTTrainer
 
-from trl_sft import checkpoints, console, earlier_run, run_folder
+from trl_sft import checkpoints, console, earlier_run, ranks, run_folder
 from trl_sft.errors import Fault, LaunchError, RecipeError
 from trl_sft.recipe import data_files, folder_decision, resolved, resume_keys
 from trl_sft.recipe.checked import Run
@@ -83,14 +83,19 @@ def claim_folder(run: Run, tokens: dict[str, Any]) -> Iterator[FolderDecision]:
         RecipeError: the folder may no longer be used.
 
     """
-    with run_folder.lock(run.output_dir) as is_ours:
-        if not is_ours:
-            problem = f"{run.output_dir}: another process trains there now"
-            fix = "Wait until that process ends, or set another train.output_dir."
-            raise LaunchError(Fault(run.recipe.where(("train", "output_dir")), problem, fix, code="run.folder_in_use"))
-        earlier_run.restore_interrupted(run.output_dir)
-        decision = folder_decision.check_folder(run, read_contents=True)
-        yield check_tokens(run, decision, tokens)
+    with contextlib.ExitStack() as claims:
+
+        def claim() -> FolderDecision:
+            """Lock the folder and decide."""
+            if not claims.enter_context(run_folder.lock(run.output_dir)):
+                where = run.recipe.where(("train", "output_dir"))
+                problem = f"{run.output_dir}: another process trains there now"
+                fix = "Wait until that process ends, or set another train.output_dir."
+                raise LaunchError(Fault(where, problem, fix, code="run.folder_in_use"))
+            earlier_run.restore_interrupted(run.output_dir)
+            return check_tokens(run, folder_decision.check_folder(run, read_contents=True), tokens)
+
+        yield ranks.share(claim)
 
 
 def check_tokens(run: Run, decision: FolderDecision, tokens: dict[str, Any], *, show: bool = True) -> FolderDecision:
@@ -386,7 +391,8 @@ def finalize(trainer: SFTTrainer) -> None:
 
     `Trainer.train` would train one more step. Written for transformers 5.17 to 5.23.
     """
-    remove_old_checkpoints(trainer.args, trainer.state)  # the process may have been killed before
+    if ranks.is_first():
+        remove_old_checkpoints(trainer.args, trainer.state)  # the process may have been killed before
     trainer._finalize_training(trial=None, num_train_samples=0, start_time=time.time())
 
 

@@ -12,7 +12,7 @@ import functools
 from transformers import PreTrainedModel, TrainerState
 from trl import SFTConfig
 
-from trl_sft import earlier_run
+from trl_sft import earlier_run, ranks
 from trl_sft.evaluation import before_after
 from trl_sft.recipe.checked import Run
 from trl_sft.recipe.folder_decision import FolderDecision
@@ -79,7 +79,7 @@ def run(checked: Run, decision: FolderDecision) -> Result:
             )
             max_hours, command = checked.options.get("max_hours"), failures.resume_command(checked)
             guard = callbacks.Guard(max_hours, command, note=record.monitor.note)
-            push = HubPush(checked, inputs.push, progress.show) if inputs.push else None
+            push = HubPush(checked, inputs.push, progress.show) if inputs.push and ranks.is_first() else None
             samples = SampleAnswers(checked, trainer, prompts, own=inputs.prompts, record=record)
             states = [stopping, verification, resume_state]
             replace_callbacks(trainer, [*states, samples, progress, record.monitor, *filter(None, [push]), guard])
@@ -88,5 +88,6 @@ def run(checked: Run, decision: FolderDecision) -> Result:
             with callbacks.watch(trainer, guard, measured), contextlib.closing(progress), pushing:
                 resume.train(trainer, record.checkpoint)
                 result = finish.save(checked, inputs, trainer, record=record, prompts=prompts)
-                earlier_run.remove_replaced(checked.output_dir)
+                if ranks.is_first():
+                    earlier_run.remove_replaced(checked.output_dir)
             return result._replace(pushed=push.finish(trainer, record.add_push)) if push else result

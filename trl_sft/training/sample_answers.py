@@ -15,7 +15,7 @@ import torch
 from transformers import TrainerCallback, TrainerControl, TrainerState
 from trl import SFTConfig, SFTTrainer
 
-from trl_sft import console, run_folder
+from trl_sft import console, ranks, run_folder
 from trl_sft.evaluation import before_after, own_prompts
 from trl_sft.evaluation.before_after import AFTER, BEFORE, PromptSet
 from trl_sft.evaluation.generate import answer_prompts, build_generation_config
@@ -65,7 +65,8 @@ class SampleAnswers(TrainerCallback):
         step, follows_checkpoints = state.global_step, args.eval_strategy == "no"
         if is_first and step:  # the run resumes
             before_after.remove_later_steps(self._path, step)
-            self._has_saved = step not in own_prompts.list_answered_steps(self._path, self._own)
+            answered = ranks.share(lambda: own_prompts.list_answered_steps(self._path, self._own))
+            self._has_saved = step not in answered
         is_due = is_first if not step else self._has_saved and follows_checkpoints
         self._has_saved = False
         if is_due:

@@ -22,7 +22,7 @@ import torch
 import trl
 from trl import SFTTrainer
 
-from trl_sft import console
+from trl_sft import console, ranks
 from trl_sft.model import patches
 from trl_sft.tokenization.row_groups import GROUP_LENGTHS, GROUPS, Grouping, RowGroups
 from trl_sft.training.verify import Verification
@@ -203,7 +203,7 @@ class SourceLosses:
         accelerator, size = self._trainer.accelerator, self._trainer.args.eval_batch_size
         state = accelerator.gradient_state
         if state.end_of_dataloader and state.remainder > 0:
-            return float(min(max(state.remainder - accelerator.process_index * size, 0), size))
+            return float(min(max(state.remainder - ranks.get_number() * size, 0), size))
         return float(size)
 
     def _sum_by_group(

@@ -17,7 +17,7 @@ from pathlib import Path
 from transformers import BitsAndBytesConfig, PrinterCallback, ProgressCallback, TrainerCallback, set_seed
 from trl import SFTConfig, SFTTrainer
 
-from trl_sft import console
+from trl_sft import console, ranks
 from trl_sft.data import rows as data_rows
 from trl_sft.data.formats import CHAT
 from trl_sft.data.rows import RunRows
@@ -92,11 +92,14 @@ def prepare(run: Run, *, any_machine: bool = False) -> TrainingInputs:
     settings, model, chat, rows = read_rows(run, any_machine=any_machine, show=console.print_lines)
     push = plan_push(run, settings, model) if run.train.get("push_to_hub") and not any_machine else None
     datasets = tokenize(run, chat, rows, settings=settings)
-    console.print_lines([*datasets.notes, *describe_settings(settings)])
+    if ranks.is_first_on_host():
+        ranks.wait()
+    console.print_lines([*datasets.notes, *describe_settings(run, settings)])
     console.print_lines(check_row_lengths(run, model, datasets, settings=settings))
     prompts = load_prompts(run, model, rows, datasets=datasets)
     console.print_lines(describe_prompts(settings, prompts))
-    dry_run.check(run, model, chat, args=settings.args, datasets=datasets)
+    if ranks.count() == 1:  # `launch` has tried it before it started the processes
+        dry_run.check(run, model, chat, args=settings.args, datasets=datasets)
     return TrainingInputs(settings, model, chat, rows, datasets, prompts, push)
 
 
@@ -123,6 +126,8 @@ def read_rows(
     trust.announce(run)
     settings, lines = _settle_for_rows(run, any_machine=any_machine)
     show(lines)
+    if not ranks.is_first_on_host():  # it prepares the rows, and the others read them from the cache
+        ranks.wait()
     model = find_model(run)
     check_model(run, model)
     show([("model", model.title)])
@@ -158,13 +163,13 @@ def _describe_missing_hardware(error: UserError) -> list[tuple[str, str]]:
     return [("note", f"{heading}: {fault.where}: {fault.problem.rstrip('.')}") for fault in error.faults]
 
 
-def settle_settings(run: Run, *, elsewhere: bool = False, processes: int = 1) -> RunSettings:
+def settle_settings(run: Run, *, elsewhere: bool = False, processes: int | None = None) -> RunSettings:
     """Make SFTConfig and the quantization from the recipe.
 
     Args:
         run: the checked recipe.
         elsewhere: the run is for another machine, so hardware that is missing here is not a fault.
-        processes: how many processes train on that machine.
+        processes: how many processes train; None = those that were started.
 
     Raises:
         RecipeError: upstream refuses a value.
@@ -174,12 +179,9 @@ def settle_settings(run: Run, *, elsewhere: bool = False, processes: int = 1) ->
     if not elsewhere:
         needed_packages.check(run)
     chosen = {} if elsewhere else device.choose_machine_settings(run.train, run.quantization or {})
-    chosen |= (
-        load.choose_adapter_settings(run)
-        | recipe_processes.compute_settings(run, processes)
-        | trust.choose_weight_settings(run)
-        | run.implied
-    )
+    if "global_batch_size" in run.options:
+        chosen |= recipe_processes.compute_settings(run, processes or ranks.count())
+    chosen |= load.choose_adapter_settings(run) | trust.choose_weight_settings(run) | run.implied
     keywords = {"output_dir": str(run.output_dir), "model_init_kwargs": trust.build_load_keywords(run)} | run.train
     keywords |= {str(key[-1]): setting.value for key, setting in chosen.items() if key[0] == "train"}
     keywords |= device.ANY_MACHINE if elsewhere else {}
@@ -191,9 +193,14 @@ def settle_settings(run: Run, *, elsewhere: bool = False, processes: int = 1) ->
     return RunSettings(args, load.make_quantization_config(run, chosen) if can_quantize else None, chosen)
 
 
-def describe_settings(settings: RunSettings) -> list[tuple[str, str]]:
+def describe_settings(run: Run, settings: RunSettings) -> list[tuple[str, str]]:
     """Return lines, name and value, on the settings that follow from keys of `run:`."""
-    return recipe_processes.describe_settings(settings.chosen) + early_stopping.describe_settings(settings.chosen)
+    lines: list[tuple[str, str]] = []
+    if "global_batch_size" in run.options:
+        lines += recipe_processes.describe_settings(settings.chosen)
+    if "early_stopping" in run.options:
+        lines += early_stopping.describe_settings(settings.chosen)
+    return lines
 
 
 def check_packages(run: Run, settings: RunSettings) -> None:

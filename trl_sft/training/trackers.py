@@ -19,7 +19,7 @@ from transformers import TrainerCallback
 from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK
 from trl import SFTTrainer
 
-from trl_sft import errors
+from trl_sft import errors, ranks
 from trl_sft.training.diagnosis.findings import Finding
 
 _EVENTS = [name for name in dir(TrainerCallback) if name.startswith("on_")]
@@ -104,7 +104,7 @@ def isolate(trainer: SFTTrainer, show: Callable[[str], None]) -> Callable[[Findi
         isolated.append(IsolatedTracker(tracker, names[type(tracker)], show))
 
     def alert(finding: Finding) -> None:
-        if trainer.is_world_process_zero():
+        if ranks.is_first():
             for tracker in isolated:
                 tracker.alert(finding)
 

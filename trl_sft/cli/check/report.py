@@ -144,7 +144,7 @@ def _settle(run: Run, report: Report, machine: TargetMachine) -> RunSettings | N
         description = f"{machine.num_gpus} x {machine.gpu_gib:g} GiB" if machine.gpu_gib else "any"
         if machine.is_this_machine:
             description = stages.describe_machine(run, settings)
-        print_lines([("machine", description), *stages.describe_settings(settings)])
+        print_lines([("machine", description), *stages.describe_settings(run, settings)])
         return settings
     return None
 
