@@ -119,9 +119,9 @@ def ask_base(run: Run, trainer: SFTTrainer, prompts: PromptSet) -> str:
         return "samples.jsonl has lost the base model's answers, so the last screen shows no comparison"
     if resumed:
         with trainer.model.disable_adapter():
-            answers = _ask(run, trainer, prompts, label=BEFORE)
+            answers = ask(run, trainer, prompts, label=BEFORE)
     else:
-        answers = _ask(run, trainer, prompts, label=BEFORE)
+        answers = ask(run, trainer, prompts, label=BEFORE)
     pairs = zip(prompts.prompts, answers, strict=True)
     _write_held_out(path, [describe_prompt(prompt) | _describe_answer(answer, BEFORE) for prompt, answer in pairs])
     return ""
@@ -134,6 +134,7 @@ def compare(
     *,
     metrics: Mapping[str, float],
     measure_losses: Callable[[Sequence[int]], Mapping[int, float]],
+    answers: Mapping[int, GeneratedAnswer] | None = None,
 ) -> Comparison | None:
     """Generate the tuned model's answers; write samples.jsonl and eval.json. None without held-out rows.
 
@@ -143,6 +144,7 @@ def compare(
         prompts: what to ask.
         metrics: of the last evaluation, as the Trainer names them.
         measure_losses: returns the loss of held-out rows, each by itself.
+        answers: of the tuned model, by row, where they were generated already; None = they were not.
     """
     if _LOSS not in metrics or run.evaluate is None:
         return None
@@ -150,7 +152,11 @@ def compare(
     earlier = {sample["row"]: sample for sample in read_samples(path)} if prompts.prompts else {}
     losses = measure_losses([prompt.row for prompt in prompts.prompts])
     samples = []
-    for prompt, answer in zip(prompts.prompts, _ask(run, trainer, prompts, label=AFTER), strict=True):
+    if not answers or any(prompt.row not in answers for prompt in prompts.prompts):
+        asked = ask(run, trainer, prompts, label=AFTER)
+        answers = {prompt.row: answer for prompt, answer in zip(prompts.prompts, asked, strict=True)}
+    for prompt in prompts.prompts:
+        answer = answers[prompt.row]
         before = earlier.get(prompt.row, {})
         described = _describe_answer(answer, AFTER)
         described[STOPPED] = {BEFORE: None} | before.get(STOPPED, {}) | described[STOPPED]
@@ -264,12 +270,24 @@ def last_screen(comparison: Comparison) -> Iterator[str]:
         yield from format_columns(table)
 
 
-def _ask(run: Run, trainer: SFTTrainer, prompts: PromptSet, *, label: str) -> list[GeneratedAnswer]:
-    """Return the answers; of one that the limit cut before its reference would have ended, `stopped` is None."""
+def ask(
+    run: Run, trainer: SFTTrainer, prompts: PromptSet, *, label: str, references: Sequence[str] = ()
+) -> list[GeneratedAnswer]:
+    """Return the live model's answers; of one that is cut before its reference would have ended, `stopped` is None.
+
+    Args:
+        run: the checked recipe.
+        trainer: holds the model.
+        prompts: what to ask.
+        label: what the progress bar says of the model.
+        references: expected answers, the longest of which limits every answer; () = those of the prompts.
+
+    """
     if not prompts.prompts:
         return []
+    limiting = references or [prompt.reference for prompt in prompts.prompts]
     references = [prompt.reference for prompt in prompts.prompts]
-    config = build_generation_config(trainer, references, (run.evaluate or {}).get("generation", {}))
+    config = build_generation_config(trainer, limiting, (run.evaluate or {}).get("generation", {}))
     answers = answer_prompts(trainer, prompts.ids, config, label=label)
     for index, reference in enumerate(references):
         # the reference and its end token

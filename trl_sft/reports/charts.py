@@ -18,9 +18,11 @@ _LEFT, _RIGHT, _TOP, _BOTTOM = 58, 12, 10, 28  # margins around the plotted area
 _MAX_POINTS = 2000  # of one curve; a longer one is thinned
 _STYLES = 8  # colours that the style sheet has
 
+_ANSWER_SCORE = "answer_score"  # of the metric that run.json has under `answer_metric`
 # Chart -> the logged names that it shows. A name with `/` at its end stands for all that begin with it.
 _CHARTS: dict[str, tuple[str, ...]] = {
     "loss": ("loss", "eval_loss"),
+    _ANSWER_SCORE: (),
     "loss_by_source": ("loss/", "eval_loss/"),
     "loss_by_task": ("task_loss/", "eval_task_loss/"),
     "token_accuracy": ("mean_token_accuracy", "eval_mean_token_accuracy"),
@@ -68,7 +70,7 @@ def make_charts(runs: Sequence[RunFiles], names: Sequence[str], marks: Sequence[
     for chart, wanted in _CHARTS.items():
         series = []
         for run, name in zip(runs, names, strict=True):
-            for key in _list_keys(run.log, wanted):
+            for key in _list_keys(run.log, wanted if chart != _ANSWER_SCORE else _list_answer_metric(run)):
                 curve = _collect(run.log, key, f"{name}: {key}" if len(runs) > 1 else key)
                 if curve.values:
                     series.append(curve)
@@ -153,6 +155,12 @@ def _list_keys(log: Sequence[dict[str, Any]], wanted: Sequence[str]) -> list[str
     for name in wanted:
         keys += sorted(key for key in logged if key.startswith(name)) if name.endswith("/") else [name]
     return [key for key in keys if key in logged]
+
+
+def _list_answer_metric(run: RunFiles) -> list[str]:
+    """Return the name of the metric for which a run scored answers at each evaluation; [] = it scored none."""
+    entry = run.run.get("answer_metric")
+    return [str(entry["metric"])] if isinstance(entry, dict) and "metric" in entry else []
 
 
 def _collect(log: Sequence[dict[str, Any]], key: str, name: str) -> Series:

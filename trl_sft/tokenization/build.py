@@ -12,8 +12,6 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from datasets import Dataset, IterableDataset
-from transformers import SchedulerType
-from transformers.trainer_utils import SaveStrategy
 from trl import SFTConfig
 
 from trl_sft.data import bad_rows
@@ -28,8 +26,6 @@ from trl_sft.tokenization.encoder import Encoder, EncodingSettings, build_encode
 from trl_sft.tokenization.row_groups import Grouping, RowGroups
 from trl_sft.tokenization.tokenizer import ChatTokenizer
 
-# metrics of an evaluation, logged by SFTTrainer, that say how good a model is (trl.trainer.sft_trainer, `log`)
-_QUALITY_METRICS = ("loss", "mean_token_accuracy", "entropy")
 # packing strategies that truncate nothing: the rest of a long row goes into the next pack
 _WITHOUT_TRUNCATION = ("bfd_split", "wrapped")
 
@@ -98,7 +94,6 @@ def tokenize(
         batch_size = args.per_device_train_batch_size if part == "train" else args.per_device_eval_batch_size
         counts[part] = ledger.count(split, encoded, packs, batch_size=batch_size, max_length=args.max_length)
         rejects += ledger.list_rejected(split, encoded, part)
-    _check_best_model(run, args, list(rows.eval))
     train = datasets.pop("train")
     evaluation = datasets.get("eval") if set(datasets) == {"eval"} else datasets or None
     run_ledger = {"train": counts.pop("train"), "eval": counts}
@@ -191,29 +186,6 @@ def _make_settings(run: Run, chat: ChatTokenizer, rows: RunRows, *, args: SFTCon
         allow_template_markers="template_markers" in allowed,
         skip_empty_thoughts=rows.skips_empty_thoughts,
     )
-
-
-def _check_best_model(run: Run, args: SFTConfig, names: list[str]) -> None:
-    """Refuse a metric for the best model that no evaluation logs. Raises RecipeError. `names`: the evaluation sets."""
-    reads_metric = (
-        args.load_best_model_at_end
-        or args.save_strategy == SaveStrategy.BEST
-        or args.lr_scheduler_type == SchedulerType.REDUCE_ON_PLATEAU
-    )
-    if not reads_metric:
-        return
-    written = str(args.metric_for_best_model or "loss")
-    metric = written.removeprefix("eval_")
-    where = run.recipe.where(("train", "metric_for_best_model"))
-    if not metric.endswith(_QUALITY_METRICS):
-        choices = ", ".join(f"eval_{name}" for name in _QUALITY_METRICS)
-        raise RecipeError(
-            Fault(where, f"no evaluation logs {written}", f"Set one of {choices}.", code="recipe.unknown_metric")
-        )
-    if len(names) > 1 and not metric.startswith(tuple(f"{name}_" for name in names)):
-        problem = f"no evaluation logs {written}: each evaluation set is logged under its own name"
-        choices = ", ".join(f"eval_{name}_loss" for name in names)
-        raise RecipeError(Fault(where, problem, f"Set one of {choices}.", code="recipe.unknown_metric"))
 
 
 def _check_packing(run: Run, args: SFTConfig) -> None:

@@ -54,7 +54,10 @@ def save(
         raise RunStopped(message, errors.EXIT_TRAINING_FAILED, code="run.not_finite")
     metrics = _evaluate(trainer, prompts)
     measure_losses = _build_row_losses(inputs, trainer, record)
-    comparison = before_after.compare(run, trainer, prompts, metrics=metrics, measure_losses=measure_losses)
+    answers = record.answer_metric.latest_answers if record.answer_metric else None
+    comparison = before_after.compare(
+        run, trainer, prompts, metrics=metrics, measure_losses=measure_losses, answers=answers
+    )
     if comparison:
         metrics = metrics | {f"eval_{name}": comparison.summary["after"][name] for name in METRICS if prompts.prompts}
     files_before = _list_versions(run.output_dir)
@@ -91,6 +94,7 @@ def save(
             *(record.verification.last_screen() if record.verification else []),
             *(record.progress.describe_time() if record.progress else []),
             *_describe_parts(record),
+            *(record.answer_metric.last_screen() if record.answer_metric else []),
             *filter(None, [record.monitor.describe_phases(trainer.state.log_history) if record.monitor else ""]),
             *best_line,
         ],

@@ -23,6 +23,7 @@ from trl_sft.recipe.folder_decision import FolderDecision
 from trl_sft.tokenization import segmentation, stream
 from trl_sft.training import inference_record, manifest
 from trl_sft.training.early_stopping import EarlyStopping
+from trl_sft.training.generation_metric import GenerationMetric
 from trl_sft.training.monitor import Monitor
 from trl_sft.training.progress import Progress
 from trl_sft.training.stages import TrainingInputs
@@ -43,6 +44,7 @@ class RunRecord:
         self.throughput: Throughput | None = None
         self.monitor: Monitor | None = None
         self.stopping: EarlyStopping | None = None
+        self.answer_metric: GenerationMetric | None = None
         self.checkpoint = decision.checkpoint  # that the run resumes from
         self.largest_batch: tuple[int, ...] = ()  # so far: rows, tokens
         self.in_training = True  # whether the last batch was one to train, not to evaluate
@@ -115,7 +117,8 @@ class RunRecord:
             findings = self.monitor.list_findings() if self.monitor else []
             log = self.trainer.state.log_history if self.trainer else []
             phases = self.monitor.list_phases(log) if self.monitor else []
-            entries = entries | {"findings": findings, "phases": phases, "throughput": throughput}
+            entries = entries | ({"answer_metric": self.answer_metric.describe()} if self.answer_metric else {})
+            entries |= {"findings": findings, "phases": phases, "throughput": throughput}
             self._write(entries | {"seconds": round(self.seconds(), 1)})
 
     def add_push(self, pushed: dict[str, Any]) -> None:

@@ -6,8 +6,8 @@ weights load. Deliberately absent: the steps themselves; each is one function of
 
 from __future__ import annotations
 
-import contextlib
 import functools
+from contextlib import closing, nullcontext
 
 from transformers import PreTrainedModel, TrainerState
 from trl import SFTConfig
@@ -20,6 +20,7 @@ from trl_sft.tokenization import encode, template_date
 from trl_sft.training import callbacks, failures, finish, monitor, resume, summary, trackers
 from trl_sft.training.early_stopping import EarlyStopping
 from trl_sft.training.finish import Result
+from trl_sft.training.generation_metric import score_answers
 from trl_sft.training.hub_push import HubPush
 from trl_sft.training.progress import Progress
 from trl_sft.training.record import RunRecord
@@ -41,7 +42,6 @@ def run(checked: Run, decision: FolderDecision) -> Result:
     Raises:
         UserError: before training; nothing was written.
         RunStopped: training began and ended early.
-
     """
     inputs, tokens = resume.prepare(checked, decision)
     with resume.claim_folder(checked, tokens) as final_decision:
@@ -59,6 +59,7 @@ def run(checked: Run, decision: FolderDecision) -> Result:
             prompts = before_after.select_prompts(
                 checked, inputs.rows, encode=encode_prompt, ledger=inputs.datasets.ledger
             )
+            record.answer_metric = score_answers(checked, inputs, trainer, prompts=prompts, show=record.show)
 
             def begin(args: SFTConfig, state: TrainerState, model: PreTrainedModel) -> list[tuple[str, str]]:
                 """Start writing the run folder, after the last check; return the table before step 1."""
@@ -67,6 +68,7 @@ def run(checked: Run, decision: FolderDecision) -> Result:
                 answers = before_after.ask_base(checked, trainer, prompts)
                 lines = resume_state.describe_changes(args, state)
                 lines += summary.before(args, state, model, rows=rows) + stopping.first_screen(args, state)
+                lines += record.answer_metric.first_screen(args, state) if record.answer_metric else []
                 lines += losses.first_screen() + verification.first_screen() + progress.estimate_time(state)
                 return lines + ([("answers", answers)] if answers else [])
 
@@ -84,8 +86,7 @@ def run(checked: Run, decision: FolderDecision) -> Result:
             states = [stopping, verification, resume_state]
             replace_callbacks(trainer, [*states, samples, progress, record.monitor, *filter(None, [push]), guard])
             record.monitor.alert = trackers.isolate(trainer, progress.show)
-            pushing = push or contextlib.nullcontext()
-            with callbacks.watch(trainer, guard, measured), contextlib.closing(progress), pushing:
+            with callbacks.watch(trainer, guard, measured), closing(progress), push or nullcontext():
                 resume.train(trainer, record.checkpoint)
                 result = finish.save(checked, inputs, trainer, record=record, prompts=prompts)
                 if ranks.is_first():

@@ -34,7 +34,8 @@ from trl_sft.recipe.yaml_reader import Key
 from trl_sft.tokenization import build, encode, template_date, tokenizer
 from trl_sft.tokenization.build import TokenizedRows
 from trl_sft.tokenization.tokenizer import ChatTokenizer
-from trl_sft.training import dry_run, hub_push, refusals, row_lengths
+from trl_sft.training import best_metric, dry_run, hub_push, refusals, row_lengths
+from trl_sft.training.best_metric import AnswerMetric
 from trl_sft.training.hub_push import PushPlan
 
 
@@ -284,7 +285,7 @@ def load_rows(run: Run, chat: ChatTokenizer, settings: RunSettings, *, head: int
 def tokenize(
     run: Run, chat: ChatTokenizer, rows: RunRows, *, settings: RunSettings, thorough: bool = False
 ) -> TokenizedRows:
-    """Return the datasets that SFTTrainer gets, with their ledger. Raises DataError, TemplateError.
+    """Return the datasets that SFTTrainer gets, with their ledger. Raises DataError, RecipeError, TemplateError.
 
     Args:
         run: the checked recipe.
@@ -294,7 +295,25 @@ def tokenize(
         thorough: compare every row with the template, not the first 1,000 and 1% of the rest.
 
     """
+    find_answer_metric(run, rows, args=settings.args)
     return build.tokenize(run, chat, rows, args=settings.args, check_all=thorough)
+
+
+def find_answer_metric(run: Run, rows: RunRows, *, args: SFTConfig) -> AnswerMetric | None:
+    """Return the mean score of answers that decides which checkpoint is the best; None = a loss does, or nothing.
+
+    Args:
+        run: the checked recipe.
+        rows: the formatted rows.
+        args: the live settings.
+
+    Raises:
+        UserError: no evaluation logs `train.metric_for_best_model`, or its check cannot be used.
+
+    """
+    if args.metric_for_best_model is None:
+        return None
+    return best_metric.find(run, rows, args=args)
 
 
 def check_row_lengths(

@@ -29,7 +29,8 @@ from trl_sft.recipe import answer_checks, paths
 from trl_sft.suggestions import LOOSE, nearest_name
 
 CODE = "code"
-_REFERENCE, _PARAMETERS, _NOTHING, _EITHER = "reference", "parameters", "nothing", "either"
+PARAMETERS = "parameters"  # what a check needs: values that the row or the user gives it
+_REFERENCE, _NOTHING, _EITHER = "reference", "nothing", "either"
 _SHORT_WORDS = 10  # of a reference answer that is compared as a whole
 _SHORT_SHARE = 0.9  # of the references, that are short
 _GSM8K = re.compile(r"####\s*\S*\d")
@@ -63,12 +64,12 @@ CHECKS = {
         Check("normalised", text_match.check_normalised),
         Check("numeric", number_match.check_number),
         Check("contains", text_match.check_contains, _EITHER),
-        Check("regex", text_match.check_regex, _PARAMETERS),
+        Check("regex", text_match.check_regex, PARAMETERS),
         Check("json", json_answer.check_json, _NOTHING),
         Check("json_equal", json_answer.check_json_equal),
-        Check("json_schema", json_answer.check_json_schema, _PARAMETERS),
+        Check("json_schema", json_answer.check_json_schema, PARAMETERS),
         Check(CODE, code_tests.check_code, _NOTHING),
-        Check("instructions", instructions.check_instructions, _PARAMETERS),
+        Check("instructions", instructions.check_instructions, PARAMETERS),
         Check("refusal", refusals.check_refusal, _NOTHING),
         Check("no_refusal", refusals.check_no_refusal, _NOTHING),
         Check("chrf", overlap.check_chrf, _REFERENCE, overlap.TIE_MARGIN),
@@ -164,7 +165,7 @@ def _build(name: str, parameters: Any, *, folder: Path, where: str) -> Requested
     check = CHECKS.get(name)
     if check is None:
         return RequestedCheck(_import_check(name, folder=folder, where=where), parameters)
-    if check.needs == _PARAMETERS and parameters is None:
+    if check.needs == PARAMETERS and parameters is None:
         examples = {"regex": "regex:PATTERN", "json_schema": "json_schema:FILE"}
         fix = f"Write `{examples.get(name, '{' + name + ': {...}} in the row')}`."
         raise DataError(Fault(where, f"the check `{name}` needs a value", fix, code="evaluation.bad_check"))
