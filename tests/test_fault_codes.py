@@ -28,6 +28,7 @@ AREAS = {
     "resume",
     "merge",
     "proof",
+    "mirror",
     "package",
     "report",
     "votes",

@@ -27,7 +27,7 @@ LAYERS = {
     **dict.fromkeys(["garbage_collection"], 1),
     "user_paths": 1,
     "recipe": 2,
-    **dict.fromkeys(["data", "model", "importers"], 3),
+    **dict.fromkeys(["data", "model", "importers", "mirroring"], 3),
     **dict.fromkeys(["tokenization", "evaluation", "publishing"], 4),
     **dict.fromkeys(["training", "reports", "serving", "building"], 5),
     "cli": 6,
@@ -216,7 +216,7 @@ def test_own_keys_equal_the_frozen_list():
         "launch": {"engine", "config"},
         "run": {
             *("resume", "overwrite", "allow", "max_hours", "logits_gib", "global_batch_size", "price_per_hour"),
-            "early_stopping",
+            *("early_stopping", "mirror"),
         },
     }
 

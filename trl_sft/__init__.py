@@ -93,6 +93,10 @@ def train(run: Run) -> Result:
 
     if ranks.is_first():
         earlier_run.recover(run.output_dir)
+        if "mirror" in run.options:
+            from trl_sft.mirroring import fetch
+
+            fetch.begin(run)
     decision = folder_decision.check_folder(run)  # before the imports, which take seconds
     # Large tensors on a CPU lie in pages of 2 MB: otherwise a step waits while the kernel clears pages of 4 KB one
     # by one (benchmarks/step.py). torch reads this variable before its first tensor; it has an effect on Linux only.

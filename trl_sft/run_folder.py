@@ -30,6 +30,7 @@ ROWS, REPORT = "rows.jsonl", "report.html"
 EARLIER_RUN = "_earlier_run"  # holds the run that a new one replaces; a push to the hub leaves out names with _
 REMOVED_RUN = "_removed_run"  # what an interrupted removal of it leaves
 PUSH_STAGE = "_push"  # second names of the files of checkpoints that are being pushed
+MIRROR_STAGE = f"{PUSH_STAGE}/mirror"  # the same for run.mirror, and what is being fetched from there
 CHECKPOINT = "checkpoint-"  # plus the number of the step
 RUNNING, DONE = "running", "done"  # `outcome` in run.json
 _TRAINER_STATE = "trainer_state.json"

@@ -14,7 +14,7 @@ from typing import Any
 
 from trl_sft import user_paths
 from trl_sft.errors import Edit, Fault
-from trl_sft.recipe import hub_names, no_effect, paths
+from trl_sft.recipe import checkpoint_rules, hub_names, no_effect, paths
 from trl_sft.recipe.checked import Source
 from trl_sft.recipe.yaml_reader import Key, Recipe, describe_value
 
@@ -81,22 +81,23 @@ def check(recipe: Recipe, values: Sections, sources: Sources, *, is_adapter: boo
         yield from _check_maximums(recipe, (section,), values[section])
     yield from _find_infinite(recipe, (), recipe.values)
     yield from _check_launch(recipe, values["launch"])
-    if values["run"].get("global_batch_size") is not None and train.get("auto_find_batch_size"):
-        problem = "`auto_find_batch_size` would change the batch size that `run.global_batch_size` fixes"
-        yield recipe.fault(("train", "auto_find_batch_size"), problem, _REMOVE_ONE, code="recipe.contradiction")
+    if train.get("auto_find_batch_size") or train.get("packing"):
+        yield from _check_batches(recipe, values)
     yield from no_effect.check(recipe, values, has_evaluation_set=is_evaluated, notes=notes)
     if not is_evaluated:
         yield from _check_needs_evaluation(recipe, train)
-    if train.get("load_best_model_at_end") and train.get("save_strategy") == "no":
-        problem = "`load_best_model_at_end` needs checkpoints, but `save_strategy` is no"
-        yield recipe.fault(
-            ("train", "load_best_model_at_end"),
-            problem,
-            "Set `save_strategy` to steps or epoch.",
-            code="recipe.needs_key",
-        )
+    if train.get("load_best_model_at_end") or values["run"].get("mirror") is not None:
+        yield from checkpoint_rules.check(recipe, values)
     if train.get("push_to_hub"):
         yield from _check_repository_name(recipe, train)
+
+
+def _check_batches(recipe: Recipe, values: Sections) -> Iterator[Fault]:
+    """Yield faults of the size of batches and of the length of packs."""
+    train = values["train"]
+    if values["run"].get("global_batch_size") is not None and train.get("auto_find_batch_size"):
+        problem = "`auto_find_batch_size` would change the batch size that `run.global_batch_size` fixes"
+        yield recipe.fault(("train", "auto_find_batch_size"), problem, _REMOVE_ONE, code="recipe.contradiction")
     if train.get("packing") and train.get("max_length", 0) is None:
         problem = "packing needs a length to fill, but `max_length` is null"
         yield recipe.fault(("train", "max_length"), problem, "Write a whole number of tokens.", code="recipe.needs_key")

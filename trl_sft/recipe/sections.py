@@ -100,6 +100,7 @@ OWN_KEYS: dict[str, dict[str, str]] = {
         "global_batch_size": "int",
         "price_per_hour": "float",
         "early_stopping": "bool | dict[str, Any]",
+        "mirror": "str",
     },
 }
 # The keys of a mapping under an own key: name -> type and default.
@@ -217,6 +218,8 @@ OWN_HELP: dict[str, dict[str, str]] = {
         "price_per_hour": "What an hour of all devices costs, in any currency: the time left is shown as money too.",
         "early_stopping": "Stop once the eval loss no longer improves, and save the weights of the best evaluation: "
         "true, or {patience: 3, threshold: 0}. It sets the keys of `train:` that it needs.",
+        "mirror": "A second place for the checkpoints: s3://BUCKET/PATH, hf://OWNER/NAME/PATH, file:///PATH. They are "
+        "copied in the background and verified; at a new host the run goes on from there.",
     },
     "run.early_stopping": {
         "patience": "Evaluations in a row without an improvement, after which the run stops.",

@@ -170,6 +170,9 @@ class ResumeState(TrainerCallback):
         if self._decision.checkpoint is None or state.global_step == 0:
             return
         self._check_finite(self._decision.checkpoint)
+        best = Path(str(args.output_dir)) / Path(state.best_model_checkpoint or "").name
+        if state.best_model_checkpoint and best.is_dir():  # the run folder may have had another path then
+            state.best_model_checkpoint = str(best)
         args.eval_on_start = False  # it is an evaluation before step 1
         progress = self._record.get(_PROGRESS)
         if progress is None:  # a checkpoint that another program wrote

@@ -17,11 +17,13 @@ from trl_sft.evaluation import before_after
 from trl_sft.recipe.checked import Run
 from trl_sft.recipe.folder_decision import FolderDecision
 from trl_sft.tokenization import encode, template_date
-from trl_sft.training import callbacks, failures, finish, monitor, resume, summary, trackers
+from trl_sft.training import failures, finish, monitor, resume, summary, trackers
+from trl_sft.training.callbacks import Guard, watch
 from trl_sft.training.early_stopping import EarlyStopping
 from trl_sft.training.finish import Result
 from trl_sft.training.generation_metric import score_answers
 from trl_sft.training.hub_push import HubPush
+from trl_sft.training.mirror import Mirror
 from trl_sft.training.progress import Progress
 from trl_sft.training.record import RunRecord
 from trl_sft.training.sample_answers import SampleAnswers
@@ -79,14 +81,14 @@ def run(checked: Run, decision: FolderDecision) -> Result:
             record.monitor = monitor.Monitor(
                 progress.show, prompts.loss_tokens, clock=measured.clock, measure_completions=complete_rows
             )
-            max_hours, command = checked.options.get("max_hours"), failures.resume_command(checked)
-            guard = callbacks.Guard(max_hours, command, note=record.monitor.note)
+            guard = Guard(checked.options.get("max_hours"), failures.resume_command(checked), note=record.monitor.note)
             push = HubPush(checked, inputs.push, progress.show) if inputs.push and ranks.is_first() else None
+            mirror = Mirror(checked, final_decision, progress.show) if "mirror" in checked.options else None
             samples = SampleAnswers(checked, trainer, prompts, own=inputs.prompts, record=record)
-            states = [stopping, verification, resume_state]
-            replace_callbacks(trainer, [*states, samples, progress, record.monitor, *filter(None, [push]), guard])
+            states = [stopping, verification, resume_state, samples, progress, record.monitor]
+            replace_callbacks(trainer, [*states, *filter(None, [push, mirror]), guard])
             record.monitor.alert = trackers.isolate(trainer, progress.show)
-            with callbacks.watch(trainer, guard, measured), closing(progress), push or nullcontext():
+            with watch(trainer, guard, measured), closing(progress), push or nullcontext(), mirror or nullcontext():
                 resume.train(trainer, record.checkpoint)
                 result = finish.save(checked, inputs, trainer, record=record, prompts=prompts)
                 if ranks.is_first():

@@ -20,6 +20,7 @@ from trl_sft.console import format_duration, print_faults, print_lines, say
 from trl_sft.data import rows as data_rows
 from trl_sft.data.formats import TokenizerFeatures
 from trl_sft.errors import Fault, LaunchError, MissingPackage, Unreached, UserError
+from trl_sft.mirroring import fetch
 from trl_sft.model import device, trust
 from trl_sft.model.load import ModelSource
 from trl_sft.recipe import folder_decision
@@ -85,6 +86,10 @@ def check(run: Run, machine: TargetMachine, seconds: float) -> Report:
         device.check_machine(run)
     with report.stage("folder"):
         folder_decision.check_folder(run)
+    if "mirror" in run.options and machine.is_this_machine:
+        with report.stage("mirror"):
+            fetch.check(run)
+            print_lines([("mirror", f"{run.options['mirror']}: a file was written, read and removed")])
     settings = _settle(run, report, machine)
     model, chat = _load_tokenizer(run, report)
     if model is None or chat is None or settings is None:
