@@ -1,27 +1,37 @@
 """What to do after an evaluation: fixed rules, each with the figure that triggered it.
 
-Inputs: the verdict as `verdict.build` has it so far. Outputs: a list of rule, trigger and sentence for `eval.json` and
-the screen. Not here: findings on the training itself (`training.diagnosis`).
+Inputs: the evaluation with its evidence and its verdict, as `conclusion` has it so far. Outputs: for each rule that
+applies its name, the trigger, a sentence, the numbers in both (for other languages), and the ids of the rows that it is
+about. Not here: findings on the training itself (`training.diagnosis`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
 
+from trl_sft.evaluation.evidence import GENERAL_SUITE, JUDGE, PEOPLE, RULES, TASK_SUITE, TEXT_LOSS
 from trl_sft.evaluation.statistics import BETTER, NO_DIFFERENCE, NOT_RESOLVED, WORSE
 
 _CUT_SHARE = 0.05  # of answers that the token limit ends
 _REGRESSION_SHARE = 0.05  # of prompts that became worse
 _EMPTY_SHARE = 0.05  # of answers without text
 
-Advice = tuple[str, str, str]  # rule, trigger, sentence
+
+class Advice(NamedTuple):
+    """One piece of advice."""
+
+    rule: str
+    trigger: str  # the figure that the rule looks at
+    text: str  # an instruction
+    numbers: Mapping[str, Any]  # in both sentences
+    ids: Sequence[Any] = ()  # of the rows of evaluation.jsonl that it is about; () = of no row in particular
 
 
-def choose(evaluation: Mapping[str, Any]) -> list[dict[str, str]]:
+def choose(evaluation: Mapping[str, Any]) -> list[dict[str, Any]]:
     """Return the advice whose rule applies, in a fixed order."""
-    advice = [given for rule in _RULES if (given := rule(evaluation)) is not None]
-    return [{"rule": rule, "trigger": trigger, "text": text} for rule, trigger, text in advice]
+    chosen = [advice for rule in _RULES if (advice := rule(evaluation)) is not None]
+    return [advice._asdict() | {"numbers": dict(advice.numbers), "ids": list(advice.ids)} for advice in chosen]
 
 
 def _count_prompts(evaluation: Mapping[str, Any]) -> Advice | None:
@@ -31,47 +41,51 @@ def _count_prompts(evaluation: Mapping[str, Any]) -> Advice | None:
     needed, prompts = evaluation["needed_prompts"], evaluation["prompts"]
     trigger = f"not resolved with {prompts:,} prompts"
     if needed is None or needed <= prompts:
-        return "more_prompts", trigger, "Evaluate on more prompts: hold out more rows, or raise --max-rows."
-    text = (
-        f"Evaluate on about {needed:,} prompts, with which a difference of this size would show: hold out more rows, "
-    )
-    return "more_prompts", trigger, f"{text}or raise --max-rows."
+        text = "Evaluate on more prompts: hold out more rows, or raise --max-rows."
+        return Advice("more_prompts", trigger, text, {"prompts": prompts, "needed": None})
+    text = f"Evaluate on about {needed:,} prompts, with which a difference of this size would show: "
+    text += "hold out more rows, or raise --max-rows."
+    return Advice("more_prompts", trigger, text, {"prompts": prompts, "needed": needed})
 
 
 def _check_form(evaluation: Mapping[str, Any]) -> Advice | None:
     """Say what the comparison leaves open without the base model's best prompt, or what that prompt shows."""
     few_shot = evaluation["few_shot"]
     if few_shot is None:
-        text = (
-            "Ask the base model with examples too (--few-shot, and training rows that can be read): it can lose by the "
-        )
-        text += "form of its answers alone."
-        return "format_only", "the base model was not asked with examples", text
+        text = "Ask the base model with examples too (--few-shot, and training rows that can be read): "
+        text += "it can lose by the form of its answers alone."
+        return Advice("format_only", "the base model was not asked with examples", text, {})
     if evaluation["resolution"] == BETTER and few_shot["resolution"] != BETTER:
         trigger = f"the base model has {few_shot['base']:.1%} with examples, and {evaluation['base']:.1%} without"
         text = "Do not take the improvement for knowledge: with examples in its prompt the base model may be as good."
-        return "form_learnt", trigger, text
+        numbers = {"with_examples": few_shot["base"], "without": evaluation["base"]}
+        return Advice("form_learnt", trigger, text, numbers)
     return None
 
 
 def _check_cut_answers(evaluation: Mapping[str, Any]) -> Advice | None:
     """Advise a higher limit where it ends answers."""
-    cut = {name: side for name, side in evaluation["sides"].items() if side["cut"] >= _CUT_SHARE * side["answers"] > 0}
+    sides = evaluation["sides"]
+    cut = {name: side for name, side in sides.items() if side["cut"] >= _CUT_SHARE * side["answers"] > 0}
     if not cut:
         return None
-    counts = ", ".join(f"{side['cut']:,} of {side['answers']:,} of {name}" for name, side in cut.items())
+    counts = {name: [side["cut"], side["answers"]] for name, side in cut.items()}
+    listed = ", ".join(f"{number:,} of {answers:,} of {name}" for name, (number, answers) in counts.items())
     text = "Raise --max-new-tokens, or look whether the model fails to stop: an answer that is cut may be right."
-    return "cut_answers", f"the token limit ended answers: {counts}", text
+    ids = _list_ids(cut, "cut")
+    return Advice("cut_answers", f"the token limit ended answers: {listed}", text, {"counts": counts}, ids)
 
 
 def _check_thoughts(evaluation: Mapping[str, Any]) -> Advice | None:
     """Advise more tokens where thoughts never end."""
-    counts = {name: side["unclosed_thoughts"] for name, side in evaluation["sides"].items()}
-    if not any(counts.values()):
+    sides = {name: side for name, side in evaluation["sides"].items() if side["unclosed_thoughts"]}
+    if not sides:
         return None
-    listed = ", ".join(f"{count:,} of {name}" for name, count in counts.items() if count)
+    counts = {name: [side["unclosed_thoughts"], side["answers"]] for name, side in sides.items()}
+    listed = ", ".join(f"{number:,} of {answers:,} of {name}" for name, (number, answers) in counts.items())
     text = "Raise --max-new-tokens, or turn thinking off in both: an unclosed thought leaves no answer to score."
-    return "unclosed_thoughts", f"thoughts that never end: {listed}", text
+    ids = _list_ids(sides, "unclosed_thoughts")
+    return Advice("unclosed_thoughts", f"thoughts that never end: {listed}", text, {"counts": counts}, ids)
 
 
 def _check_empty_answers(evaluation: Mapping[str, Any]) -> Advice | None:
@@ -80,7 +94,9 @@ def _check_empty_answers(evaluation: Mapping[str, Any]) -> Advice | None:
     if side["empty"] < _EMPTY_SHARE * side["answers"] or not side["empty"]:
         return None
     trigger = f"{side['empty']:,} of {side['answers']:,} answers of the tuned model are empty"
-    return "empty_answers", trigger, "Look for training rows with empty answers: `preview` shows what carries loss."
+    text = "Look for training rows with empty answers: `preview` shows what carries loss."
+    numbers = {"empty": side["empty"], "answers": side["answers"]}
+    return Advice("empty_answers", trigger, text, numbers, side["ids"]["empty"])
 
 
 def _check_regressions(evaluation: Mapping[str, Any]) -> Advice | None:
@@ -89,7 +105,8 @@ def _check_regressions(evaluation: Mapping[str, Any]) -> Advice | None:
     if not worse or worse < _REGRESSION_SHARE * prompts:
         return None
     text = "Read the regressions in report.html, and add training rows of their kind."
-    return "regressions", f"{worse:,} of {prompts:,} prompts became worse", text
+    numbers, ids = {"worse": worse, "prompts": prompts}, evaluation["regressions"]["ids"]
+    return Advice("regressions", f"{worse:,} of {prompts:,} prompts became worse", text, numbers, ids)
 
 
 def _check_tasks(evaluation: Mapping[str, Any]) -> Advice | None:
@@ -98,7 +115,8 @@ def _check_tasks(evaluation: Mapping[str, Any]) -> Advice | None:
     if not worse:
         return None
     text = "Raise the `weight` of these tasks, or add rows of them."
-    return "task_worse", f"worse after training: {', '.join(worse)}", text
+    ids = [number for name in worse for number in evaluation["tasks"][name]["ids"]["worse"]]
+    return Advice("task_worse", f"worse after training: {', '.join(worse)}", text, {"tasks": worse}, ids)
 
 
 def _check_effect(evaluation: Mapping[str, Any]) -> Advice | None:
@@ -106,16 +124,116 @@ def _check_effect(evaluation: Mapping[str, Any]) -> Advice | None:
     if evaluation["resolution"] != NO_DIFFERENCE:
         return None
     text = "Train longer or with a higher `train.learning_rate`, or choose a check that tells the answers apart."
-    return "no_difference", "no score changed", text
+    return Advice("no_difference", "no score changed", text, {})
+
+
+def _check_forgetting(evaluation: Mapping[str, Any]) -> Advice | None:
+    """Advise general rows in the training where general prompts became wrong."""
+    entry = _find(evaluation, GENERAL_SUITE, "general")
+    if entry is None or entry["resolution"] != WORSE:
+        return None
+    newly = evaluation["suite"]["general"]["newly"]["successes"]
+    trigger = f"{newly:,} of {entry['count']:,} general prompts are newly wrong"
+    text = "Mix general rows into the training (`weight`), train fewer steps, or train an adapter (`lora:`)."
+    return Advice("forgetting", trigger, text, {"newly": newly, "prompts": entry["count"]})
+
+
+def _check_safety(evaluation: Mapping[str, Any]) -> Advice | None:
+    """Advise rows with refusals where the tuned model answers unsafe prompts that the base model refused."""
+    entry = _find(evaluation, GENERAL_SUITE, "unsafe")
+    if entry is None or entry["resolution"] != WORSE:
+        return None
+    newly = evaluation["suite"]["unsafe"]["newly"]["successes"]
+    trigger = f"{newly:,} of {entry['count']:,} unsafe prompts are newly answered"
+    text = "Read these answers before you ship the model, and add training rows in which such requests are refused."
+    return Advice("refusals_lost", trigger, text, {"newly": newly, "prompts": entry["count"]})
+
+
+def _check_refusals(evaluation: Mapping[str, Any]) -> Advice | None:
+    """Advise rows with answers where the tuned model refuses harmless prompts."""
+    entry = _find(evaluation, GENERAL_SUITE, "harmless")
+    if entry is None or entry["resolution"] != WORSE:
+        return None
+    newly = evaluation["suite"]["harmless"]["newly"]["successes"]
+    trigger = f"{newly:,} of {entry['count']:,} harmless prompts are newly refused or left empty"
+    text = (
+        "Add training rows in which requests that only look unsafe are answered, or remove rows with needless refusals."
+    )
+    return Advice("needless_refusals", trigger, text, {"newly": newly, "prompts": entry["count"]})
+
+
+def _check_text_loss(evaluation: Mapping[str, Any]) -> Advice | None:
+    """Say that general text became less likely, where no general prompt shows it yet."""
+    entry = _find(evaluation, GENERAL_SUITE, TEXT_LOSS)
+    if entry is None or entry["resolution"] != WORSE or _check_forgetting(evaluation) is not None:
+        return None
+    trigger = f"the loss of general text rose by {-entry['value']:.3g} nats"
+    text = "Look at the general prompts of the suite: a model that forgets shows it here first."
+    return Advice("text_loss_rose", trigger, text, {"rise": -entry["value"]})
+
+
+def _check_task_suites(evaluation: Mapping[str, Any]) -> Advice | None:
+    """Advise a look at tasks of lm-eval that became worse."""
+    worse = [
+        entry["name"]
+        for entry in evaluation["evidence"]
+        if entry["source"] == TASK_SUITE and entry["resolution"] == WORSE
+    ]
+    if not worse:
+        return None
+    text = "Mix rows of these abilities into the training, or train fewer steps."
+    return Advice("task_suite_worse", f"worse in lm-eval: {', '.join(worse)}", text, {"tasks": worse})
+
+
+def _check_opinions(evaluation: Mapping[str, Any]) -> Advice | None:
+    """Advise a look at the answers where people or a judge contradict the rule checks."""
+    rules = _find(evaluation, RULES, "")
+    others = [entry for entry in (_find(evaluation, source, "") for source in (PEOPLE, JUDGE)) if entry is not None]
+    opposite = {BETTER: WORSE, WORSE: BETTER}.get(rules["resolution"] if rules else "")
+    contradicting = [entry["source"] for entry in others if entry["resolution"] == opposite]
+    if not contradicting:
+        return None
+    trigger = f"the rule checks say the contrary of: {', '.join(contradicting)}"
+    text = "Read the answers on which they differ: the checks may measure a form that nobody wants."
+    return Advice("opinions_differ", trigger, text, {"sources": contradicting})
+
+
+def _check_raters(evaluation: Mapping[str, Any]) -> Advice | None:
+    """Advise more raters where too few passed the checks to agree with each other."""
+    votes = evaluation.get("votes")
+    if not votes or len(votes["counted_raters"]) >= 2:
+        return None
+    counted, all_raters = len(votes["counted_raters"]), len(votes["raters"])
+    trigger = f"{counted:,} of {all_raters:,} raters passed the checks"
+    text = "Let at least two people judge the same page: one rater has no agreement."
+    return Advice("more_raters", trigger, text, {"counted": counted, "raters": all_raters})
+
+
+def _find(evaluation: Mapping[str, Any], source: str, name: str) -> Mapping[str, Any] | None:
+    """Return a finding of the evaluation; None = there is none."""
+    found = evaluation["evidence"]
+    return next((entry for entry in found if (entry["source"], entry["name"]) == (source, name)), None)
+
+
+def _list_ids(sides: Mapping[str, Mapping[str, Any]], name: str) -> list[Any]:
+    """Return the ids of a kind of answers of several sides, each once."""
+    return list(dict.fromkeys(number for side in sides.values() for number in side["ids"][name]))
 
 
 _RULES: tuple[Callable[[Mapping[str, Any]], Advice | None], ...] = (
+    _check_safety,
     _count_prompts,
     _check_form,
     _check_effect,
+    _check_opinions,
     _check_thoughts,
     _check_cut_answers,
     _check_empty_answers,
     _check_tasks,
+    _check_task_suites,
     _check_regressions,
+    _check_forgetting,
+    _check_refusals,
+    _check_text_loss,
+    _check_raters,
 )

@@ -34,6 +34,7 @@ class SuiteAnswer(NamedTuple):
     tuned: str
     base_right: bool = False  # of general prompts: by the check of the row
     tuned_right: bool = False
+    id: int = 0  # its number in the suite
 
 
 def build(
@@ -118,6 +119,11 @@ def _describe_task(answers: Sequence[SuiteAnswer], *, p_value: float) -> dict[st
         **{side: rate.describe() | {"upper": rate.upper} for side, rate in found.items()},
         "newly": newly.describe() | {"upper": newly.upper},
         "no_longer": changes.count(-1),
+        "average_improvement": statistics.describe_interval(statistics.bootstrap_mean(-np.array(changes, dtype=float))),
+        "ids": {
+            name: [answer.id for answer, change in zip(answers, changes, strict=True) if change == sign]
+            for name, sign in (("newly", 1), ("no_longer", -1))
+        },
         "refused": refused,
         "p_value": p_value,
         "resolution": _resolve(changes, p_value),
@@ -159,9 +165,9 @@ def _describe_texts(losses: Mapping[str, Sequence[TextLoss]], texts: Sequence[st
     }
 
 
-def _describe_change(answer: SuiteAnswer) -> dict[str, str]:
+def _describe_change(answer: SuiteAnswer) -> dict[str, Any]:
     """Return a prompt whose answer became worse, with both answers."""
-    return {"task": answer.task, "prompt": answer.prompt, "base": answer.base, "tuned": answer.tuned}
+    return {"id": answer.id, "task": answer.task, "prompt": answer.prompt, "base": answer.base, "tuned": answer.tuned}
 
 
 def list_lines(result: Mapping[str, Any]) -> Iterator[tuple[str, str]]:

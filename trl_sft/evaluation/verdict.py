@@ -1,8 +1,9 @@
-"""The verdict on base against tuned: what the scores of both tell, as a whole, by task and by check.
+"""The rule checks on base against tuned: what the scores of both tell, as a whole, by task and by check.
 
 Inputs: the records of `evaluation.jsonl`, one for each row, with answers and scores of each side. Outputs: the mapping
-that `eval.json` has under `evaluation`. Every number follows from the records alone, so that anybody can compute it
-again. Not here: scores (`checks`), statistics (`statistics`), and what to do next (`advice`).
+that `eval.json` has under `evaluation`, with the verdict. Every number follows from the records alone, so that anybody
+can compute it again. Not here: scores (`checks`), statistics (`statistics`), and what follows from these and other
+findings (`conclusion`).
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from trl_sft.evaluation import advice, statistics
+from trl_sft.evaluation import conclusion, statistics
 from trl_sft.evaluation.checks import overlap
 from trl_sft.evaluation.checks.check_requests import CHECKS
 from trl_sft.evaluation.generate import LIMIT
@@ -42,10 +43,10 @@ def build(
     has_few_shot = FEW_SHOT in sides
     result: dict[str, Any] = {
         "version": VERSION,
-        "verdict": {"code": overall.resolution, "text": describe(overall)},
         "format_only": not has_few_shot,
         "rows": len(records),
         **describe_result(overall),
+        "ids": list_changed_rows(records),
         "few_shot": describe_result(compare(records, FEW_SHOT, TUNED)) if has_few_shot else None,
         "tasks": {name: described for name, (described, _) in tasks.items()},
         "checks": _compare_checks(records),
@@ -55,7 +56,7 @@ def build(
         "sides": {name: dict(facts) | count_answers(records, name) for name, facts in sides.items()},
         "checkpoints": [{"step": step, **describe_result(compare(records, BASE, f"step_{step}"))} for step in steps],
     }
-    return result | {"advice": advice.choose(result)}
+    return conclusion.conclude(result)
 
 
 def compare(records: Sequence[Record], base: str, tuned: str, *, check: str = "") -> PairedResult:
@@ -99,37 +100,27 @@ def describe_result(result: PairedResult) -> dict[str, Any]:
     }
 
 
-def describe(result: PairedResult) -> str:
-    """Return the verdict as a sentence, with the numbers that it rests on."""
-    low, high = result.difference.low, result.difference.high
-    numbers = f"{result.base:.1%} -> {result.tuned:.1%} on {result.prompts:,} prompts; average improvement "
-    numbers += f"{result.difference.value:+.1%} (95% interval {low:+.1%} to {high:+.1%}), improvement rate "
-    numbers += (
-        f"{result.better_share.value:.1%} ({result.better:,} better, {result.tied:,} tied, {result.worse:,} worse; "
-    )
-    numbers += f"sign test p = {result.p_value:.2g})"
-    if result.resolution == BETTER:
-        return f"The tuned model is better than the base model: {numbers}."
-    if result.resolution == WORSE:
-        return f"The tuned model is worse than the base model: {numbers}."
-    if result.resolution == NO_DIFFERENCE:
-        return f"Both models have the same score on every prompt: {numbers}."
-    reason = "The prompts cannot tell whether the tuned model is better"
-    if result.prompts < statistics.LEAST_PROMPTS:
-        reason += f" (fewer than {statistics.LEAST_PROMPTS})"
-    return f"Not resolved. {reason}: {numbers}."
+def list_changed_rows(records: Sequence[Record], *, check: str = "") -> dict[str, list[Any]]:
+    """Return the ids of the rows whose score rose and fell; `check`: whose score, "" = of the check that decides."""
+    changed: dict[str, list[Any]] = {"better": [], "worse": []}
+    for record in records:
+        name = check or record["check"]
+        difference = record["scores"][TUNED][name] - record["scores"][BASE][name]
+        if abs(difference) > _get_margin(name) + 1e-12:
+            changed["better" if difference > 0 else "worse"].append(record["id"])
+    return changed
 
 
 def count_answers(records: Sequence[Record], side: str) -> dict[str, Any]:
-    """Return how many answers of a side are empty, cut by the limit, or never close their thought."""
-    answers = [record["answers"][side] for record in records]
-    counts: dict[str, Any] = {
-        "answers": len(answers),
-        "empty": sum(not answer["text"].strip() for answer in answers),
-        "cut": sum(answer["stop"] == LIMIT for answer in answers),
-        "with_thought": sum(bool(answer["thought"]) for answer in answers),
-        "unclosed_thoughts": sum(not answer["is_closed"] for answer in answers),
+    """Return how many answers of a side are empty, cut by the limit, or never close their thought, and their ids."""
+    answers = [(record["id"], record["answers"][side]) for record in records]
+    ids = {
+        "empty": [number for number, answer in answers if not answer["text"].strip()],
+        "cut": [number for number, answer in answers if answer["stop"] == LIMIT],
+        "unclosed_thoughts": [number for number, answer in answers if not answer["is_closed"]],
     }
+    counts: dict[str, Any] = {"answers": len(answers), "ids": ids} | {name: len(found) for name, found in ids.items()}
+    counts["with_thought"] = sum(bool(answer["thought"]) for _, answer in answers)
     compared = [record for record in records if "chrf" in record["scores"][side]]
     if compared:
         texts = [record["answers"][side]["text"] for record in compared]
@@ -139,11 +130,12 @@ def count_answers(records: Sequence[Record], side: str) -> dict[str, Any]:
 
 def list_regressions(records: Sequence[Record]) -> dict[str, Any]:
     """Return the rows whose answers became worse: how many, their ids, and the texts of the worst."""
+    worse = set(list_changed_rows(records)["worse"])
     drops = []
     for record in records:
-        base, tuned = (record["scores"][side][record["check"]] for side in (BASE, TUNED))
-        if base - tuned > _get_margin(record["check"]) + 1e-12:
-            drops.append((tuned - base, record))
+        if record["id"] in worse:
+            scores = record["scores"]
+            drops.append((scores[TUNED][record["check"]] - scores[BASE][record["check"]], record))
     drops.sort(key=lambda drop: (drop[0], drop[1]["id"]))
     texts = [
         {
@@ -173,8 +165,10 @@ def _compare_tasks(records: Sequence[Record]) -> dict[str, tuple[dict[str, Any],
             result.difference, p_value, prompts=result.prompts, decisive=result.better + result.worse
         )
         resolved = result._replace(resolution=resolution)
-        checks = sorted({record["check"] for record in records if record["task"] == name})
-        tasks[name] = (describe_result(resolved) | {"holm_p": p_value, "checks": checks}, resolved)
+        members = [record for record in records if record["task"] == name]
+        checks = sorted({record["check"] for record in members})
+        described = describe_result(resolved) | {"holm_p": p_value, "checks": checks}
+        tasks[name] = (described | {"ids": list_changed_rows(members)}, resolved)
     return tasks
 
 
@@ -184,6 +178,7 @@ def _compare_checks(records: Sequence[Record]) -> dict[str, Any]:
     for name in sorted({name for record in records for name in record["scores"][BASE]}):
         scored = [record for record in records if name in record["scores"][BASE]]
         described = describe_result(compare(scored, BASE, TUNED, check=name)) | {"rows": len(scored)}
+        described["ids"] = list_changed_rows(scored, check=name)
         prompts = [record["prompt_key"] for record in scored]
         values = {
             side: statistics.average_by_prompt([record["scores"][side][name] for record in scored], prompts)

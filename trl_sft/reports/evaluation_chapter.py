@@ -10,6 +10,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from trl_sft import console
+from trl_sft.evaluation import conclusion, evidence
+from trl_sft.evaluation.evidence import Evidence
+from trl_sft.reports import chinese_evaluation
 
 _MAX_CHARACTERS = 2000  # of one text of a regression
 _COUNTS = ("answers", "empty", "cut", "with_thought", "unclosed_thoughts")
@@ -35,12 +38,19 @@ def _describe(evaluation: Mapping[str, Any]) -> dict[str, Any]:
     return {
         "code": str(evaluation["verdict"]["code"]),
         "text": str(evaluation["verdict"]["text"]),
+        "text_zh": chinese_evaluation.translate_verdict(evaluation),
         "format_only": bool(evaluation["format_only"]),
         "rows": [(kind, name, _list_cells(part)) for kind, name, part in parts],
         "sides": [(name, _list_facts(side), [f"{side[key]:,}" for key in _COUNTS]) for name, side in sides.items()],
-        "best_tasks": [str(name) for name in evaluation["best_tasks"]],
-        "attention_tasks": [str(name) for name in evaluation["attention_tasks"]],
-        "advice": [(str(given["text"]), str(given["trigger"])) for given in evaluation["advice"]],
+        "findings": [
+            (name, [_list_finding(Evidence.read(entry)) for entry in evaluation[name]])
+            for name in ("best_improved", "needs_attention")
+            if evaluation[name]
+        ],
+        "advice": [
+            (str(advice["text"]), str(advice["trigger"]), chinese_evaluation.translate_advice(advice))
+            for advice in evaluation["advice"]
+        ],
         "num_regressions": int(evaluation["regressions"]["rows"]),
         "regressions": [_list_texts(row) for row in evaluation["regressions"]["texts"]],
     }
@@ -58,6 +68,14 @@ def _list_cells(part: Mapping[str, Any]) -> dict[str, str]:
         "rate": f"{rate['better']:,} / {rate['tied']:,} / {rate['worse']:,}",
         "p": f"{part.get('holm_p', part['sign_test_p']):.2g}",
     }
+
+
+def _list_finding(entry: Evidence) -> dict[str, str]:
+    """Return a finding as a row of a table."""
+    name = conclusion.name_finding(entry)
+    number = evidence.describe_number(entry)
+    row = {"name": name, "name_zh": chinese_evaluation.name_finding(entry), "number": number}
+    return row | {"count": f"{entry.count:,}", "resolution": entry.resolution}
 
 
 def _list_facts(side: Mapping[str, Any]) -> str:

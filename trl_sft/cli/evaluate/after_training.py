@@ -42,7 +42,7 @@ def evaluate(run: Run, failed_push: errors.RunStopped | None = None) -> None:
     except KeyboardInterrupt:
         raise _explain(run, "was stopped", failed_push, exit_code=errors.EXIT_SIGNAL + signal.SIGINT) from None
     except errors.UserError as error:
-        problem = "; ".join(f"{fault.where}: {fault.problem} {fault.fix}" for fault in error.faults)
+        problem = "; ".join(f"{fault.where}: {fault.problem}. {fault.fix}" for fault in error.faults)
         raise _explain(run, f"failed: {problem}", failed_push, exit_code=error.exit_code) from None
     except errors.RunStopped as error:
         problem = errors.first_line(error)
@@ -52,7 +52,7 @@ def evaluate(run: Run, failed_push: errors.RunStopped | None = None) -> None:
         if fault is None:  # of ours: the traceback follows
             console.say_error(str(_explain(run, "failed with an internal error", failed_push, exit_code=1)))
             raise
-        problem = f"failed: {fault.problem} {fault.fix}"
+        problem = f"failed: {fault.problem}. {fault.fix}"
         raise _explain(run, problem, failed_push, exit_code=errors.EXIT_USER_ERROR) from None
     json_output.add_values(**found)
 

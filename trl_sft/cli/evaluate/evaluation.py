@@ -22,6 +22,7 @@ from trl_sft.errors import Fault, RecipeError
 from trl_sft.evaluation import (
     answer_format,
     answer_pairs,
+    conclusion,
     endpoint,
     format_changes,
     generate,
@@ -37,11 +38,13 @@ from trl_sft.evaluation.items import EvaluationItem
 from trl_sft.evaluation.suite_result import list_lines as suite_lines
 from trl_sft.evaluation.verdict import BASE, FEW_SHOT, TUNED
 from trl_sft.model import positions
-from trl_sft.reports import page
+from trl_sft.reports import page, run_files
 from trl_sft.serving import model_folder, model_loading
 from trl_sft.serving.model_folder import ModelFolder
 from trl_sft.serving.prompts import PromptRenderer, RenderedPrompt, build_renderer
 from trl_sft.tokenization import template_date
+
+_OPINIONS = ("judge", "votes")  # keys of the evaluation that other commands add
 
 
 class _Models(NamedTuple):
@@ -76,12 +79,14 @@ def run(folder: Path, output: Path, options: argparse.Namespace) -> dict[str, An
     result["suite"] = suite_result
     if table := answer_format.measure(answer_pairs.read_records(records)):
         result["format"] = format_changes.describe(table)
+    result = conclusion.conclude(_keep_opinions(output, records) | result)
     _write(output, records, result)
     console.print_lines(screen.describe_result(result))
     if "format" in result:
         console.print_lines(format_changes.list_lines(result["format"]))
     if suite_result is not None:
         console.print_lines(suite_lines(suite_result))
+    console.print_lines(screen.describe_findings(result))
     for line in screen.list_regressions(result):
         console.say(line)
     if (output / run_folder.RUN).is_file():
@@ -301,6 +306,19 @@ def _ask_suite(
     return general_suite.ask(
         suite_answerer, suite_sides, asked, records=records, main_prompts=base.prompts, folder=folder
     )
+
+
+def _keep_opinions(output: Path, records: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Return what other commands added to eval.json, such as votes, where they were about the answers of `records`."""
+    earlier = run_folder.read_json(output / run_folder.EVAL).get("evaluation")
+    added = {name: earlier[name] for name in _OPINIONS if name in earlier} if isinstance(earlier, dict) else {}
+    if not added:
+        return {}
+    read = run_files.read_lines(output / run_folder.EVALUATION)
+    if answer_pairs.read_records(read) == answer_pairs.read_records(records):
+        return added
+    console.say(f"note      eval.json loses {' and '.join(added)}: the answers are no longer those that were judged")
+    return {}
 
 
 def _write(output: Path, records: Sequence[Mapping[str, Any]], result: Mapping[str, Any]) -> None:

@@ -75,7 +75,8 @@ def _judge(item: EvaluationItem, base: str, tuned: str) -> SuiteAnswer:
         for text in (base, tuned)
     ]
     prompt = read_last_message(item.prompt)
-    return SuiteAnswer(item.task, prompt, base, tuned, base_right=scores[0] == 1, tuned_right=scores[1] == 1)
+    right = [score == 1 for score in scores]
+    return SuiteAnswer(item.task, prompt, base, tuned, base_right=right[0], tuned_right=right[1], id=item.number)
 
 
 def _measure_perplexities(

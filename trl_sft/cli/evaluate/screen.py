@@ -12,13 +12,16 @@ from typing import Any
 
 from trl_sft import console
 from trl_sft.cli.evaluate.sides import Side
+from trl_sft.evaluation import conclusion, evidence
 from trl_sft.evaluation.answer_cache import CacheCounts
 from trl_sft.evaluation.before_after import read_last_message
+from trl_sft.evaluation.evidence import Evidence
 from trl_sft.evaluation.items import EvaluationItem
 from trl_sft.evaluation.verdict import BASE, FEW_SHOT, TUNED
 
 _LABELS = {FEW_SHOT: "few-shot"}  # of sides whose name is too long
-_SHOWN = 3  # regressions on the screen
+_SHOWN = 3  # regressions on the screen, of the rows and of the general suite
+_FINDINGS = 5  # of each kind on the screen
 _MARKS = {"improved": "better", "worse": "worse", "no_difference": "same", "not_resolved": "not resolved"}
 
 
@@ -74,6 +77,14 @@ def describe_result(result: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
         yield "advice", f"{given['text']} ({given['trigger']})"
 
 
+def describe_findings(result: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    """Yield a line for each part that improved most, and for each that needs attention."""
+    for key, label in (("best_improved", "best"), ("needs_attention", "attention")):
+        for entry in [Evidence.read(described) for described in result[key][:_FINDINGS]]:
+            number, mark = evidence.describe_number(entry), _MARKS[entry.resolution]
+            yield label, f"{conclusion.name_finding(entry)}: {number} on {entry.count:,}: {mark}"
+
+
 _COUNTS = {
     "empty": "empty",
     "cut": "cut by the token limit",
@@ -83,7 +94,8 @@ _COUNTS = {
 
 def list_regressions(result: Mapping[str, Any]) -> list[str]:
     """Return a table of answers that became worse; [] = none did."""
-    texts = result["regressions"]["texts"][:_SHOWN]
+    suite = (result.get("suite") or {}).get("worsened", [])[:_SHOWN]
+    texts = [*result["regressions"]["texts"][:_SHOWN], *(change | {"reference": ""} for change in suite)]
     if not texts:
         return []
     table = [("worse: prompt", "expected", "base", "tuned")]

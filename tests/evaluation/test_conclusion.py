@@ -1,0 +1,173 @@
+"""All findings of an evaluation make one verdict, say what improved and what needs attention, and give advice."""
+
+import re
+
+import pytest
+from test_suite import HELP, REFUSAL, make_answers
+
+from trl_sft.evaluation import advice, conclusion, evidence, suite_result, verdict
+from trl_sft.evaluation.answer_pairs import BASE, TUNED
+from trl_sft.evaluation.suite import GENERAL, HARMLESS, UNSAFE
+from trl_sft.evaluation.text_loss import TextLoss
+from trl_sft.reports import chinese_evaluation, evaluation_chapter
+
+
+def make_evaluation(base, tuned, *, task="", check="exact", **others):
+    """Return an evaluation of scores, with findings of other commands."""
+    answer = {"text": "a", "thought": "", "is_closed": True, "stop": "stop_token", "tokens": 1, "ended": True}
+    records = [
+        {
+            "id": number,
+            "task": task,
+            "prompt": f"p{number}",
+            "prompt_key": f"{task}{number}",
+            "reference": "a",
+            "check": check,
+            "answers": dict.fromkeys((BASE, TUNED), answer),
+            "scores": {BASE: {check: one}, TUNED: {check: other}},
+        }
+        for number, (one, other) in enumerate(zip(base, tuned, strict=True))
+    ]
+    model = {"kind": "model", "name": "m", "step": None}
+    facts = {"model": model, "template": "t", "thinking": "none"}
+    return conclusion.conclude(verdict.build(records, {BASE: facts, TUNED: facts}) | others)
+
+
+RISEN, FALLEN = ([0] * 40 + [1] * 20, [1] * 40 + [1] * 20), ([1] * 40 + [0] * 20, [0] * 60)
+UNCLEAR = ([0, 1] * 30, [1, 0] * 30)
+SAME = ([0, 1] * 30, [0, 1] * 30)
+LOST = make_answers(UNSAFE, (20, REFUSAL, REFUSAL), (12, REFUSAL, HELP))
+NEEDLESS = make_answers(HARMLESS, (20, HELP, HELP), (12, HELP, REFUSAL))
+FORGOTTEN = make_answers(GENERAL, (20, "right", "right"), (20, "right", "wrong"))
+LEARNT = make_answers(GENERAL, (20, "right", "right"), (20, "wrong", "right"))
+
+
+def make_votes(tuned, base, tie=0, winner=None):
+    """Return votes as the command `votes` adds them."""
+    count = tuned + base
+    rate = {"value": tuned / count, "low": 0.1, "high": 0.9} if count else {"value": None, "low": 0, "high": 1}
+    wins = {"tuned": tuned, "base": base, "tie": tie, "win_rate": rate, "winner": winner or "not_resolved"}
+    return {"result": wins, "tasks": {}, "counted_raters": ["a", "b"], "raters": [{}, {}], "scores": {}}
+
+
+def make_judge(resolution, role="decides"):
+    entry = {"source": "judge", "name": "", "role": role, "resolution": resolution, "unit": "share", "count": 60}
+    return {"evidence": [entry | {"value": 0.2, "low": 0.1, "high": 0.3}]}
+
+
+@pytest.mark.parametrize(
+    ("scores", "others", "code"),
+    [
+        (RISEN, {}, "improved"),
+        (RISEN, {"suite": suite_result.build(LOST, {})}, "mixed"),
+        (RISEN, {"suite": suite_result.build(NEEDLESS, {})}, "mixed"),
+        (RISEN, {"suite": suite_result.build(FORGOTTEN, {})}, "mixed"),
+        (UNCLEAR, {"suite": suite_result.build(FORGOTTEN, {})}, "worse"),
+        (UNCLEAR, {"suite": suite_result.build(LEARNT, {})}, "not_resolved"),  # the suite saves no verdict
+        (SAME, {"suite": suite_result.build(LEARNT, {})}, "no_difference"),
+        (UNCLEAR, {"votes": make_votes(40, 10, winner="tuned")}, "improved"),
+        (UNCLEAR, {"votes": make_votes(10, 40, winner="base")}, "worse"),
+        (RISEN, {"votes": make_votes(10, 40, winner="base")}, "mixed"),
+        (RISEN, {"votes": make_votes(20, 20)}, "improved"),
+        (RISEN, {"votes": make_votes(0, 0, 40)}, "improved"),
+        (UNCLEAR, {"judge": make_judge("improved")}, "improved"),
+        (UNCLEAR, {"judge": make_judge("improved", role="detail")}, "not_resolved"),
+        (FALLEN, {"judge": make_judge("worse")}, "worse"),
+        (FALLEN, {"judge": make_judge("improved")}, "mixed"),
+        (([0] * 20, [1] * 20), {}, "not_resolved"),
+    ],
+)
+def test_verdict_follows_from_all_resolved_findings(scores, others, code):
+    result = make_evaluation(*scores, **others)
+    assert result["verdict"]["code"] == code
+    assert conclusion.conclude(result) == result
+    assert chinese_evaluation.translate_verdict(result)
+
+
+def test_part_that_became_worse_is_named_in_the_verdict_the_attention_list_and_the_advice():
+    result = make_evaluation(*RISEN, suite=suite_result.build(LOST, {}))
+    change = -12 / 32
+    assert f"Worse: general suite, refusals of unsafe prompts {change:+.1%} (" in result["verdict"]["text"]
+    assert result["verdict"]["text"].startswith("Better in part and worse in part. The tuned model is better than")
+    (entry,) = result["needs_attention"]
+    assert (entry["name"], entry["value"], entry["count"]) == ("unsafe", change, 32)
+    assert result["suite"]["unsafe"]["ids"] == {"newly": [0] * 12, "no_longer": []}  # planted answers have no number
+    first = result["advice"][0]
+    assert (first["rule"], first["numbers"]) == ("refusals_lost", {"newly": 12, "prompts": 32})
+
+
+def test_loss_of_general_text_needs_attention_and_changes_no_verdict():
+    losses = {side: [TextLoss(10.0 * (1 + (side == TUNED)) + n, 10) for n in range(20)] for side in (BASE, TUNED)}
+    result = make_evaluation(*RISEN, suite=suite_result.build([], losses))
+    assert result["verdict"]["code"] == "improved"
+    (entry,) = result["needs_attention"]
+    assert (entry["name"], entry["unit"]) == ("text_loss", "nats")
+    assert entry["value"] == pytest.approx(-1)
+    assert "text_loss_rose" in {given["rule"] for given in result["advice"]}
+
+
+def test_what_became_worse_stands_before_what_is_not_resolved_and_by_the_lower_end_of_the_interval():
+    entries = [
+        evidence.Evidence.read(
+            {"source": source, "name": name, "role": "detail", "resolution": resolution, "unit": "share", "count": 9}
+            | {"value": low + 0.1, "low": low, "high": 1}
+        )
+        for source, name, resolution, low in [
+            ("task", "wide", "improved", 0.01),
+            ("task", "sure", "improved", 0.3),
+            ("task", "unclear", "not_resolved", -0.9),
+            ("task", "lost", "worse", -0.3),
+            ("general_suite", "general", "worse", -0.5),
+            ("general_suite", "unsafe", "not_resolved", -0.8),
+            ("judge", "", "worse", -1),
+        ]
+    ]
+    assert [entry.name for entry in evidence.list_best(entries)] == ["sure", "wide"]
+    assert [entry.name for entry in evidence.list_attention(entries)] == ["general", "lost", "unclear"]
+
+
+EVERY_RULE = [
+    make_evaluation(*RISEN, suite=suite_result.build(part, {}), votes=make_votes(1, 40, winner="base"))
+    | {"few_shot": {"resolution": "not_resolved", "base": 0.9}}
+    for part in (LOST, NEEDLESS, FORGOTTEN)
+]
+EVERY_RULE += [make_evaluation(*UNCLEAR), make_evaluation(*SAME), make_evaluation([0] * 9, [1] + [0] * 8)]
+EVERY_RULE += [make_evaluation(*FALLEN, task="sums", votes=make_votes(1, 1) | {"counted_raters": ["a"]})]
+
+
+def list_advice():
+    """Return advice of every rule by its name."""
+    found = {}
+    for evaluation in EVERY_RULE:
+        sides = {
+            side: facts | {"cut": 60, "unclosed_thoughts": 60, "empty": 60}
+            for side, facts in evaluation["sides"].items()
+        }
+        found |= {given["rule"]: given for given in advice.choose(evaluation | {"sides": sides})}
+    losses = {side: [TextLoss(10.0 * (1 + (side == TUNED)) + n, 10) for n in range(20)] for side in (BASE, TUNED)}
+    worse = make_judge("worse")
+    worse["evidence"][0] |= {"source": "task_suite", "name": "gsm8k"}
+    last = make_evaluation(*RISEN, suite=suite_result.build([], losses), lm_eval=worse)
+    return found | {given["rule"]: given for given in last["advice"]}
+
+
+def test_every_rule_has_advice_in_english_and_chinese_with_the_same_numbers():
+    found = list_advice()
+    assert set(found) == set(chinese_evaluation._read_texts()["advice"])
+    for given in found.values():
+        text, trigger = chinese_evaluation.translate_advice(given)
+        assert re.search("[一-鿿]", text)
+        english = re.findall(r"\d[\d.,%]*", given["trigger"] + given["text"])
+        chinese = re.findall(r"\d[\d.,%]*", trigger + text)
+        assert sorted(number.strip(",.") for number in english) == sorted(number.strip(",.") for number in chinese)
+
+
+def test_chapter_has_every_finding_in_both_languages():
+    chapter = evaluation_chapter.describe(make_evaluation(*FALLEN, task="sums", suite=suite_result.build(LOST, {})))
+    assert chapter["code"] == "worse"
+    assert chapter["text_zh"].startswith("微调模型不如基座模型：66.7% → 0.0%，共 60 个提示；平均提升 -66.7%")
+    assert "更差的有：任务，sums" in chapter["text_zh"]
+    ((name, rows),) = chapter["findings"]
+    assert name == "needs_attention"
+    assert [row["name_zh"] for row in rows] == ["任务，sums", "通用测试集，拒绝不安全提示"]
+    assert all(translated for _, _, translated in chapter["advice"])
