@@ -50,9 +50,18 @@ def make_votes(tuned, base, tie=0, winner=None):
     return {"result": wins, "tasks": {}, "counted_raters": ["a", "b"], "raters": [{}, {}], "scores": {}}
 
 
-def make_judge(resolution, role="decides"):
-    entry = {"source": "judge", "name": "", "role": role, "resolution": resolution, "unit": "share", "count": 60}
-    return {"evidence": [entry | {"value": 0.2, "low": 0.1, "high": 0.3}]}
+def make_judge(resolution, code=""):
+    """Return a judge's verdict as the command `judge` adds it."""
+    rate, part = {"value": 0.7, "low": 0.6, "high": 0.8}, {"resolution": resolution, "prompts": 60}
+    scores = {"difference": {"value": 1.5, "low": 1.0, "high": 2.0}, "resolution": "improved", "rows": 60}
+    judge = part | {"win_rate": rate, "verdict": {"code": code or resolution}, "swap_consistency": {"value": 0.4}}
+    return judge | {"tasks": {"sums": part | {"win_rate": rate}}, "dimensions": {"honesty": scores}}
+
+
+def list_finding(source, name, resolution, low=0.1):
+    """Return the part of another command that lists its findings itself."""
+    entry = {"source": source, "name": name, "role": "decides", "resolution": resolution, "unit": "share", "count": 60}
+    return {"evidence": [entry | {"value": low + 0.1, "low": low, "high": low + 0.2}]}
 
 
 @pytest.mark.parametrize(
@@ -71,7 +80,9 @@ def make_judge(resolution, role="decides"):
         (RISEN, {"votes": make_votes(20, 20)}, "improved"),
         (RISEN, {"votes": make_votes(0, 0, 40)}, "improved"),
         (UNCLEAR, {"judge": make_judge("improved")}, "improved"),
-        (UNCLEAR, {"judge": make_judge("improved", role="detail")}, "not_resolved"),
+        (UNCLEAR, {"judge": make_judge("improved", code="unreliable")}, "not_resolved"),
+        (UNCLEAR, {"judge": make_judge("not_resolved", code="length")}, "not_resolved"),
+        (UNCLEAR, {"lm_eval": list_finding("task_suite", "gsm8k", "worse")}, "worse"),
         (FALLEN, {"judge": make_judge("worse")}, "worse"),
         (FALLEN, {"judge": make_judge("improved")}, "mixed"),
         (([0] * 20, [1] * 20), {}, "not_resolved"),
@@ -106,9 +117,18 @@ def test_loss_of_general_text_needs_attention_and_changes_no_verdict():
     assert "text_loss_rose" in {given["rule"] for given in result["advice"]}
 
 
+def test_judge_whose_verdict_depends_on_the_order_resolves_nothing():
+    for code, resolution in (("", "improved"), ("unreliable", "not_resolved")):
+        found = make_evaluation(*RISEN, judge=make_judge("improved", code))["evidence"]
+        entries = [entry for entry in found if entry["source"] == "judge"]
+        assert [entry["name"] for entry in entries] == ["", "sums", "honesty"]
+        assert {entry["resolution"] for entry in entries} == {resolution}
+        assert [round(entry["value"], 3) for entry in entries] == [0.2, 0.2, 1.5]
+
+
 def test_what_became_worse_stands_before_what_is_not_resolved_and_by_the_lower_end_of_the_interval():
     entries = [
-        evidence.Evidence.read(
+        evidence.EvaluationFinding.read(
             {"source": source, "name": name, "role": "detail", "resolution": resolution, "unit": "share", "count": 9}
             | {"value": low + 0.1, "low": low, "high": 1}
         )
@@ -145,10 +165,10 @@ def list_advice():
         }
         found |= {given["rule"]: given for given in advice.choose(evaluation | {"sides": sides})}
     losses = {side: [TextLoss(10.0 * (1 + (side == TUNED)) + n, 10) for n in range(20)] for side in (BASE, TUNED)}
-    worse = make_judge("worse")
-    worse["evidence"][0] |= {"source": "task_suite", "name": "gsm8k"}
-    last = make_evaluation(*RISEN, suite=suite_result.build([], losses), lm_eval=worse)
-    return found | {given["rule"]: given for given in last["advice"]}
+    others = {"suite": suite_result.build([], losses), "lm_eval": list_finding("task_suite", "gsm8k", "worse")}
+    for judge in (make_judge("improved", "unreliable"), make_judge("not_resolved", "length")):
+        found |= {given["rule"]: given for given in make_evaluation(*RISEN, judge=judge, **others)["advice"]}
+    return found
 
 
 def test_every_rule_has_advice_in_english_and_chinese_with_the_same_numbers():

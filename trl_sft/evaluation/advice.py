@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from trl_sft.evaluation.evidence import GENERAL_SUITE, JUDGE, PEOPLE, RULES, TASK_SUITE, TEXT_LOSS
+from trl_sft.evaluation.evidence import GENERAL_SUITE, JUDGE, LENGTH, PEOPLE, RULES, TASK_SUITE, TEXT_LOSS, UNRELIABLE
 from trl_sft.evaluation.statistics import BETTER, NO_DIFFERENCE, NOT_RESOLVED, WORSE
 
 _CUT_SHARE = 0.05  # of answers that the token limit ends
@@ -198,6 +198,23 @@ def _check_opinions(evaluation: Mapping[str, Any]) -> Advice | None:
     return Advice("opinions_differ", trigger, text, {"sources": contradicting})
 
 
+def _check_judge(evaluation: Mapping[str, Any]) -> Advice | None:
+    """Advise another judge, or people, where the order or the length of the answers explains its verdict."""
+    judge = evaluation.get("judge")
+    code = judge["verdict"]["code"] if judge else ""
+    if judge and code == UNRELIABLE:
+        share = judge["swap_consistency"]["value"]
+        trigger = f"the judge keeps its verdict in {share:.0%} of the pairs when the order changes"
+        text = "Take a stronger judge, or let people judge: this one's win rate says nothing."
+        return Advice("judge_unreliable", trigger, text, {"consistency": share})
+    if judge and code == LENGTH:
+        rate = judge["win_rate"]["value"]
+        trigger = f"the judge's win rate of {rate:.0%} goes with the longer answers"
+        text = "Let people judge, or train rows with shorter answers, and compare again at equal length."
+        return Advice("judge_prefers_length", trigger, text, {"win_rate": rate})
+    return None
+
+
 def _check_raters(evaluation: Mapping[str, Any]) -> Advice | None:
     """Advise more raters where too few passed the checks to agree with each other."""
     votes = evaluation.get("votes")
@@ -226,6 +243,7 @@ _RULES: tuple[Callable[[Mapping[str, Any]], Advice | None], ...] = (
     _check_form,
     _check_effect,
     _check_opinions,
+    _check_judge,
     _check_thoughts,
     _check_cut_answers,
     _check_empty_answers,

@@ -15,7 +15,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from trl_sft.evaluation import advice, evidence, statistics
-from trl_sft.evaluation.evidence import CAN_HARM, DECIDES, GENERAL_SUITE, RULES, TASK, Evidence
+from trl_sft.evaluation.evidence import CAN_HARM, DECIDES, GENERAL_SUITE, RULES, TASK, EvaluationFinding
 from trl_sft.evaluation.statistics import BETTER, NO_DIFFERENCE, NOT_RESOLVED, WORSE
 
 MIXED = "mixed"  # better in one finding, worse in another
@@ -50,7 +50,7 @@ def conclude(evaluation: Mapping[str, Any]) -> dict[str, Any]:
     return result | {"advice": advice.choose(result)}
 
 
-def decide(found: Sequence[Evidence]) -> str:
+def decide(found: Sequence[EvaluationFinding]) -> str:
     """Return the code of the verdict: BETTER, WORSE, MIXED, NO_DIFFERENCE or NOT_RESOLVED."""
     is_better = any(entry.role == DECIDES and entry.resolution == BETTER for entry in found)
     is_worse = any(entry.role in (DECIDES, CAN_HARM) and entry.resolution == WORSE for entry in found)
@@ -81,14 +81,14 @@ def describe_rules(part: Mapping[str, Any]) -> str:
     return f"Not resolved. {reason}: {numbers}."
 
 
-def name_finding(entry: Evidence) -> str:
+def name_finding(entry: EvaluationFinding) -> str:
     """Return the source and the name of a finding in words."""
     if entry.source == GENERAL_SUITE:
         return f"general suite, {_SUITE_WORDS[entry.name]}"
     return ", ".join(filter(None, [entry.source.replace("_", " "), entry.name.replace("_", " ")]))
 
 
-def list_others(found: Sequence[Evidence], resolution: str) -> list[Evidence]:
+def list_others(found: Sequence[EvaluationFinding], resolution: str) -> list[EvaluationFinding]:
     """Return the findings beside the rule checks that the sentence names: of tasks of the rows only the worse ones."""
     return [
         entry
@@ -99,7 +99,7 @@ def list_others(found: Sequence[Evidence], resolution: str) -> list[Evidence]:
     ]
 
 
-def _describe_all(evaluation: Mapping[str, Any], found: Sequence[Evidence], code: str) -> str:
+def _describe_all(evaluation: Mapping[str, Any], found: Sequence[EvaluationFinding], code: str) -> str:
     """Return the verdict as a sentence on the rule checks, and one on what others found better or worse."""
     sentences = [_HEADLINES[code]] if code != evaluation["resolution"] and code in _HEADLINES else []
     sentences.append(describe_rules(evaluation))

@@ -1,8 +1,8 @@
 """Every finding of an evaluation in one form: what became better or worse, by whom it was judged, and how sure that is.
 
 Inputs: what `eval.json` has under `evaluation`: rule checks and tasks, the general suite, tasks of lm-eval, a judge's
-verdicts, votes of people; what is absent is left out. Outputs: `Evidence`, and the order in which it is listed. Not
-here: the findings themselves, and what follows from all of them (`conclusion`).
+verdicts, votes of people; what is absent is left out. Outputs: `EvaluationFinding`s, and the order in which they are
+listed. Not here: the findings themselves, and what follows from all of them (`conclusion`).
 """
 
 from __future__ import annotations
@@ -18,13 +18,14 @@ JUDGE, PEOPLE = "judge", "people"
 DECIDES, CAN_HARM, DETAIL = "decides", "can_harm", "detail"  # whether a finding can change the verdict
 SHARE, POINTS, NATS = "share", "points", "nats"  # units: of prompts or pairs; of a scale from 1 to 5; of a loss
 TEXT_LOSS = "text_loss"
+UNRELIABLE, LENGTH = "unreliable", "length"  # codes of a judge's verdict: the order, or the length, explains it
 _NO_TASK = "(none)"  # rows without a task, beside rows with one
 _UNITS = (SHARE, POINTS, NATS)
 _SUITE_TASKS = ("general", "unsafe", "harmless")
 
 
 @dataclass(frozen=True)
-class Evidence:
+class EvaluationFinding:
     """One finding.
 
     Attributes:
@@ -52,29 +53,30 @@ class Evidence:
         return words | describe_interval(self.improvement)
 
     @classmethod
-    def read(cls, described: Mapping[str, Any]) -> Evidence:
+    def read(cls, described: Mapping[str, Any]) -> EvaluationFinding:
         """Return a finding from the form that `describe` gives it."""
         words = {name: str(described[name]) for name in ("source", "name", "role", "resolution", "unit")}
         return cls(**words, improvement=_read_interval(described), count=int(described["count"]))
 
 
-def collect(evaluation: Mapping[str, Any]) -> list[Evidence]:
+def collect(evaluation: Mapping[str, Any]) -> list[EvaluationFinding]:
     """Return the findings of an evaluation, source by source."""
     return [
         *_read_rules(evaluation),
         *_read_suite(evaluation.get("suite") or {}),
+        *_read_judge(evaluation.get("judge") or {}),
         *_read_listed(evaluation),
         *_read_votes(evaluation.get("votes") or {}),
     ]
 
 
-def list_best(found: Sequence[Evidence]) -> list[Evidence]:
+def list_best(found: Sequence[EvaluationFinding]) -> list[EvaluationFinding]:
     """Return the parts that improved, by the lower end of their interval, the surest first."""
     best = [entry for entry in found if entry.name and entry.resolution == BETTER]
     return sorted(best, key=lambda entry: (_UNITS.index(entry.unit), -entry.improvement.low))
 
 
-def list_attention(found: Sequence[Evidence]) -> list[Evidence]:
+def list_attention(found: Sequence[EvaluationFinding]) -> list[EvaluationFinding]:
     """Return the parts that need attention, by the lower end of their interval: what became worse comes first.
 
     A task of the rows is among them unless it improved; a part of another source only if it became worse.
@@ -89,7 +91,7 @@ def list_attention(found: Sequence[Evidence]) -> list[Evidence]:
     )
 
 
-def describe_number(entry: Evidence) -> str:
+def describe_number(entry: EvaluationFinding) -> str:
     """Return the improvement with its interval, in its unit."""
     value, low, high = entry.improvement
     if entry.unit == SHARE:
@@ -97,36 +99,64 @@ def describe_number(entry: Evidence) -> str:
     return f"{value:+.3g} ({low:+.3g} to {high:+.3g})"
 
 
-def _read_rules(evaluation: Mapping[str, Any]) -> Iterator[Evidence]:
+def _read_rules(evaluation: Mapping[str, Any]) -> Iterator[EvaluationFinding]:
     """Yield the rule checks as a whole, and each task of the rows."""
     parts = [(RULES, "", DECIDES, evaluation)]
     parts += [(TASK, str(name) or _NO_TASK, DETAIL, part) for name, part in evaluation["tasks"].items()]
     for source, name, role, part in parts:
         improvement = _read_interval(part["average_improvement"])
-        yield Evidence(source, name, role, part["resolution"], improvement, SHARE, part["prompts"])
+        yield EvaluationFinding(source, name, role, part["resolution"], improvement, SHARE, part["prompts"])
 
 
-def _read_suite(suite: Mapping[str, Any]) -> Iterator[Evidence]:
+def _read_suite(suite: Mapping[str, Any]) -> Iterator[EvaluationFinding]:
     """Yield the tasks of the general suite and the loss of its texts, which can harm a verdict and never save one."""
     for name in _SUITE_TASKS:
         if part := suite.get(name):
             improvement = _read_interval(part["average_improvement"])
-            yield Evidence(GENERAL_SUITE, name, CAN_HARM, part["resolution"], improvement, SHARE, part["prompts"])
+            yield EvaluationFinding(
+                GENERAL_SUITE, name, CAN_HARM, part["resolution"], improvement, SHARE, part["prompts"]
+            )
     text = suite.get(TEXT_LOSS)
     if text and text["difference"]:
         rise = _read_interval(text["difference"])
         improvement = Interval(-rise.value, -rise.high, -rise.low)
-        yield Evidence(GENERAL_SUITE, TEXT_LOSS, DETAIL, text["resolution"], improvement, NATS, text["paragraphs"])
+        yield EvaluationFinding(
+            GENERAL_SUITE, TEXT_LOSS, DETAIL, text["resolution"], improvement, NATS, text["paragraphs"]
+        )
 
 
-def _read_listed(evaluation: Mapping[str, Any]) -> Iterator[Evidence]:
+def _read_listed(evaluation: Mapping[str, Any]) -> Iterator[EvaluationFinding]:
     """Yield what other commands found, whose part of the evaluation lists it as `evidence` in this form."""
     for part in evaluation.values():
         listed = part.get("evidence") if isinstance(part, dict) else None
-        yield from (Evidence.read(entry) for entry in listed or ())
+        yield from (EvaluationFinding.read(entry) for entry in listed or ())
 
 
-def _read_votes(votes: Mapping[str, Any]) -> Iterator[Evidence]:
+def _read_judge(judge: Mapping[str, Any]) -> Iterator[EvaluationFinding]:
+    """Yield what a model that judges prefers, as a whole and in each task, and its scores by dimension.
+
+    A judge that changes its verdict with the order of the answers resolves nothing.
+    """
+    if not judge:
+        return
+    is_unreliable = judge["verdict"]["code"] == UNRELIABLE
+    for name, role, part in [
+        ("", DECIDES, judge),
+        *((str(name) or _NO_TASK, DETAIL, part) for name, part in judge["tasks"].items()),
+    ]:
+        if part["win_rate"] is not None:
+            rate = _read_interval(part["win_rate"])
+            improvement = Interval(*(value - 0.5 for value in rate))
+            resolution = NOT_RESOLVED if is_unreliable else part["resolution"]
+            yield EvaluationFinding(JUDGE, name, role, resolution, improvement, SHARE, part["prompts"])
+    for name, part in judge["dimensions"].items():
+        if part["difference"] is not None:
+            resolution = NOT_RESOLVED if is_unreliable else part["resolution"]
+            improvement = _read_interval(part["difference"])
+            yield EvaluationFinding(JUDGE, name, DETAIL, resolution, improvement, POINTS, part["rows"])
+
+
+def _read_votes(votes: Mapping[str, Any]) -> Iterator[EvaluationFinding]:
     """Yield what people prefer, as a whole and in each task, and their scores by dimension."""
     if not votes:
         return
@@ -136,13 +166,13 @@ def _read_votes(votes: Mapping[str, Any]) -> Iterator[Evidence]:
         rate, pairs = wins["win_rate"], wins["tuned"] + wins["base"] + wins["tie"]
         if rate["value"] is None:
             if pairs:
-                yield Evidence(PEOPLE, name, role, NO_DIFFERENCE, Interval(0.0, 0.0, 0.0), SHARE, pairs)
+                yield EvaluationFinding(PEOPLE, name, role, NO_DIFFERENCE, Interval(0.0, 0.0, 0.0), SHARE, pairs)
             continue
         improvement = Interval(*(float(rate[key]) - 0.5 for key in ("value", "low", "high")))
-        yield Evidence(PEOPLE, name, role, words[wins["winner"]], improvement, SHARE, pairs)
+        yield EvaluationFinding(PEOPLE, name, role, words[wins["winner"]], improvement, SHARE, pairs)
     for name, part in votes.get("scores", {}).items():
         improvement = _read_interval(part["difference"])
-        yield Evidence(PEOPLE, name, DETAIL, part["resolution"], improvement, POINTS, part["pairs"])
+        yield EvaluationFinding(PEOPLE, name, DETAIL, part["resolution"], improvement, POINTS, part["pairs"])
 
 
 def _read_interval(part: Mapping[str, Any]) -> Interval:

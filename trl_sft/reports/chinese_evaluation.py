@@ -15,7 +15,7 @@ from typing import Any
 import yaml
 
 from trl_sft.evaluation import conclusion, evidence, statistics
-from trl_sft.evaluation.evidence import Evidence
+from trl_sft.evaluation.evidence import EvaluationFinding
 from trl_sft.evaluation.statistics import BETTER, WORSE
 
 _MOST_NAMED = 5  # findings in the sentence
@@ -25,7 +25,7 @@ _ODD_FORM = (KeyError, TypeError, ValueError, IndexError, AttributeError)  # of 
 def translate_verdict(evaluation: Mapping[str, Any]) -> str | None:
     """Return the sentence of the verdict in Chinese."""
     try:
-        found = [Evidence.read(entry) for entry in evaluation["evidence"]]
+        found = [EvaluationFinding.read(entry) for entry in evaluation["evidence"]]
         code = str(evaluation["verdict"]["code"])
         texts = _read_texts()
         resolution = evaluation["resolution"]
@@ -59,7 +59,7 @@ def translate_advice(advice: Mapping[str, Any]) -> tuple[str, str] | None:
         return None
 
 
-def name_finding(entry: Evidence) -> str:
+def name_finding(entry: EvaluationFinding) -> str:
     """Return the source and the name of a finding in Chinese."""
     texts = _read_texts()
     name = texts["names"].get(entry.source, {}).get(entry.name, entry.name)
@@ -81,7 +81,7 @@ def _describe_rules(evaluation: Mapping[str, Any]) -> str:
     return str(texts["rules"][evaluation["resolution"]].format(numbers=numbers, few=few))
 
 
-def _join_findings(found: Sequence[Evidence]) -> str:
+def _join_findings(found: Sequence[EvaluationFinding]) -> str:
     """Return findings with their numbers, the first few by name."""
     named = [f"{name_finding(entry)} {evidence.describe_number(entry)}" for entry in found[:_MOST_NAMED]]
     if rest := len(found) - len(named):

@@ -11,7 +11,7 @@ from typing import Any
 
 from trl_sft import console
 from trl_sft.evaluation import conclusion, evidence
-from trl_sft.evaluation.evidence import Evidence
+from trl_sft.evaluation.evidence import EvaluationFinding
 from trl_sft.reports import chinese_evaluation
 
 _MAX_CHARACTERS = 2000  # of one text of a regression
@@ -43,7 +43,7 @@ def _describe(evaluation: Mapping[str, Any]) -> dict[str, Any]:
         "rows": [(kind, name, _list_cells(part)) for kind, name, part in parts],
         "sides": [(name, _list_facts(side), [f"{side[key]:,}" for key in _COUNTS]) for name, side in sides.items()],
         "findings": [
-            (name, [_list_finding(Evidence.read(entry)) for entry in evaluation[name]])
+            (name, [_list_finding(EvaluationFinding.read(entry)) for entry in evaluation[name]])
             for name in ("best_improved", "needs_attention")
             if evaluation[name]
         ],
@@ -70,7 +70,7 @@ def _list_cells(part: Mapping[str, Any]) -> dict[str, str]:
     }
 
 
-def _list_finding(entry: Evidence) -> dict[str, str]:
+def _list_finding(entry: EvaluationFinding) -> dict[str, str]:
     """Return a finding as a row of a table."""
     name = conclusion.name_finding(entry)
     number = evidence.describe_number(entry)

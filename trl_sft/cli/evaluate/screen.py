@@ -15,7 +15,7 @@ from trl_sft.cli.evaluate.sides import Side
 from trl_sft.evaluation import conclusion, evidence
 from trl_sft.evaluation.answer_cache import CacheCounts
 from trl_sft.evaluation.before_after import read_last_message
-from trl_sft.evaluation.evidence import Evidence
+from trl_sft.evaluation.evidence import EvaluationFinding
 from trl_sft.evaluation.items import EvaluationItem
 from trl_sft.evaluation.verdict import BASE, FEW_SHOT, TUNED
 
@@ -80,7 +80,7 @@ def describe_result(result: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
 def describe_findings(result: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     """Yield a line for each part that improved most, and for each that needs attention."""
     for key, label in (("best_improved", "best"), ("needs_attention", "attention")):
-        for entry in [Evidence.read(described) for described in result[key][:_FINDINGS]]:
+        for entry in [EvaluationFinding.read(described) for described in result[key][:_FINDINGS]]:
             number, mark = evidence.describe_number(entry), _MARKS[entry.resolution]
             yield label, f"{conclusion.name_finding(entry)}: {number} on {entry.count:,}: {mark}"
 
