@@ -4,15 +4,22 @@ import shutil
 from pathlib import Path
 
 import pytest
+import transformers
 import yaml
 from conftest import jsonl
+from packaging.version import Version
 from transformers import AutoTokenizer
+from trl import SFTConfig
 
 from trl_sft import cli, load_recipe
 from trl_sft.recipe import paths, yaml_reader
 from trl_sft.training import stages
 
 CASES = Path(__file__).parent / "configurations" / "cases"
+# transformers 5.17 has the older name
+CHECKPOINTING = "activation_checkpointing"
+if Version(transformers.__version__) < Version("5.23") and CHECKPOINTING not in SFTConfig.__dataclass_fields__:
+    CHECKPOINTING = "gradient_checkpointing"
 REASONS = "THE RECIPE DOES NOT TRAIN THE SAME AS THE SETTINGS"
 
 
@@ -70,7 +77,7 @@ CARRIED = [
         {
             "train.max_length": 1024,
             "train.warmup_steps": 0.1,
-            "train.activation_checkpointing": True,
+            f"train.{CHECKPOINTING}": True,
             "train.max_seq_length": None,
             "train.warmup_ratio": None,
         },

@@ -9,8 +9,10 @@ from types import SimpleNamespace
 
 import models
 import pytest
+import trl
 from conftest import jsonl
 from datasets import Dataset, Features, Json, List, Value
+from packaging.version import Version
 from test_chat_template import NAMED, OPENS_A_THOUGHT
 from test_formats import EXPECTED, IN_CHAT, ROWS
 from trl import SFTConfig, SFTTrainer, data_utils
@@ -267,7 +269,14 @@ def test_tokens_of_a_slow_tokenizer_are_trls(here):
     recipe(here, rows, ", wording: question_answer", model="./m")
     ready = ours("run.allow=[prompt_mismatch]")
     assert not ready.chat.tokenizer.is_fast
-    assert differing(ready.chat.tokenizer, ready.datasets.train, reference(ready)) == (0, 0)
+    if Version(trl.__version__) < Version("1.15"):
+        # It counts the tokens of the prompt alone. Those of this tokenizer end in [SEP], so the first token of every
+        # answer is taken for one of the prompt.
+        for one, other in zip(ready.datasets.train, reference(ready), strict=True):
+            first = next(index for index, label in enumerate(one["labels"]) if label != -100)
+            assert [*one["labels"][:first], -100, *one["labels"][first + 1 :]] == other["labels"]
+    else:
+        assert differing(ready.chat.tokenizer, ready.datasets.train, reference(ready)) == (0, 0)
     ready = ours("data.loss_on=all", "run.allow=[prompt_mismatch]")
     assert differing(ready.chat.tokenizer, ready.datasets.train, reference(ready, completion_only_loss=False)) == (0, 0)
 

@@ -17,7 +17,7 @@ BEST = (
     "train.eval_steps=2",
     "train.load_best_model_at_end=true",
     "train.max_steps=6",
-    "train.learning_rate=0.5",
+    "train.learning_rate=0.1",
     "train.lr_scheduler_type=constant",
 )
 

@@ -47,6 +47,7 @@ from trl_sft.model import cpu_loss
 from trl_sft.training import verify
 
 LORA = ("lora={r: 4, lora_dropout: 0.1}",)
+SMOOTHING = ("train.label_smoothing_factor=0.1", "train.loss_type=nll")  # TRL 1.8 to 1.14 smooth under nll only
 EPOCH = ("train.max_steps=-1", "train.num_train_epochs=1")
 CPU16 = ("train.bf16=true", "train.use_cpu=true")
 
@@ -321,12 +322,12 @@ def test_rows_and_tokens_are_those_of_the_ledger_after_whole_epochs(packing, go,
 @pytest.mark.parametrize(
     "overrides",
     [
-        ("train.label_smoothing_factor=0.1",),
-        ("train.label_smoothing_factor=0.1", "train.gradient_accumulation_steps=3"),
+        (*SMOOTHING,),
+        (*SMOOTHING, "train.gradient_accumulation_steps=3"),
         ("train.loss_type=dft",),
         ("train.loss_type=chunked_nll",),
-        ("train.label_smoothing_factor=0.1", "train.packing=true", "train.max_length=64"),
-        ("train.label_smoothing_factor=0.1", "train.eval_strategy=steps", "train.eval_steps=1"),
+        (*SMOOTHING, "train.packing=true", "train.max_length=64"),
+        (*SMOOTHING, "train.eval_strategy=steps", "train.eval_steps=1"),
         ("lora={r: 4, target_modules: all-linear}", "train.loss_type=dft"),
     ],
     ids=" ".join,

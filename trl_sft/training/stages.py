@@ -207,6 +207,10 @@ def describe_settings(run: Run, settings: RunSettings) -> list[tuple[str, str]]:
 def check_packages(run: Run, settings: RunSettings) -> None:
     """Refuse settings whose packages are not installed, and a push without a token. Raises UserError."""
     needed_packages.check(run, settings.args.report_to)
+    if {"label_smoothing_factor", "optim"} & run.train.keys():
+        from trl_sft.training import version_limits  # noqa: PLC0415 (for few runs)
+
+        version_limits.check(run, settings.args)
     if run.train.get("push_to_hub"):
         repository.check_token(run.recipe.where(("train", "push_to_hub")), run.train.get("hub_token"))
 

@@ -21,7 +21,7 @@ from trl_sft.errors import first_line
 from trl_sft.model import patches
 from trl_sft.model.load import unwrap_adapter
 from trl_sft.recipe.checked import Run
-from trl_sft.training.memory import fake_model
+from trl_sft.training.memory import chunked_loss, fake_model
 from trl_sft.training.memory.fake_model import Batch
 from trl_sft.training.memory.fake_tensors import LiveBytes, count_bytes, fake_tensors
 from trl_sft.training.stages import TrainingInputs
@@ -199,7 +199,7 @@ def _measure_pass(model: PreTrainedModel, args: SFTConfig, batch: Batch, *, live
     ]
     dtype = torch.bfloat16 if args.bf16 else torch.float16
     with torch.autocast("cpu", dtype, enabled=bool(args.bf16 or args.fp16)):
-        loss = _compute_loss(model, tensors)
+        loss = _compute_loss(model, tensors, args, batch.labelled)
     end_part("head")
     stored = live.reset_peak()  # autocast's copies of the weights are freed by now
     loss.backward()
@@ -215,10 +215,11 @@ def _measure_pass(model: PreTrainedModel, args: SFTConfig, batch: Batch, *, live
     )
 
 
-def _compute_loss(model: PreTrainedModel, tensors: dict[str, Any]) -> torch.Tensor:
+def _compute_loss(model: PreTrainedModel, tensors: dict[str, Any], args: SFTConfig, labelled: int) -> torch.Tensor:
     """Return the loss of a batch, by the forward that SFTTrainer calls."""
     if not patches.has_fused_head():
-        loss: torch.Tensor = model(**tensors, use_cache=False).loss
+        with chunked_loss.count_chunks(labelled) if chunked_loss.is_used(args) else contextlib.nullcontext():
+            loss: torch.Tensor = model(**tensors, use_cache=False).loss
         return loss
     fused_loss: torch.Tensor = -model(**tensors, fused_lm_head=True).log_probs.sum() / 2
     return fused_loss

@@ -30,7 +30,7 @@ from trl.trainer import utils
 
 from trl_sft.model import cpu_loss, load, packed_attention, patches
 from trl_sft.recipe.checked import Run
-from trl_sft.training.memory import cuda_kernels
+from trl_sft.training.memory import chunked_loss, cuda_kernels
 from trl_sft.training.memory.fake_tensors import real_tensors
 from trl_sft.training.stages import TrainingInputs
 
@@ -99,6 +99,8 @@ def build_fake_model(
         patches.repair(model)
         if device_type != "cuda":
             cpu_loss.install(model, run.options.get("logits_gib", cpu_loss.LOGITS_GIB))
+    elif chunked_loss.is_used(inputs.args):
+        chunked_loss.add(base)
     if patches.get_attention_name(base.config.get_text_config()) == "sdpa":
         requested = str(run.model.get("attn_implementation") or "sdpa")
         _set_attention(base, batch, device_type=device_type, requested=requested)
