@@ -199,7 +199,7 @@ def _measure_pass(model: PreTrainedModel, args: SFTConfig, batch: Batch, *, live
     ]
     dtype = torch.bfloat16 if args.bf16 else torch.float16
     with torch.autocast("cpu", dtype, enabled=bool(args.bf16 or args.fp16)):
-        loss = _compute_loss(model, tensors, args, batch.labelled)
+        loss = _compute_loss(model, tensors, args, labelled=batch.labelled)
     end_part("head")
     stored = live.reset_peak()  # autocast's copies of the weights are freed by now
     loss.backward()
@@ -215,7 +215,7 @@ def _measure_pass(model: PreTrainedModel, args: SFTConfig, batch: Batch, *, live
     )
 
 
-def _compute_loss(model: PreTrainedModel, tensors: dict[str, Any], args: SFTConfig, labelled: int) -> torch.Tensor:
+def _compute_loss(model: PreTrainedModel, tensors: dict[str, Any], args: SFTConfig, *, labelled: int) -> torch.Tensor:
     """Return the loss of a batch, by the forward that SFTTrainer calls."""
     if not patches.has_fused_head():
         with chunked_loss.count_chunks(labelled) if chunked_loss.is_used(args) else contextlib.nullcontext():
