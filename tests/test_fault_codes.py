@@ -32,6 +32,7 @@ AREAS = {
     "package",
     "report",
     "votes",
+    "judge",
     "path",
     "serve",
 }

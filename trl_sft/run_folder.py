@@ -25,6 +25,7 @@ _LOCKED_BY_ANOTHER = (errno.EWOULDBLOCK, errno.EACCES)
 RECIPE, RESOLVED, RUN, LOG, CARD = "recipe.yaml", "resolved.yaml", "run.json", "log.jsonl", "README.md"
 SAMPLES, EVAL = "samples.jsonl", "eval.json"
 ANSWERS, EVALUATION, SUITE = "answers.jsonl", "evaluation.jsonl", "suite.jsonl"  # of the command evaluate
+JUDGING, VERDICTS = "judging.jsonl", "verdicts.jsonl"  # of the command judge
 LEDGER, REJECTS = "ledger.json", "rejects.jsonl"
 ROWS, REPORT = "rows.jsonl", "report.html"
 EARLIER_RUN = "_earlier_run"  # holds the run that a new one replaces; a push to the hub leaves out names with _
@@ -51,6 +52,8 @@ OWN_FILES = (
     ANSWERS,
     EVALUATION,
     SUITE,
+    JUDGING,
+    VERDICTS,
 )
 _REPORT_SECONDS = 60  # in which a report is surely written
 _TEMPORARY = re.compile(r"\.tmp[A-Za-z0-9]{6}")  # safetensors 0.8 writes to such a name first

@@ -31,6 +31,7 @@ commands (a first word that is not a command is a recipe):
   python -m trl_sft serve RUN [--host HOST] [--port PORT]    serve the tuned model at an OpenAI-compatible endpoint
   python -m trl_sft report RUN [RUN ...] [-o FILE]           write an HTML page about a run, or compare runs
   python -m trl_sft judge RUN -o PAGE                        write a page on which people judge the answers, blind
+  python -m trl_sft judge RUN --model NAME [--endpoint URL]  let another model judge the answers, in both orders
   python -m trl_sft votes KEY VOTES [VOTES ...]              read their votes: win rate, agreement, checks of raters
   python -m trl_sft runs [FOLDER]                            list the runs below a folder
 

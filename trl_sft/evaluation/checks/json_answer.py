@@ -58,14 +58,29 @@ def build_validator(schema_text: str) -> Any:
     return kind(schema)
 
 
-def read_json(text: str) -> Any:
-    """Return the JSON value of a text, a code fence around it removed; `INVALID` where it is none."""
+def read_json(text: str, *, refuses_double_keys: bool = False) -> Any:
+    """Return the JSON value of a text, a code fence around it removed; `INVALID` where it is none.
+
+    Args:
+        text: of any form.
+        refuses_double_keys: whether a key that an object has twice makes it invalid; else the last one counts.
+
+    """
     text = text.strip()
     fenced = _FENCE.match(text)
+    build = _build_object if refuses_double_keys else None
     try:
-        return json.loads(fenced[1] if fenced else text, parse_constant=_refuse_constant)
+        return json.loads(fenced[1] if fenced else text, parse_constant=_refuse_constant, object_pairs_hook=build)
     except (ValueError, RecursionError):
         return INVALID
+
+
+def _build_object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Return the object of keys and values. Raises ValueError if a key occurs twice."""
+    built = dict(pairs)
+    if len(built) < len(pairs):
+        raise ValueError("a key occurs twice")
+    return built
 
 
 def _are_equal(value: Any, expected: Any) -> bool:

@@ -1,14 +1,14 @@
-"""`judge`: writes a page on which people judge the answers of base and tuned model.
+"""A page on which people judge the answers of base and tuned model.
 
-Inputs: a run folder. Outputs: an HTML file, its key, and the exit code. Not here: the page (`reports.judge_page`), and
-the reading of votes (`cli.votes`).
+Inputs: the options of the command. Outputs: an HTML file, its key, and the exit code. Not here: what is on the page
+(`reports.judge_page`), and the reading of votes (`cli.votes`).
 """
 
 from __future__ import annotations
 
+import argparse
 import json
 import shlex
-from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -18,36 +18,9 @@ from trl_sft.cli import arguments
 if TYPE_CHECKING:
     from trl_sft.evaluation.answer_pairs import AnswerPair
 
-_MAX_PAIRS = 100
-_EPILOG = """Send the page to raters, and keep the key: it says which model each answer is of. The page needs no
-network and no other file. Each rater votes in a browser, downloads one file and sends it back; `votes` reads them."""
 
-
-def main(argv: Sequence[str]) -> int:
+def run(options: argparse.Namespace) -> int:
     """Write the page and its key; return the exit code."""
-    parser = arguments.create_parser(
-        "judge RUN -o PAGE [--key FILE] [--rows N] [--seed N] [--answers SOURCE]",
-        "Write one HTML page on which people judge the answers of base and tuned model side by side, without knowing "
-        "which is which.",
-        example="judge runs/first -o judge.html",
-        epilog=_EPILOG,
-    )
-    parser.add_argument("run", metavar="RUN", type=Path, help="a run folder")
-    parser.add_argument("-o", "--output", metavar="PAGE", type=Path, required=True, help="the HTML file")
-    parser.add_argument("--key", metavar="FILE", type=Path, help="the key; PAGE.key.json beside the page by default")
-    parser.add_argument(
-        "--rows", metavar="N", type=int, default=_MAX_PAIRS, help=f"the most prompts; {_MAX_PAIRS} by default"
-    )
-    parser.add_argument("--seed", metavar="N", type=int, default=0, help="of order and sides; 0 by default")
-    parser.add_argument("--show-reference", action="store_true", help="show the expected answer too")
-    sources = ("samples", "evaluation")
-    parser.add_argument(
-        "--answers", choices=sources, help="those of training, or those of `evaluate`, which are taken where there are"
-    )
-    options = parser.parse_args(argv)
-    if options.rows < 1:
-        fix = "Write a number of at least 1."
-        raise errors.UsageError(errors.Fault("--rows", f"it is {options.rows}", fix, code="run.bad_option"))
     user_paths.check("--output", options.output, user_paths.FILE, is_output=True)
     from trl_sft.evaluation import blind_items
     from trl_sft.reports import judge_page
