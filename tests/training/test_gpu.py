@@ -161,10 +161,10 @@ def test_memory_of_a_step_is_near_its_estimate_on_the_card(overrides, lowest, hi
 
 
 def test_memory_that_a_batch_exceeds_ends_with_4_and_what_to_change(go, here):
-    jsonl(here / "rows.jsonl", [{"question": "What is next? " * 200, "answer": "it " * 400} for _ in range(40)])
+    jsonl(here / "rows.jsonl", [{"question": "What is next? " * 40, "answer": "it " * 100} for _ in range(40)])
     torch.cuda.set_per_process_memory_fraction(0.0005)
     try:
-        code, out, err = go(TRAINED, "train.per_device_train_batch_size=32", "run.allow=[memory]")
+        code, out, err = go(TRAINED, "train.per_device_train_batch_size=32")
     finally:
         torch.cuda.set_per_process_memory_fraction(1.0)
         torch.cuda.empty_cache()

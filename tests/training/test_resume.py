@@ -5,6 +5,7 @@ import json
 import os
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -13,7 +14,7 @@ from resumed_runs import are_equal, combine, killed_after_the_last_step, list_di
 
 from trl_sft import checkpoints, run_folder
 from trl_sft.data import user_function
-from trl_sft.model import patches
+from trl_sft.model import device, patches
 from trl_sft.training import manifest, progress, stages
 from trl_sft.training import run as training_run
 
@@ -454,3 +455,12 @@ def test_positions_of_two_batch_sizes_are_those_of_the_trainer():
     assert _find_position(3, 4, None) == 12
     assert _find_position(3, 4, 10) == 10  # three steps of 4 rows are one epoch of 10
     assert _find_position(4, 4, 10) == 14
+
+
+def test_record_names_the_device_that_computes(monkeypatch):
+    """On a machine with a GPU that is the GPU, and with train.use_cpu the CPU."""
+    monkeypatch.setattr(device, "get_device_type", lambda: "cuda")
+    run = SimpleNamespace(quantization=None, train={})
+    assert manifest.describe_environment(run)["hardware"]["device"] == "cuda"
+    run.train["use_cpu"] = True
+    assert manifest.describe_environment(run)["hardware"]["device"] == "cpu"

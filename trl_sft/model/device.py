@@ -99,10 +99,15 @@ def describe_precision(args: SFTConfig, dtype: str, quantization: Any) -> str:
     return f"{device_type} ({name}), {precision}{layers}weights in {saved}"
 
 
-def describe_hardware() -> dict[str, Any]:
-    """Return the description of the machine in run.json, without host name and user name."""
+def describe_hardware(*, use_cpu: bool) -> dict[str, Any]:
+    """Return the description of the machine in run.json, without host name and user name.
+
+    Args:
+        use_cpu: `train.use_cpu`: the run computes on the CPU whatever else there is.
+
+    """
     return {
-        "device": get_device_type(),
+        "device": "cpu" if use_cpu else get_device_type(),
         "gpus": [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())],
         "cpu": platform.machine(),
         "threads": torch.get_num_threads(),

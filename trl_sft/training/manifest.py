@@ -54,7 +54,7 @@ def describe_environment(run: Run) -> dict[str, Any]:
     """Return versions of packages, and the machine: on others the same run may have other last digits."""
     names = _PACKAGES if run.quantization is None else (*_PACKAGES, "bitsandbytes")
     versions = {name: packages.get_version(name) for name in names}
-    return {"versions": versions, "hardware": device.describe_hardware()}
+    return {"versions": versions, "hardware": device.describe_hardware(use_cpu=run.train.get("use_cpu", False))}
 
 
 def list_environment_changes(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
