@@ -280,10 +280,10 @@ def _time_optimizer(trainer: SFTTrainer) -> float:
     try:
         kind, keywords = trainer.get_optimizer_cls_and_kwargs(trainer.args, trainer.model)
         optimizer = kind(copies, **keywords)
-        optimizer.step()
-        _wait_for_device(trainer.args.device)
-        began = time.perf_counter()
-        for _ in range(_TIMED_UPDATES):
+        for n in range(_TIMED_UPDATES + 1):
+            if n == 1:  # the first update loads the kernels of a GPU and is not measured
+                _wait_for_device(trainer.args.device)
+                began = time.perf_counter()
             torch.nn.utils.clip_grad_norm_(copies, trainer.args.max_grad_norm or 1.0)
             optimizer.step()
         _wait_for_device(trainer.args.device)
@@ -307,9 +307,10 @@ def _time_evaluation(trainer: SFTTrainer) -> float:
         middle = int(np.argsort(drawn.positions, kind="stable")[len(drawn.positions) // 2])
         batch = trainer.data_collator(_read_rows(table, drawn.rows[middle]))
         trainer.model.eval()
-        began = time.perf_counter()
-        trainer.prediction_step(trainer.model_wrapped, batch, prediction_loss_only=True)
-        _wait_for_device(args.device)
+        for _ in range(1 if args.device.type == "cpu" else 2):  # the first pass loads the kernels of a GPU
+            began = time.perf_counter()
+            trainer.prediction_step(trainer.model_wrapped, batch, prediction_loss_only=True)
+            _wait_for_device(args.device)
         per_position = (time.perf_counter() - began) / drawn.positions[middle]
         batches = math.ceil(len(table) / (size * live.count_processes()))
         seconds += float(per_position * drawn.positions.mean() * batches)
