@@ -18,6 +18,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from trl_sft import cli, errors, fault_codes
+from trl_sft.building import spec as building_spec
+from trl_sft.building import spec_keys
 from trl_sft.recipe import renamed_keys, sections
 from trl_sft.recipe.upstream import keys, packages, types
 from trl_sft.recipe.yaml_reader import format_value
@@ -190,7 +192,26 @@ def build_fault_codes() -> str:
     return "\n".join([f"{len(codes)} codes.", *lines, ""])
 
 
+def build_spec_keys() -> str:
+    """Return all keys of a spec of `build`, in a table for each section."""
+    lines: list[str] = []
+    for section, declared in spec_keys.SECTIONS.items():
+        required = " Required." if section in spec_keys.REQUIRED else ""
+        lines += [f"### {section}", "", f"{spec_keys.HELP[section]}{required}", ""]
+        if not declared:
+            continue
+        lines += ["| key | takes | default | |", "|---|---|---|---|"]
+        fields = building_spec.declare_section(section).fields
+        for name, key in declared.items():
+            default = "required" if key.is_required else "" if key.default is None else f"`{format_value(key.default)}`"
+            takes = _words_as_code(types.describe(fields[name])) + key.describe_range()
+            lines.append(f"| `{name}` | {_cell(takes)} | {default} | {_cell(key.help)} |")
+        lines.append("")
+    return "\n".join(lines)
+
+
 PARTS: dict[str, Callable[[], str]] = {
+    "spec_keys": build_spec_keys,
     "fault_codes": build_fault_codes,
     "keys": build_keys,
     "renamed": build_renamed,

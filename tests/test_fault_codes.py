@@ -14,6 +14,7 @@ ROOT = Path(errors.__file__).parent
 CODES = yaml.safe_load((ROOT / "fault_codes.yaml").read_text(encoding="utf-8"))
 SNAPSHOT = Path(__file__).parent / "snapshots" / "fault_codes.txt"
 AREAS = {
+    "build",
     "export",
     "recipe",
     "data",

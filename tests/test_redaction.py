@@ -116,7 +116,8 @@ def test_key_of_a_secret_is_recognised(key):
 @pytest.mark.parametrize(
     "key",
     "tokenizer eos_token pad_token bos_token_id max_new_tokens path format key chosen taken_from report_to packing "
-    "special_tokens_in_text average_tokens_across_devices secretary_problem image_token pass_at_k author".split(),
+    "special_tokens_in_text average_tokens_across_devices secretary_problem image_token pass_at_k author "
+    "paraphrase".split(),
 )
 def test_key_of_no_secret_is_not_hidden(key):
     assert not redaction.is_secret_name(key, "a word of text")

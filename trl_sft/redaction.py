@@ -71,7 +71,7 @@ _WHOLE_NAMES = ("token", "pwd", "pass", "auth", "bearer", "cookie")
 # `eos_token` and its like name a token of the vocabulary.
 _VOCABULARY = re.compile(
     r"^(?:\w*_)?(?:eos|bos|pad|unk|sep|cls|mask|eot|eom|image|video|audio|boi|eoi|start|end|stop|special|think\w*)"
-    r"_?tokens?(?:_ids?)?$"
+    r"_?tokens?(?:_ids?)?$|^paraphras\w*$"  # and `paraphrase` is no misspelling of `passphrase`
 )
 _FROM_LOOKALIKES = str.maketrans("асеорухіѕткΑΒΕΚΜΝΟΡΤΧ", "aceopyxistkabekmnoptx")
 _VARIABLE = re.compile(

@@ -59,6 +59,8 @@ def test_schema_of_the_page_is_valid_and_has_every_command():
         (["explain", "train.packing"], {"keys", "text"}),
         (["explain", "recipe.yaml"], {"values", "notes", "text"}),
         (["schema"], {"schema", "output"}),
+        (["schema", "--build"], {"schema", "output"}),
+        (["build", "--example", "zh", "-o", "spec.yaml"], {"output"}),
         (["runs", "."], {"runs"}),
         (["report", "done"], {"output"}),
         (["fix", "recipe.yaml", "--fast"], {"output", "edits", "diff", "next"}),

@@ -13,6 +13,7 @@ from conftest import SHIPPED
 from documents import GUIDES, ROOT
 
 from trl_sft import cli, errors, run_folder
+from trl_sft.building import spec_keys
 from trl_sft.data import formats
 from trl_sft.recipe import paths, renamed_keys, sections
 from trl_sft.recipe.upstream import keys, types
@@ -128,6 +129,13 @@ def test_generated_keys_hold_every_key_of_every_section(pages):
         part = text.partition(f"\n### {title}")[2].partition("\n### ")[0]
         missing = [name for name in keys.get_fields(section) if f"| `{name}` |" not in part]
         assert missing == [], section
+
+
+def test_generated_spec_holds_every_key_of_every_section(pages):
+    text = pages["reference/spec.md"]
+    for section, declared in spec_keys.SECTIONS.items():
+        part = text.partition(f"\n### {section}\n")[2].partition("\n### ")[0]
+        assert [name for name in declared if f"| `{name}` |" not in part] == [], section
 
 
 def test_generated_renamed_keys_hold_every_old_name(pages):

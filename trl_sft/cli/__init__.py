@@ -20,6 +20,7 @@ from typing import TextIO
 
 from trl_sft import console, errors, garbage_collection, json_output, ranks, redaction
 from trl_sft.cli import (
+    build,
     chat,
     check,
     evaluate,
@@ -215,10 +216,12 @@ _COMMAND_WORDS = {
     **dict.fromkeys(["fuse", "combine", "unload"], "merge"),
     **dict.fromkeys(["convert-to-gguf", "gguf", "ollama", "vllm", "quantize"], "export"),
     **dict.fromkeys(["eval", "score", "benchmark", "assess"], "evaluate"),
+    **dict.fromkeys(["synthesize", "synthesise", "datagen", "make-data", "build-data"], "build"),
     "help": "--help",
     "version": "--version",
 }
 COMMANDS: dict[str, Callable[[list[str]], int]] = {
+    "build": build.main,
     "chat": chat.main,
     "check": check.main,
     "evaluate": evaluate.main,

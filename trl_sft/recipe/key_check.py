@@ -50,6 +50,22 @@ def check_source(
     return _check_mapping(recipe, key, values, name=keys.SOURCE, owner=owner, faults=faults)
 
 
+def check_mapping(
+    recipe: Recipe, key: Key, values: Mapping[Any, Any], *, owner: NestedFields, faults: list[Fault]
+) -> dict[str, Any]:
+    """Return the keys of a mapping of another file than a recipe that are known and well typed.
+
+    Args:
+        recipe: The file, read as a recipe is.
+        key: Where the mapping stands; its first part is no section of a recipe.
+        values: The mapping.
+        owner: Whose keys they are, and the keys.
+        faults: Collects what is wrong.
+
+    """
+    return _check_mapping(recipe, key, values, name=".".join(map(str, key)) or "the file", owner=owner, faults=faults)
+
+
 def unknown_section(recipe: Recipe, name: str) -> Fault:
     """Return the fault of a section that does not exist."""
     problem = misplaced_keys.describe_unknown((name,))

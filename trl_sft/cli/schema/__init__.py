@@ -1,6 +1,7 @@
-"""`schema`: writes the JSON Schema of a recipe, for editors.
+"""`schema`: writes the JSON Schema of a recipe, or of a spec of `build`, for editors.
 
-Inputs: where to write it. Outputs: the schema, and the exit code. Not here: what the schema says (`json_schema`).
+Inputs: where to write it. Outputs: the schema, and the exit code. Not here: what the schema says (`json_schema`,
+`spec_schema`).
 """
 
 from __future__ import annotations
@@ -16,17 +17,19 @@ from trl_sft.cli import arguments
 def main(argv: Sequence[str]) -> int:
     """Write the schema; return the exit code."""
     parser = arguments.create_parser(
-        "schema [-o FILE]",
+        "schema [--build] [-o FILE]",
         "Write the JSON Schema of a recipe for the installed versions. Editors use it to complete keys.",
         example="schema -o trl_sft.schema.json",
     )
     parser.add_argument(
         "-o", "--output", metavar="FILE", type=Path, help="write the schema to a file instead of the terminal"
     )
-    path = parser.parse_args(argv).output
-    from trl_sft.cli.schema import json_schema
+    parser.add_argument("--build", action="store_true", help="write the schema of a spec of `build` instead")
+    options = parser.parse_args(argv)
+    path = options.output
+    from trl_sft.cli.schema import json_schema, spec_schema
 
-    schema = json_schema.build()
+    schema = spec_schema.build() if options.build else json_schema.build()
     text = json.dumps(schema, indent=1, ensure_ascii=False)
     json_output.add_values(schema=schema, output=path)
     if path is None:
@@ -34,5 +37,6 @@ def main(argv: Sequence[str]) -> int:
         return errors.EXIT_DONE
     arguments.write_output("-o", path, f"{text}\n")
     line = f"# yaml-language-server: $schema={path.name}"
-    console.say(f"wrote {path}. Put this line at the top of a recipe in the same folder: {line}")
+    kind = "spec" if options.build else "recipe"
+    console.say(f"wrote {path}. Put this line at the top of a {kind} in the same folder: {line}")
     return errors.EXIT_DONE

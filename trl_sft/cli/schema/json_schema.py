@@ -39,13 +39,13 @@ def build() -> Schema:
         "$schema": DRAFT,
         "title": "A recipe of trl_sft",
         "description": f"For {versions}.",
-        **_build_mapping(sections | planned, []),
+        **build_mapping(sections | planned, []),
         "required": ["model", "data"],
         "$defs": {"source": _build_source()},
     }
 
 
-def _build_mapping(properties: Schema, conditions: list[Schema]) -> Schema:
+def build_mapping(properties: Schema, conditions: list[Schema]) -> Schema:
     """Return the schema of a mapping with these keys and no others."""
     return {
         "type": "object",
@@ -70,7 +70,7 @@ def _build_section(name: str) -> Schema:
         several = {"type": "array", "items": source}
         properties["train"] |= {"anyOf": [*source["anyOf"], several | {"minItems": 1}]}
         properties["eval"] |= {"anyOf": [*source["anyOf"], several, {"type": "null"}]}
-    schema = _build_mapping(properties, conditions)
+    schema = build_mapping(properties, conditions)
     required = {"model": ["name_or_path"], "data": ["train"]}.get(name)
     return schema | ({"required": required} if required else {"type": ["object", "null"]})
 
@@ -81,7 +81,7 @@ def _build_source() -> Schema:
     for builder in sorted(set(recipe_sections.BUILDERS.values())):
         fields = keys.get_source_fields(builder) | fields
     conditions = [{"not": {"type": "object", "required": pair}} for pair in _list_exclusive_pairs(keys.SOURCE)]
-    return _build_mapping(_build_properties(keys.SOURCE, fields), conditions) | {"required": ["path"]}
+    return build_mapping(_build_properties(keys.SOURCE, fields), conditions) | {"required": ["path"]}
 
 
 def _build_properties(section: str, fields: dict[str, Field]) -> Schema:
@@ -108,7 +108,7 @@ def _build_key(section: str, name: str, field: Field) -> Schema:
     """Return the schema of one key: type, choices, default, and help."""
     help_text = keys.get_help(section, name)
     schema: Schema = {"description": help_text} if help_text else {}
-    schema |= _build_type(field, _build_nested(section, name))
+    schema |= build_type(field, _build_nested(section, name))
     try:
         default = ast.literal_eval(field.default)
     except (ValueError, SyntaxError):
@@ -129,18 +129,18 @@ def _build_nested(section: str, name: str) -> Schema | None:
         return None
     mapping = f"{section}.{name}"
     if mapping == keys.GENERATION:
-        return _build_mapping(_build_properties(mapping, nested_fields.fields), [])
+        return build_mapping(_build_properties(mapping, nested_fields.fields), [])
     properties: Schema = {}
     for key, field in nested_fields.fields.items():
         help_text = keys.get_help(mapping, key)
         if nested_fields.definition:
             help_text = upstream_fields.read_help(nested_fields.definition, key)
         description = {"description": help_text} if help_text else {}
-        properties[key] = description | _build_type(field, _build_nested(mapping, key))
-    return _build_mapping(properties, [])
+        properties[key] = description | build_type(field, _build_nested(mapping, key))
+    return build_mapping(properties, [])
 
 
-def _build_type(field: Field, mapping: Schema | None) -> Schema:
+def build_type(field: Field, mapping: Schema | None) -> Schema:
     """Return the schema of a field's type.
 
     Args:
@@ -214,7 +214,7 @@ def _build_single_type(node: ast.expr, module: str, mapping: Schema | None) -> S
 def _build_object(node: ast.expr, module: str) -> Schema:
     """Return the schema of a mapping with any keys; its values have the type that the annotation declares."""
     arguments = upstream_types.get_type_arguments(node) if isinstance(node, ast.Subscript) else []
-    values = _build_type(Field("", arguments[-1], "", module), None) if arguments else {}
+    values = build_type(Field("", arguments[-1], "", module), None) if arguments else {}
     return {"type": "object", **({"additionalProperties": values} if values else {})}
 
 
@@ -222,7 +222,7 @@ def _build_array(node: ast.expr, module: str) -> Schema:
     """Return the schema of a list; a tuple of fixed length has a schema for each item."""
     if not isinstance(node, ast.Subscript):
         return {"type": "array"}
-    items = [_build_type(Field("", item, "", module), None) for item in upstream_types.get_type_arguments(node)]
+    items = [build_type(Field("", item, "", module), None) for item in upstream_types.get_type_arguments(node)]
     if upstream_types.has_fixed_length(node):
         return {"type": "array", "prefixItems": items, "minItems": len(items), "maxItems": len(items)}
     return {"type": "array", **({"items": items[0]} if items[0] else {})}
@@ -235,7 +235,7 @@ def _build_scheduler_conditions() -> Iterator[Schema]:
         nested_fields = nested.get_nested_fields("train", "lr_scheduler_kwargs", {"lr_scheduler_type": name})
         if nested_fields is None:
             continue
-        properties = {key: _build_type(field, None) for key, field in nested_fields.fields.items()}
+        properties = {key: build_type(field, None) for key, field in nested_fields.fields.items()}
         required = [key for key, field in nested_fields.fields.items() if not field.default]
         mapping: Schema = {"properties": properties, "additionalProperties": False}
         condition: Schema = {"properties": {"lr_scheduler_type": {"const": name}}}

@@ -1,0 +1,270 @@
+"""`build` against a scripted model server: the same bytes in any order, resumed to the call, within its budget."""
+
+import hashlib
+import json
+import os
+import signal
+import time
+from collections import Counter
+from pathlib import Path
+
+import forks
+import pytest
+from scripted_model import Reply, ScriptedServer, make_chance, name_step, write
+
+from trl_sft import cli
+from trl_sft.building import output
+
+SPEC = """\
+plan: {rows: 12}
+seeds: {topics: {nature: [rivers, trees], crafts: [bread, chairs]}}
+axes:
+  task: {question: 2, summary: 1}
+  domain: [nature, crafts]
+  difficulty: [easy, hard]
+generator: {endpoint: URL, model: writer, concurrent: 4, first_wait: 0.01, retries: 3, seconds: 2}
+augmentation: {}
+output: {folder: set, eval_fraction: 0.25}
+"""
+
+
+@pytest.fixture
+def build(here, capsys, monkeypatch):
+    """Return a function that builds SPEC with changes and returns the JSON answer."""
+    monkeypatch.setattr(os, "fsync", lambda _: None)  # 10 ms a call on a busy disk
+
+    def call(server, *overrides, spec=SPEC):
+        (here / "spec.yaml").write_text(spec.replace("URL", server.url), encoding="utf-8")
+        capsys.readouterr()
+        cli.main(["build", "spec.yaml", *overrides, "--json"])
+        return json.loads(capsys.readouterr().out)
+
+    return call
+
+
+def read(name):
+    return [json.loads(line) for line in Path(name).read_text(encoding="utf-8").splitlines()]
+
+
+def hash_files(folder):
+    names = ("train.jsonl", "eval.jsonl", "rejects.jsonl")
+    return {name: hashlib.sha256(Path(folder, name).read_bytes()).hexdigest() for name in names}
+
+
+def test_set_has_its_quotas_its_provenance_and_its_card(build):
+    with ScriptedServer(write) as server:
+        content = build(server)
+    assert content["ok"], content["faults"]
+    train, held_out = read("set/train.jsonl"), read("set/eval.jsonl")
+    parents = [row for row in train + held_out if not row["provenance"]["parent"]]
+    assert len(parents) == content["rows"]["taken"] == 12
+    assert len(held_out) == 3
+    assert not content["partial"]
+    assert content["shortfalls"] == []
+    assert Counter(row["task"] for row in parents) == {"question": 8, "summary": 4}
+    assert Counter(row["provenance"]["cell"]["family"] for row in parents) == dict.fromkeys(
+        ("basic", "multi_turn", "task", "chain_of_thought"), 3
+    )
+    for row in train + held_out:
+        roles = [message["role"] for message in row["messages"]]
+        assert roles == ["user", "assistant"] * (len(roles) // 2)
+        assert row["provenance"]["generator"] == "writer"
+        assert len(row["provenance"]["template_sha256"]) == 12
+    parts = {row["id"]: part for part, rows in (("train", train), ("eval", held_out)) for row in rows}
+    children = [row for row in train + held_out if row["provenance"]["parent"]]
+    assert children
+    assert all(parts[row["provenance"]["parent"]] == parts[row["id"]] == "train" for row in children)
+    assert len(train) <= 2 * 9
+    card = Path("set/README.md").read_text(encoding="utf-8")
+    assert "PARTIAL" not in card
+    for file in content["files"].values():
+        assert file["sha256"] in card
+
+
+def test_same_seed_gives_the_same_bytes_whatever_the_order_of_answers(build):
+    def write_slowly(request):
+        return Reply(write(request), wait=make_chance(request).random() * 0.02)
+
+    with ScriptedServer(write) as server:
+        build(server)
+    with ScriptedServer(write_slowly) as server:
+        build(server, "output.folder=again", "generator.concurrent=3")
+        build(server, "output.folder=other", "plan.seed=1")
+    assert hash_files("set") == hash_files("again")
+    assert hash_files("set")["train.jsonl"] != hash_files("other")["train.jsonl"]
+
+
+@pytest.mark.long
+def test_killed_build_makes_exactly_the_missing_calls_and_the_same_set(build, here):
+    with ScriptedServer(write) as server:
+        whole = build(server, "output.folder=whole")["calls"]["all"]
+    with ScriptedServer(lambda request: Reply(write(request), wait=0.02)) as server:
+        (here / "spec.yaml").write_text(SPEC.replace("URL", server.url), encoding="utf-8")
+        process = forks.start(here, "build", "spec.yaml")
+        while server.answered < 12:
+            time.sleep(0.005)
+        os.kill(process.pid, signal.SIGKILL)
+        process.wait()
+    done = len(read("set/calls.jsonl"))
+    assert 0 < done < whole
+    with ScriptedServer(write) as server:
+        build(server)
+        assert len(server.requests) == whole - done
+        build(server)
+        assert len(server.requests) == whole - done
+    assert hash_files("set") == hash_files("whole")
+
+
+def test_budget_of_calls_stops_the_build_and_labels_what_there_is(build):
+    with ScriptedServer(write) as server:
+        content = build(server, "budget.calls=17")
+        assert len(server.requests) == 17
+        assert content["partial"]
+        assert content["stop"] == "calls"
+        assert build(server, "budget.calls=17")["rows"] == content["rows"]  # earlier processes count
+        assert len(server.requests) == 17
+        assert "PARTIAL" in Path("set/README.md").read_text(encoding="utf-8")
+        assert content["shortfalls"]
+        whole = build(server)
+        assert not whole["partial"]
+        assert len(server.requests) == whole["calls"]["in_file"]  # exactly the missing calls were made
+        build(server, "output.folder=fresh")
+    assert hash_files("set") == hash_files("fresh")
+
+
+def test_budget_of_money_is_never_exceeded(build):
+    prices = ("generator.input_price=1000", "generator.output_price=1000", "generator.max_tokens=100")
+    with ScriptedServer(write) as server:
+        content = build(server, "budget.money=3", *prices)
+        assert content["stop"] == "money"
+        assert 0 < content["calls"]["money"] <= 3
+        assert len(server.requests) < 40
+
+
+def test_errors_of_the_server_are_repeated_and_a_dead_server_ends_the_build(build):
+    seen = Counter()
+
+    def fail_first(request):
+        key = json.dumps(request, sort_keys=True)
+        seen[key] += 1
+        if seen[key] > 2:
+            return write(request)
+        faults = [Reply(status=429), Reply(status=500), Reply(raw=b"junk"), Reply(raw=b'{"choices": []}')]
+        return faults[make_chance(request).randrange(4)]
+
+    with ScriptedServer(fail_first) as server:
+        content = build(server, "plan.rows=4", "augmentation=null")
+        assert content["rows"]["taken"] == 4
+        assert len(server.requests) == 3 * content["calls"]["in_file"]
+    with ScriptedServer(lambda _: Reply(status=503)) as server:
+        content = build(server, "output.folder=dead", "plan.rows=30")
+        assert content["exit_code"] == 2
+        assert [fault["code"] for fault in content["faults"]] == ["evaluation.endpoint_failed"]
+        assert content["stop"] == "errors"
+        assert len(server.requests) < 120
+
+
+def test_judge_rejects_low_scores_and_unreadable_judgements_and_orders_the_rest(build):
+    def judge(request):
+        if name_step(request) != "judge":
+            return write(request)
+        chance = make_chance(request)
+        kind = chance.randrange(6)
+        if kind == 0:
+            return "I would say it is fine."
+        scores = dict.fromkeys(("relevance", "correctness", "completeness", "safety"), 3 + chance.randrange(3))
+        return json.dumps(scores | ({"safety": 1} if kind == 1 else {}))
+
+    spec = SPEC + "judge: {endpoint: URL, model: judge}\nbalance: {min_score: 3.5}\n"
+    with ScriptedServer(judge) as server:
+        content = build(server, "plan.surplus=2", "augmentation=null", spec=spec)
+    assert content["ok"], content["faults"]
+    rows = read("set/train.jsonl") + read("set/eval.jsonl")
+    assert all(row["provenance"]["score"] >= 3.5 and min(row["provenance"]["scores"].values()) >= 3 for row in rows)
+    reasons = Counter(reject["reason"] for reject in read("set/rejects.jsonl"))
+    assert reasons["safety has 1 of 5, and 3 is the least"]
+    assert any("unreadable" in reason or "no answer" in reason for reason in reasons)
+    assert all("trl_sft" not in json.dumps(request["messages"]) for request in server.requests)
+
+
+def test_known_final_answers_are_checked(build, here):
+    rows = [{"question": f"What is {n} plus {n}?", "answer": f"#### {2 * n}"} for n in range(1, 9)]
+    (here / "seeds.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+
+    def solve(request):
+        number = int(request["messages"][-1]["content"].split()[2])
+        wrong = number == 3 or (number == 5 and make_chance(request).random() < 0.5)
+        return f"I add {number} and {number}.\n#### {2 * number + wrong}"
+
+    spec = "plan: {rows: 8, attempts: 4}\nseeds: {rows: seeds.jsonl}\ntemplates: {families: [chain_of_thought]}\n"
+    spec += "generator: {endpoint: URL, model: writer, first_wait: 0.01}\noutput: {folder: set, eval_fraction: 0}\n"
+    with ScriptedServer(solve) as server:
+        content = build(server, spec=spec)
+    questions = {row["messages"][0]["content"] for row in read("set/train.jsonl")}
+    assert questions == {row["question"] for row in rows} - {"What is 3 plus 3?"}
+    assert [(shortfall["planned"], shortfall["rows"]) for shortfall in content["shortfalls"]] == [(8, 7)]
+    assert Counter(reject["gate"] for reject in read("set/rejects.jsonl"))["final_answer"] >= 4
+
+
+def test_children_that_changed_a_number_or_a_name_are_rejected(build):
+    def change(request):
+        step, text = name_step(request), request["messages"][-1]["content"]
+        if step == "question":
+            return f"How did Marie Curie weigh {make_chance(request).randrange(1000, 9999)} grams?"
+        if step == "paraphrase":
+            parent = text.split("\n\n")[1]
+            number = parent.split()[-2]
+            kinds = (parent.replace(number, str(int(number) + 1)), parent.replace("Curie", "Currie"), parent)
+            return kinds[int(number) % 3] if int(number) % 4 else f"Please say: {parent}"
+        return write(request)
+
+    with ScriptedServer(change) as server:
+        build(
+            server,
+            "augmentation.methods=[paraphrase]",
+            "templates.families=[basic]",
+            "plan.rows=24",
+            "output.eval_fraction=0",
+        )
+    rejects = [reject for reject in read("set/rejects.jsonl") if reject["gate"] == "augmentation"]
+    rows = read("set/train.jsonl")
+    children = [row for row in rows if row["provenance"]["parent"]]
+    assert children
+    assert all(row["messages"][0]["content"].startswith("Please say") for row in children)
+    assert len(children) + len(rejects) == 24
+    found = " ".join(reject["reason"] for reject in rejects)
+    for words in ("the number", "`Curie` is lost", "the instruction is that of its parent"):
+        assert words in found
+
+
+def test_folder_with_other_files_and_rows_changed_by_hand_are_not_replaced(build, here):
+    (here / "set").mkdir()
+    (here / "set" / "notes.txt").write_text("mine", encoding="utf-8")
+    with ScriptedServer(write) as server:
+        assert [fault["code"] for fault in build(server)["faults"]] == ["build.folder_in_use"]
+        assert server.requests == []
+        (here / "set" / "notes.txt").unlink()
+        assert build(server, "plan.rows=4", "augmentation=null")["ok"]
+        path = here / "set" / "train.jsonl"
+        path.write_text(path.read_text(encoding="utf-8").replace("the", "THE"), encoding="utf-8")
+        assert [fault["code"] for fault in build(server)["faults"]] == ["build.changed_file"]
+
+
+def test_dry_run_counts_the_calls_that_the_build_then_makes(build, here, capsys):
+    with ScriptedServer(write) as server:
+        planned = build(server, "--dry-run", "generator.input_price=1", "generator.output_price=2")
+        assert server.requests == []
+        assert not Path("set").exists()
+        build(server)
+        assert len(server.requests) == planned["calls"]
+    assert planned["cost"] > 0
+
+
+def test_parquet_has_the_rows_of_the_jsonl_file(build):
+    import pyarrow.parquet
+
+    with ScriptedServer(write) as server:
+        build(server, "plan.rows=4")
+        build(server, "plan.rows=4", "output.folder=table", "output.format=parquet")
+    assert pyarrow.parquet.read_table("table/train.parquet").to_pylist() == read("set/train.jsonl")
+    assert {path.name for path in Path("table").iterdir()} >= {output.CALLS, output.BUILD, output.CARD, "eval.parquet"}

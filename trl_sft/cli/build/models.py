@@ -1,0 +1,102 @@
+"""Runs a build: opens the file of calls, finds the models, and writes the set.
+
+Inputs: a checked spec. Outputs: the files of the set, lines on the terminal, and the exit code. Not here: the build
+itself (`building.instruction_set`).
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from trl_sft import errors, run_folder
+from trl_sft.building import instruction_set, output, spec_keys
+from trl_sft.building.call_budget import BudgetedCaller, CallBudget, read_spending
+from trl_sft.building.spec import Spec
+from trl_sft.cli.build import screen
+from trl_sft.evaluation.call_log import CallLog
+from trl_sft.evaluation.endpoint import Endpoint
+from trl_sft.evaluation.model_calls import ERRORS, CallLimits, ModelCaller
+
+_LEAST_ERRORS = 10  # requests in a row without an answer, after which a build stops
+
+
+def run(spec: Spec) -> int:
+    """Build a set; return the exit code.
+
+    Raises:
+        UserError: the folder holds something else, a model cannot be reached, or too many calls failed.
+
+    """
+    output.check_folder(spec.folder)
+    with run_folder.lock(spec.folder) as is_free:
+        if not is_free:
+            fix = "Wait for it to end, or name another folder in `output.folder`."
+            where = run_folder.shorten_path(spec.folder)
+            raise errors.RecipeError(
+                errors.Fault(where, "another process builds a set in this folder", fix, code="build.folder_in_use")
+            )
+        with CallLog(spec.folder / output.CALLS) as log:
+            return _run(spec, log)
+
+
+def _run(spec: Spec, log: CallLog) -> int:
+    """Build with an open file of calls."""
+    limits = {
+        spec.get(section, "model"): read_limits(spec, section)
+        for section in (spec_keys.GENERATOR, spec_keys.JUDGE)
+        if section in spec.sections
+    }
+    spent_calls, spent_money = read_spending(log.path, limits)
+    budget = CallBudget(
+        spec.get(spec_keys.BUDGET, "calls"), spec.get(spec_keys.BUDGET, "money"), spent_calls, spent_money
+    )
+    generator = _make_generator(spec, log, budget)
+    judge = None
+    if spec_keys.JUDGE in spec.sections:
+        judge = _call_endpoint(spec, spec_keys.JUDGE, log, budget)
+    built = instruction_set.build(spec, generator, judge, screen.choose_gates(spec), report=screen.report)
+    facts: dict[str, Any] = {"generator": describe_model(spec, spec_keys.GENERATOR, generator)}
+    if judge is not None:
+        facts["judge"] = describe_model(spec, spec_keys.JUDGE, judge)
+    facts["calls"] = {"all": budget.spent_calls, "money": round(budget.spent_money, 6), "in_file": len(log.answers)}
+    content = output.write_set(spec, built, facts, with_scores=judge is not None)
+    screen.print_set(spec, content)
+    if built.stop == ERRORS:
+        problems = [*generator.problems, *(judge.problems if judge is not None else [])]
+        name, problem = problems[-1] if problems else ("a call", "no answer")
+        fix = "Start the server or correct the address, and run the same command again: it continues."
+        text = f"too many calls in a row brought no answer; the last one, {name}: {problem}"
+        where = str(spec.get(spec_keys.GENERATOR, "endpoint"))
+        raise errors.LaunchError(errors.Fault(where, text, fix, code="evaluation.endpoint_failed"))
+    return errors.EXIT_DONE
+
+
+def read_limits(spec: Spec, section: str) -> CallLimits:
+    """Return how the model of a section is called."""
+    model = spec.sections[section]
+    names = ("concurrent", "retries", "first_wait", "seconds", "input_price", "output_price")
+    return CallLimits(
+        **{name: model[name] for name in names}, errors_in_row=max(_LEAST_ERRORS, 2 * model["concurrent"])
+    )
+
+
+def describe_model(spec: Spec, section: str, caller: Any) -> dict[str, Any]:
+    """Return what build.json says of a model and its calls."""
+    model = spec.sections[section]
+    names = ("model", "endpoint", "temperature", "top_p", "max_tokens", "options")
+    return {name: model[name] for name in names} | {"this_process": caller.counts.describe()}
+
+
+def _call_endpoint(spec: Spec, section: str, log: CallLog, budget: CallBudget) -> BudgetedCaller:
+    """Return the caller of a model behind a server."""
+    endpoint = Endpoint(spec.get(section, "endpoint"), spec.get(section, "model"))
+    return BudgetedCaller(ModelCaller(endpoint, log, read_limits(spec, section)), budget)
+
+
+def _make_generator(spec: Spec, log: CallLog, budget: CallBudget) -> Any:
+    """Return the caller of the model that writes: at a server, or on this machine."""
+    if spec.get(spec_keys.GENERATOR, "endpoint"):
+        return _call_endpoint(spec, spec_keys.GENERATOR, log, budget)
+    from trl_sft.cli.build import local_model
+
+    return local_model.load(spec, log, budget)
