@@ -154,7 +154,7 @@ def _check_sections(recipe: Recipe, faults: list[Fault]) -> dict[str, dict[str, 
             problem = f"the section is {describe_value(value)}, not a mapping"
             faults.append(recipe.fault((name,), problem, fix, code="recipe.not_a_mapping"))
             value = None
-        if value is None and name in (spec_keys.JUDGE, spec_keys.AUGMENTATION) and name not in recipe.values:
+        if value is None and name in (spec_keys.JUDGE, spec_keys.AUGMENTATION):
             continue
         if name == spec_keys.AXES:
             sections[name] = dict(value or {})
