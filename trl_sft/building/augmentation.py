@@ -76,7 +76,7 @@ def plan_children(
 
 
 def make_children(
-    planned: Sequence[PlannedChild], spec: Spec, caller: Caller, screening: Screening
+    planned: Sequence[PlannedChild], spec: Spec, caller: Caller, *, screening: Screening
 ) -> list[CandidateRow]:
     """Return the children that pass the checks, in their order; the others are among the rejected rows."""
     children: list[CandidateRow] = []

@@ -118,11 +118,11 @@ def _estimate(purpose: str, prompts: _Prompts, spec: Spec, *, calls: int, most_c
     input_tokens = round(sum(characters) / _CHARACTERS[spec.language] * scale)
     output_tokens = round(sum(prompts.lengths) * scale)
     section = spec_keys.JUDGE if purpose.startswith("judge") else spec_keys.GENERATOR
-    cost = _compute_cost(spec, section, input_tokens, output_tokens)
+    cost = _compute_cost(spec, section, input_tokens, output_tokens=output_tokens)
     return CallEstimate(purpose, calls, most_calls, input_tokens, output_tokens, cost)
 
 
-def _compute_cost(spec: Spec, section: str, input_tokens: int, output_tokens: int) -> float | None:
+def _compute_cost(spec: Spec, section: str, input_tokens: int, *, output_tokens: int) -> float | None:
     """Return the price of tokens; None = the spec does not say it."""
     limits = CallLimits(input_price=spec.get(section, "input_price"), output_price=spec.get(section, "output_price"))
     return limits.compute_cost(input_tokens, output_tokens) if limits.has_prices else None

@@ -33,7 +33,7 @@ class BuiltSet(NamedTuple):
 
 
 def build(
-    spec: Spec, generator: Caller, judge: Caller | None, gates: Sequence[Gate], *, report: Callable[[str, str], None]
+    spec: Spec, generator: Caller, judge: Caller | None, *, gates: Sequence[Gate], report: Callable[[str, str], None]
 ) -> BuiltSet:
     """Build a set.
 
@@ -50,13 +50,13 @@ def build(
     slots = plan.plan_slots(spec)
     quotas = plan.count_quotas(spec)
     report("plan", f"{len(slots):,} rows to write in {len(quotas):,} cells")
-    accepted, written = _write_accepted(spec, slots, generator, screening)
+    accepted, written = _write_accepted(spec, slots, generator, screening=screening)
     report("rows", f"{len(accepted):,} of {len(slots):,} rows passed the gates; {written:,} were written")
     chosen = balance.choose_rows(accepted, spec, quotas)
     report("balance", f"{len(chosen.rows):,} rows taken, {len(chosen.left_over):,} left over")
     names = splitting.split_rows(chosen.rows, eval_fraction=spec.get(spec_keys.OUTPUT, "eval_fraction"), seed=spec.seed)
     parts = {part: [row for row in chosen.rows if names[row.id] == part] for part in (TRAIN, EVAL)}
-    planned_children, children = _augment(spec, parts, generator, screening, available)
+    planned_children, children = _augment(spec, parts, generator, screening=screening, available=available)
     if planned_children:
         report(
             "children", f"{sum(children.values()):,} of {sum(planned_children.values()):,} rows made from others passed"
@@ -68,7 +68,7 @@ def build(
 
 
 def _write_accepted(
-    spec: Spec, slots: Sequence[Slot], generator: Caller, screening: Screening
+    spec: Spec, slots: Sequence[Slot], generator: Caller, *, screening: Screening
 ) -> tuple[list[CandidateRow], int]:
     """Return the rows that pass the gates, in the order of their slots, and how many were written."""
     accepted: dict[int, CandidateRow] = {}
@@ -93,6 +93,7 @@ def _augment(
     spec: Spec,
     parts: dict[str, list[CandidateRow]],
     generator: Caller,
+    *,
     screening: Screening,
     available: dict[str, templates.AugmentationTemplate],
 ) -> tuple[dict[str, int], dict[str, int]]:
@@ -105,7 +106,7 @@ def _augment(
         planned = augmentation.plan_children(parts[part], spec, available)
         for child in planned:
             planned_counts[child.template.name] = planned_counts.get(child.template.name, 0) + 1
-        children = augmentation.make_children(planned, spec, generator, screening)
+        children = augmentation.make_children(planned, spec, generator, screening=screening)
         for row in children:
             method = str(row.provenance["template"]).partition("/")[2]
             counts[method] = counts.get(method, 0) + 1

@@ -32,9 +32,9 @@ class SeedRow(NamedTuple):
     key: str  # the text that ends with the right final answer; "" = none is known
 
 
-def read_topics(recipe: Recipe, key: Key, path: Path, faults: list[Fault]) -> list[str]:
+def read_topics(recipe: Recipe, key: Key, path: Path, *, faults: list[Fault]) -> list[str]:
     """Return the lines of a text file that are not empty."""
-    text = _read_text(recipe, key, path, faults)
+    text = _read_text(recipe, key, path, faults=faults)
     if text is None:
         return []
     topics = list(dict.fromkeys(line.strip() for line in text.splitlines() if line.strip()))
@@ -45,7 +45,7 @@ def read_topics(recipe: Recipe, key: Key, path: Path, faults: list[Fault]) -> li
     return topics
 
 
-def read_rows(recipe: Recipe, key: Key, path: Path, faults: list[Fault]) -> list[SeedRow]:
+def read_rows(recipe: Recipe, key: Key, path: Path, *, faults: list[Fault]) -> list[SeedRow]:
     """Return the seed rows of a JSONL file.
 
     Args:
@@ -61,7 +61,7 @@ def read_rows(recipe: Recipe, key: Key, path: Path, faults: list[Fault]) -> list
             recipe.fault(key, f"{path.name}: seed rows are read from JSONL", fix, code="data.unknown_file_type")
         )
         return []
-    text = _read_text(recipe, key, path, faults)
+    text = _read_text(recipe, key, path, faults=faults)
     if text is None:
         return []
     rows, own_faults = [], []
@@ -84,7 +84,7 @@ def read_rows(recipe: Recipe, key: Key, path: Path, faults: list[Fault]) -> list
     return rows
 
 
-def _read_text(recipe: Recipe, key: Key, path: Path, faults: list[Fault]) -> str | None:
+def _read_text(recipe: Recipe, key: Key, path: Path, *, faults: list[Fault]) -> str | None:
     """Return the text of a file; None = it cannot be read."""
     shown = user_paths.shorten(str(path))
     if problem := user_paths.find_problem(path, user_paths.FILE):

@@ -104,9 +104,11 @@ def load_spec(path: str | Path, overrides: Sequence[str] = ()) -> Spec:
     faults = [_word_for_spec(fault) for fault in faults]
     sections = _check_sections(recipe, faults)
     axes = _read_axes(recipe, sections, faults)
-    topics = _read_topics(recipe, sections[spec_keys.SEEDS].get("topics"), axes, faults)
+    topics = _read_topics(recipe, sections[spec_keys.SEEDS].get("topics"), axes, faults=faults)
     seed_rows = _read_seed_rows(recipe, sections[spec_keys.SEEDS].get("rows"), faults)
-    row_templates = _read_templates(recipe, sections, axes, faults, has_topics=bool(topics), has_seeds=bool(seed_rows))
+    row_templates = _read_templates(
+        recipe, sections, axes, faults=faults, has_topics=bool(topics), has_seeds=bool(seed_rows)
+    )
     faults += _check_together(recipe, sections, axes)
     folder = _find_folder(recipe, sections[spec_keys.OUTPUT].get("folder"), faults)
     if faults:
@@ -196,11 +198,11 @@ def _check_ranges(recipe: Recipe, section: str, values: Mapping[str, Any]) -> li
         if math.isfinite(value) and not is_low and not is_high:
             continue
         expected = f"a number{key.describe_range().replace(',', '')}"
-        faults.append(_out_of_range(recipe, (section, name), value, expected))
+        faults.append(_out_of_range(recipe, (section, name), value, expected=expected))
     return faults
 
 
-def _out_of_range(recipe: Recipe, key: Key, value: object, expected: str) -> Fault:
+def _out_of_range(recipe: Recipe, key: Key, value: object, *, expected: str) -> Fault:
     """Return the fault of a number that is out of range."""
     return recipe.fault(key, f"the value is {describe_value(value)}", f"Write {expected}.", code="recipe.out_of_range")
 
@@ -210,7 +212,7 @@ def _read_axes(
 ) -> dict[str, tuple[AxisValue, ...]]:
     """Return the axes, the family of the template first."""
     key: Key = (spec_keys.TEMPLATES, "families")
-    axes = {spec_keys.FAMILY: _read_axis(recipe, key, sections[spec_keys.TEMPLATES]["families"], faults)}
+    axes = {spec_keys.FAMILY: _read_axis(recipe, key, sections[spec_keys.TEMPLATES]["families"], faults=faults)}
     for value in axes[spec_keys.FAMILY]:
         if value.name not in spec_keys.FAMILIES:
             similar = nearest_name(value.name, spec_keys.FAMILIES, cutoff=LOOSE)
@@ -222,7 +224,7 @@ def _read_axes(
             fix = "Name the axis with letters and _, and not with a word that templates use otherwise."
             faults.append(recipe.fault(here, f"no axis can have the name `{name}`", fix, code="build.bad_axis"))
             continue
-        axes[name] = _read_axis(recipe, here, value, faults)
+        axes[name] = _read_axis(recipe, here, value, faults=faults)
     cells = math.prod(max(len(values), 1) for values in axes.values())
     if cells > _MOST_CELLS:
         fix = "Leave out an axis, or name fewer values."
@@ -231,7 +233,7 @@ def _read_axes(
     return axes
 
 
-def _read_axis(recipe: Recipe, key: Key, value: Any, faults: list[Fault]) -> tuple[AxisValue, ...]:
+def _read_axis(recipe: Recipe, key: Key, value: Any, *, faults: list[Fault]) -> tuple[AxisValue, ...]:
     """Return the values of one axis; () if it has faults."""
     items = dict.fromkeys(map(str, value), 1.0) if isinstance(value, list) else value
     if not isinstance(items, dict) or not items or (isinstance(value, list) and len(items) < len(value)):
@@ -251,7 +253,7 @@ def _read_axis(recipe: Recipe, key: Key, value: Any, faults: list[Fault]) -> tup
         )
         share = checked.get("share", 1.0)
         if not (math.isfinite(share) and share >= 0):
-            faults.append(_out_of_range(recipe, here, share, "a number from 0"))
+            faults.append(_out_of_range(recipe, here, share, expected="a number from 0"))
             share = 1.0
         values.append(AxisValue(str(name), float(share), checked.get("description", "")))
     if not sum(value.share for value in values):
@@ -261,7 +263,7 @@ def _read_axis(recipe: Recipe, key: Key, value: Any, faults: list[Fault]) -> tup
 
 
 def _read_topics(
-    recipe: Recipe, value: Any, axes: Mapping[str, tuple[AxisValue, ...]], faults: list[Fault]
+    recipe: Recipe, value: Any, axes: Mapping[str, tuple[AxisValue, ...]], *, faults: list[Fault]
 ) -> tuple[tuple[str, str], ...]:
     """Return the topics, each with the domain that it belongs to."""
     key: Key = (spec_keys.SEEDS, "topics")
@@ -269,7 +271,7 @@ def _read_topics(
         return ()
     if isinstance(value, str):
         path = paths.make_absolute(value, recipe.folder(key))
-        lines = seeds.read_topics(recipe, key, path, faults)
+        lines = seeds.read_topics(recipe, key, path, faults=faults)
         return tuple((line, "") for line in lines)
     groups = value if isinstance(value, dict) else {"": value}
     domains = [item.name for item in axes.get("domain", ())]
@@ -299,15 +301,15 @@ def _read_seed_rows(recipe: Recipe, value: Any, faults: list[Fault]) -> tuple[Se
     if value is None:
         return ()
     key: Key = (spec_keys.SEEDS, "rows")
-    return tuple(seeds.read_rows(recipe, key, paths.make_absolute(value, recipe.folder(key)), faults))
+    return tuple(seeds.read_rows(recipe, key, paths.make_absolute(value, recipe.folder(key)), faults=faults))
 
 
 def _read_templates(
     recipe: Recipe,
     sections: Mapping[str, Mapping[str, Any]],
     axes: Mapping[str, tuple[AxisValue, ...]],
-    faults: list[Fault],
     *,
+    faults: list[Fault],
     has_topics: bool,
     has_seeds: bool,
 ) -> list[RowTemplate]:
@@ -353,7 +355,10 @@ def _check_together(
     if plan["rows"] is not None and plan["rows"] * plan["surplus"] > _MOST_ROWS:
         faults.append(
             _out_of_range(
-                recipe, (spec_keys.PLAN, "rows"), plan["rows"], f"at most {_MOST_ROWS:,} rows, the surplus counted"
+                recipe,
+                (spec_keys.PLAN, "rows"),
+                plan["rows"],
+                expected=f"at most {_MOST_ROWS:,} rows, the surplus counted",
             )
         )
     for section in (spec_keys.GENERATOR, spec_keys.JUDGE):

@@ -53,8 +53,8 @@ def _run(spec: Spec, log: CallLog) -> int:
     generator = _make_generator(spec, log, budget)
     judge = None
     if spec_keys.JUDGE in spec.sections:
-        judge = _call_endpoint(spec, spec_keys.JUDGE, log, budget)
-    built = instruction_set.build(spec, generator, judge, screen.choose_gates(spec), report=screen.report)
+        judge = _call_endpoint(spec, spec_keys.JUDGE, log, budget=budget)
+    built = instruction_set.build(spec, generator, judge, gates=screen.choose_gates(spec), report=screen.report)
     facts: dict[str, Any] = {"generator": describe_model(spec, spec_keys.GENERATOR, generator)}
     if judge is not None:
         facts["judge"] = describe_model(spec, spec_keys.JUDGE, judge)
@@ -87,7 +87,7 @@ def describe_model(spec: Spec, section: str, caller: Any) -> dict[str, Any]:
     return {name: model[name] for name in names} | {"this_process": caller.counts.describe()}
 
 
-def _call_endpoint(spec: Spec, section: str, log: CallLog, budget: CallBudget) -> BudgetedCaller:
+def _call_endpoint(spec: Spec, section: str, log: CallLog, *, budget: CallBudget) -> BudgetedCaller:
     """Return the caller of a model behind a server."""
     endpoint = Endpoint(spec.get(section, "endpoint"), spec.get(section, "model"))
     return BudgetedCaller(ModelCaller(endpoint, log, read_limits(spec, section)), budget)
@@ -96,7 +96,7 @@ def _call_endpoint(spec: Spec, section: str, log: CallLog, budget: CallBudget) -
 def _make_generator(spec: Spec, log: CallLog, budget: CallBudget) -> Any:
     """Return the caller of the model that writes: at a server, or on this machine."""
     if spec.get(spec_keys.GENERATOR, "endpoint"):
-        return _call_endpoint(spec, spec_keys.GENERATOR, log, budget)
+        return _call_endpoint(spec, spec_keys.GENERATOR, log, budget=budget)
     from trl_sft.cli.build import local_model
 
     return local_model.load(spec, log, budget)
