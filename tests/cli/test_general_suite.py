@@ -114,3 +114,51 @@ def test_people_judge_the_answers_of_the_evaluation_or_those_of_training(folder,
         {item["pair"] for item in json.loads((tmp_path / f"{name}.key.json").read_text())["items"]} for name in "ab"
     ]
     assert names[0] & names[1]  # rows have one name in both
+
+
+def vote_for_tuned(key, *, scores):
+    """Return the file of a rater who prefers the tuned model in each pair."""
+    votes = []
+    for item in key["items"]:
+        choice = "equal" if item["kind"] == "identical" else "left" if item["left"] == "tuned" else "right"
+        given = {side: {"helpfulness": scores[item[side]]} for side in ("left", "right")}
+        votes.append({"item": item["item"], "choice": choice, "seconds": 1, "harmful": [], "note": "", "scores": given})
+    return {"format": 1, "page": key["page"], "rater": "Ana", "votes": votes}
+
+
+def test_votes_are_part_of_the_verdict_and_the_report_until_the_answers_change(folder, tmp_path, capsys):
+    run = shutil.copytree(folder / "run", tmp_path / "run", ignore=shutil.ignore_patterns("checkpoint-*"))
+    assert cli.main(["judge", str(run), "-o", str(tmp_path / "page.html")]) == 0
+    key = json.loads((tmp_path / "page.key.json").read_text(encoding="utf-8"))
+    (tmp_path / "ana.json").write_text(json.dumps(vote_for_tuned(key, scores={"base": 2, "tuned": 4})))
+    words = ["votes", str(tmp_path / "page.key.json"), str(tmp_path / "ana.json"), "--run", str(run)]
+    assert cli.main(words) == 0
+    found = run_folder.read_json(run / run_folder.EVAL)["evaluation"]
+    assert found["votes"]["result"]["tuned"] == key["pairs"]
+    people = {entry["name"]: entry for entry in found["evidence"] if entry["source"] == "people"}
+    assert people[""]["value"] == 0.5
+    assert (people["helpfulness"]["value"], people["helpfulness"]["unit"]) == (2, "points")
+    assert "more_raters" in {given["rule"] for given in found["advice"]}
+    text = (run / run_folder.REPORT).read_text(encoding="utf-8")
+    assert "People judge" in text
+    assert "2.00</td><td>4.00" in text
+    evaluate = ["evaluate", str(run), "--suite", "--max-new-tokens", "4", "--few-shot", "0", "--batch-size", "64"]
+    assert cli.main(evaluate) == 0  # the same answers
+    assert run_folder.read_json(run / run_folder.EVAL)["evaluation"] == found
+    records = (run / run_folder.EVALUATION).read_text(encoding="utf-8").splitlines()
+    (run / run_folder.EVALUATION).write_text("\n".join(records[1:]) + "\n", encoding="utf-8")
+    capsys.readouterr()
+    assert cli.main(words) == 2
+    assert "the page shows other answers than those that `evaluate` scored" in capsys.readouterr().err
+    assert cli.main(evaluate) == 0
+    assert "eval.json loses votes: the answers are no longer those that were judged" in capsys.readouterr().out
+    assert "votes" not in run_folder.read_json(run / run_folder.EVAL)["evaluation"]
+
+
+def test_votes_for_a_run_that_is_not_evaluated_say_what_to_do(folder, tmp_path, capsys):
+    assert cli.main(["judge", str(folder / "run"), "-o", str(tmp_path / "page.html")]) == 0
+    key = json.loads((tmp_path / "page.key.json").read_text(encoding="utf-8"))
+    (tmp_path / "ana.json").write_text(json.dumps(vote_for_tuned(key, scores={"base": 1, "tuned": 1})))
+    words = ["votes", str(tmp_path / "page.key.json"), str(tmp_path / "ana.json"), "--run", str(tmp_path)]
+    assert cli.main(words) == 2
+    assert "has no result of `evaluate`" in capsys.readouterr().err

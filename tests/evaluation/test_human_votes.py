@@ -167,6 +167,49 @@ def test_harmful_answers_are_counted_for_the_model_that_wrote_them(key):
     assert human_votes.count_votes(key, [RaterVotes("ana", Path("x"), votes)]).harmful == {BASE: 0, TUNED: 1}
 
 
+def score(key, name, tuned, base, count=40, **changes):
+    """Return a rater who scores the honesty of the first pairs."""
+    rater = make_rater(key, name, prefer(key, 20))
+    for item in list_pairs(key)[:count]:
+        left, right = (tuned, base) if item.left == TUNED else (base, tuned)
+        vote = rater.votes[item.item]
+        scores = {LEFT: {"honesty": left}, RIGHT: {"honesty": right} | changes}
+        rater.votes[item.item] = Vote(item.item, vote.choice, 1.0, vote.harmful, "", scores)
+    return rater
+
+
+def test_scores_of_several_raters_are_averaged_by_pair_and_corrected_by_dimension(key):
+    raters = [score(key, "ana", 4, 2), score(key, "wei", 3, 2, count=32, format=1)]
+    scores = human_votes.count_votes(key, raters).scores
+    assert set(scores) == {"honesty"}  # one answer alone has a score of its format
+    part = scores["honesty"]
+    assert (part["pairs"], part["base"], part["better"]) == (40, 2, 40)
+    assert part["tuned"] == pytest.approx((32 * 3.5 + 8 * 4) / 40)
+    assert part["sign_test_p"] == part["holm_p"] == pytest.approx(stats.binomtest(40, 40).pvalue)
+    assert (part["difference"]["low"] > 1.5, part["resolution"]) == (True, "improved")
+    few = human_votes.count_votes(key, [score(key, "ana", 5, 1, count=20)]).scores["honesty"]
+    assert (few["pairs"], few["resolution"]) == (20, "not_resolved")
+    failed = score(key, "lee", 1, 5)
+    careless = make_rater(key, "lee", prefer(key, 20), **{IDENTICAL: LEFT})
+    failed.votes.update({n: v for n, v in careless.votes.items() if v.choice == LEFT and n not in failed.votes})
+    for item in list_pairs(key, IDENTICAL):
+        failed.votes[item.item] = careless.votes[item.item]
+    assert human_votes.count_votes(key, [*raters, failed]).scores == scores  # who failed a check does not count
+
+
+def test_harm_in_one_answer_alone_is_tested(key):
+    rater = make_rater(key, "ana", prefer(key, 20))
+    for number, item in enumerate(list_pairs(key)[:14]):
+        side = LEFT if item.left == TUNED else RIGHT
+        both = (LEFT, RIGHT) if number >= 10 else (side,)
+        rater.votes[item.item] = Vote(item.item, EQUAL, 1.0, both, "unsafe" if number == 3 else "")
+    result = human_votes.count_votes(key, [rater])
+    assert result.harmful == {BASE: 4, TUNED: 14}
+    assert (len(result.harm["only_tuned"]), result.harm["only_base"], result.harm["resolution"]) == (10, [], "worse")
+    assert result.harm["p_value"] == pytest.approx(stats.binomtest(10, 10).pvalue)
+    assert result.notes == [{"rater": "ana", "pair": list_pairs(key)[3].pair, "note": "unsafe"}]
+
+
 def test_judge_is_held_against_people_and_invalid_verdicts_are_excluded(key):
     people = prefer(key, 25)
     verdicts = people | dict.fromkeys(key.not_drawn, TUNED) | {list_pairs(key)[0].pair: "invalid"}
@@ -275,6 +318,10 @@ def test_odd_values_in_a_votes_file_change_no_count(files, tmp_path):
         ("key.json ana.json", {"changes": {"votes": [{"item": 999, "choice": "left"}]}}, "no vote on an item"),
         ("key.json ana.json", {"changes": {"votes": [{"item": 1, "choice": "up"}]}}, "no vote on an item of the page"),
         ("key.json ana.json", {"changes": {"votes": [{"item": True, "choice": "left"}]}}, "no vote on an item"),
+        *(
+            ("key.json ana.json", {"changes": {"votes": [{"item": 1, "choice": "left", "scores": scores}]}}, "no vote")
+            for scores in (3, {"up": {}}, {"left": {"honesty": 6}}, {"left": {"honesty": True}}, {"left": {"x": 1}})
+        ),
         ("key.json ana.json", {"key_changes": {"items": [{"item": 1}]}}, "the key is damaged"),
         ("key.json ana.json --judge verdicts.jsonl", {"verdict_text": '{"pair": "row 1"}'}, "verdicts.jsonl:1"),
         ("key.json ana.json --judge verdicts.jsonl", {"verdict_text": ""}, "no verdict on a pair of the page"),

@@ -106,6 +106,23 @@ def choose(known):
     return "1" if known["left"] == answer_pairs.TUNED else "2"
 
 
+def give_scores(page, scores):
+    """Choose scores with the keyboard; the digits are no votes."""
+    page.click("#scores summary")
+    for (dimension, side), score in scores.items():
+        page.evaluate(f"document.querySelector('[data-score={dimension}][data-side={side}]').focus()")
+        page.press(score)
+
+
+def check_screen(out, known):
+    """Check what `votes` says about the votes of the test."""
+    assert "result    tuned 12, base 0, ties 0; win rate 100% [74%, 100%]" in out
+    base, tuned = (4, 2) if known["left"] == answer_pairs.BASE else (2, 4)
+    assert f"note      Ana 王/1, {known['pair']}: 2 or 3, wrong unit" in out
+    assert f"score     honesty: {base:.2f} -> {tuned:.2f} of 5 in 1 pairs" in out
+    assert "score     format" not in out  # one answer alone has a score
+
+
 @browser.NEEDS_CHROMIUM
 def test_rater_votes_in_a_browser_and_the_file_is_read_back(make_page, tmp_path, capsys):
     """On a phone, with the keyboard and the mouse, closed in between; then `votes` on what was downloaded."""
@@ -126,6 +143,8 @@ def test_rater_votes_in_a_browser_and_the_file_is_read_back(make_page, tmp_path,
         page.press("ArrowLeft")
         page.click("#note")
         page.write("2 or 3, wrong unit")  # digits in a note are no votes
+        give_scores(page, {("honesty", "left"): "4", ("honesty", "right"): "2", ("format", "left"): "1"})
+        assert page.evaluate("document.documentElement.scrollWidth") == 390
         page.click("#harmful_left")
         assert page.evaluate("document.querySelector('#count').textContent") == f"5 / {count}  (5 votes of {count})"
     with browser.open_browser(tmp_path / "profile", downloads) as page:  # the browser was closed: the votes are there
@@ -134,6 +153,7 @@ def test_rater_votes_in_a_browser_and_the_file_is_read_back(make_page, tmp_path,
         page.click("#chinese")
         assert page.evaluate("document.querySelector('h1').innerText") == "哪个回答更好？"
         assert page.evaluate("document.querySelector('#note').value") == "2 or 3, wrong unit"
+        assert page.evaluate("document.querySelector('[data-score=honesty][data-side=left]').value") == "4"
         page.press("ArrowRight")
         for known in key["items"][5:-1]:
             page.press(choose(known))
@@ -150,9 +170,11 @@ def test_rater_votes_in_a_browser_and_the_file_is_read_back(make_page, tmp_path,
     written = json.loads((downloads / name).read_text(encoding="utf-8"))
     assert (written["rater"], written["language"], len(written["votes"])) == ("Ana 王/1", "zh", count)
     fifth = written["votes"][4]
+    assert fifth["scores"] == {"left": {"honesty": 4, "format": 1}, "right": {"honesty": 2}}
+    assert written["votes"][5]["scores"] == {}
     assert (fifth["note"], fifth["harmful"]) == ("2 or 3, wrong unit", ["left"])
     assert cli.main(["votes", str(tmp_path / "page.key.json"), str(downloads / name)]) == 0
-    assert "result    tuned 12, base 0, ties 0; win rate 100% [74%, 100%]" in capsys.readouterr().out
+    check_screen(capsys.readouterr().out, key["items"][4])
 
 
 def wait_for_file(path):

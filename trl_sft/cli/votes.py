@@ -7,16 +7,19 @@ is named, and the exit code. Not here: the page (`cli.judge`), and what is count
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+import shlex
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from trl_sft import console, errors, json_output
+from trl_sft import console, errors, json_output, run_folder
 from trl_sft.cli import arguments
 
 if TYPE_CHECKING:
     from trl_sft.evaluation.human_votes import JudgeResult, RaterResult, VoteResult, WinCount
+    from trl_sft.evaluation.vote_files import PageKey
 
+_NOTES = 10  # on the screen
 _EPILOG = """A rater who fails a check is named and not counted: who calls one of two identical answers better in half
 of such cases, contradicts half of the first votes on repeated pairs, or chooses one side far more often (p < 0.01)."""
 
@@ -24,7 +27,7 @@ of such cases, contradicts half of the first votes on repeated pairs, or chooses
 def main(argv: Sequence[str]) -> int:
     """Read votes and say what they tell; return the exit code."""
     parser = arguments.create_parser(
-        "votes KEY VOTES [VOTES ...] [--judge FILE] [--all-raters] [-o FILE]",
+        "votes KEY VOTES [VOTES ...] [--run RUN] [--judge FILE] [--all-raters] [-o FILE]",
         "Read the votes that people gave on a page of `judge`: the tuned model's win rate, how far raters agree with "
         "each other and with a judge, and who failed the checks.",
         example="votes judge.key.json votes-ana.json votes-wei.json -o human.json",
@@ -34,25 +37,68 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("votes", metavar="VOTES", nargs="+", type=Path, help="a file that the page downloaded")
     parser.add_argument("--judge", metavar="FILE", type=Path, help="a judge's verdicts: JSON lines of pair and verdict")
     parser.add_argument("--all-raters", action="store_true", help="count raters who failed a check too")
+    parser.add_argument(
+        "--run", metavar="RUN", type=Path, help="add the result to eval.json and the report of this run"
+    )
     parser.add_argument("-o", "--output", metavar="FILE", type=Path, help="write the result as JSON too")
     options = parser.parse_args(argv)
     from trl_sft.evaluation import eval_packages
 
     eval_packages.require_packages("votes", *eval_packages.STATISTICS)
     from trl_sft.evaluation import human_votes, vote_files
+    from trl_sft.reports import page
 
     key = vote_files.read_key(options.key)
     raters = vote_files.read_votes(options.votes, key)
     verdicts = vote_files.read_verdicts(options.judge, key) if options.judge else None
     result = human_votes.count_votes(key, raters, verdicts=verdicts, counts_all=options.all_raters)
     described = {"page": key.page, "equal_answers": len(key.equal_answers), **result.describe()}
+    verdict = _add_to_run(options.run, key, described) if options.run else None
     if options.output:
         arguments.write_output("--output", options.output, json.dumps(described, indent=1, ensure_ascii=False) + "\n")
     json_output.add_values(output=options.output, **described)
+    if verdict:
+        json_output.add_values(verdict=verdict)
     console.print_lines([*_describe_raters(result), *_describe_result(result, equal=len(key.equal_answers))])
+    if verdict:
+        console.print_lines([("verdict", verdict["text"])])
+        page.write_at_end(options.run)
     if options.output:
         console.say(f"wrote     {options.output}")
     return errors.EXIT_DONE
+
+
+def _add_to_run(folder: Path, key: PageKey, described: Mapping[str, Any]) -> dict[str, Any]:
+    """Write the votes into eval.json of a run, and return the verdict on all findings.
+
+    Raises:
+        RecipeError: the run is not evaluated.
+        DataError: the votes are on other answers.
+
+    """
+    from trl_sft.evaluation import answer_pairs, blind_items, conclusion
+    from trl_sft.reports import run_files
+
+    content = run_folder.read_json(folder / run_folder.EVAL)
+    if not isinstance(content.get("evaluation"), dict):
+        problem = "the run has no result of `evaluate` to which votes could be added"
+        fix = f"Run `{console.get_python_command()} -m trl_sft evaluate {shlex.quote(str(folder))}` first."
+        raise errors.RecipeError(errors.Fault(str(folder), problem, fix, code="votes.not_evaluated"))
+    pairs = answer_pairs.read_records(run_files.read_lines(folder / run_folder.EVALUATION))
+    pages = [
+        blind_items.build(pairs, seed=key.seed, max_pairs=key.pairs, shows_reference=shows).key["page"]
+        for shows in (False, True)
+    ]
+    if key.page not in pages:
+        problem = "the page shows other answers than those that `evaluate` scored"
+        fix = (
+            "Make the page from the answers of `evaluate` (`judge RUN -o PAGE --answers evaluation`), or name its run."
+        )
+        raise errors.DataError(errors.Fault(str(folder), problem, fix, code="votes.other_answers"))
+    content["evaluation"] = conclusion.conclude(content["evaluation"] | {"votes": dict(described)})
+    text = json.dumps(content, indent=2, ensure_ascii=False) + "\n"
+    run_folder.write_text(folder / run_folder.EVAL, text)
+    return dict(content["evaluation"]["verdict"])
 
 
 def _describe_raters(result: VoteResult) -> Iterator[tuple[str, str]]:
@@ -91,6 +137,21 @@ def _describe_result(result: VoteResult, *, equal: int) -> Iterator[tuple[str, s
         yield "task", f"{task}: {_describe_wins(wins)}"
     if any(result.harmful.values()):
         yield "harmful", f"answers called harmful: base {result.harmful['base']}, tuned {result.harmful['tuned']}"
+    if result.harm["resolution"] != "not_resolved":
+        only = [len(result.harm[name]) for name in ("only_base", "only_tuned")]
+        line = f"only the base model's answer in {only[0]} pairs, only the tuned one's in {only[1]}"
+        yield "", f"{line}; sign test p = {result.harm['p_value']:.2g}: {result.harm['resolution']}"
+    for dimension, part in result.scores.items():
+        found = part["difference"]
+        line = (
+            f"{dimension.replace('_', ' ')}: {part['base']:.2f} -> {part['tuned']:.2f} of 5 in {part['pairs']} pairs, "
+        )
+        line += f"{found['value']:+.2f} ({found['low']:+.2f} to {found['high']:+.2f})"
+        yield "score", f"{line}: {part['resolution'].replace('_', ' ')}"
+    for entry in result.notes[:_NOTES]:
+        yield "note", f"{entry['rater']}, {entry['pair']}: {entry['note']}"
+    if len(result.notes) > _NOTES:
+        yield "", f"{len(result.notes) - _NOTES} more notes, with --json or -o"
     if result.judge:
         yield from _describe_judge(result.judge)
 

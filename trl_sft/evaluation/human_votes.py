@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from itertools import combinations
 from typing import Any
 
-from trl_sft.evaluation import corrected_rate, rates
+from trl_sft.evaluation import corrected_rate, rates, vote_scores
 from trl_sft.evaluation import statistics as tests
 from trl_sft.evaluation.answer_pairs import BASE, TUNED
 from trl_sft.evaluation.blind_items import IDENTICAL, PAIR, REPEAT
@@ -109,6 +109,9 @@ class VoteResult:
     wins: WinCount
     tasks: dict[str, WinCount]
     harmful: dict[str, int]  # BASE, TUNED -> pairs in which a counted rater called its answer harmful
+    harm: dict[str, Any]  # of pairs in which one answer alone was called harmful
+    scores: dict[str, Any]  # by dimension
+    notes: list[dict[str, str]]  # of all raters
     judge: JudgeResult | None
 
     def describe(self) -> dict[str, Any]:
@@ -121,6 +124,9 @@ class VoteResult:
             "result": self.wins.describe(),
             "tasks": {task: wins.describe() for task, wins in self.tasks.items()},
             "harmful": self.harmful,
+            "harm": self.harm,
+            "scores": self.scores,
+            "notes": self.notes,
             "judge": self.judge.describe() if self.judge else None,
             "pairs": [{"pair": pair, "outcome": outcome} for pair, outcome in self.outcomes.items()],
         }
@@ -159,6 +165,9 @@ def count_votes(
         wins=_count_wins(list(outcomes.values())),
         tasks=_count_by_task(pairs, outcomes),
         harmful={side: _count_harmful(pairs, counted, side) for side in (BASE, TUNED)},
+        harm=vote_scores.describe_harm(pairs, counted),
+        scores=vote_scores.describe_scores(pairs, counted),
+        notes=vote_scores.list_notes(key.items, raters),
         judge=None if verdicts is None else _judge(key, verdicts, outcomes, agreements=agreements),
     )
 

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,11 @@ from trl_sft.evaluation.answer_pairs import BASE, TUNED
 
 LEFT, RIGHT, EQUAL, BOTH_BAD = "left", "right", "equal", "both_bad"
 CHOICES = (LEFT, RIGHT, EQUAL, BOTH_BAD)
+DIMENSIONS = (  # of scores from 1 to 5
+    *("instruction_following", "helpfulness", "honesty", "harmlessness", "accuracy", "safety", "format"),
+    "professionalism",
+)
+SCORES = (1, 2, 3, 4, 5)
 TIE, INVALID = "tie", "invalid"
 _VERDICTS = (BASE, TUNED, TIE, INVALID)
 _SIDES = {BASE, TUNED}
@@ -46,6 +51,8 @@ class PageKey:
     items: tuple[KeyItem, ...]
     equal_answers: tuple[str, ...]  # names of pairs that were not shown, since both models gave the same answer
     not_drawn: tuple[str, ...]  # names of pairs that were not shown, since the page has fewer
+    seed: int = 0  # of all that was drawn
+    pairs: int = 0  # that are judged, checks of the rater not counted
 
 
 @dataclass(frozen=True)
@@ -57,6 +64,7 @@ class Vote:
     seconds: float | None  # from the sight of the item to the vote
     harmful: tuple[str, ...]  # LEFT, RIGHT
     note: str
+    scores: Mapping[str, Mapping[str, int]] = field(default_factory=dict)  # LEFT, RIGHT -> dimension -> 1 to 5
 
 
 @dataclass(frozen=True)
@@ -82,7 +90,8 @@ def read_key(path: Path) -> PageKey:
     try:
         items = tuple(_read_key_item(item) for item in content["items"])
         names = [tuple(str(name) for name in content[list_name]) for list_name in ("equal_answers", "not_drawn")]
-        key = PageKey(str(content["page"]), items, *names)
+        numbers = {name: int(content[name]) for name in ("seed", "pairs")}
+        key = PageKey(str(content["page"]), items, names[0], names[1], **numbers)
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         problem = f"the key is damaged: {errors.first_line(error)}"
         raise DataError(Fault(str(path), problem, fix, code="votes.no_key")) from None
@@ -185,7 +194,22 @@ def _read_vote(entry: Any) -> Vote | None:
         return None
     if not isinstance(seconds, int | float) or isinstance(seconds, bool) or not math.isfinite(seconds):
         seconds = None
-    return Vote(item, entry["choice"], seconds, tuple(harmful), str(entry.get("note") or ""))
+    scores = entry.get("scores", {})
+    if not _are_scores(scores):
+        return None
+    return Vote(item, entry["choice"], seconds, tuple(harmful), str(entry.get("note") or ""), scores)
+
+
+def _are_scores(value: Any) -> bool:
+    """Tell whether a value holds scores of answers: side -> dimension -> 1 to 5."""
+    if not isinstance(value, dict) or not set(value) <= {LEFT, RIGHT}:
+        return False
+    return all(
+        isinstance(given, dict)
+        and set(given) <= set(DIMENSIONS)
+        and all(type(score) is int and score in SCORES for score in given.values())
+        for given in value.values()
+    )
 
 
 def _read_key_item(item: dict[str, Any]) -> KeyItem:

@@ -20,7 +20,7 @@ import yaml
 from markupsafe import Markup
 
 from trl_sft import console
-from trl_sft.evaluation import blind_items
+from trl_sft.evaluation import blind_items, vote_files
 
 _HERE = Path(__file__).parent
 
@@ -39,6 +39,8 @@ def format_page(items: Sequence[Mapping[str, Any]], page: str) -> str:
     context = {
         "texts": texts,
         "count": len(items),
+        "dimensions": vote_files.DIMENSIONS,
+        "scores": vote_files.SCORES,
         "style": Markup(style),
         "style_hash": _hash(style),
         "script": Markup(script),

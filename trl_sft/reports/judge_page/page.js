@@ -112,6 +112,9 @@
     find("harmful_left").checked = (extra.harmful || []).includes("left");
     find("harmful_right").checked = (extra.harmful || []).includes("right");
     find("note").value = extra.note || "";
+    document.querySelectorAll("[data-score]").forEach((select) => {
+      select.value = ((extra.scores || {})[select.dataset.side] || {})[select.dataset.score] || "";
+    });
     find("previous").disabled = position === 0;
     shownAt = Date.now();
   }
@@ -125,7 +128,11 @@
 
   function readExtras() {
     const harmful = ["left", "right"].filter((side) => find("harmful_" + side).checked);
-    return {harmful, note: find("note").value.trim()};
+    const scores = {};
+    document.querySelectorAll("[data-score]").forEach(({value, dataset}) => {
+      if (value) (scores[dataset.side] = scores[dataset.side] || {})[dataset.score] = Number(value);
+    });
+    return {harmful, note: find("note").value.trim(), scores};
   }
 
   function keepExtras() {
@@ -186,8 +193,9 @@
   find("download").addEventListener("click", download);
   ["harmful_left", "harmful_right"].forEach((id) => find(id).addEventListener("change", keepExtras));
   find("note").addEventListener("input", keepExtras);
+  document.querySelectorAll("[data-score]").forEach((select) => select.addEventListener("change", keepExtras));
   document.addEventListener("keydown", (event) => {
-    const isText = event.target.matches("textarea, input[type=text]");
+    const isText = event.target.matches("textarea, input[type=text], select");
     if (!rater || isText || event.repeat || event.ctrlKey || event.metaKey || event.altKey) return;
     if (event.key === "ArrowLeft") go(position - 1);
     else if (event.key === "ArrowRight") go(position + 1);
