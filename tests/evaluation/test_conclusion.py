@@ -9,7 +9,7 @@ from trl_sft.evaluation import advice, conclusion, evidence, suite_result, verdi
 from trl_sft.evaluation.answer_pairs import BASE, TUNED
 from trl_sft.evaluation.suite import GENERAL, HARMLESS, UNSAFE
 from trl_sft.evaluation.text_loss import TextLoss
-from trl_sft.reports import chinese_evaluation, evaluation_chapter
+from trl_sft.reports import chinese_evaluation, evaluation_chapter, opinions_chapter
 
 
 def make_evaluation(base, tuned, *, task="", check="exact", **others):
@@ -50,12 +50,22 @@ def make_votes(tuned, base, tie=0, winner=None):
     return {"result": wins, "tasks": {}, "counted_raters": ["a", "b"], "raters": [{}, {}], "scores": {}}
 
 
-def make_judge(resolution, code=""):
+def make_judge(resolution, code="", *, passed=True):
     """Return a judge's verdict as the command `judge` adds it."""
     rate, part = {"value": 0.7, "low": 0.6, "high": 0.8}, {"resolution": resolution, "prompts": 60}
     scores = {"difference": {"value": 1.5, "low": 1.0, "high": 2.0}, "resolution": "improved", "rows": 60}
-    judge = part | {"win_rate": rate, "verdict": {"code": code or resolution}, "swap_consistency": {"value": 0.4}}
-    return judge | {"tasks": {"sums": part | {"win_rate": rate}}, "dimensions": {"honesty": scores}}
+    consistency = {"value": 0.4, "low": 0.3, "high": 0.5}
+    judge = part | {"win_rate": rate, "verdict": {"code": code or resolution}, "swap_consistency": consistency}
+    judge |= {"audit": {"has_passed": passed, "skipped": not passed, "passed_rows": 39, "rows": 40}}
+    counts = {"pairs": 60, "tuned": 40, "tie": 4, "base": 16, "invalid": 0, "not_judged": 0, "sign_test_p": 0.002}
+    judge |= counts | {"is_partial": False, "first_position_rate": rate, "reliability": {"is_reliable": not code}}
+    judge["judge"] = {"model": "m"}
+    part = part | counts | {"win_rate": rate, "length_controlled": {"win_rate": rate}}
+    scores |= {"base": 2.5, "tuned": 4.0, "holm_p": 0.01}
+    judge["verdict"]["text"] = "The judge prefers the tuned model."
+    return (
+        judge | {"length_controlled": {"win_rate": None}} | {"tasks": {"sums": part}, "dimensions": {"honesty": scores}}
+    )
 
 
 def list_finding(source, name, resolution, low=0.1):
@@ -82,6 +92,7 @@ def list_finding(source, name, resolution, low=0.1):
         (UNCLEAR, {"judge": make_judge("improved")}, "improved"),
         (UNCLEAR, {"judge": make_judge("improved", code="unreliable")}, "not_resolved"),
         (UNCLEAR, {"judge": make_judge("not_resolved", code="length")}, "not_resolved"),
+        (UNCLEAR, {"judge": make_judge("improved", passed=False)}, "not_resolved"),
         (UNCLEAR, {"lm_eval": list_finding("task_suite", "gsm8k", "worse")}, "worse"),
         (FALLEN, {"judge": make_judge("worse")}, "worse"),
         (FALLEN, {"judge": make_judge("improved")}, "mixed"),
@@ -191,3 +202,21 @@ def test_chapter_has_every_finding_in_both_languages():
     assert name == "needs_attention"
     assert [row["name_zh"] for row in rows] == ["任务，sums", "通用测试集，拒绝不安全提示"]
     assert all(translated for _, _, translated in chapter["advice"])
+
+
+def test_chapter_on_a_judge_has_its_health_in_both_languages():
+    for code in ("", "unreliable", "length", "worse", "no_difference", "not_resolved"):
+        chapter = opinions_chapter.describe_judge(make_judge("improved", code))
+        assert "胜率 70.0%（95% 区间 60.0% 至 80.0%，平局计一半），40 胜 4 平 16 负" in chapter["text_zh"]
+    health = dict(chapter["health"])
+    assert (health["judge_audit"], health["judge_consistency"]) == ("39 / 40", "40% (30% ... 50%)")
+    assert opinions_chapter.describe_judge(make_judge("improved", passed=False))["text_zh"].startswith(
+        "评判模型未经审核"
+    )
+    assert chapter["scores"] == [("score_honesty", "2.50", "4.00", "+1.50 (+1.00 ... +2.00)", "60", "0.01", "improved")]
+
+
+def test_part_of_another_command_without_rule_checks_makes_no_verdict():
+    assert conclusion.add_part({}, judge={"a": 1}) == {"judge": {"a": 1}}
+    added = conclusion.add_part(make_evaluation(*UNCLEAR), votes=make_votes(40, 10, winner="tuned"))
+    assert added["verdict"]["code"] == "improved"

@@ -95,7 +95,7 @@ def _add_to_run(folder: Path, key: PageKey, described: Mapping[str, Any]) -> dic
             "Make the page from the answers of `evaluate` (`judge RUN -o PAGE --answers evaluation`), or name its run."
         )
         raise errors.DataError(errors.Fault(str(folder), problem, fix, code="votes.other_answers"))
-    content["evaluation"] = conclusion.conclude(content["evaluation"] | {"votes": dict(described)})
+    content["evaluation"] = conclusion.add_part(content["evaluation"], votes=described)
     text = json.dumps(content, indent=2, ensure_ascii=False) + "\n"
     run_folder.write_text(folder / run_folder.EVAL, text)
     return dict(content["evaluation"]["verdict"])

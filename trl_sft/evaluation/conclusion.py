@@ -50,6 +50,18 @@ def conclude(evaluation: Mapping[str, Any]) -> dict[str, Any]:
     return result | {"advice": advice.choose(result)}
 
 
+def add_part(evaluation: Mapping[str, Any], **parts: Mapping[str, Any]) -> dict[str, Any]:
+    """Return an evaluation with what another command found, and the verdict on all; without rule checks there is none.
+
+    Args:
+        evaluation: as `eval.json` has it; {} = `evaluate` did not run.
+        parts: by the key of the evaluation: `judge`, `votes`.
+
+    """
+    added = dict(evaluation) | parts
+    return conclude(added) if "resolution" in evaluation else added
+
+
 def decide(found: Sequence[EvaluationFinding]) -> str:
     """Return the code of the verdict: BETTER, WORSE, MIXED, NO_DIFFERENCE or NOT_RESOLVED."""
     is_better = any(entry.role == DECIDES and entry.resolution == BETTER for entry in found)

@@ -135,13 +135,14 @@ def _read_listed(evaluation: Mapping[str, Any]) -> Iterator[EvaluationFinding]:
 def _read_judge(judge: Mapping[str, Any]) -> Iterator[EvaluationFinding]:
     """Yield what a model that judges prefers, as a whole and in each task, and its scores by dimension.
 
-    A judge that changes its verdict with the order of the answers resolves nothing.
+    A judge that changes its verdict with the order of the answers resolves nothing, and one that did not pass the audit
+    decides nothing.
     """
     if not judge:
         return
     is_unreliable = judge["verdict"]["code"] == UNRELIABLE
     for name, role, part in [
-        ("", DECIDES, judge),
+        ("", DECIDES if judge["audit"]["has_passed"] else DETAIL, judge),
         *((str(name) or _NO_TASK, DETAIL, part) for name, part in judge["tasks"].items()),
     ]:
         if part["win_rate"] is not None:

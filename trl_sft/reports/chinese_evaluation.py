@@ -59,6 +59,22 @@ def translate_advice(advice: Mapping[str, Any]) -> tuple[str, str] | None:
         return None
 
 
+def translate_judge(judge: Mapping[str, Any]) -> str | None:
+    """Return the sentence on a model that judges in Chinese."""
+    try:
+        texts, rate = _read_texts()["judge"], judge["win_rate"]
+        judged = judge["pairs"] - judge["not_judged"]
+        marks = texts["partial"].format(pairs=judge["pairs"], judged=judged) if judge["is_partial"] else ""
+        marks += texts["skipped"] if judge["audit"]["skipped"] else ""
+        if rate is None:
+            return str(marks + texts["no_verdict"])
+        counts = {name: judge[name] for name in ("tuned", "tie", "base")}
+        numbers = texts["numbers"].format(**rate, **counts, p=judge["sign_test_p"])
+        return str(marks + texts[judge["verdict"]["code"]].format(numbers=numbers))
+    except _ODD_FORM:
+        return None
+
+
 def name_finding(entry: EvaluationFinding) -> str:
     """Return the source and the name of a finding in Chinese."""
     texts = _read_texts()

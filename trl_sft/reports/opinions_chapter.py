@@ -11,6 +11,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from trl_sft import console
+from trl_sft.reports import chinese_evaluation
 
 _MOST_NOTES = 50
 _MAX_CHARACTERS = 1000  # of one note
@@ -45,14 +46,16 @@ def describe_votes(votes: Any) -> dict[str, Any] | None:
 def describe_judge(judge: Any) -> dict[str, Any] | None:
     """Return the chapter on a model that judges, with its health; None = there is none, or it has another form."""
     try:
-        parts = [("part_all", "", judge)]
+        audit, parts = judge["audit"], [("part_all", "", judge)]
         parts += [("part_task", str(name), part) for name, part in judge["tasks"].items()]
         return {
             "text": _shorten(str(judge["verdict"]["text"])),
+            "text_zh": chinese_evaluation.translate_judge(judge),
             "model": _shorten(str(judge["judge"]["model"])),
             "wins": [(kind, name, *_list_judged(part)) for kind, name, part in parts],
             "scores": list(_list_scores(judge["dimensions"])),
             "health": [
+                ("judge_audit", "-" if audit["skipped"] else f"{audit['passed_rows']:,} / {audit['rows']:,}"),
                 ("judge_consistency", _describe_rate(judge["swap_consistency"])),
                 ("judge_first", _describe_rate(judge["first_position_rate"])),
                 ("judge_invalid", f"{judge['invalid']:,} / {judge['pairs']:,}"),

@@ -18,7 +18,7 @@ from trl_sft import console, errors, json_output, run_folder, user_paths
 from trl_sft.cli.judge import judge_screen, judges
 from trl_sft.cli.judge.judges import Judge
 from trl_sft.errors import DataError, Fault
-from trl_sft.evaluation import answer_pairs, eval_packages
+from trl_sft.evaluation import answer_pairs, conclusion, eval_packages
 from trl_sft.evaluation.answer_pairs import AnswerPair
 from trl_sft.evaluation.call_log import CallLog
 from trl_sft.evaluation.judging import audit, judge_result, pair_outcomes, rubric, rubric_scores
@@ -191,7 +191,7 @@ def _write(
             lines.append(line.encode("utf-8", "replace").decode() + "\n")  # half a character cannot be written
     run_folder.write_text(output / run_folder.VERDICTS, "".join(lines))
     content = run_folder.read_json(output / run_folder.EVAL)
-    content[_EVALUATION] = (content.get(_EVALUATION) or {}) | {"judge": result}
+    content[_EVALUATION] = conclusion.add_part(content.get(_EVALUATION) or {}, judge=result)
     run_folder.write_text(output / run_folder.EVAL, json.dumps(content, indent=2, ensure_ascii=False) + "\n")
     if (output / run_folder.RUN).is_file():
         from trl_sft.reports import page
