@@ -41,6 +41,14 @@ class TextMatch(NamedTuple):
     similarity: float  # share of the reference's runs (OVERLAP, PHRASE), Jaccard index (NEAR, NUMBERS), or 1
 
 
+class TextComparison(NamedTuple):
+    """What a text and a reference share."""
+
+    kind: str  # as in `TextMatch`; "" = nothing
+    similarity: float  # as in `TextMatch`
+    jaccard: float  # index of their words
+
+
 class _Content(NamedTuple):
     """A text as it is compared, without the wording that many texts have."""
 
@@ -125,6 +133,17 @@ class ReferenceIndex:
         return set(np.flatnonzero((counts >= least) & (counts > 0)).tolist())
 
 
+def compare_texts(text: str, reference: str) -> TextComparison:
+    """Return what two texts share, without regard to a wording that many texts have."""
+    if _compute_key(text) == _compute_key(reference):
+        return TextComparison(EXACT, 1.0, 1.0)
+    first, second = _read_content(text), _read_content(reference)
+    union = len(first.word_set | second.word_set)
+    jaccard = len(first.word_set & second.word_set) / union if union else 0.0
+    kind, similarity = _compare(first, second, len(first.runs & second.runs)) if union else ("", 0.0)
+    return TextComparison(kind, similarity, jaccard)
+
+
 def _compare(content: _Content, reference: _Content, shared_runs: int) -> tuple[str, float]:
     """Return what a text and a reference share: a kind, "" = nothing, and how much."""
     coverage = shared_runs / len(reference.runs) if reference.runs else 0.0
@@ -137,6 +156,11 @@ def _compare(content: _Content, reference: _Content, shared_runs: int) -> tuple[
             return NUMBERS, jaccard
         return (OVERLAP, coverage) if is_overlap else (NEAR, jaccard)
     return (PHRASE, coverage) if coverage else ("", 0.0)
+
+
+def _read_content(text: str) -> _Content:
+    words = split_words(text)
+    return _Content(words, frozenset(_list_runs(words)), frozenset(words))
 
 
 def _compute_order(content: _Content, reference: _Content) -> float:

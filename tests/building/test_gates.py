@@ -1,0 +1,246 @@
+"""Quality gates: each planted fault is rejected by its own gate, and rows without a fault pass all gates."""
+
+import random
+
+import pytest
+
+from trl_sft.building.candidates import CandidateRow
+from trl_sft.building.gates import gate, language, novelty, personal_data
+from trl_sft.building.gates.duplicates import DuplicateGate
+from trl_sft.data import text_matches
+
+CHINESE = "傍晚的阳光穿过更厚的大气层，短波光被散射，因此到达眼睛的光是红色的，"
+QUESTION = "Explain why the sky over the harbour turns red in the evening."
+ANSWER = (
+    "Light from a low sun crosses more air. Short waves are scattered away, so that mostly red light reaches the eye. "
+    "Dust and salt over the water make the effect stronger."
+)
+
+
+def make_row(instruction=QUESTION, answer=ANSWER, **fields):
+    return CandidateRow(
+        fields.pop("id", "1"),
+        ({"role": "user", "content": instruction}, {"role": "assistant", "content": answer}),
+        **fields,
+    )
+
+
+def turns(*pairs):
+    return CandidateRow("1", tuple({"role": role, "content": content} for role, content in pairs))
+
+
+FAULTS = {
+    "no answer": (turns(("user", QUESTION)), "form"),
+    "user last": (turns(("user", QUESTION), ("assistant", ANSWER), ("user", "Why?")), "form"),
+    "two users": (turns(("user", QUESTION), ("user", "Why?"), ("assistant", ANSWER)), "form"),
+    "unknown role": (turns(("human", QUESTION), ("assistant", ANSWER)), "form"),
+    "a number": (turns(("user", QUESTION), ("assistant", 4)), "form"),
+    "control character": (make_row(answer=ANSWER + "\x07"), "form"),
+    "replacement": (make_row(answer="Caf\ufffd du port"), "form"),
+    "wrong encoding": (make_row(answer="Le cafÃ© du port est fermÃ©."), "form"),
+    "empty answer": (make_row(answer=" \n"), "empty"),
+    "empty instruction": (make_row(""), "empty"),
+    "no output": (make_row(answer="<nooutput>"), "empty"),
+    "dots": (make_row(answer="..."), "empty"),
+    "too long": (make_row(answer="word " * 300 + "end."), "length"),
+    "cut by the generator": (make_row(was_cut=True), "complete"),
+    "open fence": (make_row(answer="Use this:\n```python\nprint(1)\n"), "complete"),
+    "fence closed by another kind": (make_row(answer="Use this:\n```python\nprint(1)\n~~~"), "complete"),
+    "cut at an article": (make_row(answer=ANSWER + " When the wind comes from land, it carries the"), "complete"),
+    "cut at a comma": (make_row(answer=ANSWER + " When the wind comes from the land in the late summer,"), "complete"),
+    "Chinese cut at a comma": (make_row("为什么天空是红色的？", CHINESE + "而且海面上的灰尘和盐分也会，"), "complete"),
+    "loop": (make_row(answer="The sky is red. " * 12), "complete"),
+    "as an AI": (make_row(answer="As an AI language model, I cannot see the sky. " + ANSWER), "artefact"),
+    "as an AI, second sentence": (make_row(answer="I'm sorry, but as an AI I have no eyes. " + ANSWER), "artefact"),
+    "Chinese model": (make_row("请解释天空为什么是红色的。", "作为一个人工智能语言模型，我无法看到天空。"), "artefact"),
+    "special token": (make_row(answer=ANSWER + "<|im_end|>"), "artefact"),
+    "next turn": (make_row(answer=ANSWER + "\n### Instruction:\nExplain the tides."), "artefact"),
+    "placeholder": (make_row(answer="Dear {{ customer_name }}, the sky is red."), "artefact"),
+    "other script": (make_row(answer="傍晚的阳光穿过更厚的大气层，短波光被散射，所以天空是红色的。"), "language"),
+    "not the row's language": (make_row("天空为什么是红色的？请简单解释一下原因。", language="zh"), "language"),
+    "e-mail": (make_row(answer=ANSWER + " Ask maria.lopez@gmail.com for the photograph."), "personal"),
+    "card": (make_row(answer=ANSWER + " He paid with 4539 1488 0343 6467."), "personal"),
+    "account": (make_row(answer=ANSWER + " Pay to DE89 3704 0044 0532 0130 00."), "personal"),
+    "social security": (make_row(answer=ANSWER + " Her number is 536-90-4399."), "personal"),
+    "Chinese identity": (make_row(answer=ANSWER + " 11010519491231002X"), "personal"),
+    "Chinese mobile": (make_row(answer=ANSWER + " 请拨打 13876540912。"), "personal"),
+    "phone": (make_row(answer=ANSWER + " Call +44 20 7946 0958 before noon."), "personal"),
+    "IP address": (make_row(answer=ANSWER + " The camera is at 85.214.132.117."), "personal"),
+    "key": (make_row(answer=ANSWER + " Use hf_AbCdEfGhIjKlMnOpQrStUvWx12."), "personal"),
+    "leak": (make_row("Why is the sea blue, and why does it look green near a sandy coast?"), "leakage"),
+    "leak, other case": (make_row("WHY is the sea blue -- and why does it look green near a sandy coast"), "leakage"),
+}  # fmt: skip
+
+CLEAN = {
+    "plain": make_row(),
+    "no full stop": make_row("Name the capital of France.", "Paris"),
+    "a number": make_row("What is 2 plus 2?", "4"),
+    "one sign": make_row("Which sign ends a question?", "?"),
+    "not available": make_row("Extract the telephone number, or write N/A.", "N/A"),
+    "none": make_row("Which of these are prime: 4, 6?", "None"),
+    "list": make_row("List three colours.", "- red\n- green\n- blue"),
+    "code": make_row("Write a loop.", "```python\nfor i in range(3):\n    print(i)\n```"),
+    "code after text": make_row("Write a loop.", "Here it is:\n\n```\nx = 1\n```\nIt sets x."),
+    "ends in a preposition": make_row(answer=ANSWER + " It is the light that such evenings have always been known for"),
+    "ends in to": make_row(answer=ANSWER + " Only the birds know where the evening light of the harbour is going to"),
+    "poem": make_row("Write a poem.", "Roses are red,\nviolets are blue,\nthe sea is wide,\nand so are you"),
+    "chant": make_row("Say no three times.", "no, no, no"),
+    "asked about AI": make_row("Are you an AI?", "As an AI language model, I have no body, and I answer with text."),
+    "asked about templates": make_row("Show a Jinja template.", "Dear {{ customer_name }}, thank you."),
+    "token in the question": make_row("What does <|im_end|> mean?", "<|im_end|> ends a turn."),
+    "translation": make_row("Translate into Chinese: The evening sun crosses more air.", CHINESE[:-1] + "。"),
+    "short other script": make_row("Write the character for water, large and clear.", "水"),
+    "name in a Chinese answer": make_row("请用 Python 打印数字，并解释它。", "用 range 函数：for i in range(3): print(i)，打印三个数。"),
+    "example address": make_row(answer=ANSWER + " Write to someone@example.com or to info@harbour.org."),
+    "example phone": make_row(answer=ANSWER + " Call (212) 555-0187."),
+    "private address": make_row(answer=ANSWER + " The camera is at 192.168.1.20, its mask is 255.255.255.0."),
+    "version": make_row("Which version is it?", "Version 5.23.0.1 of 2024-11-26, build 20241126.1530."),
+    "decimals": make_row("What is pi?", "3.14159265358979323846 and e is 2.718281828459045"),
+    "large number": make_row("How many?", "There are 1,234,567,890,123,456 grains, or 1234567890123456."),
+    "system": turns(("system", "Be brief."), ("user", "Name a colour."), ("assistant", "Red")),
+    "two turns": turns(("user", "Who wrote Faust?"), ("assistant", "Goethe"), ("user", "When?"), ("assistant", "1808")),
+    "tool call": CandidateRow("1", (
+        {"role": "user", "content": "Weather in Rome?"},
+        {"role": "assistant", "content": None, "tool_calls": [{"type": "function"}]},
+        {"role": "tool", "content": "18 degrees"},
+        {"role": "assistant", "content": "It is 18 degrees."},
+    )),
+    "same subject as an evaluation prompt": make_row("Why is the sea salty?", "Rivers carry salt into it."),
+    "accents": make_row("Traduis : the closed coffee house.", "Le café fermé du port, près de l'église Saint-Éloi."),
+}  # fmt: skip
+
+PROMPT = "Why is the sea blue, and why does it look green near a sandy coast?"
+
+
+def check(gates, row):
+    for one in gates:
+        if rejection := one.check(row):
+            return rejection
+    return None
+
+
+def make_gates():
+    return gate.make_gates(max_tokens=250, evaluation_prompts=[PROMPT])
+
+
+@pytest.mark.parametrize("name", FAULTS)
+def test_planted_fault_is_rejected_by_its_own_gate(name):
+    row, expected = FAULTS[name]
+    rejection = check(make_gates(), row)
+    assert rejection is not None
+    assert rejection.gate == expected, rejection.reason
+
+
+def test_rows_without_a_fault_pass_all_gates():
+    assert {name: found for name, row in CLEAN.items() if (found := check(make_gates(), row))} == {}
+
+
+EDITS = {
+    "exact": lambda words: words,
+    "case and spaces": lambda words: [word.upper() + " " for word in words],
+    "three words": lambda words: ["tide", *words[1:20], "very", *words[20:40], "harbour", *words[41:]],
+    "a part": lambda words: words[10:],
+    "a longer row": lambda words: [*words, "And", "so", "the", "evening", "ends."],
+}
+
+
+@pytest.mark.parametrize("name", EDITS)
+def test_duplicate_of_an_earlier_row_is_rejected_with_its_number(name):
+    gate = DuplicateGate()
+    assert gate.check(make_row(id="row 7")) is None
+    rejection = gate.check(make_row(answer=" ".join(EDITS[name](ANSWER.split())), id="row 8"))
+    assert rejection is not None
+    assert rejection.reason.endswith("row row 7")
+    assert rejection.reason.split(":")[0] in ("exact", "8-gram", "near")
+
+
+def test_rows_that_differ_in_numbers_or_in_the_question_are_no_duplicates():
+    gate = DuplicateGate()
+    story = "Tom has {} apples and buys {} more in the shop at the corner of the street. How many apples has he now?"
+    for first in range(2, 30):
+        assert gate.check(make_row(story.format(first, first + 1), str(2 * first + 1))) is None
+    passage = " ".join(f"{word} lies in the {place}." for word, place in zip("abcdefgh", "ijklmnop", strict=True))
+    assert gate.check(make_row(f"Summarise this text. {passage}", "Letters lie in places.")) is None
+
+
+def test_planted_duplicates_among_many_rows_are_all_found_and_no_other_row():
+    words = [
+        f"{first}{second}" for first in "bdfghklm" for second in ("an", "el", "or", "ist", "um", "ake", "ine", "ow")
+    ]
+    random_words = random.Random(0)
+    texts = [" ".join(random_words.choices(words, k=40)) for _ in range(400)]
+    gate, rejected = DuplicateGate(), set()
+    for number, text in enumerate(texts):
+        assert gate.check(make_row("Repeat this.", text, id=str(number))) is None
+    for number in range(0, 400, 4):
+        parts = texts[number].split()
+        for place in random_words.sample(range(40), 3):
+            parts[place] = "other"
+        if gate.check(make_row("Repeat this.", " ".join(parts), id="copy")):
+            rejected.add(number)
+    assert len(rejected) >= 97  # of 100; what is missed has its three words in the worst places
+
+
+def test_index_of_many_texts_finds_what_a_plain_comparison_finds(monkeypatch):
+    """The entries move from the dict into sorted arrays, and are found in both."""
+    monkeypatch.setattr("trl_sft.data.text_sketches._RECENT", 50)
+    gate = DuplicateGate()
+    rows = [f"Row {number} " + " ".join(f"w{number * 7 + place}" for place in range(20)) for number in range(300)]
+    for number, text in enumerate(rows):
+        assert gate.check(make_row(text, "Yes.", id=str(number))) is None
+    for number in random.Random(1).sample(range(300), 60):
+        assert gate.check(make_row(rows[number], "Yes.")).reason == f"exact: the same as row {number}"
+        assert gate.check(make_row(rows[number] + " indeed", "Yes.")).reason.endswith(f"row {number}")
+
+
+def test_similar_instruction_is_rejected_by_its_rouge_l():
+    gate = novelty.NoveltyGate()
+    assert gate.check(make_row("Write a short story about a lighthouse keeper and his dog.")) is None
+    rejection = gate.check(make_row("Write a short story about a lighthouse keeper and her dog."))
+    assert "ROUGE-L 0.91" in rejection.reason
+    assert gate.check(make_row("Write a poem about the tides of the northern sea.")) is None
+    assert gate.check(make_row("Add 3 and 4 and then take away 5 from it.")) is None
+    assert gate.check(make_row("Add 8 and 9 and then take away 2 from it.")) is None
+
+
+def test_rouge_l_is_that_of_the_definition():
+    def longest(one, other):
+        lengths = [[0] * (len(other) + 1) for _ in range(len(one) + 1)]
+        for i, word in enumerate(one):
+            for j, second in enumerate(other):
+                is_equal = word == second
+                lengths[i + 1][j + 1] = lengths[i][j] + 1 if is_equal else max(lengths[i][j + 1], lengths[i + 1][j])
+        return lengths[-1][-1]
+
+    generator = random.Random(2)
+    for _ in range(200):
+        one, other = ([generator.choice("abcd") for _ in range(generator.randint(1, 70))] for _ in range(2))
+        expected = 2 * longest(one, other) / (len(one) + len(other))
+        assert novelty.compute_rouge_l(one, other) == pytest.approx(expected)
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("", "unknown"),
+        ("Yes.", "unknown"),
+        ("你好", "unknown"),
+        ("今天天气很好，我们去公园散步吧", "han"),
+        ("The harbour is quiet today.", "latin"),
+        ("Гавань сегодня очень тихая", "cyrillic"),
+    ],
+)
+def test_language_of_a_short_text_is_unknown(text, expected):
+    assert language.find_language(text) == expected
+
+
+def test_numbers_with_a_wrong_check_digit_are_no_personal_data():
+    for text in ("4539 1488 0343 6468", "DE89 3704 0044 0532 0130 01", "110105194912310021"):
+        assert personal_data.find_personal_data(text) == [], text
+
+
+def test_comparison_of_two_texts_has_kind_and_jaccard_index():
+    match = text_matches.compare_texts("one two three four", "One, two: three four!")
+    assert (match.kind, match.jaccard) == (text_matches.EXACT, 1.0)
+    assert text_matches.compare_texts("red", "blue").kind == ""
+    assert text_matches.compare_texts("", "?").jaccard in (0.0, 1.0)

@@ -1,0 +1,69 @@
+"""The gate `language`: answers in another language than the row must have, and texts that mix two scripts.
+
+In: a row. Out: the script of its answer where that is another one. Languages of one script are not told apart, and a
+text of few letters is `unknown`, which is never rejected. Chinese is counted in characters (`evaluation.scripts`). Not
+here: translation, in which instruction and answer differ rightly.
+"""
+
+from __future__ import annotations
+
+import re
+
+from trl_sft.building.candidates import CandidateRow, Rejection
+from trl_sft.building.gates.row_text import list_answers
+from trl_sft.evaluation import scripts
+
+UNKNOWN = "unknown"
+_LEAST_CHARACTERS = 20  # a shorter text has no reliable language; a Chinese character counts as three
+_MOST_CHARACTERS = 2000  # that are read
+_EXPECTED = {"en": "latin", "zh": "han"}
+_WIDE = re.compile(r"[\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af]")
+_NAMES_A_LANGUAGE = re.compile(
+    r"translat|翻译|translate|\bin (?:english|chinese|spanish|french|german|japanese|korean|russian|arabic|hindi)\b"
+    r"|用.{0,4}[文语]|[英中日韩法德俄]文|[英汉日韩法德俄]语|transliterat|拼音|pinyin|chinese|japanese|korean|russian|arabic"
+    r"|greek|hebrew|hindi|languages?\b|script|alphabet|language",
+    re.IGNORECASE,
+)
+
+
+class LanguageGate:
+    """Rejects rows whose answer is in another script than the row's language, or than its instruction."""
+
+    name = "language"
+
+    def check(self, row: CandidateRow) -> Rejection | None:
+        """Compare the script of each answer with that of the row's language, else with that of the instruction."""
+        expected = _EXPECTED.get(row.language)
+        instruction = row.instruction
+        asked = find_language(instruction)
+        if expected is None and _NAMES_A_LANGUAGE.search(instruction):
+            return None
+        for answer in list_answers(row):
+            script = find_language(answer)
+            if script == UNKNOWN:
+                continue
+            if expected is not None and script != expected:
+                return Rejection(
+                    self.name, f"the answer is in {script} script, and the row's language is {row.language}"
+                )
+            if expected is None and asked not in (UNKNOWN, script):
+                return Rejection(self.name, f"the instruction is in {asked} script, and the answer in {script} script")
+        return None
+
+
+def find_language(text: str) -> str:
+    """Return the script of a text that is long enough to tell, else `unknown`.
+
+    Example:
+        >>> find_language("Hi!")
+        'unknown'
+
+    """
+    text = text[:_MOST_CHARACTERS]
+    letters = sum(map(str.isalpha, text))
+    if text.isascii():
+        return "latin" if letters >= _LEAST_CHARACTERS else UNKNOWN
+    letters += 2 * len(_WIDE.findall(text))
+    if letters < _LEAST_CHARACTERS:
+        return UNKNOWN
+    return scripts.find_script(text) or UNKNOWN
