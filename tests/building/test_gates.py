@@ -90,7 +90,7 @@ CLEAN = {
     "token in the question": make_row("What does <|im_end|> mean?", "<|im_end|> ends a turn."),
     "translation": make_row("Translate into Chinese: The evening sun crosses more air.", CHINESE[:-1] + "。"),
     "short other script": make_row("Write the character for water, large and clear.", "水"),
-    "name in a Chinese answer": make_row("请用 Python 打印数字，并解释它。", "用 range：for i in range(3)，再用 print(i)。"),
+    "code in a Chinese answer": make_row("请用 Python 打印数字。", "用 range：for i in range(3)，再用 print(i)。"),
     "example address": make_row(answer=ANSWER + " Write to someone@example.com or to info@harbour.org."),
     "example phone": make_row(answer=ANSWER + " Call (212) 555-0187."),
     "private address": make_row(answer=ANSWER + " The camera is at 192.168.1.20, its mask is 255.255.255.0."),
