@@ -12,9 +12,10 @@ from typing import NamedTuple
 from trl_sft.building import augmentation, balance, generation, plan, spec_keys, splitting, templates
 from trl_sft.building.balance import BalanceResult, CellTable
 from trl_sft.building.candidates import CandidateRow, Rejection
+from trl_sft.building.gates.gate import Gate
 from trl_sft.building.generation import Caller
 from trl_sft.building.plan import Slot
-from trl_sft.building.screening import GENERATION, FinalAnswerGate, Gate, Screening
+from trl_sft.building.screening import GENERATION, FinalAnswerGate, Screening
 from trl_sft.building.spec import Spec
 from trl_sft.building.splitting import EVAL, TRAIN
 

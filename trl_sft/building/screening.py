@@ -9,10 +9,11 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 from trl_sft.building import rubric_judge, spec_keys
 from trl_sft.building.candidates import CandidateRow, Rejection
+from trl_sft.building.gates.gate import Gate
 from trl_sft.building.generation import Caller
 from trl_sft.building.spec import Spec
 from trl_sft.building.templates import LanguageTexts
@@ -20,15 +21,6 @@ from trl_sft.evaluation.checks import number_match, text_match
 from trl_sft.evaluation.checks.answer import CheckedAnswer
 
 GENERATION, FINAL_ANSWER, JUDGE = "generation", "final_answer", "judge"
-
-
-class Gate(Protocol):
-    """What looks at a row."""
-
-    name: str
-
-    def check(self, row: CandidateRow) -> Rejection | None:
-        """Return why a row is rejected; None = it passes."""
 
 
 class RejectedRow(NamedTuple):
