@@ -46,7 +46,10 @@ def describe_outcomes(outcomes: Sequence[PairOutcome]) -> dict[str, Any]:
         return described | empty | {"sign_test_p": 1.0, "resolution": NOT_RESOLVED}
     prompts = [outcome.prompt_key for outcome in counted]
     scores = statistics.average_by_prompt([pair_outcomes.SCORES[outcome.verdict] for outcome in counted], prompts)
-    soft = statistics.average_by_prompt([outcome.soft_score for outcome in counted], prompts)
+    soft = None  # the rate of probabilities; an endpoint gives none
+    if any(outcome.has_probabilities for outcome in counted):
+        soft_scores = statistics.average_by_prompt([outcome.soft_score for outcome in counted], prompts)
+        soft = statistics.describe_interval(statistics.bootstrap_mean(soft_scores))
     differences = statistics.average_by_prompt([_get_difference(outcome) for outcome in counted], prompts)
     win_rate = statistics.bootstrap_mean(scores)
     better, worse = int((scores > 0.5 + 1e-12).sum()), int((scores < 0.5 - 1e-12).sum())
@@ -57,7 +60,7 @@ def describe_outcomes(outcomes: Sequence[PairOutcome]) -> dict[str, Any]:
     return described | {
         "prompts": len(scores),
         "win_rate": statistics.describe_interval(win_rate),
-        "soft_win_rate": statistics.describe_interval(statistics.bootstrap_mean(soft)),
+        "soft_win_rate": soft,
         "length_controlled": length_control.control_length(scores, differences).describe() | {"characters": lengths},
         "sign_test_p": p_value,
         "needed_prompts": statistics.compute_needed_prompts(better, worse, len(scores)),

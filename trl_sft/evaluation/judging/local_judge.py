@@ -24,7 +24,7 @@ from trl_sft.evaluation import answer_cache
 from trl_sft.evaluation.call_log import CallLog, ModelAnswer
 from trl_sft.evaluation.judging.judge_questions import JudgeQuestion
 from trl_sft.evaluation.judging.judge_replies import MISSING, Judgement
-from trl_sft.model import device, positions
+from trl_sft.model import positions
 
 _TOO_LONG = "too_long"  # `finish` of a question that has no room in the model
 
@@ -134,7 +134,8 @@ class LocalJudge:
                 problem = f"the judge cannot be loaded: {first_line(error)}"
                 fix = "Name the folder of a whole model with its tokenizer, as `save_pretrained` writes it."
                 raise DataError(Fault(str(self.path), problem, fix, code="judge.no_model")) from None
-            self._model = model.to(device.get_device_type()).eval()
+            accelerator = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
+            self._model = model.to(accelerator or "cpu").eval()
         return self._model, self._tokenizer
 
 

@@ -60,6 +60,11 @@ class PairOutcome:
         return sum(weights) / len(weights) if weights else 0.5
 
     @property
+    def has_probabilities(self) -> bool:
+        """Tell whether the judge gave probabilities, and not only a choice."""
+        return any(order.tuned_weight not in (None, *SCORES.values()) for order in self.orders)
+
+    @property
     def prompt_key(self) -> str:
         """Equal for equal prompts."""
         text = json.dumps(self.pair.turns, ensure_ascii=True)
