@@ -251,11 +251,30 @@ def test_same_model_on_both_sides_is_no_difference(evaluate, runs, tmp_path):
     )
     result = content["evaluation"]
     assert result["verdict"]["code"] == "no_difference"
-    assert result["best_tasks"] == []
+    assert result["best_tasks"] == result["best_improved"] == []
+    assert set(result["average_improvement"].values()) == {0}
+    assert (result["improvement_rate"]["better"], result["improvement_rate"]["tied"]) == (0, 40)
+    assert result["ids"] == {"better": [], "worse": []}
     assert result["format_only"]
     assert result["sign_test_p"] == 1
     assert "no_difference" in {given["rule"] for given in result["advice"]}
     assert content["calls"]["base"] == {"generated": 0, "cached": 40, "seconds": content["calls"]["base"]["seconds"]}
+
+
+def test_adapter_and_merged_model_give_the_same_answers_and_so_do_the_base_with_the_adapter_off_and_alone(
+    evaluate, runs, tmp_path
+):
+    assert cli.main(["merge", str(runs / "lora"), "-o", str(tmp_path / "merged")]) == 0
+    options = ["--data", runs / "asked.jsonl", "--few-shot", 0, "--max-new-tokens", 12]
+    texts = []
+    for name, words in (("adapter", []), ("merged", ["--tuned", tmp_path / "merged", "--against", runs / "base"])):
+        content = evaluate(runs / "lora", *options, *words, "-o", tmp_path / name)
+        assert content["ok"], content["faults"]
+        assert content["calls"]["tuned"]["generated"] == content["calls"]["base"]["generated"] == 40
+        records = read_lines(tmp_path / name / "evaluation.jsonl")
+        texts.append([[record["answers"][side]["text"] for side in ("base", "tuned")] for record in records])
+    assert texts[0] == texts[1]
+    assert any(base != tuned for base, tuned in texts[0])
 
 
 def test_checkpoints_are_a_curve_whose_last_point_is_the_verdict(evaluate, runs, tmp_path):

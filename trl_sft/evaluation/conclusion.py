@@ -115,7 +115,7 @@ def _describe_all(evaluation: Mapping[str, Any], found: Sequence[EvaluationFindi
     """Return the verdict as a sentence on the rule checks, and one on what others found better or worse."""
     sentences = [_HEADLINES[code]] if code != evaluation["resolution"] and code in _HEADLINES else []
     sentences.append(describe_rules(evaluation))
-    for heading, resolution in (("Better too", BETTER), ("Worse", WORSE)):
+    for heading, resolution in (("Better", BETTER), ("Worse", WORSE)):
         others = list_others(found, resolution)
         named = [f"{name_finding(entry)} {evidence.describe_number(entry)}" for entry in others[:_MOST_NAMED]]
         if rest := len(others) - len(named):
