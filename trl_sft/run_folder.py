@@ -26,6 +26,7 @@ RECIPE, RESOLVED, RUN, LOG, CARD = "recipe.yaml", "resolved.yaml", "run.json", "
 SAMPLES, EVAL = "samples.jsonl", "eval.json"
 ANSWERS, EVALUATION, SUITE = "answers.jsonl", "evaluation.jsonl", "suite.jsonl"  # of the command evaluate
 JUDGING, VERDICTS = "judging.jsonl", "verdicts.jsonl"  # of the command judge
+BISECT = "bisect.jsonl"  # of the command bisect
 LEDGER, REJECTS = "ledger.json", "rejects.jsonl"
 ROWS, REPORT = "rows.jsonl", "report.html"
 EARLIER_RUN = "_earlier_run"  # holds the run that a new one replaces; a push to the hub leaves out names with _
@@ -51,6 +52,7 @@ OWN_FILES = (
     _TRAINING_ARGS,
     ANSWERS,
     EVALUATION,
+    BISECT,
     SUITE,
     JUDGING,
     VERDICTS,

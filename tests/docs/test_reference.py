@@ -227,7 +227,7 @@ def test_classes_and_tables_that_the_development_pages_name_exist():
         assert [word for word in spans if not re.search(rf"\b{word}\b", code) and word != "CHANGELOG"] == [], path.name
 
 
-WHERE_IT_APPLIES = {"best", "stopped_early", "pushed"}  # keys of run.json that only some runs have
+WHERE_IT_APPLIES = {"best", "stopped_early", "pushed", "answer_metric"}  # keys of run.json that only some runs have
 RUN = """\
 model: {name_or_path: trl_sft:tiny}
 data: {train: rows.jsonl, eval_fraction: 0.2}

@@ -20,6 +20,7 @@ from typing import TextIO
 
 from trl_sft import console, errors, garbage_collection, json_output, ranks, redaction
 from trl_sft.cli import (
+    bisect,
     build,
     chat,
     check,
@@ -221,6 +222,7 @@ _COMMAND_WORDS = {
     "version": "--version",
 }
 COMMANDS: dict[str, Callable[[list[str]], int]] = {
+    "bisect": bisect.main,
     "build": build.main,
     "chat": chat.main,
     "check": check.main,

@@ -66,7 +66,7 @@ def run(folder: Path, output: Path, options: argparse.Namespace) -> dict[str, An
             template_date.pin(datetime.date.fromisoformat(models.run.template_date))
         renderer = build_renderer(models.run, tokenizer)
         asked = _read_items(folder, options)
-        answerer = _build_answerer(models.run, tokenizer, renderer, asked=asked, output=output, options=options)
+        answerer = build_answerer(models.run, tokenizer, renderer, asked=asked, output=output, options=options)
         planned, problem = _plan_sides(models, answerer, asked, folder=folder, options=options)
         console.print_lines(screen.describe_plan(asked, planned, problem))
         records, calls = _answer(answerer, planned, asked)
@@ -117,7 +117,7 @@ def _read_items(folder: Path, options: argparse.Namespace) -> list[EvaluationIte
     return items.choose_checks(found, requested, may_run_code=options.run_code)
 
 
-def _build_answerer(
+def build_answerer(
     source: ModelFolder,
     tokenizer: Any,
     renderer: PromptRenderer,
@@ -167,15 +167,15 @@ def _plan_sides(
     options: argparse.Namespace,
 ) -> tuple[list[Side], str]:
     """Return the sides in the order in which they answer, and why the base model has no examples. Raises UserError."""
-    rendered = [_render(answerer.renderer, item) for item in asked]
+    rendered = [render(answerer.renderer, item) for item in asked]
     planned = []
     for step, source in models.steps.items():
-        planned.append(_build_side(f"step_{step}", answerer, rendered, source=source))
+        planned.append(build_side(f"step_{step}", answerer, rendered, source=source))
     if options.endpoint:
         planned.append(_build_remote_side(answerer, rendered, asked, server=Endpoint(options.endpoint, options.model)))
     else:
-        planned.append(_build_side(TUNED, answerer, rendered, source=models.tuned))
-    planned.append(_build_side(BASE, answerer, rendered, source=models.base, is_base=not models.against))
+        planned.append(build_side(TUNED, answerer, rendered, source=models.tuned))
+    planned.append(build_side(BASE, answerer, rendered, source=models.base, is_base=not models.against))
     if not options.few_shot:
         return planned, "--few-shot 0"
     examples = prompts.read_examples(folder, asked)
@@ -196,7 +196,7 @@ def _plan_sides(
     return [*planned, side], ""
 
 
-def _render(renderer: PromptRenderer, item: EvaluationItem) -> RenderedPrompt:
+def render(renderer: PromptRenderer, item: EvaluationItem) -> RenderedPrompt:
     """Return the tokens of a prompt, as training renders it. Raises UserError."""
     if item.is_worded:
         return renderer.render_worded(item.prompt, item.tools)
@@ -205,7 +205,7 @@ def _render(renderer: PromptRenderer, item: EvaluationItem) -> RenderedPrompt:
     return renderer.render_messages(item.prompt, item.tools)
 
 
-def _build_side(
+def build_side(
     name: str,
     answerer: Answerer,
     rendered: Sequence[RenderedPrompt],
@@ -298,7 +298,7 @@ def _ask_suite(
     if limit is None and answerer.renderer.encoder.thoughts is None:  # a thought needs more
         limit = suite.MAX_NEW_TOKENS
     own = argparse.Namespace(**vars(options) | {"max_new_tokens": limit, "few_shot": 0})
-    suite_answerer = _build_answerer(
+    suite_answerer = build_answerer(
         models.run, answerer.tokenizer, answerer.renderer, asked=asked, output=answerer.path.parent, options=own
     )
     suite_sides, _ = _plan_sides(models._replace(steps={}), suite_answerer, asked, folder=folder, options=own)

@@ -80,7 +80,7 @@ def read_examples(folder: Path, asked: Sequence[EvaluationItem]) -> Examples:
     if not (folder / run_folder.RESOLVED).is_file():
         return Examples([], f"the folder has no {run_folder.RESOLVED}, so the training rows are not known")
     try:
-        _, _, rows = stages.read_first_rows(_load_recipe(folder), _ROWS_FOR_EXAMPLES)
+        _, _, rows = stages.read_first_rows(read_recipe(folder), _ROWS_FOR_EXAMPLES)
     except UserError as error:
         return Examples([], f"the training rows cannot be read: {error.faults[0].problem}")
     except OSError as error:
@@ -120,7 +120,7 @@ def _read_held_out(folder: Path, max_rows: int | None) -> list[EvaluationItem]:
 
     if not (folder / run_folder.RESOLVED).is_file():
         return []
-    run = _load_recipe(folder)
+    run = read_recipe(folder)
     _, _, _, rows = stages.read_rows(run, any_machine=True)
     limits = {"max_rows": max_rows} if max_rows is not None else {}
     run = dataclasses.replace(run, evaluate={**(run.evaluate or {}), **limits})
@@ -128,7 +128,7 @@ def _read_held_out(folder: Path, max_rows: int | None) -> list[EvaluationItem]:
     return items.read_samples([before_after.describe_prompt(prompt) for prompt in selected.prompts])
 
 
-def _load_recipe(folder: Path) -> Run:
+def read_recipe(folder: Path) -> Run:
     """Return the recipe of a run as it ran. Raises RecipeError."""
     from trl_sft import load_recipe
 
