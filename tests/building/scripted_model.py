@@ -33,6 +33,18 @@ CHINESE = (
 CHINESE_VERBS = "带来 建造 修理 测量 收集 描绘 跟随 保护 改变 解释 冷却 加热 抬起 整理 存放 清洁 连接 划分".split()
 
 
+FRAMES = (
+    "The {a} {n} {v} the {b} {m} in the morning.",
+    "Every {a} {m} near our {n} {v} something {b}.",
+    "When a {n} {v} one {m}, it becomes {a} and {b}.",
+    "Nobody {v} this {a} {n} without some {b} {m}.",
+    "My {b} {m} often {v} that {a} {n} over there.",
+    "Because of its {n}, an {a} {m} {v} {b} things.",
+    "{A} and {b}: so the {n} {v} her {m}.",
+    "Later, two {n}s met where the {m} {v} what was {a}.",
+)
+
+
 class Reply(NamedTuple):
     """An answer that is not simply a text."""
 
@@ -115,8 +127,9 @@ def write_sentences(chance, number, *, chinese=False):
         return "。".join(parts) + "。"
     sentences = []
     for _ in range(number):
-        words = [chance.choice(group) for group in (ADJECTIVES, NOUNS, VERBS, ADJECTIVES, NOUNS)]
-        sentences.append("The {} {} {} the {} {} in the morning.".format(*words))
+        words = {"a": chance.choice(ADJECTIVES), "b": chance.choice(ADJECTIVES), "v": chance.choice(VERBS)}
+        words |= {"n": chance.choice(NOUNS), "m": chance.choice(NOUNS), "A": chance.choice(ADJECTIVES).capitalize()}
+        sentences.append(chance.choice(FRAMES).format(**words))
     return " ".join(sentences)
 
 
@@ -157,8 +170,7 @@ def write(request):
     if step == "solution":
         return f"{write_sentences(chance, 3, chinese=chinese)}\n#### {chance.randrange(100)}"
     if step in ("question", "follow_up"):
-        end = "请说明原因。" if chinese else "Why is that so, and what follows from it?"
-        return f"{write_sentences(chance, 2, chinese=chinese)} {end}"
+        return f"{write_sentences(chance, 3, chinese=chinese)} {'为什么？' if chinese else 'Why?'}"
     if step == "paraphrase":
         parent = text.split("\n\n")[1]
         return f"{'请问：' if chinese else 'Tell me about this, please:'} {parent}"

@@ -149,11 +149,17 @@ def test_errors_of_the_server_are_repeated_and_a_dead_server_ends_the_build(buil
         seen[key] += 1
         if seen[key] > 2:
             return write(request)
-        faults = [Reply(status=429), Reply(status=500), Reply(raw=b"junk"), Reply(raw=b'{"choices": []}')]
-        return faults[make_chance(request).randrange(4)]
+        faults = [
+            Reply(status=429),
+            Reply(status=500),
+            Reply(raw=b"junk"),
+            Reply(raw=b'{"choices": []}'),
+            Reply(wait=1),
+        ]
+        return faults[make_chance(request).randrange(5)]
 
     with ScriptedServer(fail_first) as server:
-        content = build(server, "plan.rows=4", "augmentation=null")
+        content = build(server, "plan.rows=4", "augmentation=null", "generator.seconds=0.3")
         assert content["rows"]["taken"] == 4
         assert len(server.requests) == 3 * content["calls"]["in_file"]
     with ScriptedServer(lambda _: Reply(status=503)) as server:
@@ -162,6 +168,77 @@ def test_errors_of_the_server_are_repeated_and_a_dead_server_ends_the_build(buil
         assert [fault["code"] for fault in content["faults"]] == ["evaluation.endpoint_failed"]
         assert content["stop"] == "errors"
         assert len(server.requests) < 120
+
+
+PLANTED = {  # kind -> (the answer, the gate that has to catch it)
+    "cut off": (Reply("The river carries the bridge and the", finish="length"), "complete"),
+    "empty": ("  ", "empty"),
+    "refusal": ("I'm sorry, but I can't help with that request.", "refusal"),
+    "self": ("As an AI language model, I do not have feelings about rivers. They carry water.", "artefact"),
+    "token": ("The bakery is warm.<|im_end|> And the garden is quiet.", "artefact"),
+    "other language": ("河流带来面包，因为花园需要修理。图书馆会改变大桥。", "language"),
+    "open fence": ("Here is the code:\n```python\nprint('river')\n", "complete"),
+    "loop": ("The kettle sings. " + "It is warm in the kitchen. " * 30, "complete"),
+    "personal": ("Please write to maria.lopez@gmail.com about the garden.", "personal"),
+    "wrong encoding": ("The cafÃ© near the naÃ¯ve river sells bread.", "form"),
+    "long": ("word " * 200, "length"),
+}
+
+
+def test_every_planted_fault_is_caught_by_its_gate_and_no_clean_row_is_lost(build):
+    planted, clean = {}, set()
+
+    def respond(request):
+        chance, step = make_chance(request), name_step(request)
+        if step == "question":
+            return "" if chance.random() < 0.1 else write(request)
+        question = request["messages"][-1]["content"]
+        if not question:
+            raise AssertionError("nothing is answered that nobody asked")
+        if chance.random() < 0.5:
+            answer, planted[question] = PLANTED[chance.choice(list(PLANTED))]
+            return answer
+        clean.add(question)
+        return write(request)
+
+    with ScriptedServer(respond) as server:
+        content = build(
+            server,
+            "plan.rows=120",
+            "plan.attempts=3",
+            "augmentation=null",
+            "templates.families=[basic, task]",
+            "gates.max_tokens=150",
+        )
+    rows = read("set/train.jsonl") + read("set/eval.jsonl")
+    assert {row["messages"][0]["content"] for row in rows} == clean
+    rejects = read("set/rejects.jsonl")
+    caught = {reject["messages"][0]["content"]: reject["gate"] for reject in rejects}
+    assert caught.pop("") == "generation"
+    assert caught == planted
+    assert set(planted.values()) == {gate for _, gate in PLANTED.values()}
+    assert sum(gate["rejected"] for gate in content["gates"]) == len(rejects)
+    assert content["rows"]["planned"] - content["rows"]["taken"] == sum(
+        shortfall["planned"] - shortfall["rows"] for shortfall in content["shortfalls"]
+    )
+
+
+def test_repeated_rows_and_similar_requests_are_rejected_but_for_the_first(build):
+    def respond(request):
+        chance = make_chance(request)
+        if name_step(request) == "question":
+            asked = ("How does a river carry a {} from the mountain to the sea in spring?", "Who repairs this {} {}?")
+            words = chance.sample(["bridge", "stone", "boat"], 2)
+            return chance.choice(asked).format(*words) if chance.random() < 0.5 else write(request)
+        return write(request | {"seed": 0})  # the same question has the same answer
+
+    with ScriptedServer(respond) as server:
+        build(server, "plan.rows=40", "plan.attempts=2", "augmentation=null", "templates.families=[basic]")
+    rows = read("set/train.jsonl") + read("set/eval.jsonl")
+    rivers = [row for row in rows if row["messages"][0]["content"].startswith("How does a river")]
+    assert len(rivers) == 1
+    gates = Counter(reject["gate"] for reject in read("set/rejects.jsonl"))
+    assert set(gates) == {"duplicate", "novelty"}
 
 
 def test_judge_rejects_low_scores_and_unreadable_judgements_and_orders_the_rest(build):

@@ -13,7 +13,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-from trl_sft.building import generation, kept_facts, plan, spec_keys, templates
+from trl_sft.building import generation, kept_facts, plan, set_gates, spec_keys, templates
 from trl_sft.building.candidates import CandidateRow, Rejection
 from trl_sft.building.generation import Caller
 from trl_sft.building.screening import Screening
@@ -80,6 +80,7 @@ def make_children(
 ) -> list[CandidateRow]:
     """Return the children that pass the checks, in their order; the others are among the rejected rows."""
     children: list[CandidateRow] = []
+    instructions: set[str] = set()  # of children: a paraphrase of one parent may be that of another
     size = 8 * spec.get(spec_keys.GENERATOR, "concurrent")
     for start in range(0, len(planned), size):
         drafts = [ChildDraft(child) for child in planned[start : start + size]]
@@ -91,11 +92,16 @@ def make_children(
                 continue  # not made for want of budget: no verdict on the row
             row = _build_child(draft, spec)
             rejection = check_child(draft)
+            text = _normalise(draft.instruction)
+            if rejection is None and text in instructions:
+                rejection = Rejection(GATE, f"{draft.planned.template.name}: another row has this instruction")
+            instructions.add(text)
             if rejection is None:
                 candidates.append(row)
             else:
                 screening.reject(row, rejection)
-        children += screening.screen(candidates)
+        # a paraphrase is similar to its parent by its nature, so the gates that compare rows do not see children
+        children += screening.screen(candidates, without=set_gates.COMPARING)
         if caller.stop:
             break
     return children

@@ -174,8 +174,10 @@ def _add_turn(draft: _Draft, answer: ModelAnswer | None, spec: Spec, *, is_call:
         text = clean_text(answer.text)
         draft.was_cut = draft.was_cut or is_cut(answer)
     draft.messages.append({"role": turn.role, "content": text})
-    has_text = bool(text.strip()) or turn.role == "assistant"  # no answer can follow an empty question
-    draft.is_open = has_text and len(draft.messages) < len(draft.slot.template.turns)
+    if turn.role == "user" and not text.strip():
+        draft.problem, draft.is_open = "the generator wrote an empty request", False
+        return
+    draft.is_open = len(draft.messages) < len(draft.slot.template.turns)
 
 
 def _build_row(draft: _Draft, spec: Spec) -> CandidateRow:

@@ -15,7 +15,7 @@ from trl_sft.building.candidates import CandidateRow, Rejection
 from trl_sft.building.gates.gate import Gate
 from trl_sft.building.generation import Caller
 from trl_sft.building.plan import Slot
-from trl_sft.building.screening import GENERATION, FinalAnswerGate, Screening
+from trl_sft.building.screening import GENERATION, Screening
 from trl_sft.building.spec import Spec
 from trl_sft.building.splitting import EVAL, TRAIN
 
@@ -47,7 +47,7 @@ def build(
 
     """
     available, texts = templates.read_augmentations(spec.language)
-    screening = Screening(spec, [*gates, FinalAnswerGate()], judge, texts)
+    screening = Screening(spec, gates, judge, texts)
     slots = plan.plan_slots(spec)
     quotas = plan.count_quotas(spec)
     report("plan", f"{len(slots):,} rows to write in {len(quotas):,} cells")

@@ -23,6 +23,7 @@ from trl_sft.building.instruction_set import BuiltSet
 from trl_sft.building.spec import Spec
 from trl_sft.building.splitting import EVAL, TRAIN
 from trl_sft.errors import Fault, RecipeError
+from trl_sft.recipe import paths
 from trl_sft.recipe.yaml_reader import format_value
 
 CALLS, BUILD, CARD, REJECTS, RECIPE, SPEC = (
@@ -34,6 +35,7 @@ CALLS, BUILD, CARD, REJECTS, RECIPE, SPEC = (
     "spec.yaml",
 )
 _OWN_FILES = (CALLS, BUILD, CARD, REJECTS, RECIPE, SPEC, "train.jsonl", "eval.jsonl", "train.parquet", "eval.parquet")
+_TOKENIZER = "tokenizer: {chat_template: chatml}  # the tokenizer of this model has no chat template\n"
 _RECIPE_TEXT = """\
 # Train:  python -m trl_sft {command}
 # Check:  python -m trl_sft check {command}
@@ -47,7 +49,7 @@ train:
   num_train_epochs: 3
   learning_rate: 2e-4  # usual for LoRA; full fine-tuning needs about 2e-5
   per_device_train_batch_size: 4
-  max_length: 1024
+  max_length: {max_length}  # gates.max_tokens, and room for the template
 {eval_strategy}"""
 
 
@@ -170,8 +172,9 @@ def format_recipe(spec: Spec, content: Mapping[str, Any]) -> str:
     path = run_folder.shorten_path(spec.folder / RECIPE)
     return _RECIPE_TEXT.format(
         command=path,
-        student=format_value(student),
-        tokenizer="",
+        student=format_value(paths.relative_to_file(spec.folder / RECIPE, student)),
+        tokenizer="" if content.get("student_has_template", True) else _TOKENIZER,
+        max_length=spec.get(spec_keys.GATES, "max_tokens") * 9 // 8,
         train=f"{TRAIN}.{suffix}",
         evaluation=f"  eval: {EVAL}.{suffix}\n" if has_eval else "",
         output_dir=f"runs/{spec.folder.name}",

@@ -7,7 +7,7 @@ the score of the judge; `RejectedRow`s; counts. Not here: what a gate looks at.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -17,10 +17,8 @@ from trl_sft.building.gates.gate import Gate
 from trl_sft.building.generation import Caller
 from trl_sft.building.spec import Spec
 from trl_sft.building.templates import LanguageTexts
-from trl_sft.evaluation.checks import number_match, text_match
-from trl_sft.evaluation.checks.answer import CheckedAnswer
 
-GENERATION, FINAL_ANSWER, JUDGE = "generation", "final_answer", "judge"
+GENERATION, JUDGE = "generation", "judge"
 
 
 class RejectedRow(NamedTuple):
@@ -36,25 +34,6 @@ class GateCount:
 
     checked: int = 0
     rejected: int = 0
-
-
-class FinalAnswerGate:
-    """Rejects rows whose final answer is not the known one."""
-
-    name = FINAL_ANSWER
-
-    def check(self, row: CandidateRow) -> Rejection | None:
-        """Compare the final answers as numbers; as texts where the known one has no number."""
-        if not row.key:
-            return None
-        checked = CheckedAnswer(row.answer, row.key)
-        if number_match.find_final_number(row.key) is not None:
-            is_right = number_match.check_number(checked)
-        else:
-            is_right = text_match.check_contains(checked)
-        if is_right:
-            return None
-        return Rejection(self.name, f"the final answer is not the known one, {row.key.strip()[-60:]!r}")
 
 
 @dataclass
@@ -84,11 +63,12 @@ class Screening:
         count.rejected += 1
         self.rejected.append(RejectedRow(row, rejection))
 
-    def screen(self, rows: Sequence[CandidateRow]) -> list[CandidateRow]:
-        """Return the rows that pass all gates, in their order."""
+    def screen(self, rows: Sequence[CandidateRow], *, without: Collection[str] = ()) -> list[CandidateRow]:
+        """Return the rows that pass all gates, in their order; `without`: names of gates that are left out."""
+        gates = [gate for gate in self.gates if gate.name not in without]
         passed = []
         for row in rows:
-            rejection = self._check(row)
+            rejection = self._check(row, gates)
             if rejection is None:
                 passed.append(row)
             else:
@@ -99,9 +79,9 @@ class Screening:
         """Return the counts as build.json has them."""
         return [{"gate": name, **dataclasses.asdict(count)} for name, count in self.counts.items()]
 
-    def _check(self, row: CandidateRow) -> Rejection | None:
+    def _check(self, row: CandidateRow, gates: Sequence[Gate]) -> Rejection | None:
         """Return the first rejection of a row."""
-        for gate in self.gates:
+        for gate in gates:
             self.counts.setdefault(gate.name, GateCount()).checked += 1
             if (rejection := gate.check(row)) is not None:
                 return rejection

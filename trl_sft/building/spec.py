@@ -53,6 +53,7 @@ class Spec:
         axes: Axis -> its values; the family of the template is the first axis.
         topics: (topic, value of the axis `domain`; "" = any).
         seed_rows: Examples, and problems with a known answer.
+        evaluation_prompts: Of the files of `gates.evaluation`.
         templates: Those of the language whose needs the seeds meet.
         folder: The folder of the set, absolute.
 
@@ -63,6 +64,7 @@ class Spec:
     axes: Mapping[str, tuple[AxisValue, ...]]
     topics: tuple[tuple[str, str], ...]
     seed_rows: tuple[SeedRow, ...]
+    evaluation_prompts: tuple[str, ...]
     templates: tuple[RowTemplate, ...]
     folder: Path
 
@@ -106,6 +108,7 @@ def load_spec(path: str | Path, overrides: Sequence[str] = ()) -> Spec:
     axes = _read_axes(recipe, sections, faults)
     topics = _read_topics(recipe, sections[spec_keys.SEEDS].get("topics"), axes, faults=faults)
     seed_rows = _read_seed_rows(recipe, sections[spec_keys.SEEDS].get("rows"), faults)
+    prompts = _read_evaluation_prompts(recipe, sections[spec_keys.GATES]["evaluation"], faults)
     row_templates = _read_templates(
         recipe, sections, axes, faults=faults, has_topics=bool(topics), has_seeds=bool(seed_rows)
     )
@@ -113,7 +116,16 @@ def load_spec(path: str | Path, overrides: Sequence[str] = ()) -> Spec:
     folder = _find_folder(recipe, sections[spec_keys.OUTPUT].get("folder"), faults)
     if faults:
         raise RecipeError(sorted(dict.fromkeys(faults), key=_find_line))
-    return Spec(recipe, sections, axes, topics, seed_rows, tuple(row_templates), folder)
+    return Spec(
+        recipe=recipe,
+        sections=sections,
+        axes=axes,
+        topics=topics,
+        seed_rows=seed_rows,
+        evaluation_prompts=prompts,
+        templates=tuple(row_templates),
+        folder=folder,
+    )
 
 
 def declare_section(section: str) -> NestedFields:
@@ -302,6 +314,16 @@ def _read_seed_rows(recipe: Recipe, value: Any, faults: list[Fault]) -> tuple[Se
         return ()
     key: Key = (spec_keys.SEEDS, "rows")
     return tuple(seeds.read_rows(recipe, key, paths.make_absolute(value, recipe.folder(key)), faults=faults))
+
+
+def _read_evaluation_prompts(recipe: Recipe, files: Sequence[str], faults: list[Fault]) -> tuple[str, ...]:
+    """Return the prompts of evaluation sets."""
+    prompts: list[str] = []
+    for number, value in enumerate(files):
+        key: Key = (spec_keys.GATES, "evaluation", number)
+        path = paths.make_absolute(value, recipe.folder(key))
+        prompts += [row.instruction for row in seeds.read_rows(recipe, key, path, faults=faults)]
+    return tuple(prompts)
 
 
 def _read_templates(

@@ -104,7 +104,18 @@ SECTIONS: dict[str, dict[str, SpecKey]] = {
             "float", None, "The most money of the whole build; needs the prices of the models.", least=0, is_above=True
         ),
     },
-    GATES: {},
+    GATES: {
+        "max_tokens": SpecKey(
+            "int", 1024, "The most tokens of a row, by the tokenizer of `plan.student`; without it, words.", least=1
+        ),
+        "novelty": SpecKey(
+            "bool", True, "Reject a request too similar to an earlier one (ROUGE-L above 0.7, as Self-Instruct does)."
+        ),
+        "reject_refusals": SpecKey("bool", True, "Reject rows with an answer that begins as a refusal does."),
+        "evaluation": SpecKey(
+            "list[str]", [], "JSONL files of evaluation sets: rows that hold a prompt of theirs are rejected."
+        ),
+    },
     JUDGE: _MODEL_KEYS
     | {
         "temperature": SpecKey("float", 0.0, "The temperature of sampling; 0 is greedy.", least=0),

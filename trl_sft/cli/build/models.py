@@ -6,16 +6,22 @@ itself (`building.instruction_set`).
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
+from transformers import PreTrainedTokenizerBase
+
 from trl_sft import errors, run_folder
-from trl_sft.building import instruction_set, output, spec_keys
+from trl_sft.building import instruction_set, output, set_gates, spec_keys
 from trl_sft.building.call_budget import BudgetedCaller, CallBudget, read_spending
 from trl_sft.building.spec import Spec
 from trl_sft.cli.build import screen
 from trl_sft.evaluation.call_log import CallLog
 from trl_sft.evaluation.endpoint import Endpoint
 from trl_sft.evaluation.model_calls import ERRORS, CallLimits, ModelCaller
+from trl_sft.recipe import paths
+from trl_sft.recipe.paths import LocationProblem
+from trl_sft.serving import model_loading
 
 _LEAST_ERRORS = 10  # requests in a row without an answer, after which a build stops
 
@@ -54,11 +60,16 @@ def _run(spec: Spec, log: CallLog) -> int:
     judge = None
     if spec_keys.JUDGE in spec.sections:
         judge = _call_endpoint(spec, spec_keys.JUDGE, log, budget=budget)
-    built = instruction_set.build(spec, generator, judge, gates=screen.choose_gates(spec), report=screen.report)
+    student = _load_student(spec)
+    count_tokens = None if student is None else lambda text: len(student(text, add_special_tokens=False)["input_ids"])
+    gates = set_gates.make_gates(spec, count_tokens=count_tokens)
+    built = instruction_set.build(spec, generator, judge, gates=gates, report=screen.report)
     facts: dict[str, Any] = {"generator": describe_model(spec, spec_keys.GENERATOR, generator)}
     if judge is not None:
         facts["judge"] = describe_model(spec, spec_keys.JUDGE, judge)
     facts["calls"] = {"all": budget.spent_calls, "money": round(budget.spent_money, 6), "in_file": len(log.answers)}
+    if student is not None:
+        facts["student_has_template"] = bool(student.chat_template)
     content = output.write_set(spec, built, facts, with_scores=judge is not None)
     screen.print_set(spec, content)
     if built.stop == ERRORS:
@@ -91,6 +102,21 @@ def _call_endpoint(spec: Spec, section: str, log: CallLog, *, budget: CallBudget
     """Return the caller of a model behind a server."""
     endpoint = Endpoint(spec.get(section, "endpoint"), spec.get(section, "model"))
     return BudgetedCaller(ModelCaller(endpoint, log, read_limits(spec, section)), budget)
+
+
+def _load_student(spec: Spec) -> PreTrainedTokenizerBase | None:
+    """Return the tokenizer of the student; None = the spec names none. Raises UserError."""
+    key = (spec_keys.PLAN, "student")
+    name = spec.get(*key)
+    if name is None:
+        return None
+    location = paths.resolve_location(name, Path.cwd())  # as the command `init` reads it
+    if isinstance(location, LocationProblem):
+        raise errors.RecipeError(
+            spec.recipe.fault(key, f"{name}: {location.problem}", location.fix, code=location.code)
+        )
+    source = str(location.files[0]) if location.files else location.name
+    return model_loading.read_tokenizer(source, Path(name))
 
 
 def _make_generator(spec: Spec, log: CallLog, budget: CallBudget) -> Any:

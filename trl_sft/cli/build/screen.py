@@ -12,15 +12,9 @@ from typing import Any
 
 from trl_sft import console, errors, json_output, run_folder
 from trl_sft.building import data_card, estimate, output, spec_keys
-from trl_sft.building.gates.gate import Gate
 from trl_sft.building.spec import Spec
 
 _MOST_SHORTFALLS = 5  # that the screen names
-
-
-def choose_gates(_spec: Spec) -> list[Gate]:
-    """Return the gates of a spec, in their order."""
-    return []
 
 
 def report(name: str, line: str) -> None:

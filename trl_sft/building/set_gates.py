@@ -1,0 +1,81 @@
+"""The gates of a build: those of `building.gates`, and two that only a build has: refusals, and known final answers.
+
+Inputs: a checked spec, and how tokens of the student are counted. Outputs: gates in the order in which rows pass them.
+Those that compare rows come last, so that a faulty row never stands for a later one that is clean. Not here: what the
+other gates look at.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from trl_sft.building import spec_keys
+from trl_sft.building.candidates import CandidateRow, Rejection
+from trl_sft.building.gates import gate as building_gates
+from trl_sft.building.gates.duplicates import DuplicateGate
+from trl_sft.building.gates.gate import Gate
+from trl_sft.building.gates.novelty import NoveltyGate
+from trl_sft.building.spec import Spec
+from trl_sft.evaluation import refusals
+from trl_sft.evaluation.checks import number_match, text_match
+from trl_sft.evaluation.checks.answer import CheckedAnswer
+
+COMPARING = (DuplicateGate.name, NoveltyGate.name)  # gates that compare a row with those that passed
+
+
+class FinalAnswerGate:
+    """Rejects rows whose final answer is not the known one."""
+
+    name = "final_answer"
+
+    def check(self, row: CandidateRow) -> Rejection | None:
+        """Compare the final answers as numbers; as texts where the known one has no number."""
+        if not row.key:
+            return None
+        checked = CheckedAnswer(row.answer, row.key)
+        if number_match.find_final_number(row.key) is not None:
+            is_right = number_match.check_number(checked)
+        else:
+            is_right = text_match.check_contains(checked)
+        if is_right:
+            return None
+        return Rejection(self.name, f"the final answer is not the known one, {row.key.strip()[-60:]!r}")
+
+
+class RefusalGate:
+    """Rejects rows with an answer that refuses: the requests of a build are harmless by its topics."""
+
+    name = "refusal"
+
+    def check(self, row: CandidateRow) -> Rejection | None:
+        """Read the beginning of each answer."""
+        for turn in row.messages:
+            text = str(turn.get("content") or "")
+            if turn.get("role") == "assistant" and refusals.is_refusal(text):
+                return Rejection(self.name, f"an answer begins as a refusal: {text.strip()[:60]!r}")
+        return None
+
+
+def make_gates(spec: Spec, *, count_tokens: Callable[[str], int] | None) -> list[Gate]:
+    """Return the gates of a build.
+
+    Args:
+        spec: The checked spec.
+        count_tokens: Returns the number of the student's tokens in a text; None = words are counted.
+
+    """
+    section = spec.sections[spec_keys.GATES]
+    gates = building_gates.make_gates(
+        count_tokens=count_tokens,
+        max_tokens=section["max_tokens"],
+        evaluation_prompts=spec.evaluation_prompts,
+        checks_novelty=section["novelty"],
+    )
+    own: list[Gate] = [FinalAnswerGate()]
+    if section["reject_refusals"]:
+        own.insert(0, RefusalGate())
+    return [
+        *(gate for gate in gates if gate.name not in COMPARING),
+        *own,
+        *(gate for gate in gates if gate.name in COMPARING),
+    ]
