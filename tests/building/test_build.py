@@ -178,7 +178,7 @@ PLANTED = {  # kind -> (the answer, the gate that has to catch it)
     "token": ("The bakery is warm.<|im_end|> And the garden is quiet.", "artefact"),
     "other language": ("河流带来面包，因为花园需要修理。图书馆会改变大桥。", "language"),
     "open fence": ("Here is the code:\n```python\nprint('river')\n", "complete"),
-    "loop": ("The kettle sings. " + "It is warm in the kitchen. " * 30, "complete"),
+    "loop": ("The kettle sings. " + "It is warm in the kitchen. " * 14, "complete"),
     "personal": ("Please write to maria.lopez@gmail.com about the garden.", "personal"),
     "wrong encoding": ("The cafÃ© near the naÃ¯ve river sells bread.", "form"),
     "long": ("word " * 200, "length"),
