@@ -16,6 +16,7 @@ SNAPSHOT = Path(__file__).parent / "snapshots" / "fault_codes.txt"
 AREAS = {
     "build",
     "export",
+    "launch",
     "recipe",
     "data",
     "template",

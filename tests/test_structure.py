@@ -27,7 +27,7 @@ LAYERS = {
     **dict.fromkeys(["garbage_collection"], 1),
     "user_paths": 1,
     "recipe": 2,
-    **dict.fromkeys(["data", "model", "importers", "mirroring"], 3),
+    **dict.fromkeys(["data", "model", "importers", "mirroring", "launch"], 3),
     **dict.fromkeys(["tokenization", "evaluation", "publishing"], 4),
     **dict.fromkeys(["training", "reports", "serving", "building"], 5),
     "cli": 6,

@@ -81,6 +81,17 @@ def collect(command: str) -> Iterator[Answer]:
         print(format_answer(answer), file=output, flush=True)
 
 
+@contextlib.contextmanager
+def record(command: str) -> Iterator[Answer]:
+    """Collect the answer of a command inside the block; it is not printed, and output stays where it goes."""
+    answer = Answer(command)
+    _answers.append(answer)
+    try:
+        yield answer
+    finally:
+        _answers.pop()
+
+
 def format_answer(answer: Answer) -> str:
     """Return an answer as JSON text."""
     content = {

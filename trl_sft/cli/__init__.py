@@ -15,6 +15,7 @@ import signal
 import sys
 import traceback
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from types import TracebackType
 from typing import TextIO
 
@@ -31,6 +32,7 @@ from trl_sft.cli import (
     import_settings,
     init,
     judge,
+    launch,
     merge,
     prepare,
     preview,
@@ -55,6 +57,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
     redaction.register_arguments(arguments)
+    folder = ranks.get_folder() if argv is None else None
     if argv is None:
         ranks.silence()
         sys.excepthook = _print_traceback
@@ -66,6 +69,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         signal.signal(signal.SIGINT, _interrupt)
     try:
         try:
+            if folder is not None:
+                return _answer_to_launch(folder, arguments)
             if _take_out_json(arguments):
                 return _answer_as_json(arguments)
             return _run_command(arguments)
@@ -136,6 +141,23 @@ def _answer_as_json(arguments: list[str]) -> int:
     return answer.exit_code
 
 
+def _answer_to_launch(folder: Path, arguments: list[str]) -> int:
+    """Run a command as one of several processes, and write down how it ended; return the exit code for torchrun."""
+    from trl_sft.launch import endings
+
+    endings.announce(folder)
+    with json_output.record("train") as answer:
+        answer.exit_code = errors.EXIT_INTERNAL
+        try:
+            answer.exit_code = _run_command(arguments)
+        except Exception as error:
+            _print_traceback(type(error), error, error.__traceback__)
+            _add_internal_error(error)
+    exit_code = endings.write(folder, answer.exit_code, values=answer.values, faults=answer.faults)
+    ranks.leave()
+    return exit_code
+
+
 def _add_ending(message: str, code: str) -> None:
     """Put the early end of a run into a JSON answer; the lines after the first one say what to do."""
     if json_output.is_requested():
@@ -201,7 +223,7 @@ def _refuse_misspelt_command(arguments: list[str]) -> None:
 
 
 # Words by which other tools call what the commands do.
-_TRAIN_WORDS = ("train", "run", "sft", "finetune", "fine-tune", "fit", "start", "launch")
+_TRAIN_WORDS = ("train", "run", "sft", "finetune", "fine-tune", "fit", "start")
 _COMMAND_WORDS = {
     **dict.fromkeys(["validate", "lint", "verify", "test", "dry-run", "dryrun"], "check"),
     **dict.fromkeys(["show", "view", "inspect"], "preview"),
@@ -218,6 +240,7 @@ _COMMAND_WORDS = {
     **dict.fromkeys(["convert-to-gguf", "gguf", "ollama", "vllm", "quantize"], "export"),
     **dict.fromkeys(["eval", "score", "benchmark", "assess"], "evaluate"),
     **dict.fromkeys(["synthesize", "synthesise", "datagen", "make-data", "build-data"], "build"),
+    **dict.fromkeys(["torchrun", "distributed", "multi-gpu", "accelerate", "deepspeed"], "launch"),
     "help": "--help",
     "version": "--version",
 }
@@ -233,6 +256,7 @@ COMMANDS: dict[str, Callable[[list[str]], int]] = {
     "import": import_settings.main,
     "init": init.main,
     "judge": judge.main,
+    "launch": launch.main,
     "merge": merge.main,
     "prepare": prepare.main,
     "preview": preview.main,

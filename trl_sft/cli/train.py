@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from trl_sft import __version__, console, errors, json_output
+from trl_sft import __version__, console, errors, json_output, ranks
 from trl_sft.cli import arguments
 
 _DESCRIPTION = "Fine-tune a language model: one YAML recipe becomes a run of TRL's SFTTrainer."
@@ -16,6 +16,7 @@ commands (a first word that is not a command is a recipe):
   python -m trl_sft RECIPE [section.key=value ...]           train
   python -m trl_sft check RECIPE [--on MACHINE] [--fast] [--probe]
                                                              find every problem before the weights load
+  python -m trl_sft launch RECIPE [--processes N]            train with several processes, on one host or several
   python -m trl_sft preview RECIPE [--rows N] [--html FILE]  show rows as the model sees them
   python -m trl_sft prepare RECIPE [section.key=value ...]   tokenize the rows ahead of time
   python -m trl_sft chat RUN [--against base] [--at STEP]    talk to the tuned model, beside its base
@@ -55,6 +56,13 @@ def main(argv: Sequence[str]) -> int:
         parser.print_help()
         return errors.EXIT_DONE
     run, options = arguments.parse_recipe(parser, argv)
+    if ranks.count() == 1:
+        from trl_sft.launch import plan
+
+        if plan.needs_processes(run):
+            from trl_sft.cli import launch
+
+            return launch.start(run, options)
     from trl_sft import train
 
     console.set_verbose(options.verbose)

@@ -36,12 +36,12 @@ def check_machine(run: Run) -> None:
         if faults := processes.check(run):
             raise LaunchError(faults)
     if torch.cuda.device_count() > 1 and ranks.count() == 1 and not train.get("use_cpu"):
-        problem = f"{torch.cuda.device_count()} GPUs are visible; this version trains on one"
+        problem = f"{torch.cuda.device_count()} GPUs are visible, but this is one process"
         raise LaunchError(
             Fault(
                 "CUDA_VISIBLE_DEVICES",
                 problem,
-                "Write CUDA_VISIBLE_DEVICES=0 before the command.",
+                "Run `python -m trl_sft launch RECIPE`, or write CUDA_VISIBLE_DEVICES=0 before the command.",
                 code="machine.several_gpus",
             )
         )

@@ -1,7 +1,7 @@
 """How many processes train: what one process cannot do, and the batch size of all processes together.
 
 Inputs: a `Run`.
-Outputs: faults of the machine or of this version, apart from those of the recipe; the settings that follow from
+Outputs: faults of keys that need several processes, apart from those of the recipe; the settings that follow from
 `run.global_batch_size`.
 Not here: starting a process. Needs no torch.
 """
@@ -20,8 +20,6 @@ from trl_sft.recipe.upstream import fields
 from trl_sft.recipe.yaml_reader import Key, describe_value
 
 _GPUS = re.compile(r"([1-9]\d{0,5})x([1-9]\d{0,5}(?:\.\d{1,6})?)GiB", re.ASCII)
-_SINGLE_PROCESS = {"nproc_per_node": (1, "1"), "nnodes": (1, "1", "1:1")}  # the values that mean one process
-_OWN_KEYS = tuple(sections.OWN_KEYS["launch"])
 _BATCH_SIZE: Key = ("run", "global_batch_size")
 _ACCUMULATION: Key = ("train", "gradient_accumulation_steps")
 
@@ -50,24 +48,20 @@ def parse_machine(text: str) -> TargetMachine:
 
 
 def check(run: Run) -> list[Fault]:
-    """Return a fault for each key of `launch:` that needs several processes: this version trains in one.
+    """Return a fault for each key of `launch:` that needs several processes, where the run has one.
 
-    The recipe itself is right: a later version may run it.
+    The recipe itself is right: `python -m trl_sft RECIPE` starts the processes.
     """
-    faults: list[Fault] = []
-    for name, value in run.launch.items():
-        key = ("launch", name)
-        written = f"`{name}` is {describe_value(value)}"
-        if name == "engine" and value not in ("auto", "ddp"):
-            problem = f"{written}, but this version trains in one process, so there is nothing to divide"
-            fix = "Set `engine` to auto or ddp, or add launch=null to the command."
-            faults.append(run.recipe.fault(key, problem, fix, code="machine.one_process"))
-        elif name in _SINGLE_PROCESS and value not in _SINGLE_PROCESS[name]:
-            problem = f"{written}, but this version trains in one process"
-            faults.append(run.recipe.fault(key, problem, f"Set `{name}: 1`.", code="machine.one_process"))
-        elif name not in _OWN_KEYS and name not in _SINGLE_PROCESS:
-            problem = f"{written}, an option of torchrun, but this version starts no processes"
-            faults.append(run.recipe.fault(key, problem, "Remove it.", code="machine.one_process"))
+    launch, faults = run.launch, []
+    needs_several = {
+        "engine": launch.get("engine", "auto") not in ("auto", "ddp"),
+        "nproc_per_node": str(launch.get("nproc_per_node", "auto")) not in ("1", "auto", "cpu"),
+        "nnodes": str(launch.get("nnodes", 1)) not in ("1", "1:1"),
+    }
+    for name in [name for name, needs in needs_several.items() if needs]:
+        problem = f"`{name}` is {describe_value(launch[name])}, but this is one process"
+        fix = "Run `python -m trl_sft launch RECIPE`, or add launch=null to the command."
+        faults.append(run.recipe.fault(("launch", name), problem, fix, code="machine.one_process"))
     return faults
 
 

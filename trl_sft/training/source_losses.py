@@ -22,9 +22,10 @@ import torch
 import trl
 from trl import SFTTrainer
 
-from trl_sft import console, ranks
+from trl_sft import console
 from trl_sft.model import patches
 from trl_sft.tokenization.row_groups import GROUP_LENGTHS, GROUPS, Grouping, RowGroups
+from trl_sft.training.repeated_rows import count_own_rows
 from trl_sft.training.verify import Verification
 
 _TRAIN, _EVAL = "train", "eval"
@@ -200,11 +201,7 @@ class SourceLosses:
 
     def _count_rows(self) -> float:
         """Return how many rows of the batch the Trainer counts: of the last one those that are not repeated."""
-        accelerator, size = self._trainer.accelerator, self._trainer.args.eval_batch_size
-        state = accelerator.gradient_state
-        if state.end_of_dataloader and state.remainder > 0:
-            return float(min(max(state.remainder - ranks.get_number() * size, 0), size))
-        return float(size)
+        return float(count_own_rows(self._trainer, self._trainer.args.eval_batch_size))
 
     def _sum_by_group(
         self, output: Any, groups: torch.Tensor, row_groups: RowGroups, *, factor: torch.Tensor, router_factor: float

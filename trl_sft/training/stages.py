@@ -27,14 +27,14 @@ from trl_sft.evaluation.own_prompts import OwnPrompt
 from trl_sft.model import cpu_loss, device, load, needed_packages, packed_attention, patches, trust, weights
 from trl_sft.model.load import ModelSource
 from trl_sft.publishing import repository
-from trl_sft.recipe import early_stopping, folder_decision
+from trl_sft.recipe import early_stopping, engines, folder_decision
 from trl_sft.recipe import processes as recipe_processes
 from trl_sft.recipe.checked import Run, Setting
 from trl_sft.recipe.yaml_reader import Key
 from trl_sft.tokenization import build, encode, template_date, tokenizer
 from trl_sft.tokenization.build import TokenizedRows
 from trl_sft.tokenization.tokenizer import ChatTokenizer
-from trl_sft.training import best_metric, dry_run, hub_push, refusals, row_lengths
+from trl_sft.training import best_metric, dry_run, hub_push, refusals, repeated_rows, row_lengths
 from trl_sft.training.best_metric import AnswerMetric
 from trl_sft.training.hub_push import PushPlan
 
@@ -186,6 +186,8 @@ def settle_settings(run: Run, *, elsewhere: bool = False, processes: int | None 
     keywords = {"output_dir": str(run.output_dir), "model_init_kwargs": trust.build_load_keywords(run)} | run.train
     keywords |= {str(key[-1]): setting.value for key, setting in chosen.items() if key[0] == "train"}
     keywords |= device.ANY_MACHINE if elsewhere else {}
+    if run.launch and ranks.count() > 1:
+        keywords |= engines.build_arguments(run)
     try:
         args = SFTConfig(**keywords)
     except (ValueError, TypeError) as error:
@@ -388,6 +390,8 @@ def build_trainer(run: Run, inputs: TrainingInputs) -> SFTTrainer:
     if chat.stop_token and inputs.rows.row_type == CHAT:
         load.add_stop_token(trainer.model.generation_config, chat.tokenizer.convert_tokens_to_ids(chat.stop_token))
     trust.hide_tokens(trainer.args)
+    if ranks.count() > 1:
+        repeated_rows.remove_labels(trainer)
     return trainer
 
 

@@ -30,6 +30,7 @@ from trl import SFTConfig, SFTTrainer
 from trl_sft.console import format_duration
 from trl_sft.training import live
 from trl_sft.training.memory import fit
+from trl_sft.training.repeated_rows import ROW_TOKENS
 from trl_sft.training.verify import Verification
 
 _MIN_STEPS = 30  # of a shorter run three steps tell the time as soon
@@ -256,6 +257,7 @@ def _time_pass(trainer: SFTTrainer, table: Dataset, rows: np.ndarray) -> float:
     """Return the seconds of a forward and a backward pass; with those of its batch, where no worker makes it."""
     began = time.perf_counter()
     batch = trainer.data_collator(_read_rows(table, rows))
+    batch.pop(ROW_TOKENS, None)  # the Trainer's own loop takes it out
     if trainer.args.dataloader_num_workers:
         began = time.perf_counter()
     # of the class: on the object it is replaced by a function that ends the run at a loss that is not finite

@@ -198,12 +198,12 @@ class Verification(TrainerCallback):
     def _count_rows(self, args: SFTConfig) -> int:
         """Return the rows of the step that ends now, over all processes; one row of a flattened batch is a pack."""
         processes = live.count_processes()
-        if self._rows_of_step:
-            return self._rows_of_step * processes
         size = self.measured["before_training"]["rows_per_micro_batch"] or 0
         gradients = self._trainer.accelerator.gradient_state
         partial = gradients.end_of_dataloader and gradients.remainder > 0
         missing = size * processes - gradients.remainder if partial else 0
+        if self._rows_of_step:  # with several processes the rows that are missing were filled up with repeated ones
+            return self._rows_of_step * processes - (missing if processes > 1 else 0)
         return self._micro_batches * size * processes - missing
 
     def _count(self, model: torch.nn.Module, _: Any, batch: dict[str, Any]) -> None:

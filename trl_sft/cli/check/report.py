@@ -20,10 +20,11 @@ from trl_sft.console import format_duration, print_faults, print_lines, say
 from trl_sft.data import rows as data_rows
 from trl_sft.data.formats import TokenizerFeatures
 from trl_sft.errors import Fault, LaunchError, MissingPackage, Unreached, UserError
+from trl_sft.launch import plan
 from trl_sft.mirroring import fetch
 from trl_sft.model import device, trust
 from trl_sft.model.load import ModelSource
-from trl_sft.recipe import folder_decision
+from trl_sft.recipe import folder_decision, processes
 from trl_sft.recipe.checked import Run
 from trl_sft.recipe.processes import TargetMachine
 from trl_sft.tokenization import chat_template
@@ -83,7 +84,7 @@ def check(run: Run, machine: TargetMachine, seconds: float) -> Report:
         say(note)
     trust.announce(run)
     with report.stage("machine"):
-        device.check_machine(run)
+        _check_machine(run, machine)
     with report.stage("folder"):
         folder_decision.check_folder(run)
     if "mirror" in run.options and machine.is_this_machine:
@@ -131,21 +132,39 @@ def check(run: Run, machine: TargetMachine, seconds: float) -> Report:
     return report
 
 
+def _check_machine(run: Run, machine: TargetMachine) -> None:
+    """Refuse a machine that cannot run the recipe; what only another machine can be asked is not checked here."""
+    if run.launch and machine.is_this_machine and processes.check(run):
+        plan.make_plan(run, plan.HostOptions())
+    elif not run.launch:
+        device.check_machine(run)
+
+
+def _count_processes(run: Run, machine: TargetMachine) -> int:
+    """Return how many processes train on a machine: on another one a process for each GPU."""
+    if not machine.is_this_machine:
+        return machine.num_gpus
+    if not run.launch or not processes.check(run):
+        return 1
+    try:
+        return plan.make_plan(run, plan.HostOptions()).total
+    except UserError:  # the stage of the machine has reported it
+        return 1
+
+
 def _settle(run: Run, report: Report, machine: TargetMachine) -> RunSettings | None:
     """Return upstream's settings; what only this machine refuses is a fault of the machine, not of the recipe."""
-    processes = 1 if machine.is_this_machine else machine.num_gpus
+    number = _count_processes(run, machine)
     with report.stage("settings"):
         settings = None
         try:
-            settings = stages.settle_settings(run, processes=processes)
+            settings = stages.settle_settings(run, processes=number)
             stages.check_packages(run, settings)
         except UserError as error:
-            stages.settle_settings(
-                run, elsewhere=True, processes=processes
-            )  # a fault here is one of the recipe: raise it
+            stages.settle_settings(run, elsewhere=True, processes=number)  # a fault here is one of the recipe: raise it
             report.machine_faults += error.faults
         if settings is None or not machine.is_this_machine:
-            settings = stages.settle_settings(run, elsewhere=True, processes=processes)
+            settings = stages.settle_settings(run, elsewhere=True, processes=number)
         description = f"{machine.num_gpus} x {machine.gpu_gib:g} GiB" if machine.gpu_gib else "any"
         if machine.is_this_machine:
             description = stages.describe_machine(run, settings)

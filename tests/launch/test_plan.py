@@ -1,0 +1,120 @@
+"""What a launch would run: processes, hosts, options of torchrun, and what a host cannot run."""
+
+import json
+import shlex
+import sys
+
+import pytest
+from conftest import RECIPE
+
+from trl_sft import cli, load_recipe
+from trl_sft.errors import LaunchError, RecipeError
+from trl_sft.launch import plan as plans
+from trl_sft.launch.plan import HostOptions
+from trl_sft.recipe import engines
+
+
+@pytest.fixture
+def make(here, monkeypatch):
+    """Return a function that makes the plan of RECIPE with more lines, on a host with a number of cards."""
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+
+    def call(text="", *, cards=0, deepspeed=True, **options):
+        monkeypatch.setattr(plans, "count_cards", lambda: cards)
+        monkeypatch.setattr(plans, "has_package", lambda _: deepspeed)
+        (here / "recipe.yaml").write_text(RECIPE + text)
+        return plans.make_plan(load_recipe("recipe.yaml"), HostOptions(**options))
+
+    return call
+
+
+def test_one_host_takes_a_process_for_each_card_and_needs_no_address(make):
+    plan = make(cards=8)
+    assert plan.words == ["--nnodes=1", "--nproc-per-node=8", "--standalone", "-m", "trl_sft", "recipe.yaml"]
+    assert make("launch: {nproc_per_node: 2}\n", cards=8).processes == 2
+    assert make("launch: {nproc_per_node: 2}\n", cards=8, processes=4).processes == 4
+
+
+def test_hosts_meet_at_host_0(make):
+    plan = make("launch: {nproc_per_node: 8}\n", cards=8, hosts=2, host_rank=1, host="10.0.0.1")
+    assert plan.options == (
+        *("--nnodes=2", "--nproc-per-node=8", "--node-rank=1", "--master-addr=10.0.0.1", "--master-port=29500"),
+    )
+    assert plan.total == 16
+    assert "this is host 1" in plan.summarize()
+
+
+def test_options_of_torchrun_are_handed_on(make):
+    text = "launch: {nproc_per_node: 2, nnodes: 2, rdzv_backend: c10d, rdzv_endpoint: 'a:1', max_restarts: 3}\n"
+    options = make(text).options
+    assert options[2:] == ("--rdzv-backend=c10d", "--rdzv-endpoint=a:1", "--max-restarts=3")
+
+
+@pytest.mark.parametrize(
+    ("text", "options", "problem"),
+    [
+        ("", {}, "this host has no card, so the number of processes is not known"),
+        ("launch: {nproc_per_node: 4}\n", {"cards": 2}, "4 processes on a host with 2 cards"),
+        ("launch: {nproc_per_node: 2, engine: fsdp}\n", {}, "FSDP needs a card for each process"),
+        ("launch: {nproc_per_node: 2, engine: ray}\n", {"cards": 2}, "starts no processes with Ray"),
+        ("launch: {engine: zero2}\n", {"cards": 2, "deepspeed": False}, "pip install deepspeed"),
+        ("launch: {nnodes: 2}\n", {"cards": 2}, "nothing says where they meet"),
+        ("launch: {nnodes: '1:4'}\n", {"cards": 2}, "Set `nnodes: 4`"),
+        ("", {"cards": 2, "hosts": 2, "host": "a", "host_rank": 2}, "this is host 2 of 2"),
+        ("run: {global_batch_size: 6}\n", {"cards": 2}, "6 is not a multiple of 4 = 2 per device x 2 processes"),
+        ("run: {global_batch_size: 12}\n", {"cards": 2, "hosts": 2, "host": "a"}, "12 is not a multiple of 8"),
+        ("launch: {engine: zero2, config: {zero_optimization: {stage: 3}}}\n", {"cards": 2}, "stage` is 3"),
+        ("launch: {engine: zero2, config: {deepspeed_config: {zero_stage: 2}}}\n", {"cards": 2}, "file of accelerate"),
+        ("launch: {engine: fsdp, config: {zero_optimization: {stage: 3}}}\n", {"cards": 2}, "key of DeepSpeed"),
+    ],
+)
+def test_what_a_host_cannot_run_is_refused_before_a_process_starts(make, text, options, problem):
+    with pytest.raises((LaunchError, RecipeError)) as error:
+        make(text, **options)
+    assert problem in str(error.value)
+
+
+def test_configuration_of_an_engine_is_handed_on_as_it_is(built_launch):
+    deepspeed = {"zero_optimization": {"stage": 3, "offload_param": {"device": "cpu"}}, "anything": 1}
+    assert built_launch({"engine": "zero3", "config": deepspeed}) == {"deepspeed": deepspeed}
+    fsdp = {"fsdp_version": 2, "fsdp_offload_params": True}
+    assert built_launch({"engine": "fsdp", "config": {"distributed_type": "FSDP", "fsdp_config": fsdp}}) == {
+        "fsdp": True,
+        "fsdp_config": {"version": 2} | fsdp,
+    }
+    assert built_launch({"engine": "zero1"})["deepspeed"]["zero_optimization"] == {"stage": 1}
+    assert built_launch({"engine": "auto"}) == {}
+
+
+@pytest.fixture
+def built_launch(here):
+    def call(launch):
+        (here / "recipe.yaml").write_text(f"{RECIPE}launch: {json.dumps(launch)}\n")
+        return engines.build_arguments(load_recipe("recipe.yaml"))
+
+    return call
+
+
+def test_dry_run_prints_the_command_that_would_run(here, capsys, monkeypatch):
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    (here / "recipe.yaml").write_text(RECIPE)
+    assert cli.main(["launch", "recipe.yaml", "train.max_steps=1", "--processes", "2", "--dry-run"]) == 0
+    summary, threads, command = capsys.readouterr().out.splitlines()
+    assert summary == "# 2 processes, engine ddp"
+    assert threads.startswith("OMP_NUM_THREADS=")
+    words = shlex.split(command)
+    assert words[:3] == [sys.executable, "-m", "torch.distributed.run"]
+    assert words[3:] == [
+        *("--nnodes=1", "--nproc-per-node=2", "--standalone", "-m", "trl_sft", "recipe.yaml", "train.max_steps=1"),
+    ]
+    assert not (here / "out").exists()
+
+
+def test_batch_file_starts_the_same_command_on_each_host(here, capsys):
+    (here / "recipe.yaml").write_text(RECIPE)
+    words = ["launch", "recipe.yaml", "--processes", "2", "--hosts", "2", "--slurm", "job.sh"]
+    assert cli.main(words) == 0
+    text = (here / "job.sh").read_text()
+    assert "#SBATCH --nodes=2\n#SBATCH --ntasks-per-node=1\n#SBATCH --gpus-per-node=2" in text
+    assert "launch recipe.yaml --processes 2 --hosts 2 --host-rank" in text
+    assert "Next: sbatch job.sh" in capsys.readouterr().out
