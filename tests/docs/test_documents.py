@@ -8,10 +8,13 @@ from pathlib import Path
 
 import documents
 import pytest
+import yaml
 from conftest import SHIPPED, jsonl
 from documents import GUIDES, PAGES, RECIPES, ROOT
 
 from trl_sft import cli, load_recipe
+from trl_sft.building import spec as building_spec
+from trl_sft.building import spec_keys
 from trl_sft.recipe import paths
 from trl_sft.run_folder import write_text
 
@@ -80,10 +83,17 @@ def test_overrides_of_documented_commands_are_accepted(here, shipped):
     recipe.write_text(
         "model: {name_or_path: trl_sft:tiny}\nlora: {r: 4}\ndata: {train: rows.jsonl}\n", encoding="utf-8"
     )
-    overrides = {word for _, words in COMMANDS for word in words if re.match(r"[a-z_]+(\.[a-z_]+)*=", word)}
-    assert len(overrides) >= 4
-    for override in overrides - {"section.key=value"}:
-        load_recipe(recipe, [override])
+    (here / "spec.yaml").write_text(SPEC, encoding="utf-8")
+    pattern = r"[a-z_]+(\.[a-z_]+)*="
+    overrides = {(words[0] == "build", word) for _, words in COMMANDS for word in words if re.match(pattern, word)}
+    assert len(overrides) >= 5
+    for is_spec, override in overrides:
+        if override == "section.key=value":
+            continue
+        if is_spec:
+            building_spec.load_spec("spec.yaml", [override])
+        else:
+            load_recipe(recipe, [override])
 
 
 def test_make_targets_in_documents_exist():
@@ -118,9 +128,31 @@ def prepare_files(folder, text):
     write_text(folder / "my-template.jinja", "{{ messages }}")
 
 
+SPEC = """\
+plan: {rows: 10}
+seeds: {topics: [rivers]}
+axes: {difficulty: [easy]}
+templates: {families: [basic], files: []}
+generator: {endpoint: http://127.0.0.1:1/v1, model: m}
+"""
+
+
+def check_spec_part(text, here):
+    """Check a part of a spec, or a file of templates, that a document shows."""
+    values, whole = yaml.safe_load(text), yaml.safe_load(SPEC)
+    if "family" in values:
+        (here / "mine.yaml").write_text(text, encoding="utf-8")
+        values = {"templates": {"families": [values["family"]], "files": ["mine.yaml"]}}
+    (here / "spec.yaml").write_text(yaml.safe_dump(whole | values), encoding="utf-8")
+    assert building_spec.load_spec("spec.yaml").folder
+
+
 @pytest.mark.parametrize("block", YAML, ids=[block.place for block in YAML])
-def test_a_recipe_in_a_document_is_accepted(block, here, shipped):
+def test_a_recipe_or_a_spec_in_a_document_is_accepted(block, here, shipped):
     prepare_files(here, block.text)
+    if "family" in yaml.safe_load(block.text) or {*yaml.safe_load(block.text)} <= {*spec_keys.SECTIONS}:
+        check_spec_part(block.text, here)
+        return
     (here / "recipe.yaml").write_text(block.text, encoding="utf-8")
     assert load_recipe("recipe.yaml").output_dir
 
