@@ -68,10 +68,11 @@ def make_judge(resolution, code="", *, passed=True):
     )
 
 
-def list_finding(source, name, resolution, low=0.1):
-    """Return the part of another command that lists its findings itself."""
-    entry = {"source": source, "name": name, "role": "decides", "resolution": resolution, "unit": "share", "count": 60}
-    return {"evidence": [entry | {"value": low + 0.1, "low": low, "high": low + 0.2}]}
+def make_tasks(resolution, value=-0.2, **changes):
+    """Return tasks of lm-eval as `evaluate --tasks` adds them."""
+    interval = {"value": value, "low": value - 0.1, "high": value + 0.1}
+    part = {"difference": interval, "base": 0.6, "tuned": 0.4, "higher_is_better": True, "observations": 60} | changes
+    return {"tasks": {"gsm8k": {"metric": "acc,none", "metrics": {"acc,none": part}, "resolution": resolution}}}
 
 
 @pytest.mark.parametrize(
@@ -93,7 +94,9 @@ def list_finding(source, name, resolution, low=0.1):
         (UNCLEAR, {"judge": make_judge("improved", code="unreliable")}, "not_resolved"),
         (UNCLEAR, {"judge": make_judge("not_resolved", code="length")}, "not_resolved"),
         (UNCLEAR, {"judge": make_judge("improved", passed=False)}, "not_resolved"),
-        (UNCLEAR, {"lm_eval": list_finding("task_suite", "gsm8k", "worse")}, "worse"),
+        (UNCLEAR, {"lm_eval": make_tasks("worse")}, "worse"),
+        (RISEN, {"lm_eval": make_tasks("worse")}, "mixed"),
+        (UNCLEAR, {"lm_eval": make_tasks("improved", 0.2)}, "improved"),
         (FALLEN, {"judge": make_judge("worse")}, "worse"),
         (FALLEN, {"judge": make_judge("improved")}, "mixed"),
         (([0] * 20, [1] * 20), {}, "not_resolved"),
@@ -137,6 +140,15 @@ def test_judge_whose_verdict_depends_on_the_order_resolves_nothing():
         assert [round(entry["value"], 3) for entry in entries] == [0.2, 0.2, 1.5]
 
 
+def test_task_of_lm_eval_is_an_improvement_where_its_perplexity_falls():
+    fall = make_tasks("improved", -5.0, base=30.0, tuned=25.0, higher_is_better=False)
+    (entry,) = make_evaluation(*UNCLEAR, lm_eval=fall)["best_improved"]
+    assert (entry["name"], entry["unit"]) == ("gsm8k", "score")
+    assert (entry["low"], entry["value"], entry["high"]) == (4.9, 5, 5.1)
+    texts = make_tasks("not_resolved", difference=dict.fromkeys(("value", "low", "high")))
+    assert all(entry["source"] != "task_suite" for entry in make_evaluation(*UNCLEAR, lm_eval=texts)["evidence"])
+
+
 def test_what_became_worse_stands_before_what_is_not_resolved_and_by_the_lower_end_of_the_interval():
     entries = [
         evidence.EvaluationFinding.read(
@@ -176,7 +188,7 @@ def list_advice():
         }
         found |= {given["rule"]: given for given in advice.choose(evaluation | {"sides": sides})}
     losses = {side: [TextLoss(10.0 * (1 + (side == TUNED)) + n, 10) for n in range(20)] for side in (BASE, TUNED)}
-    others = {"suite": suite_result.build([], losses), "lm_eval": list_finding("task_suite", "gsm8k", "worse")}
+    others = {"suite": suite_result.build([], losses), "lm_eval": make_tasks("worse")}
     for judge in (make_judge("improved", "unreliable"), make_judge("not_resolved", "length")):
         found |= {given["rule"]: given for given in make_evaluation(*RISEN, judge=judge, **others)["advice"]}
     return found
@@ -198,8 +210,9 @@ def test_chapter_has_every_finding_in_both_languages():
     assert chapter["code"] == "worse"
     assert chapter["text_zh"].startswith("微调模型不如基座模型：66.7% → 0.0%，共 60 个提示；平均提升 -66.7%")
     assert "更差的有：任务，sums" in chapter["text_zh"]
-    ((name, rows),) = chapter["findings"]
-    assert name == "needs_attention"
+    (name, rows), (last, every) = chapter["findings"]
+    assert (name, last) == ("needs_attention", "evidence")
+    assert [row["name_zh"] for row in every] == ["规则检查", "任务，sums", "通用测试集，拒绝不安全提示"]
     assert [row["name_zh"] for row in rows] == ["任务，sums", "通用测试集，拒绝不安全提示"]
     assert all(translated for _, _, translated in chapter["advice"])
 

@@ -16,11 +16,11 @@ from trl_sft.evaluation.statistics import BETTER, NO_DIFFERENCE, NOT_RESOLVED, W
 RULES, TASK, GENERAL_SUITE, TASK_SUITE = "rules", "task", "general_suite", "task_suite"  # sources
 JUDGE, PEOPLE = "judge", "people"
 DECIDES, CAN_HARM, DETAIL = "decides", "can_harm", "detail"  # whether a finding can change the verdict
-SHARE, POINTS, NATS = "share", "points", "nats"  # units: of prompts or pairs; of a scale from 1 to 5; of a loss
+SHARE, POINTS, SCORE, NATS = "share", "points", "score", "nats"  # units: of prompts or pairs; 1 to 5; a metric; a loss
 TEXT_LOSS = "text_loss"
 UNRELIABLE, LENGTH = "unreliable", "length"  # codes of a judge's verdict: the order, or the length, explains it
 _NO_TASK = "(none)"  # rows without a task, beside rows with one
-_UNITS = (SHARE, POINTS, NATS)
+_UNITS = (SHARE, POINTS, SCORE, NATS)
 _SUITE_TASKS = ("general", "unsafe", "harmless")
 
 
@@ -34,7 +34,7 @@ class EvaluationFinding:
         role: DECIDES; CAN_HARM = it can make a verdict worse and never better; DETAIL = it belongs to another one.
         resolution: BETTER, WORSE, NO_DIFFERENCE or NOT_RESOLVED.
         improvement: with its 95% interval; more is better in every source.
-        unit: SHARE, POINTS or NATS.
+        unit: SHARE, POINTS, SCORE or NATS.
         count: prompts, pairs or paragraphs.
 
     """
@@ -65,7 +65,7 @@ def collect(evaluation: Mapping[str, Any]) -> list[EvaluationFinding]:
         *_read_rules(evaluation),
         *_read_suite(evaluation.get("suite") or {}),
         *_read_judge(evaluation.get("judge") or {}),
-        *_read_listed(evaluation),
+        *_read_task_suites(evaluation.get("lm_eval") or {}),
         *_read_votes(evaluation.get("votes") or {}),
     ]
 
@@ -125,11 +125,19 @@ def _read_suite(suite: Mapping[str, Any]) -> Iterator[EvaluationFinding]:
         )
 
 
-def _read_listed(evaluation: Mapping[str, Any]) -> Iterator[EvaluationFinding]:
-    """Yield what other commands found, whose part of the evaluation lists it as `evidence` in this form."""
-    for part in evaluation.values():
-        listed = part.get("evidence") if isinstance(part, dict) else None
-        yield from (EvaluationFinding.read(entry) for entry in listed or ())
+def _read_task_suites(suites: Mapping[str, Any]) -> Iterator[EvaluationFinding]:
+    """Yield the tasks of lm-eval, each by the metric that decides; a fall of a perplexity is an improvement."""
+    for name, task in suites.get("tasks", {}).items():
+        part = task["metrics"][task["metric"]]
+        if part["difference"]["value"] is None:  # texts, of which only all together have a score
+            continue
+        improvement = _read_interval(part["difference"])
+        if not part["higher_is_better"]:
+            improvement = Interval(-improvement.value, -improvement.high, -improvement.low)
+        unit = SHARE if 0 <= part["base"] <= 1 and 0 <= part["tuned"] <= 1 else SCORE
+        yield EvaluationFinding(
+            TASK_SUITE, str(name), DECIDES, task["resolution"], improvement, unit, part["observations"]
+        )
 
 
 def _read_judge(judge: Mapping[str, Any]) -> Iterator[EvaluationFinding]:

@@ -44,7 +44,7 @@ def _describe(evaluation: Mapping[str, Any]) -> dict[str, Any]:
         "sides": [(name, _list_facts(side), [f"{side[key]:,}" for key in _COUNTS]) for name, side in sides.items()],
         "findings": [
             (name, [_list_finding(EvaluationFinding.read(entry)) for entry in evaluation[name]])
-            for name in ("best_improved", "needs_attention")
+            for name in ("best_improved", "needs_attention", "evidence")
             if evaluation[name]
         ],
         "advice": [
