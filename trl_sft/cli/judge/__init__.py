@@ -10,6 +10,7 @@ import argparse
 import json
 import math
 import re
+import signal
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -47,7 +48,12 @@ def main(argv: Sequence[str]) -> int:
     if is_model:
         from trl_sft.cli.judge import model_judge
 
-        return model_judge.run(options)
+        try:
+            return model_judge.run(options)
+        except KeyboardInterrupt:
+            message = "stopped; the replies so far are kept\nRun the same command again: it continues."
+            code = errors.EXIT_SIGNAL + signal.SIGINT
+            raise errors.RunStopped(message, code, code="run.interrupted") from None
     from trl_sft.cli.judge import page
 
     options.rows = _MAX_PAIRS if options.rows is None else options.rows
@@ -143,11 +149,14 @@ def _check_numbers(options: argparse.Namespace) -> list[errors.Fault]:
             fix = "Write a number of at least 1."
             faults.append(errors.Fault(name, f"it is {number}", fix, code="run.bad_option"))
     money = {"--max-cost": options.max_cost, "--input-price": options.input_price}
-    money |= {"--output-price": options.output_price, "--timeout": options.timeout}
+    money |= {"--output-price": options.output_price}
     for name, value in money.items():
         if value is not None and not (math.isfinite(value) and value >= 0):
             fix = "Write a number from 0."
             faults.append(errors.Fault(name, f"{value} is out of range", fix, code="run.bad_option"))
+    if options.timeout is not None and not (math.isfinite(options.timeout) and options.timeout > 0):
+        fix = "Write a number of seconds above 0."
+        faults.append(errors.Fault("--timeout", f"it is {options.timeout}", fix, code="run.bad_option"))
     prices = (options.input_price, options.output_price)
     if (options.max_cost is not None and None in prices) or (prices.count(None) == 1):
         problem = "a cost needs both prices of the model"

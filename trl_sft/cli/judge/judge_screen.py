@@ -17,7 +17,13 @@ from trl_sft.evaluation.judging.judge_questions import JudgeQuestion
 from trl_sft.evaluation.judging.judge_replies import INVALID, MISSING
 from trl_sft.evaluation.judging.rubric import RubricDimension
 from trl_sft.evaluation.judging.rubric_scores import UNVERIFIED
+from trl_sft.evaluation.model_calls import CALLS, ERRORS, MONEY
 
+_STOPS = {
+    CALLS: "by --max-calls: the result is partial",
+    MONEY: "by --max-cost: the result is partial",
+    ERRORS: "after several requests in a row without an answer",
+}
 _LENGTH_WARNINGS = {
     length_control.FAR: "it is more than 10 points from the raw rate, so length decides much",
     length_control.ONE_SIDED: "one side's answers are always longer, so it is an extrapolation",
@@ -48,10 +54,13 @@ def describe_cost(
     """Yield how many calls are planned and what they may cost; `counter`: counts tokens, and what it counts with."""
     if not isinstance(judge, EndpointJudge):
         missing = judge.count_missing(questions)
-        yield "planned", f"{missing:,} of {len(questions):,} questions; the others are in judging.jsonl"
+        yield "planned", f"{missing:,} of {len(questions):,} questions; judging.jsonl has the others"
         return
     plan = judge.plan(questions, counter[0])
-    yield "planned", f"{plan.calls:,} calls for {plan.questions:,} questions; the others are in judging.jsonl"
+    yield (
+        "planned",
+        f"{plan.calls:,} calls for {plan.questions:,} questions; equal ones and those in judging.jsonl are saved",
+    )
     if plan.calls:
         yield "", f"about {plan.input_tokens:,} tokens of prompts ({counter[1]}), {plan.output_tokens:,} of replies"
         if judge.caller.limits.has_prices:
@@ -75,7 +84,7 @@ def describe_calls(judge: Judge) -> Iterator[tuple[str, str]]:
     if counts.unmetered:
         yield "", f"{counts.unmetered:,} calls without a count of tokens; their cost is the most that they can cost"
     if judge.caller.stop:
-        yield "stopped", f"by the limit of {judge.caller.stop}"
+        yield "stopped", _STOPS[judge.caller.stop]
 
 
 def describe_audit(result: AuditResult) -> Iterator[tuple[str, str]]:

@@ -106,6 +106,8 @@ def refuse_errors(judge: Judge) -> None:
     problem = f"the model {caller.endpoint.model} failed {caller.limits.errors_in_row} requests in a row, "
     problem += f"the last one ({name}) with: {last}"
     fix = "Correct the server or the options, and run the same command again: answers so far are kept."
+    if last.startswith("400"):
+        fix = "Leave out what the server refuses (--no-schema, --decoding), and run the same command again."
     raise LaunchError(Fault(caller.endpoint.url, problem, fix, code="evaluation.endpoint_failed"))
 
 

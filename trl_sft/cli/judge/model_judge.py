@@ -27,7 +27,7 @@ from trl_sft.evaluation.judging.judge_replies import INVALID, MISSING
 from trl_sft.evaluation.judging.pair_outcomes import PairOutcome
 from trl_sft.evaluation.judging.rubric import RubricDimension
 from trl_sft.evaluation.judging.rubric_scores import PairScores, ScoreRequest
-from trl_sft.reports import run_files
+from trl_sft.reports import page, run_files
 
 _EVALUATION = "evaluation"  # the key of eval.json
 _MOST_EXAMPLES = 3  # of invalid replies in a message
@@ -68,6 +68,8 @@ def run(options: argparse.Namespace) -> int:
     result["warnings"] = warnings
     _write(output, outcomes, scores, result=result)
     console.print_lines(judge_screen.describe_result(result))
+    if (output / run_folder.RUN).is_file():
+        page.write_at_end(output)
     calls = judges.describe_calls(judge)
     verdicts = output / run_folder.VERDICTS
     json_output.add_values(output=output, verdicts=verdicts, judge=result, calls=calls)
@@ -179,7 +181,7 @@ def _refuse_invalid(values: Sequence[object], noun: str, problems: Sequence[str]
 def _write(
     output: Path, outcomes: Sequence[PairOutcome], scores: dict[str, PairScores], *, result: dict[str, Any]
 ) -> None:
-    """Write verdicts.jsonl, the judge's part of eval.json, and the report of a run."""
+    """Write verdicts.jsonl, and the judge's part of eval.json."""
     lines = []
     for outcome in sorted(outcomes, key=lambda outcome: _sort_key(outcome.pair.name)):
         if outcome.verdict != MISSING:
@@ -193,10 +195,6 @@ def _write(
     content = run_folder.read_json(output / run_folder.EVAL)
     content[_EVALUATION] = conclusion.add_part(content.get(_EVALUATION) or {}, judge=result)
     run_folder.write_text(output / run_folder.EVAL, json.dumps(content, indent=2, ensure_ascii=False) + "\n")
-    if (output / run_folder.RUN).is_file():
-        from trl_sft.reports import page
-
-        page.write_at_end(output)
 
 
 def _sort_key(name: str) -> tuple[str, int]:

@@ -107,6 +107,9 @@ class LocalJudge:
             message += "Use a smaller judge, or one behind an endpoint."
             raise RunStopped(message, EXIT_OUT_OF_MEMORY, code="run.out_of_memory") from None
         scores = torch.stack([torch.logsumexp(logits[ids], 0) for ids in label_ids])
+        if not torch.isfinite(scores).all():
+            problem = "the judge computes scores that are not finite: its weights are damaged"
+            raise DataError(Fault(str(self.path), problem, "Name another judge.", code="judge.no_model"))
         weights = [round(weight, 9) for weight in torch.softmax(scores, 0).tolist()]
         text = json.dumps(dict(zip(question.labels, weights, strict=True)))
         return prompt, ModelAnswer(text, "scored", "", input_ids.shape[1], 0)
