@@ -27,6 +27,7 @@ SAMPLES, EVAL = "samples.jsonl", "eval.json"
 ANSWERS, EVALUATION, SUITE = "answers.jsonl", "evaluation.jsonl", "suite.jsonl"  # of the command evaluate
 JUDGING, VERDICTS = "judging.jsonl", "verdicts.jsonl"  # of the command judge
 BISECT = "bisect.jsonl"  # of the command bisect
+TASK_ANSWERS, TASK_SAMPLES = "task_answers.jsonl", "task_samples.jsonl"  # of `evaluate --tasks`
 LEDGER, REJECTS = "ledger.json", "rejects.jsonl"
 ROWS, REPORT = "rows.jsonl", "report.html"
 EARLIER_RUN = "_earlier_run"  # holds the run that a new one replaces; a push to the hub leaves out names with _
@@ -56,6 +57,8 @@ OWN_FILES = (
     SUITE,
     JUDGING,
     VERDICTS,
+    TASK_ANSWERS,
+    TASK_SAMPLES,
 )
 _REPORT_SECONDS = 60  # in which a report is surely written
 _TEMPORARY = re.compile(r"\.tmp[A-Za-z0-9]{6}")  # safetensors 0.8 writes to such a name first

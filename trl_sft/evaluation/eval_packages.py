@@ -12,6 +12,7 @@ import shlex
 from trl_sft.errors import Fault, MissingPackage
 
 EXTRA = "trl-sft[eval]"  # pyproject.toml: jsonschema, sacrebleu, scipy and statsmodels in tested versions
+SUITES_EXTRA = "trl-sft[suites]"  # has lm-eval
 SERVE_EXTRA = "trl-sft[serve]"  # has the client `openai`
 JUDGE_EXTRA = "trl-sft[judge]"  # the client, and what intervals need
 STATISTICS = ("scipy", "statsmodels")

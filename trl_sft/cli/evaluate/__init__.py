@@ -81,11 +81,18 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     add("--seed", metavar="N", type=int, help="of sampled answers; that of the run by default")
     add("--batch-size", metavar="N", type=int, default=8, help="prompts that are answered at once")
     add("--suite", action="store_true", help="also ask 104 general, unsafe and harmless prompts, and measure losses")
+    add(
+        "--tasks",
+        metavar="NAMES",
+        default="",
+        help="also run tasks of lm-eval: names or YAML files, with commas between",
+    )
     add("--run-code", action="store_true", help="let the check `code` run what the models write, under limits")
     add("-o", "--output", metavar="DIR", type=Path, help="where the files go; the run folder by default")
     add("--trust-remote-code", action="store_true", help="let Python code run that the model brings with it")
     options = parser.parse_args(argv)
     options.steps = _read_steps(options.at)
+    options.tasks = [name.strip() for name in options.tasks.split(",") if name.strip()]
     _check_options(options)
     return options
 

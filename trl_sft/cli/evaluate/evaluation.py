@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from trl_sft import console, run_folder
-from trl_sft.cli.evaluate import base_prompts, general_suite, prompts, screen, sides
+from trl_sft.cli.evaluate import base_prompts, general_suite, prompts, screen, sides, task_sides
 from trl_sft.cli.evaluate.sides import Answerer, Side
 from trl_sft.errors import Fault, RecipeError
 from trl_sft.evaluation import (
@@ -28,6 +28,7 @@ from trl_sft.evaluation import (
     generate,
     items,
     suite,
+    task_results,
     verdict,
 )
 from trl_sft.evaluation.checks import check_requests, sandbox
@@ -42,7 +43,7 @@ from trl_sft.reports import page, run_files
 from trl_sft.serving import model_folder, model_loading
 from trl_sft.serving.model_folder import ModelFolder
 from trl_sft.serving.prompts import PromptRenderer, RenderedPrompt, build_renderer
-from trl_sft.tokenization import template_date
+from trl_sft.tokenization import chat_template, template_date
 
 _OPINIONS = ("judge", "votes")  # keys of the evaluation that other commands add
 
@@ -59,6 +60,7 @@ class _Models(NamedTuple):
 
 def run(folder: Path, output: Path, options: argparse.Namespace) -> dict[str, Any]:
     """Evaluate a run; return `evaluation` as eval.json has it, and `calls`. Raises UserError."""
+    task_sides.check_tasks(options.tasks, has_endpoint=bool(options.endpoint))
     models = _find_models(folder, options)
     tokenizer = model_loading.load_tokenizer(models.run, trusts_code=options.trust_remote_code)
     with template_date.restored():
@@ -71,12 +73,14 @@ def run(folder: Path, output: Path, options: argparse.Namespace) -> dict[str, An
         console.print_lines(screen.describe_plan(asked, planned, problem))
         records, calls = _answer(answerer, planned, asked)
         suite_result = _ask_suite(models, answerer, planned, records=records, folder=folder, options=options)
+        task_result, task_calls = _run_tasks(models, answerer, planned, options=options)
     facts = {side.name: dict(side.facts) | {"decoding": answerer.describe_decoding(side)} for side in planned}
     result = verdict.build(records, facts, steps=list(models.steps))
     if any(request.check.name == CODE for item in asked for request in item.checks):
         result["code_limits"] = sandbox.measure_limits()
     result["few_shot_problem"] = problem
     result["suite"] = suite_result
+    result["lm_eval"] = task_result
     if table := answer_format.measure(answer_pairs.read_records(records)):
         result["format"] = format_changes.describe(table)
     result = conclusion.conclude(_keep_opinions(output, records) | result)
@@ -86,13 +90,15 @@ def run(folder: Path, output: Path, options: argparse.Namespace) -> dict[str, An
         console.print_lines(format_changes.list_lines(result["format"]))
     if suite_result is not None:
         console.print_lines(suite_lines(suite_result))
+    if task_result is not None:
+        console.print_lines(task_results.list_lines(task_result))
     console.print_lines(screen.describe_findings(result))
     for line in screen.list_regressions(result):
         console.say(line)
     if (output / run_folder.RUN).is_file():
         page.write_at_end(output)
     console.say(f"wrote     {run_folder.shorten_path(output.absolute() / run_folder.EVAL)}, {run_folder.EVALUATION}")
-    return {"evaluation": result, "calls": calls}
+    return {"evaluation": result, "calls": calls} | ({"task_calls": task_calls} if task_calls else {})
 
 
 def _find_models(folder: Path, options: argparse.Namespace) -> _Models:
@@ -319,6 +325,18 @@ def _keep_opinions(output: Path, records: Sequence[Mapping[str, Any]]) -> dict[s
         return added
     console.say(f"note      eval.json loses {' and '.join(added)}: the answers are no longer those that were judged")
     return {}
+
+
+def _run_tasks(
+    models: _Models, answerer: Answerer, planned: Sequence[Side], *, options: argparse.Namespace
+) -> tuple[dict[str, Any] | None, dict[str, Any]]:
+    """Return the result of the tasks of lm-eval, None = there are none; and how long each took. Raises UserError."""
+    if not options.tasks:
+        return None, {}
+    name = str(models.base.tokenizer_source if models.against else models.base.base)
+    base_tokenizer = base_prompts.load_base_tokenizer(name, trusts_code=options.trust_remote_code)
+    has_template = base_tokenizer is not None and bool(chat_template.read_template(base_tokenizer))
+    return task_sides.run(answerer, planned, options.tasks, max_items=options.max_rows, base_has_template=has_template)
 
 
 def _write(output: Path, records: Sequence[Mapping[str, Any]], result: Mapping[str, Any]) -> None:

@@ -112,7 +112,7 @@ class Answerer:
 
     def measure_losses(self, side: Side, rows: Sequence[tuple[Sequence[int], Sequence[int]]]) -> list[TextLoss]:
         """Return the loss of texts under the model of a side; `rows`: token ids of contexts and of texts."""
-        with self._open(side) as model:
+        with self.open_model(side) as model:
             return text_loss.measure(model, rows, limit=self.position_limit)
 
     def describe_decoding(self, side: Side) -> dict[str, Any]:
@@ -159,7 +159,7 @@ class Answerer:
         seeds = None
         if self.config.do_sample:  # from the prompt too, so that answers do not depend on their order
             seeds = [xxhash.xxh3_64_intdigest(f"{self.seed} {prompt}".encode()) % 2**31 for prompt in prompts]
-        with self._open(side) as model:
+        with self.open_model(side) as model:
             batches = generate.generate_batches(
                 model, self.tokenizer, prompts, config=self.config, batch_size=self.batch_size, seeds=seeds
             )
@@ -167,7 +167,7 @@ class Answerer:
                 yield {index: StoredAnswer(self._decode(tokens), stop, len(tokens)) for index, tokens, stop in batch}
 
     @contextlib.contextmanager
-    def _open(self, side: Side) -> Iterator[PreTrainedModel]:
+    def open_model(self, side: Side) -> Iterator[PreTrainedModel]:
         """Yield the model of a side in the precision of the run; the base of a loaded adapter needs no second load."""
         source = side.source
         assert source is not None
