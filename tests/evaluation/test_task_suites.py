@@ -241,7 +241,7 @@ def test_items_that_are_equal_count_once():
         sample["doc_hash"] = "the same"
     task = task_suites.SuiteTask("t", "", PlantedTask("acc", mean), None, 0, "0")
     sides = {"base": side, "tuned": make_side([1] * 40)}
-    part = task_results._compare_metrics(task, sides["base"], sides["tuned"], {"acc": True})["acc,none"]
+    part = task_results._compare_metrics(task, sides["base"], sides["tuned"], metrics={"acc": True})["acc,none"]
     assert (part["observations"], part["resolution"]) == (1, "not_resolved")
 
 

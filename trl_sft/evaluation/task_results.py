@@ -104,10 +104,10 @@ _WORDS = {BETTER: "better", WORSE: "worse", "no_difference": "same", NOT_RESOLVE
 
 def _describe_task(task: SuiteTask, sides: Mapping[str, SideScores], metrics: Mapping[str, bool]) -> dict[str, Any]:
     """Return the results of a task, by metric and filter."""
-    compared = _compare_metrics(task, sides[BASE], sides[TUNED], metrics)
+    compared = _compare_metrics(task, sides[BASE], sides[TUNED], metrics=metrics)
     plain = None
     if PLAIN in sides:
-        plain = {"metrics": _compare_metrics(task, sides[PLAIN], sides[TUNED], metrics)}
+        plain = {"metrics": _compare_metrics(task, sides[PLAIN], sides[TUNED], metrics=metrics)}
     version = (task.task.get_config("metadata") or {}).get("version")
     return {
         "source": task.source or "lm-eval",
@@ -124,7 +124,7 @@ def _describe_task(task: SuiteTask, sides: Mapping[str, SideScores], metrics: Ma
 
 
 def _compare_metrics(
-    task: SuiteTask, base: SideScores, tuned: SideScores, metrics: Mapping[str, bool]
+    task: SuiteTask, base: SideScores, tuned: SideScores, *, metrics: Mapping[str, bool]
 ) -> dict[str, dict[str, Any]]:
     """Return what each metric tells, under "metric,filter" as lm-eval names it."""
     compared = {}
@@ -134,14 +134,14 @@ def _compare_metrics(
             key = f"{metric},{filter_name}"
             if metric not in known or key not in base.scores:
                 continue
-            values = _read_values(base, tuned, metric, filter_name)
+            values = _read_values(base, tuned, metric=metric, filter_name=filter_name)
             part = _compare(values, task.aggregations[metric], is_better_high=more_is_better)
             reported = {BASE: base.scores[key], TUNED: tuned.scores[key]}
             compared[key] = {**reported, **part, "higher_is_better": more_is_better, "lm_eval": reported}
     return compared
 
 
-def _read_values(base: SideScores, tuned: SideScores, metric: str, filter_name: str) -> _Values:
+def _read_values(base: SideScores, tuned: SideScores, *, metric: str, filter_name: str) -> _Values:
     """Return the values of one metric, with the items of both sides in one order."""
     of_base, of_tuned = (
         {sample["doc_id"]: sample for sample in side.samples if sample["filter"] == filter_name}
@@ -162,7 +162,7 @@ def _compare(values: _Values, aggregate: Callable[[Sequence[Any]], float], *, is
     sign = 1.0 if is_better_high else -1.0
     of_base, of_tuned = _read_scalars(values.base), _read_scalars(values.tuned)
     if of_base is None or of_tuned is None:  # texts, of which only all together have a score
-        return _describe(None, None, "", sign)
+        return _describe(None, None, test="", sign=sign)
     base, tuned = (sign * statistics.average_by_prompt(side, values.keys) for side in (of_base, of_tuned))
     result = statistics.compare_scores(base, tuned)
     difference, test, table = result.difference, SIGN_TEST, None
@@ -177,13 +177,13 @@ def _compare(values: _Values, aggregate: Callable[[Sequence[Any]], float], *, is
         difference, result.p_value, prompts=result.prompts, decisive=result.better + result.worse
     )
     result = result._replace(difference=difference, resolution=resolution)
-    described = _describe(result, table, test, sign)
+    described = _describe(result, table, test=test, sign=sign)
     if is_mean:
         described |= {BASE: sign * result.base, TUNED: sign * result.tuned}
     return described
 
 
-def _describe(result: PairedResult | None, table: list[list[int]] | None, test: str, sign: float) -> dict[str, Any]:
+def _describe(result: PairedResult | None, table: list[list[int]] | None, *, test: str, sign: float) -> dict[str, Any]:
     """Return a comparison as `eval.json` has it; None = the items have no values of their own."""
     if result is None:
         unknown = dict.fromkeys(("better", "tied", "worse", "test", "mcnemar", "observations", "needed_items"))
