@@ -133,7 +133,7 @@ def load_tasks(names: Sequence[str], *, max_items: int | None = None) -> list[Su
                 faults.append(Fault(f"--tasks {name}", problem, fix, code="evaluation.bad_task"))
                 continue
             try:
-                tasks[title] = _describe(title, name if _is_file(name) else "", task, max_items)
+                tasks[title] = _describe(title, name if _is_file(name) else "", task, max_items=max_items)
             except UserError as error:
                 faults += error.faults
     if faults:
@@ -288,7 +288,7 @@ def _explain(name: str, error: Exception) -> Fault:
     )
 
 
-def _describe(name: str, source: str, task: Any, max_items: int | None) -> SuiteTask:
+def _describe(name: str, source: str, task: Any, *, max_items: int | None) -> SuiteTask:
     """Return a loaded task with the items that are asked. Raises RecipeError."""
     if getattr(task, "UNSAFE_CODE", False) or getattr(task, "MULTIMODAL", False):
         kind = "runs code that models write, without limits" if getattr(task, "UNSAFE_CODE", False) else "needs images"
