@@ -119,6 +119,7 @@ def test_fair_judge_passes_the_audit_and_every_number_follows_from_the_verdicts(
     assert (result["audit"]["has_passed"], result["audit"]["passed_rows"]) == (True, 40)
     assert [result[name] for name in ("pairs", "tuned", "base", "tie", "invalid")] == [40, 20, 10, 10, 0]
     assert (result["verdict"]["code"], result["is_partial"]) == ("not_resolved", False)  # p = 0.1
+    assert f"about {result['needed_prompts']} prompts would be needed" in result["verdict"]["text"]
     assert len(server.calls) == AUDIT_CALLS + 80 == content["calls"]["made"]
     lines = read_lines(run / "verdicts.jsonl")
     assert [line["pair"] for line in lines] == [f"row {n}" for n in range(40)]
@@ -201,12 +202,12 @@ def test_answers_that_ask_for_the_verdict_change_no_verdict(judge, tmp_path):
 
 
 def test_invalid_replies_are_asked_again_once_then_left_out_and_are_no_ties(judge, tmp_path):
-    run = write_evaluation(tmp_path / "run", [(f"base {n}, q=1", f"tuned {n}, q=2") for n in range(100)])
+    run = write_evaluation(tmp_path / "run", [(f"base {n}, q=1", f"tuned {n}, q=2") for n in range(50)])
 
     def answer(request):
         conversation = json.loads(request["messages"][1]["content"])["conversation"][0]["text"]
         number = int(re.search(r"\d+", conversation)[0])
-        if number in (3, 4):
+        if number == 4:
             return reply("A", winner="A")  # a key that nobody asked for
         if number == 5 and len(request["messages"]) == 2:
             return Answer(None, refusal="I cannot judge.")
@@ -214,11 +215,11 @@ def test_invalid_replies_are_asked_again_once_then_left_out_and_are_no_ties(judg
 
     content, server = judge(answer, run, "--skip-audit")
     result = content["judge"]
-    assert (result["invalid"], result["tie"], result["tuned"], result["pairs"]) == (2, 0, 98, 100)
-    assert len(server.calls) == 206  # both orders of three pairs are asked again
+    assert (result["invalid"], result["tie"], result["tuned"], result["pairs"]) == (1, 0, 49, 50)
+    assert len(server.calls) == 104  # both orders of two pairs are asked again
     again = [call["messages"][2:] for call in server.calls if len(call["messages"]) > 2]
     assert any("the key winner is unknown" in messages[-1]["content"] for messages in again)
-    assert [line["verdict"] for line in read_lines(run / "verdicts.jsonl")][3:6] == ["invalid", "invalid", "tuned"]
+    assert [line["verdict"] for line in read_lines(run / "verdicts.jsonl")][3:6] == ["tuned", "invalid", "tuned"]
     before = (run / "eval.json").read_bytes()
     shutil.copytree(run, tmp_path / "other")
     (tmp_path / "other" / "judging.jsonl").unlink()
@@ -226,7 +227,7 @@ def test_invalid_replies_are_asked_again_once_then_left_out_and_are_no_ties(judg
     failed, _ = judge(three, tmp_path / "other", "--skip-audit")
     (fault,) = failed["faults"]
     assert (fault["code"], failed["exit_code"]) == ("judge.invalid_replies", 2)
-    assert "11 of 100 pairs are invalid" in json.dumps(fault)
+    assert "11 of 50 pairs are invalid" in json.dumps(fault)
     assert (tmp_path / "other" / "eval.json").read_bytes() == before
 
 
@@ -362,6 +363,9 @@ def test_judge_that_is_judged_is_refused_and_one_of_its_family_is_warned_about(j
     else:
         assert len(content["judge"]["warnings"]) == bool(outcome)
         assert outcome in "".join(content["judge"]["warnings"])
+        assert ("Warning: the judge is of the family of the base model" in content["judge"]["verdict"]["text"]) == bool(
+            outcome
+        )
 
 
 @pytest.mark.parametrize(
@@ -372,6 +376,7 @@ def test_judge_that_is_judged_is_refused_and_one_of_its_family_is_warned_about(j
         ["--key", "x"],
         ["--dimensions", "kindness"],
         ["--decoding", "[1]"],
+        ["--decoding", '{"max_tokens": null}', "--max-cost", "1", "--input-price", "1", "--output-price", "1"],
         ["--decoding", '{"messages": []}'],
         ["--input-price", "1"],
     ],

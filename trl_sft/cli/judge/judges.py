@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from trl_sft import file_digests, run_folder
-from trl_sft.errors import Fault, LaunchError, RecipeError
+from trl_sft.errors import Fault, LaunchError, RecipeError, UsageError
 from trl_sft.evaluation.answer_pairs import BASE, TUNED
 from trl_sft.evaluation.call_log import CallLog
 from trl_sft.evaluation.endpoint import Endpoint
@@ -59,6 +59,10 @@ def build(options: argparse.Namespace, log: CallLog) -> Judge:
         if "max_completion_tokens" in options.decoding:  # servers take one of both
             own.pop("max_tokens")
         decoding = {name: value for name, value in (own | options.decoding).items() if value is not None}
+        if options.max_cost is not None and not {"max_tokens", "max_completion_tokens"} & decoding.keys():
+            problem = "without a limit of tokens a reply can cost any amount, so no call fits into --max-cost"
+            fix = 'Name a limit: {"max_completion_tokens": 4000}.'
+            raise UsageError(Fault("--decoding", problem, fix, code="run.bad_option"))
         caller = ModelCaller(Endpoint(options.endpoint, options.model), log, limits)
         return EndpointJudge(caller, decoding, sends_schema=not options.no_schema)
     from trl_sft.evaluation.judging.local_judge import LocalJudge
@@ -107,7 +111,7 @@ def refuse_errors(judge: Judge) -> None:
     problem += f"the last one ({name}) with: {last}"
     fix = "Correct the server or the options, and run the same command again: answers so far are kept."
     if last.startswith("400"):
-        fix = "Leave out what the server refuses (--no-schema, --decoding), and run the same command again."
+        fix = "Leave out what the server refuses (--no-schema, --decoding), or name a model with a longer context."
     raise LaunchError(Fault(caller.endpoint.url, problem, fix, code="evaluation.endpoint_failed"))
 
 

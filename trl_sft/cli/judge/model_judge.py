@@ -62,10 +62,19 @@ def run(options: argparse.Namespace) -> int:
         console.print_lines(judge_screen.describe_plan(judge, chosen, dimensions=dimensions, warnings=warnings))
         console.print_lines(judge_screen.describe_cost(judge, questions.list_all(), judges.find_token_counter(folder)))
         try:
-            result, outcomes, scores = _judge(judge, chosen, dimensions, questions=questions, options=options)
+            outcomes, scores, audited = _judge(judge, chosen, dimensions, questions=questions, options=options)
         finally:
             console.print_lines(judge_screen.describe_calls(judge))
-    result["warnings"] = warnings
+    facts = {
+        "judge": judges.describe(judge, options),
+        "audit": audited,
+        "language": options.language,
+        "seed": options.seed,
+        "warnings": warnings,
+        **judges.describe_cost(judge),
+    }
+    described = rubric_scores.describe(outcomes, scores, dimensions)
+    result = judge_result.build(outcomes, dimensions=described, facts=facts)
     _write(output, outcomes, scores, result=result)
     console.print_lines(judge_screen.describe_result(result))
     if (output / run_folder.RUN).is_file():
@@ -120,8 +129,8 @@ def _judge(
     *,
     questions: _Questions,
     options: argparse.Namespace,
-) -> tuple[dict[str, Any], list[PairOutcome], dict[str, PairScores]]:
-    """Return the result, and what it rests on. Raises UserError."""
+) -> tuple[list[PairOutcome], dict[str, PairScores], dict[str, Any]]:
+    """Return the outcome of each pair, the scores by pair, and how the judge did in the audit. Raises UserError."""
     ask: Callable[..., Any] = judge.ask
     audited = _audit(judge, questions.audit, is_skipped=options.skip_audit)
     outcomes = pair_outcomes.combine(pairs, ask(questions.pairs, label="pairs"))
@@ -134,15 +143,7 @@ def _judge(
         values = [score.value for by_name in scores.values() for score in by_name[dimension.name].values()]
         problems = [judgement.problem for judgement in judgements if judgement.choice == INVALID]
         _refuse_invalid(values, f"scores of {dimension.name}", problems)
-    facts = {
-        "judge": judges.describe(judge, options),
-        "audit": audited,
-        "language": options.language,
-        "seed": options.seed,
-        **judges.describe_cost(judge),
-    }
-    described = rubric_scores.describe(outcomes, scores, dimensions)
-    return judge_result.build(outcomes, dimensions=described, facts=facts), outcomes, scores
+    return outcomes, scores, audited
 
 
 def _audit(judge: Judge, questions: Sequence[JudgeQuestion], *, is_skipped: bool) -> dict[str, Any]:

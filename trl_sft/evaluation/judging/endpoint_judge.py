@@ -57,6 +57,7 @@ class EndpointJudge:
         ]
         typical = sum(known) / len(known) if known else _TYPICAL_TOKENS
         most = max(int(self.decoding.get(name) or 0) for name in ("max_tokens", "max_completion_tokens"))
+        typical = min(typical, most)
         compute = self.caller.limits.compute_cost
         return CallPlan(
             questions=len(questions),

@@ -126,6 +126,7 @@ def describe_verdict(result: Mapping[str, Any]) -> str:
         marks.append(f"Partial: {result['pairs'] - result[MISSING]:,} of {result['pairs']:,} pairs are judged")
     if result["audit"]["skipped"]:
         marks.append("The judge was not audited (--skip-audit)")
+    marks += [f"Warning: {warning}" for warning in result["warnings"]]
     start = "".join(f"{mark}. " for mark in marks)
     if result["win_rate"] is None:
         return f"{start}Not resolved. No pair has a verdict."
@@ -141,6 +142,8 @@ def describe_verdict(result: Mapping[str, Any]) -> str:
         UNRELIABLE: f"Judge unreliable: {result['reliability']['reason']}",
         LENGTH: "Not resolved. The length of the answers may explain what the judge prefers",
     }
+    if code == NOT_RESOLVED and (result["needed_prompts"] or 0) > result["prompts"]:
+        numbers += f"; about {result['needed_prompts']:,} prompts would be needed"
     return f"{start}{sentences[code]}: {numbers}."
 
 
