@@ -1,5 +1,6 @@
 """`evaluate`: both sides get the prompts of training, answers are kept, and every number follows from the records."""
 
+import dataclasses
 import functools
 import json
 import math
@@ -10,19 +11,22 @@ from collections import defaultdict
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
+import gguf
 import jsonschema
 import numpy as np
 import pytest
 import torch
 from conftest import QUESTIONS, jsonl
 from scipy import stats
-from transformers import GenerationConfig
+from transformers import AutoTokenizer, GenerationConfig
 
 from trl_sft import cli, load_recipe
 from trl_sft.evaluation import answer_cache, before_after, generate, items, verdict
 from trl_sft.evaluation.answer_cache import StoredAnswer
 from trl_sft.recipe import paths
-from trl_sft.serving import model_folder, model_loading, prompts
+from trl_sft.serving import base_tensors, model_folder, model_loading, prompts
+from trl_sft.serving.export import gguf_file as gguf_files
+from trl_sft.serving.export import gguf_vocabulary
 from trl_sft.tokenization import encode
 from trl_sft.training import stages
 
@@ -275,6 +279,53 @@ def test_adapter_and_merged_model_give_the_same_answers_and_so_do_the_base_with_
         texts.append([[record["answers"][side]["text"] for side in ("base", "tuned")] for record in records])
     assert texts[0] == texts[1]
     assert any(base != tuned for base, tuned in texts[0])
+
+
+@pytest.fixture(scope="module")
+def gguf_file(runs):
+    """Write the base model as a GGUF file; return its path."""
+    tokenizer = AutoTokenizer.from_pretrained(runs / "base")
+    planned = gguf_files.plan(runs / "base", base_tensors.load_on_meta(runs / "base"), "f32", where="the model")
+    stops = [tokenizer.convert_tokens_to_ids("<|im_end|>")]
+    built = gguf_vocabulary.build(tokenizer, planned.config.vocab_size, stops, adds_bos=False, where="the model")
+    vocabulary = dataclasses.replace(built, pre="llama-bpe")
+    gguf_files.write(planned, vocabulary, runs / "base.gguf", metadata={"general.name": "base"})
+    return runs / "base.gguf"
+
+
+def test_gguf_file_answers_as_the_model_that_it_was_written_from(evaluate, runs, gguf_file, tmp_path):
+    options = ["--data", runs / "asked.jsonl", "--against", runs / "base", "--few-shot", 0, "--max-new-tokens", 8]
+    content = evaluate(runs / "lora", *options, "--tuned", gguf_file, "-o", tmp_path)
+    assert content["ok"], content["faults"]
+    assert content["evaluation"]["verdict"]["code"] == "no_difference"
+    model = content["evaluation"]["sides"]["tuned"]["model"]
+    assert (model["kind"], model["name"]) == ("GGUF file", "base.gguf")
+    for record in read_lines(tmp_path / "evaluation.jsonl"):
+        assert record["answers"]["tuned"] == record["answers"]["base"]
+    assert content["calls"]["tuned"]["generated"] == 40
+    again = evaluate(runs / "lora", *options, "--tuned", gguf_file, "-o", tmp_path)
+    assert again["calls"]["tuned"]["generated"] == 0
+    assert again["evaluation"] == content["evaluation"]
+
+
+def test_gguf_file_that_is_cut_or_of_another_model_is_refused(evaluate, runs, gguf_file, tmp_path):
+    cut = tmp_path / "cut.gguf"
+    cut.write_bytes(gguf_file.read_bytes()[:5000])
+    tokenizer = AutoTokenizer.from_pretrained(runs / "base")
+    other = tmp_path / "other.gguf"
+    writer = gguf.GGUFWriter(other, "llama")
+    writer.add_token_list([f"other {n}" for n in range(len(tokenizer))])
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.close()
+    for path, code in (
+        (cut, "proof.unreadable_export"),
+        (other, "evaluation.other_vocabulary"),
+        (tmp_path / "none.gguf", "chat.no_model"),
+    ):
+        content = evaluate(runs / "lora", "--data", runs / "asked.jsonl", "--tuned", path, "-o", tmp_path / "out")
+        assert [fault["code"] for fault in content["faults"]] == [code]
+    assert not (tmp_path / "out" / "answers.jsonl").exists()
 
 
 def test_checkpoints_are_a_curve_whose_last_point_is_the_verdict(evaluate, runs, tmp_path):

@@ -69,7 +69,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     add("--max-rows", metavar="N", type=int, help="the most rows; as many held-out rows as the run answered by default")
     add("--check", metavar="[TASK=]CHECK", action="append", default=[], help="a check; the first one decides")
     add("--at", metavar="STEPS", default="", help="checkpoints: 100 or 100,200,300; the last one is the tuned model")
-    add("--tuned", metavar="DIR", type=Path, help="the tuned model is in this folder, for example a merged model")
+    add("--tuned", metavar="PATH", type=Path, help="the tuned model: a folder, such as a merged one, or a GGUF file")
     add("--endpoint", metavar="URL", help="a server with OpenAI's protocol answers as the tuned model")
     add("--model", metavar="NAME", help="the name of the model at --endpoint")
     add(

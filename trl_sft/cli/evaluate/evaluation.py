@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from trl_sft import console, run_folder
-from trl_sft.cli.evaluate import base_prompts, general_suite, prompts, screen, sides, task_sides
+from trl_sft.cli.evaluate import base_prompts, general_suite, gguf_side, prompts, screen, sides, task_sides
 from trl_sft.cli.evaluate.sides import Answerer, Side
 from trl_sft.errors import Fault, RecipeError
 from trl_sft.evaluation import (
@@ -52,7 +52,7 @@ class _Models(NamedTuple):
     """The folders of the models that answer."""
 
     run: ModelFolder  # whose template and decoding count
-    tuned: ModelFolder | None  # None = a server answers
+    tuned: ModelFolder | None  # None = a server or a GGUF file answers
     base: ModelFolder  # `is_base` of it, or the folder of --against
     against: bool  # whether `base` is the folder of --against
     steps: dict[int, ModelFolder]
@@ -60,7 +60,8 @@ class _Models(NamedTuple):
 
 def run(folder: Path, output: Path, options: argparse.Namespace) -> dict[str, Any]:
     """Evaluate a run; return `evaluation` as eval.json has it, and `calls`. Raises UserError."""
-    task_sides.check_tasks(options.tasks, has_endpoint=bool(options.endpoint))
+    is_gguf = gguf_side.is_file(options.tuned)
+    task_sides.check_tasks(options.tasks, has_endpoint=bool(options.endpoint), has_gguf=is_gguf)
     models = _find_models(folder, options)
     tokenizer = model_loading.load_tokenizer(models.run, trusts_code=options.trust_remote_code)
     with template_date.restored():
@@ -104,8 +105,11 @@ def run(folder: Path, output: Path, options: argparse.Namespace) -> dict[str, An
 def _find_models(folder: Path, options: argparse.Namespace) -> _Models:
     """Return the folders of all models. Raises RecipeError for one that is missing."""
     steps = {step: model_folder.find_model(folder, step) for step in options.steps}
+    is_gguf = gguf_side.is_file(options.tuned)
     source = steps[options.steps[-1]] if steps else model_folder.find_model(folder)
-    tuned = None if options.endpoint else model_folder.find_model(options.tuned) if options.tuned else source
+    tuned = None
+    if not options.endpoint and not is_gguf:
+        tuned = model_folder.find_model(options.tuned) if options.tuned else source
     if options.against is not None:
         return _Models(source, tuned, model_folder.find_model(options.against), True, steps)
     if not source.base:
@@ -179,6 +183,8 @@ def _plan_sides(
         planned.append(build_side(f"step_{step}", answerer, rendered, source=source))
     if options.endpoint:
         planned.append(_build_remote_side(answerer, rendered, asked, server=Endpoint(options.endpoint, options.model)))
+    elif gguf_side.is_file(options.tuned):
+        planned.append(_build_gguf_side(answerer, rendered, options.tuned))
     else:
         planned.append(build_side(TUNED, answerer, rendered, source=models.tuned))
     planned.append(build_side(BASE, answerer, rendered, source=models.base, is_base=not models.against))
@@ -232,6 +238,19 @@ def build_side(
         "prompt_opens_thought": any(is_open),
     }
     return Side(name, source, is_base, None, ids, is_open, digest, facts)
+
+
+def _build_gguf_side(answerer: Answerer, rendered: Sequence[RenderedPrompt], path: Path) -> Side:
+    """Return a side that llama.cpp answers. Raises UserError."""
+    digest = gguf_side.check_file(path, answerer.tokenizer)
+    ids = [prompt.ids for prompt in rendered]
+    is_open = [sides.opens_thought(answerer.renderer, answerer.tokenizer, row) for row in ids]
+    facts: dict[str, Any] = {
+        "model": {"kind": "GGUF file", "name": path.name, "step": None, "digest": digest},
+        **sides.describe_template(answerer.renderer, answerer.tokenizer),
+        "prompt_opens_thought": any(is_open),
+    }
+    return Side(TUNED, None, False, None, ids, is_open, digest, facts, gguf=path)
 
 
 def _build_remote_side(

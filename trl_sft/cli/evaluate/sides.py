@@ -22,7 +22,7 @@ from tqdm.auto import tqdm
 from transformers import AutoConfig, GenerationConfig, PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from trl_sft import console, file_digests, run_folder
-from trl_sft.cli.evaluate import base_prompts
+from trl_sft.cli.evaluate import base_prompts, gguf_side
 from trl_sft.errors import EXIT_OUT_OF_MEMORY, Fault, RecipeError, RunStopped, first_line
 from trl_sft.evaluation import answer_cache, endpoint, generate, text_loss, thoughts
 from trl_sft.evaluation.answer_cache import CacheCounts, StoredAnswer
@@ -47,7 +47,7 @@ class Side:
 
     Attributes:
         name: in the files: base, tuned, base_few_shot, step_100.
-        source: the folder of the model; None = a server answers.
+        source: the folder of the model; None = a server or a GGUF file answers.
         is_base: whether the base model of `source` answers.
         endpoint: the server; None = a local model answers.
         prompts: one for each row: token ids, or what the server gets.
@@ -55,6 +55,7 @@ class Side:
         digest: of the model, its weights and how they are loaded.
         facts: what stands beside the scores: model, template, thinking, examples.
         end_marks: an answer ends before the first of these too; () = at its stop token only.
+        gguf: the file that llama.cpp reads; None = `source` or `endpoint` answers.
 
     """
 
@@ -67,6 +68,7 @@ class Side:
     digest: str
     facts: Mapping[str, Any]
     end_marks: tuple[str, ...] = ()
+    gguf: Path | None = None
 
 
 @dataclass
@@ -119,6 +121,8 @@ class Answerer:
         """Return how a side decodes; a seed only where answers are sampled."""
         if side.endpoint is not None:
             return dict(self.remote_decoding)
+        if side.gguf is not None:
+            return gguf_side.choose_decoding(self.config, self.seed)
         decoding = {key: value for key, value in self.config.to_diff_dict().items() if key != "transformers_version"}
         return decoding | ({"seed": self.seed} if self.config.do_sample else {})
 
@@ -144,7 +148,10 @@ class Answerer:
         bar = tqdm(total=len(missing), desc=f"answers {side.name}", unit="prompt", disable=not console.shows_progress())
         with contextlib.closing(bar):
             prompts = [side.prompts[number] for number in missing]
-            batches = self._ask_server(side, prompts) if side.endpoint is not None else self._ask_model(side, prompts)
+            if side.endpoint is not None:
+                batches = self._ask_server(side, prompts)
+            else:
+                batches = self._ask_llama(side, prompts) if side.gguf is not None else self._ask_model(side, prompts)
             for batch in batches:
                 yield {missing[index]: answer for index, answer in batch.items()}
                 bar.update(len(batch))
@@ -153,6 +160,17 @@ class Answerer:
         """Yield the answers of a server, one at a time."""
         assert side.endpoint is not None
         yield from endpoint.answer_prompts(side.endpoint, prompts, self.remote_decoding)
+
+    def _ask_llama(self, side: Side, prompts: Sequence[list[int]]) -> Iterator[dict[int, StoredAnswer]]:
+        """Yield the answers of a GGUF file, one at a time."""
+        assert side.gguf is not None
+        ends = self.config.eos_token_id
+        stop_tokens = set(ends) if isinstance(ends, list) else {ends} - {None}
+        answers = gguf_side.answer_prompts(
+            side.gguf, prompts, self.describe_decoding(side), stop_tokens={int(token) for token in stop_tokens}
+        )
+        for number, (tokens, stop) in enumerate(answers):
+            yield {number: StoredAnswer(self._decode(tokens), stop, len(tokens))}
 
     def _ask_model(self, side: Side, prompts: Sequence[list[int]]) -> Iterator[dict[int, StoredAnswer]]:
         """Yield the answers of a local model, batch by batch."""

@@ -34,7 +34,7 @@ class _TaskSide(NamedTuple):
     has_template: bool
 
 
-def check_tasks(names: Sequence[str], *, has_endpoint: bool) -> None:
+def check_tasks(names: Sequence[str], *, has_endpoint: bool, has_gguf: bool) -> None:
     """Refuse tasks that cannot be run at all, before anything is loaded. Raises UserError."""
     if not names:
         return
@@ -42,6 +42,10 @@ def check_tasks(names: Sequence[str], *, has_endpoint: bool) -> None:
     if has_endpoint:
         problem = "tasks of lm-eval need a local model, and --endpoint names a server"
         fix = "Leave out --endpoint, or run the tasks with `lm_eval run --model local-chat-completions`."
+        raise RecipeError(Fault("--tasks", problem, fix, code="run.bad_option"))
+    if has_gguf:
+        problem = "tasks of lm-eval need a model that transformers loads, and --tuned names a GGUF file"
+        fix = "Leave out --tuned, or run the tasks with `lm_eval run --model gguf`."
         raise RecipeError(Fault("--tasks", problem, fix, code="run.bad_option"))
 
 

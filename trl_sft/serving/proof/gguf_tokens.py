@@ -54,6 +54,13 @@ def read(path: Path) -> GgufTokens:
     return GgufTokens(pieces, {int(fields[name].contents()) for name in names if name in fields})
 
 
+def read_texts(path: Path) -> list[str]:
+    """Return the tokens of a GGUF file as its vocabulary writes them. Raises ValueError, KeyError for other files."""
+    from gguf import GGUFReader  # noqa: PLC0415 (optional package)
+
+    return list(GGUFReader(path).fields["tokenizer.ggml.tokens"].contents())
+
+
 def _read_piece(text: str, kind: Any, table: dict[str, int] | None) -> bytes:
     """Return the bytes of a token; `table`: character -> byte of byte-level BPE, None = SentencePiece."""
     if kind == _CONTROL:

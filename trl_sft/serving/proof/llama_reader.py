@@ -9,32 +9,21 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import importlib.metadata
-import json
-import re
-import subprocess
-import sys
-import tempfile
-import urllib.error
-import urllib.request
 from collections.abc import Iterator
 from typing import Any
 
-import torch
-
 from trl_sft.errors import Fault, RecipeError
 from trl_sft.row_progress import RowProgress
-from trl_sft.serving.proof import gguf_tokens, llama_server
+from trl_sft.serving.proof import gguf_tokens, llama_client
 from trl_sft.serving.proof.answer_comparison import AnswerComparison, AnswerSummary, compare_steps
 from trl_sft.serving.proof.exported_model import ExportedModel
 from trl_sft.serving.proof.folder_reader import LLAMA_CPP, ReaderOutput
 from trl_sft.serving.proof.gguf_tokens import GgufTokens
+from trl_sft.serving.proof.llama_client import MARGIN, LlamaFailure, LlamaServer, ServerRefusal
 from trl_sft.serving.proof.run_prompts import ProofPrompt
 from trl_sft.serving.proof.trained_reference import TrainedReference, pinned_date
 
 MOST_LISTED = 1000  # tokens whose probability llama.cpp lists at each position; the others count as one
-_MARGIN = 64  # tokens of the context beside prompt and answer
-_SECONDS = 600  # for one answer
-_LOG_HEAD = re.compile(r"^[\d.]+ [A-Z] (?:\w+ +\w+: )?")  # time, level and function of a line of llama.cpp's log
 
 
 def read(exported: ExportedModel, reference: TrainedReference, *, known: ReaderOutput | None = None) -> ReaderOutput:
@@ -50,14 +39,14 @@ def read(exported: ExportedModel, reference: TrainedReference, *, known: ReaderO
 
     """
     longest = max((len(answer.prompt.ids) for answer in reference.answers), default=0)
-    with _serve(exported, longest + reference.answer_tokens + _MARGIN) as server:
+    with _serve(exported, longest + reference.answer_tokens + MARGIN) as server:
         ids: list[list[int]] = []
         problems: dict[int, str] = {}
         with pinned_date(reference.source):
             for number, prompt in enumerate(reference.prompts.prompts):
                 try:
                     ids.append(_render_prompt(server, prompt, exported))
-                except _ServerRefusal as error:
+                except ServerRefusal as error:
                     ids.append([])
                     problems[number] = str(error)
         if known is not None:
@@ -75,78 +64,24 @@ def read(exported: ExportedModel, reference: TrainedReference, *, known: ReaderO
     )
 
 
-class _ServerRefusal(Exception):
-    """llama.cpp refused a request."""
-
-
-class _Server:
-    """A running llama.cpp server."""
-
-    def __init__(self, address: str) -> None:
-        """Take its address."""
-        self._address = address
-        self._opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))  # a proxy has no loopback of ours
-
-    def post(self, path: str, content: dict[str, Any]) -> Any:
-        """Return the answer to a request. Raises _ServerRefusal with the server's message."""
-        data = json.dumps(content).encode()
-        request = urllib.request.Request(self._address + path, data, {"Content-Type": "application/json"})
-        try:
-            with self._opener.open(request, timeout=_SECONDS) as answer:
-                return json.loads(answer.read())
-        except urllib.error.HTTPError as error:
-            text = error.read().decode("utf-8", "replace")
-            with contextlib.suppress(ValueError, KeyError, TypeError):
-                text = json.loads(text)["error"]["message"]
-            raise _ServerRefusal(text.splitlines()[0][:300] if text else str(error)) from None
-
-    def tokenize(self, text: str, *, add_special: bool) -> list[int]:
-        """Return the tokens of a text in which special tokens are such, as the server reads prompts."""
-        content = {"content": text, "add_special": add_special, "parse_special": True}
-        return list(self.post("/tokenize", content)["tokens"])
-
-
 @contextlib.contextmanager
-def _serve(exported: ExportedModel, context: int) -> Iterator[_Server]:
+def _serve(exported: ExportedModel, context: int) -> Iterator[LlamaServer]:
     """Yield a server of a GGUF file; `context`: tokens. Raises RecipeError if llama.cpp cannot load the file."""
-    arguments = [json.dumps(sys.path), str(exported.path), str(context), str(torch.get_num_threads())]
-    command = [sys.executable, "-I", str(llama_server.__file__), *arguments]
-    with tempfile.TemporaryFile() as log:
-        process = subprocess.Popen(
-            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log, text=True, encoding="utf-8"
-        )
-        assert process.stdin is not None
-        assert process.stdout is not None
-        try:
-            address = process.stdout.readline().strip()
-            if not address:
-                process.wait()
-                log.seek(0)
-                raise RecipeError(_explain(exported, log.read().decode("utf-8", "replace")))
-            try:
-                yield _Server(address)
-            except (OSError, _ServerRefusal) as error:  # urllib's errors are OSErrors
-                log.seek(0)
-                raise RecipeError(_explain(exported, f"{log.read().decode('utf-8', 'replace')}\n{error}")) from None
-        finally:
-            process.kill()
-            process.stdin.close()
-            process.stdout.close()
-            process.wait()
+    try:
+        with llama_client.serve(exported.path, context) as server:
+            yield server
+    except LlamaFailure as error:
+        raise RecipeError(_explain(exported, str(error))) from None
 
 
-def _explain(exported: ExportedModel, log: str) -> Fault:
-    """Return the fault of a file that llama.cpp cannot load, with the last error of its log."""
-    lines = [line.strip() for line in log.splitlines() if line.strip()]
-    errors = [line for line in lines if " E " in line or "rror" in line]
-    cause = (errors or lines or ["it ended without a message"])[0]
-    cause = _LOG_HEAD.sub("", cause).rstrip(":")
+def _explain(exported: ExportedModel, cause: str) -> Fault:
+    """Return the fault of a file that llama.cpp cannot load."""
     code = "proof.wrong_template" if "chat template" in cause else "proof.unreadable_export"
     fix = "Serve the run itself with `chat` or `serve`, and report this with the versions in run.json."
     return Fault(exported.title, f"llama.cpp cannot use the export: {cause}", fix, code=code)
 
 
-def _render_prompt(server: _Server, prompt: ProofPrompt, exported: ExportedModel) -> list[int]:
+def _render_prompt(server: LlamaServer, prompt: ProofPrompt, exported: ExportedModel) -> list[int]:
     """Return the tokens of a prompt as the runtime makes them: a chat by its template, a text as it is."""
     if isinstance(prompt.content, str):
         return server.tokenize(prompt.content, add_special=not prompt.is_rendered)
@@ -159,7 +94,7 @@ def _render_prompt(server: _Server, prompt: ProofPrompt, exported: ExportedModel
 
 
 def _answer(
-    server: _Server, reference: TrainedReference, vocabulary: GgufTokens, *, title: str
+    server: LlamaServer, reference: TrainedReference, vocabulary: GgufTokens, *, title: str
 ) -> tuple[list[AnswerComparison], int]:
     """Return the comparison of each answer, and how many of them go on after the trained answer's end."""
     comparisons, continued = [], 0
