@@ -163,6 +163,9 @@ def test_errors_of_the_server_are_repeated_and_a_dead_server_ends_the_build(buil
         assert content["rows"]["taken"] == 4
         assert len(server.requests) == 3 * content["calls"]["in_file"]
     with ScriptedServer(lambda _: Reply(status=503)) as server:
+        few = build(server, "output.folder=few", "plan.rows=2")
+        assert [fault["code"] for fault in few["faults"]] == ["evaluation.endpoint_failed"]
+        server.requests.clear()
         content = build(server, "output.folder=dead", "plan.rows=30")
         assert content["exit_code"] == 2
         assert [fault["code"] for fault in content["faults"]] == ["evaluation.endpoint_failed"]
@@ -345,3 +348,30 @@ def test_parquet_has_the_rows_of_the_jsonl_file(build):
         build(server, "plan.rows=4", "output.folder=table", "output.format=parquet")
     assert pyarrow.parquet.read_table("table/train.parquet").to_pylist() == read("set/train.jsonl")
     assert {path.name for path in Path("table").iterdir()} >= {output.CALLS, output.BUILD, output.CARD, "eval.parquet"}
+
+
+LOCAL = """\
+plan: {rows: 3, attempts: 1}
+seeds: {topics: [rivers]}
+templates: {families: [basic]}
+generator: {model: trl_sft:tiny, max_tokens: 8, temperature: 0.7}
+output: {folder: set, eval_fraction: 0}
+"""
+
+
+def test_local_model_writes_rows_once_and_the_same_again(here, capsys):
+    """The embedded model cannot write instructions: each row is rejected, and the build says so."""
+    (here / "local.yaml").write_text(LOCAL, encoding="utf-8")
+    contents = []
+    for overrides in ([], [], ["output.folder=again"], ["output.folder=third", "budget.calls=1"]):
+        capsys.readouterr()
+        assert cli.main(["build", "local.yaml", *overrides, "--json"]) in (0, 2)
+        contents.append(json.loads(capsys.readouterr().out))
+    assert [fault["code"] for fault in contents[0]["faults"]] == ["build.no_rows"]
+    assert [content["generator"]["this_process"]["made"] for content in contents[1:]] == [
+        0,
+        contents[0]["generator"]["this_process"]["made"],
+        1,
+    ]
+    assert Path("set/rejects.jsonl").read_bytes() == Path("again/rejects.jsonl").read_bytes()
+    assert contents[3]["partial"]

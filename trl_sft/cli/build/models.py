@@ -6,6 +6,7 @@ itself (`building.instruction_set`).
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -72,14 +73,35 @@ def _run(spec: Spec, log: CallLog) -> int:
         facts["student_has_template"] = bool(student.chat_template)
     content = output.write_set(spec, built, facts, with_scores=judge is not None)
     screen.print_set(spec, content)
-    if built.stop == ERRORS:
-        problems = [*generator.problems, *(judge.problems if judge is not None else [])]
+    problems = [*generator.problems, *(judge.problems if judge is not None else [])]
+    if fault := _find_failure(spec, content, problems):
+        raise errors.LaunchError(fault)
+    return errors.EXIT_DONE
+
+
+def _find_failure(spec: Spec, content: Mapping[str, Any], problems: Sequence[tuple[str, str]]) -> errors.Fault | None:
+    """Return why a build is no success: too many failed calls, or a set without a row; None = it is one.
+
+    Args:
+        spec: The checked spec.
+        content: What build.json says.
+        problems: Requests that failed: (name, what went wrong).
+
+    """
+    has_rows = bool(content["files"])
+    if content["stop"] == ERRORS or (problems and not has_rows):
         name, problem = problems[-1] if problems else ("a call", "no answer")
         fix = "Start the server or correct the address, and run the same command again: it continues."
-        text = f"too many calls in a row brought no answer; the last one, {name}: {problem}"
+        text = f"{len(problems):,} calls brought no answer; the last one, {name}: {problem}"
         where = str(spec.get(spec_keys.GENERATOR, "endpoint"))
-        raise errors.LaunchError(errors.Fault(where, text, fix, code="evaluation.endpoint_failed"))
-    return errors.EXIT_DONE
+        return errors.Fault(where, text, fix, code="evaluation.endpoint_failed")
+    if has_rows or content["partial"]:
+        return None
+    gate = max(content["gates"], key=lambda count: count["rejected"], default={"gate": "none", "rejected": 0})
+    text = f"no row passed; the gate `{gate['gate']}` rejected {gate['rejected']:,} of {content['rows']['written']:,}"
+    fix = "Read the reasons in rejects.jsonl; then name another model, or change `generator:` or `gates:`."
+    where = run_folder.shorten_path(spec.folder / output.REJECTS)
+    return errors.Fault(where, text, fix, code="build.no_rows")
 
 
 def read_limits(spec: Spec, section: str) -> CallLimits:

@@ -14,6 +14,11 @@ from trl_sft import console, errors, json_output, run_folder
 from trl_sft.building import data_card, estimate, output, spec_keys
 from trl_sft.building.spec import Spec
 
+_ADVICE = {
+    "calls": "raise budget.calls and run the same command again: it continues",
+    "money": "raise budget.money and run the same command again: it continues",
+    "errors": "run the same command again: it continues",
+}
 _MOST_SHORTFALLS = 5  # that the screen names
 
 
@@ -60,9 +65,11 @@ def print_set(spec: Spec, content: Mapping[str, Any]) -> None:
     if more := len(content["shortfalls"][_MOST_SHORTFALLS:]):
         report("short", f"{more:,} more cells; README.md of the set lists them")
     calls = content["calls"]
-    report("calls", f"{calls['all']:,} in all, {content['generator']['this_process']['made']:,} of the generator now")
+    now = content["generator"]["this_process"]
+    failed = f", {now['failed']:,} requests without an answer" if now["failed"] else ""
+    report("calls", f"{calls['all']:,} in all, {now['made']:,} of the generator now{failed}")
     if content["partial"]:
-        report("PARTIAL", f"{data_card.explain_stop(content['stop'])}; raise the budget, or run the same command again")
+        report("PARTIAL", f"{data_card.explain_stop(content['stop'])}; {_ADVICE[content['stop']]}")
     folder = run_folder.shorten_path(spec.folder)
     for name, file in content["files"].items():
         report("wrote", f"{folder}/{name}: {console.format_rows(file['rows'])}")
