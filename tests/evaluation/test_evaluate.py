@@ -230,7 +230,7 @@ def test_prompts_have_the_tokens_that_training_gave_them(runs, monkeypatch):
     tool = {"type": "function", "function": {"name": "add", "parameters": {"type": "object", "properties": {}}}}
     turns = [{"role": "user", "content": "What <|im_end|> is it?"}, {"role": "assistant", "content": "4"}]
     jsonl(runs / "tools.jsonl", [{"messages": turns, "tools": [tool]}] * 2 + [{"messages": turns}] * 6)
-    text = RECIPE.format(lora="", name=runs / "tools").replace("rows.jsonl", "tools.jsonl").replace("4", "1", 1)
+    text = RECIPE.format(lora="", name=runs / "tools").replace("rows.jsonl", "tools.jsonl")
     text = text.replace(
         "eval_fraction: 0.2", "eval: {path: tools.jsonl}, drop_leaked: false, special_tokens_in_text: text"
     )
