@@ -1,12 +1,18 @@
 """`evaluate`: both sides get the prompts of training, answers are kept, and every number follows from the records."""
 
+import contextlib
 import dataclasses
 import functools
 import json
 import math
 import re
 import shutil
+import socket
+import subprocess
+import sys
 import threading
+import time
+import urllib.request
 from collections import defaultdict
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -326,6 +332,47 @@ def test_gguf_file_that_is_cut_or_of_another_model_is_refused(evaluate, runs, gg
         content = evaluate(runs / "lora", "--data", runs / "asked.jsonl", "--tuned", path, "-o", tmp_path / "out")
         assert [fault["code"] for fault in content["faults"]] == [code]
     assert not (tmp_path / "out" / "answers.jsonl").exists()
+
+
+@pytest.fixture
+def transformers_serve():
+    """Start `transformers serve`, which loads a folder on request; return its address."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    command = [Path(sys.executable).with_name("transformers"), "serve", "--host", "127.0.0.1", "--port", str(port)]
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    try:
+        end = time.monotonic() + 120
+        while time.monotonic() < end and process.poll() is None:
+            with contextlib.suppress(OSError), urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=5):
+                break
+            time.sleep(0.2)
+        assert process.poll() is None
+        yield f"http://127.0.0.1:{port}/v1"
+    finally:
+        process.kill()
+        process.wait()
+
+
+@pytest.mark.long
+def test_model_behind_transformers_serve_answers_as_the_same_model_does_here(
+    evaluate, runs, transformers_serve, tmp_path
+):
+    """The server renders the chat with its own template; the server of the other tests is scripted."""
+    words = [runs / "lora", "--data", runs / "asked.jsonl", "--against", runs / "base", "--few-shot", 0]
+    words += ["--max-new-tokens", 8, "--endpoint", transformers_serve, "--model", runs / "base", "-o", tmp_path]
+    content = evaluate(*words)
+    assert content["ok"], content["faults"]
+    assert content["evaluation"]["verdict"]["code"] == "no_difference"
+    assert content["evaluation"]["sign_test_p"] == 1
+    for record in read_lines(tmp_path / "evaluation.jsonl"):
+        base, tuned = (record["answers"][side] for side in ("base", "tuned"))
+        assert {name: base[name] for name in ("text", "stop", "tokens")} == {
+            name: tuned[name] for name in ("text", "stop", "tokens")
+        }
+    again = evaluate(*words)
+    assert {side: counts["generated"] for side, counts in again["calls"].items()} == {"tuned": 0, "base": 0}
 
 
 def test_checkpoints_are_a_curve_whose_last_point_is_the_verdict(evaluate, runs, tmp_path):
