@@ -54,7 +54,7 @@ def describe_cost(
     """Yield how many calls are planned and what they may cost; `counter`: counts tokens, and what it counts with."""
     if not isinstance(judge, EndpointJudge):
         missing = judge.count_missing(questions)
-        yield "planned", f"{missing:,} of {len(questions):,} questions; judging.jsonl has the others"
+        yield "planned", f"{missing:,} of {len(questions):,} questions; equal ones and those in judging.jsonl are saved"
         return
     plan = judge.plan(questions, counter[0])
     yield (
