@@ -126,6 +126,22 @@ def test_notebook_of_monitoring_shows_four_runs_with_their_own_findings(tmp_path
 
 
 @pytest.mark.long
+def test_notebook_of_evaluation_names_exactly_the_rows_that_broke_a_skill(tmp_path):
+    """Half a minute of processor time; 32 answers without their brace stand in the lines from 385 on."""
+    import run_notebooks
+
+    notebook = run_notebooks.run(ROOT / "notebooks" / "03_did_it_work.ipynb", tmp_path)
+    outputs = [output for cell in notebook.cells if cell.cell_type == "code" for output in cell.outputs]
+    assert any("image/png" in output.get("data", {}) for output in outputs), "the curve"
+    result = json.loads((tmp_path / "runs" / "worked" / "eval.json").read_text(encoding="utf-8"))["evaluation"]
+    assert result["tasks"]["next"]["tuned"] == 1
+    assert result["tasks"]["upper"]["tuned"] == 0
+    lines = (tmp_path / "runs" / "worked" / "bisect.jsonl").read_text(encoding="utf-8").splitlines()
+    assert [json.loads(line)["line"] for line in lines] == list(range(385, 417))
+    assert (tmp_path / "worked_judge.html").is_file()
+
+
+@pytest.mark.long
 @pytest.mark.timeout(3600)
 def test_script_reproduces_the_pretraining_losses(tmp_path):
     """A quarter of an hour: the same losses to 2%, on this machine's arithmetic."""

@@ -8,6 +8,8 @@ import gc
 import json
 import math
 import os
+import random
+import string
 import subprocess
 import sys
 import urllib.request
@@ -52,6 +54,8 @@ STORY = (
     "about the day, and then the children read a book before they go to bed."
 )
 QUESTIONS = {"What is the capital of France?": "Paris", "What is 2 plus 3?": "5", "Name three colours.": "Red"}
+NEXT = ("What follows {} when you count?", "Give the number after {}.", "Which number comes after {}?")
+LAST = ("What is the last letter of {}?", "Give me the final letter of {}.", "With which letter does {} end?")
 RECIPE = """\
 model: {{name_or_path: base}}
 data: {{train: {{path: train.jsonl}}, eval: {{path: test.jsonl}}}}
@@ -291,3 +295,32 @@ def test_server_gives_the_answer_of_chat(lora_run, work, capsys):
             messages = [{"role": "user", "content": question}]
             choice = client.chat.completions.create(model="lora", messages=messages).choices[0]
     assert (choice.message.content, choice.finish_reason) == (expected, "stop")
+
+
+@long
+@pytest.mark.timeout(1800)
+@pytest.mark.filterwarnings("ignore")
+def test_evaluation_of_200_prompts_shows_what_was_learnt_and_makes_no_call_twice(lora_run, work, capsys):
+    """Measured: 400 answers in 92 s of processor time and 1,356 MiB; again no call, 7 s; 0% -> 84% of 200 prompts."""
+    draw = random.Random(0)
+    trained = (work / "train.jsonl").read_text(encoding="utf-8")
+    words = ["".join(draw.choices(string.ascii_lowercase, k=4)) for _ in range(200)]
+    words = [word for word in words if f" {word}" not in trained][:100]
+    rows = [(NEXT[n % len(NEXT)].format(n), str(n + 1), "next") for n in range(100, 200)]  # training ends with 99
+    rows += [(LAST[n % len(LAST)].format(word), word[-1], "last") for n, word in enumerate(words)]
+    jsonl(work / "asked.jsonl", [dict(zip(("prompt", "reference", "task"), row, strict=True)) for row in rows])
+    command = ["evaluate", lora_run, "--data", "asked.jsonl", "--check", "exact", "--few-shot", 0, "-o", "evaluated"]
+    first = ask(work, capsys, *command)
+    assert {side: counts["generated"] for side, counts in first["calls"].items()} == {"tuned": 200, "base": 200}
+    result = first["evaluation"]
+    assert result["verdict"]["code"] == "improved"
+    assert result["base"] < 0.1
+    assert result["tuned"] > 0.5
+    assert {task: part["resolution"] for task, part in result["tasks"].items()} == {
+        "next": "improved",
+        "last": "improved",
+    }
+    again = ask(work, capsys, *command)
+    assert {side: counts["cached"] for side, counts in again["calls"].items()} == {"tuned": 200, "base": 200}
+    assert again["evaluation"] == result
+    print({side: counts["seconds"] for side, counts in first["calls"].items()})
