@@ -57,6 +57,7 @@ FAULTS = {
     "next turn": (make_row(answer=ANSWER + "\n### Instruction:\nExplain the tides."), "artefact"),
     "placeholder": (make_row(answer="Dear {{ customer_name }}, the sky is red."), "artefact"),
     "other script": (make_row(answer="傍晚的阳光穿过更厚的大气层，短波光被散射，所以天空是红色的。"), "language"),
+    "English answer": (make_row("请解释天空为什么在傍晚是红色的，并说明原因。"), "language"),
     "not the row's language": (make_row("天空为什么是红色的？请简单解释一下原因。", language="zh"), "language"),
     "e-mail": (make_row(answer=ANSWER + " Ask maria.lopez@gmail.com for the photograph."), "personal"),
     "card": (make_row(answer=ANSWER + " He paid with 4539 1488 0343 6467."), "personal"),

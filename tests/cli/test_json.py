@@ -61,6 +61,7 @@ def test_schema_of_the_page_is_valid_and_has_every_command():
         (["schema"], {"schema", "output"}),
         (["schema", "--build"], {"schema", "output"}),
         (["build", "--example", "zh", "-o", "spec.yaml"], {"output"}),
+        (["audit", "rows.jsonl"], {"rows", "clean", "removed", "gates", "statistics", "set_findings"}),
         (["runs", "."], {"runs"}),
         (["report", "done"], {"output"}),
         (["fix", "recipe.yaml", "--fast"], {"output", "edits", "diff", "next"}),

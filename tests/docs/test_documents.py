@@ -58,6 +58,7 @@ def test_a_command_line_is_accepted_by_the_parser_of_its_command(place, words, p
     with pytest.raises(Parsed):
         cli.main(words)
     others = (
+        "audit",
         "build",
         "init",
         "import",

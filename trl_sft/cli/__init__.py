@@ -21,6 +21,7 @@ from typing import TextIO
 
 from trl_sft import console, errors, garbage_collection, json_output, ranks, redaction
 from trl_sft.cli import (
+    audit,
     bisect,
     build,
     chat,
@@ -241,10 +242,12 @@ _COMMAND_WORDS = {
     **dict.fromkeys(["eval", "score", "benchmark", "assess"], "evaluate"),
     **dict.fromkeys(["synthesize", "synthesise", "datagen", "make-data", "build-data"], "build"),
     **dict.fromkeys(["torchrun", "distributed", "multi-gpu", "accelerate", "deepspeed"], "launch"),
+    **dict.fromkeys(["clean", "dedup", "deduplicate", "quality", "curate", "decontaminate"], "audit"),
     "help": "--help",
     "version": "--version",
 }
 COMMANDS: dict[str, Callable[[list[str]], int]] = {
+    "audit": audit.main,
     "bisect": bisect.main,
     "build": build.main,
     "chat": chat.main,

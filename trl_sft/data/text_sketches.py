@@ -23,6 +23,8 @@ _SEQUENCE_WORDS = 3  # of MinHash
 _ALL_RUNS = 16  # a text of no more runs is indexed by all of them, a longer one by every fourth, chosen by its hash
 _RUN_SHARE = 4
 _MOST_CANDIDATES = 4
+_LEAST_ESTIMATE = 0.33  # of the Jaccard index, from which a text is a candidate
+_LEAST_RUNS = 0.1  # of the runs of a text, of which a fourth may be in the index
 _RECENT = 1 << 16  # entries of a table that are in a dict, at least
 _random = np.random.default_rng(20261126)
 _WEIGHTS = _random.integers(0, 1 << 63, text_matches.RUN_WORDS, dtype=np.uint64) * np.uint64(2) + np.uint64(1)
@@ -37,6 +39,7 @@ class TextSketch(NamedTuple):
     key: int  # of the text without case, spaces and punctuation
     bands: np.ndarray  # (BANDS,) uint64; (0,) for a text of fewer words than a sequence
     runs: np.ndarray  # (runs,) uint64, of eight words each
+    minima: bytes  # (BANDS * ROWS,) one byte of each minimum: the share that is equal estimates the Jaccard index
 
 
 def sketch_text(text: str, *, words_of_sequence: int = _SEQUENCE_WORDS) -> TextSketch:
@@ -50,7 +53,8 @@ def sketch_text(text: str, *, words_of_sequence: int = _SEQUENCE_WORDS) -> TextS
     words = text_matches.split_words(text)
     hashes = np.fromiter((zlib.crc32(word.encode("utf-8", "surrogatepass")) for word in words), np.uint64, len(words))
     runs = _hash_sequences(hashes, text_matches.RUN_WORDS)
-    return TextSketch(mix.hash_texts([text]), _hash_bands(_hash_sequences(hashes, words_of_sequence)), runs)
+    bands, minima = _hash_bands(_hash_sequences(hashes, words_of_sequence))
+    return TextSketch(mix.hash_texts([text]), bands, runs, minima)
 
 
 def _hash_sequences(hashes: np.ndarray, length: int) -> np.ndarray:
@@ -66,19 +70,20 @@ def _hash_sequences(hashes: np.ndarray, length: int) -> np.ndarray:
     return hashed
 
 
-def _hash_bands(sequences: np.ndarray) -> np.ndarray:
-    """Return the bands of the MinHash of sequences."""
+def _hash_bands(sequences: np.ndarray) -> tuple[np.ndarray, bytes]:
+    """Return the bands of the MinHash of sequences, and a byte of each minimum."""
     if not len(sequences):
-        return np.zeros(0, np.uint64)
-    minima = ((_FACTORS * np.unique(sequences) + _OFFSETS) >> np.uint64(32)).min(axis=1).reshape(BANDS, ROWS)
-    bands: np.ndarray = (minima * _WEIGHTS[:ROWS]).sum(axis=1, dtype=np.uint64) ^ _BAND_SALT
-    return bands
+        return np.zeros(0, np.uint64), bytes(BANDS * ROWS)
+    minima = ((_FACTORS * np.unique(sequences) + _OFFSETS) >> np.uint64(32)).min(axis=1)
+    bands = (minima.reshape(BANDS, ROWS) * _WEIGHTS[:ROWS]).sum(axis=1, dtype=np.uint64) ^ _BAND_SALT
+    return bands, minima.astype(np.uint8).tobytes()
 
 
-class _HashTable:
+class HashTable:
     """The first number that was added for each hash: new entries in a dict, the others in sorted arrays of 12 bytes."""
 
     def __init__(self) -> None:
+        """Begin with no hash."""
         self._recent: dict[int, int] = {}
         self._hashes, self._numbers = np.zeros(0, np.uint64), np.zeros(0, np.int32)
 
@@ -118,23 +123,33 @@ class SketchIndex:
     def __init__(self) -> None:
         """Begin with no text."""
         self.size = 0
-        self._keys, self._bands, self._runs = _HashTable(), _HashTable(), _HashTable()
+        self._keys, self._bands, self._runs = HashTable(), HashTable(), HashTable()
+        self._minima = bytearray()
 
     def find_equal(self, sketch: TextSketch) -> int | None:
         """Return the first text that is equal apart from case, spaces and punctuation; None = there is none."""
-        return next(iter(self._keys.find(_make_array(sketch.key))), None)
+        return next(iter(self._keys.find(make_array(sketch.key))), None)
 
     def find_candidates(self, sketch: TextSketch) -> list[int]:
         """Return the texts that share most with a text: at most four by MinHash and four by runs of eight words."""
-        near = Counter(self._bands.find(sketch.bands)).most_common(_MOST_CANDIDATES)
+        minima = np.frombuffer(sketch.minima, np.uint8)
+        near = []
+        for number in set(self._bands.find(sketch.bands)):
+            start = number * len(minima)
+            other = np.frombuffer(bytes(self._minima[start : start + len(minima)]), np.uint8)
+            near.append(((minima == other).mean(), number))
+        near = sorted((entry for entry in near if entry[0] >= _LEAST_ESTIMATE), reverse=True)[:_MOST_CANDIDATES]
+        least = _LEAST_RUNS * len(sketch.runs)
         runs = Counter(self._runs.find(sketch.runs)).most_common(_MOST_CANDIDATES)
-        return list(dict.fromkeys(number for number, _ in (*near, *runs)))
+        found = [number for _, number in near] + [number for number, count in runs if count >= least]
+        return list(dict.fromkeys(found))
 
     def add(self, sketch: TextSketch) -> int:
         """Add a text; return its number."""
         number, self.size = self.size, self.size + 1
-        self._keys.add(_make_array(sketch.key), number)
+        self._keys.add(make_array(sketch.key), number)
         self._bands.add(sketch.bands, number)
+        self._minima += sketch.minima
         runs = sketch.runs
         if len(runs) > _ALL_RUNS:
             runs = runs[runs % np.uint64(_RUN_SHARE) == 0]
@@ -142,5 +157,6 @@ class SketchIndex:
         return number
 
 
-def _make_array(key: int) -> np.ndarray:
+def make_array(key: int) -> np.ndarray:
+    """Return the key of a text as the hashes that a table takes."""
     return np.array([key & 0xFFFFFFFFFFFFFFFF], np.uint64)

@@ -20,6 +20,7 @@ _SELF = re.compile(
     r"|\bmy (?:knowledge cutoff|training data) (?:is|was|ends|only)\b",
     re.IGNORECASE,
 )
+_SELF_HINTS = ("as a", "being a", "as ai", "being ai", "作为", "my knowledge", "my training")  # in small letters
 _TOKEN = re.compile(
     r"<\|[a-zA-Z_]+\|>|<\|im_(?:start|end)\|>|\[/?INST\]|<</?SYS>>|</s>|<s>(?=\s|$)|<(?:start|end)_of_turn>|<eos>|<bos>"
     r"|<｜[^<>]{1,30}｜>"
@@ -46,7 +47,9 @@ class ArtefactGate:
         """Check every answer."""
         asked = "\n".join(str(turn.get("content") or "") for turn in row.messages if turn.get("role") != "assistant")
         for answer in list_answers(row):
-            if (found := _SELF.search(answer)) and not _ABOUT_MODELS.search(asked):
+            lower = answer.lower()
+            speaks = any(hint in lower for hint in _SELF_HINTS)
+            if speaks and (found := _SELF.search(answer)) and not _ABOUT_MODELS.search(asked):
                 return Rejection(self.name, f"the answer speaks of itself as a model: {_quote_around(answer, found)}")
             if _ABOUT_TEMPLATES.search(asked):
                 continue

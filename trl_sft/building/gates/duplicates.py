@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from typing import Protocol
 
 from trl_sft.building.candidates import CandidateRow, Rejection
-from trl_sft.building.gates.row_text import join_texts
+from trl_sft.building.gates.row_text import join_texts, name_row
 from trl_sft.data import text_matches, text_sketches
 from trl_sft.data.text_sketches import SketchIndex
 
@@ -50,7 +50,7 @@ class DuplicateGate:
         sketch = text_sketches.sketch_text(text)
         equal = self._index.find_equal(sketch)
         if equal is not None:
-            return Rejection(self.name, f"exact: the same as row {self._store[equal].id}")
+            return Rejection(self.name, f"exact: the same as {name_row(self._store[equal])}")
         rejection = self._compare(text, self._index.find_candidates(sketch))
         if rejection is None:
             self._index.add(sketch)
@@ -64,7 +64,7 @@ class DuplicateGate:
             match = text_matches.compare_texts(join_texts(earlier), text)
             if match.kind == text_matches.OVERLAP and match.similarity >= _LEAST_COVERAGE:
                 share = f"{match.similarity:.0%} of the runs of eight words"
-                return Rejection(self.name, f"8-gram: {share} stand in row {earlier.id}")
+                return Rejection(self.name, f"8-gram: {share} stand in {name_row(earlier)}")
             if match.kind in (text_matches.OVERLAP, text_matches.NEAR) and match.jaccard >= _LEAST_JACCARD:
-                return Rejection(self.name, f"near: {match.jaccard:.0%} of the words are those of row {earlier.id}")
+                return Rejection(self.name, f"near: {match.jaccard:.0%} of the words are those of {name_row(earlier)}")
         return None

@@ -15,6 +15,8 @@ from trl_sft.evaluation import scripts
 
 UNKNOWN = "unknown"
 _LEAST_CHARACTERS = 20  # a shorter text has no reliable language; a Chinese character counts as three
+_ENGLISH_WORDS = frozenset("the is of and to a in that it are with as by this you be can".split())
+_LEAST_WORDS = 3  # of these, from which Latin letters are English sentences
 _MOST_CHARACTERS = 2000  # that are read
 _EXPECTED = {"en": "latin", "zh": "han"}
 _WIDE = re.compile(r"[\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af]")
@@ -31,9 +33,19 @@ class LanguageGate:
 
     name = "language"
 
+    def __init__(self, set_language: str = "") -> None:
+        """Take the language of rows that name none.
+
+        Args:
+            set_language: en or zh; "" = the answer of such a row must have the script of its instruction.
+
+        """
+        self._set_language = set_language
+
     def check(self, row: CandidateRow) -> Rejection | None:
         """Compare the script of each answer with that of the row's language, else with that of the instruction."""
-        expected = _EXPECTED.get(row.language)
+        name = row.language or self._set_language
+        expected = _EXPECTED.get(name)
         instruction = row.instruction
         asked = find_language(instruction)
         if expected is None and _NAMES_A_LANGUAGE.search(instruction):
@@ -43,12 +55,15 @@ class LanguageGate:
             if script == UNKNOWN:
                 continue
             if expected is not None and script != expected:
-                return Rejection(
-                    self.name, f"the answer is in {script} script, and the row's language is {row.language}"
-                )
-            if expected is None and asked not in (UNKNOWN, script):
+                return Rejection(self.name, f"the answer is in {script} script, and the row's language is {name}")
+            if expected is None and asked not in (UNKNOWN, script) and not _is_code(answer, script):
                 return Rejection(self.name, f"the instruction is in {asked} script, and the answer in {script} script")
         return None
+
+
+def _is_code(answer: str, script: str) -> bool:
+    """Tell whether a text in Latin letters is no English sentence: code, names and formulas are of every language."""
+    return script == "latin" and len(_ENGLISH_WORDS & set(answer.lower().split())) < _LEAST_WORDS
 
 
 def find_language(text: str) -> str:

@@ -23,7 +23,10 @@ class LengthGate:
 
     def check(self, row: CandidateRow) -> Rejection | None:
         """Count the tokens of all turns, without those of the chat template."""
-        tokens = self.count_tokens(join_texts(row))
+        return self.check_count(self.count_tokens(join_texts(row)))
+
+    def check_count(self, tokens: int) -> Rejection | None:
+        """Compare the number of tokens of a row with the limit."""
         if tokens <= self.max_tokens:
             return None
         return Rejection(self.name, f"the row has {tokens:,} tokens, and {self.max_tokens:,} are the most")

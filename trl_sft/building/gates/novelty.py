@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from trl_sft.building.candidates import CandidateRow, Rejection
 from trl_sft.building.gates.duplicates import RowStore
-from trl_sft.building.gates.row_text import quote
+from trl_sft.building.gates.row_text import name_row, quote
 from trl_sft.data import text_matches, text_sketches
 from trl_sft.data.text_sketches import SketchIndex
 
@@ -43,7 +43,9 @@ class NoveltyGate:
             other = text_matches.split_words(earlier.instruction)
             similarity = compute_rouge_l(words, other)
             if similarity > MOST_SIMILAR and not _differ_in_numbers(words, other):
-                text = f"ROUGE-L {similarity:.2f} to the instruction of row {earlier.id}, {quote(earlier.instruction)}"
+                text = (
+                    f"ROUGE-L {similarity:.2f} to the instruction of {name_row(earlier)}, {quote(earlier.instruction)}"
+                )
                 return Rejection(self.name, text)
         self._index.add(sketch)
         self._store.append(row)

@@ -26,6 +26,8 @@ _PHONE = re.compile(
     r"|(?<!\w)\(\d{3}\) ?\d{3}[ .-]\d{4}(?!\d)|(?<![\d-])\d{3}[.-]\d{3}[.-]\d{4}(?![\d-])"
 )
 _ADDRESS = re.compile(r"(?<![\d.])(?:\d{1,3}\.){3}\d{1,3}(?![\d.]*\d)")
+_LONG_NUMBER = re.compile(r"\d(?:[ .()-]{0,2}\d){8}")
+_LONG_WORD = re.compile(r"[A-Za-z0-9_-]{13}|-----BEGIN")  # a key of a service has one
 _VERSION = re.compile(r"(?:version|release|firmware|v)[ :.]*$", re.IGNORECASE)  # before a number of four parts
 # RFC 2606, and hosts that texts name as examples
 _EXAMPLE_HOSTS = re.compile(
@@ -61,8 +63,11 @@ def find_personal_data(text: str) -> list[str]:
         ['an e-mail address']
 
     """
-    kinds = [kind for kind, pattern, is_real in _KINDS if any(is_real(found) for found in pattern.finditer(text))]
-    return kinds + (["a secret key"] if redaction.find_shapes(text) else [])
+    kinds = []
+    for kind, pattern, is_real, hint in _KINDS:
+        if hint.search(text) and any(is_real(found) for found in pattern.finditer(text)) and kind not in kinds:
+            kinds.append(kind)
+    return kinds + (["a secret key"] if _LONG_WORD.search(text) and redaction.find_shapes(text) else [])
 
 
 def _is_email(found: re.Match[str]) -> bool:
@@ -113,13 +118,14 @@ def _is_address(found: re.Match[str]) -> bool:
         return False
 
 
-_KINDS: tuple[tuple[str, re.Pattern[str], Callable[[re.Match[str]], bool]], ...] = (
-    ("an e-mail address", _EMAIL, _is_email),
-    ("a card number", _CARD, _is_card),
-    ("an account number", _IBAN, _is_iban),
-    ("a social security number", _US_NUMBER, _is_us_number),
-    ("a Chinese identity number", _CHINESE_ID, _is_chinese_id),
-    ("a telephone number", _CHINESE_MOBILE, _is_phone),
-    ("a telephone number", _PHONE, _is_phone),
-    ("an IP address", _ADDRESS, _is_address),
+# what is found, its pattern, whether a match counts, and a pattern that is quick and matches wherever the other does
+_KINDS: tuple[tuple[str, re.Pattern[str], Callable[[re.Match[str]], bool], re.Pattern[str]], ...] = (
+    ("an e-mail address", _EMAIL, _is_email, re.compile("@")),
+    ("a card number", _CARD, _is_card, _LONG_NUMBER),
+    ("an account number", _IBAN, _is_iban, re.compile(r"[A-Z]{2}\d{2} ?[A-Z0-9]{4}")),
+    ("a social security number", _US_NUMBER, _is_us_number, _LONG_NUMBER),
+    ("a Chinese identity number", _CHINESE_ID, _is_chinese_id, _LONG_NUMBER),
+    ("a telephone number", _CHINESE_MOBILE, _is_phone, _LONG_NUMBER),
+    ("a telephone number", _PHONE, _is_phone, _LONG_NUMBER),
+    ("an IP address", _ADDRESS, _is_address, re.compile(r"\d\.\d{1,3}\.\d")),
 )

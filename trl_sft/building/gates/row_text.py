@@ -20,6 +20,11 @@ def list_answers(row: CandidateRow) -> list[str]:
     return [str(turn.get("content") or "") for turn in row.messages if turn.get("role") == "assistant"]
 
 
+def name_row(row: CandidateRow) -> str:
+    """Return a row in a sentence: `row 12`, or the name of its file with its number there."""
+    return row.id if " row " in row.id else f"row {row.id}"
+
+
 def quote(text: str) -> str:
     """Return a short quotation of a text."""
     words = " ".join(text.split())
