@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from trl_sft.building.audit.audit_source import AuditSource
-from trl_sft.building.audit.row_audit import AuditResult
+from trl_sft.building.audit.row_audit import SetAudit
 
 REJECTED = ".rejected.jsonl"
 
@@ -24,7 +24,7 @@ def name_rejected(path: Path) -> Path:
     return path.with_name(path.stem + REJECTED)
 
 
-def write(source: AuditSource, result: AuditResult, path: Path) -> tuple[int, int]:
+def write(source: AuditSource, result: SetAudit, path: Path) -> tuple[int, int]:
     """Write both files; return the numbers of their rows.
 
     Args:
@@ -43,7 +43,7 @@ def write(source: AuditSource, result: AuditResult, path: Path) -> tuple[int, in
     return len(passed), len(numbers)
 
 
-def _describe_rejected(source: AuditSource, result: AuditResult) -> Iterable[str]:
+def _describe_rejected(source: AuditSource, result: SetAudit) -> Iterable[str]:
     """Yield a line for each rejected row: its place, the gate, the reason, and its record."""
     order = sorted(result.removed)
     records = source.iterate_records(np.array([finding.number for finding in order], np.int64))

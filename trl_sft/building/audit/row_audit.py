@@ -1,6 +1,6 @@
 """An audit: every row passes the gates in order, and the first one that rejects it counts.
 
-In: an `AuditSource`, and what the gates need. Out: an `AuditResult`: findings by row, counts, statistics. Gates that
+In: an `AuditSource`, and what the gates need. Out: an `SetAudit`: findings by row, counts, statistics. Gates that
 only note something come last and remove nothing. Not here: files that are written (`cleaned_set`).
 """
 
@@ -34,7 +34,7 @@ from trl_sft.row_progress import RowProgress
 TokenCounter = Callable[[Sequence[str]], list[int]]
 
 
-class Finding(NamedTuple):
+class RowFinding(NamedTuple):
     """A row with a fault, or something to know of it."""
 
     number: int  # of the row, from 0
@@ -63,7 +63,7 @@ class AuditOptions:
 
 
 @dataclass
-class AuditResult:
+class SetAudit:
     """What an audit found.
 
     Attributes:
@@ -77,8 +77,8 @@ class AuditResult:
     """
 
     rows: int
-    removed: list[Finding] = field(default_factory=list)
-    notes: list[Finding] = field(default_factory=list)
+    removed: list[RowFinding] = field(default_factory=list)
+    notes: list[RowFinding] = field(default_factory=list)
     statistics: dict[str, Any] = field(default_factory=dict)
     set_findings: list[tuple[str, str]] = field(default_factory=list)
     seconds: float = 0.0
@@ -91,10 +91,10 @@ class AuditResult:
         return gates
 
 
-def audit(source: AuditSource, options: AuditOptions) -> AuditResult:
+def audit(source: AuditSource, options: AuditOptions) -> SetAudit:
     """Let every row of a source pass the gates."""
     begin = time.monotonic()
-    result = AuditResult(len(source))
+    result = SetAudit(len(source))
     statistics = SetStatistics("tokens" if options.count_tokens else "words")
     gates = _make_gates(source, options)
     noting: list[Gate] = [NoveltyGate(AuditStore(source)), ConflictGate(AuditStore(source))]
@@ -108,7 +108,7 @@ def audit(source: AuditSource, options: AuditOptions) -> AuditResult:
                 number = int(row.id)
                 if number in source.unreadable:
                     problem, is_empty = source.unreadable[number]
-                    result.removed.append(Finding(number, "empty" if is_empty else "form", problem))
+                    result.removed.append(RowFinding(number, "empty" if is_empty else "form", problem))
                     continue
                 statistics.add(row, task=task, length=length, answer_length=answer_length)
                 rejection = length_gate.check_count(length) if length_gate else None
@@ -135,7 +135,7 @@ def _judge_row(
     *,
     noting: Sequence[Gate],
     noted: Collection[str],
-    result: AuditResult,
+    result: SetAudit,
 ) -> None:
     """Add the findings of a row; a gate whose rows are only noted lets the row go on."""
     number = int(row.id)
@@ -149,7 +149,7 @@ def _judge_row(
         found += [rejection for gate in noting if (rejection := gate.check(row))]
     for rejection in found:
         is_noted = rejection.gate in noted or rejection.gate in NOTING
-        (result.notes if is_noted else result.removed).append(Finding(number, rejection.gate, rejection.reason))
+        (result.notes if is_noted else result.removed).append(RowFinding(number, rejection.gate, rejection.reason))
 
 
 def _count_lengths(texts: Sequence[str], count_tokens: TokenCounter | None) -> list[int]:

@@ -14,7 +14,7 @@ from typing import Any
 from trl_sft import console
 from trl_sft.building.audit import cleaned_set, row_audit
 from trl_sft.building.audit.audit_source import AuditSource
-from trl_sft.building.audit.row_audit import AuditOptions, AuditResult, Finding, TokenCounter
+from trl_sft.building.audit.row_audit import AuditOptions, SetAudit, RowFinding, TokenCounter
 from trl_sft.cli import arguments
 from trl_sft.cli.audit import screen
 from trl_sft.cli.init import source_draft
@@ -62,7 +62,7 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
     return content | {"output": options.output}
 
 
-def describe(source: AuditSource, result: AuditResult, name: str) -> dict[str, Any]:
+def describe(source: AuditSource, result: SetAudit, name: str) -> dict[str, Any]:
     """Return an audit as a mapping that JSON can write, with the first findings of each gate."""
     gates = []
     for gate in result.count_gates():
@@ -81,13 +81,13 @@ def describe(source: AuditSource, result: AuditResult, name: str) -> dict[str, A
     }
 
 
-def _describe_finding(source: AuditSource, finding: Finding) -> dict[str, Any]:
+def _describe_finding(source: AuditSource, finding: RowFinding) -> dict[str, Any]:
     """Return the place of a row and what was found."""
     place = source.locate_row(finding.number)
     return {"row": source.name_row(finding.number), **place, "reason": finding.reason}
 
 
-def _list_rows(source: AuditSource, result: AuditResult) -> dict[str, Any]:
+def _list_rows(source: AuditSource, result: SetAudit) -> dict[str, Any]:
     """Return the rows of the page: the first of each gate, with their turns."""
     findings = []
     for gate in result.count_gates():
