@@ -14,7 +14,7 @@ from typing import Any
 from trl_sft import console
 from trl_sft.building.audit import cleaned_set, row_audit
 from trl_sft.building.audit.audit_source import AuditSource
-from trl_sft.building.audit.row_audit import AuditOptions, SetAudit, RowFinding, TokenCounter
+from trl_sft.building.audit.row_audit import AuditOptions, RowFinding, SetAudit, TokenCounter
 from trl_sft.cli import arguments
 from trl_sft.cli.audit import screen
 from trl_sft.cli.init import source_draft
