@@ -7,6 +7,7 @@ import re
 import shutil
 import subprocess
 import sys
+import tomllib
 
 import pytest
 from conftest import SHIPPED
@@ -258,6 +259,16 @@ def test_every_file_of_a_run_folder_is_documented_with_its_keys(go, here):
             rows = re.findall(r"^\| ([^|]*) \|", part, re.MULTILINE)
             assert {span for row in rows for span in re.findall(r"`(\w+)`", row)} - WHERE_IT_APPLIES == set(values)
             assert [key for key in values["measured"] if f"`{key}`" not in part] == []
+
+
+def test_every_extra_is_documented_with_its_packages():
+    page = (ROOT / "docs" / "reference" / "extras.md").read_text(encoding="utf-8")
+    rows = dict(re.findall(r"^\| `(\w+)` \|.*?\|(.*?)\|", page, re.MULTILINE))
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["optional-dependencies"]
+    assert set(rows) == set(extras)
+    for extra, requirements in extras.items():
+        names = {re.match(r"[\w-]+", requirement)[0] for requirement in requirements} - {"transformers"}
+        assert all(name in rows[extra] for name in names), extra
 
 
 def test_the_quickstart_ships_what_the_documents_name():
