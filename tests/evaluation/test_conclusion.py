@@ -59,7 +59,7 @@ def make_judge(resolution, code="", *, passed=True):
     judge |= {"audit": {"has_passed": passed, "skipped": not passed, "passed_rows": 39, "rows": 40}}
     counts = {"pairs": 60, "tuned": 40, "tie": 4, "base": 16, "invalid": 0, "not_judged": 0, "sign_test_p": 0.002}
     judge |= counts | {"is_partial": False, "first_position_rate": rate, "reliability": {"is_reliable": not code}}
-    judge["judge"] = {"model": "m"}
+    judge |= {"judge": {"model": "m"}, "warnings": [], "needed_prompts": 900}
     part = part | counts | {"win_rate": rate, "length_controlled": {"win_rate": rate}}
     scores |= {"base": 2.5, "tuned": 4.0, "holm_p": 0.01}
     judge["verdict"]["text"] = "The judge prefers the tuned model."
@@ -221,6 +221,9 @@ def test_chapter_on_a_judge_has_its_health_in_both_languages():
     for code in ("", "unreliable", "length", "worse", "no_difference", "not_resolved"):
         chapter = opinions_chapter.describe_judge(make_judge("improved", code))
         assert "胜率 70.0%（95% 区间 60.0% 至 80.0%，平局计一半），40 胜 4 平 16 负" in chapter["text_zh"]
+    assert chapter["text_zh"].endswith("；约需 900 个提示。")
+    warned = opinions_chapter.describe_judge(make_judge("improved") | {"warnings": ["of one family"]})
+    assert warned["text_zh"].startswith("警告：评判模型与被评判的模型属于同一系列")
     health = dict(chapter["health"])
     assert (health["judge_audit"], health["judge_consistency"]) == ("39 / 40", "40% (30% ... 50%)")
     assert opinions_chapter.describe_judge(make_judge("improved", passed=False))["text_zh"].startswith(

@@ -66,10 +66,13 @@ def translate_judge(judge: Mapping[str, Any]) -> str | None:
         judged = judge["pairs"] - judge["not_judged"]
         marks = texts["partial"].format(pairs=judge["pairs"], judged=judged) if judge["is_partial"] else ""
         marks += texts["skipped"] if judge["audit"]["skipped"] else ""
+        marks += texts["warned"] if judge["warnings"] else ""
         if rate is None:
             return str(marks + texts["no_verdict"])
         counts = {name: judge[name] for name in ("tuned", "tie", "base")}
         numbers = texts["numbers"].format(**rate, **counts, p=judge["sign_test_p"])
+        if judge["verdict"]["code"] == "not_resolved" and (judge["needed_prompts"] or 0) > judge["prompts"]:
+            numbers += texts["needed"].format(needed=judge["needed_prompts"])
         return str(marks + texts[judge["verdict"]["code"]].format(numbers=numbers))
     except _ODD_FORM:
         return None
