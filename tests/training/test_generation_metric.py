@@ -97,6 +97,21 @@ def test_one_of_several_evaluation_sets_is_scored_under_its_name(go, here):
     assert "eval_first_loss, eval_second_loss, eval_first_exact" in err
 
 
+def test_check_of_the_recipe_scores_the_answers_of_its_task(go, here):
+    rows = [row | {"task": "low" if number < 20 else "high"} for number, row in enumerate(QUESTIONS)]
+    jsonl(here / "rows.jsonl", rows)
+    (here / "score.py").write_text("def grade(row):\n    return float(row['task'] == 'low')\n")
+    checks = "evaluate.checks=[low=score.py:grade]"
+    words = (*EVALUATED[1:], "train.max_steps=1", "train.metric_for_best_model=score.py:grade", "evaluate.max_rows=8")
+    code, _, err = go(FULL, *words, checks)
+    assert code == 0, err
+    assert [entry["eval_score.py:grade"] for entry in read_log("out") if "eval_score.py:grade" in entry] == [1.0, 1.0]
+    samples = before_after.read_samples(Path("out/samples.jsonl"))
+    low = sum(sample["task"] == "low" for sample in samples)
+    assert 0 < low < len(samples)
+    assert read_run("out")["answer_metric"]["prompts"] == low
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [

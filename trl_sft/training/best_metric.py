@@ -8,6 +8,7 @@ itself ends with a KeyError at the first evaluation. Not here: generating and sc
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -23,6 +24,7 @@ from trl_sft.evaluation.before_after import PromptSet
 from trl_sft.evaluation.checks import check_requests
 from trl_sft.evaluation.checks.check_requests import CHECKS, CODE, RequestedCheck
 from trl_sft.evaluation.metrics import METRICS
+from trl_sft.recipe import answer_checks
 from trl_sft.recipe.checked import Run
 from trl_sft.recipe.yaml_reader import Key
 from trl_sft.suggestions import LOOSE, is_misspelling, nearest_name
@@ -125,7 +127,7 @@ def _list_answer_metrics(run: Run, rows: RunRows) -> dict[str, AnswerMetric]:
     """Return the metrics that answers have, by their name without `eval_`; {} = no prompt is answered."""
     if run.evaluate is None or rows.row_type == TEXT or not rows.eval:
         return {}
-    sets, checks = list(rows.eval), _list_checks()
+    sets, checks = list(rows.eval), _list_checks(run)
     metrics = {}
     for name, by_task in checks.items():
         for evaluation_set in sets:
@@ -134,11 +136,19 @@ def _list_answer_metrics(run: Run, rows: RunRows) -> dict[str, AnswerMetric]:
     return metrics
 
 
-def _list_checks() -> dict[str, dict[str, RequestedCheck]]:
-    """Return the checks by name: those that need no value of their own."""
+def _list_checks(run: Run) -> dict[str, dict[str, RequestedCheck]]:
+    """Return the checks by name: those that need no value of their own, and those of `evaluate.checks` by task."""
     plain = {name: check for name, check in CHECKS.items() if check.needs != check_requests.PARAMETERS and name != CODE}
     checks = {name: {"": RequestedCheck(check)} for name, check in plain.items()}
-    return checks | dict.fromkeys(METRICS, checks["exact"])  # the name that eval.json has
+    checks |= dict.fromkeys(METRICS, checks["exact"])  # the name that eval.json has
+    values = answer_checks.list_values((run.evaluate or {}).get("checks", []))
+    where = str(run.recipe.where(("evaluate", "checks")))
+    own: dict[str, dict[str, RequestedCheck]] = {}
+    for task, requests in check_requests.read_by_task(values, folder=Path.cwd(), where=where).items():
+        for request in requests:
+            if request.check.name != CODE:
+                own.setdefault(request.check.name, {})[task] = request
+    return checks | own
 
 
 def _explain_unknown(run: Run, written: str, names: list[str], *, is_single: bool) -> Fault:
