@@ -26,7 +26,7 @@ from trl.trainer.utils import create_model_from_path
 
 from trl_sft import run_folder
 from trl_sft.errors import Fault, MissingPackage, RecipeError, UserError, first_line
-from trl_sft.model import trust
+from trl_sft.model import model_config, trust
 from trl_sft.recipe import hub, paths
 from trl_sft.recipe.checked import Run, Setting
 from trl_sft.recipe.yaml_reader import Key
@@ -84,6 +84,8 @@ def find_model(run: Run) -> ModelSource:
         raise RecipeError(
             Fault(where, problem, "Use a model that `save_pretrained` wrote.", code="model.invalid_config")
         )
+    if "config" in run.model:
+        config = model_config.apply(run, config)
     return ModelSource(name, adapter, config)
 
 

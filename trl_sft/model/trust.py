@@ -56,7 +56,8 @@ def build_load_keywords(run: Run) -> dict[str, Any]:
     file.
     """
     defaults = {str(key[-1]): setting.value for key, setting in choose_weight_settings(run).items()}
-    return {_REMOTE_CODE: False} | defaults | run.model
+    keywords = {name: value for name, value in run.model.items() if name != "config"}
+    return {_REMOTE_CODE: False} | defaults | keywords | (run.model.get("config") or {})
 
 
 def choose_weight_settings(run: Run) -> dict[Key, Setting]:

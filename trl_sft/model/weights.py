@@ -143,12 +143,17 @@ def _load_on_meta(run: Run, source: ModelSource, where: str) -> tuple[PreTrained
     model_class = getattr(transformers, source.config.architectures[0], None) or AutoModelForCausalLM  # as TRL chooses
     keywords = trust.build_load_keywords(run)
     keywords = {key: keywords[key] for key in (*_FILE_KEYS, "trust_remote_code", "use_safetensors") if key in keywords}
+    keywords |= run.model.get("config") or {}
     try:
         model, report = model_class.from_pretrained(
             source.name, device_map="meta", output_loading_info=True, **keywords
         )
     except _UNREADABLE as error:
-        raise RecipeError(_explain_unreadable(source.name, where, error)) from None
+        fault = _explain_unreadable(source.name, where, error)
+        if run.model.get("config") and "other shapes" in fault.problem:
+            fix = "Remove the fields of `model.config` that change the shapes of weights."
+            fault = fault._replace(where=run.recipe.where(("model", "config")), fix=fix)
+        raise RecipeError(fault) from None
     return model, report
 
 

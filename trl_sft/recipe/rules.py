@@ -14,7 +14,7 @@ from typing import Any
 
 from trl_sft import user_paths
 from trl_sft.errors import Edit, Fault
-from trl_sft.recipe import checkpoint_rules, hub_names, no_effect, paths
+from trl_sft.recipe import checkpoint_rules, hub_names, no_effect, parallelism, paths
 from trl_sft.recipe.checked import Source
 from trl_sft.recipe.yaml_reader import Key, Recipe, describe_value
 
@@ -83,6 +83,8 @@ def check(recipe: Recipe, values: Sections, sources: Sources, *, is_adapter: boo
     yield from _check_launch(recipe, values["launch"])
     if train.get("auto_find_batch_size") or train.get("packing"):
         yield from _check_batches(recipe, values)
+    if train.get("parallelism_config") or values["model"].get("distributed_config"):
+        yield from parallelism.check(recipe, values)
     yield from no_effect.check(recipe, values, has_evaluation_set=is_evaluated, notes=notes)
     if not is_evaluated:
         yield from _check_needs_evaluation(recipe, train)

@@ -52,7 +52,7 @@ CHECKS = (
 
 # Own keys and their types. `data.*` are the keys of one source.
 OWN_KEYS: dict[str, dict[str, str]] = {
-    "model": {"name_or_path": "str"},
+    "model": {"name_or_path": "str", "config": "dict[str, Any]"},
     "tokenizer": {"chat_template": "str", "chat_template_kwargs": "dict[str, Any]"},
     "quantization": {},
     "lora": {},
@@ -131,6 +131,7 @@ KEYWORDS: dict[str, dict[str, str]] = {
         "code_revision": "str",
         "dtype": "str",
         "device_map": "str | int | dict[str, Any]",
+        "distributed_config": "dict[str, Any]",
         "experts_implementation": "str",
         "key_mapping": "dict[str, str]",
         "max_memory": "dict[str, Any]",
@@ -164,7 +165,9 @@ KEYWORDS: dict[str, dict[str, str]] = {
 OWN_HELP: dict[str, dict[str, str]] = {
     "model": {
         "name_or_path": "The model to fine-tune: a folder, a hub id, or trl_sft:tiny. With the folder of an "
-        "adapter the run continues the training of that adapter."
+        "adapter the run continues the training of that adapter.",
+        "config": "Fields of the model's own configuration class, such as rope_parameters or attention_dropout; they "
+        "replace those of its config.json.",
     },
     "tokenizer": {
         "chat_template": "The chat template, for a model without one: chatml, vicuna, alpaca, chinese, a training "
@@ -294,7 +297,6 @@ REFUSED: dict[str, dict[str, str]] = {
         "deepspeed": "Use `launch: {engine: zero2, config: FILE}`.",
         "fsdp": "Use `launch: {engine: fsdp}`.",
         "fsdp_config": "Use `launch: {engine: fsdp, config: FILE}`.",
-        "parallelism_config": "Remove it: this version trains in one process.",
         "local_rank": "Remove it: the launcher sets it.",
         "resume_from_checkpoint": "Use `run.resume`.",
         "dataset_text_field": "Use `format: text` and `rename: {COLUMN: text}` of the source.",

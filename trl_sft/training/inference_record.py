@@ -24,6 +24,7 @@ def describe_inference(run: Run, inputs: TrainingInputs) -> dict[str, Any]:
     features = inputs.chat.features
     args = inputs.args
     keywords = {"dtype": "float32"} | {name: run.model[name] for name in _MODEL_KEYS if name in run.model}
+    keywords |= run.model.get("config") or {}
     strings = special_tokens.list_strings(inputs.chat.tokenizer)
     entries = {
         "row_type": inputs.rows.row_type,
@@ -49,4 +50,4 @@ def describe_inference(run: Run, inputs: TrainingInputs) -> dict[str, Any]:
 
 def _as_text(value: Any) -> Any:
     """Return a value that JSON can hold."""
-    return value if isinstance(value, bool | int | str | None) else str(value)
+    return value if isinstance(value, bool | int | float | str | dict | list | None) else str(value)

@@ -24,7 +24,17 @@ from trl_sft.data.rows import RunRows
 from trl_sft.errors import LaunchError, MissingPackage, RecipeError, UserError
 from trl_sft.evaluation import before_after, own_prompts, planned_checks
 from trl_sft.evaluation.own_prompts import OwnPrompt
-from trl_sft.model import cpu_loss, device, load, needed_packages, packed_attention, patches, trust, weights
+from trl_sft.model import (
+    cpu_loss,
+    device,
+    load,
+    needed_packages,
+    packed_attention,
+    parallelism,
+    patches,
+    trust,
+    weights,
+)
 from trl_sft.model.load import ModelSource
 from trl_sft.publishing import repository
 from trl_sft.recipe import early_stopping, engines, folder_decision
@@ -188,6 +198,8 @@ def settle_settings(run: Run, *, elsewhere: bool = False, processes: int | None 
     keywords |= device.ANY_MACHINE if elsewhere else {}
     if run.launch and ranks.count() > 1:
         keywords |= engines.build_arguments(run)
+    if "parallelism_config" in run.train or "distributed_config" in run.model:
+        keywords |= parallelism.build_arguments(run, processes if elsewhere else processes or ranks.count())
     try:
         args = SFTConfig(**keywords)
     except (ValueError, TypeError) as error:

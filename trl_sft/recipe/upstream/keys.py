@@ -18,6 +18,7 @@ from trl_sft.recipe.upstream.fields import Field, WordList
 
 GENERATION = "evaluate.generation"
 SOURCE = "data.*"
+PARALLELISM = "parallelism_config"
 _QUANTIZATION = sections.OWNERS["quantization"][1]
 _GENERATION_CHECK = sections.GENERATION[1].replace("__init__", "validate")
 
@@ -121,6 +122,8 @@ def get_fields(section: str) -> dict[str, Field]:
         raise packages.changed_source(module, f"`{path}` no longer declares any key")
     if section == "lora":
         declared = {name: _accept_mapping(field, owner) for name, field in declared.items()}
+    if section == "train" and PARALLELISM in declared:  # `model.parallelism` makes the class from a mapping
+        declared |= {PARALLELISM: types.make_field(PARALLELISM, "dict[str, Any] | None")._replace(default="None")}
     own_types = sections.KEYWORDS.get(section, {}) | sections.OWN_KEYS.get(section, {})
     own_fields = {name: types.make_field(name, annotation) for name, annotation in own_types.items()}
     return add_words(section, declared | own_fields)

@@ -204,6 +204,26 @@ def _get_watermarking_fields(_: Mapping[str, Any]) -> NestedFields:
     return NestedFields("transformers.WatermarkingConfig", fields, owner)
 
 
+def _get_parallelism_fields(_: Mapping[str, Any]) -> NestedFields:
+    """Return the keys of `train.parallelism_config`; each handler is a mapping of its own."""
+    owner = "accelerate.parallelism_config:ParallelismConfig"
+    fields = upstream_fields.read_fields(owner)
+    handlers = {name: types.make_field(name, "dict[str, Any] | None") for name in fields if name.endswith("_handler")}
+    return NestedFields("accelerate.ParallelismConfig", fields | handlers, owner)
+
+
+def _read_handler_fields(class_name: str) -> NestedFields:
+    """Return the keys of a handler of `train.parallelism_config`."""
+    owner = f"accelerate.utils.dataclasses:{class_name}"
+    return NestedFields(f"accelerate {class_name}", upstream_fields.read_fields(owner), owner)
+
+
+def _get_distributed_fields(_: Mapping[str, Any]) -> NestedFields:
+    """Return the keys of `model.distributed_config`."""
+    owner = "transformers.distributed.configuration_utils:DistributedConfig"
+    return NestedFields("transformers DistributedConfig", upstream_fields.read_fields(owner), owner)
+
+
 def _get_optimizer_fields(siblings: Mapping[str, Any]) -> NestedFields | None:
     """Return what the optimizer takes of `optim_args`; None if it passes on everything."""
     optim = _get_value_or_default("optim", siblings)
@@ -298,7 +318,12 @@ def _find_key(use: ast.AST, parents: Mapping[ast.AST, ast.AST]) -> ast.expr | No
 _READERS: dict[tuple[str, str], Callable[[Mapping[str, Any]], NestedFields | None]] = {
     ("evaluate", "generation"): lambda _: NestedFields(sections.GENERATION[0], keys.get_fields(GENERATION)),
     (GENERATION, "watermarking_config"): _get_watermarking_fields,
+    ("model", "distributed_config"): _get_distributed_fields,
     ("train", "accelerator_config"): _get_accelerator_fields,
+    ("train", "parallelism_config"): _get_parallelism_fields,
+    ("train.parallelism_config", "tp_handler"): lambda _: _read_handler_fields("TorchTensorParallelConfig"),
+    ("train.parallelism_config", "cp_handler"): lambda _: _read_handler_fields("TorchContextParallelConfig"),
+    ("train.parallelism_config", "sp_handler"): lambda _: _read_handler_fields("DeepSpeedSequenceParallelConfig"),
     ("train.accelerator_config", "gradient_accumulation_kwargs"): _get_accumulation_fields,
     ("train", "gradient_checkpointing_kwargs"): _get_checkpointing_fields,
     ("train", "activation_checkpointing_kwargs"): _get_checkpointing_fields,

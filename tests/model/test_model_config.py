@@ -1,0 +1,101 @@
+"""`model.config` sets fields of the model's configuration: checked by its class, the same in every part of a run."""
+
+import json
+from pathlib import Path
+
+import pytest
+import transformers
+from transformers import AutoModelForCausalLM
+
+from trl_sft.errors import LaunchError, RecipeError
+from trl_sft.model import load, meta_model
+from trl_sft.recipe import build, paths
+from trl_sft.training import stages
+
+RECIPE = """\
+model: {name_or_path: trl_sft:tiny}
+data: {train: rows.jsonl}
+train: {output_dir: out, max_steps: 2, per_device_train_batch_size: 2, save_strategy: 'no', learning_rate: 1e-2}
+evaluate: false
+"""
+YARN = "{rope_type: yarn, factor: 4.0, rope_theta: 10000.0, original_max_position_embeddings: 1024}"
+
+
+def load_run(*overrides):
+    Path("recipe.yaml").write_text(RECIPE)
+    return build.load_run("recipe.yaml", overrides)
+
+
+def test_fields_reach_the_model_that_trains_and_the_folder_that_is_saved(go):
+    word = f"model.config={{rope_parameters: {YARN}, attention_dropout: 0.1}}"
+    code, _, err = go(RECIPE, word, "train.use_cpu=true")
+    assert code == 0, err
+    saved = json.loads(Path("out/config.json").read_text())
+    assert saved["rope_parameters"]["rope_type"] == "yarn"
+    assert saved["attention_dropout"] == 0.1
+    model = AutoModelForCausalLM.from_pretrained("out")
+    assert model.model.rotary_emb.rope_type == "yarn"
+    record = json.loads(Path("out/run.json").read_text())
+    assert record["recipe"]["model.config"]["attention_dropout"] == 0.1
+    assert "rope_type: yarn" in Path("out/resolved.yaml").read_text()
+
+
+def test_adapter_is_loaded_on_a_base_with_the_same_fields(go):
+    from trl_sft.serving import model_folder, model_loading
+
+    code, _, err = go(RECIPE, f"model.config={{rope_parameters: {YARN}}}", "lora={r: 2}")
+    assert code == 0, err
+    source = model_folder.find_model(Path("out"))
+    tokenizer = model_loading.load_tokenizer(source, trusts_code=False)
+    model = model_loading.load_model(source, tokenizer, trusts_code=False)
+    assert model.get_base_model().model.rotary_emb.rope_type == "yarn"
+
+
+def test_configuration_and_model_without_weights_have_the_fields(here):
+    run = load_run(f"model.config={{rope_parameters: {YARN}, max_position_embeddings: 4096}}")
+    source = load.find_model(run)
+    upstream = transformers.AutoConfig.from_pretrained(
+        paths.EMBEDDED / "tiny", rope_parameters=dict(source.config.rope_parameters), max_position_embeddings=4096
+    )
+    assert source.config.to_dict() == upstream.to_dict()
+    assert meta_model.build(run, source).config.max_position_embeddings == 4096
+
+
+FAULTS = {
+    "{atention_dropout: 0.1}": ("LlamaConfig has no field `atention_dropout`", "Did you mean `attention_dropout`?"),
+    "{attention_dropout: often}": ('LlamaConfig does not take "often" (text)', "which the model has"),
+    "{dtype: bfloat16}": ("`dtype` cannot be set here", "Use `model.dtype`."),
+    "{rope_scaling: {rope_type: linear, factor: 2}}": ("cannot be set here", "Use `rope_parameters`"),
+    "{rope_parameters: yarn}": ('the value is "yarn" (text)', "Write a mapping"),
+    "{rope_parameters: {rope_type: yarn, factor: 4}}": ("has no `rope_theta`", "Add `rope_theta: 10000.0`, which the"),
+    "{rope_parameters: {rope_type: yarm, factor: 4, rope_theta: 1e4}}": ("no `rope_type`", "Did you mean `yarn`?"),
+    "{rope_parameters: {rope_type: linear, rope_theta: 1e4}}": ("needs `factor`", "Add `factor`."),
+    "{rope_parameters: {rope_type: linear, rope_theta: 1e4, factr: 2}}": ("no `factr`", "Did you mean `factor`?"),
+    "{rope_parameters: {rope_type: linear, rope_theta: 1e4, factor: two}}": ('"two" (text)', "Write a number."),
+}
+
+
+@pytest.mark.parametrize("mapping", FAULTS)
+def test_field_that_the_class_does_not_take_is_refused_before_the_weights_load(here, mapping):
+    problem, fix = FAULTS[mapping]
+    with pytest.raises(RecipeError) as raised:
+        load.find_model(load_run(f"model.config={mapping}"))
+    texts = [str(fault) for fault in raised.value.faults]
+    assert any(problem in text and fix in text for text in texts), texts
+
+
+def test_field_that_changes_the_shape_of_weights_is_refused_with_the_tensors(here):
+    run = load_run("model.config={intermediate_size: 100}")
+    with pytest.raises(RecipeError, match=r"model\.config\n.* other shapes .*\n.* that change the shapes"):
+        stages.check_model(run, load.find_model(run))
+
+
+def test_another_number_of_processes_than_the_recipe_divides_is_refused(here):
+    run = load_run("train.parallelism_config={tp_size: 2}")
+    with pytest.raises(LaunchError, match="tp_size: 2 need 2 processes, and 1 trains"):
+        stages.settle_settings(run)
+    assert stages.settle_settings(run, elsewhere=True, processes=2).args.parallelism_config.tp_size == 2
+    run = load_run("model.distributed_config={fsdp_size: 4}", "train.save_strategy='no'")
+    with pytest.raises(LaunchError, match="fsdp_size: 4 need 4 processes, and 8 train"):
+        stages.settle_settings(run, elsewhere=True, processes=8)
+    assert stages.settle_settings(run, elsewhere=True).args.model_init_kwargs["distributed_config"] == {"fsdp_size": 4}
