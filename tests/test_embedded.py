@@ -142,6 +142,19 @@ def test_notebook_of_evaluation_names_exactly_the_rows_that_broke_a_skill(tmp_pa
 
 
 @pytest.mark.long
+def test_notebook_of_building_data_catches_the_planted_faults_and_trains(tmp_path):
+    import run_notebooks
+
+    run_notebooks.run(ROOT / "notebooks" / "04_build_data.ipynb", tmp_path)
+    build = json.loads((tmp_path / "data" / "notebook" / "build.json").read_text(encoding="utf-8"))
+    rejected = {gate["gate"] for gate in build["gates"] if gate["rejected"]}
+    assert rejected >= {"empty", "refusal", "artefact", "complete", "personal"}
+    assert build["generator"]["this_process"]["made"] == 0, "the second build makes no call"
+    assert build["rows"]["taken"] >= 36
+    assert (tmp_path / "runs" / "notebook_build" / "run.json").is_file()
+
+
+@pytest.mark.long
 @pytest.mark.timeout(3600)
 def test_script_reproduces_the_pretraining_losses(tmp_path):
     """A quarter of an hour: the same losses to 2%, on this machine's arithmetic."""

@@ -1,5 +1,6 @@
 """`build` against a scripted model server: the same bytes in any order, resumed to the call, within its budget."""
 
+import asyncio
 import hashlib
 import json
 import os
@@ -338,6 +339,14 @@ def test_dry_run_counts_the_calls_that_the_build_then_makes(build, here, capsys)
         build(server)
         assert len(server.requests) == planned["calls"]
     assert planned["cost"] > 0
+
+
+def test_build_runs_beside_the_event_loop_of_a_notebook(build):
+    async def run_cell(server):
+        return build(server, "plan.rows=2", "augmentation=null")
+
+    with ScriptedServer(write) as server:
+        assert asyncio.run(run_cell(server))["ok"]
 
 
 def test_parquet_has_the_rows_of_the_jsonl_file(build):

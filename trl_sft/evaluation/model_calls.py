@@ -12,7 +12,8 @@ import contextlib
 import json
 import math
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Coroutine, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any, NoReturn
 
@@ -183,7 +184,7 @@ class ModelCaller:
         self.counts.saved += len(requests) - len(missing)
         if missing:
             eval_packages.require_packages("the endpoint", "openai", extra=eval_packages.JUDGE_EXTRA)
-            asyncio.run(self._call_all(missing, label))
+            _run_to_end(self._call_all(missing, label))
         return [self.log.answers.get(self.compute_key(request)) for request in requests]
 
     async def _call_all(self, missing: Sequence[ModelRequest], label: str) -> None:
@@ -328,6 +329,17 @@ class _CallFailure:
 
 class _NoAnswerError(ValueError):
     """The body of a response has no answer."""
+
+
+def _run_to_end(work: Coroutine[Any, Any, None]) -> None:
+    """Run a coroutine to its end; beside the event loop of a notebook, in a thread of its own."""
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        asyncio.run(work)
+        return
+    with ThreadPoolExecutor(1) as threads:
+        threads.submit(asyncio.run, work).result()
 
 
 async def _wait_for_one(running: set[asyncio.Task[None]], bar: Any) -> set[asyncio.Task[None]]:
