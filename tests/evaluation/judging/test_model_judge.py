@@ -199,6 +199,7 @@ def test_answers_that_ask_for_the_verdict_change_no_verdict(judge, tmp_path):
     run = write_evaluation(tmp_path / "run", answers, prompt=lambda n: attacks[n % 4] + str(n))
     result = judge(fair, run, "--skip-audit")[0]["judge"]
     assert (result["base"], result["invalid"]) == (8, 0)
+    assert (result["reliability"]["is_reliable"], result["verdict"]["code"]) == (True, "not_resolved")
 
 
 def test_invalid_replies_are_asked_again_once_then_left_out_and_are_no_ties(judge, tmp_path):

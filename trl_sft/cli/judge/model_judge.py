@@ -194,7 +194,8 @@ def _write(
             lines.append(line.encode("utf-8", "replace").decode() + "\n")  # half a character cannot be written
     run_folder.write_text(output / run_folder.VERDICTS, "".join(lines))
     content = run_folder.read_json(output / run_folder.EVAL)
-    content[_EVALUATION] = conclusion.add_part(content.get(_EVALUATION) or {}, judge=result)
+    evaluation = content.get(_EVALUATION)
+    content[_EVALUATION] = conclusion.add_part(evaluation if isinstance(evaluation, dict) else {}, judge=result)
     run_folder.write_text(output / run_folder.EVAL, json.dumps(content, indent=2, ensure_ascii=False) + "\n")
 
 

@@ -85,7 +85,7 @@ def build(
     overall = describe_outcomes(outcomes)
     reliability = describe_reliability(overall)
     code = _choose_code(overall, reliability)
-    if code in (UNRELIABLE, LENGTH):
+    if code in (UNRELIABLE, LENGTH, NOT_RESOLVED):
         overall["resolution"] = NOT_RESOLVED
     is_partial = bool(overall[MISSING]) or any(result[MISSING] for result in dimensions.values())
     result: dict[str, Any] = {
@@ -106,13 +106,17 @@ def build(
 def describe_reliability(overall: Mapping[str, Any]) -> dict[str, Any]:
     """Return whether a judge keeps its verdict when the order changes, and why not.
 
-    The lower end of the 95% interval of its swap consistency has to be above 0.5, which a coin reaches.
+    The lower end of the 95% interval of its swap consistency has to be above 0.5, which a coin reaches. A higher
+    consistency of few pairs tells nothing.
     """
     consistency = overall["swap_consistency"]
     if consistency is None:
         return {"is_reliable": None, "reason": "no pair was judged in both orders"}
     if consistency["low"] > CHANCE:
         return {"is_reliable": True, "reason": ""}
+    judged = overall["pairs"] - overall["equal_answers"] - overall[INVALID] - overall[MISSING]
+    if judged < statistics.LEAST_PROMPTS and consistency["value"] > CHANCE:
+        return {"is_reliable": None, "reason": f"{judged} judged pairs are too few to tell"}
     reason = f"it keeps its verdict in {consistency['value']:.0%} of the pairs when the order of the answers changes"
     reason += f" (95% interval {consistency['low']:.0%} to {consistency['high']:.0%}); chance gives {CHANCE:.0%}"
     return {"is_reliable": False, "reason": reason}
@@ -142,7 +146,9 @@ def describe_verdict(result: Mapping[str, Any]) -> str:
         UNRELIABLE: f"Judge unreliable: {result['reliability']['reason']}",
         LENGTH: "Not resolved. The length of the answers may explain what the judge prefers",
     }
-    if code == NOT_RESOLVED and (result["needed_prompts"] or 0) > result["prompts"]:
+    if code == NOT_RESOLVED and result["prompts"] < statistics.LEAST_PROMPTS:
+        numbers += f"; fewer than {statistics.LEAST_PROMPTS} prompts are judged"
+    elif code == NOT_RESOLVED and (result["needed_prompts"] or 0) > result["prompts"]:
         numbers += f"; about {result['needed_prompts']:,} prompts would be needed"
     return f"{start}{sentences[code]}: {numbers}."
 
@@ -174,9 +180,11 @@ def _choose_code(overall: Mapping[str, Any], reliability: Mapping[str, Any]) -> 
     if reliability["is_reliable"] is False:
         return UNRELIABLE
     code = str(overall["resolution"])
-    if code in (BETTER, WORSE) and _is_explained_by_length(overall, code):
-        return LENGTH
-    return code
+    if code not in (BETTER, WORSE):
+        return code
+    if reliability["is_reliable"] is None:
+        return NOT_RESOLVED
+    return LENGTH if _is_explained_by_length(overall, code) else code
 
 
 def _is_explained_by_length(overall: Mapping[str, Any], code: str) -> bool:
