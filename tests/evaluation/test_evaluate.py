@@ -237,6 +237,11 @@ def test_prompts_have_the_tokens_that_training_gave_them(runs, monkeypatch):
     turns = [{"role": "user", "content": "What <|im_end|> is it?"}, {"role": "assistant", "content": "4"}]
     jsonl(runs / "tools.jsonl", [{"messages": turns, "tools": [tool]}] * 2 + [{"messages": turns}] * 6)
     text = RECIPE.format(lora="", name=runs / "tools").replace("rows.jsonl", "tools.jsonl")
+    text = (
+        RECIPE.format(lora="", name=runs / "tools")
+        .replace("rows.jsonl", "tools.jsonl")
+        .replace("max_steps: 4", "max_steps: 1")
+    )
     text = text.replace(
         "eval_fraction: 0.2", "eval: {path: tools.jsonl}, drop_leaked: false, special_tokens_in_text: text"
     )
@@ -416,7 +421,7 @@ def test_sampled_answers_do_not_depend_on_their_order(evaluate, runs, tmp_path):
     for name, part in (("one", rows), ("other", rows[::-1])):
         jsonl(tmp_path / f"{name}.jsonl", part)
         options = ["--data", tmp_path / f"{name}.jsonl", "--temperature", 2, "--few-shot", 0, "-o", tmp_path / name]
-        content = evaluate(runs / "lora", *options, "--max-new-tokens", 6)
+        content = evaluate(runs / "lora", *options, "--max-new-tokens", 6, "--allow-missing-tasks")
         assert content["evaluation"]["sides"]["tuned"]["decoding"]["seed"] == 42
         records = read_lines(tmp_path / name / "evaluation.jsonl")
         texts.append({record["prompt"]: record["answers"]["tuned"]["text"] for record in records})
@@ -555,7 +560,7 @@ def test_file_may_be_a_list_and_rows_name_their_checks(evaluate, runs, tmp_path)
     (tmp_path / "rows.json").write_text(json.dumps(rows), encoding="utf-8")
     content = evaluate(
         *(runs / "lora", "--data", tmp_path / "rows.json", "--check", "b=exact,numeric", "-o", tmp_path / "out"),
-        *("--max-new-tokens", 2, "--few-shot", 0),
+        *("--max-new-tokens", 2, "--few-shot", 0, "--allow-missing-tasks"),
     )
     assert content["ok"], content["faults"]
     records = read_lines(tmp_path / "out" / "evaluation.jsonl")
@@ -571,3 +576,22 @@ def test_recipe_without_a_run_says_how_to_train_it(evaluate, runs):
     content = evaluate(runs / "never.yaml")
     assert content["faults"][0]["code"] == "evaluation.no_run"
     assert not (runs / "never").exists()
+
+
+def test_a_trained_task_without_a_row_stops_the_evaluation_unless_it_is_allowed(evaluate, runs, tmp_path):
+    low = [row for row in ASKED if row["task"] == "low"]
+    leak = {"question": QUESTIONS[0]["question"].upper(), "answer": "0", "task": "low"}
+    held_out = {sample["prompt"][-1]["content"] for sample in read_lines(runs / "lora" / "samples.jsonl")}
+    leak["question"] = next(row["question"] for row in QUESTIONS if row["question"] not in held_out).upper()
+    jsonl(tmp_path / "low.jsonl", [*low, leak])
+    words = [runs / "lora", "--data", tmp_path / "low.jsonl", "--few-shot", 0, "--max-new-tokens", 1, "-o", tmp_path]
+    (fault,) = evaluate(*words)["faults"]
+    assert fault["code"] == "evaluation.missing_task"
+    assert "no row to evaluate has the task high" in fault["problem"]
+    assert not (tmp_path / "answers.jsonl").exists()
+    found = evaluate(*words, "--allow-missing-tasks")["evaluation"]["training_set"]
+    assert found["missing_tasks"] == ["high"]
+    assert found["leaks"]["exact"] == 1
+    (match,) = [match for match in found["matches"] if match["kind"] == "exact"]
+    assert match["evaluation"] == f"low.jsonl row {len(low) + 1}"
+    assert match["training"].startswith("rows.jsonl row ")

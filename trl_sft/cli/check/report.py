@@ -19,7 +19,9 @@ from trl_sft.cli.check import packing_advice
 from trl_sft.console import format_duration, print_faults, print_lines, say
 from trl_sft.data import rows as data_rows
 from trl_sft.data.formats import TokenizerFeatures
+from trl_sft.data.rows import RunRows
 from trl_sft.errors import Fault, LaunchError, MissingPackage, Unreached, UserError
+from trl_sft.evaluation import set_comparison
 from trl_sft.launch import plan
 from trl_sft.mirroring import fetch
 from trl_sft.model import device, trust
@@ -47,6 +49,7 @@ class Report:
     seconds: dict[str, float] = field(default_factory=dict)  # stage -> its time
     inputs: TrainingInputs | None = None  # all that training needs beside the weights; None if a stage failed
     memory: fit.MemoryReport | None = None
+    evaluation_set: dict[str, Any] | None = None  # how it stands to the training set; None = there is none
 
     @contextlib.contextmanager
     def stage(self, name: str) -> Iterator[None]:
@@ -106,7 +109,7 @@ def check(run: Run, machine: TargetMachine, seconds: float) -> Report:
     rows, datasets = None, None
     with report.stage("rows"):
         rows = stages.load_rows(run, chat, settings)
-        print_lines([("rows", line) for line in rows.notes])
+        report.evaluation_set = _show_rows(rows)
     if report.can_check("tokens", {"the rows": rows}):
         with report.stage("tokens"):
             datasets = stages.tokenize(run, chat, rows, settings=settings, thorough=True)
@@ -152,6 +155,16 @@ def _count_processes(run: Run, machine: TargetMachine) -> int:
         return 1
 
 
+def _show_rows(rows: RunRows) -> dict[str, Any] | None:
+    """Print what the rows are; return how the evaluation set stands to the training set, None = there is none."""
+    print_lines([("rows", line) for line in rows.notes])
+    if not rows.eval or not set_comparison.can_compare(rows):
+        return None
+    result = set_comparison.compare(rows, set_comparison.read_evaluation_sets(rows))
+    print_lines(set_comparison.list_lines(result))
+    return result
+
+
 def _settle(run: Run, report: Report, machine: TargetMachine) -> RunSettings | None:
     """Return upstream's settings; what only this machine refuses is a fault of the machine, not of the recipe."""
     number = _count_processes(run, machine)
@@ -195,6 +208,7 @@ def _describe(report: Report, run: Run) -> dict[str, Any]:
         "unchecked": report.unchecked,
         "machine_faults": [json_output.describe_fault(fault) for fault in report.machine_faults],
         "seconds": report.seconds,
+        "evaluation_set": report.evaluation_set,
         "ledger": report.inputs.datasets.ledger if report.inputs else None,
         "memory": memory._asdict() if memory else None,
         "next": arguments.format_next_command(run),

@@ -87,6 +87,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
         default="",
         help="also run tasks of lm-eval: names or YAML files, with commas between",
     )
+    add("--allow-missing-tasks", action="store_true", help="evaluate though a task that was trained has no row here")
     add("--run-code", action="store_true", help="let the check `code` run what the models write, under limits")
     add("-o", "--output", metavar="DIR", type=Path, help="where the files go; the run folder by default")
     add("--trust-remote-code", action="store_true", help="let Python code run that the model brings with it")

@@ -16,7 +16,16 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from trl_sft import console, run_folder
-from trl_sft.cli.evaluate import base_prompts, general_suite, gguf_side, prompts, screen, sides, task_sides
+from trl_sft.cli.evaluate import (
+    base_prompts,
+    general_suite,
+    gguf_side,
+    prompts,
+    screen,
+    sides,
+    task_sides,
+    training_rows,
+)
 from trl_sft.cli.evaluate.sides import Answerer, Side
 from trl_sft.errors import Fault, RecipeError
 from trl_sft.evaluation import (
@@ -69,6 +78,13 @@ def run(folder: Path, output: Path, options: argparse.Namespace) -> dict[str, An
             template_date.pin(datetime.date.fromisoformat(models.run.template_date))
         renderer = build_renderer(models.run, tokenizer)
         asked = _read_items(folder, options)
+        training_set = training_rows.compare(
+            folder,
+            asked,
+            [render(renderer, item).content for item in asked],
+            data=options.data,
+            allows_missing=options.allow_missing_tasks,
+        )
         answerer = build_answerer(models.run, tokenizer, renderer, asked=asked, output=output, options=options)
         planned, problem = _plan_sides(models, answerer, asked, folder=folder, options=options)
         console.print_lines(screen.describe_plan(asked, planned, problem))
@@ -82,6 +98,7 @@ def run(folder: Path, output: Path, options: argparse.Namespace) -> dict[str, An
     result["few_shot_problem"] = problem
     result["suite"] = suite_result
     result["lm_eval"] = task_result
+    result["training_set"] = training_set
     if table := answer_format.measure(answer_pairs.read_records(records)):
         result["format"] = format_changes.describe(table)
     result = conclusion.conclude(_keep_opinions(output, records) | result)
