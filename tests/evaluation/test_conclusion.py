@@ -5,8 +5,9 @@ import re
 import pytest
 from test_suite import HELP, REFUSAL, make_answers
 
-from trl_sft.evaluation import advice, conclusion, evidence, suite_result, verdict
+from trl_sft.evaluation import advice, conclusion, evidence, suite_result, verdict, vote_files
 from trl_sft.evaluation.answer_pairs import BASE, TUNED
+from trl_sft.evaluation.judging import rubric
 from trl_sft.evaluation.suite import GENERAL, HARMLESS, UNSAFE
 from trl_sft.evaluation.text_loss import TextLoss
 from trl_sft.reports import chinese_evaluation, evaluation_chapter, opinions_chapter
@@ -236,3 +237,10 @@ def test_part_of_another_command_without_rule_checks_makes_no_verdict():
     assert conclusion.add_part({}, judge={"a": 1}) == {"judge": {"a": 1}}
     added = conclusion.add_part(make_evaluation(*UNCLEAR), votes=make_votes(40, 10, winner="tuned"))
     assert added["verdict"]["code"] == "improved"
+
+
+def test_dimensions_of_scores_have_chinese_names_and_are_those_of_the_rubric():
+    assert tuple(rubric.read_rubric()) == vote_files.DIMENSIONS
+    assert tuple(chinese_evaluation._read_texts()["dimensions"]) == vote_files.DIMENSIONS
+    text = chinese_evaluation.translate_verdict(make_evaluation(*UNCLEAR, judge=make_judge("improved")))
+    assert "评判模型，诚实 +1.5 (+1 至 +2)" in text

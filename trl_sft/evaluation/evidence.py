@@ -91,12 +91,12 @@ def list_attention(found: Sequence[EvaluationFinding]) -> list[EvaluationFinding
     )
 
 
-def describe_number(entry: EvaluationFinding) -> str:
-    """Return the improvement with its interval, in its unit."""
+def describe_number(entry: EvaluationFinding, until: str = "to") -> str:
+    """Return the improvement with its interval, in its unit; `until` stands between the ends of the interval."""
     value, low, high = entry.improvement
     if entry.unit == SHARE:
-        return f"{value:+.1%} ({low:+.1%} to {high:+.1%})"
-    return f"{value:+.3g} ({low:+.3g} to {high:+.3g})"
+        return f"{value:+.1%} ({low:+.1%} {until} {high:+.1%})"
+    return f"{value:+.3g} ({low:+.3g} {until} {high:+.3g})"
 
 
 def _read_rules(evaluation: Mapping[str, Any]) -> Iterator[EvaluationFinding]:

@@ -81,7 +81,8 @@ def translate_judge(judge: Mapping[str, Any]) -> str | None:
 def name_finding(entry: EvaluationFinding) -> str:
     """Return the source and the name of a finding in Chinese."""
     texts = _read_texts()
-    name = texts["names"].get(entry.source, {}).get(entry.name, entry.name)
+    known = texts["dimensions"] if entry.unit == evidence.POINTS else texts["names"].get(entry.source, {})
+    name = known.get(entry.name, entry.name)
     return "，".join(filter(None, [texts["sources"].get(entry.source, entry.source), name]))
 
 
@@ -102,7 +103,7 @@ def _describe_rules(evaluation: Mapping[str, Any]) -> str:
 
 def _join_findings(found: Sequence[EvaluationFinding]) -> str:
     """Return findings with their numbers, the first few by name."""
-    named = [f"{name_finding(entry)} {evidence.describe_number(entry)}" for entry in found[:_MOST_NAMED]]
+    named = [f"{name_finding(entry)} {evidence.describe_number(entry, '至')}" for entry in found[:_MOST_NAMED]]
     if rest := len(found) - len(named):
         named.append(_read_texts()["more"].format(rest=rest))
     return "；".join(named)

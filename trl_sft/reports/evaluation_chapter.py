@@ -73,7 +73,7 @@ def _list_cells(part: Mapping[str, Any]) -> dict[str, str]:
 def _list_finding(entry: EvaluationFinding) -> dict[str, str]:
     """Return a finding as a row of a table."""
     name = conclusion.name_finding(entry)
-    number = evidence.describe_number(entry)
+    number = evidence.describe_number(entry, "...")
     row = {"name": name, "name_zh": chinese_evaluation.name_finding(entry), "number": number}
     return row | {"count": f"{entry.count:,}", "resolution": entry.resolution}
 

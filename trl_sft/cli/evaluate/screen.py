@@ -83,6 +83,8 @@ def describe_findings(result: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
         for entry in [EvaluationFinding.read(described) for described in result[key][:_FINDINGS]]:
             number, mark = evidence.describe_number(entry), _MARKS[entry.resolution]
             yield label, f"{conclusion.name_finding(entry)}: {number} on {entry.count:,}: {mark}"
+        if len(result[key]) > _FINDINGS:
+            yield "", f"{len(result[key]) - _FINDINGS:,} more in report.html"
 
 
 _COUNTS = {
