@@ -208,7 +208,7 @@ def test_every_planted_fault_is_caught_by_its_gate_and_no_clean_row_is_lost(buil
     with ScriptedServer(respond) as server:
         content = build(
             server,
-            "plan.rows=120",
+            "plan.rows=80",
             "plan.attempts=3",
             "augmentation=null",
             "templates.families=[basic, task]",
@@ -384,3 +384,16 @@ def test_local_model_writes_rows_once_and_the_same_again(here, capsys):
     ]
     assert Path("set/rejects.jsonl").read_bytes() == Path("again/rejects.jsonl").read_bytes()
     assert contents[3]["partial"]
+
+
+def test_example_in_chinese_builds_as_it_is_with_another_server(here, capsys, monkeypatch):
+    monkeypatch.setattr(os, "fsync", lambda _: None)
+    assert cli.main(["build", "--example", "zh", "-o", "mine.yaml"]) == 0
+    assert cli.main(["build", "--example", "zh", "-o", "mine.yaml"]) == 2  # no file is replaced
+    with ScriptedServer(write) as server:
+        assert cli.main(["build", "mine.yaml", f"generator.endpoint={server.url}", "plan.rows=8"]) == 0
+    rows = read("data/instructions/train.jsonl")
+    assert "领域" in server.requests[0]["messages"][0]["content"]
+    assert all("因为" in row["messages"][1]["content"] for row in rows)
+    assert {row["task"] for row in rows} <= {"问答", "摘要", "分类", "改写", "创意写作", "推理"}
+    assert "--dry-run" in capsys.readouterr().out

@@ -40,26 +40,26 @@ def teach(request):
 
 
 def build_and_train(here, capsys, rows, *overrides):
-    """Build a set and train on it; return the answers of both commands and of a check."""
+    """Build a set, check its recipe and with overrides train; return the answers of the commands."""
     (here / "skills.yaml").write_text(TEMPLATES, encoding="utf-8")
     answers = []
     with ScriptedServer(teach) as server:
         (here / "spec.yaml").write_text(SPEC.replace("URL", server.url).replace("ROWS", str(rows)), encoding="utf-8")
         commands = (["build", "spec.yaml"], ["check", "set/recipe.yaml", "lora=null"])
-        for words in (*commands, ["set/recipe.yaml", "lora=null", *overrides]):
+        train = [["set/recipe.yaml", "lora=null", *overrides]] if overrides else []
+        for words in (*commands, *train):
             capsys.readouterr()
             cli.main([*words, "--json"])
             answers.append(json.loads(capsys.readouterr().out))
     return answers
 
 
-def test_recipe_of_a_built_set_is_clean_and_trains(here, capsys, monkeypatch):
+def test_recipe_of_a_built_set_is_clean(here, capsys, monkeypatch):
     monkeypatch.setattr(os, "fsync", lambda _: None)
-    built, checked, trained = build_and_train(here, capsys, 20, "train.max_steps=2", "evaluate=false")
-    assert (built["ok"], checked["ok"], trained["ok"]) == (True, True, True)
+    built, checked = build_and_train(here, capsys, 20)
+    assert (built["ok"], checked["ok"]) == (True, True)
     assert checked["ledger"]["train"]["rows"]["kept"] == built["rows"]["train"] > 15
     assert checked["notes"] == []
-    assert trained["steps"] == 2
 
 
 @pytest.mark.long
