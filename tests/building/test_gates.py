@@ -160,6 +160,12 @@ def test_rows_that_differ_in_numbers_or_in_the_question_are_no_duplicates():
     story = "Tom has {} apples and buys {} more in the shop at the corner of the street. How many apples has he now?"
     for first in range(2, 30):
         assert gate.check(make_row(story.format(first, first + 1), str(2 * first + 1))) is None
+    pairs = (("has 24 cards", "many double cards has Jess", "40"), ("has some cards", "many cards has Rob", "24"))
+    for beginning, question, answer in pairs:  # a problem and its reverse
+        told = (
+            f"Rob {beginning}, and a few are doubles. A third of Rob's cards are doubles, and Jess has 5 times as many"
+        )
+        assert gate.check(make_row(f"{told} doubles as Rob, who keeps them all. How {question}?", answer)) is None
     passage = " ".join(f"{word} lies in the {place}." for word, place in zip("abcdefgh", "ijklmnop", strict=True))
     assert gate.check(make_row(f"Summarise this text. {passage}", "Letters lie in places.")) is None
 

@@ -1,20 +1,22 @@
 """The gate `duplicate`: rows that are equal or nearly equal to an earlier row that passed.
 
 In: rows, one after another. Out: which earlier row says the same, and how it was found: exact, runs of eight words, or
-near. Hashes find candidates (`data.text_sketches`); the texts decide (`data.text_matches`). Rows that differ in
-nothing but numbers are different rows. Not here: leakage of an evaluation set (`leakage`).
+near. Hashes find candidates (`data.text_sketches`); the texts decide (`data.text_matches`). Rows with other numbers are
+different rows: a problem and its reverse have nearly the same words. Not here: an evaluation set (`leakage`).
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from typing import Protocol
 
 from trl_sft.building.candidates import CandidateRow, Rejection
-from trl_sft.building.gates.row_text import join_texts, name_row
+from trl_sft.building.gates.row_text import join_texts, list_answers, name_row
 from trl_sft.data import text_matches, text_sketches
 from trl_sft.data.text_sketches import SketchIndex
 
+_NUMBER = re.compile(r"\d+")
 _LEAST_COVERAGE = 0.8  # of a row's runs of eight words that one earlier row has: it adds little
 _LEAST_JACCARD = 0.7  # of the words of two rows, from which they say nearly the same
 
@@ -51,16 +53,18 @@ class DuplicateGate:
         equal = self._index.find_equal(sketch)
         if equal is not None:
             return Rejection(self.name, f"exact: the same as {name_row(self._store[equal])}")
-        rejection = self._compare(text, self._index.find_candidates(sketch))
+        rejection = self._compare(row, text, self._index.find_candidates(sketch))
         if rejection is None:
             self._index.add(sketch)
             self._store.append(row)
         return rejection
 
-    def _compare(self, text: str, numbers: Sequence[int]) -> Rejection | None:
+    def _compare(self, row: CandidateRow, text: str, numbers: Sequence[int]) -> Rejection | None:
         """Return the rejection by the first candidate whose text is nearly the same."""
         for number in numbers:
             earlier = self._store[number]
+            if _has_other_numbers(row, earlier):
+                continue
             match = text_matches.compare_texts(join_texts(earlier), text)
             if match.kind == text_matches.OVERLAP and match.similarity >= _LEAST_COVERAGE:
                 share = f"{match.similarity:.0%} of the runs of eight words"
@@ -68,3 +72,15 @@ class DuplicateGate:
             if match.kind in (text_matches.OVERLAP, text_matches.NEAR) and match.jaccard >= _LEAST_JACCARD:
                 return Rejection(self.name, f"near: {match.jaccard:.0%} of the words are those of {name_row(earlier)}")
         return None
+
+
+def _has_other_numbers(row: CandidateRow, earlier: CandidateRow) -> bool:
+    """Tell whether two rows have different numbers in their prompts, or the answers of the first one others too."""
+    (prompt, answer), (other_prompt, other_answer) = _find_numbers(row), _find_numbers(earlier)
+    return prompt != other_prompt or not answer <= other_answer
+
+
+def _find_numbers(row: CandidateRow) -> tuple[set[str], set[str]]:
+    """Return the numbers of the prompts and of the answers of a row."""
+    prompts = [str(turn.get("content") or "") for turn in row.messages if turn.get("role") != "assistant"]
+    return set(_NUMBER.findall("\n".join(prompts))), set(_NUMBER.findall("\n".join(list_answers(row))))
