@@ -175,7 +175,26 @@ def test_longer_answers_of_equal_quality_win_every_pair_and_prove_nothing(judge,
     assert result["length_controlled"]["win_rate"] is None
     assert set(result["length_controlled"]["warnings"]) == {"never_changes_sign", "separated", "few_pairs"}
     assert (result["verdict"]["code"], result["resolution"]) == ("length", "not_resolved")
-    assert [fault["code"] for fault in judge(prefer(len), run)[0]["faults"]] == ["judge.failed_audit"]
+
+
+def test_judge_that_prefers_its_own_words_is_warned_about_and_corrected_by_people(judge, tmp_path, capsys):
+    answers = [(f"Sum {n}." + "!" * (n % 3), f"Sure {n}" + "!" * (n % 2)) for n in range(40)]
+    run = write_evaluation(tmp_path / "run", answers)
+    result = judge(prefer(lambda text: "Sure" in text), run, "--skip-audit", model="smollm3")[0]["judge"]
+    assert result["win_rate"]["value"] == 1.0
+    assert "of the family of the base model (smollm), so it may prefer their style" in result["verdict"]["text"]
+    (run / "run.json").write_text('{"outcome": "done"}')
+    page = tmp_path / "page.html"
+    assert cli.main(["judge", str(run), "-o", str(page), "--rows", "12"]) == 0
+    key = json.loads((tmp_path / "page.key.json").read_text())
+    votes = [{"item": item["item"], "choice": "equal"} for item in key["items"]]
+    (tmp_path / "ana.json").write_text(json.dumps({"format": 1, "page": key["page"], "rater": "ana", "votes": votes}))
+    capsys.readouterr()
+    words = ["votes", tmp_path / "page.key.json", tmp_path / "ana.json", "--judge", run / "verdicts.jsonl", "--json"]
+    assert cli.main([*map(str, words)]) == 0
+    people = json.loads(capsys.readouterr().out)["judge"]
+    assert people["corrected"]["judge_alone"] == 1.0
+    assert people["corrected"]["value"] == pytest.approx(0.5)  # the truth: people call every pair equal
 
 
 def test_same_answers_on_both_sides_are_all_ties_without_a_call(judge, tmp_path):
