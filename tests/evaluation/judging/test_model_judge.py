@@ -16,6 +16,7 @@ from scipy import stats
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from trl_sft import cli
+from trl_sft.evaluation import verdict
 from trl_sft.evaluation.judging import audit, rubric
 from trl_sft.recipe import paths
 
@@ -459,3 +460,28 @@ def test_local_judge_that_is_the_base_model_or_no_whole_model_is_refused(tmp_pat
         assert cli.main(["judge", str(run), "--model", str(model), "--json"]) == 2
         codes += [fault["code"] for fault in json.loads(capsys.readouterr().out)["faults"]]
     assert codes == ["judge.is_student", "judge.no_model", "judge.no_model"]
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "role"), [((), "improved", "decides"), (("--skip-audit",), "not_resolved", "detail")]
+)
+def test_judge_that_passed_the_audit_takes_part_in_the_verdict_of_the_evaluation(words, code, role, judge, tmp_path):
+    run = write_evaluation(tmp_path / "run", [(f"base {n}, q=1", f"best {n}, q=2"[n % 3 :]) for n in range(40)])
+    whole = {"thought": "", "is_closed": True, "stop": "stop_token"}
+    records = [
+        record
+        | {"prompt_key": str(record["id"]), "check": "exact"}
+        | {"answers": {side: answer | whole for side, answer in record["answers"].items()}}
+        | {"scores": {"base": {"exact": record["id"] % 2}, "tuned": {"exact": 1 - record["id"] % 2}}}
+        for record in read_lines(run / "evaluation.jsonl")
+    ]
+    content = json.loads((run / "eval.json").read_text(encoding="utf-8"))
+    evaluation = verdict.build(records, content["evaluation"]["sides"])
+    assert evaluation["verdict"]["code"] == "not_resolved"
+    (run / "eval.json").write_text(json.dumps({"evaluation": evaluation}), encoding="utf-8")
+    judge(fair, run, *words)
+    found = json.loads((run / "eval.json").read_text(encoding="utf-8"))["evaluation"]
+    (entry,) = [entry for entry in found["evidence"] if entry["source"] == "judge"]
+    assert (entry["role"], entry["resolution"], entry["value"]) == (role, "improved", 0.5)
+    assert found["verdict"]["code"] == code
+    assert "Better: judge +50.0%" in found["verdict"]["text"]
