@@ -115,7 +115,8 @@ def load_spec(path: str | Path, overrides: Sequence[str] = ()) -> Spec:
     faults += _check_together(recipe, sections, axes)
     folder = _find_folder(recipe, sections[spec_keys.OUTPUT].get("folder"), faults)
     if faults:
-        raise RecipeError(sorted(dict.fromkeys(faults), key=_find_line))
+        different = {(fault.where, fault.problem): fault for fault in faults}
+        raise RecipeError(sorted(different.values(), key=_find_line))
     return Spec(
         recipe=recipe,
         sections=sections,
