@@ -189,7 +189,8 @@ def list_advice():
         }
         found |= {given["rule"]: given for given in advice.choose(evaluation | {"sides": sides})}
     losses = {side: [TextLoss(10.0 * (1 + (side == TUNED)) + n, 10) for n in range(20)] for side in (BASE, TUNED)}
-    others = {"suite": suite_result.build([], losses), "lm_eval": make_tasks("worse")}
+    leaks = {"leaks": {"exact": 2, "near": 1, "phrase": 5}, "evaluation_rows": 60, "matches": []}
+    others = {"suite": suite_result.build([], losses), "lm_eval": make_tasks("worse"), "training_set": leaks}
     for judge in (make_judge("improved", "unreliable"), make_judge("not_resolved", "length")):
         found |= {given["rule"]: given for given in make_evaluation(*RISEN, judge=judge, **others)["advice"]}
     return found
@@ -204,6 +205,18 @@ def test_every_rule_has_advice_in_english_and_chinese_with_the_same_numbers():
         english = re.findall(r"\d[\d.,%]*", given["trigger"] + given["text"])
         chinese = re.findall(r"\d[\d.,%]*", trigger + text)
         assert sorted(number.strip(",.") for number in english) == sorted(number.strip(",.") for number in chinese)
+
+
+def test_prompts_in_training_rows_are_named_with_their_ids_and_phrases_are_not():
+    matches = [{"kind": "near", "evaluation_row": 7}, {"kind": "phrase", "evaluation_row": 8}]
+    leaks = {"leaks": {"exact": 0, "near": 1, "phrase": 1}, "evaluation_rows": 60, "matches": matches}
+    (given,) = [
+        given for given in make_evaluation(*RISEN, training_set=leaks)["advice"] if given["rule"] == "leaked_prompts"
+    ]
+    assert (given["ids"], given["trigger"]) == ([7], "1 of 60 prompts are in training rows")
+    harmless = leaks | {"leaks": {"phrase": 3}}
+    advised = make_evaluation(*RISEN, training_set=harmless)["advice"]
+    assert "leaked_prompts" not in {given["rule"] for given in advised}
 
 
 def test_chapter_has_every_finding_in_both_languages():

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
+from trl_sft.data.text_matches import LEAKS
 from trl_sft.evaluation.evidence import GENERAL_SUITE, JUDGE, LENGTH, PEOPLE, RULES, TASK_SUITE, TEXT_LOSS, UNRELIABLE
 from trl_sft.evaluation.statistics import BETTER, NO_DIFFERENCE, NOT_RESOLVED, WORSE
 
@@ -185,6 +186,19 @@ def _check_task_suites(evaluation: Mapping[str, Any]) -> Advice | None:
     return Advice("task_suite_worse", f"worse in lm-eval: {', '.join(worse)}", text, {"tasks": worse})
 
 
+def _check_leaks(evaluation: Mapping[str, Any]) -> Advice | None:
+    """Advise other rows where prompts of the evaluation are in the training rows too."""
+    training_set = evaluation.get("training_set") or {}
+    leaks = sum(training_set.get("leaks", {}).get(kind, 0) for kind in LEAKS)
+    if not leaks:
+        return None
+    prompts = training_set["evaluation_rows"]
+    ids = [match["evaluation_row"] for match in training_set["matches"] if match["kind"] in LEAKS]
+    text = "Do not take their answers for ability: remove these training rows, or evaluate on other rows."
+    trigger = f"{leaks:,} of {prompts:,} prompts are in training rows"
+    return Advice("leaked_prompts", trigger, text, {"leaks": leaks, "prompts": prompts}, ids)
+
+
 def _check_opinions(evaluation: Mapping[str, Any]) -> Advice | None:
     """Advise a look at the answers where people or a judge contradict the rule checks."""
     rules = _find(evaluation, RULES, "")
@@ -239,6 +253,7 @@ def _list_ids(sides: Mapping[str, Mapping[str, Any]], name: str) -> list[Any]:
 
 _RULES: tuple[Callable[[Mapping[str, Any]], Advice | None], ...] = (
     _check_safety,
+    _check_leaks,
     _count_prompts,
     _check_form,
     _check_effect,

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from trl_sft.console import format_number_of
 from trl_sft.evaluation import statistics
 from trl_sft.evaluation.statistics import BETTER, NOT_RESOLVED, WORSE, Interval, PairedResult
 from trl_sft.evaluation.task_suites import SideScores, SuiteTask
@@ -92,7 +93,8 @@ def list_lines(result: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
         text += f" on {task['items']:,} items: {_WORDS[task['resolution']]}"
         yield "lm-eval", text
         if task["skipped_items"]:
-            yield "", f"{task['skipped_items']:,} items left out: their checkers need nltk's data `punkt_tab`"
+            items = format_number_of(task["skipped_items"], "item")
+            yield "", f"left out: {items} whose checker needs nltk's data `punkt_tab`"
         if plain := task["plain"]:
             part = plain["metrics"][task["metric"]]
             text = f"the base model without the chat template: {part['base']:.4g}"
