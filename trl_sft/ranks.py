@@ -95,6 +95,15 @@ def share(compute: Callable[[], Value]) -> Value:
     return value  # type: ignore[return-value]
 
 
+def collect(value: Value) -> list[Value]:
+    """Return the values of all processes, by their numbers. They are pickled."""
+    if not is_connected():
+        return [value]
+    values: list[Any] = [None] * count()
+    _get_torch().distributed.all_gather_object(values, value)
+    return values
+
+
 def find_largest(number: float) -> float:
     """Return the largest of the numbers that the processes have; NaN where one of them has NaN."""
     if not is_connected():

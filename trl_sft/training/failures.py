@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from trl import SFTConfig
 
-from trl_sft import console, disk, errors, redaction, run_folder
+from trl_sft import console, disk, errors, ranks, redaction, run_folder
 from trl_sft.errors import Fault, LaunchError, NotAsAsked, RecipeError, RunStopped, UserError
 from trl_sft.recipe.checked import Run
 from trl_sft.training import refusals
@@ -24,6 +24,10 @@ from trl_sft.training.memory import fit
 from trl_sft.training.record import RunRecord
 
 _KILLED_WORKER = re.compile(r"DataLoader worker .* (is killed by signal|exited unexpectedly)|abruptly died")
+# what gloo and NCCL say where another process is gone
+_LOST_PROCESS = re.compile(
+    r"[Cc]onnection (closed by peer|reset by peer|refused)|NCCL.*(remote|peer)|[Ss]ocket [Tt]imeout"
+)
 _OUT_OF_MEMORY = ("can't allocate memory", "CUDA error: out of memory", "MPS backend out of memory")
 
 
@@ -127,6 +131,11 @@ def _explain_machine(error: BaseException, run: Run, record: RunRecord) -> Launc
         problem = f"a process that prepares batches was killed: {errors.first_line(error)}"
         fix = f"Often memory ran out: set train.dataloader_num_workers: 0, or free memory. Then run: {command}"
         fault = Fault(run.recipe.where(("train", "dataloader_num_workers")), problem, fix, code="machine.killed_worker")
+    if fault is None and ranks.count() > 1 and isinstance(error, RuntimeError) and _LOST_PROCESS.search(text):
+        last = next(reversed(run_folder.list_checkpoints(run.output_dir)), None)
+        saved = f"the last checkpoint is {last}" if last else "no checkpoint was saved yet"
+        problem = f"another process of the run is gone: {errors.first_line(error)}; {saved}"
+        fault = Fault("the processes", problem, f"Run it again, it resumes: {command}", code="launch.lost_process")
     return LaunchError(fault) if fault else None
 
 

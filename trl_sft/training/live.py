@@ -21,6 +21,7 @@ from trl import SFTConfig, SFTTrainer
 from trl_sft import ranks
 from trl_sft.model import cpu_loss, meta_model, packed_attention, patches
 from trl_sft.model.load import unwrap_adapter
+from trl_sft.recipe import engines
 from trl_sft.recipe.checked import Run
 from trl_sft.recipe.resume_keys import LOSS_SCHEDULES
 from trl_sft.recipe.yaml_reader import Key
@@ -30,6 +31,8 @@ from trl_sft.training.stages import TrainingInputs
 ONE_PROCESS, DDP, FSDP, ZERO = "one process", "DDP", "FSDP", "ZeRO-"
 OUR_LOSS, TRL_LOSS = cpu_loss.__name__, "trl"
 _WRAPPERS = {"DistributedDataParallel": DDP, "FullyShardedDataParallel": FSDP}
+_ENGINES = {engines.DDP: DDP, engines.FSDP: FSDP} | {name: f"{ZERO}{stage}" for name, stage in engines.STAGES.items()}
+_DIVIDED = (FSDP, f"{ZERO}3")  # engines that divide the weights themselves among the processes
 _PEFT_PARTS = ("modules_to_save.", "trainable_tokens_")  # names of what peft trains beside its layers
 _SEPARATED = ("bfd", "bfd_split")  # packing strategies whose documents TRL hands to the model apart
 _OWN_GROUPS = ("GALORE", "LOMO", "APOLLO")  # optimizers that make groups of their own out of the model
@@ -56,7 +59,7 @@ class Fingerprint(NamedTuple):
 
 def read_before_training(run: Run, inputs: TrainingInputs, trainer: SFTTrainer) -> Iterator[Reading]:
     """Yield every reading that can be taken before the first step."""
-    yield from _read_engine(trainer)
+    yield from _read_engine(run, trainer)
     yield from _read_weights(run, inputs, trainer)
     yield from _read_quantization(inputs, trainer.model)
     yield _read_attention(run, inputs, trainer)
@@ -120,8 +123,10 @@ def live_engine(trainer: SFTTrainer) -> str:
     return ONE_PROCESS if isinstance(wrapped, PreTrainedModel) or hasattr(wrapped, "peft_config") else kind
 
 
-def expected_engine(args: SFTConfig) -> str:
-    """Return the expected engine, from arguments, accelerate's environment variables and number of processes."""
+def expected_engine(run: Run, args: SFTConfig) -> str:
+    """Return the engine of the recipe; where it names none, that of arguments and accelerate's variables."""
+    if ranks.count() > 1 and run.launch.get("engine", engines.AUTO) != engines.AUTO:
+        return _ENGINES[engines.get_engine(run)]
     if (plugin := getattr(args, "deepspeed_plugin", None)) is not None:
         return f"{ZERO}{plugin.zero_stage}"
     if args.fsdp or _is_on("ACCELERATE_USE_FSDP"):
@@ -129,6 +134,16 @@ def expected_engine(args: SFTConfig) -> str:
     if _is_on("ACCELERATE_USE_DEEPSPEED"):
         return f"{ZERO}{os.environ.get('ACCELERATE_DEEPSPEED_ZERO_STAGE', '2')}"
     return DDP if _expected_processes(args) > 1 else ONE_PROCESS
+
+
+def measure_share(model: PreTrainedModel) -> float:
+    """Return which share of the parameters lies on this process: 1 = it holds each of them whole."""
+    own = total = 0
+    for parameter in model.parameters():
+        local: Any = getattr(parameter, "ds_tensor", parameter)  # ZeRO-3
+        own += local.to_local().numel() if hasattr(local, "to_local") else local.numel()  # FSDP2
+        total += getattr(parameter, "ds_numel", parameter.numel())
+    return round(own / max(total, 1), 3)
 
 
 def changed_arguments(run: Run, args: SFTConfig) -> list[str]:
@@ -183,10 +198,17 @@ def round_to_digits(value: Any) -> float:
     return float(f"{float(value):.6g}")
 
 
-def _read_engine(trainer: SFTTrainer) -> Iterator[Reading]:
+def _read_engine(run: Run, trainer: SFTTrainer) -> Iterator[Reading]:
     """Yield processes and engine. accelerate may silently run one process, or DDP instead of FSDP on a CPU."""
     yield Reading("processes", count_processes(), (_expected_processes(trainer.args),), ("launch",))
-    yield Reading("engine", live_engine(trainer), (expected_engine(trainer.args),), ("launch",))
+    yield Reading("engine", live_engine(trainer), (expected_engine(run, trainer.args),), ("launch", "engine"))
+    if ranks.count() > 1:
+        divides = live_engine(trainer) in _DIVIDED
+        share = measure_share(trainer.model)
+        yield Reading("parameter_share", share, (), ("launch", "engine"))
+        yield Reading(
+            "parameters_of_a_process", "a part" if share < 1 else "all", ("a part" if divides else "all",), ("launch",)
+        )
 
 
 def _read_weights(run: Run, inputs: TrainingInputs, trainer: SFTTrainer) -> Iterator[Reading]:

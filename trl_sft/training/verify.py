@@ -18,7 +18,7 @@ from datasets import Dataset
 from transformers import TrainerCallback, TrainerControl, TrainerState
 from trl import SFTConfig, SFTTrainer
 
-from trl_sft import errors
+from trl_sft import errors, ranks
 from trl_sft.errors import Fault, NotAsAsked, RecipeError
 from trl_sft.model.load import unwrap_adapter
 from trl_sft.recipe.checked import Run
@@ -179,11 +179,11 @@ class Verification(TrainerCallback):
             yield f"  planned {end['planned_steps']} steps, finished {end['finished_steps']}"
 
     def _compare(self, readings: Iterable[Reading]) -> None:
-        """Stop the run where a reading is not what the recipe asks for."""
+        """Stop the run, in every process, where a reading in one of them is not what the recipe asks for."""
         checked = [reading for reading in readings if reading.expected]
         wrong = [reading for reading in checked if reading.value not in reading.expected]
         self._compared += len(checked)
-        if not wrong:
+        if not ranks.is_any(bool(wrong)):
             return
         recipe = self._run.recipe
         resumed = self._trainer.state.global_step > 0 and self._steps == 0
@@ -191,7 +191,10 @@ class Verification(TrainerCallback):
         faults = [
             Fault(recipe.where(reading.key), _describe(reading), fix, code="run.not_as_asked") for reading in wrong
         ]
-        if any(reading.key in recipe.places and len(reading.key) > 1 for reading in wrong):
+        is_written = any(reading.key in recipe.places and len(reading.key) > 1 for reading in wrong)
+        of_processes = ranks.collect((faults, is_written))
+        faults = list(dict.fromkeys(fault for process, _ in of_processes for fault in process))
+        if any(is_written for _, is_written in of_processes):
             raise RecipeError(faults)
         raise NotAsAsked(faults)
 
