@@ -14,7 +14,8 @@ from trl_sft.recipe.yaml_reader import format_value
 
 FOLDER = Path(__file__).parents[1] / "recipes"
 RECIPES = sorted(FOLDER.rglob("*.yaml"))
-ON_THE_HUB = [path for path in RECIPES if path.stem != "quickstart"]
+CLUSTERS = [path for path in RECIPES if path.parent.name == "clusters"]  # planned, for cards that no test has
+ON_THE_HUB = [path for path in RECIPES if path.stem != "quickstart" and path not in CLUSTERS]
 CHAT = [{"role": "user", "content": "one"}, {"role": "assistant", "content": "<think>\nso\n</think>\n\ntwo"}]
 # recipe -> rows that replace those of the hub, with the same columns
 ROWS = {
@@ -78,7 +79,7 @@ def test_recipe_has_goal_command_hardware_result_and_at_most_forty_lines(path):
     comments = [line for line in lines if line.startswith("#")]
     for word in ("Goal:", "Command:", "Hardware:", "Result:"):
         assert any(word in line for line in comments), word
-    assert f"recipes/{path.name}" in "".join(comments)
+    assert f"recipes/{path.relative_to(FOLDER)}" in "".join(comments)
     assert len([line for line in lines if not line.startswith("#")]) <= 40
 
 
@@ -107,3 +108,13 @@ def test_recipe_of_the_hub_trains_a_toy_model_on_toy_rows(path, here):
     assert result.steps == 2
     assert json.loads((here / "out" / "eval.json").read_text())["prompts"] == 2
     assert (here / "out" / "adapter_config.json").exists() == (run.lora is not None)
+
+
+@pytest.mark.parametrize("path", CLUSTERS, ids=lambda p: p.stem)
+def test_recipe_for_a_cluster_says_that_it_was_not_run(path):
+    text = path.read_text(encoding="utf-8")
+    assert "planned, not run" in text
+    run = load_recipe(path)
+    batch, size = run.options["global_batch_size"], run.train["per_device_train_batch_size"]
+    processes = int(run.launch.get("nproc_per_node", 1)) * int(run.launch.get("nnodes", 1))
+    assert batch % (size * processes) == 0

@@ -45,7 +45,7 @@ def build_arguments(run: Run) -> dict[str, Any]:
 
     """
     engine = get_engine(run)
-    config = _read_config(run)
+    config = read_config(run)
     if engine == FSDP:
         return {"fsdp": True, "fsdp_config": {"version": 2} | config}
     if engine in STAGES:
@@ -53,8 +53,8 @@ def build_arguments(run: Run) -> dict[str, Any]:
     return {}
 
 
-def _read_config(run: Run) -> dict[str, Any]:
-    """Return `launch.config` as the engine reads it. Raises RecipeError."""
+def read_config(run: Run) -> dict[str, Any]:
+    """Return `launch.config` as the engine reads it; empty without one. Raises RecipeError."""
     value = run.launch.get("config") or {}
     engine = get_engine(run)
     if isinstance(value, str):

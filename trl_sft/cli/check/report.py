@@ -130,7 +130,9 @@ def check(run: Run, machine: TargetMachine, seconds: float) -> Report:
         report.inputs = TrainingInputs(settings, model, chat, rows, datasets)
         with report.stage("memory"):
             card = int(machine.gpu_gib * 2**30) if machine.gpu_gib else None
-            report.memory = fit.check_memory(run, report.inputs, datasets.train, card_bytes=card)
+            report.memory = fit.check_memory(
+                run, report.inputs, datasets.train, card_bytes=card, processes=_count_processes(run, machine)
+            )
             print_lines(report.memory.lines)
     return report
 

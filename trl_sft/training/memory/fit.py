@@ -22,6 +22,7 @@ from trl_sft.console import format_bytes
 from trl_sft.errors import Fault, LaunchError, first_line
 from trl_sft.model import device
 from trl_sft.recipe.checked import Run
+from trl_sft.training.memory import sharding
 from trl_sft.training.memory.estimate import Estimate, estimate_step
 from trl_sft.training.memory.fake_model import Batch
 from trl_sft.training.stages import TrainingInputs
@@ -50,7 +51,12 @@ class SavedBytes(NamedTuple):
 
 
 def check_memory(
-    run: Run, inputs: TrainingInputs, rows: Dataset | IterableDataset, *, card_bytes: int | None = None
+    run: Run,
+    inputs: TrainingInputs,
+    rows: Dataset | IterableDataset,
+    *,
+    card_bytes: int | None = None,
+    processes: int = 1,
 ) -> MemoryReport:
     """Compare the memory and disk space that the run needs with what is free.
 
@@ -59,6 +65,7 @@ def check_memory(
         inputs: What the run has before its weights.
         rows: The tokenized rows to train.
         card_bytes: Memory of a GPU of another machine; None = the device of this process.
+        processes: That train together, each with a card.
 
     Raises:
         LaunchError: The machine cannot hold weights, gradients and optimizer state, whatever the batch.
@@ -66,13 +73,15 @@ def check_memory(
     device_type = "cuda" if card_bytes else inputs.args.device.type
     batch = find_largest_batch(rows, inputs.args)
     try:
-        estimate = estimate_step(run, inputs, batch, device_type=device_type)
+        whole = estimate_step(run, inputs, batch, device_type=device_type)
+        estimate = sharding.divide(whole, run, inputs.args, config=inputs.model.config, processes=processes)
     except Exception as error:  # upstream's, for an unusual model; the run itself may work
         problem = f"cannot be estimated: {type(error).__name__}: {first_line(error)}"
         return MemoryReport(batch, None, [("memory", problem)])
     free = card_bytes or get_free_bytes(device_type)
     if estimate.minimum > free:
         problem = f"weights, gradients and optimizer state alone take {format_bytes(estimate.minimum)}"
+        problem += f" on each of {processes} processes" if processes > 1 else ""
         where = run.recipe.where(("model", "name_or_path"))
         fix = f"Try {suggest_smaller(run)}."
         raise LaunchError(
@@ -81,12 +90,13 @@ def check_memory(
             )
         )
     lines = describe_estimate(estimate, free, str(batch))
+    lines[0] = ("memory", sharding.describe(run, processes) + lines[0][1])
     if device_type == "cuda":
         lines.append(("memory", f"{_LIMITS}; GPU estimates are unverified."))
     else:
         lines.append(("memory", f"{_LIMITS}."))
     if not isinstance(rows, IterableDataset):
-        lines.append(("disk", _describe_disk_of(run, inputs, estimate, rows=len(rows))))
+        lines.append(("disk", _describe_disk_of(run, inputs, whole, rows=len(rows))))
     return MemoryReport(batch, estimate, lines)
 
 
