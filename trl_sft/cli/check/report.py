@@ -129,12 +129,16 @@ def check(run: Run, machine: TargetMachine, seconds: float) -> Report:
     if rows is not None and datasets is not None:
         report.inputs = TrainingInputs(settings, model, chat, rows, datasets)
         with report.stage("memory"):
-            card = int(machine.gpu_gib * 2**30) if machine.gpu_gib else None
-            report.memory = fit.check_memory(
-                run, report.inputs, datasets.train, card_bytes=card, processes=_count_processes(run, machine)
-            )
+            report.memory = _estimate_memory(run, report.inputs, machine)
             print_lines(report.memory.lines)
     return report
+
+
+def _estimate_memory(run: Run, inputs: TrainingInputs, machine: TargetMachine) -> fit.MemoryReport:
+    """Return the memory that a step takes on each card of a machine. Raises LaunchError."""
+    card = int(machine.gpu_gib * 2**30) if machine.gpu_gib else None
+    processes = _count_processes(run, machine)
+    return fit.check_memory(run, inputs, inputs.datasets.train, card_bytes=card, processes=processes)
 
 
 def _check_machine(run: Run, machine: TargetMachine) -> None:
