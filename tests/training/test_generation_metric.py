@@ -44,7 +44,7 @@ def test_step_with_the_best_answers_is_saved_and_every_file_says_so(go, answers_
     assert costs.pop("seconds") > 0
     counts = {"prompts": 4, "evaluations": 5, "generated": 16, "reused": 4}
     assert costs == {"metric": "eval_no_refusal", **counts}
-    assert "eval_no_refusal decides: 4 prompts answered at each of 4 evaluations to come, 16 answers" in out
+    assert "eval_no_refusal decides: 4 prompts are answered at each of 4 evaluations to come, 16 answers" in out
     assert "eval_no_refusal 0.75 of the weights that are saved" in out
     assert "Answers for eval_no_refusal: 16 generated, 4 of the base model used again, in" in out
     assert "eval_no_refusal has not improved for 2 evaluations" in " ".join(out.split())

@@ -96,6 +96,12 @@ def test_verdict_in_chinese_has_the_numbers_and_the_keys_of_the_english_one(name
         assert missing == set()
 
 
+def test_run_that_another_metric_than_the_loss_stopped_gets_no_advice_on_the_threshold():
+    falling = Evidence(((0, 4.0), (1, 3.0), (2, 2.0), (3, 1.0)), FALLING, 1.0, 3, 3, stopped_early=True)
+    assert "run.early_stopping.threshold" in judge(falling).advice
+    assert judge(dataclasses.replace(falling, stopping_metric="eval_exact")).advice == ""
+
+
 def test_verdict_on_a_run_that_stopped_early_names_its_keys_in_chinese_too():
     for name in ("better, still falling", "equal loss"):
         result = judge(dataclasses.replace(CASES[name][0], stopped_early=True)).as_json()

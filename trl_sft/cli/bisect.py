@@ -24,7 +24,9 @@ Answers are kept in answers.jsonl, as `evaluate` keeps them: what is there is no
 def main(argv: Sequence[str]) -> int:
     """Find the turn of a check; return the exit code."""
     options = _parse(argv)
-    user_paths.check("--output", options.output or options.run, user_paths.FOLDER, is_output=True)
+    folder = _find_folder(options.run)
+    output = options.output or folder
+    user_paths.check("--output", output, user_paths.FOLDER, is_output=True)
     console.say("loading   torch, transformers and trl")
     from trl_sft import garbage_collection, upstream_warnings
 
@@ -32,16 +34,25 @@ def main(argv: Sequence[str]) -> int:
         with garbage_collection.paused():
             from trl_sft.cli.evaluate import bisection
         try:
-            return bisection.run(options.run, options.output or options.run, options)
+            return bisection.run(folder, output, options)
         except KeyboardInterrupt:
             message = "stopped; the answers so far are kept\nRun the same command again: it continues."
             code = errors.EXIT_SIGNAL + signal.SIGINT
             raise errors.RunStopped(message, code, code="run.interrupted") from None
         except OSError as error:
-            fault = disk.explain(error, [options.output or options.run])
+            fault = disk.explain(error, [output])
             if fault is None:
                 raise
             raise errors.RecipeError(fault) from None
+
+
+def _find_folder(path: Path) -> Path:
+    """Return the run folder: the argument itself, or that of a recipe. Raises RecipeError."""
+    if path.suffix.lower() not in (".yaml", ".yml") or not path.is_file():
+        return path
+    from trl_sft import load_recipe
+
+    return load_recipe(path).output_dir
 
 
 def _parse(argv: Sequence[str]) -> argparse.Namespace:
@@ -54,7 +65,7 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
         epilog=_EPILOG,
     )
     add = parser.add_argument
-    add("run", metavar="RUN", type=Path, help="a run folder with checkpoints")
+    add("run", metavar="RUN", type=Path, help="a run folder with checkpoints, or its recipe")
     add("check", metavar="CHECK", help="a check, or TASK=CHECK for the rows of a task")
     add("--data", metavar="FILE", type=Path, help="a JSONL file of prompts; the held-out rows of the run by default")
     add("--max-rows", metavar="N", type=int, help="the most rows; as many held-out rows as the run answered by default")

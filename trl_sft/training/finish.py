@@ -24,6 +24,7 @@ from trl_sft.publishing import model_card
 from trl_sft.recipe import paths
 from trl_sft.recipe.checked import Run
 from trl_sft.training import live, manifest, row_losses, summary, verdict
+from trl_sft.training.early_stopping import EarlyStop
 from trl_sft.training.record import RunRecord
 from trl_sft.training.stages import TrainingInputs
 
@@ -74,8 +75,8 @@ def save(
     stop = record.stopping.describe(trainer.args, trainer.state) if record.stopping else None
     best_line += [str(stop)] if stop else []
     eval_rows = sum(len(split.order) for split in inputs.rows.eval.values())
-    evidence = _collect_evidence(trainer, metrics, comparison, prompts=prompts, best=best)
-    outcome = verdict.judge(replace(evidence, stopped_early=stop is not None, eval_rows=eval_rows))
+    evidence = _collect_evidence(trainer, metrics, comparison, prompts=prompts, best=best, stop=stop)
+    outcome = verdict.judge(replace(evidence, eval_rows=eval_rows))
     steps = trainer.state.global_step
     entries = {"outcome": run_folder.DONE, "verdict": outcome.as_json(), "steps": steps, "metrics": metrics}
     entries |= {"files": files, "differs_from_base": differs} | ({"best": best} if best else {})
@@ -127,6 +128,7 @@ def _collect_evidence(
     *,
     prompts: before_after.PromptSet,
     best: Mapping[str, Any] | None,
+    stop: EarlyStop | None,
 ) -> verdict.Evidence:
     """Return what the verdict on the saved weights rests on, as far as the trainer knows it."""
     state = trainer.state
@@ -138,6 +140,8 @@ def _collect_evidence(
         steps=state.global_step,
         answers=answer_counts.count_answers(comparison.samples) if comparison else None,
         peak_rate=live.read_peak_rate(trainer.optimizer),
+        stopped_early=stop is not None,
+        stopping_metric=stop.metric if stop else verdict.EVAL_LOSS,
     )
 
 

@@ -79,7 +79,9 @@ class GenerationMetric:
         """Return the line of the table before step 1: what decides, and how many answers that costs."""
         prompts, number = len(self._prompts.prompts), time_probe.count_evaluations(args, state)
         evaluations = console.format_number_of(number, "evaluation")
-        text = f"{self._metric.name} decides: {console.format_number_of(prompts, 'prompt')} answered at each of "
+        verb = "is" if prompts == 1 else "are"
+        asked = f"{console.format_number_of(prompts, 'prompt')} {verb} answered at each of "
+        text = f"{self._metric.name} decides: {asked}"
         return [("best", f"{text}{evaluations} to come, {prompts * number:,} answers (evaluate.max_rows)")]
 
     def last_screen(self) -> list[str]:

@@ -17,6 +17,7 @@ from trl_sft.evaluation.answer_counts import AnswerCounts, BrokenAnswers
 from trl_sft.evaluation.sample_size import LEAST_ROWS
 
 BETTER, LITTLE_CHANGED, OVERFITTED, BROKEN, UNKNOWN = "better", "little_changed", "overfitted", "broken", "unknown"
+EVAL_LOSS = "eval_loss"  # as the Trainer logs it
 _SMALL_CHANGE = 0.02  # of the eval loss, relative: another seed changes it about as much
 _LARGE_CHANGE = 0.05  # Prechelt's generalisation loss, alpha = 5%
 _LEAST_RISE = 0.02  # in nats per token: 5% of a loss near 0 is nothing
@@ -40,6 +41,7 @@ class Evidence:
         answers: counts of the answers before and after; None = nothing was generated.
         peak_rate: the highest learning rate.
         stopped_early: whether `run.early_stopping` ended the run.
+        stopping_metric: the metric by which it did.
         eval_rows: number of held-out rows; None = not counted.
 
     """
@@ -52,6 +54,7 @@ class Evidence:
     answers: AnswerCounts | None = None
     peak_rate: float | None = None
     stopped_early: bool = False
+    stopping_metric: str = EVAL_LOSS
     eval_rows: int | None = None
 
 
@@ -295,6 +298,8 @@ def _advise_longer(evidence: Evidence, numbers: dict[str, Any]) -> str:
     still_falls = len(losses) > 2 and losses[-1][1] < losses[-2][1] * (1 - _SMALL_CHANGE)
     if not still_falls or numbers["best_step"] != losses[-1][0]:
         return ""
+    if evidence.stopped_early and evidence.stopping_metric != EVAL_LOSS:
+        return ""  # answers no longer improved, whatever the loss did
     if evidence.stopped_early:
         return "The eval loss still fell at the end: lower run.early_stopping.threshold."
     return "The eval loss still fell at the end: train longer (train.num_train_epochs)."
