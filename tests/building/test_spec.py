@@ -89,7 +89,7 @@ outptu: {}
         (SPEC + "judge: {model: other}\n", "recipe.needs_key"),
         (SPEC + "augmentation: {methods: [parafrase]}\n", "recipe.wrong_type"),
         (SPEC + "axes: {a: [x, x]}\n", "build.bad_axis"),
-        (SPEC + "balance: {by: difficulty}\n", "recipe.wrong_type"),
+        (SPEC + "balance: {by: family}\n", "recipe.wrong_type"),
         (SPEC + "axes: {task: question}\n", "build.bad_axis"),
         (SPEC.replace("model: m", "model: m, options: {messages: []}"), "recipe.refused_key"),
     ],
