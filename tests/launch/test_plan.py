@@ -58,6 +58,7 @@ def test_options_of_torchrun_are_handed_on(make):
         ("launch: {nproc_per_node: 2, engine: fsdp}\n", {}, "FSDP needs a card for each process"),
         ("launch: {nproc_per_node: 2, engine: ray}\n", {"cards": 2}, "starts no processes with Ray"),
         ("launch: {engine: zero2}\n", {"cards": 2, "deepspeed": False}, "pip install deepspeed"),
+        ("data: {train: {path: rows.jsonl, streaming: true}}\n", {"cards": 2}, "read by one process alone"),
         ("launch: {nnodes: 2}\n", {"cards": 2}, "nothing says where they meet"),
         ("launch: {nnodes: '1:4'}\n", {"cards": 2}, "Set `nnodes: 4`"),
         ("", {"cards": 2, "hosts": 2, "host": "a", "host_rank": 2}, "this is host 2 of 2"),

@@ -184,7 +184,7 @@ def test_host_that_does_not_answer_is_reported_in_time(folder, monkeypatch):
     monkeypatch.setenv("TRL_SFT_MEETING_SECONDS", "5")
     for address, reason in (("127.0.0.1", "refused"), ("no-such-host.invalid", "")):
         began = time.monotonic()
-        process = start(folder, "--hosts", "2", "--host-rank", "1", "--host", address, "--port", "29777")
+        process = start(folder, "--hosts", "2", "--host-rank", "1", "--host", address, "--port", "29777", "run=null")
         _, err = process.communicate(timeout=120)
         assert process.returncode == 2
         assert f"host 0 does not answer at {address}:29777" in err

@@ -157,6 +157,9 @@ def _check(run: Run, plan: LaunchPlan) -> None:
         problem = f"{plan.processes} processes on a host with {cards} card{'s' * (cards > 1)}"
         fix = f"Add --processes {cards}, or set `nproc_per_node: {cards}`."
         raise _impossible(run, "nproc_per_node", problem, fix=fix)
+    if plan.total > 1 and any(source.load_kwargs.get("streaming") for source in run.sources["train"]):
+        fix = "Remove `streaming` from the sources, or train with one process."
+        raise _impossible(run, "nproc_per_node", "rows that are streamed are read by one process alone", fix=fix)
     if not cards and plan.engine not in _CPU_ENGINES:
         problem = "FSDP needs a card for each process, and this host has none that the run may use"
         fix = "Set `engine: ddp`, or run on a machine with GPUs."
