@@ -2,7 +2,9 @@
 
 import json
 import math
+import re
 import shutil
+from pathlib import Path
 
 import lm_eval
 import pytest
@@ -280,6 +282,15 @@ def test_a_task_that_cannot_be_run_is_one_fault(name, text, code, folder, refuse
     assert fault["code"] == code
     message = f"{fault['where']['text']}: {fault['problem']}\n{fault['fix']}\n".replace(str(folder), "FOLDER")
     matches(f"task_{name.split('.')[0]}", message)
+
+
+def test_task_of_the_page_is_loaded_with_its_row(tmp_path):
+    page = (Path(__file__).parents[2] / "docs" / "how-to" / "task-suites.md").read_text(encoding="utf-8")
+    for name, language in (("capitals.yaml", "yaml"), ("capitals.jsonl", "json")):
+        block = re.search(rf"```{language}\n(.*?)```", page, re.DOTALL)[1]
+        (tmp_path / name).write_text(block, encoding="utf-8")
+    (task,) = task_suites.load_tasks([str(tmp_path / "capitals.yaml")])
+    assert (task.name, task.items, task_suites.list_metrics(task)) == ("capitals", 1, {"acc": True})
 
 
 @pytest.mark.long
