@@ -67,6 +67,12 @@ def test_options_of_torchrun_are_handed_on(make):
         ("launch: {engine: zero2, config: {zero_optimization: {stage: 3}}}\n", {"cards": 2}, "stage` is 3"),
         ("launch: {engine: zero2, config: {deepspeed_config: {zero_stage: 2}}}\n", {"cards": 2}, "file of accelerate"),
         ("launch: {engine: fsdp, config: {zero_optimization: {stage: 3}}}\n", {"cards": 2}, "key of DeepSpeed"),
+        (
+            "launch: {engine: zero3, config: {zero_optimization: {stage: 3, "
+            "stage3_gather_16bit_weights_on_model_save: false}}}\n",
+            {"cards": 2},
+            "would end without a model",
+        ),
     ],
 )
 def test_what_a_host_cannot_run_is_refused_before_a_process_starts(make, text, options, problem):
@@ -76,13 +82,22 @@ def test_what_a_host_cannot_run_is_refused_before_a_process_starts(make, text, o
 
 
 def test_configuration_of_an_engine_is_handed_on_as_it_is(built_launch):
-    deepspeed = {"zero_optimization": {"stage": 3, "offload_param": {"device": "cpu"}}, "anything": 1}
+    zero = {"stage": 3, "offload_param": {"device": "cpu"}, "stage3_gather_16bit_weights_on_model_save": True}
+    deepspeed = {"zero_optimization": zero, "anything": 1}
     assert built_launch({"engine": "zero3", "config": deepspeed}) == {"deepspeed": deepspeed}
     fsdp = {"fsdp_version": 2, "fsdp_offload_params": True}
     assert built_launch({"engine": "fsdp", "config": {"distributed_type": "FSDP", "fsdp_config": fsdp}}) == {
         "fsdp": True,
         "fsdp_config": {"version": 2} | fsdp,
     }
+    without = {"zero_optimization": {"stage": 3}}  # such a run would end without a model
+    assert built_launch({"engine": "zero3", "config": without})["deepspeed"]["zero_optimization"] == {
+        "stage": 3,
+        "stage3_gather_16bit_weights_on_model_save": True,
+    }
+    assert built_launch({"engine": "zero3"})["deepspeed"]["zero_optimization"][
+        "stage3_gather_16bit_weights_on_model_save"
+    ]
     assert built_launch({"engine": "zero1"})["deepspeed"]["zero_optimization"] == {"stage": 1}
     assert built_launch({"engine": "auto"}) == {}
 

@@ -20,6 +20,7 @@ from trl_sft.recipe.checked import Run
 AUTO, DDP, FSDP, RAY = "auto", "ddp", "fsdp", "ray"
 STAGES = {"zero1": 1, "zero2": 2, "zero3": 3}  # engine -> the stage of DeepSpeed's ZeRO
 _CONFIG = ("launch", "config")
+_GATHERS = "stage3_gather_16bit_weights_on_model_save"  # of `zero_optimization`
 # What DeepSpeed cannot do without; `auto` takes the value of the recipe (transformers, HfTrainerDeepSpeedConfig).
 _DEEPSPEED: dict[str, Any] = {
     "bf16": {"enabled": "auto"},
@@ -49,8 +50,23 @@ def build_arguments(run: Run) -> dict[str, Any]:
     if engine == FSDP:
         return {"fsdp": True, "fsdp_config": {"version": 2} | config}
     if engine in STAGES:
-        return {"deepspeed": config or _DEEPSPEED | {"zero_optimization": {"stage": STAGES[engine]}}}
+        config = config or _DEEPSPEED | {"zero_optimization": {"stage": STAGES[engine]}}
+        return {"deepspeed": _gather_weights(run, config) if STAGES[engine] == 3 else config}
     return {}
+
+
+def _gather_weights(run: Run, config: dict[str, Any]) -> dict[str, Any]:
+    """Return a configuration of ZeRO-3 that saves whole weights. Raises RecipeError.
+
+    Without this key transformers 5.23 writes DeepSpeed's shards in place of a model, which nothing else can load.
+    """
+    zero: dict[str, Any] = config["zero_optimization"]
+    if zero.get(_GATHERS) is False:
+        problem = f"`{_GATHERS}` is false: the run would end without a model that can be loaded"
+        raise RecipeError(
+            run.recipe.fault(_CONFIG, problem, f"Remove `{_GATHERS}`, or set it to true.", code="launch.bad_config")
+        )
+    return config | {"zero_optimization": {_GATHERS: True} | zero}
 
 
 def read_config(run: Run) -> dict[str, Any]:

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 from trl_sft import checkpoints, disk, redaction, run_folder
 from trl_sft.checkpoints import Choice
 from trl_sft.errors import Edit, Fault, RecipeError
-from trl_sft.recipe import resolved, resume_keys
+from trl_sft.recipe import engine_resume, resolved, resume_keys
 from trl_sft.recipe.checked import Run
 from trl_sft.recipe.resume_keys import KeyChange
 from trl_sft.recipe.yaml_reader import Key
@@ -55,6 +55,8 @@ def check_folder(run: Run, *, read_contents: bool = False) -> FolderDecision:
     if decision.problem:
         problem = decision.problem + _describe_set_aside(run.output_dir, decision.problem)
         raise RecipeError(Fault(run.recipe.where(decision.key), problem, decision.fix, code=decision.code))
+    if decision.checkpoint and (fault := engine_resume.check(run, decision.checkpoint)):
+        raise RecipeError(fault)
     refused = [change for change in decision.changes if _refuses(change)]
     if refused and decision.checkpoint:
         raise RecipeError([_explain_refusal(run, change, decision.checkpoint) for change in refused])

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from transformers import BitsAndBytesConfig, PrinterCallback, ProgressCallback, TrainerCallback, set_seed
+from transformers.integrations import deepspeed
 from trl import SFTConfig, SFTTrainer
 
 from trl_sft import console, ranks
@@ -204,6 +205,8 @@ def settle_settings(run: Run, *, elsewhere: bool = False, processes: int | None 
         args = SFTConfig(**keywords)
     except (ValueError, TypeError) as error:
         raise refusals.as_fault(run, error) from error
+    if args.deepspeed:  # else transformers would shard the models without weights that the stages build
+        deepspeed.unset_hf_deepspeed_config()
     can_quantize = not elsewhere or needed_packages.is_installed("bitsandbytes")
     return RunSettings(args, load.make_quantization_config(run, chosen) if can_quantize else None, chosen)
 
@@ -381,6 +384,8 @@ def build_trainer(run: Run, inputs: TrainingInputs) -> SFTTrainer:
     args, chat = inputs.args, inputs.chat
     if not Path(inputs.model.name).is_dir():
         weights.check_weights(run, inputs.model)
+    if args.deepspeed:
+        deepspeed.set_hf_deepspeed_config(args.hf_deepspeed_config)
     set_seed(args.seed)  # for the adapter's first weights; TRL 1.16 does so itself, 1.8 does not
     arguments = load.build_trainer_arguments(
         run, inputs.model, quantization=inputs.quantization, new_tokens=chat.new_tokens, vocab_size=chat.num_embeddings

@@ -1,0 +1,33 @@
+"""Runs the command line in one of several CPU processes, with FSDP2 or DeepSpeed where accelerate 1.15 would not.
+
+accelerate makes FSDP plain DDP on a CPU, and gives DeepSpeed no backend there, so that each process trains alone.
+FSDP2 and DeepSpeed themselves work with gloo. Two of accelerate's constructors are wrapped here, for the tests alone.
+"""
+
+import os
+import sys
+
+from accelerate import state
+from accelerate.utils import DistributedType
+
+from trl_sft import cli
+
+_make_accelerator_state, _make_partial_state = state.AcceleratorState.__init__, state.PartialState.__init__
+
+
+def make_accelerator_state(self, *arguments, fsdp_plugin=None, **keywords):
+    _make_accelerator_state(self, *arguments, fsdp_plugin=fsdp_plugin, **keywords)
+    if fsdp_plugin is not None and self.distributed_type == DistributedType.MULTI_CPU:
+        self.distributed_type, self.fsdp_plugin = DistributedType.FSDP, fsdp_plugin
+        state.PartialState._shared_state["distributed_type"] = self.distributed_type
+
+
+def make_partial_state(self, cpu=False, **keywords):
+    if os.environ.get("ACCELERATE_USE_DEEPSPEED") == "true":
+        keywords["backend"] = "gloo"
+    _make_partial_state(self, cpu=cpu, **keywords)
+
+
+state.AcceleratorState.__init__ = make_accelerator_state
+state.PartialState.__init__ = make_partial_state
+sys.exit(cli.main(sys.argv[1:]))

@@ -1,0 +1,104 @@
+"""Runs in two CPU processes that share the weights: FSDP2, ZeRO-2 and ZeRO-3 end with the model of DDP, and resume.
+
+FSDP2 and DeepSpeed run by `sharded_run`, since accelerate gives them no CPU. DeepSpeed needs `pip install deepspeed`, a
+compiler and ninja, which the dev group does not have.
+"""
+
+import importlib.util
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM
+
+from trl_sft.recipe import paths
+
+pytestmark = pytest.mark.long
+RECIPE = """\
+model: {{name_or_path: {model}}}
+data: {{train: rows.jsonl, eval_fraction: 0.2}}
+train:
+  {{output_dir: out, max_steps: 4, save_steps: 2, per_device_train_batch_size: 2, logging_steps: 1}}
+evaluate: {{max_rows: 2, generation: {{max_new_tokens: 2}}}}
+"""
+_ZERO = ("train.use_cpu=false", "train.optim=adamw_torch", "train.bf16=false")
+ENGINES = {
+    "fsdp": ("launch.engine=fsdp", "train.use_cpu=true"),
+    "zero2": ("launch.engine=zero2", *_ZERO),
+    "zero3": ("launch.engine=zero3", *_ZERO),
+}
+without_deepspeed = pytest.mark.skipif(importlib.util.find_spec("deepspeed") is None, reason="deepspeed is missing")
+EACH_ENGINE = pytest.mark.parametrize(
+    "engine", ["fsdp", *(pytest.param(name, marks=without_deepspeed) for name in ("zero2", "zero3"))]
+)
+STOPPED_AT_ONCE = "run.max_hours=1e-7"  # after the first step, with a checkpoint
+
+
+@pytest.fixture
+def train(here):
+    """Return a function that trains with overrides in two processes, and returns their output."""
+    Path("recipe.yaml").write_text(RECIPE.format(model=paths.EMBEDDED / "tiny"))
+
+    def call(*overrides, processes=2, succeeds=True):
+        script = Path(__file__).with_name("sharded_run.py")
+        command = [sys.executable, "-m", "torch.distributed.run", f"--nproc_per_node={processes}"]
+        command += ["--master_port=29547", str(script), "recipe.yaml", *overrides]
+        environment = os.environ | {"DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1"}
+        done = subprocess.run(command, check=False, capture_output=True, text=True, env=environment)
+        assert (done.returncode == 0) == succeeds, done.stderr[-3000:]
+        return done.stdout + done.stderr
+
+    return call
+
+
+def compute_logits(folder):
+    ids = torch.arange(20).reshape(2, 10)
+    if (Path(folder) / "adapter_config.json").is_file():
+        from peft import AutoPeftModelForCausalLM
+
+        return AutoPeftModelForCausalLM.from_pretrained(folder)(input_ids=ids).logits
+    return AutoModelForCausalLM.from_pretrained(folder)(input_ids=ids).logits
+
+
+def read_losses(folder):
+    entries = map(json.loads, (Path(folder) / "log.jsonl").read_text().splitlines())
+    return [entry["loss"] for entry in entries if "loss" in entry]
+
+
+@EACH_ENGINE
+@pytest.mark.parametrize("lora", ["null", "{r: 4, target_modules: all-linear}"], ids=["full", "lora"])
+def test_sharded_run_ends_with_the_model_of_ddp_in_plain_transformers_and_peft(train, engine, lora):
+    train("train.output_dir=ddp", "train.use_cpu=true", f"lora={lora}")
+    train(*ENGINES[engine], f"lora={lora}")
+    assert json.loads(Path("out/run.json").read_text())["outcome"] == "done"
+    assert read_losses("out") == pytest.approx(read_losses("ddp"), rel=1e-5)
+    logits, expected = compute_logits("out"), compute_logits("ddp")
+    far = float((logits - expected).abs().max() / expected.abs().max())
+    print(f"{engine}: logits differ from those of DDP by {far:.1e} at most")
+    assert far < 1e-4
+    weights = [path.name for path in Path("out").glob("*.safetensors")]
+    assert weights == (["model.safetensors"] if lora == "null" else ["adapter_model.safetensors"])
+    if lora != "null":  # the adapter alone, not the base
+        assert (
+            Path("out/adapter_model.safetensors").stat().st_size
+            < Path("ddp/adapter_model.safetensors").stat().st_size * 1.1
+        )
+
+
+@EACH_ENGINE
+def test_sharded_run_resumes_and_ends_equal_and_another_engine_is_refused_by_name(train, engine):
+    train(*ENGINES[engine], "train.output_dir=whole")
+    train(*ENGINES[engine], STOPPED_AT_ONCE, succeeds=False)
+    assert [path.name for path in Path("out").glob("checkpoint-*")] == ["checkpoint-1"]
+    shutil.copytree("out", "other")
+    train(*ENGINES[engine])
+    assert read_losses("out") == pytest.approx(read_losses("whole"), rel=1e-6)
+    assert torch.allclose(compute_logits("out"), compute_logits("whole"), atol=1e-5)
+    output = train("train.output_dir=other", "train.use_cpu=true", succeeds=False)
+    assert "cannot read its optimizer" in output
+    assert "Set `launch.engine` to" in output
