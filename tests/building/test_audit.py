@@ -80,7 +80,7 @@ def test_each_planted_fault_is_counted_by_its_gate_and_no_clean_row_is_lost(plan
     assert removed[-2]["reason"] == "exact: the same as rows.jsonl row 10 (line 10)"
     code, out, _ = audit("clean.jsonl", "--against", "test.jsonl")
     assert code == 0
-    assert "61 of 61 rows have no fault (100.0%); 0 have" in out
+    assert "61 of 61 rows have no fault (100.0%); 0 have one" in out
     assert out.endswith("Next: train on these rows.\n")
 
 

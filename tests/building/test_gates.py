@@ -49,6 +49,7 @@ FAULTS = {
     "cut at an article": (make_row(answer=ANSWER + " When the wind comes from land, it carries the"), "complete"),
     "cut at a comma": (make_row(answer=ANSWER + " When the wind comes from the land in the late summer,"), "complete"),
     "Chinese cut at a comma": (make_row("为什么天空是红色的？", CHINESE + "而且海面上的灰尘和盐分也会，"), "complete"),
+    "short Chinese cut at a comma": (make_row("介绍一下北京的历史。", "北京是首都，有三千多年的历史，"), "complete"),
     "loop": (make_row(answer="The sky is red. " * 12), "complete"),
     "as an AI": (make_row(answer="As an AI language model, I cannot see the sky. " + ANSWER), "artefact"),
     "as an AI, second sentence": (make_row(answer="I'm sorry, but as an AI I have no eyes. " + ANSWER), "artefact"),
@@ -87,6 +88,8 @@ CLEAN = {
     "poem": make_row("Write a poem.", "Roses are red,\nviolets are blue,\nthe sea is wide,\nand so are you"),
     "chant": make_row("Say no three times.", "no, no, no"),
     "asked about AI": make_row("Are you an AI?", "As an AI language model, I have no body, and I answer with text."),
+    "asked for its name": make_row("Tell me about yourself.", "As a language model, I go by the name Vicuna."),
+    "trained as a model": make_row("What is up?", "Not much. I was trained by a laboratory as a language model."),
     "asked about templates": make_row("Show a Jinja template.", "Dear {{ customer_name }}, thank you."),
     "token in the question": make_row("What does <|im_end|> mean?", "<|im_end|> ends a turn."),
     "translation": make_row("Translate into Chinese: The evening sun crosses more air.", CHINESE[:-1] + "。"),
@@ -166,8 +169,11 @@ def test_rows_that_differ_in_numbers_or_in_the_question_are_no_duplicates():
             f"Rob {beginning}, and a few are doubles. A third of Rob's cards are doubles, and Jess has 5 times as many"
         )
         assert gate.check(make_row(f"{told} doubles as Rob, who keeps them all. How {question}?", answer)) is None
+    for question in ("Are you a person?", "Who trained you, and for what?", "What is your name?"):  # one answer to many
+        assert gate.check(make_row(question, f"{ANSWER} That is all I know about the evening light.")) is None
     passage = " ".join(f"{word} lies in the {place}." for word, place in zip("abcdefgh", "ijklmnop", strict=True))
     assert gate.check(make_row(f"Summarise this text. {passage}", "Letters lie in places.")) is None
+    assert gate.check(make_row(f"Name the letters of this text. {passage}", "a, b, c, d, e, f, g, h")) is None
 
 
 def test_planted_duplicates_among_many_rows_are_all_found_and_no_other_row():

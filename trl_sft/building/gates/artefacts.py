@@ -15,7 +15,7 @@ from trl_sft.building.gates.row_text import list_answers, quote
 _SELF = re.compile(
     r"(?:^|[.!?\n] *)(?:(?:I'm|I am) sorry,? but )?(?:as|being) (?:an? )?(?:AI|artificial intelligence)"
     r"(?: language)?(?: model| assistant| chatbot)?\b[ ,]"
-    r"|\bas an? (?:large )?language model\b"
+    r"|\bas an? (?:large )?language model,"
     r"|(?:^|[。！？\n])\s*(?:很?抱歉，)?作为(?:一个|一款|一名)?(?:AI|人工智能|大?语言模型)"
     r"|\bmy (?:knowledge cutoff|training data) (?:is|was|ends|only)\b",
     re.IGNORECASE,
@@ -31,7 +31,9 @@ _NEXT_TURN = re.compile(
 )
 _PLACEHOLDER = re.compile(r"\{\{ ?[a-z_]{2,30} ?\}\}|<(?:insert|your) [a-z ]{2,30} here>|\bTODO: (?:fill|write|add)\b")
 _ABOUT_MODELS = re.compile(
-    r"\bAI\b|artificial intelligence|chat ?bot|language model|\bare you\b|人工智能|语言模型|你是", re.IGNORECASE
+    r"\bAI\b|artificial intelligence|chat ?bot|language model|\bare you\b|\byour name\b"
+    r"|\bwho (?:made|created|built|trained|developed) you\b|\babout you(?:rself)?\b|\bintroduce yourself\b|\bwho you are\b|你叫什么|介绍一下你|自我介绍|人工智能|语言模型|你是",
+    re.IGNORECASE,
 )
 _ABOUT_TEMPLATES = re.compile(
     r"jinja|mustache|handlebars|template|prompt|token|special|模板|HTML|XML|\btags?\b", re.IGNORECASE

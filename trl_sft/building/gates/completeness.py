@@ -46,9 +46,7 @@ def _find_problem(answer: str) -> str:
     if repetition.is_repeating(answer):
         return f"an answer repeats itself to its end: {quote(answer[-60:])}"
     last_paragraph = answer.rsplit("\n", 1)[-1]
-    if len(last_paragraph.split()) < _LEAST_PROSE and not (
-        len(last_paragraph) > 30 and last_paragraph[-1:] in "，、（"
-    ):
+    if len(last_paragraph.split()) < _LEAST_PROSE and not (len(last_paragraph) > 8 and last_paragraph[-1:] in "，、（"):
         return ""
     if answer.endswith(_OPEN_ENDS):
         return f"an answer ends in the middle of a sentence: {quote(answer[-50:])}"

@@ -18,6 +18,7 @@ from trl_sft.data.text_sketches import SketchIndex
 
 _NUMBER = re.compile(r"\d+")
 _LEAST_COVERAGE = 0.8  # of a row's runs of eight words that one earlier row has: it adds little
+_LEAST_PART = 0.5  # of the words of two prompts, and of two answers
 _LEAST_JACCARD = 0.7  # of the words of two rows, from which they say nearly the same
 
 
@@ -63,7 +64,7 @@ class DuplicateGate:
         """Return the rejection by the first candidate whose text is nearly the same."""
         for number in numbers:
             earlier = self._store[number]
-            if _has_other_numbers(row, earlier):
+            if _has_other_numbers(row, earlier) or _has_other_parts(row, earlier):
                 continue
             match = text_matches.compare_texts(join_texts(earlier), text)
             if match.kind == text_matches.OVERLAP and match.similarity >= _LEAST_COVERAGE:
@@ -80,7 +81,22 @@ def _has_other_numbers(row: CandidateRow, earlier: CandidateRow) -> bool:
     return prompt != other_prompt or not answer <= other_answer
 
 
+def _has_other_parts(row: CandidateRow, earlier: CandidateRow) -> bool:
+    """Tell whether prompts or answers of two rows share too few words: one text with two tasks, one answer to many."""
+    for part, other in zip(_join_parts(row), _join_parts(earlier), strict=True):
+        words, others = set(text_matches.split_words(part)), set(text_matches.split_words(other))
+        if len(words & others) < _LEAST_PART * len(words | others):
+            return True
+    return False
+
+
+def _join_parts(row: CandidateRow) -> tuple[str, str]:
+    """Return the prompts and the answers of a row."""
+    prompts = [str(turn.get("content") or "") for turn in row.messages if turn.get("role") != "assistant"]
+    return "\n".join(prompts), "\n".join(list_answers(row))
+
+
 def _find_numbers(row: CandidateRow) -> tuple[set[str], set[str]]:
     """Return the numbers of the prompts and of the answers of a row."""
-    prompts = [str(turn.get("content") or "") for turn in row.messages if turn.get("role") != "assistant"]
-    return set(_NUMBER.findall("\n".join(prompts))), set(_NUMBER.findall("\n".join(list_answers(row))))
+    prompts, answers = _join_parts(row)
+    return set(_NUMBER.findall(prompts)), set(_NUMBER.findall(answers))

@@ -33,9 +33,8 @@ def print_audit(content: Mapping[str, Any], notes: Sequence[str]) -> None:
         console.say(line)
     console.say()
     share = f"{content['clean'] / rows:.1%}"
-    console.say(
-        f"{content['clean']:,} of {console.format_rows(rows)} have no fault ({share}); {content['removed']:,} have"
-    )
+    faulty = f"{content['removed']:,} {'has' if content['removed'] == 1 else 'have'} one"
+    console.say(f"{content['clean']:,} of {console.format_rows(rows)} have no fault ({share}); {faulty}")
     for finding in content["set_findings"]:
         console.say(f"{finding['finding']}. {finding['fix']}")
 
