@@ -32,7 +32,8 @@ _NEXT_TURN = re.compile(
 _PLACEHOLDER = re.compile(r"\{\{ ?[a-z_]{2,30} ?\}\}|<(?:insert|your) [a-z ]{2,30} here>|\bTODO: (?:fill|write|add)\b")
 _ABOUT_MODELS = re.compile(
     r"\bAI\b|artificial intelligence|chat ?bot|language model|\bare you\b|\byour name\b"
-    r"|\bwho (?:made|created|built|trained|developed) you\b|\babout you(?:rself)?\b|\bintroduce yourself\b|\bwho you are\b|你叫什么|介绍一下你|自我介绍|人工智能|语言模型|你是",
+    r"|\bwho (?:made|created|built|trained|developed) you\b|\babout you(?:rself)?\b|\bintroduce yourself\b"
+    r"|\bwho you are\b|你叫什么|介绍一下你|自我介绍|人工智能|语言模型|你是",
     re.IGNORECASE,
 )
 _ABOUT_TEMPLATES = re.compile(
