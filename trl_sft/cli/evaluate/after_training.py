@@ -31,6 +31,7 @@ def evaluate(run: Run, failed_push: errors.RunStopped | None = None) -> None:
     options = command.parse([str(run.output_dir)])
     options.check = answer_checks.list_values((run.evaluate or {})["checks"])
     options.allow_missing_tasks = True  # a fault here comes too late: the lines of the screen name them
+    options.allow_missing_tasks = True  # of a draw of held-out rows; the screen names them
     options.trust_remote_code = bool(run.model.get("trust_remote_code"))
     console.say("")
     console.say("evaluate  base against tuned model (evaluate.checks)")
