@@ -56,6 +56,7 @@ def train(here):
     return call
 
 
+@torch.no_grad()
 def compute_logits(folder):
     ids = torch.arange(20).reshape(2, 10)
     if (Path(folder) / "adapter_config.json").is_file():
