@@ -96,6 +96,8 @@ CLEAN = {
     "short other script": make_row("Write the character for water, large and clear.", "水"),
     "code in a Chinese answer": make_row("请用 Python 打印数字。", "用 range：for i in range(3)，再用 print(i)。"),
     "example address": make_row(answer=ANSWER + " Write to someone@example.com or to info@harbour.org."),
+    "calculation": make_row(answer=ANSWER + " He keeps $<<6000-600-150-1200-2000=2050>>2050."),
+    "sum of numbers": make_row(answer=ANSWER + " That is 212-300-1000 = -1088 and 138 1234 5678 / 2."),
     "example phone": make_row(answer=ANSWER + " Call (212) 555-0187."),
     "private address": make_row(answer=ANSWER + " The camera is at 192.168.1.20, its mask is 255.255.255.0."),
     "version": make_row("Which version is it?", "Version 5.23.0.1 of 2024-11-26, build 20241126.1530."),
