@@ -60,6 +60,7 @@ def test_a_command_line_is_accepted_by_the_parser_of_its_command(place, words, p
         cli.main(words)
     others = (
         "audit",
+        "launch",
         "build",
         "init",
         "import",

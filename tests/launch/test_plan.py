@@ -58,7 +58,6 @@ def test_options_of_torchrun_are_handed_on(make):
         ("launch: {nproc_per_node: 2, engine: fsdp}\n", {}, "FSDP needs a card for each process"),
         ("launch: {nproc_per_node: 2, engine: ray}\n", {"cards": 2}, "starts no processes with Ray"),
         ("launch: {engine: zero2}\n", {"cards": 2, "deepspeed": False}, "pip install deepspeed"),
-        ("data: {train: {path: rows.jsonl, streaming: true}}\n", {"cards": 2}, "read by one process alone"),
         ("launch: {nnodes: 2}\n", {"cards": 2}, "nothing says where they meet"),
         ("launch: {nnodes: '1:4'}\n", {"cards": 2}, "Set `nnodes: 4`"),
         ("", {"cards": 2, "hosts": 2, "host": "a", "host_rank": 2}, "this is host 2 of 2"),
@@ -79,6 +78,14 @@ def test_what_a_host_cannot_run_is_refused_before_a_process_starts(make, text, o
     with pytest.raises((LaunchError, RecipeError)) as error:
         make(text, **options)
     assert problem in str(error.value)
+
+
+def test_streamed_rows_are_refused_with_several_processes(make, here):
+    make(processes=2)
+    run = load_recipe("recipe.yaml", ["data.train={path: rows.jsonl, streaming: true}"])
+    with pytest.raises(LaunchError, match="read by one process alone"):
+        plans.make_plan(run, HostOptions(processes=2))
+    assert plans.make_plan(run, HostOptions(processes=1)).total == 1
 
 
 def test_configuration_of_an_engine_is_handed_on_as_it_is(built_launch):
