@@ -199,3 +199,33 @@ def test_faulty_row_is_reported_once_and_before_any_process_starts(folder):
     _, err = process.communicate(timeout=120)
     assert process.returncode == 2
     assert err.count("problem to fix") == 1
+
+
+@pytest.mark.long
+def test_two_hosts_that_a_network_joins_train_as_one(folder):
+    """Two network namespaces with a cable (veth) between them stand for two hosts."""
+    names, cards = ("trl-sft-a", "trl-sft-b"), ("va", "vb")
+    commands = [f"ip netns add {name}" for name in names]
+    commands += [f"ip link add va netns {names[0]} type veth peer name vb netns {names[1]}"]
+    for number, (name, card) in enumerate(zip(names, cards, strict=True), 1):
+        commands += [f"ip -n {name} addr add 10.77.0.{number}/24 dev {card}", f"ip -n {name} link set lo up"]
+        commands += [f"ip -n {name} link set {card} up"]
+    if subprocess.run(commands[0].split(), capture_output=True, check=False).returncode:
+        pytest.skip("no network namespaces here")
+    try:
+        for command in commands[1:]:
+            subprocess.run(command.split(), check=True)
+        processes = []
+        for number, (name, card) in enumerate(zip(names, cards, strict=True)):
+            words = f"launch recipe.yaml --processes 1 --hosts 2 --host-rank {number} --host 10.77.0.1 --port 29611"
+            command = ["ip", "netns", "exec", name, sys.executable, "-m", "trl_sft", *words.split()]
+            variables = {"GLOO_SOCKET_IFNAME": card, "PYTHONPATH": str(Path(__file__).parents[2])}
+            environment = os.environ | variables | {"OMP_NUM_THREADS": "1"}
+            command += ["train.output_dir=hosts", "evaluate=false", "train.max_steps=4"]
+            processes.append(subprocess.Popen(command, cwd=folder, env=environment))
+        assert [process.wait(timeout=300) for process in processes] == [0, 0]
+    finally:
+        for name in names:
+            subprocess.run(["ip", "netns", "del", name], check=False)
+    record = json.loads((folder / "hosts" / "run.json").read_text())
+    assert (record["outcome"], record["measured"]["before_training"]["processes"]) == ("done", 2)
