@@ -74,7 +74,8 @@ def test_schema_is_valid_and_names_the_versions():
 @pytest.mark.parametrize("path", SHIPPED, ids=lambda p: p.stem)
 def test_recipe_of_the_repository_passes_and_names_the_schema(path):
     assert [error.message for error in VALIDATOR.iter_errors(yaml_reader.read_recipe(path).values)] == []
-    assert path.read_text(encoding="utf-8").startswith("# yaml-language-server: $schema=../trl_sft.schema.json\n")
+    schema = f"{'../' * len(path.relative_to(ROOT).parents[1:])}trl_sft.schema.json"
+    assert path.read_text(encoding="utf-8").startswith(f"# yaml-language-server: $schema={schema}\n")
 
 
 def test_every_key_is_in_the_schema_with_its_help():

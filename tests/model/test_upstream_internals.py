@@ -38,6 +38,7 @@ ALLOWED = {
         *("_orig_mod", "_use_triton", "_ChunkedLogProbFunction"),
         *("_set_signature_columns_if_needed", "_signature_columns"),
     },
+    "evaluation/task_suites.py": {"_instances", "_yaml_loader"},  # lm-eval 0.4.13
     "serving/adapter_layers.py": {"_move_adapter_to_device_of_base_layer"},  # peft 0.21: layers of the meta device stay
     "serving/base_tensors.py": {"_from_config"},
     "tokenization/special_tokens.py": {"_tokenizer", "_extra_special_tokens"},
