@@ -28,6 +28,7 @@ from trl_sft.errors import Fault, RecipeError, UserError, first_line
 
 _SEEDS = {"random": 0, "numpy": 1234, "torch": 1234, "few_shot": 1234}  # of lm-eval's command
 _YAML = (".yaml", ".yml")
+_LENGTHS = 1  # by how many characters a name that is suggested is longer or shorter, as lm-eval has 14,000
 _NEEDS_PUNKT = ("length_constraints:number_sentences", "change_case:capital_word_frequency")  # IFEval's, by nltk
 _QUIET_LOGGERS = ("lm_eval", "datasets", "huggingface_hub", "evaluate", "absl", "nltk", "transformers")
 _OFFLINE = (
@@ -241,7 +242,8 @@ def _load(manager: Any, name: str) -> dict[str, Any]:
         if name not in manager.task_index:
             problem = "lm-eval has no task, group or tag with this name"
             fix = "Write a name that `lm_eval ls tasks` lists, or the path of a YAML file."
-            if near := suggestions.nearest_name(name, manager.all_tasks, cutoff=suggestions.STRICT, limit=3):
+            alike = [other for other in manager.all_tasks if abs(len(other) - len(name)) <= _LENGTHS]
+            if near := suggestions.nearest_name(name, alike, cutoff=suggestions.STRICT, limit=3):
                 fix = f"Did you mean {near}?"
             raise RecipeError(Fault(f"--tasks {name}", problem, fix, code="evaluation.bad_task"))
         folder = Path.cwd()
