@@ -14,6 +14,7 @@ import signal
 import time
 from collections.abc import Mapping
 from pathlib import Path
+from types import FrameType
 from typing import Any, NamedTuple
 
 from trl_sft import errors, ranks
@@ -38,10 +39,17 @@ class Ending(NamedTuple):
 def announce(folder: Path) -> None:
     """Write the process id of this process, so that signals reach it; if `launch` is killed, this process saves."""
     with contextlib.suppress(OSError, AttributeError):  # Linux has prctl(2)
-        ctypes.CDLL(None).prctl(_PARENT_DEATH_SIGNAL, signal.SIGTERM)
+        signal.signal(signal.SIGUSR2, _stop_without_parent)
+        ctypes.CDLL(None).prctl(_PARENT_DEATH_SIGNAL, signal.SIGUSR2)
     part = folder / f"{ranks.get_number()}.starting"
     part.write_text(str(os.getpid()))
     part.rename(folder / f"{ranks.get_number()}.pid")
+
+
+def _stop_without_parent(_number: int, _frame: FrameType | None) -> None:
+    """Send this process SIGTERM once: Linux sends the signal for each thread of `launch` that ends."""
+    signal.signal(signal.SIGUSR2, signal.SIG_IGN)
+    os.kill(os.getpid(), signal.SIGTERM)
 
 
 def list_process_ids(folder: Path) -> list[int]:

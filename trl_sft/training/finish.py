@@ -61,7 +61,7 @@ def save(
     )
     if comparison:
         metrics = metrics | {f"eval_{name}": comparison.summary["after"][name] for name in METRICS if prompts.prompts}
-    files_before = _list_versions(run.output_dir)
+    files_before = _list_versions(run.output_dir) if ranks.is_first() else set()  # only the first process writes
     trainer.save_model()
     if not ranks.is_first():
         return Result(run.output_dir, trainer.state.global_step, metrics)
