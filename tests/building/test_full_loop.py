@@ -64,7 +64,7 @@ def test_recipe_of_a_built_set_is_clean(here, capsys, monkeypatch):
 
 @pytest.mark.long
 def test_model_trained_on_a_built_set_is_better_than_without(here, capsys):
-    overrides = ("train.learning_rate=2e-3", "train.num_train_epochs=4", "train.per_device_train_batch_size=16")
+    overrides = ("train.learning_rate=2e-3", "train.num_train_epochs=8", "train.per_device_train_batch_size=16")
     overrides += (
         "train.lr_scheduler_type=cosine",
         "train.warmup_steps=0.1",
