@@ -1,11 +1,13 @@
 """Which step is saved, and what the screen, run.json, the log and the model card say about it."""
 
 import json
+from types import SimpleNamespace
 
 import torch
 from conftest import RECIPE
 from transformers import AutoModelForCausalLM
 
+from trl_sft.publishing.model_card import write_best
 from trl_sft.training import manifest
 
 FULL = RECIPE.replace("rows.jsonl}", "rows.jsonl, eval_fraction: 0.2}")
@@ -80,3 +82,17 @@ def test_best_step_is_not_described_where_the_trainer_loaded_none():
         best_model_checkpoint, best_metric, global_step = None, None, 4
 
     assert manifest.describe_best(Args, State) is None
+
+
+def test_later_steps_with_the_value_of_the_best_one_are_named():
+    """The last entry of the log is of the weights that were loaded, under the step at which the run ended."""
+    values = [(1, 0.0), (2, 0.5), (3, 0.25), (4, 0.5), (5, 0.5), (6, 0.25), (6, 0.5)]
+    args = SimpleNamespace(load_best_model_at_end=True, metric_for_best_model="eval_exact")
+    state = SimpleNamespace(best_model_checkpoint="out/checkpoint-2", best_metric=0.5, global_step=6)
+    state.log_history = [{"step": step, "eval_exact": value} for step, value in values]
+    best = manifest.describe_best(args, state)
+    assert best == {"step": 2, "steps": 6, "metric": "eval_exact", "value": 0.5, "equal": [4, 5]}
+    line = "step 2 of 6 (eval_exact 0.5), whose weights are saved"
+    assert write_best(best) == f"{line}; the value is the same at steps 4, 5, and the Trainer keeps the first"
+    state.log_history[3:5] = []
+    assert write_best(manifest.describe_best(args, state)) == line

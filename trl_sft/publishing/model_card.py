@@ -103,7 +103,11 @@ def write_merge(folder: str, dtype: str) -> list[str]:
 
 def write_best(best: Mapping[str, Any]) -> str:
     """Return the line that says which step was saved; `best` is the entry of run.json."""
-    return f"step {best['step']} of {best['steps']} ({best['metric']} {best['value']:.4g}), whose weights are saved"
+    text = f"step {best['step']} of {best['steps']} ({best['metric']} {best['value']:.4g}), whose weights are saved"
+    if equal := best.get("equal"):
+        steps = f"step{'s' * (len(equal) > 1)} {', '.join(map(str, equal))}"
+        text += f"; the value is the same at {steps}, and the Trainer keeps the first"
+    return text
 
 
 def _write_front_matter(facts: CardFacts, name: str, base_license: Mapping[str, str]) -> str:

@@ -87,14 +87,19 @@ def describe_best(args: Any, state: Any) -> dict[str, Any] | None:
         state: the Trainer's state after training.
 
     Returns:
-        `step`, `steps` (of the run), `metric` (as it is logged) and its `value`.
+        `step`, `steps` (of the run), `metric` (as it is logged), its `value`, and where there are any `equal`: the
+        other steps at which it had this value, of which the Trainer keeps the first.
+
     """
     if not args.load_best_model_at_end or state.best_model_checkpoint is None:
         return None
     name = str(args.metric_for_best_model or "loss")
     metric = name if name.startswith("eval_") else f"eval_{name}"
     step = int(Path(state.best_model_checkpoint).name.removeprefix(run_folder.CHECKPOINT))
-    return {"step": step, "steps": state.global_step, "metric": metric, "value": state.best_metric}
+    entries = [entry for entry in state.log_history if metric in entry][:-1]  # the last one is of the loaded weights
+    equal = sorted({entry["step"] for entry in entries if entry[metric] == state.best_metric and entry["step"] > step})
+    best = {"step": step, "steps": state.global_step, "metric": metric, "value": state.best_metric}
+    return best | ({"equal": equal} if equal else {})
 
 
 def _as_json(value: Any) -> Any:
