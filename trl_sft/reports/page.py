@@ -15,7 +15,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import jinja2
 import yaml
 from markupsafe import Markup
 
@@ -30,6 +29,7 @@ from trl_sft.reports import (
     row_markup,
     run_files,
     run_table,
+    standalone_page,
     suite_chapter,
 )
 from trl_sft.reports.run_files import RunFiles
@@ -68,20 +68,7 @@ def format_page(runs: Sequence[RunFiles]) -> str:
         "written": time.strftime("%Y-%m-%d %H:%M"),
     }
     # half of a surrogate pair cannot be written to a file
-    return _load_template().render(context).encode("utf-8", "replace").decode("utf-8")
-
-
-@functools.cache
-def _load_template() -> jinja2.Template:
-    """Return the template of the page."""
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(_HERE),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    return environment.get_template("page.html.jinja")
+    return standalone_page.load_template(_HERE).render(context).encode("utf-8", "replace").decode("utf-8")
 
 
 def write_at_end(folder: Path) -> None:
