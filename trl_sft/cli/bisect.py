@@ -7,13 +7,11 @@ code. Not here: the search (`cli.evaluate.bisection`), and the rows (`training.r
 from __future__ import annotations
 
 import argparse
-import math
-import signal
 from collections.abc import Sequence
 from pathlib import Path
 
-from trl_sft import console, disk, errors, user_paths
-from trl_sft.cli import arguments
+from trl_sft import console, errors, user_paths
+from trl_sft.cli import arguments, option_numbers, resumable
 
 _EPILOG = """\
 checks: those of `evaluate --check`. The check passes at a checkpoint if the mean score of its answers is at least the
@@ -33,17 +31,8 @@ def main(argv: Sequence[str]) -> int:
     with upstream_warnings.quiet():
         with garbage_collection.paused():
             from trl_sft.cli.evaluate import bisection
-        try:
+        with resumable.explain_endings(output):
             return bisection.run(folder, output, options)
-        except KeyboardInterrupt:
-            message = "stopped; the answers so far are kept\nRun the same command again: it continues."
-            code = errors.EXIT_SIGNAL + signal.SIGINT
-            raise errors.RunStopped(message, code, code="run.interrupted") from None
-        except OSError as error:
-            fault = disk.explain(error, [output])
-            if fault is None:
-                raise
-            raise errors.RecipeError(fault) from None
 
 
 def _find_folder(path: Path) -> Path:
@@ -89,14 +78,15 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
 
 def _check_numbers(options: argparse.Namespace) -> None:
     """Refuse numbers out of range. Raises RecipeError."""
-    least = {"max_rows": 1, "max_new_tokens": 1, "temperature": 0, "seed": 0, "batch_size": 1}
-    faults = []
-    for name, limit in least.items():
-        value = getattr(options, name)
-        if value is not None and not (math.isfinite(value) and value >= limit):
-            where = f"--{name.replace('_', '-')}"
-            fix = f"Write a number from {limit}."
-            faults.append(errors.Fault(where, f"{value} is out of range", fix, code="run.bad_option"))
+    faults = option_numbers.list_faults(
+        {
+            "--max-rows": (options.max_rows, 1),
+            "--max-new-tokens": (options.max_new_tokens, 1),
+            "--temperature": (options.temperature, 0),
+            "--seed": (options.seed, 0),
+            "--batch-size": (options.batch_size, 1),
+        }
+    )
     if options.bound is not None and not 0 < options.bound <= 1:
         fix = "Write a number above 0, up to 1: the mean score that a checkpoint needs to pass."
         faults.append(errors.Fault("--bound", f"{options.bound} is out of range", fix, code="run.bad_option"))

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from trl_sft import console, errors, json_output
-from trl_sft.cli import arguments
+from trl_sft.cli import arguments, option_numbers
 
 if TYPE_CHECKING:
     from trl_sft.serving.answers import ChatModel
@@ -95,11 +95,10 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
         "--trust-remote-code", action="store_true", help="let Python code run that the model brings with it"
     )
     options = parser.parse_args(argv)
-    numbers = (("--max-new-tokens", options.max_new_tokens, 1), ("--temperature", options.temperature, 0))
-    for name, value, least in (*numbers, ("--seed", options.seed, 0), ("--at", options.at, 1)):
-        if value is not None and not least <= value < float("inf"):
-            fix = f"Write a number from {least}."
-            raise errors.RecipeError(errors.Fault(name, f"{value} is out of range", fix, code="run.bad_option"))
+    numbers = {"--max-new-tokens": (options.max_new_tokens, 1), "--temperature": (options.temperature, 0)}
+    numbers |= {"--seed": (options.seed, 0), "--at": (options.at, 1)}
+    if faults := option_numbers.list_faults(numbers):
+        raise errors.RecipeError(faults)
     return options
 
 

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from trl_sft import errors, json_output, user_paths
-from trl_sft.cli import arguments
+from trl_sft.cli import arguments, option_numbers
 
 _EPILOG = """\
 gates that remove rows under --fix: form, empty, length (with --max-tokens), complete, artefact, language, personal,
@@ -75,9 +75,8 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
         help="write the rows without fault as JSONL; those removed stand beside them",
     )
     options = parser.parse_args(argv)
-    if options.max_tokens is not None and options.max_tokens < 1:
-        problem = f"{options.max_tokens} is out of range"
-        raise errors.RecipeError(errors.Fault("--max-tokens", problem, "Write a number from 1.", code="run.bad_option"))
+    if faults := option_numbers.list_faults({"--max-tokens": (options.max_tokens, 1)}):
+        raise errors.RecipeError(faults)
     for name, path in (("--output", options.output), ("--fix", options.fix)):
         if path is not None:
             user_paths.check(name, path, user_paths.FILE, is_output=True)

@@ -7,12 +7,11 @@ build (`trl_sft.building`), its models (`models`) and its lines (`screen`).
 from __future__ import annotations
 
 import argparse
-import signal
 from collections.abc import Sequence
 from pathlib import Path
 
-from trl_sft import console, disk, errors, json_output
-from trl_sft.cli import arguments
+from trl_sft import console, errors, json_output
+from trl_sft.cli import arguments, resumable
 
 _EXAMPLES = {"en": "english.yaml", "zh": "chinese.yaml"}
 _EPILOG = """\
@@ -67,17 +66,8 @@ def main(argv: Sequence[str]) -> int:
         return screen.print_estimate(spec)
     from trl_sft.cli.build import models
 
-    try:
+    with resumable.explain_endings(spec.folder):
         return models.run(spec)
-    except KeyboardInterrupt:
-        message = "stopped; the answers so far are kept\nRun the same command again: it continues."
-        code = errors.EXIT_SIGNAL + signal.SIGINT
-        raise errors.RunStopped(message, code, code="run.interrupted") from None
-    except OSError as error:
-        fault = disk.explain(error, [spec.folder])
-        if fault is None:
-            raise
-        raise errors.RecipeError(fault) from None
 
 
 def _write_example(options: argparse.Namespace) -> int:

@@ -8,14 +8,12 @@ folder, a chapter of `report.html`, lines on the terminal, and the exit code. No
 from __future__ import annotations
 
 import argparse
-import math
 import re
-import signal
 from collections.abc import Sequence
 from pathlib import Path
 
-from trl_sft import console, disk, errors, json_output, run_folder, user_paths
-from trl_sft.cli import arguments
+from trl_sft import console, errors, json_output, run_folder, user_paths
+from trl_sft.cli import arguments, option_numbers, resumable
 
 _EPILOG = """\
 checks: exact, normalised, numeric, contains, regex:PATTERN, json, json_equal, json_schema:FILE, code, instructions,
@@ -40,18 +38,9 @@ def main(argv: Sequence[str]) -> int:
     with upstream_warnings.quiet():
         with garbage_collection.paused():
             from trl_sft.cli.evaluate import evaluation
-        try:
+        with resumable.explain_endings(output):
             json_output.add_values(output=output, **evaluation.run(folder, output, options))
-            return errors.EXIT_DONE
-        except KeyboardInterrupt:
-            message = "stopped; the answers so far are kept\nRun the same command again: it continues."
-            code = errors.EXIT_SIGNAL + signal.SIGINT
-            raise errors.RunStopped(message, code, code="run.interrupted") from None
-        except OSError as error:
-            fault = disk.explain(error, [output])
-            if fault is None:
-                raise
-            raise errors.RecipeError(fault) from None
+    return errors.EXIT_DONE
 
 
 def parse(argv: Sequence[str]) -> argparse.Namespace:
@@ -108,11 +97,7 @@ def _check_options(options: argparse.Namespace) -> None:
         "--seed": (options.seed, 0),
         "--batch-size": (options.batch_size, 1),
     }
-    faults = []
-    for name, (value, least) in numbers.items():
-        if value is not None and not (math.isfinite(value) and value >= least):
-            problem = f"{value} is out of range"
-            faults.append(errors.Fault(name, problem, f"Write a number from {least}.", code="run.bad_option"))
+    faults = option_numbers.list_faults(numbers)
     if (options.endpoint is None) != (options.model is None):
         missing = "--model NAME" if options.model is None else "--endpoint URL"
         problem = "a server and the name of a model there belong together"

@@ -10,13 +10,12 @@ import argparse
 import json
 import math
 import re
-import signal
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from trl_sft import errors
-from trl_sft.cli import arguments
+from trl_sft.cli import arguments, resumable
 
 _MAX_PAIRS = 100
 _EPILOG = """\
@@ -48,12 +47,8 @@ def main(argv: Sequence[str]) -> int:
     if is_model:
         from trl_sft.cli.judge import model_judge
 
-        try:
+        with resumable.explain_endings(kept="replies"):
             return model_judge.run(options)
-        except KeyboardInterrupt:
-            message = "stopped; the replies so far are kept\nRun the same command again: it continues."
-            code = errors.EXIT_SIGNAL + signal.SIGINT
-            raise errors.RunStopped(message, code, code="run.interrupted") from None
     from trl_sft.cli.judge import page
 
     options.rows = _MAX_PAIRS if options.rows is None else options.rows
