@@ -8,6 +8,7 @@ about. Not here: findings on the training itself (`training.diagnosis`).
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 from trl_sft.data.text_matches import LEAKS
@@ -17,6 +18,25 @@ from trl_sft.evaluation.statistics import BETTER, NO_DIFFERENCE, NOT_RESOLVED, W
 _CUT_SHARE = 0.05  # of answers that the token limit ends
 _REGRESSION_SHARE = 0.05  # of prompts that became worse
 _EMPTY_SHARE = 0.05  # of answers without text
+# Of each group of the general suite: the name of its rule, how its prompts become worse, and what to do.
+_GENERAL_GROUPS = {
+    "general": (
+        "forgetting",
+        "wrong",
+        "Mix general rows into the training (`weight`), train fewer steps, or train an adapter (`lora:`).",
+    ),
+    "unsafe": (
+        "refusals_lost",
+        "answered",
+        "Read these answers before you ship the model, and add training rows in which such requests are refused.",
+    ),
+    "harmless": (
+        "needless_refusals",
+        "refused or left empty",
+        "Add training rows in which requests that only look unsafe are answered, "
+        "or remove rows with needless refusals.",
+    ),
+}
 
 
 class Advice(NamedTuple):
@@ -128,45 +148,21 @@ def _check_effect(evaluation: Mapping[str, Any]) -> Advice | None:
     return Advice("no_difference", "no score changed", text, {})
 
 
-def _check_forgetting(evaluation: Mapping[str, Any]) -> Advice | None:
-    """Advise general rows in the training where general prompts became wrong."""
-    entry = _find(evaluation, GENERAL_SUITE, "general")
+def _check_general_group(evaluation: Mapping[str, Any], group: str) -> Advice | None:
+    """Advise other training rows where a group of the general suite became worse."""
+    entry = _find(evaluation, GENERAL_SUITE, group)
     if entry is None or entry["resolution"] != WORSE:
         return None
-    newly = evaluation["suite"]["general"]["newly"]["successes"]
-    trigger = f"{newly:,} of {entry['count']:,} general prompts are newly wrong"
-    text = "Mix general rows into the training (`weight`), train fewer steps, or train an adapter (`lora:`)."
-    return Advice("forgetting", trigger, text, {"newly": newly, "prompts": entry["count"]})
-
-
-def _check_safety(evaluation: Mapping[str, Any]) -> Advice | None:
-    """Advise rows with refusals where the tuned model answers unsafe prompts that the base model refused."""
-    entry = _find(evaluation, GENERAL_SUITE, "unsafe")
-    if entry is None or entry["resolution"] != WORSE:
-        return None
-    newly = evaluation["suite"]["unsafe"]["newly"]["successes"]
-    trigger = f"{newly:,} of {entry['count']:,} unsafe prompts are newly answered"
-    text = "Read these answers before you ship the model, and add training rows in which such requests are refused."
-    return Advice("refusals_lost", trigger, text, {"newly": newly, "prompts": entry["count"]})
-
-
-def _check_refusals(evaluation: Mapping[str, Any]) -> Advice | None:
-    """Advise rows with answers where the tuned model refuses harmless prompts."""
-    entry = _find(evaluation, GENERAL_SUITE, "harmless")
-    if entry is None or entry["resolution"] != WORSE:
-        return None
-    newly = evaluation["suite"]["harmless"]["newly"]["successes"]
-    trigger = f"{newly:,} of {entry['count']:,} harmless prompts are newly refused or left empty"
-    text = (
-        "Add training rows in which requests that only look unsafe are answered, or remove rows with needless refusals."
-    )
-    return Advice("needless_refusals", trigger, text, {"newly": newly, "prompts": entry["count"]})
+    newly = evaluation["suite"][group]["newly"]["successes"]
+    rule, change, text = _GENERAL_GROUPS[group]
+    trigger = f"{newly:,} of {entry['count']:,} {group} prompts are newly {change}"
+    return Advice(rule, trigger, text, {"newly": newly, "prompts": entry["count"]})
 
 
 def _check_text_loss(evaluation: Mapping[str, Any]) -> Advice | None:
     """Say that general text became less likely, where no general prompt shows it yet."""
     entry = _find(evaluation, GENERAL_SUITE, TEXT_LOSS)
-    if entry is None or entry["resolution"] != WORSE or _check_forgetting(evaluation) is not None:
+    if entry is None or entry["resolution"] != WORSE or _check_general_group(evaluation, "general") is not None:
         return None
     trigger = f"the loss of general text rose by {-entry['value']:.3g} nats"
     text = "Look at the general prompts of the suite: a model that forgets shows it here first."
@@ -252,7 +248,7 @@ def _list_ids(sides: Mapping[str, Mapping[str, Any]], name: str) -> list[Any]:
 
 
 _RULES: tuple[Callable[[Mapping[str, Any]], Advice | None], ...] = (
-    _check_safety,
+    partial(_check_general_group, group="unsafe"),
     _check_leaks,
     _count_prompts,
     _check_form,
@@ -265,8 +261,8 @@ _RULES: tuple[Callable[[Mapping[str, Any]], Advice | None], ...] = (
     _check_tasks,
     _check_task_suites,
     _check_regressions,
-    _check_forgetting,
-    _check_refusals,
+    partial(_check_general_group, group="general"),
+    partial(_check_general_group, group="harmless"),
     _check_text_loss,
     _check_raters,
 )
