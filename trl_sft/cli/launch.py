@@ -1,7 +1,7 @@
 """`launch`: trains with several processes, on one host or several.
 
 Inputs: a recipe, overrides, and how many processes on which hosts. Outputs: the run's folder and the exit code of the
-run; or, with `--dry-run` and `--slurm`, what would be run. Not here: the processes (`launch.torchrun`).
+run; or, with `--dry-run` and `--slurm`, what would be run. Not here: the processes (`launch.supervisor`).
 """
 
 from __future__ import annotations
@@ -56,12 +56,12 @@ def start(run: Run, options: argparse.Namespace) -> int:
         console.say(plan.describe())
         return errors.EXIT_DONE
     folder_decision.check_folder(run)
-    from trl_sft.launch import torchrun
+    from trl_sft.launch import supervisor, torchrun
 
     console.say(f"launch    {plan.summarize()}")
     if options.verbose:
         plan = dataclasses.replace(plan, arguments=(*plan.arguments, "-v"))
-    return torchrun.start(plan)
+    return supervisor.start(plan, torchrun.run)
 
 
 def _write_batch_file(plan: LaunchPlan, run: Run, path: Path) -> int:
