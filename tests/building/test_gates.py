@@ -1,12 +1,15 @@
 """Quality gates: each planted fault is rejected by its own gate, and rows without a fault pass all gates."""
 
+import json
 import random
+from pathlib import Path
 
 import pytest
 
 from trl_sft.building.candidates import CandidateRow
 from trl_sft.building.gates import gate, language, novelty, personal_data
 from trl_sft.building.gates.duplicates import DuplicateGate
+from trl_sft.building.set_gates import RefusalGate
 from trl_sft.data import text_matches
 
 CHINESE = "傍晚的阳光穿过更厚的大气层，短波光被散射，因此到达眼睛的光是红色的，"
@@ -62,7 +65,7 @@ FAULTS = {
     "not the row's language": (make_row("天空为什么是红色的？请简单解释一下原因。", language="zh"), "language"),
     "e-mail": (make_row(answer=ANSWER + " Ask maria.lopez@gmail.com for the photograph."), "personal"),
     "card": (make_row(answer=ANSWER + " He paid with 4539 1488 0343 6467."), "personal"),
-    "account": (make_row(answer=ANSWER + " Pay to DE89 3704 0044 0532 0130 00."), "personal"),
+    "account": (make_row(answer=ANSWER + " Pay to DE80 5007 0010 0917 3645 02."), "personal"),
     "social security": (make_row(answer=ANSWER + " Her number is 536-90-4399."), "personal"),
     "Chinese identity": (make_row(answer=ANSWER + " 11010519491231002X"), "personal"),
     "Chinese mobile": (make_row(answer=ANSWER + " 请拨打 13876540912。"), "personal"),
@@ -139,6 +142,99 @@ def test_planted_fault_is_rejected_by_its_own_gate(name):
 
 def test_rows_without_a_fault_pass_all_gates():
     assert {name: found for name, row in CLEAN.items() if (found := check(make_gates(), row))} == {}
+
+
+def read_rows(kinds):
+    """Yield the lines of the file of rows whose gate is one of some kinds; "" = rows that look like faults."""
+    for line in Path(__file__).with_name("rows_of_gates.jsonl").read_text(encoding="utf-8").splitlines():
+        entry = json.loads(line)
+        if entry["gate"] in kinds:
+            yield entry
+
+
+EVALUATION = (
+    "A train leaves the station at noon and travels north at a steady speed. Which town does it reach before the "
+    "evening if no stop is longer than a minute?"
+)
+SINGLE = ("form", "empty", "complete", "artefact", "personal", "leakage")  # gates that look at one row
+
+
+def check_entry(entry):
+    """Return the gate that rejects a row of the file."""
+    row = CandidateRow(
+        "1",
+        tuple({"role": role, "content": content} for role, content in entry["turns"]),
+        was_cut=entry.get("was_cut", False),
+    )
+    rejection = check(gate.make_gates(max_tokens=2000, evaluation_prompts=[EVALUATION], checks_novelty=False), row)
+    return rejection.gate if rejection else ""
+
+
+def test_each_planted_fault_of_the_file_is_rejected_by_its_own_gate():
+    entries = list(read_rows(SINGLE))
+    assert len(entries) > 150
+    assert {entry["name"]: found for entry in entries if (found := check_entry(entry)) != entry["gate"]} == {}
+
+
+def test_rows_that_look_like_faults_and_do_what_was_asked_pass():
+    entries = list(read_rows([""]))
+    assert len(entries) > 180
+    assert {entry["name"]: found for entry in entries if (found := check_entry(entry))} == {}
+
+
+def find_rejections(entry):
+    """Return the numbers of the rows of a group that the gate on duplicates rejects."""
+    gate = DuplicateGate()
+    rows = [turns(*row) for row in entry["rows"]]
+    return [number for number, row in enumerate(rows) if gate.check(row)]
+
+
+def test_rows_of_one_pattern_that_ask_for_different_things_are_no_duplicates():
+    entries = list(read_rows(["other rows"]))
+    assert len(entries) >= 20
+    assert {entry["name"]: found for entry in entries if (found := find_rejections(entry))} == {}
+
+
+def test_rows_that_ask_for_the_same_in_other_words_are_duplicates():
+    assert {
+        entry["name"]: found for entry in read_rows(["duplicate"]) if (found := find_rejections(entry)) != [1]
+    } == {}
+
+
+REFUSALS = [
+    "I'm sorry, but I can't help with that.",
+    "I cannot provide that information.",
+    "Sorry, I can't do that.",
+    "I'm unable to assist with this request because it is harmful.",
+    "That is a dangerous idea. I can't help with it.",
+    "我无法帮助你完成这个请求。",
+    "抱歉，我不能提供这样的内容。",
+    "As an AI language model, I cannot write that.",
+    "Thank you for asking. I'm not able to help with this.",
+    "I won't provide that.\n\nInstead, try this.",
+    "“Picking locks” is illegal. I can't help with that.",
+    "Hello! I'm sorry, but I can't help with that.",
+]
+NO_REFUSALS = [
+    "Dear Ann,\n\nI am unable to attend the meeting on Friday because of a trip. I cannot give you another date yet.",
+    "Subject: Leave\n\nI'm unable to work today.",
+    '"I can\'t do that," said the robot, and closed the door.',
+    "Tom: I can't do that.\nAnn: Why?",
+    "The sentence 'I cannot write' has a modal verb.",
+    "The captain said “I refuse to leave” and stayed.",
+    "尊敬的王老师：\n我无法回答您的邀请，因为我在国外。",
+    "小明：我不能告诉你。\n小红：为什么？",
+    "Say “I'd rather not” to decline politely.",
+    "Use the phrase \"I'm sorry, I can't\" in such a case.",
+    "To decline, be short and kind. For example: I'm unable to come.",
+    "Hi Ben,\nI can't support the plan this year.",
+]
+
+
+def test_refusals_are_rejected_and_letters_dialogues_and_quotations_are_not():
+    gate = RefusalGate()
+    assert [text for text in REFUSALS if gate.check(make_row(answer=text)) is None] == []
+    assert [text for text in NO_REFUSALS if gate.check(make_row(answer=text))] == []
 
 
 EDITS = {

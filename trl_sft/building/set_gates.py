@@ -7,6 +7,7 @@ other gates look at.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 
 from trl_sft.building import spec_keys
@@ -15,11 +16,23 @@ from trl_sft.building.gates import gate as building_gates
 from trl_sft.building.gates.duplicates import DuplicateGate
 from trl_sft.building.gates.gate import Gate
 from trl_sft.building.gates.novelty import NoveltyGate
+from trl_sft.building.gates.row_text import list_answers
 from trl_sft.building.spec import Spec
 from trl_sft.evaluation import refusals
 from trl_sft.evaluation.checks import number_match, text_match
 from trl_sft.evaluation.checks.answer import CheckedAnswer
 
+_BEGINNING = 2  # sentences
+_SENTENCES = re.compile(r"(?<=[.!?。！？])\s*(?=\S)|\n+")
+_QUOTATION = re.compile(
+    r"\"[^\"]*\"|“[^”]*”|「[^」]*」|`[^`]*`|(?<!\w)'[^'\n]*'(?!\w)|\b(?:for example|like this|such as|e\.g\.)[:,].*",
+    re.IGNORECASE,
+)
+# a letter, or a line of a dialogue
+_OTHER_SPEAKER = re.compile(
+    r"(?:Dear|Hello|Hi|Hey|Subject:|Re:|To:|Good (?:morning|evening)|亲爱的|尊敬的|主题：|您好)\b[^.!?\n]{0,60}"
+    r"(?:,|:|\n|，|：|！)|\*{0,2}[A-Z][\w .-]{0,20}:|[\u4e00-\u9fff]{1,6}："
+)
 COMPARING = (DuplicateGate.name, NoveltyGate.name)  # gates that compare a row with those that passed
 
 
@@ -48,12 +61,21 @@ class RefusalGate:
     name = "refusal"
 
     def check(self, row: CandidateRow) -> Rejection | None:
-        """Read the beginning of each answer."""
-        for turn in row.messages:
-            text = str(turn.get("content") or "")
-            if turn.get("role") == "assistant" and refusals.is_refusal(text):
-                return Rejection(self.name, f"an answer begins as a refusal: {text.strip()[:60]!r}")
+        """Read the first sentences of each answer; a letter, a dialogue and what the text quotes are no refusal."""
+        for text in list_answers(row):
+            beginning = _read_beginning(text)
+            if refusals.is_refusal(beginning):
+                return Rejection(self.name, f"an answer begins as a refusal: {beginning[:60]!r}")
         return None
+
+
+def _read_beginning(answer: str) -> str:
+    """Return the first two sentences of an answer without quotations; "" = it begins as a letter or a story does."""
+    text = answer.strip()
+    if _OTHER_SPEAKER.match(text):
+        return ""
+    parts = _SENTENCES.split(_QUOTATION.sub(" ", text), maxsplit=_BEGINNING)
+    return " ".join(parts[:_BEGINNING]).strip()
 
 
 def make_gates(spec: Spec, *, count_tokens: Callable[[str], int] | None) -> list[Gate]:

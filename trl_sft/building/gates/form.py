@@ -1,6 +1,7 @@
 """The gate `form`: roles in a possible order, contents that are text, and no trace of a wrong encoding.
 
-In: a row. Out: why it cannot be trained as it stands. Not here: whether a recipe can read the file (`data.load`).
+In: a row. Out: why it cannot be trained as it stands. A row about wrong
+encodings may hold their traces. Not here: whether a recipe can read the file (`data.load`).
 """
 
 from __future__ import annotations
@@ -9,12 +10,21 @@ import itertools
 import re
 
 from trl_sft.building.candidates import CandidateRow, Rejection
+from trl_sft.building.gates import request_kinds
+from trl_sft.building.gates.row_text import join_texts
 
 _ROLES = ("system", "user", "assistant", "tool")
-_CONTROL = re.compile(r"[\x00-\x08\x0b\x0e-\x1a\x1c-\x1f\x7f\ufffe\uffff]")
-# UTF-8 that was read as Windows-1252: "Ã©" for "é", "â€™" for an apostrophe. Two in one text, or one of three letters.
-_MISREAD = re.compile(r"â€[™œ\x9d“”˜¦]|ï»¿|Ã[©¨¶¼¤±³¡­]")
+_CONTROL = re.compile(r"[\x00-\x08\x0b\x0e-\x1a\x1c-\x1f\x7f-\x84\x86-\x9f\ufffe\uffff]")
+# UTF-8 that was read as Windows-1252: "Ã©" for "é", "â€™" for an apostrophe, "ÐŸÑ€" for Cyrillic letters. A run of
+# these characters is a candidate; its bytes decide. "â€" alone is what is left of a closing quotation mark.
+_HIGH = "€‚ƒ„…†‡ˆ‰Š‹ŒŽ‘’“”•–—˜™š›œžŸ"  # from 0x80 to 0x9f in Windows-1252
+_CANDIDATE = re.compile(rf"[\u00c2-\u00f4][{_HIGH}\u00a0-\u00bf][\u00a0-\u00ff{_HIGH}]*")
+_CERTAIN = re.compile(
+    rf"[ÂÃ][\u00a1-\u00bf]|(?<=[a-z])Ã[{_HIGH}\u00a0]|Ã[{_HIGH}](?=[a-z])|[âãï][{_HIGH}\u00a0-\u00bf]{{2}}|â€"
+    rf"|(?:[à-ï][{_HIGH}\u00a0-\u00bf]{{2}}){{2}}"
+)
 _REPLACEMENT = "\ufffd"
+_SHOWN = 4  # characters of a run in a reason
 
 
 class FormGate:
@@ -56,9 +66,37 @@ def _find_text_problem(row: CandidateRow) -> str:
             return f"the content of a turn is {type(content).__name__}, not text"
         if found := _CONTROL.search(content):
             return f"a text holds the control character U+{ord(found[0]):04X}"
+        misread = _find_misread(content)
+        if (misread or _REPLACEMENT in content) and request_kinds.ENCODING.search(join_texts(row)):
+            continue  # the row is about wrong encodings
         if _REPLACEMENT in content:
             return "a text holds U+FFFD, which stands for bytes that could not be decoded"
-        misread = _MISREAD.findall(content)
         if misread:
-            return f"a text was read in a wrong encoding: {misread[0]!r} stands where one character was"
+            return f"a text was read in a wrong encoding: {misread!r} stands where one character was"
     return ""
+
+
+def _find_misread(text: str) -> str:
+    """Return characters that are UTF-8 read as Windows-1252; "" = there are none.
+
+    One such sequence counts where no word ends so ("Gruß”" is a word with a quotation mark), others where two stand
+    side by side.
+    """
+    if text.isascii():
+        return ""
+    for found in _CANDIDATE.finditer(text):
+        run, certain = found[0], _CERTAIN.match(text, found.start())
+        decoded = _decode(run)
+        if certain and (decoded or _decode(certain[0]) or run.startswith("â€")):
+            return certain[0]
+        if len(decoded) > 1 and not any(letter.isascii() or letter in run for letter in decoded):
+            return run[:_SHOWN]
+    return ""
+
+
+def _decode(run: str) -> str:
+    """Return what the bytes of a run in Windows-1252 say in UTF-8; "" = they are no UTF-8."""
+    try:
+        return run.encode("cp1252").decode("utf-8")
+    except (UnicodeEncodeError, UnicodeDecodeError):
+        return ""
