@@ -115,11 +115,21 @@ def train(run: Run) -> Result:
     if ranks.is_first():
         from trl_sft.reports import page
 
+        failure = failed_push
         page.write_at_end(run.output_dir)
-        if "checks" in (run.evaluate or {}):
-            from trl_sft.cli.evaluate import after_training
+        try:
+            if "checks" in (run.evaluate or {}):
+                from trl_sft.cli.evaluate import after_training
 
-            after_training.evaluate(run, failed_push)
+                after_training.evaluate(run, failed_push)
+        except errors.RunStopped as error:
+            failure = error
+            raise
+        finally:
+            if "mirror" in run.options:
+                from trl_sft.mirroring import completion
+
+                completion.finish(run, failure)
     if failed_push is not None:
         raise failed_push
     return result

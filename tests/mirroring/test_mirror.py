@@ -1,6 +1,7 @@
 """run.mirror from end to end, in this process: fsspec's memory file system is the place elsewhere."""
 
 import errno
+import json
 import shutil
 from pathlib import Path
 
@@ -9,6 +10,8 @@ import pytest
 import resumed_runs
 from fsspec.implementations.memory import MemoryFileSystem
 
+from trl_sft.cli.evaluate import after_training
+from trl_sft.errors import RunStopped
 from trl_sft.mirroring import snapshot, storage
 from trl_sft.recipe import build, resolved
 
@@ -41,6 +44,13 @@ def memory():
 
 def list_copies():
     return snapshot.list_snapshots(storage.Storage("memory://bucket/runs"))
+
+
+def flip_byte(files, name):
+    """Change one bit in the middle of a file at the mirror."""
+    content = bytearray(files.cat_file(name))
+    content[len(content) // 2] ^= 1
+    files.pipe_file(name, bytes(content))
 
 
 def test_run_goes_on_at_a_new_host_from_its_mirror_and_ends_equal_to_one_that_was_never_stopped(
@@ -92,18 +102,98 @@ def test_upload_that_fails_is_named_and_tried_again_and_does_not_end_the_run(go,
     assert "not there" not in out
 
 
+SHORT = ("evaluate=false", "train.load_best_model_at_end=false", "train.eval_strategy='no'")
+
+
+def test_what_is_written_after_the_training_reaches_the_mirror(go, memory, monkeypatch):
+    def evaluate(run, failed_push):
+        """Write what the evaluation after the training writes, and fail then."""
+        (run.output_dir / "evaluation.jsonl").write_text("{}\n")
+        (run.output_dir / "eval.json").write_text('{"evaluation": 1}')
+        raise RunStopped("the evaluation failed", 130, code="evaluation.failed_after_training")
+
+    monkeypatch.setattr(after_training, "evaluate", evaluate)
+    words = ("evaluate={checks: exact, max_rows: 2, generation: {max_new_tokens: 2}}", *SHORT[1:], "train.max_steps=2")
+    code, out, err = go(RECIPE.replace("evaluate:", "#"), *words)
+    assert code == 130, err
+    for name in ("evaluation.jsonl", "eval.json", "report.html", "run.json", "README.md", "resolved.yaml"):
+        assert memory.cat_file(f"/bucket/runs/finished/{name}") == Path("out", name).read_bytes(), name
+    copy = snapshot.read_snapshot(storage.Storage("memory://bucket/runs"), "finished")
+    assert {"model.safetensors", "evaluation.jsonl", "report.html"} <= set(copy.files)
+    assert "evaluation.jsonl" in out.rpartition("mirror    ")[2]
+
+
+def test_finished_run_that_does_not_reach_the_mirror_ends_with_a_fault(go, memory, monkeypatch):
+    real = MemoryFileSystem.put_file
+
+    def fail_at_the_end(self, path, name, **keywords):
+        if "finished" in name:
+            raise OSError(errno.EDQUOT, "Disk quota exceeded")
+        real(self, path, name, **keywords)
+
+    monkeypatch.setattr(MemoryFileSystem, "put_file", fail_at_the_end)
+    code, out, err = go(RECIPE, *SHORT, "train.max_steps=2")
+    assert code == 2
+    assert "the finished run is not there: [Errno 122] Disk quota exceeded" in out
+    assert "is trained and saved in out, but not at the mirror memory://bucket/runs: [Errno 122]" in err
+    assert "Copy out to another place" in err
+    assert list_copies() == ["checkpoint-2"]
+
+
+def test_run_writes_no_more_to_a_mirror_that_another_process_has_claimed_since(go, memory, monkeypatch):
+    real = MemoryFileSystem.put_file
+
+    def claim_meanwhile(self, path, name, **keywords):
+        if "checkpoint-4" in name:
+            self.pipe_file("/bucket/runs/writer.json", b'{"process": "other", "host": "spot-2", "began": "today"}')
+        real(self, path, name, **keywords)
+
+    monkeypatch.setattr(MemoryFileSystem, "put_file", claim_meanwhile)
+    code, out, err = go(RECIPE, *SHORT, "train.max_steps=6")
+    assert code == 2
+    problem = "another process, on spot-2 since today, writes to memory://bucket/runs now"
+    assert f"warning   checkpoint-4 is not at the mirror: {problem}; the run goes on, and copies nothing more" in out
+    assert problem in err
+    assert list_copies() == ["checkpoint-2"]
+    assert not any("checkpoint-6" in name or "finished" in name for name in memory.find("/bucket"))
+
+
+def test_mirror_that_is_full_loses_the_older_copies_first_and_never_the_newest_one(go, memory, monkeypatch):
+    real = MemoryFileSystem.put_file
+
+    def refuse_third_copy(self, path, name, **keywords):
+        copies = {key.split("/")[3] for key in [*self.store, name] if "checkpoint" in key}
+        if len(copies) > 2:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        real(self, path, name, **keywords)
+
+    monkeypatch.setattr(MemoryFileSystem, "put_file", refuse_third_copy)
+    code, out, err = go(RECIPE, *SHORT, "train.max_steps=8")
+    assert code == 0, err
+    assert "not at the mirror" not in out
+    assert list_copies() == ["checkpoint-6", "checkpoint-8", "finished"]
+
+
 def test_copy_that_is_damaged_is_passed_over_and_the_one_before_it_is_fetched(go, memory, stop_after):
     stop_after(4)
     assert go(RECIPE, "evaluate=false")[0] == 143
     stop_after(None)
     shutil.rmtree("out")
-    name = "/bucket/runs/checkpoint-4/optimizer.pt"
-    content = bytearray(memory.cat_file(name))
-    content[len(content) // 2] ^= 1
-    memory.pipe_file(name, bytes(content))
+    for step in (7, 8, 9):
+        for name in memory.find("/bucket/runs/checkpoint-4"):
+            memory.pipe_file(name.replace("checkpoint-4", f"checkpoint-{step}"), memory.cat_file(name))
+    flip_byte(memory, "/bucket/runs/checkpoint-4/optimizer.pt")
+    manifest = json.loads(memory.cat_file("/bucket/runs/checkpoint-7/mirror.json"))
+    del manifest["files"]["optimizer.pt"]
+    memory.pipe_file("/bucket/runs/checkpoint-7/mirror.json", json.dumps(manifest).encode())
+    flip_byte(memory, "/bucket/runs/checkpoint-8/trl_sft.json")
+    memory.pipe_file("/bucket/runs/checkpoint-9/mirror.json", b'{"files": {"model')
     memory.pipe_file("/bucket/runs/checkpoint-5/model.safetensors", b"half of an upload")  # no manifest
     code, out, err = go(RECIPE, "evaluate=false", "train.max_steps=3", "run.allow=[changed_recipe]")
     assert code == 0, err
+    assert "checkpoint-9 is passed over: mirror.json of it is damaged" in out
+    assert "checkpoint-8 is passed over: trl_sft.json has other bytes than when it was uploaded" in out
+    assert "checkpoint-7 is passed over: optimizer.pt is missing" in out
     assert "checkpoint-4 is passed over: memory://bucket/runs/checkpoint-4/optimizer.pt has other bytes" in out
     assert "mirror    checkpoint-2 was fetched" in out
     assert list_copies() == ["checkpoint-2", "checkpoint-3", "finished"]  # those of the other run are gone

@@ -1,9 +1,5 @@
-"""run.mirror against a local S3 server (moto): a run goes on at a new host, large files in parts, faults by name.
+"""run.mirror against a local S3 server (moto): a run goes on at a new host, large files in parts, faults by name."""
 
-Needs `pip install s3fs 'moto[s3]' flask flask-cors` (100 MiB), which the dev group does not have.
-"""
-
-import importlib.util
 import os
 import shutil
 
@@ -26,33 +22,36 @@ train:
 evaluate: false
 run: {mirror: "s3://runs/mine"}
 """
-MISSING = [name for name in ("s3fs", "moto", "flask_cors") if importlib.util.find_spec(name) is None]
-pytestmark = [
-    pytest.mark.long,
-    pytest.mark.skipif(bool(MISSING), reason=f"not installed: {', '.join(MISSING)}"),
-    pytest.mark.filterwarnings("ignore"),  # of packages that the tested set does not have
-]
+pytestmark = pytest.mark.filterwarnings("ignore")  # of moto and botocore
 SECRET = "verysecret/Key1234567"
 
 
-@pytest.fixture
-def s3(monkeypatch):
-    """Return a client of a server with the bucket `runs`, which s3fs of this process speaks to."""
-    import boto3
+@pytest.fixture(scope="module")
+def address():
+    """Run a server, and return its address."""
     from moto.server import ThreadedMotoServer
 
     server = ThreadedMotoServer(ip_address="127.0.0.1", port=0)
     server.start()
-    url = "http://{}:{}".format(*server.get_host_and_port())
-    monkeypatch.setenv("AWS_ENDPOINT_URL", url)
+    yield "http://{}:{}".format(*server.get_host_and_port())
+    server.stop()
+
+
+@pytest.fixture
+def s3(address, monkeypatch):
+    """Return a client of a server with the empty bucket `runs`, which s3fs of this process speaks to."""
+    import boto3
+    import moto.backends
+
+    monkeypatch.setenv("AWS_ENDPOINT_URL", address)
     monkeypatch.setenv("AWS_ACCESS_KEY_ID", "AKIAEXAMPLE1234567")
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", SECRET)
     monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
     fsspec.filesystem("s3").clear_instance_cache()
-    client = boto3.client("s3", endpoint_url=url)
+    client = boto3.client("s3", endpoint_url=address)
+    moto.backends.get_backend("s3").reset()
     client.create_bucket(Bucket="runs")
     yield client
-    server.stop()
     fsspec.filesystem("s3").clear_instance_cache()
 
 
@@ -60,20 +59,21 @@ def list_keys(client):
     return [entry["Key"] for entry in client.list_objects_v2(Bucket="runs").get("Contents", [])]
 
 
+@pytest.mark.long
 def test_run_goes_on_at_a_new_host_from_s3_and_ends_equal(go, s3, stop_after):
     assert go(RECIPE, "run.mirror=null", "train.output_dir=whole")[0] == 0
     stop_after(3)
     code, out, err = go(RECIPE)
     assert code == 143, err
     assert "mirror    checkpoint-3 can be fetched from s3://runs/mine" in out
-    assert {key.split("/")[1] for key in list_keys(s3)} == {"checkpoint-3"}
+    assert {key.split("/")[1] for key in list_keys(s3)} == {"checkpoint-3", "writer.json"}
     stop_after(None)
     shutil.rmtree("out")
     code, out, err = go(RECIPE)
     assert code == 0, err
     assert "mirror    checkpoint-3 was fetched from s3://runs/mine" in out
     assert resumed_runs.list_differences("out", "whole") == []
-    assert {key.split("/")[1] for key in list_keys(s3)} == {"checkpoint-6", "finished"}
+    assert {key.split("/")[1] for key in list_keys(s3)} == {"checkpoint-6", "finished", "writer.json"}
     assert SECRET not in out + err
 
 
@@ -108,7 +108,10 @@ def test_copy_with_other_bytes_is_refused(s3, tmp_path, monkeypatch):
     ("url", "variables", "words"),
     [
         ("s3://absent/x", {}, ("no such bucket", "Create the bucket")),
-        ("s3://runs/x", {"AWS_ENDPOINT_URL": "http://127.0.0.1:9"}, ("cannot be reached", "Check the network")),
+        pytest.param(
+            *("s3://runs/x", {"AWS_ENDPOINT_URL": "http://127.0.0.1:9"}, ("cannot be reached", "Check the network")),
+            marks=pytest.mark.long,
+        ),
         (
             "s3://runs/x",
             {"AWS_ACCESS_KEY_ID": "", "AWS_SECRET_ACCESS_KEY": "", "AWS_EC2_METADATA_DISABLED": "true"},

@@ -10,7 +10,7 @@ from fsspec.implementations.memory import MemoryFileSystem
 from transformers.trainer_utils import rotate_checkpoints
 
 from trl_sft.errors import LaunchError
-from trl_sft.mirroring import snapshot, storage
+from trl_sft.mirroring import access, snapshot, storage
 from trl_sft.mirroring.storage import DamagedCopy, Storage
 
 
@@ -113,7 +113,7 @@ def test_error_of_a_storage_is_a_fault_that_says_what_to_do_without_secrets(monk
 
     monkeypatch.setattr(Storage, "__init__", refuse)
     with pytest.raises(LaunchError) as raised:
-        storage.open_storage(url, "recipe.yaml:9 run.mirror")
+        access.open_storage(url, "recipe.yaml:9 run.mirror")
     (fault,) = raised.value.faults
     assert (fault.code, fault.where) == (code, "recipe.yaml:9 run.mirror")
     assert fix in fault.fix
@@ -123,7 +123,7 @@ def test_error_of_a_storage_is_a_fault_that_says_what_to_do_without_secrets(monk
 def test_storage_that_does_not_answer_is_given_up(monkeypatch):
     import threading
 
-    monkeypatch.setattr(storage, "_SECONDS", 0.05)
+    monkeypatch.setattr(access, "_SECONDS", 0.05)
     monkeypatch.setattr(Storage, "try_out", lambda self: threading.Event().wait(1))
     with pytest.raises(LaunchError, match="did not answer within"):
-        storage.open_storage("memory://a", "run.mirror")
+        access.open_storage("memory://a", "run.mirror")

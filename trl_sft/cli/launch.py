@@ -55,6 +55,10 @@ def start(run: Run, options: argparse.Namespace) -> int:
         console.say(f"# {plan.summarize()}")
         console.say(plan.describe())
         return errors.EXIT_DONE
+    if "mirror" in run.options:  # before the processes begin, since each of them reads the checkpoint
+        from trl_sft.mirroring import fetch
+
+        fetch.begin(run)
     folder_decision.check_folder(run)
     from trl_sft.launch import supervisor, torchrun
 

@@ -8,12 +8,13 @@ Not here: whether the run may resume from the checkpoint (`recipe.folder_decisio
 from __future__ import annotations
 
 import shutil
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from trl_sft import checkpoints, console, row_progress, run_folder
 from trl_sft.errors import Fault, LaunchError, RecipeError
-from trl_sft.mirroring import snapshot, storage, uploader
+from trl_sft.mirroring import access, snapshot, storage, uploader
 from trl_sft.mirroring.snapshot import Snapshot
 from trl_sft.mirroring.storage import DamagedCopy, Storage
 from trl_sft.recipe import folder_decision, resolved, resume_keys
@@ -39,52 +40,80 @@ def begin(run: Run) -> None:
     target = check(run)
     where = run.recipe.where(KEY)
     try:
-        names = snapshot.list_snapshots(target)
-        newest = _choose(run, target, names)
-        if newest is not None:
-            _fetch(run, target, names[: names.index(newest) + 1])
+        copies = _choose(run, target)
+        if copies:
+            _fetch(run, target, copies)
     except (LaunchError, RecipeError):
         raise
     except Exception as error:  # of any storage library
         if isinstance(error, OSError) and error.filename and str(run.output_dir) in str(error.filename):
             raise
-        raise LaunchError(storage.explain(error, target.url, where)) from error
+        raise LaunchError(access.explain(error, target.url, where)) from error
 
 
 def check(run: Run) -> Storage:
     """Open the mirror of a run, and write, read and remove a small file there. Raises LaunchError."""
-    return storage.open_storage(str(run.options[KEY[1]]), run.recipe.where(KEY))
+    return access.open_storage(str(run.options[KEY[1]]), run.recipe.where(KEY))
 
 
-def _choose(run: Run, target: Storage, names: list[str]) -> str | None:
-    """Return the checkpoint at the mirror to fetch; None = the run begins with what its folder holds.
+def _choose(run: Run, target: Storage) -> list[Snapshot]:
+    """Return the checkpoints at the mirror that may be fetched, the newest first; none = the run folder counts.
 
     Raises RecipeError where the mirror holds another run, or a finished one, and nothing allows to replace it.
     """
     if run_folder.read_json(run.output_dir / run_folder.RUN).get("outcome") == run_folder.DONE:
-        return None  # whether it may be replaced is decided as without a mirror
+        return []  # whether it may be replaced is decided as without a mirror
+    names = snapshot.list_snapshots(target)
     local = checkpoints.choose(run.output_dir, read_contents=False).newest
     local_step = run_folder.get_step(local) if local else -1
     overwrites = bool(run.options.get("overwrite"))
-    copies = [name for name in names if name != snapshot.FINISHED]
-    if not names or (local is not None and (not copies or snapshot.get_step(copies[-1]) <= local_step)):
-        return None
+    newer = [name for name in names if name != snapshot.FINISHED and snapshot.get_step(name) > local_step]
+    if not names or (local is not None and not newer):
+        return []
     resume = run.options.get("resume", "auto")
     if snapshot.FINISHED in names or resume != "auto":
         if overwrites:
-            return None
-        holds = "a finished run" if snapshot.FINISHED in names else f"{copies[-1]}, and `run.resume` is {resume}"
+            return []
+        holds = "a finished run" if snapshot.FINISHED in names else f"{newer[-1]}, and `run.resume` is {resume}"
         raise RecipeError(_refuse(run, f"{target.url} holds {holds}", "Name another `run.mirror`"))
-    record = snapshot.read_checkpoint_record(target, copies[-1])
+    copies = list(_read_copies(target, newer))
+    if not copies:
+        return _explain_damage(run, target, local)
+    record = snapshot.read_checkpoint_record(target, copies[0]) or {}
     is_same = record.get("fingerprint") == resolved.compute_fingerprint(run)
     if is_same or CHANGED_RECIPE in run.options.get("allow", []):
-        return copies[-1]
+        return copies
     if overwrites or local is not None:
-        return None
+        return []
     fix = f"Name another `run.mirror`, set `run.allow: [{CHANGED_RECIPE}]` to continue"
     changes = resume_keys.compare(record.get(folder_decision.VALUES, {}), folder_decision.list_values(run))
     words = f" ({'; '.join(map(str, changes[:_MAX_CHANGES]))})" if changes else ""
-    raise RecipeError(_refuse(run, f"{target.url} holds {copies[-1]} of another recipe{words}", fix))
+    raise RecipeError(_refuse(run, f"{target.url} holds {copies[0].name} of another recipe{words}", fix))
+
+
+def _read_copies(target: Storage, names: Sequence[str]) -> Iterator[Snapshot]:
+    """Yield the copies whose manifest and record are undamaged, the newest first; the others are named."""
+    for name in reversed(names):
+        copy = snapshot.read_snapshot(target, name)
+        if copy is None:
+            _pass_over(name, f"{snapshot.MANIFEST} of it is damaged")
+        elif snapshot.read_checkpoint_record(target, copy) is None:
+            _pass_over(name, f"{checkpoints.RECORD} has other bytes than when it was uploaded")
+        else:
+            yield copy
+
+
+def _pass_over(name: str, damage: str) -> None:
+    """Say that a copy is not used."""
+    console.say(f"mirror    {name} is passed over: {damage}")
+
+
+def _explain_damage(run: Run, target: Storage, local: Path | None) -> list[Snapshot]:
+    """Return nothing to fetch where the run folder has a checkpoint. Raises LaunchError where it has none."""
+    if local is not None or run.options.get("overwrite"):
+        return []
+    fault = _refuse(run, f"no checkpoint at {target.url} is whole", "Name another `run.mirror`")
+    raise LaunchError(fault._replace(code="mirror.damaged"))
 
 
 def _refuse(run: Run, problem: str, fix: str) -> Fault:
@@ -93,8 +122,8 @@ def _refuse(run: Run, problem: str, fix: str) -> Fault:
     return Fault(run.recipe.where(KEY), problem, text, code="mirror.other_run")
 
 
-def _fetch(run: Run, target: Storage, names: list[str]) -> None:
-    """Fetch the newest whole copy of several, and the best checkpoint that it names. Raises LaunchError."""
+def _fetch(run: Run, target: Storage, copies: Sequence[Snapshot]) -> None:
+    """Fetch the first copy that is whole, and the best checkpoint that it names. Raises LaunchError."""
     folder = run.output_dir
     stage = folder / run_folder.MIRROR_STAGE
     with run_folder.lock(folder) as is_ours:
@@ -102,13 +131,11 @@ def _fetch(run: Run, target: Storage, names: list[str]) -> None:
             return  # the run is refused as one whose folder is in use
         shutil.rmtree(stage, ignore_errors=True)
         try:
-            for name in reversed(names):
-                copy = snapshot.read_snapshot(target, name)
-                if copy is not None and _download(target, copy, stage):
-                    break
-            else:
-                problem = f"no checkpoint at {target.url} is whole"
-                raise LaunchError(_refuse(run, problem, "Name another `run.mirror`")._replace(code="mirror.damaged"))
+            name = next((copy.name for copy in copies if _download(target, copy, stage)), "")
+            if not name:
+                local = checkpoints.choose(folder, read_contents=False).newest
+                _explain_damage(run, target, local)
+                return
             best = _find_best(stage / name)
             if best and best != name and not (folder / best).is_dir():
                 copy = snapshot.read_snapshot(target, best)
@@ -134,11 +161,13 @@ def _download(target: Storage, copy: Snapshot, stage: Path) -> bool:
                 progress.update(received // _MIB - progress.done)
 
             snapshot.download_snapshot(target, copy, stage / copy.name, count=count)
+        damage = checkpoints.find_damage(stage / copy.name)  # a manifest may have lost a file
     except (DamagedCopy, FileNotFoundError) as error:
-        console.say(f"mirror    {copy.name} is passed over: {storage.describe(error)}")
+        damage = storage.describe(error)
+    if damage:
+        _pass_over(copy.name, damage)
         shutil.rmtree(stage / copy.name, ignore_errors=True)
-        return False
-    return True
+    return not damage
 
 
 def _find_best(checkpoint: Path) -> str:

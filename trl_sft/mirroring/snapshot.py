@@ -10,20 +10,21 @@ is removed before anything else of its copy. Not here: which checkpoints are cop
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from trl_sft import checkpoints, run_folder
-from trl_sft.mirroring.storage import FileDigest, Storage
+from trl_sft.mirroring import ownership
+from trl_sft.mirroring.storage import FileDigest, Storage, digest_file
 
 MANIFEST = "mirror.json"
 FINISHED = "finished"  # the folder of a finished run
 RUN_FILES = "_run"  # in a copy: the files of the run folder
 _FILES, _BYTES, _SHA256 = "files", "bytes", "sha256"
 _RECORDS = (run_folder.RUN, run_folder.RECIPE, run_folder.RESOLVED, run_folder.LOG, run_folder.SAMPLES)
-_FINISHED_RECORDS = (*_RECORDS, run_folder.EVAL, run_folder.LEDGER, run_folder.CARD)
 Count = Callable[[int], None]  # is called with numbers of bytes
 
 
@@ -71,9 +72,10 @@ def collect_checkpoint(folder: Path, checkpoint: Path) -> dict[str, Path]:
 
 
 def collect_finished(folder: Path) -> dict[str, Path]:
-    """Return the files of a copy of a finished run: the model, and its records."""
+    """Return the files of a copy of a finished run: the model, its records, and what evaluations of it wrote."""
     model = run_folder.read_json(folder / run_folder.RUN).get("files", [])
-    names = [*(name for name in map(str, model) if run_folder.is_plain_name(name)), *_FINISHED_RECORDS]
+    names = [*(name for name in map(str, model) if run_folder.is_plain_name(name)), run_folder.RUN]
+    names += run_folder.OWN_FILES
     return {name: folder / name for name in dict.fromkeys(names) if (folder / name).is_file()}
 
 
@@ -91,14 +93,56 @@ def write_snapshot(
 
     Raises:
         DamagedCopy: A file arrived with other bytes.
+        OtherWriter: Another process writes to the mirror now.
 
     """
+    ownership.check(storage)
     if storage.exists(f"{name}/{MANIFEST}"):
         storage.remove(f"{name}/{MANIFEST}")
-    digests = {file: storage.upload(path, f"{name}/{file}", count=count) for file, path in files.items()}
+    digests = dict(zip(files, storage.upload_files(name, files, count=count), strict=True))
+    ownership.check(storage)
     for other in replaced:
         if other != name:
             remove_snapshot(storage, other)
+    _write_manifest(storage, name, digests)
+
+
+def update_snapshot(storage: Storage, name: str, files: Mapping[str, Path]) -> list[str]:
+    """Copy the files that a copy lacks, or has with other bytes, and verify each.
+
+    Args:
+        storage: The mirror.
+        name: Of the copy; it is made where it is absent.
+        files: name in the copy -> local file.
+
+    Returns:
+        The names of the files that were copied.
+
+    Raises:
+        DamagedCopy: A file arrived with other bytes.
+        OtherWriter: Another process writes to the mirror now.
+
+    """
+    copy = read_snapshot(storage, name)
+    digests = dict(copy.files) if copy is not None else {}
+    changed = {file: path for file, path in files.items() if not _is_equal(path, digests.get(file))}
+    if changed:
+        ownership.check(storage)
+        storage.remove(f"{name}/{MANIFEST}")
+        new = storage.upload_files(name, changed, count=lambda _: None)
+        _write_manifest(storage, name, digests | dict(zip(changed, new, strict=True)))
+    return list(changed)
+
+
+def _is_equal(path: Path, digest: FileDigest | None) -> bool:
+    """Tell whether a file has the bytes of a copy."""
+    if digest is None or path.stat().st_size != digest.size:
+        return False
+    return digest_file(path).sha256 == digest.sha256
+
+
+def _write_manifest(storage: Storage, name: str, digests: Mapping[str, FileDigest]) -> None:
+    """Write the file that makes a copy complete."""
     entries = {file: {_BYTES: digest.size, _SHA256: digest.sha256} for file, digest in digests.items()}
     storage.write(f"{name}/{MANIFEST}", json.dumps({_FILES: entries}, indent=1).encode())
 
@@ -115,13 +159,23 @@ def download_snapshot(storage: Storage, snapshot: Snapshot, folder: Path, *, cou
         storage.download(f"{snapshot.name}/{name}", folder / name, digest, count=count)
 
 
-def read_checkpoint_record(storage: Storage, name: str) -> dict[str, Any]:
-    """Return the record of a checkpoint at the mirror; empty if it cannot be read."""
+def read_checkpoint_record(storage: Storage, copy: Snapshot) -> dict[str, Any] | None:
+    """Return the record of a checkpoint at the mirror; None if it is absent or has other bytes than were uploaded."""
+    expected = copy.files.get(checkpoints.RECORD)
     try:
-        record = json.loads(storage.read(f"{name}/{checkpoints.RECORD}"))
-    except (FileNotFoundError, ValueError):
-        return {}
-    return record if isinstance(record, dict) else {}
+        content = storage.read(f"{copy.name}/{checkpoints.RECORD}")
+    except FileNotFoundError:
+        return None
+    if expected is None or hashlib.sha256(content).hexdigest() != expected.sha256:
+        return None
+    record = json.loads(content)
+    return record if isinstance(record, dict) else None
+
+
+def list_incomplete(storage: Storage) -> list[str]:
+    """Return the names of copies of checkpoints that were begun and never finished."""
+    names = [name for name in storage.list_folders() if run_folder.is_checkpoint(Path(name))]
+    return [name for name in names if not storage.exists(f"{name}/{MANIFEST}")]
 
 
 def choose_removals(names: Sequence[str], limit: int | None, best: str) -> list[str]:

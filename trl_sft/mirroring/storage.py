@@ -1,16 +1,15 @@
 """The storage behind a URL: files are written, verified, read and removed there.
 
-Inputs: a URL of `run.mirror`. Outputs: files there; for an exception of any storage library a problem and what to do.
-`fsspec` opens the URL, with the package of its scheme (`s3fs` for s3), and takes credentials from where that package
-looks for them: environment variables and the files of the service. Not here: what the files are (`snapshot`).
+Inputs: a URL of `run.mirror`. Outputs: files there. `fsspec` opens the URL, with the package of its scheme (`s3fs` for
+s3), and takes credentials from where that package looks for them: environment variables and the files of the service.
+Not here: repositories of the hub (`hub_storage`), what the files are (`snapshot`), the faults of a storage (`access`).
 """
 
 from __future__ import annotations
 
 import hashlib
 import secrets
-import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -18,24 +17,13 @@ import fsspec
 from fsspec.callbacks import Callback
 
 from trl_sft import redaction
-from trl_sft.errors import Fault, LaunchError, first_line
+from trl_sft.errors import first_line
 
 PART = 50 * 2**20  # bytes of a part of an upload to S3
-_S3 = ("s3", "s3a")
+S3 = ("s3", "s3a")
 # Services whose file systems have real folders, which have to exist; in an object store a path is only a name.
 _WITH_FOLDERS = ("sftp", "ssh", "smb", "webdav", "hdfs", "webhdfs", "arrow_hdfs", "dropbox", "box", "gdrive")
-_SECONDS = 60.0  # until a storage counts as out of reach
 _TRIAL = ".trl_sft-trial-"  # begins the name of the file that is written, read and removed before training
-# words in the names of exceptions and in their texts -> the kind of problem
-_REFUSED = (
-    *("accessdenied", "forbidden", "invalidaccesskeyid", "signaturedoesnotmatch", "nocredentials", "unauthorized"),
-    *("permission", "unable to locate credentials", "gatedrepo", "401 client", "403 client"),
-)
-_ABSENT = ("nosuchbucket", "bucket does not exist", "repositorynotfound", "repository not found")
-_UNREACHED = (
-    *("endpointconnection", "connecttimeout", "connectionerror", "connecterror", "could not connect", "timeout"),
-    *("name or service not known", "connection refused", "offlinemode", "cannot connect", "not answer"),
-)
 
 
 class FileDigest(NamedTuple):
@@ -115,10 +103,27 @@ class Storage:
         """
         digest = digest_file(path)
         self._make_parent(name)
-        options = {"chunksize": PART} if get_scheme(self.url) in _S3 else {}
+        options = {"chunksize": PART} if get_scheme(self.url) in S3 else {}
         self._files.put_file(str(path), self._join(name), callback=_Counter(count), **options)
-        self._verify(name, digest)
+        self.verify(name, digest)
         return digest
+
+    def upload_files(self, folder: str, files: Mapping[str, Path], *, count: Callable[[int], None]) -> list[FileDigest]:
+        """Copy files into a folder of the storage, and compare each copy with its file.
+
+        Args:
+            folder: The name of the folder there.
+            files: name in the folder -> local file.
+            count: Is called with the number of bytes that were sent since the last call.
+
+        Returns:
+            The digests of the files, in their order.
+
+        Raises:
+            DamagedCopy: A copy has other bytes.
+
+        """
+        return [self.upload(path, f"{folder}/{name}", count=count) for name, path in files.items()]
 
     def download(self, name: str, path: Path, expected: FileDigest, *, count: Callable[[int], None]) -> None:
         """Copy a file from the storage, and compare its bytes with those that were uploaded. Raises DamagedCopy."""
@@ -144,18 +149,10 @@ class Storage:
             self.remove(name)
 
     def is_public(self) -> bool:
-        """Tell whether everybody can read the storage: of a repository of the hub; others do not say."""
-        if get_scheme(self.url) != "hf":
-            return False
-        from huggingface_hub import HfApi
+        """Tell whether everybody can read the storage; most do not say, and count as private."""
+        return False
 
-        path = self._files.resolve_path(self._root)
-        if not hasattr(path, "repo_id"):  # a bucket
-            return False
-        api = HfApi(endpoint=self._files.endpoint, token=self._files.token)
-        return not api.repo_info(path.repo_id, repo_type=path.repo_type).private
-
-    def _verify(self, name: str, digest: FileDigest) -> None:
+    def verify(self, name: str, digest: FileDigest) -> None:
         """Compare a copy with the digest of its file: by a hash that the storage computed, or by reading it back."""
         self._files.invalidate_cache()
         entry = self._files.info(self._join(name))
@@ -217,83 +214,6 @@ def digest_file(path: Path) -> FileDigest:
 def get_scheme(url: str) -> str:
     """Return what stands before `://`; "" = the text is no URL."""
     return url.partition("://")[0].lower() if "://" in url else ""
-
-
-def open_storage(url: str, where: str) -> Storage:
-    """Open the storage of `run.mirror`, and write, read and remove a small file there.
-
-    Args:
-        url: of `run.mirror`.
-        where: the place of the key, for a fault.
-
-    Raises:
-        LaunchError: It is out of reach, refuses, or lacks a package.
-
-    """
-    outcome: list[Storage | BaseException] = []
-
-    def work() -> None:
-        try:
-            storage = Storage(url)
-            storage.try_out()
-            if storage.is_public():
-                outcome.append(
-                    _PublicStorage(f"{url} can be read by everybody, and a mirror holds answers to your rows")
-                )
-            outcome.append(storage)
-        except BaseException as error:
-            outcome.append(error)
-
-    worker = threading.Thread(target=work, name="mirror", daemon=True)  # a client may wait for many minutes
-    worker.start()
-    worker.join(_SECONDS)
-    result = outcome[0] if outcome else TimeoutError(f"it did not answer within {_SECONDS:.0f} s")
-    if isinstance(result, Storage):
-        return result
-    raise LaunchError(explain(result, url, where)) from None
-
-
-class _PublicStorage(Exception):
-    """Everybody can read the storage."""
-
-
-def explain(error: BaseException, url: str, where: str) -> Fault:
-    """Return the fault of an exception of a storage library, without secrets.
-
-    Args:
-        error: The exception.
-        url: of `run.mirror`.
-        where: the place of the key.
-
-    """
-    reason, scheme = describe(error), get_scheme(url)
-    text = f"{type(error).__name__} {error}".lower()
-    if isinstance(error, ImportError):
-        package = {"s3": "trl-sft[mirror]", "s3a": "trl-sft[mirror]", "gs": "gcsfs", "gcs": "gcsfs"}.get(scheme)
-        package = package or {"az": "adlfs", "abfs": "adlfs", "abfss": "adlfs"}.get(scheme, "")
-        problem = f"`{scheme}://` needs a package that is not installed: {reason}"
-        fix = f"Run `pip install '{package}'` in this Python environment." if package else f"Install it: {reason}."
-        return Fault(where, problem, fix, code="package.missing")
-    if isinstance(error, _PublicStorage):
-        fix = "Make the repository private in its settings, or name another one."
-        return Fault(where, str(error), fix, code="mirror.public")
-    if isinstance(error, PermissionError) or any(word in text for word in _REFUSED):
-        fix = {
-            "hf": "Run `hf auth login`, or set HF_TOKEN to a token that may write there.",
-            **dict.fromkeys(
-                _S3, "Set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE, to one that may write."
-            ),
-        }.get(scheme, "Correct the permissions there, or name another place.")
-        return Fault(where, f"{url} refuses to be written to: {reason}", fix, code="mirror.refused")
-    if any(word in text for word in _UNREACHED):
-        fix = "Check the network and the address, then run the same command again; or remove `run.mirror`."
-        return Fault(where, f"{url} cannot be reached: {reason}", fix, code="mirror.unreached")
-    if isinstance(error, FileNotFoundError) or any(word in text for word in _ABSENT):
-        kind = {"hf": "repository", **dict.fromkeys(_S3, "bucket")}.get(scheme, "place")
-        problem = f"{url}: there is no such {kind}: {reason}"
-        return Fault(where, problem, f"Create the {kind}, or correct its name.", code="mirror.absent")
-    fix = "Name a place in which files can be written: s3://BUCKET/PATH, hf://OWNER/NAME/PATH or file:///PATH."
-    return Fault(where, f"{url} cannot be written to: {reason}", fix, code="mirror.refused")
 
 
 def describe(error: BaseException) -> str:

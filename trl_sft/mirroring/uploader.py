@@ -12,16 +12,17 @@ import os
 import shutil
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from trl_sft import checkpoints, row_progress, run_folder
 from trl_sft.console import format_bytes, format_duration
-from trl_sft.mirroring import snapshot, storage
+from trl_sft.mirroring import access, ownership, snapshot, storage
 from trl_sft.mirroring.storage import Storage
 
 _MIB = 2**20
 _LOOK = 0.1  # seconds between two looks at the thread
+_SILENCE = 3600.0  # seconds without a sent byte, after which the end of a run waits no longer
 
 
 class Uploader:
@@ -47,6 +48,7 @@ class Uploader:
         self._due = self._sent = 0  # bytes, since the thread began
         self._limit: int | None = None
         self._best = ""
+        self._other_writer = ""  # why nothing more is copied; "" = it is
 
     def add_checkpoints(self, limit: int | None, best: str) -> None:
         """Have the whole checkpoints of the run folder copied that the mirror lacks.
@@ -65,6 +67,8 @@ class Uploader:
             kept = {path.name for path in paths}
             for name in [name for name in self._waiting if name not in kept]:  # a newer one takes its place
                 del self._waiting[name]
+            for name in [name for name in self._failed if name not in kept]:  # likewise
+                del self._failed[name]
         for path in missing:
             try:
                 staged[path.name] = _link_files(
@@ -91,12 +95,26 @@ class Uploader:
 
         """
         total = max(self._due // _MIB, 1)
+        sent, last = self._sent, time.monotonic()
         with row_progress.RowProgress("Mirroring", total, unit="MiB") as progress:
             while self._is_busy():
                 time.sleep(_LOOK)
                 progress.update(max(min(self._sent // _MIB, total) - progress.done, 0))
+                if sent != self._sent:
+                    sent, last = self._sent, time.monotonic()
+                if time.monotonic() - last > _SILENCE:
+                    self._give_up()
+                    break
         remove_stage(self._folder)
         return dict(self._failed)
+
+    def _give_up(self) -> None:
+        """Count the copies that are not made as failed: the storage takes no byte any more."""
+        problem = f"nothing was sent for {format_duration(_SILENCE)}"
+        with self._lock:
+            self._failed |= dict.fromkeys([*self._waiting, self._current], problem)
+            self._waiting.clear()
+        self._show(f"warning   the mirror is not waited for any longer: {problem}")
 
     def _is_busy(self) -> bool:
         with self._lock:
@@ -105,6 +123,9 @@ class Uploader:
     def _start(self, copies: Mapping[str, Mapping[str, Path]]) -> None:
         """Let the thread make copies; it ends when nothing waits."""
         with self._lock:
+            if self._other_writer:
+                self._failed |= dict.fromkeys(copies, self._other_writer)
+                return
             self._waiting |= copies
             size = sum(path.stat().st_size for copy in copies.values() for path in copy.values())
             self._due = self._due + size if self._is_working else size
@@ -132,34 +153,77 @@ class Uploader:
                 shutil.rmtree(self._stage / name, ignore_errors=True)
 
     def _copy(self, name: str, files: Mapping[str, Path]) -> None:
-        """Make one copy, and remove the copies that are no longer kept."""
+        """Make one copy, and remove the copies that are no longer kept where no other copy waits."""
         began, size = time.monotonic(), sum(path.stat().st_size for path in files.values())
-        snapshot.write_snapshot(self._target, name, files, count=self._count, replaced=self._replaced)
+        self._write(name, files)
         with self._lock:
             self._replaced = []
             self._failed.pop(name, None)
             self.copied.add(name)
-            kept = [copy for copy in self.copied if copy != snapshot.FINISHED]
-            removed = snapshot.choose_removals(kept, self._limit, self._best)
-            self.copied.difference_update(removed)
         took = format_duration(time.monotonic() - began)
-        self._show(f"mirror    {_name(name)} is at {self._target.url} ({format_bytes(size)} in {took}, verified)")
-        for copy in removed:
-            snapshot.remove_snapshot(self._target, copy)
+        self._show(
+            f"mirror    {describe_copy(name)} is at {self._target.url} ({format_bytes(size)} in {took}, verified)"
+        )
+        if not self._waiting:  # a machine may be gone before two are copied, so removals come last
+            self._remove_older()
+
+    def _write(self, name: str, files: Mapping[str, Path]) -> None:
+        """Write a copy; where the storage is full, what this copy replaces makes space, but for the newest one."""
+        try:
+            snapshot.write_snapshot(self._target, name, files, count=self._count, replaced=self._replaced)
+        except Exception as error:
+            if not access.is_full(error):
+                raise
+            snapshot.remove_snapshot(self._target, name)  # a part of it is there
+            copies = sorted(self._list_copies(), key=snapshot.get_step)
+            later = [*copies, name] if name != snapshot.FINISHED else copies
+            replaced = snapshot.choose_removals(later, self._limit, self._best)
+            removed = [copy for copy in replaced if copy not in copies[-1:]]
+            removed += snapshot.list_incomplete(self._target)
+            if not removed:
+                raise
+            self._remove(removed)
+            snapshot.write_snapshot(self._target, name, files, count=self._count, replaced=self._replaced)
+
+    def _remove_older(self) -> None:
+        """Remove the copies that `save_total_limit` does not keep, and those that were begun and never finished."""
+        try:
+            self._remove(snapshot.choose_removals(self._list_copies(), self._limit, self._best))
+            with self._lock:
+                current = {*self._waiting, *self._failed}
+            self._remove([name for name in snapshot.list_incomplete(self._target) if name not in current])
+        except Exception as error:
+            self._show(f"warning   older copies stay at the mirror: {storage.describe(error)}")
+
+    def _remove(self, names: Sequence[str]) -> None:
+        """Remove copies."""
+        with self._lock:
+            self.copied.difference_update(names)
+        for name in names:
+            snapshot.remove_snapshot(self._target, name)
+
+    def _list_copies(self) -> list[str]:
+        """Return the names of the copies of checkpoints."""
+        return [name for name in self.copied if name != snapshot.FINISHED]
 
     def _count(self, size: int) -> None:
         self._sent += size
 
     def _note_failure(self, name: str, error: Exception) -> None:
-        """Say that a copy failed, and remember it."""
+        """Say that a copy failed, and remember it; those that wait are not tried before the next checkpoint."""
         problem = storage.describe(error)
         with self._lock:
-            self._failed[name] = problem
+            self._failed |= dict.fromkeys([name, *self._waiting], problem)
+            self._waiting.clear()
+            if isinstance(error, ownership.OtherWriter):
+                self._other_writer = problem
         follows = "" if name == snapshot.FINISHED else "; the run goes on, and the next checkpoint tries again"
-        self._show(f"warning   {_name(name)} is not at the mirror: {problem}{follows}")
+        if isinstance(error, ownership.OtherWriter):
+            follows = "; the run goes on, and copies nothing more"
+        self._show(f"warning   {describe_copy(name)} is not at the mirror: {problem}{follows}")
 
 
-def _name(copy: str) -> str:
+def describe_copy(copy: str) -> str:
     """Return the name of a copy as a sentence has it."""
     return "the finished run" if copy == snapshot.FINISHED else copy
 

@@ -16,7 +16,7 @@ from trl import SFTConfig
 
 from trl_sft import ranks, run_folder
 from trl_sft.errors import LaunchError
-from trl_sft.mirroring import fetch, snapshot, storage, uploader
+from trl_sft.mirroring import access, fetch, ownership, snapshot, uploader
 from trl_sft.mirroring.uploader import Uploader
 from trl_sft.recipe.checked import Run
 from trl_sft.recipe.folder_decision import FolderDecision
@@ -26,7 +26,7 @@ class Mirror(TrainerCallback):
     """Copies checkpoints in the background, and the finished run at the end; of several processes the first one."""
 
     def __init__(self, run: Run, decision: FolderDecision, show: Callable[[str], None]) -> None:
-        """Open the mirror, and find out what of an earlier run the first copy replaces.
+        """Open the mirror, claim it, and find out what of an earlier run the first copy replaces.
 
         Args:
             run: the checked recipe, with `run.mirror`.
@@ -34,7 +34,7 @@ class Mirror(TrainerCallback):
             show: shows a line on the screen.
 
         Raises:
-            LaunchError: the mirror cannot be read.
+            LaunchError: the mirror cannot be read or written to.
 
         """
         self._run, self._show = run, show
@@ -43,10 +43,11 @@ class Mirror(TrainerCallback):
             return
         url, resumed = str(run.options[fetch.KEY[1]]), decision.checkpoint
         try:
-            target = storage.Storage(url)
+            target = access.connect(url)
             names = snapshot.list_snapshots(target)
+            ownership.claim(target)
         except Exception as error:
-            raise LaunchError(storage.explain(error, url, run.recipe.where(fetch.KEY))) from error
+            raise LaunchError(access.explain(error, url, run.recipe.where(fetch.KEY))) from error
         step = -1 if resumed is None else run_folder.get_step(resumed)
         replaced = [name for name in names if name == snapshot.FINISHED or snapshot.get_step(name) > step]
         self._uploader = Uploader(target, run.output_dir, replaced=replaced, show=show)
@@ -71,7 +72,10 @@ class Mirror(TrainerCallback):
         newest = max(copied, key=snapshot.get_step, default="")
         names = [*filter(None, [newest]), *(["the finished run"] if snapshot.FINISHED in self._uploader.copied else [])]
         text = f"{' and '.join(names) or 'nothing of this run'} can be fetched from {self._url}"
-        self._show(f"mirror    {text}" + (f"; not there: {', '.join(sorted(failed))}" if failed else ""))
+        missing = "; ".join(
+            f"{uploader.describe_copy(name)} is not there: {problem}" for name, problem in sorted(failed.items())
+        )
+        self._show(f"mirror    {text}" + (f"; {missing}" if failed else ""))
 
     def on_save(self, args: SFTConfig, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Have the new checkpoint copied, and those that the mirror still lacks."""
