@@ -11,6 +11,7 @@ from accelerate import state
 from accelerate.utils import DistributedType
 
 from trl_sft import cli
+from trl_sft.training import save_trial
 
 _make_accelerator_state, _make_partial_state = state.AcceleratorState.__init__, state.PartialState.__init__
 
@@ -28,6 +29,8 @@ def make_partial_state(self, cpu=False, **keywords):
     _make_partial_state(self, cpu=cpu, **keywords)
 
 
+if "WHOLE_BYTES" in os.environ:
+    save_trial.WHOLE_BYTES = int(os.environ["WHOLE_BYTES"])
 state.AcceleratorState.__init__ = make_accelerator_state
 state.PartialState.__init__ = make_partial_state
 sys.exit(cli.main(sys.argv[1:]))

@@ -36,6 +36,7 @@ without_deepspeed = pytest.mark.skipif(importlib.util.find_spec("deepspeed") is 
 EACH_ENGINE = pytest.mark.parametrize(
     "engine", ["fsdp", *(pytest.param(name, marks=without_deepspeed) for name in ("zero2", "zero3"))]
 )
+ONE_STEP = ("train.max_steps=1", "train.save_strategy=no", "evaluate=false")
 STOPPED_AT_ONCE = "run.max_hours=1e-7"  # after the first step, with a checkpoint
 
 
@@ -44,11 +45,11 @@ def train(here):
     """Return a function that trains with overrides in two processes, and returns their output."""
     Path("recipe.yaml").write_text(RECIPE.format(model=paths.EMBEDDED / "tiny"))
 
-    def call(*overrides, processes=2, succeeds=True):
+    def call(*overrides, processes=2, succeeds=True, **variables):
         script = Path(__file__).with_name("sharded_run.py")
         command = [sys.executable, "-m", "torch.distributed.run", f"--nproc_per_node={processes}"]
         command += ["--master_port=29547", str(script), "recipe.yaml", *overrides]
-        environment = os.environ | {"DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1"}
+        environment = os.environ | {"DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1"} | variables
         done = subprocess.run(command, check=False, capture_output=True, text=True, env=environment)
         assert (done.returncode == 0) == succeeds, done.stderr[-3000:]
         return done.stdout + done.stderr
@@ -100,6 +101,38 @@ def test_sharded_run_resumes_and_ends_equal_and_another_engine_is_refused_by_nam
     train(*ENGINES[engine])
     assert read_losses("out") == pytest.approx(read_losses("whole"), rel=1e-6)
     assert torch.allclose(compute_logits("out"), compute_logits("whole"), atol=1e-5)
-    output = train("train.output_dir=other", "train.use_cpu=true", succeeds=False)
+    output = train(*ENGINES[engine][1:], "train.output_dir=other", succeeds=False)
     assert "cannot read its optimizer" in output
     assert "Set `launch.engine` to" in output
+
+
+def read_save_trial(folder):
+    return json.loads((Path(folder) / "run.json").read_text())["measured"]["save_trial"]
+
+
+@EACH_ENGINE
+def test_part_of_the_weights_is_gathered_and_compared_where_a_checkpoint_is_large(train, engine):
+    train(*ENGINES[engine], *ONE_STEP, WHOLE_BYTES="0")
+    trial = read_save_trial("out")
+    assert not trial["is_whole"]
+    assert trial["compared"] == trial["model"]  # all weights of a small model are such a part
+    assert not list(Path("out").glob("_save*"))
+
+
+SHARDS = {
+    "fsdp": ("launch.config={state_dict_type: SHARDED_STATE_DICT}", "Remove `state_dict_type`"),
+    "zero3": (
+        "launch=null train.deepspeed={zero_optimization: {stage: 3}, train_micro_batch_size_per_gpu: auto}",
+        "stage3_gather_16bit_weights_on_model_save: true",
+    ),
+}
+
+
+@pytest.mark.parametrize("engine", ["fsdp", pytest.param("zero3", marks=without_deepspeed)])
+def test_engine_that_would_save_only_its_shards_is_refused_before_step_1(train, engine):
+    words, fix = SHARDS[engine]
+    overrides = [f"{key}={value}" for key, value in (word.split("=", 1) for word in words.split(" train."))]
+    output = train(*ENGINES[engine][1:], *overrides, *ONE_STEP, succeeds=False)
+    assert "saves no weights that transformers can load" in output
+    assert fix in output
+    assert not Path("out").exists()

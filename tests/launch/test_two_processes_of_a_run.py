@@ -229,3 +229,25 @@ def test_two_hosts_that_a_network_joins_train_as_one(folder):
             subprocess.run(["ip", "netns", "del", name], check=False)
     record = json.loads((folder / "hosts" / "run.json").read_text())
     assert (record["outcome"], record["measured"]["before_training"]["processes"]) == ("done", 2)
+
+
+@pytest.mark.long
+def test_run_folder_that_only_one_host_has_is_refused_before_the_weights_load(folder):
+    """Two folders stand for the disks of two hosts, whose recipe names the same relative path."""
+    environment = os.environ | {"WORLD_SIZE": "2", "LOCAL_RANK": "0", "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+    environment |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29577", "PYTHONPATH": str(Path(__file__).parents[2])}
+    processes = []
+    for number in range(2):
+        disk = folder / f"disk-{number}"
+        disk.mkdir()
+        (disk / "recipe.yaml").write_text((folder / "recipe.yaml").read_text())
+        command = [sys.executable, "-m", "trl_sft", "recipe.yaml", "train.output_dir=out", "train.use_cpu=true"]
+        rank = environment | {"RANK": str(number)}
+        processes.append(subprocess.Popen(command, cwd=disk, env=rank, stderr=subprocess.PIPE, text=True))
+    errors = [process.communicate(timeout=240)[1] for process in processes]
+    assert [process.returncode for process in processes] == [2, 2]
+    for error in errors:
+        assert f"is {folder / 'disk-0' / 'out'}, and process 1 on" in error
+        assert "a disk that all hosts share" in error
+        assert "saving" not in error
+    assert not (folder / "disk-0" / "out").exists()

@@ -57,6 +57,7 @@ ALLOWED = {
         *("_finalize_training", "_globalstep_last_logged", "_metrics", "_total_loss_scalar", "_total_train_tokens"),
         "_tr_loss",
     },
+    "training/save_trial.py": {"_save_optimizer_and_scheduler", "_save_rng_state"},
     "training/time_probe.py": {"_metrics", "_total_train_tokens"},
     "training/trackers.py": {"_trackio", "_wandb"},  # the packages as the callbacks of transformers 5.23 import them
 }

@@ -79,7 +79,7 @@ def claim_folder(run: Run, tokens: dict[str, Any]) -> Iterator[FolderDecision]:
         The final decision about the folder.
 
     Raises:
-        LaunchError: another process trains in the folder.
+        LaunchError: another process trains in the folder, or not every process of the run sees it.
         RecipeError: the folder may no longer be used.
 
     """
@@ -95,7 +95,12 @@ def claim_folder(run: Run, tokens: dict[str, Any]) -> Iterator[FolderDecision]:
             earlier_run.restore_interrupted(run.output_dir)
             return check_tokens(run, folder_decision.check_folder(run, read_contents=True), tokens)
 
-        yield ranks.share(claim)
+        decision = ranks.share(claim)
+        if ranks.count() > 1:
+            from trl_sft.training import shared_folder
+
+            shared_folder.check(run)
+        yield decision
 
 
 def check_tokens(run: Run, decision: FolderDecision, tokens: dict[str, Any], *, show: bool = True) -> FolderDecision:

@@ -49,6 +49,7 @@ class Verification(TrainerCallback):
         self._hooks: list[Any] = []
         self._compute_loss: Callable[..., Any] | None = None  # of the trainer, while it is replaced
         self.is_paused = False
+        self._trial_lines: list[tuple[str, str]] = []  # of saving before step 1
         self._reset()
 
     def _reset(self) -> None:
@@ -109,6 +110,11 @@ class Verification(TrainerCallback):
             embedding = unwrap_adapter(model).get_input_embeddings()
             self._hooks.append(embedding.register_forward_pre_hook(self._read_autocast))
         self.measured["seconds"] = round(time.monotonic() - began, 3)
+        if ranks.count() > 1 or self._prepared.quantization is not None:  # saving then takes more than a file
+            from trl_sft.training import save_trial
+
+            trial = save_trial.try_save(self._run, self._trainer)
+            self.measured["save_trial"], self._trial_lines = trial.as_json(), [("saving", trial.describe())]
 
     def on_pre_optimizer_step(
         self, args: SFTConfig, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -152,7 +158,8 @@ class Verification(TrainerCallback):
 
     def first_screen(self) -> list[tuple[str, str]]:
         """Return the line of the table before step 1."""
-        return [("verified", f"{self._compared} properties of the live trainer match the recipe")]
+        verified = f"{self._compared} properties of the live trainer match the recipe"
+        return [("verified", verified), *self._trial_lines]
 
     def last_screen(self) -> Iterator[str]:
         """Yield what the training loop did: steps, rows, tokens, changed tensors, and differences from the plan."""
