@@ -48,7 +48,7 @@ def is_first_on_host() -> bool:
 def get_folder() -> Path | None:
     """Return the folder in which this process writes how it ended; None = `launch` did not start it."""
     folder = os.environ.get(FOLDER)
-    return Path(folder) if folder and count() > 1 else None
+    return Path(folder) if folder else None
 
 
 def find_missing_variables() -> list[str]:

@@ -10,6 +10,7 @@ from conftest import RECIPE
 from trl_sft import cli, load_recipe
 from trl_sft.errors import LaunchError, RecipeError
 from trl_sft.launch import plan as plans
+from trl_sft.launch import ray_plan
 from trl_sft.launch.plan import HostOptions
 from trl_sft.recipe import engines
 
@@ -56,7 +57,7 @@ def test_options_of_torchrun_are_handed_on(make):
         ("", {}, "this host has no card, so the number of processes is not known"),
         ("launch: {nproc_per_node: 4}\n", {"cards": 2}, "4 processes on a host with 2 cards"),
         ("launch: {nproc_per_node: 2, engine: fsdp}\n", {}, "FSDP needs a card for each process"),
-        ("launch: {nproc_per_node: 2, engine: ray}\n", {"cards": 2}, "starts no processes with Ray"),
+        ("launch: {nproc_per_node: 1, engine: zero2}\n", {"cards": 1}, "is for several processes, and the run has one"),
         ("launch: {engine: zero2}\n", {"cards": 2, "deepspeed": False}, "pip install deepspeed"),
         ("launch: {nnodes: 2}\n", {"cards": 2}, "nothing says where they meet"),
         ("launch: {nnodes: '1:4'}\n", {"cards": 2}, "Set `nnodes: 4`"),
@@ -141,3 +142,86 @@ def test_batch_file_starts_the_same_command_on_each_host(here, capsys):
     assert "#SBATCH --nodes=2\n#SBATCH --ntasks-per-node=1\n#SBATCH --gpus-per-node=2" in text
     assert "launch recipe.yaml --processes 2 --hosts 2 --host-rank" in text
     assert "Next: sbatch job.sh" in capsys.readouterr().out
+
+
+@pytest.fixture
+def make_ray(make, monkeypatch):
+    """Return a function that makes the plan of a run under Ray, whether it is installed or not."""
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+
+    def call(config="", *, has_ray=True, more="", **options):
+        monkeypatch.setattr(ray_plan, "has_ray", lambda: has_ray)
+        config = f", config: {config}" if config else ""
+        return make(f"launch: {{engine: ray, nproc_per_node: 2{config}{more}}}\n", **options)
+
+    return call
+
+
+def test_ray_gets_a_cluster_of_its_own_without_dashboard_and_statistics(make_ray):
+    plan = make_ray()
+    assert plan.ray.scaling_config == {"num_workers": 2, "use_gpu": False}
+    assert plan.ray.init["address"] == "local"
+    assert plan.ray.init["include_dashboard"] is False
+    assert plan.ray.init["object_store_memory"] == 100 * 2**20
+    assert plan.environment["RAY_USAGE_STATS_ENABLED"] == "0"
+    assert plan.words == ["-m", "trl_sft", "recipe.yaml"]
+    assert make_ray(cards=2).ray.scaling_config["use_gpu"] is True
+    assert make_ray(hosts=2).ray.scaling_config["num_workers"] == 4  # the command runs once
+
+
+def test_ray_cluster_at_an_address_gets_no_local_resources(make_ray, monkeypatch, here):
+    plan = make_ray("{init: {address: 'head:6379'}, scaling_config: {placement_strategy: SPREAD}}", processes=8)
+    assert set(plan.ray.init) == {"address", "log_to_driver", "logging_level"}
+    assert plan.ray.scaling_config == {"num_workers": 8, "use_gpu": True, "placement_strategy": "SPREAD"}
+    assert plan.ray.run_config == {"storage_path": str(here), "name": ".out.ray"}  # on the disk that hosts share
+    assert "OMP_NUM_THREADS" not in plan.environment  # Ray gives each worker its share
+    monkeypatch.setenv("RAY_ADDRESS", "auto")
+    (here / "recipe.yaml").write_text(f"{RECIPE}launch: {{engine: ray, nproc_per_node: 2}}\n")
+    assert plans.make_plan(load_recipe("recipe.yaml"), HostOptions()).ray.init["address"] == "auto"
+
+
+@pytest.mark.parametrize(
+    ("config", "options", "problem"),
+    [
+        ("", {"has_ray": False}, "pip install 'trl-sft[ray]'"),
+        ("", {"cards": 1}, "2 processes on a host with 1 card"),
+        ("", {"processes": 1}, "`ray` is for several processes, and the run has one"),
+        ("", {"more": ", rdzv_backend: c10d"}, "`rdzv_backend` is an option of torchrun"),
+        ("", {"host_rank": 0, "port": 1}, "Remove --host-rank."),
+        ("{scaling: {}}", {}, "Did you mean `scaling_config`?"),
+        ("{init: local}", {}, '`init` is "local" (text), and has to be a mapping'),
+        ("{scaling_config: {num_workers: 4}}", {}, "add --processes NUMBER"),
+        ("{run_config: {failure_config: {max_failures: 3}}}", {}, "the same command resumes after a failure"),
+        ("{zero_optimization: {stage: 2}}", {}, "this is the configuration of FSDP or DeepSpeed"),
+    ],
+)
+def test_what_ray_cannot_run_is_refused_before_a_cluster_starts(make_ray, config, options, problem):
+    with pytest.raises((LaunchError, RecipeError)) as error:
+        make_ray(config, **options)
+    assert problem in str(error.value)
+
+
+def test_keys_of_ray_have_its_names_and_types(make_ray):
+    pytest.importorskip("ray")
+    assert make_ray("{scaling_config: {resources_per_worker: {CPU: 2}}}").ray.init["num_cpus"] >= 4
+    with pytest.raises(RecipeError) as error:
+        make_ray("{init: {adress: auto}, scaling_config: {placement_strategy: 3, resources_per_worker: 2}}")
+    text = str(error.value)
+    assert "recipe.yaml:9 launch.config.init.adress" in text
+    assert "Did you mean `address`?" in text
+    assert "`scaling_config.placement_strategy` is 3, and has to be text" in text
+    assert "has to be a mapping, or null" in text
+
+
+def test_dry_run_of_ray_prints_its_calls_and_the_command_of_a_worker(here, capsys, monkeypatch):
+    monkeypatch.setattr(ray_plan, "has_ray", lambda: True)
+    (here / "recipe.yaml").write_text(RECIPE)
+    words = ["launch", "recipe.yaml", "launch.engine=ray", "train.use_cpu=true", "--processes", "2", "--dry-run"]
+    assert cli.main(words) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == "# 2 processes, engine ray"
+    assert lines[1].startswith("# ray.init(address='local', ")
+    assert lines[2] == "# scaling_config = ScalingConfig(num_workers=2, use_gpu=False)"
+    assert "RAY_USAGE_STATS_ENABLED=0 \\" in lines
+    command = [sys.executable, "-m", "trl_sft", "recipe.yaml", "launch.engine=ray", "train.use_cpu=true"]
+    assert shlex.split(lines[-1]) == command

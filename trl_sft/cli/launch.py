@@ -60,12 +60,14 @@ def start(run: Run, options: argparse.Namespace) -> int:
 
         fetch.begin(run)
     folder_decision.check_folder(run)
-    from trl_sft.launch import supervisor, torchrun
+    from trl_sft.launch import ray, supervisor, torchrun
+    from trl_sft.recipe import engines
 
     console.say(f"launch    {plan.summarize()}")
     if options.verbose:
         plan = dataclasses.replace(plan, arguments=(*plan.arguments, "-v"))
-    return supervisor.start(plan, torchrun.run)
+    run_processes = {engines.RAY: ray.run}.get(plan.engine, torchrun.run)
+    return supervisor.start(plan, run_processes)
 
 
 def _write_batch_file(plan: LaunchPlan, run: Run, path: Path) -> int:

@@ -1,1 +1,1 @@
-"""Starts the processes of a run with torchrun, on one host or several, and answers for them with one exit code."""
+"""Starts the processes of a run with torchrun or Ray, on one host or several, and answers with one exit code."""

@@ -1,7 +1,7 @@
 """What a launch runs: how many processes, on which hosts, with which options of torchrun.
 
 Inputs: a checked recipe, and the options of the command line. Outputs: a `LaunchPlan`, the text that `--dry-run`
-prints, and faults of what this machine cannot launch. Not here: the processes themselves (`torchrun`).
+prints, and faults of what this machine cannot launch. Not here: the processes themselves (`torchrun`, `ray`).
 """
 
 from __future__ import annotations
@@ -15,12 +15,14 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from trl_sft.errors import LaunchError
+from trl_sft.launch import ray_plan
 from trl_sft.recipe import engines, processes
 from trl_sft.recipe.checked import Run
+from trl_sft.recipe.ray_config import RayConfig
 
 _PORT = 29500  # torchrun's own default
 _OF_HOSTS = ("nnodes", "nproc_per_node", "node_rank", "master_addr", "master_port")
-_CPU_ENGINES = (engines.DDP, *engines.STAGES)  # accelerate makes DDP of FSDP on a CPU, without a word
+_CPU_ENGINES = (engines.DDP, engines.RAY, *engines.STAGES)  # accelerate makes DDP of FSDP on a CPU, without a word
 
 
 @dataclass(frozen=True)
@@ -47,6 +49,7 @@ class LaunchPlan:
     options: tuple[str, ...]  # of torchrun, in front of the program
     arguments: tuple[str, ...]  # of each process, after `python -m trl_sft`
     environment: dict[str, str]  # that is set for the processes
+    ray: RayConfig | None = None  # what Ray gets; None = torchrun starts the processes
 
     @property
     def total(self) -> int:
@@ -55,13 +58,15 @@ class LaunchPlan:
 
     @property
     def words(self) -> list[str]:
-        """The arguments of torchrun."""
+        """The arguments of torchrun, or those of Python in each worker of Ray."""
         return [*self.options, "-m", "trl_sft", *self.arguments]
 
     def describe(self) -> str:
         """Return the environment and the command, as a shell would run them."""
-        command = shlex.join([sys.executable, "-m", "torch.distributed.run", *self.words])
-        return "\n".join([*(f"{name}={shlex.quote(value)} \\" for name, value in self.environment.items()), command])
+        module = [] if self.ray else ["-m", "torch.distributed.run"]
+        command = shlex.join([sys.executable, *module, *self.words])
+        variables = [f"{name}={shlex.quote(value)} \\" for name, value in self.environment.items()]
+        return "\n".join([*(ray_plan.describe(self.ray) if self.ray else []), *variables, command])
 
     def summarize(self) -> str:
         """Return processes, hosts and engine in one line."""
@@ -92,6 +97,8 @@ def make_plan(run: Run, options: HostOptions, *, elsewhere: bool = False) -> Lau
 
     """
     launch = run.launch
+    if engines.get_engine(run) == engines.RAY:
+        return _make_ray_plan(run, options, unfit=["--slurm"] if elsewhere else [])
     hosts = options.hosts or _read_number(run, "nnodes", 1)
     number = options.processes or _count_processes(run)
     host_rank = options.host_rank if options.host_rank is not None else int(launch.get("node_rank") or 0)
@@ -114,10 +121,37 @@ def make_plan(run: Run, options: HostOptions, *, elsewhere: bool = False) -> Lau
         problem = f"this is host {host_rank} of {hosts}, and hosts are counted from 0"
         raise _impossible(run, "node_rank", problem, fix=f"Add --host-rank with a number from 0 to {hosts - 1}.")
     if not elsewhere:
-        _check(run, plan)
+        _check(run, plan, cards=0 if run.train.get("use_cpu") else count_cards())
     processes.compute_settings(run, plan.total)
     engines.build_arguments(run)
     return replace(plan, options=tuple(_list_options(run, plan, has_rendezvous=has_rendezvous)))
+
+
+def _make_ray_plan(run: Run, options: HostOptions, *, unfit: list[str]) -> LaunchPlan:
+    """Return the plan of a run whose processes Ray starts, on the hosts of its cluster. Raises as `make_plan` does."""
+    of_torchrun = {"--host-rank": options.host_rank, "--host": options.host, "--port": options.port}
+    ray_plan.check(run, [*unfit, *(name for name, value in of_torchrun.items() if value is not None)])
+    is_local = ray_plan.find_address(run) == ray_plan.LOCAL
+    hosts = options.hosts or _read_number(run, "nnodes", 1)
+    total = hosts * (options.processes or _count_processes(run, counts_cards=is_local))
+    uses_cards = not run.train.get("use_cpu") and (not is_local or count_cards() > 0)
+    variables = _choose_environment(total) if is_local else {}
+    variables |= {name: value for name, value in ray_plan.ENVIRONMENT.items() if name not in os.environ}
+    plan = LaunchPlan(
+        engine=engines.RAY,
+        processes=total,
+        hosts=1,  # for this command, which runs once
+        host_rank=0,
+        host="",
+        port=0,
+        options=(),
+        arguments=tuple(run.recipe.arguments),
+        environment=variables,
+        ray=ray_plan.complete(run, processes=total, uses_cards=uses_cards),
+    )
+    _check(run, plan, cards=count_cards() if uses_cards and is_local else 0)
+    processes.compute_settings(run, total)
+    return plan
 
 
 def _list_options(run: Run, plan: LaunchPlan, *, has_rendezvous: bool) -> Iterator[str]:
@@ -146,13 +180,9 @@ def has_package(name: str) -> bool:
     return importlib.util.find_spec(name) is not None
 
 
-def _check(run: Run, plan: LaunchPlan) -> None:
-    """Refuse what this host cannot run. Raises LaunchError."""
-    cards = 0 if run.train.get("use_cpu") else count_cards()
+def _check(run: Run, plan: LaunchPlan, *, cards: int) -> None:
+    """Refuse what a host with so many cards that the run may use cannot run. Raises LaunchError."""
     key = ("launch", "engine")
-    if plan.engine == engines.RAY:
-        fix = "Set `engine` to ddp, fsdp, zero1, zero2 or zero3."
-        raise _impossible(run, "engine", "this version starts no processes with Ray", fix=fix)
     if cards and plan.processes > cards:
         problem = f"{plan.processes} processes on a host with {cards} card{'s' * (cards > 1)}"
         fix = f"Add --processes {cards}, or set `nproc_per_node: {cards}`."
@@ -160,6 +190,9 @@ def _check(run: Run, plan: LaunchPlan) -> None:
     if plan.total > 1 and any(source.load_kwargs.get("streaming") for source in run.sources["train"]):
         fix = "Remove `streaming` from the sources, or train with one process."
         raise _impossible(run, "nproc_per_node", "rows that are streamed are read by one process alone", fix=fix)
+    if plan.total == 1 and plan.engine != engines.DDP:
+        fix = "Add --processes with a larger number, or set `engine: ddp`."
+        raise _impossible(run, "engine", f"`{plan.engine}` is for several processes, and the run has one", fix=fix)
     if not cards and plan.engine not in _CPU_ENGINES:
         problem = "FSDP needs a card for each process, and this host has none that the run may use"
         fix = "Set `engine: ddp`, or run on a machine with GPUs."
@@ -175,16 +208,17 @@ def _impossible(run: Run, name: str, problem: str, *, fix: str) -> LaunchError:
     return LaunchError(run.recipe.fault(("launch", name), problem, fix, code="launch.impossible"))
 
 
-def _count_processes(run: Run) -> int:
+def _count_processes(run: Run, *, counts_cards: bool = True) -> int:
     """Return the processes of this host: as the recipe says, else one for each card. Raises LaunchError."""
     written = str(run.launch.get("nproc_per_node", "auto"))
     if written.isdecimal():
         return int(written)
-    cards = 0 if run.train.get("use_cpu") or written == "cpu" else count_cards()
+    cards = 0 if run.train.get("use_cpu") or written == "cpu" or not counts_cards else count_cards()
     if cards:
         return cards
+    reason = "this host has no card" if counts_cards else "the cards of a Ray cluster are not counted"
     fix = "Add --processes NUMBER, or set `launch: {nproc_per_node: NUMBER}`."
-    raise _impossible(run, "nproc_per_node", "this host has no card, so the number of processes is not known", fix=fix)
+    raise _impossible(run, "nproc_per_node", f"{reason}, so the number of processes is not known", fix=fix)
 
 
 def _read_number(run: Run, name: str, default: int) -> int:

@@ -14,7 +14,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from types import FrameType
 from typing import NamedTuple
@@ -87,13 +87,14 @@ def start(plan: LaunchPlan, run_processes: Callable[[LaunchPlan, Processes], Non
         LaunchError: the hosts do not meet, or a process was killed.
 
     """
-    with tempfile.TemporaryDirectory(prefix="trl_sft-") as name, _environment(plan, Path(name)):
+    with tempfile.TemporaryDirectory(prefix="trl_sft-") as name, _environment(plan.environment):
         processes = Processes(Path(name))
         with _handled(processes):
             exit_code = _prepare(plan, processes)
             if exit_code or processes.signals:
                 return errors.EXIT_SIGNAL + processes.signals[0] if processes.signals else exit_code
-            run_processes(plan, processes)
+            with _environment({ranks.FOLDER: name}):
+                run_processes(plan, processes)
             return _conclude(plan, processes)
 
 
@@ -154,9 +155,8 @@ def _show_failure(folder: Path, root: Ending) -> None:
 
 
 @contextlib.contextmanager
-def _environment(plan: LaunchPlan, folder: Path) -> Iterator[None]:
-    """Set the variables of the processes inside the block."""
-    variables = plan.environment | {ranks.FOLDER: str(folder)}
+def _environment(variables: Mapping[str, str]) -> Iterator[None]:
+    """Set variables of the processes inside the block."""
     before = {name: os.environ.get(name) for name in variables}
     os.environ.update(variables)
     try:

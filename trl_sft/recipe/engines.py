@@ -15,6 +15,7 @@ from typing import Any
 import yaml
 
 from trl_sft.errors import Fault, RecipeError
+from trl_sft.recipe import ray_config
 from trl_sft.recipe.checked import Run
 
 AUTO, DDP, FSDP, RAY = "auto", "ddp", "fsdp", "ray"
@@ -39,7 +40,7 @@ def get_engine(run: Run) -> str:
 
 
 def build_arguments(run: Run) -> dict[str, Any]:
-    """Return the keyword arguments of SFTConfig for the engine of a recipe; empty for DDP.
+    """Return the keyword arguments of SFTConfig for the engine of a recipe; empty for DDP and Ray, which runs DDP.
 
     Raises:
         RecipeError: `launch.config` cannot be read, or is for another engine.
@@ -47,6 +48,8 @@ def build_arguments(run: Run) -> dict[str, Any]:
     """
     engine = get_engine(run)
     config = read_config(run)
+    if engine == RAY:
+        ray_config.read(run, config)
     if engine == FSDP:
         return {"fsdp": True, "fsdp_config": {"version": 2} | config}
     if engine in STAGES:
@@ -81,6 +84,8 @@ def read_config(run: Run) -> dict[str, Any]:
         raise _contradiction(run, "`zero_optimization` is a key of DeepSpeed, and the engine is fsdp")
     if engine in STAGES and "deepspeed_config" in value:
         raise _contradiction(run, "this is a file of accelerate, and ZeRO takes DeepSpeed's own")
+    if engine == RAY and {"zero_optimization", "fsdp_config", "deepspeed_config"} & set(value):
+        raise _contradiction(run, "this is the configuration of FSDP or DeepSpeed, and the engine is ray")
     if engine in STAGES and value:
         stage = (value.get("zero_optimization") or {}).get("stage", 0)
         if stage != STAGES[engine]:

@@ -31,7 +31,9 @@ from trl_sft.training.stages import TrainingInputs
 ONE_PROCESS, DDP, FSDP, ZERO = "one process", "DDP", "FSDP", "ZeRO-"
 OUR_LOSS, TRL_LOSS = cpu_loss.__name__, "trl"
 _WRAPPERS = {"DistributedDataParallel": DDP, "FullyShardedDataParallel": FSDP}
-_ENGINES = {engines.DDP: DDP, engines.FSDP: FSDP} | {name: f"{ZERO}{stage}" for name, stage in engines.STAGES.items()}
+_ENGINES = {engines.DDP: DDP, engines.RAY: DDP, engines.FSDP: FSDP} | {
+    name: f"{ZERO}{stage}" for name, stage in engines.STAGES.items()
+}
 _DIVIDED = (FSDP, f"{ZERO}3")  # engines that divide the weights themselves among the processes
 _PEFT_PARTS = ("modules_to_save.", "trainable_tokens_")  # names of what peft trains beside its layers
 _SEPARATED = ("bfd", "bfd_split")  # packing strategies whose documents TRL hands to the model apart

@@ -19,7 +19,10 @@ from trl_sft.suggestions import STRICT, nearest_name
 
 _MAX_SUGGESTIONS = 3  # names that end with what the user wrote
 _SHORTEST_ABBREVIATION = 4  # letters; fewer fit too many names
-_SCALARS = {"int": (int,), "float": (int, float), "bool": (bool,), "str": (str,), "dict": (dict,), "list": (list,)}
+_SCALARS = {"int": (int,), "float": (int, float), "bool": (bool,), "str": (str,), "dict": (dict,), "list": (list,)} | {
+    "Dict": (dict,),  # of `typing`, without what it contains
+    "List": (list,),
+}
 LIST_TYPES = ("list", "List", "Sequence", "tuple", "Tuple", "set")
 MAPPING_TYPES = ("dict", "Dict", "Mapping")
 # A type in the words of a message: one value, several values.
@@ -33,6 +36,8 @@ _DESCRIPTIONS = {
     "Any": ("any value", "any values"),
     "list": ("a list", "lists"),
     "dict": ("a mapping", "mappings"),
+    "Dict": ("a mapping", "mappings"),
+    "List": ("a list", "lists"),
 }
 
 
