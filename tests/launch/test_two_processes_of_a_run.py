@@ -35,10 +35,10 @@ run: {{global_batch_size: 8}}
 ENDLESS = ("train.num_train_epochs=1000", "train.save_strategy=steps", "train.save_steps=2", "evaluate=false")
 
 
-def start(folder, *words):
+def start(folder, *words, processes=2):
     environment = os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
     environment["PYTHONPATH"] = str(Path(__file__).parents[2])
-    command = [sys.executable, "-m", "trl_sft", "launch", "recipe.yaml", "--processes", "2", *words]
+    command = [sys.executable, "-m", "trl_sft", "launch", "recipe.yaml", "--processes", str(processes), *words]
     return subprocess.Popen(
         command, cwd=folder, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     )

@@ -11,6 +11,7 @@ Not here: what Ray gets (`ray_plan`). Written for Ray 2.60.
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 import shutil
 import signal
@@ -134,7 +135,8 @@ def run(plan: LaunchPlan, processes: Processes) -> None:
         workers = _Workers(plan, processes)
         mailbox = ray.remote(num_cpus=0)(_Mailbox).remote()
         failures: list[BaseException] = []
-        thread = threading.Thread(target=_fit, args=(plan, processes.folder, mailbox, failures), daemon=True)
+        fit = functools.partial(_fit, plan, mailbox, folder=processes.folder, failures=failures)
+        thread = threading.Thread(target=fit, daemon=True, name="Ray Train")
         thread.start()
         _watch(workers, mailbox, thread)
         thread.join(_STOPPING if workers.has_ended() else 0)
@@ -175,7 +177,7 @@ def _refusal(address: str, reason: str) -> LaunchError:
     return LaunchError(Fault("Ray", problem, fix, code="launch.no_cluster"))
 
 
-def _fit(plan: LaunchPlan, folder: Path, mailbox: Any, failures: list[BaseException]) -> None:
+def _fit(plan: LaunchPlan, mailbox: Any, *, folder: Path, failures: list[BaseException]) -> None:
     """Run the trainer of Ray Train, and keep the error with which it ends."""
     assert plan.ray is not None
     try:
@@ -348,15 +350,16 @@ def _run_process(instructions: Mapping[str, Any], environment: Mapping[str, str]
         try:
             while (exit_code := process.poll()) is None:
                 message = _Message(number, (_read_lines(readers[0]), _read_lines(readers[1])))
-                sent = _send(process, ray.get(mailbox.exchange.remote(message)), sent, folder / f"{number}.pid")
+                signals = ray.get(mailbox.exchange.remote(message))
+                sent = _send(process, signals, sent=sent, announcement=folder / f"{number}.pid")
                 time.sleep(_POLL)
-            ray.get(mailbox.exchange.remote(_describe_end(number, exit_code, readers, folder)))
+            ray.get(mailbox.exchange.remote(_describe_end(number, exit_code, readers=readers, folder=folder)))
         except ray.exceptions.RayError:  # the command that launched the run is gone
             process.terminate()
             process.wait()
 
 
-def _send(process: subprocess.Popen[bytes], signals: list[int], sent: int, announcement: Path) -> int:
+def _send(process: subprocess.Popen[bytes], signals: list[int], *, sent: int, announcement: Path) -> int:
     """Send a process the signals that it has not got, once it handles them; return how many it has got."""
     if signal.SIGKILL in signals:
         process.kill()
@@ -377,7 +380,7 @@ def _read_lines(reader: TextIO) -> str:
     return text
 
 
-def _describe_end(number: int, exit_code: int, readers: Sequence[TextIO], folder: Path) -> _Message:
+def _describe_end(number: int, exit_code: int, *, readers: Sequence[TextIO], folder: Path) -> _Message:
     """Return the last message on a process."""
     ending, log = folder / f"{number}.ending", folder / f"{number}.txt"
     return _Message(
