@@ -60,10 +60,10 @@ def _find_faults(run: Run, config: Mapping[str, Any]) -> Iterator[Fault]:
     for section, values in config.items():
         if section not in _OWNERS:
             problem = f"`{section}` is no part of the configuration of Ray"
-            yield _fault(run, (section,), problem, _suggest(section, _OWNERS))
+            yield _fault(run, (section,), problem, fix=_suggest(section, _OWNERS))
         elif not isinstance(values, dict | None):
             problem = f"`{section}` is {describe_value(values)}, and has to be a mapping"
-            yield _fault(run, (section,), problem, f"Write the keys of `{section}` below it.")
+            yield _fault(run, (section,), problem, fix=f"Write the keys of `{section}` below it.")
         else:
             yield from _find_faults_of_section(run, section, values or {})
 
@@ -76,16 +76,16 @@ def _find_faults_of_section(run: Run, section: str, values: Mapping[str, Any]) -
         place = f"`{section}.{name}`"
         if (section, name) in _DECIDED:
             problem = f"{place} is {describe_value(value)}, but another key decides it"
-            yield _fault(run, (section, name), problem, _DECIDED[section, name])
+            yield _fault(run, (section, name), problem, fix=_DECIDED[section, name])
         elif has_ray and name not in declared:
-            yield _fault(run, (section, name), f"{place} is no key of Ray", _suggest(name, declared))
+            yield _fault(run, (section, name), f"{place} is no key of Ray", fix=_suggest(name, declared))
         elif has_ray and not types.accepts(declared[name], value):
             expected = types.describe(declared[name])
             problem = f"{place} is {describe_value(value)}, and has to be {expected}"
-            yield _fault(run, (section, name), problem, f"Write {expected}.")
+            yield _fault(run, (section, name), problem, fix=f"Write {expected}.")
 
 
-def _fault(run: Run, names: tuple[str, ...], problem: str, fix: str) -> Fault:
+def _fault(run: Run, names: tuple[str, ...], problem: str, *, fix: str) -> Fault:
     """Return the fault of a key below `launch.config`, which may be a file."""
     key = _KEY if isinstance(run.launch["config"], str) else (*_KEY, *names)
     return run.recipe.fault(key, problem, fix, code="launch.bad_config")
