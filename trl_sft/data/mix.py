@@ -26,6 +26,8 @@ from trl_sft.data.messages import Message
 from trl_sft.recipe.checked import Run
 
 _SIGN_BEFORE_DIGIT = re.compile(r"[-*/%.,:](?=\d)")
+_ASCII_SIGN_BEFORE_DIGIT, _SIGNS = re.compile(rb"[-*/%.,:](?=[0-9])"), b"-*/%.,:"
+_ASCII_MARK = 0x80  # the highest bit of a byte, which ASCII has not
 _PRIVATE_USE = 0xE000  # Signs are moved to Unicode's private use area: there they are no punctuation, so they stay
 # Unicode's categories of punctuation, spaces and invisible characters
 _IGNORED_CATEGORIES = {*("Pc", "Pd", "Pe", "Pf", "Pi", "Po", "Ps"), *("Zs", "Zl", "Zp", "Cc", "Cf")}
@@ -129,12 +131,30 @@ def _compared_texts(content: str | Sequence[Message]) -> list[str]:
 
 def hash_texts(texts: Sequence[str]) -> int:
     """Return the key of a row; a sign before a digit counts: -1 is not 1, and 4/2 is not 4*2."""
-    compared = []
-    for text in texts:
-        protected = _SIGN_BEFORE_DIGIT.sub(lambda sign: chr(_PRIVATE_USE + ord(sign[0])), text.casefold())
-        compared.append(protected.translate(_ignored_characters()) or protected)
-    digest = hashlib.blake2b("\0".join(compared).encode(), digest_size=8).digest()
+    digest = hashlib.blake2b(b"\0".join(map(_encode_compared, texts)), digest_size=8).digest()
     return int.from_bytes(digest, "little", signed=True)
+
+
+def _encode_compared(text: str) -> bytes:
+    """Return what is compared of a text, in UTF-8."""
+    folded = text.casefold()
+    if not folded.isascii():
+        protected = _SIGN_BEFORE_DIGIT.sub(lambda sign: chr(_PRIVATE_USE + ord(sign[0])), folded)
+        return (protected.translate(_ignored_characters()) or protected).encode()
+    # ASCII alone has the same result in a tenth of the time: bytes are deleted by a table
+    marked = _ASCII_SIGN_BEFORE_DIGIT.sub(lambda sign: bytes([_ASCII_MARK | sign[0][0]]), folded.encode())
+    compared = marked.translate(None, _list_ignored_bytes()) or marked
+    if compared.isascii():
+        return compared
+    for sign in _SIGNS:
+        compared = compared.replace(bytes([_ASCII_MARK | sign]), chr(_PRIVATE_USE + sign).encode())
+    return compared
+
+
+@functools.cache
+def _list_ignored_bytes() -> bytes:
+    """Return the ignored characters of ASCII."""
+    return bytes(code for code in _ignored_characters() if code < _ASCII_MARK)
 
 
 @functools.cache

@@ -10,6 +10,7 @@ Deliberately not here: which text of a row is compared, and what follows from a 
 from __future__ import annotations
 
 import difflib
+import functools
 import math
 import re
 from collections import Counter, defaultdict
@@ -202,7 +203,12 @@ def split_words(text: str) -> list[str]:
         ['don', 't', 'sum', '3', '5', '你', '好']
 
     """
-    return _WORD.findall(text.casefold())
+    return list(_split_words(text))
+
+
+@functools.lru_cache(maxsize=8)  # gates and tables ask for the words of one row in turn
+def _split_words(text: str) -> tuple[str, ...]:
+    return tuple(_WORD.findall(text.casefold()))
 
 
 def _rank(match: TextMatch) -> tuple[int, float]:

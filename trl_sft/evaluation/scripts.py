@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import re
 import unicodedata
+from collections import Counter
 
 LEAST_LETTERS = 4  # fewer say nothing: "x = 3", "GPT-4"
 _CODE = re.compile(r"```.*?(?:```|\Z)|`[^`\n]+`|https?://\S+", re.DOTALL)  # of every language alike
@@ -39,10 +40,11 @@ def find_script(text: str) -> str:
 
     """
     counts: dict[str, int] = {}
-    for letter in _CODE.sub(" ", text):
+    for letter, number in Counter(_CODE.sub(" ", text)).items():
         if letter.isalpha():
             script = _SCRIPTS.get(unicodedata.name(letter, "").split(" ")[0].split("-")[0], "other")
-            counts[script] = counts.get(script, 0) + (_HAN_WEIGHT if script in ("han", "kana", "hangul") else 1)
+            weight = _HAN_WEIGHT if script in ("han", "kana", "hangul") else 1
+            counts[script] = counts.get(script, 0) + number * weight
     kana = counts.pop("kana", 0)
     if kana >= _JAPANESE_SHARE * (kana + sum(counts.values())) and kana:
         counts["japanese"] = kana + counts.pop("han", 0)

@@ -16,7 +16,7 @@ import numpy as np
 from trl_sft.building.candidates import CandidateRow
 from trl_sft.data import load, pipeline
 from trl_sft.data.formats import TASK, TokenizerFeatures
-from trl_sft.data.formatted_columns import read_columns
+from trl_sft.data.formatted_columns import read_columns, read_turns
 from trl_sft.data.messages import FormatError
 from trl_sft.data.source_rows import RECORD, decode_batch
 from trl_sft.recipe.checked import Run, Source
@@ -77,8 +77,9 @@ class AuditSource:
             yield batch
 
     def read_row(self, number: int) -> CandidateRow:
-        """Return a row whose id is its name in messages."""
-        return CandidateRow(self.name_row(number), _make_messages(self._read_values(number)))
+        """Return a row whose id is its number."""
+        table = self._rows.data.fast_slice(number, 1)
+        return CandidateRow(str(number), _make_messages(read_turns(table)))
 
     def _read_values(self, number: int) -> dict[str, Any]:
         """Return the columns of a row, straight from the table: `Dataset` takes milliseconds for one row."""
@@ -131,8 +132,12 @@ class AuditStore:
         self._numbers.append(int(row.id))
 
     def __getitem__(self, number: int, /) -> CandidateRow:
-        """Return a row with its name."""
+        """Return a row."""
         return self._source.read_row(self._numbers[number])
+
+    def name_row(self, number: int, /) -> str:
+        """Return the name of a row in messages."""
+        return self._source.name_row(self._numbers[number])
 
 
 def _make_messages(row: Mapping[str, Any]) -> tuple[Mapping[str, Any], ...]:

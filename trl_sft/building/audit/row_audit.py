@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -28,7 +28,7 @@ from trl_sft.building.gates.leakage import LeakageGate
 from trl_sft.building.gates.length import LengthGate, count_words
 from trl_sft.building.gates.novelty import NoveltyGate
 from trl_sft.building.gates.personal_data import PersonalDataGate
-from trl_sft.building.gates.row_text import join_texts
+from trl_sft.building.gates.row_text import join_texts, split_row
 from trl_sft.row_progress import RowProgress
 
 TokenCounter = Callable[[Sequence[str]], list[int]]
@@ -102,9 +102,7 @@ def audit(source: AuditSource, options: AuditOptions) -> SetAudit:
     with RowProgress("Auditing", len(source)) as progress:
         for batch in source.iterate():
             rows = [row for row, _ in batch]
-            lengths = _count_lengths([join_texts(row) for row in rows], options.count_tokens)
-            answers = _count_lengths([row.answer for row in rows], options.count_tokens)
-            for (row, task), length, answer_length in zip(batch, lengths, answers, strict=True):
+            for (row, task), (length, answer_length) in zip(batch, _count_lengths(rows, options), strict=True):
                 number = int(row.id)
                 if number in source.unreadable:
                     problem, is_empty = source.unreadable[number]
@@ -152,6 +150,11 @@ def _judge_row(
         (result.notes if is_noted else result.removed).append(RowFinding(number, rejection.gate, rejection.reason))
 
 
-def _count_lengths(texts: Sequence[str], count_tokens: TokenCounter | None) -> list[int]:
-    """Return the lengths of texts in tokens, or in words."""
-    return count_tokens(texts) if count_tokens else [count_words(text) for text in texts]
+def _count_lengths(rows: Sequence[CandidateRow], options: AuditOptions) -> Iterator[tuple[int, int]]:
+    """Yield of each row the length of all turns and that of the last answer, in tokens or in words."""
+    if options.count_tokens:
+        lengths = options.count_tokens([join_texts(row) for row in rows])
+        yield from zip(lengths, options.count_tokens([row.answer for row in rows]), strict=True)
+        return
+    for row in rows:
+        yield len(split_row(row)), count_words(row.answer)

@@ -85,8 +85,8 @@ def _find_self(answer: str, row: CandidateRow) -> str:
 def _find_template_part(answer: str, row: CandidateRow) -> str:
     """Return the part of a template in an answer; "" = there is none, or the request holds it or asks for such."""
     asked = ""
-    for pattern, kind, is_asked in _PARTS:
-        found = pattern.search(answer)
+    for pattern, hints, kind, is_asked in _PARTS:
+        found = pattern.search(answer) if any(hint in answer for hint in hints) else None
         if found is None:
             continue
         asked = asked or request_kinds.read_request(row)
@@ -110,9 +110,12 @@ def _quote_around(text: str, found: re.Match[str]) -> str:
     return quote(text[max(0, found.start() - 10) : found.end() + 40].strip(" .\n"))
 
 
+_TOKEN_HINTS = ("<|", "INST]", "<<SYS>>", "_of_turn>", "<｜", "s>", "<bos>", "<eos>", "<pad>")
+_TURN_HINTS = ("Human", "USER", "User", "ASSISTANT", "Assistant", "用户", "助手")
+# a pattern, texts of which one stands in all that it matches, what it finds, and the requests that ask for it
 _PARTS = (
-    (_TOKEN, "special token", request_kinds.MARKUP),
-    (_HEADING, "beginning of a turn", request_kinds.HEADINGS),
-    (_NEXT_TURN, "beginning of a turn", request_kinds.DIALOGUE),
-    (_PLACEHOLDER, "placeholder", request_kinds.MARKUP),
+    (_TOKEN, _TOKEN_HINTS, "special token", request_kinds.MARKUP),
+    (_HEADING, ("###",), "beginning of a turn", request_kinds.HEADINGS),
+    (_NEXT_TURN, _TURN_HINTS, "beginning of a turn", request_kinds.DIALOGUE),
+    (_PLACEHOLDER, ("{{", "<insert", "<your", "TODO"), "placeholder", request_kinds.MARKUP),
 )

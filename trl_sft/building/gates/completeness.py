@@ -24,6 +24,7 @@ _OPEN_WORDS = frozenset(
 )
 _LEAST_PROSE = 12  # words of the last paragraph; a shorter one may be a line of a poem, a title or a list
 _MOST_CONTINUATION = 80  # words of an answer that may end where its request asked for an open end
+_LONGEST_OPEN_WORD = 40  # characters that are searched; a longer word is none of these
 _LAST_WORD = re.compile(r"(?<![A-Za-z'])[A-Za-z']+$")
 _MENTION = re.compile(r"(?:^|[\s(])(?:[a-z']+,\s+){2,}[^.!?]{0,30}$|[\"'“‘`][a-z']+$")  # my, your, his and their
 _OPEN_ENDS = (",", "，", "、", "（", "(", "“")
@@ -67,7 +68,7 @@ def _ends_openly(answer: str) -> bool:
         return False
     if answer.endswith(_OPEN_ENDS):
         return not _is_table_line(answer, last_paragraph)
-    word = _LAST_WORD.search(answer)
+    word = _LAST_WORD.search(answer[-_LONGEST_OPEN_WORD:])
     if not word or word[0] not in _OPEN_WORDS or not _SENTENCE_END.search(answer):
         return False
     return not _MENTION.search(last_paragraph)
@@ -103,6 +104,8 @@ def _has_open_fence(answer: str) -> bool:
     By CommonMark a fence is closed by one of its kind, at least as long, alone. Models write fences inside fences all
     the same: an answer is open only if it is so by both readings.
     """
+    if "```" not in answer and "~~~" not in answer:
+        return False
     opened, inner = "", []
     for fence, rest in _FENCE.findall(answer):
         if not opened:

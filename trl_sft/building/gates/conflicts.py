@@ -10,8 +10,7 @@ from __future__ import annotations
 from array import array
 
 from trl_sft.building.candidates import CandidateRow, Rejection
-from trl_sft.building.gates.duplicates import RowStore
-from trl_sft.building.gates.row_text import name_row
+from trl_sft.building.gates.duplicates import RowList, RowStore
 from trl_sft.data import mix
 from trl_sft.data.text_sketches import HashTable, make_array
 
@@ -25,10 +24,10 @@ class ConflictGate:
         """Begin with no row.
 
         Args:
-            store: holds the rows; None = a list in memory.
+            store: holds the rows; None = in memory.
 
         """
-        self._store: RowStore = [] if store is None else store
+        self._store: RowStore = RowList() if store is None else store
         self._prompts, self._answers = HashTable(), array("q")
 
     def check(self, row: CandidateRow) -> Rejection | None:
@@ -45,4 +44,4 @@ class ConflictGate:
             return None
         if self._answers[known[0]] == answer:
             return None
-        return Rejection(self.name, f"{name_row(self._store[known[0]])} has the same prompt and another answer")
+        return Rejection(self.name, f"{self._store.name_row(known[0])} has the same prompt and another answer")

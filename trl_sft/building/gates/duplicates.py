@@ -12,8 +12,8 @@ from typing import Protocol
 
 from trl_sft.building.candidates import CandidateRow, Rejection
 from trl_sft.building.gates import row_differences
-from trl_sft.building.gates.row_text import join_texts, name_row
-from trl_sft.data import text_matches, text_sketches
+from trl_sft.building.gates.row_text import join_texts, split_row
+from trl_sft.data import mix, text_matches, text_sketches
 from trl_sft.data.text_sketches import SketchIndex
 
 _LEAST_COVERAGE = 0.8  # of a row's runs of eight words that one earlier row has: it adds little
@@ -21,13 +21,25 @@ _LEAST_JACCARD = 0.7  # of the words of two rows, from which they say nearly the
 
 
 class RowStore(Protocol):
-    """The rows that passed, by number: a list, or rows that are read again from where they are."""
+    """The rows that passed, by number: in memory, or read again from where they are."""
 
     def append(self, row: CandidateRow, /) -> None:
         """Add a row, whose number is that of the rows before it."""
 
     def __getitem__(self, number: int, /) -> CandidateRow:
         """Return a row by its number."""
+
+    def name_row(self, number: int, /) -> str:
+        """Return the name of a row in a sentence: `row 12`, or the name of its file with its number there."""
+
+
+class RowList(list[CandidateRow]):
+    """Rows in memory."""
+
+    def name_row(self, number: int, /) -> str:
+        """Return the name of a row in a sentence."""
+        name = self[number].id
+        return name if " row " in name else f"row {name}"
 
 
 class DuplicateGate:
@@ -39,19 +51,19 @@ class DuplicateGate:
         """Begin with no row.
 
         Args:
-            store: holds the rows that passed; None = a list in memory.
+            store: holds the rows that passed; None = in memory.
 
         """
-        self._store: RowStore = [] if store is None else store
+        self._store: RowStore = RowList() if store is None else store
         self._index = SketchIndex()
 
     def check(self, row: CandidateRow) -> Rejection | None:
         """Compare a row with those that passed, and remember it if it passes."""
         text = join_texts(row)
-        sketch = text_sketches.sketch_text(text)
+        sketch = text_sketches.sketch_words(split_row(row), mix.hash_texts([text]))
         equal = self._index.find_equal(sketch)
         if equal is not None:
-            return Rejection(self.name, f"exact: the same as {name_row(self._store[equal])}")
+            return Rejection(self.name, f"exact: the same as {self._store.name_row(equal)}")
         rejection = self._compare(row, text, self._index.find_candidates(sketch))
         if rejection is None:
             self._index.add(sketch)
@@ -67,7 +79,8 @@ class DuplicateGate:
             match = text_matches.compare_texts(join_texts(earlier), text)
             if match.kind == text_matches.OVERLAP and match.similarity >= _LEAST_COVERAGE:
                 share = f"{match.similarity:.0%} of the runs of eight words"
-                return Rejection(self.name, f"8-gram: {share} stand in {name_row(earlier)}")
+                return Rejection(self.name, f"8-gram: {share} stand in {self._store.name_row(number)}")
             if match.kind in (text_matches.OVERLAP, text_matches.NEAR) and match.jaccard >= _LEAST_JACCARD:
-                return Rejection(self.name, f"near: {match.jaccard:.0%} of the words are those of {name_row(earlier)}")
+                name = self._store.name_row(number)
+                return Rejection(self.name, f"near: {match.jaccard:.0%} of the words are those of {name}")
         return None

@@ -19,6 +19,7 @@ _ENGLISH_WORDS = frozenset("the is of and to a in that it are with as by this yo
 _LEAST_WORDS = 3  # of these, from which Latin letters are English sentences
 _MOST_CHARACTERS = 2000  # that are read
 _EXPECTED = {"en": "latin", "zh": "han"}
+_ENOUGH_LETTERS = re.compile(rf"(?:[A-Za-z][^A-Za-z]*){{{_LEAST_CHARACTERS}}}")
 _WIDE = re.compile(r"[\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af]")
 _NAMES_A_LANGUAGE = re.compile(
     r"translat|翻译|translate|\bin (?:english|chinese|spanish|french|german|japanese|korean|russian|arabic|hindi)\b"
@@ -48,8 +49,6 @@ class LanguageGate:
         expected = _EXPECTED.get(name)
         instruction = row.instruction
         asked = find_language(instruction)
-        if expected is None and _NAMES_A_LANGUAGE.search(instruction):
-            return None
         for answer in list_answers(row):
             script = find_language(answer)
             if script == UNKNOWN:
@@ -57,6 +56,8 @@ class LanguageGate:
             if expected is not None and script != expected:
                 return Rejection(self.name, f"the answer is in {script} script, and the row's language is {name}")
             if expected is None and asked not in (UNKNOWN, script) and not _is_code(answer, script):
+                if _NAMES_A_LANGUAGE.search(instruction):
+                    return None
                 return Rejection(self.name, f"the instruction is in {asked} script, and the answer in {script} script")
         return None
 
@@ -75,9 +76,9 @@ def find_language(text: str) -> str:
 
     """
     text = text[:_MOST_CHARACTERS]
-    letters = sum(map(str.isalpha, text))
     if text.isascii():
-        return "latin" if letters >= _LEAST_CHARACTERS else UNKNOWN
+        return "latin" if _ENOUGH_LETTERS.search(text) else UNKNOWN
+    letters = sum(map(str.isalpha, text))
     letters += 2 * len(_WIDE.findall(text))
     if letters < _LEAST_CHARACTERS:
         return UNKNOWN

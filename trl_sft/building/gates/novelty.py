@@ -8,8 +8,8 @@ all pairs are compared; instructions that differ in nothing but numbers are diff
 from __future__ import annotations
 
 from trl_sft.building.candidates import CandidateRow, Rejection
-from trl_sft.building.gates.duplicates import RowStore
-from trl_sft.building.gates.row_text import name_row, quote
+from trl_sft.building.gates.duplicates import RowList, RowStore
+from trl_sft.building.gates.row_text import quote
 from trl_sft.data import text_matches, text_sketches
 from trl_sft.data.text_sketches import SketchIndex
 
@@ -26,26 +26,25 @@ class NoveltyGate:
         """Begin with no row.
 
         Args:
-            store: holds the rows that passed; None = a list in memory.
+            store: holds the rows that passed; None = in memory.
 
         """
-        self._store: RowStore = [] if store is None else store
-        self._index = SketchIndex()
+        self._store: RowStore = RowList() if store is None else store
+        self._index = SketchIndex(finds_equal=False)
 
     def check(self, row: CandidateRow) -> Rejection | None:
         """Compare an instruction with those that passed, and remember it if it passes."""
         words = text_matches.split_words(row.instruction)
         if len(words) < _LEAST_WORDS:
             return None
-        sketch = text_sketches.sketch_text(row.instruction, words_of_sequence=1)
+        sketch = text_sketches.sketch_words(words, 0, words_of_sequence=1)
         for number in self._index.find_candidates(sketch):
             earlier = self._store[number]
             other = text_matches.split_words(earlier.instruction)
             similarity = compute_rouge_l(words, other)
             if similarity > MOST_SIMILAR and not _differ_in_numbers(words, other):
-                text = (
-                    f"ROUGE-L {similarity:.2f} to the instruction of {name_row(earlier)}, {quote(earlier.instruction)}"
-                )
+                name = self._store.name_row(number)
+                text = f"ROUGE-L {similarity:.2f} to the instruction of {name}, {quote(earlier.instruction)}"
                 return Rejection(self.name, text)
         self._index.add(sketch)
         self._store.append(row)

@@ -45,7 +45,8 @@ _PHONE = re.compile(
 )
 _ADDRESS = re.compile(r"(?<![\d.])(?:\d{1,3}\.){3}\d{1,3}(?![\d.]*\d)")
 _LONG_NUMBER = re.compile(r"\d(?:[ .()-]{0,2}\d){8}")
-_LONG_WORD = re.compile(r"[A-Za-z0-9_-]{13}|-----BEGIN")  # a key of a service has one
+_LONG_WORD = re.compile(r"[A-Za-z0-9_-]{13,}")
+_LONGEST_WORD = 39  # letters; 40 small letters may be hexadecimal digits
 _VERSION = re.compile(  # before a number of four parts
     r"\b(?:v(?:ersions?)?|release|firmware|driver|build|upgrade|update|chrome|kernel|patch|(?:sub)?section|chapter|clause|article"
     r"|figure|table|paragraph|rule|step)\b[^\n]{0,30}$|§ ?$|\bv$",
@@ -129,10 +130,20 @@ def find_personal_data(text: str) -> list[str]:
 
     """
     kinds = []
+    hints = {hint: hint.search(text) is not None for hint in _HINTS}
     for kind, pattern, is_real, hint in _KINDS:
-        if hint.search(text) and any(is_real(found) for found in pattern.finditer(text)) and kind not in kinds:
+        if hints[hint] and any(is_real(found) for found in pattern.finditer(text)) and kind not in kinds:
             kinds.append(kind)
-    return kinds + (["a secret key"] if _LONG_WORD.search(text) and _has_secret(text) else [])
+    return kinds + (["a secret key"] if _may_hold_key(text) and _has_secret(text) else [])
+
+
+def _may_hold_key(text: str) -> bool:
+    """Tell whether a text has a long word that is no word of a language, as every key of a service is."""
+    for word in _LONG_WORD.findall(text):
+        rest = word[1:]  # a word of a language may begin with a capital letter
+        if len(word) > _LONGEST_WORD or not (rest.isalpha() and rest.islower()):
+            return True
+    return "-----BEGIN" in text
 
 
 def _read_before(found: re.Match[str]) -> str:
@@ -242,3 +253,4 @@ _KINDS: tuple[tuple[str, re.Pattern[str], Callable[[re.Match[str]], bool], re.Pa
     ("a telephone number", _PHONE, _is_phone, _LONG_NUMBER),
     ("an IP address", _ADDRESS, _is_address, re.compile(r"\d\.\d{1,3}\.\d")),
 )
+_HINTS = tuple({hint for _, _, _, hint in _KINDS})
