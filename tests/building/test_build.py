@@ -186,6 +186,7 @@ PLANTED = {  # kind -> (the answer, the gate that has to catch it)
     "personal": ("Please write to maria.lopez@gmail.com about the garden.", "personal"),
     "wrong encoding": ("The cafÃ© near the naÃ¯ve river sells bread.", "form"),
     "long": ("word " * 200, "length"),
+    "half of a character": ("The river \ud83d carries the bridge.", "form"),
 }
 
 

@@ -192,6 +192,15 @@ def test_half_a_last_line_is_removed_and_its_call_made_again(call, tmp_path):
     assert path.read_bytes() == b"no JSON\n" + whole + b'{"key": 1}\n[]\n'
 
 
+def test_calls_that_follow_quickly_share_one_confirmation_of_the_disk(call, tmp_path, monkeypatch):
+    confirmed = []
+    monkeypatch.setattr(os, "fsync", lambda file: confirmed.append(os.fstat(file).st_size))
+    monkeypatch.setattr("trl_sft.evaluation.call_log._SYNC_SECONDS", 60.0)
+    call(echo, build_requests(20))
+    assert len(confirmed) == 2  # at the first answer, and at the end
+    assert confirmed[-1] == (tmp_path / "calls.jsonl").stat().st_size
+
+
 CALLER = """
 import json, sys
 from trl_sft.evaluation.call_log import CallLog

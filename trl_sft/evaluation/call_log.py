@@ -1,14 +1,17 @@
 """Every call of a model behind an endpoint, in a JSONL file that only grows: prompt, answer, tokens; and failures.
 
-Inputs: keys, prompts and answers. Outputs: the file, and the answers in it by their keys. Each line is on the disk
-before the next one is written, so a process that is killed loses only the calls that are under way. A last line that
-was half written is removed, and its call is made again. Not here: who calls (`model_calls`).
+Inputs: keys, prompts and answers. Outputs: the file, and the answers in it by their keys. Each line is
+given to the system before the next one is written, so a process that is killed loses only the calls that are under
+way; while calls go on, the disk confirms the lines ten times a second, so a power cut costs those of the last moment. A
+last line that was half written is removed, and its call is made again. Not here: who calls (`model_calls`).
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from types import TracebackType
@@ -17,6 +20,7 @@ from typing import Any, BinaryIO, NamedTuple
 from trl_sft import redaction
 from trl_sft.errors import Fault, LaunchError
 
+_SYNC_SECONDS = 0.1
 _LEAST_KEYS = {"key", "text", "finish", "input_tokens", "output_tokens"}
 
 
@@ -44,6 +48,7 @@ class CallLog:
 
         """
         self.path = path
+        self._next_sync = 0.0  # by the monotonic clock
         self._file = path.open("a+b")
         if not _lock(self._file):
             self._file.close()
@@ -61,6 +66,8 @@ class CallLog:
         self, kind: type[BaseException] | None, error: BaseException | None, frames: TracebackType | None
     ) -> None:
         """Close the file, which unlocks it."""
+        with contextlib.suppress(OSError):  # every line was given to the system before
+            os.fsync(self._file.fileno())
         self._file.close()
 
     def add_answer(self, key: str, facts: Mapping[str, Any], answer: ModelAnswer) -> ModelAnswer:
@@ -83,11 +90,16 @@ class CallLog:
         self._write({"key": key, **facts, "problem": problem})
 
     def _write(self, entry: Mapping[str, Any]) -> str:
-        """Append one line, and have it written to the disk; return it. Raises OSError for a disk that cannot."""
+        """Append one line, and have it written to the disk; return it. Raises OSError for a disk that cannot.
+
+        A disk takes some milliseconds to confirm a write, in which no answer can arrive: many calls share one.
+        """
         line = redaction.redact_json(json.dumps(entry, ensure_ascii=True))
         self._file.write(line.encode() + b"\n")
         self._file.flush()
-        os.fsync(self._file.fileno())
+        if time.monotonic() >= self._next_sync:
+            os.fsync(self._file.fileno())
+            self._next_sync = time.monotonic() + _SYNC_SECONDS
         return line
 
     def _remove_half_line(self) -> None:
@@ -124,8 +136,17 @@ def _read_answer(line: str) -> tuple[str, ModelAnswer] | None:
         return None
     tokens = [entry[name] if isinstance(entry[name], int) else None for name in ("input_tokens", "output_tokens")]
     refusal = entry.get("refusal")
-    answer = ModelAnswer(entry["text"], str(entry["finish"]), refusal if isinstance(refusal, str) else "", *tokens)
+    answer = ModelAnswer(
+        _pair_surrogates(entry["text"]), str(entry["finish"]), refusal if isinstance(refusal, str) else "", *tokens
+    )
     return str(entry["key"]), answer
+
+
+def _pair_surrogates(text: str) -> str:
+    """Return a text in which halves of a character that JSON can hold alone are U+FFFD: no file and no request can."""
+    if text.isascii():
+        return text
+    return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
 
 
 def _lock(file: BinaryIO) -> bool:
