@@ -158,3 +158,31 @@ def test_fault_of_a_file_of_templates_has_its_line(change, code, place, here):
     (here / "mine.yaml").write_text(TEMPLATE.replace(*change), encoding="utf-8")
     faults = read_faults(SPEC + "axes: {mood: [good]}\ntemplates: {families: [basic], files: [mine.yaml]}\n", here)
     assert (place, code) in [(where, found) for where, found, _ in faults]
+
+
+SECTIONS = (
+    *("axes: {größe: [klein, groß]}", "axes: {family: [a]}", "axes: {a b: [x]}", "axes: {9a: [x]}", "axes: {x: []}"),
+    *(
+        "axes: {x: [a, a]}",
+        "axes: {x: {a: -1}}",
+        "axes: {x: {a: {share: 2, description: d}}}",
+        "axes: {x: {a: {s: 1}}}",
+    ),
+    *("templates: {families: [basic]}", "templates: {families: [basik]}", "templates: {families: {task: 2}}"),
+    *("templates: {families: {task: -2}}", "templates: {families: {tusk: 1}}", "budget: {calls: 0}", "budget: {}"),
+    *("budget: {calls: 1.5}", "gates: {novelty: 1}", "gates: null", "judge: {model: 3}", "output: {format: csv}"),
+    *("output: {eval_fraction: 0.9}", "output: {eval_fraction: 1}", "augmentation: {methods: [easy]}", "balance: []"),
+    *("augmentation: {multiple: 1}", "augmentation: {multiple: 0.9}", "outputs: {}"),
+)
+
+
+@pytest.mark.parametrize("section", SECTIONS)
+def test_schema_accepts_what_the_reader_accepts_and_nothing_else(section, here):
+    text = f"{SPEC}{section}\n"
+    try:
+        load(text, here)
+        is_accepted = True
+    except RecipeError:
+        is_accepted = False
+    schema = spec_schema.build()
+    assert jsonschema.Draft202012Validator(schema).is_valid(yaml.safe_load(text)) == is_accepted

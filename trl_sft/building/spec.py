@@ -31,8 +31,8 @@ _MOST_CELLS = 20_000
 _AXIS_NAME = re.compile(r"[^\W\d]\w*")
 _ADDRESS = re.compile(r"https?://[^/\s]+")
 _DEFAULT_AXES = ("task", "domain", "difficulty")  # of the balance
-_RESERVED_AXES = {spec_keys.FAMILY, spec_keys.TOPIC, "requirements", "variation", "conversation", "seed_instruction"}
-_RESERVED_AXES |= {"instruction", "answer", "language"}
+RESERVED_AXES = {spec_keys.FAMILY, spec_keys.TOPIC, "requirements", "variation", "conversation", "seed_instruction"}
+RESERVED_AXES |= {"instruction", "answer", "language"}
 
 
 class AxisValue(NamedTuple):
@@ -233,7 +233,7 @@ def _read_axes(
             faults.append(recipe.fault(key, f"there is no family `{value.name}`", fix, code="build.unknown_family"))
     for name, value in sections[spec_keys.AXES].items():
         here: Key = (spec_keys.AXES, name)
-        if not isinstance(name, str) or not _AXIS_NAME.fullmatch(name) or name in _RESERVED_AXES:
+        if not isinstance(name, str) or not _AXIS_NAME.fullmatch(name) or name in RESERVED_AXES:
             fix = "Name the axis with letters and _, and not with a word that templates use otherwise."
             faults.append(recipe.fault(here, f"no axis can have the name `{name}`", fix, code="build.bad_axis"))
             continue
