@@ -57,6 +57,8 @@ def other_trainers(monkeypatch):
 @pytest.fixture
 def write(other_trainers, here):
     """Write a recipe for all trainers; return the prepared run, the translations, and the configurations."""
+    if SFTConfig(output_dir=str(here), use_cpu=True).loss_type == "chunked_nll":
+        pytest.skip("this TRL cannot smooth labels with its default loss")
 
     def call(text=RECIPE):
         (here / "recipe.yaml").write_text(text, encoding="utf-8")

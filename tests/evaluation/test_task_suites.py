@@ -6,7 +6,6 @@ import re
 import shutil
 from pathlib import Path
 
-import lm_eval
 import pytest
 import torch
 from conftest import QUESTIONS, jsonl
@@ -16,6 +15,8 @@ from trl_sft import cli
 from trl_sft.evaluation import task_results, task_suites
 from trl_sft.evaluation.task_suites import SideScores
 from trl_sft.recipe import paths
+
+lm_eval = pytest.importorskip("lm_eval")
 
 _TASK = """\
 task: {name}

@@ -10,6 +10,7 @@ and nothing is replaced. Not here: which rows a process gets, which accelerate d
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator
 from typing import Any
 
@@ -56,7 +57,8 @@ def remove_labels(trainer: SFTTrainer) -> None:
         size = trainer.args.per_device_eval_batch_size
         if count_own_rows(trainer, size) == 0:  # without labels it had no loss; the Trainer leaves it out anyway
             size = 0
-        return predict(model, _remove(trainer, batch, size), *args, **kwargs)
+        with _own_mean(trainer):
+            return predict(model, _remove(trainer, batch, size), *args, **kwargs)
 
     trainer.get_batch_samples, trainer.prediction_step = get_labelled_batches, predict_labelled
 
@@ -67,6 +69,20 @@ def count_own_rows(trainer: SFTTrainer, size: int) -> int:
     if not state.end_of_dataloader or state.remainder <= 0:
         return size
     return int(min(max(state.remainder - ranks.get_number() * size, 0), size))
+
+
+@contextlib.contextmanager
+def _own_mean(trainer: SFTTrainer) -> Iterator[None]:
+    """Let a process compute the mean over its own tokens, of which the Trainer takes the mean weighted by rows.
+
+    transformers 5.17 with trl 1.8 divides by the tokens of all processes here, and weights that by rows too.
+    """
+    average = trainer.args.average_tokens_across_devices
+    trainer.args.average_tokens_across_devices = False
+    try:
+        yield
+    finally:
+        trainer.args.average_tokens_across_devices = average
 
 
 def _remove(trainer: SFTTrainer, batch: dict[str, Any], size: int) -> dict[str, Any]:
