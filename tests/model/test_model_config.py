@@ -84,10 +84,23 @@ def test_field_that_the_class_does_not_take_is_refused_before_the_weights_load(h
     assert any(problem in text and fix in text for text in texts), texts
 
 
-def test_field_that_changes_the_shape_of_weights_is_refused_with_the_tensors(here):
-    run = load_run("model.config={intermediate_size: 100}")
-    with pytest.raises(RecipeError, match=r"model\.config\n.* other shapes .*\n.* that change the shapes"):
+SHAPES = {
+    "{intermediate_size: 100}": r"mlp.down_proj.weight has the shape \(64, 192\) in its files and \(64, 100\) in the",
+    "{attention_dropout: 0.1, hidden_size: 32}": r"has the shape .* `hidden_size` of `model.config` changes the tensors",
+    "{vocab_size: 900}": r"model.embed_tokens.weight has the shape \(\d+, 64\) in its files and \(900, 64\) in the model;",
+    "{num_hidden_layers: 1}": r"in its files and not in the model .* `num_hidden_layers` of `model.config` changes",
+    "{attention_bias: true, num_key_value_heads: 2}": r"`attention_bias`, `num_key_value_heads` of `model.config` change ",
+}
+
+
+@pytest.mark.parametrize("mapping", SHAPES)
+def test_field_that_changes_the_shape_of_weights_is_refused_by_name(here, mapping):
+    run = load_run(f"model.config={mapping}")
+    with pytest.raises(RecipeError, match=SHAPES[mapping]) as raised:
         stages.check_model(run, load.find_model(run))
+    removed = [edit.key for fault in raised.value.faults for edit in fault.edits]
+    assert removed and all(key[:2] == ("model", "config") for key in removed)
+    assert ("model", "config", "attention_dropout") not in removed
 
 
 def test_another_number_of_processes_than_the_recipe_divides_is_refused(here):

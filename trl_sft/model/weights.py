@@ -19,9 +19,9 @@ from typing import Any
 import torch
 import transformers
 from safetensors import SafetensorError, safe_open
-from transformers import AutoModelForCausalLM, PreTrainedModel
+from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 
-from trl_sft.errors import Fault, RecipeError, first_line
+from trl_sft.errors import Edit, Fault, RecipeError, first_line
 from trl_sft.model import trust
 from trl_sft.model.load import ModelSource
 from trl_sft.recipe.checked import Run
@@ -59,11 +59,13 @@ def check_weights(run: Run, source: ModelSource) -> None:
     with quiet_upstream():
         model, report = _load_on_meta(run, source, where)
         _check_dtypes(model, source.name, where)
-        _refuse_differences(run, source.name, missing=report["missing_keys"], unused=report["unexpected_keys"])
+        if report["mismatched_keys"]:
+            raise RecipeError(_explain_shapes(run, source, report["mismatched_keys"]))
+        _refuse_differences(run, source, source.name, missing=report["missing_keys"], unused=report["unexpected_keys"])
         if source.adapter and Path(source.adapter).is_dir():
             _check_adapter_dtypes(source.adapter, where)
             result = _load_adapter(model, source.adapter, where)
-            _refuse_differences(run, source.adapter, missing=result.missing_keys, unused=result.unexpected_keys)
+            _refuse_differences(run, source, source.adapter, missing=result.missing_keys, unused=result.unexpected_keys)
 
 
 def check_values(run: Run, source: ModelSource, model: PreTrainedModel) -> None:
@@ -146,15 +148,68 @@ def _load_on_meta(run: Run, source: ModelSource, where: str) -> tuple[PreTrained
     keywords |= run.model.get("config") or {}
     try:
         model, report = model_class.from_pretrained(
-            source.name, device_map="meta", output_loading_info=True, **keywords
+            source.name, device_map="meta", output_loading_info=True, ignore_mismatched_sizes=True, **keywords
         )
     except _UNREADABLE as error:
-        fault = _explain_unreadable(source.name, where, error)
-        if run.model.get("config") and "other shapes" in fault.problem:
-            fix = "Remove the fields of `model.config` that change the shapes of weights."
-            fault = fault._replace(where=run.recipe.where(("model", "config")), fix=fix)
-        raise RecipeError(fault) from None
+        raise RecipeError(_explain_unreadable(source.name, where, error)) from None
     return model, report
+
+
+def _explain_shapes(run: Run, source: ModelSource, mismatched: Collection[tuple[str, Any, Any]]) -> Fault:
+    """Return the fault of tensors whose shape in the files is another one than in the model.
+
+    Args:
+        run: The checked recipe.
+        source: The model.
+        mismatched: Of each tensor its name, its shape in the files, and its shape in the model.
+
+    """
+    tensors = sorted((tensor, tuple(in_files), tuple(in_model)) for tensor, in_files, in_model in mismatched)
+    first, in_files, in_model = tensors[0]
+    problem = f"{source.name}: {first} has the shape {in_files} in its files and {in_model} in the model"
+    if len(tensors) > 1:
+        problem += f", and {len(tensors) - 1} more differ"
+    fix = "Use the config.json that belongs to the weights, or copy or download the files again."
+    fault = Fault(run.recipe.where(("model", "name_or_path")), problem, fix, code="model.incomplete_weights")
+    return _name_fields(run, source, fault)
+
+
+def _name_fields(run: Run, source: ModelSource, fault: Fault) -> Fault:
+    """Return a fault of tensors that do not fit, which names the fields of `model.config` that are the reason."""
+    fields = _list_shape_fields(run, source)
+    if not fields:
+        return fault
+    names = ", ".join(f"`{field}`" for field in fields)
+    problem = f"{fault.problem}; {names} of `model.config` change{'s' * (len(fields) == 1)} the tensors of the model"
+    edits = tuple(Edit("remove", ("model", "config", field)) for field in fields)
+    return run.recipe.fault(("model", "config", fields[0]), problem, f"Remove {names}.", code=fault.code, edits=edits)
+
+
+def _list_shape_fields(run: Run, source: ModelSource) -> list[str]:
+    """Return the fields of `model.config` each of which alone gives the model other tensors, or other shapes."""
+    fields: dict[str, Any] = run.model.get("config") or {}
+    if not fields:
+        return []
+    keywords = {key: run.model[key] for key in ("revision", "subfolder", "cache_dir") if key in run.model}
+    trusted = bool(run.model.get("trust_remote_code"))
+    saved = AutoConfig.from_pretrained(source.name, trust_remote_code=trusted, **keywords)
+    shapes = _list_shapes(saved, trusted=trusted)
+    changed = []
+    for field, value in fields.items():
+        config = type(saved).from_dict(saved.to_dict(), **{field: value})
+        try:
+            if _list_shapes(config, trusted=trusted) != shapes:
+                changed.append(field)
+        except (ValueError, RuntimeError, TypeError, ArithmeticError):  # the class builds no model of it alone
+            changed.append(field)
+    return changed
+
+
+def _list_shapes(config: PretrainedConfig, *, trusted: bool) -> dict[str, torch.Size]:
+    """Return the shape of each stored tensor of a model with a configuration; tied tensors are stored once."""
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(config, trust_remote_code=trusted)
+    return {name: tensor.shape for name, tensor in model.named_parameters()}
 
 
 def _load_adapter(model: PreTrainedModel, adapter: str, where: str) -> Any:
@@ -169,8 +224,10 @@ def _load_adapter(model: PreTrainedModel, adapter: str, where: str) -> Any:
         raise RecipeError(_explain_unreadable(adapter, where, error)) from None
 
 
-def _refuse_differences(run: Run, name: str, *, missing: Collection[str], unused: Collection[str]) -> None:
-    """Refuse tensors that the files lack or that the model does not use. Raises RecipeError."""
+def _refuse_differences(
+    run: Run, source: ModelSource, name: str, *, missing: Collection[str], unused: Collection[str]
+) -> None:
+    """Refuse tensors that the files of a model or adapter lack or that are not used. Raises RecipeError."""
     where = run.recipe.where(("model", "name_or_path"))
     faults = []
     if missing:
@@ -182,7 +239,7 @@ def _refuse_differences(run: Run, name: str, *, missing: Collection[str], unused
         fix = f"Use files that fit the model. Or train without these tensors: run.allow: [{_ACCEPTED}]."
         faults.append(Fault(where, problem, fix, code="model.unused_weights"))
     if faults:
-        raise RecipeError(faults)
+        raise RecipeError([_name_fields(run, source, fault) for fault in faults])
 
 
 def _count_tensors(names: Collection[str]) -> str:
@@ -196,8 +253,6 @@ def _count_tensors(names: Collection[str]) -> str:
 def _explain_unreadable(name: str, where: str, error: Exception) -> Fault:
     """Return the fault of files that upstream cannot read."""
     problem = f"{name}: its weights cannot be read: {first_line(error)}"
-    if isinstance(error, RuntimeError):  # upstream's report has the tensors, and was logged
-        problem = f"{name}: tensors of its files have other shapes than the model that config.json describes"
     return Fault(
         where, problem, "Copy or download the files again, or use another model.", code="model.incomplete_weights"
     )
