@@ -43,6 +43,7 @@ ALLOWED = {
     "serving/base_tensors.py": {"_from_config"},
     "tokenization/special_tokens.py": {"_tokenizer", "_extra_special_tokens"},
     "tokenization/template_limits.py": {"_exit"},  # os._exit: the copy of the process runs no clean-up
+    "training/live_parallelism.py": {"_cp_context"},  # accelerate 1.12 to 1.15: context parallelism was prepared
     "training/memory/chunked_loss.py": {  # trl 1.8 to 1.14
         *("_patch_chunked_ce_lm_head", "_CHUNKED_LM_HEAD_CHUNK_SIZE", "_chunk", "_chunked_cross_entropy_loss"),
     },

@@ -56,7 +56,10 @@ BROKEN = {
     "embedding_missing": (lambda f: change(f, **{EMBEDDING: None}), [EMBEDDING, "missing"]),
     "norm_missing": (lambda f: change(f, **{NORM: None}), [NORM, "missing"]),
     "renamed": (lambda f: change(f, **{NORM: "evil"}), [NORM, "missing", "evil", "not in the model"]),
-    "other_shape": (lambda f: change(f, **{NORM: lambda t: t[:5].clone()}), ["model.norm.weight has the shape (5,) in its files and (64,) in the model"]),
+    "other_shape": (
+        lambda f: change(f, **{NORM: lambda t: t[:5].clone()}),
+        ["model.norm.weight has the shape (5,) in its files and (64,) in the model"],
+    ),
     "end_missing": (lambda f: shorten(f, -5), ["cannot be read"]),
     "half": (lambda f: shorten(f, f.stat().st_size // 2), ["cannot be read"]),
     "header_alone": (lambda f: shorten(f, 100), ["cannot be read"]),

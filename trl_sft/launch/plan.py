@@ -16,7 +16,7 @@ from pathlib import Path
 
 from trl_sft.errors import LaunchError
 from trl_sft.launch import ray_plan
-from trl_sft.recipe import engines, processes
+from trl_sft.recipe import engines, parallelism, processes
 from trl_sft.recipe.checked import Run
 from trl_sft.recipe.ray_config import RayConfig
 
@@ -197,6 +197,11 @@ def _check(run: Run, plan: LaunchPlan, *, cards: int) -> None:
         problem = "FSDP needs a card for each process, and this host has none that the run may use"
         fix = "Set `engine: ddp`, or run on a machine with GPUs."
         raise LaunchError(run.recipe.fault(key, problem, fix, code="launch.engine_needs_card"))
+    divided = parallelism.find_key({"train": run.train, "model": run.model})
+    if not cards and divided is not None:
+        problem = "accelerate divides layers and rows among cards alone, and this host has none that the run may use"
+        fix = "Remove the key, or run on a machine with GPUs."
+        raise LaunchError(run.recipe.fault(divided, problem, fix, code="launch.engine_needs_card"))
     if plan.engine in engines.STAGES and not has_package("deepspeed"):
         problem = f"`{plan.engine}` needs DeepSpeed, which is not installed"
         fix = "Run `pip install deepspeed` in this Python environment, or set `engine: fsdp`."

@@ -54,7 +54,8 @@ def apply(run: Run, config: PretrainedConfig) -> PretrainedConfig:
     if not faults:
         faults = [fault for name, value in fields.items() if name == ROPE for fault in _check_rope(run, config, value)]
     changed = config
-    for name, value in fields.items() if not faults else ():
+    # the rotary embedding last: its class compares it with the other fields
+    for name, value in sorted(fields.items(), key=lambda field: field[0] == ROPE) if not faults else ():
         try:
             changed = type(config).from_dict(changed.to_dict(), **{name: value})
         except Exception as error:  # of the checks that the class declares

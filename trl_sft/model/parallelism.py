@@ -38,8 +38,7 @@ def build_arguments(run: Run, processes: int | None) -> dict[str, Any]:
     if key is not None and processes is not None:
         mapping = (run.train if key == parallelism.ACCELERATE else run.model)[str(key[1])]
         needed = parallelism.count_processes(key, mapping)
-        fits = processes == needed or (mapping.get("sp_size") or 1) > 1  # DeepSpeed makes groups of its own
-        if not fits:
+        if processes != needed:
             sizes = parallelism.describe_sizes(key, mapping)
             problem = f"{sizes} need {needed} processes, and {processes} {'trains' if processes == 1 else 'train'}"
             fix = f"Start {needed} processes (`launch.nproc_per_node: {needed}`), or change the sizes."
@@ -47,6 +46,9 @@ def build_arguments(run: Run, processes: int | None) -> dict[str, Any]:
     if parallelism.ACCELERATE_NAME not in run.train:
         return {}
     values = dict(run.train[parallelism.ACCELERATE_NAME] or {})
+    if (values.get("sp_size") or 1) > 1:  # DeepSpeed compares it with the model's, which accelerate 1.15 leaves out
+        attention = {"sp_attn_implementation": str(run.model.get("attn_implementation") or "sdpa")}
+        values["sp_handler"] = attention | (values.get("sp_handler") or {})
     try:
         for name, class_name in _HANDLERS.items():
             if isinstance(values.get(name), dict):

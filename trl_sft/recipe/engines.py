@@ -15,7 +15,7 @@ from typing import Any
 import yaml
 
 from trl_sft.errors import Fault, RecipeError
-from trl_sft.recipe import ray_config
+from trl_sft.recipe import parallelism, ray_config
 from trl_sft.recipe.checked import Run
 
 AUTO, DDP, FSDP, RAY = "auto", "ddp", "fsdp", "ray"
@@ -34,8 +34,10 @@ _DEEPSPEED: dict[str, Any] = {
 
 
 def get_engine(run: Run) -> str:
-    """Return the engine that several processes of a run use: `auto` is DDP."""
+    """Return the engine that several processes of a run use: `auto` is DDP, or what divides a row needs."""
     engine = str(run.launch.get("engine", AUTO))
+    if engine == AUTO and parallelism.ACCELERATE_NAME in run.train:
+        return parallelism.find_engine(run.train) or DDP
     return DDP if engine == AUTO else engine
 
 

@@ -12,11 +12,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 from trl_sft.errors import Edit, Fault
+from trl_sft.recipe.checked import Setting
 from trl_sft.recipe.yaml_reader import Key, Recipe
 
+_MULTIPLE = "pad_to_multiple_of"
 ACCELERATE_NAME, TRANSFORMERS_NAME = "parallelism_config", "distributed_config"
 ACCELERATE: Key = ("train", ACCELERATE_NAME)
 TRANSFORMERS: Key = ("model", TRANSFORMERS_NAME)
@@ -25,6 +27,7 @@ _SIZES = {
     TRANSFORMERS: ("dp_replicate_size", "fsdp_size", "tp_size", "pp_size"),
 }
 _FSDP, _ZERO = ("fsdp",), ("zero1", "zero2", "zero3")
+NAMES = {"fsdp": "fsdp", "tensor": "tensor parallelism"}  # what `find_engine_at_load` returns -> the words for it
 
 
 def check(recipe: Recipe, values: Mapping[str, Mapping[str, Any]]) -> Iterator[Fault]:
@@ -45,14 +48,93 @@ def check(recipe: Recipe, values: Mapping[str, Mapping[str, Any]]) -> Iterator[F
                 yield recipe.fault((*key, name), f"the value is {size}", fix, code="recipe.out_of_range")
     if isinstance(accelerate, dict):
         yield from _check_accelerate(recipe, accelerate, train, engine=engine)
+        yield from _check_rows(recipe, accelerate, values)
+        if _size(accelerate, "tp_size") > 1 and not transformers and values["model"].get("tp_plan") is None:
+            tensor = _size(accelerate, "tp_size")
+            problem = f"`tp_size: {tensor}` alone divides no weight: transformers divides them as it loads the model"
+            fix = f"Set `model.distributed_config: {{tp_size: {tensor}}}`."
+            edits = (Edit("set", (*TRANSFORMERS, "tp_size"), tensor),)
+            yield recipe.fault((*ACCELERATE, "tp_size"), problem, fix, code="recipe.needs_key", edits=edits)
     if isinstance(transformers, dict):
         yield from _check_transformers(recipe, transformers, train, engine=engine)
         if values["model"].get("device_map") is not None:
             problem = "`distributed_config` places the weights on the processes' devices, and so does `device_map`"
             yield _refuse_pair(recipe, ("model", "device_map"), problem)
-    if accelerate and transformers and _size(accelerate, "tp_size") > 1 and _size(transformers, "tp_size") > 1:
-        problem = "`train.parallelism_config` and `model.distributed_config` both set a `tp_size` above 1"
-        yield _refuse_pair(recipe, (*ACCELERATE, "tp_size"), problem)
+    if isinstance(accelerate, dict) and isinstance(transformers, dict) and not _takes_rest(transformers):
+        tensor, loaded = _size(accelerate, "tp_size"), _size(transformers, "tp_size")
+        if tensor > 1 and tensor != loaded:
+            problem = (
+                f"`train.parallelism_config.tp_size` is {tensor}, and that of `model.distributed_config` is {loaded}"
+            )
+            yield _refuse_pair(recipe, (*ACCELERATE, "tp_size"), problem)
+
+
+class Division(NamedTuple):
+    """Among how many processes a run divides what is no row; 1 = it does not."""
+
+    sequence: int = 1  # the tokens of a row (`cp_size`, `sp_size`)
+    tensor: int = 1  # each layer (`tp_size`)
+    pipeline: int = 1  # the layers (`pp_size`)
+    replicas: int = 1  # copies of the divided weights (`dp_replicate_size`)
+
+    def count_row_groups(self, processes: int) -> int:
+        """Return how many groups of processes train rows of their own: those of one group share each row."""
+        return max(1, processes // (self.sequence * self.tensor * self.pipeline))
+
+
+def read_division(train: Mapping[str, Any], model: Mapping[str, Any], processes: int) -> Division:
+    """Return how the keys of a recipe divide the training.
+
+    Args:
+        train: The keys of `train:`.
+        model: The keys of `model:`.
+        processes: How many train together: a `tp_plan` without `tp_size` takes all that no other size takes.
+
+    """
+    accelerate = train.get(ACCELERATE_NAME)
+    transformers = model.get(TRANSFORMERS_NAME)
+    own = accelerate if isinstance(accelerate, dict) else {}
+    loaded = transformers if isinstance(transformers, dict) else {}
+    return Division(
+        sequence=_size(own, "cp_size") * _size(own, "sp_size"),
+        tensor=max(_size(own, "tp_size"), _count_tensor(loaded, processes)),
+        pipeline=_size(loaded, "pp_size"),
+        replicas=max(_size(own, "dp_replicate_size"), _size(loaded, "dp_replicate_size")),
+    )
+
+
+def choose_settings(train: Mapping[str, Any]) -> dict[Key, Setting]:
+    """Return the multiple that the length of rows needs where processes share them; empty where the recipe has one.
+
+    Args:
+        train: The keys of `train:`.
+
+    """
+    mapping = train.get(ACCELERATE_NAME)
+    if not isinstance(mapping, dict) or train.get(_MULTIPLE) is not None:
+        return {}
+    name, size, parts = _count_parts(mapping)
+    if size == 1:
+        return {}
+    return {("train", _MULTIPLE): Setting(parts, f"parallelism_config.{name} {size} divides each row into {parts}")}
+
+
+def find_engine(train: Mapping[str, Any]) -> str | None:
+    """Return the engine that `train.parallelism_config` runs under; None = it divides no row."""
+    mapping = train.get(ACCELERATE_NAME)
+    if not isinstance(mapping, dict):
+        return None
+    if _size(mapping, "cp_size") > 1:
+        return "fsdp"
+    return "zero3" if _size(mapping, "sp_size") > 1 else None
+
+
+def find_engine_at_load(model: Mapping[str, Any]) -> str | None:
+    """Return what `model.distributed_config` divides the weights with: `fsdp`, `tensor`; None = it divides nothing."""
+    mapping = model.get(TRANSFORMERS_NAME)
+    if not isinstance(mapping, dict) or (count_processes(TRANSFORMERS, mapping) == 1 and not _takes_rest(mapping)):
+        return None
+    return "fsdp" if max(_size(mapping, "fsdp_size"), _size(mapping, "dp_replicate_size")) > 1 else "tensor"
 
 
 def find_key(values: Mapping[str, Mapping[str, Any]]) -> Key | None:
@@ -83,9 +165,9 @@ def _check_accelerate(
     if context > 1 and sequence > 1:
         problem = "context parallelism (`cp_size`) and sequence parallelism (`sp_size`) exclude each other"
         yield _refuse_pair(recipe, (*ACCELERATE, "sp_size"), problem)
-    for name in ("packing", "eval_packing"):
+    for name in ("packing", "eval_packing", "padding_free"):
         if context > 1 and train.get(name):
-            problem = f"`{name}` needs a mask that keeps packed rows apart, and context parallelism drops it"
+            problem = f"`{name}` needs a mask that keeps the rows of a batch apart, and context parallelism drops it"
             yield _refuse_pair(recipe, ("train", name), problem)
     if context > 1 and engine not in ("auto", *_FSDP):
         problem = f"context parallelism (`cp_size: {context}`) shards the model with FSDP2, and the engine is {engine}"
@@ -107,6 +189,32 @@ def _check_accelerate(
         if mapping.get(handler) is not None and _size(mapping, f"{name}_size") == 1:
             problem = f"`{handler}` has no effect, since `{name}_size` is 1"
             yield recipe.fault(key, problem, "Remove it.", code="recipe.no_effect", edits=(Edit("remove", key),))
+
+
+def _check_rows(recipe: Recipe, mapping: Mapping[str, Any], values: Mapping[str, Mapping[str, Any]]) -> Iterator[Fault]:
+    """Yield the faults of rows and attention that a division of rows cannot take."""
+    context, sequence = _size(mapping, "cp_size"), _size(mapping, "sp_size")
+    if max(context, sequence) == 1 or min(context, sequence) > 1:
+        return
+    name, size, parts = _count_parts(mapping)
+    multiple = values["train"].get(_MULTIPLE)
+    if isinstance(multiple, int) and multiple % parts:
+        problem = f"the value is {multiple}, and `{name}: {size}` needs rows whose length is a multiple of {parts}"
+        key: Key = ("train", _MULTIPLE)
+        fix = f"Write a multiple of {parts}, or remove the key, which then is {parts}."
+        yield recipe.fault(key, problem, fix, code="recipe.contradiction", edits=(Edit("set", key, parts),))
+    attention = values["model"].get("attn_implementation")
+    handler = mapping.get("sp_handler")
+    expected = "sdpa" if context > 1 else (handler if isinstance(handler, dict) else {}).get("sp_attn_implementation")
+    if expected is not None and (attention or "sdpa") != expected:
+        key = ("model", "attn_implementation")
+        needs = "context parallelism" if context > 1 else "`sp_handler`"
+        problem = f"{needs} needs the attention {expected}, and the model has {attention or 'sdpa, the default'}"
+        place = key if attention is not None else (*ACCELERATE, "sp_handler")
+        edits = (Edit("set", key, expected),)
+        yield recipe.fault(
+            place, problem, f"Set `model.attn_implementation: {expected}`.", code="recipe.needs_key", edits=edits
+        )
 
 
 def _check_transformers(
@@ -133,6 +241,28 @@ def _check_transformers(
         problem = f"`ep_size: {experts}` is no multiple of `tp_size`, or does not divide `fsdp_size` x `tp_size`"
         fix = "Write a multiple of `tp_size` that divides `fsdp_size` x `tp_size`."
         yield recipe.fault((*TRANSFORMERS, "ep_size"), problem, fix, code="recipe.out_of_range")
+
+
+def _count_parts(mapping: Mapping[str, Any]) -> tuple[str, int, int]:
+    """Return the key that divides each row, its value, and into how many equal parts.
+
+    torch gives each process of context parallelism a part of the beginning of a row and one of its end (2.8 to 2.13,
+    `_HeadTailLoadBalancer`); DeepSpeed gives each one part (0.18 to 0.19, `UlyssesSPDataLoaderAdapter`).
+    """
+    context, sequence = _size(mapping, "cp_size"), _size(mapping, "sp_size")
+    return ("cp_size", context, 2 * context) if context > 1 else ("sp_size", sequence, sequence)
+
+
+def _count_tensor(mapping: Mapping[str, Any], processes: int) -> int:
+    """Return among how many processes `model.distributed_config` divides each layer."""
+    if _takes_rest(mapping):
+        return max(1, processes // count_processes(TRANSFORMERS, mapping))
+    return _size(mapping, "tp_size")
+
+
+def _takes_rest(mapping: Mapping[str, Any]) -> bool:
+    """Tell whether the size of tensor parallelism is that of all processes which no other size takes."""
+    return mapping.get("tp_plan") is not None and mapping.get("tp_size") is None
 
 
 def _size(mapping: Mapping[str, Any], name: str) -> int:

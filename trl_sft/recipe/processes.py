@@ -14,7 +14,7 @@ from collections.abc import Mapping
 from typing import NamedTuple
 
 from trl_sft.errors import Fault, RecipeError
-from trl_sft.recipe import sections
+from trl_sft.recipe import parallelism, sections
 from trl_sft.recipe.checked import Run, Setting
 from trl_sft.recipe.upstream import fields
 from trl_sft.recipe.yaml_reader import Key, describe_value
@@ -62,6 +62,12 @@ def check(run: Run) -> list[Fault]:
         problem = f"`{name}` is {describe_value(launch[name])}, but this is one process"
         fix = "Run `python -m trl_sft launch RECIPE`, or add launch=null to the command."
         faults.append(run.recipe.fault(("launch", name), problem, fix, code="machine.one_process"))
+    key = parallelism.find_key({"train": run.train, "model": run.model})
+    if key is not None:
+        mapping = (run.train if key == parallelism.ACCELERATE else run.model)[str(key[1])]
+        problem = f"{parallelism.describe_sizes(key, mapping)} need several processes, but this is one process"
+        fix = "Run `python -m trl_sft launch RECIPE`, or remove the key."
+        faults.append(run.recipe.fault(key, problem, fix, code="machine.one_process"))
     return faults
 
 
@@ -83,8 +89,14 @@ def compute_settings(run: Run, processes: int = 1) -> dict[Key, Setting]:
     if batch_size is None:
         return {}
     per_device = run.train.get("per_device_train_batch_size", _default("per_device_train_batch_size"))
-    rows = per_device * processes
-    factors = f"{per_device} per device x {processes} process{'es' if processes > 1 else ''}"
+    is_divided = parallelism.ACCELERATE_NAME in run.train or parallelism.TRANSFORMERS_NAME in run.model
+    groups = processes
+    if is_divided:
+        groups = parallelism.read_division(run.train, run.model, processes).count_row_groups(processes)
+    rows = per_device * groups
+    factors = f"{per_device} per device x {groups} process{'es' if groups > 1 else ''}"
+    if groups < processes:
+        factors = f"{per_device} a group x {groups} group{'s' * (groups > 1)} of {processes // groups} processes"
     if batch_size % rows:
         problem = f"{batch_size} is not a multiple of {rows} = {factors}"
         below, above = batch_size // rows * rows, (batch_size // rows + 1) * rows

@@ -245,6 +245,7 @@ OWN_DEFAULTS: dict[tuple[str, str], str] = {
     ): "true, if there is an evaluation set: the last eval loss is compared with the one before training",
     ("train", "gradient_accumulation_steps"): "the number that run.global_batch_size needs, if that is set",
     ("train", "fp16"): "true, on a GPU without bfloat16",
+    ("train", "pad_to_multiple_of"): "the number that parallelism_config needs, if cp_size or sp_size divides rows",
     ("train", "use_cpu"): "true, if several processes train on CPUs: accelerate connects them only then",
 }
 

@@ -7,12 +7,14 @@ upstream only copies from its arguments (schedule, seed, LoRA's rank, NEFTune) a
 
 from __future__ import annotations
 
+import math
 import os
 import re
 from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
 import torch
+from accelerate import state as accelerate_state
 from transformers import BitsAndBytesConfig, PreTrainedModel
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.quantizers.quantizers_utils import should_convert_module
@@ -21,20 +23,20 @@ from trl import SFTConfig, SFTTrainer
 from trl_sft import ranks
 from trl_sft.model import cpu_loss, meta_model, packed_attention, patches
 from trl_sft.model.load import unwrap_adapter
-from trl_sft.recipe import engines
+from trl_sft.recipe import engines, parallelism
 from trl_sft.recipe.checked import Run
 from trl_sft.recipe.resume_keys import LOSS_SCHEDULES
 from trl_sft.recipe.yaml_reader import Key
 from trl_sft.training import dry_run
 from trl_sft.training.stages import TrainingInputs
 
-ONE_PROCESS, DDP, FSDP, ZERO = "one process", "DDP", "FSDP", "ZeRO-"
+ONE_PROCESS, DDP, FSDP, ZERO, TENSOR = "one process", "DDP", "FSDP", "ZeRO-", "tensor parallelism"
 OUR_LOSS, TRL_LOSS = cpu_loss.__name__, "trl"
 _WRAPPERS = {"DistributedDataParallel": DDP, "FullyShardedDataParallel": FSDP}
 _ENGINES = {engines.DDP: DDP, engines.RAY: DDP, engines.FSDP: FSDP} | {
     name: f"{ZERO}{stage}" for name, stage in engines.STAGES.items()
 }
-_DIVIDED = (FSDP, f"{ZERO}3")  # engines that divide the weights themselves among the processes
+_DIVIDED = (FSDP, f"{ZERO}3", TENSOR)  # engines that divide the weights themselves among the processes
 _PEFT_PARTS = ("modules_to_save.", "trainable_tokens_")  # names of what peft trains beside its layers
 _SEPARATED = ("bfd", "bfd_split")  # packing strategies whose documents TRL hands to the model apart
 _OWN_GROUPS = ("GALORE", "LOMO", "APOLLO")  # optimizers that make groups of their own out of the model
@@ -105,6 +107,17 @@ def count_processes() -> int:
     return torch.distributed.get_world_size() if initialized else 1
 
 
+def count_row_groups() -> int:
+    """Return how many groups of processes train rows of their own; the processes of one group share each row."""
+    return max(1, count_processes() // math.prod(read_group_sizes().values()))
+
+
+def read_group_sizes() -> dict[str, int]:
+    """Return how many processes of accelerate's live state share a layer (`tp`), or a row (`cp`, `sp`)."""
+    config = accelerate_state.AcceleratorState().parallelism_config if accelerate_state.is_initialized() else None
+    return {name: getattr(config, f"{name}_size", None) or 1 for name in ("tp", "cp", "sp")}
+
+
 def read_peak_rate(optimizer: Any) -> float | None:
     """Return the learning rate of the first group of parameters before the schedule; None = the optimizer has none."""
     groups = getattr(optimizer, "param_groups", None)
@@ -122,12 +135,16 @@ def live_engine(trainer: SFTTrainer) -> str:
         return _WRAPPERS[kind]
     if any(parent.__name__ == "FSDPModule" for parent in type(wrapped).__mro__):
         return FSDP
+    if ranks.count() > 1 and any(hasattr(parameter, "device_mesh") for parameter in wrapped.parameters()):
+        return TENSOR  # without a wrapper: transformers divides the weights as it loads them
     return ONE_PROCESS if isinstance(wrapped, PreTrainedModel) or hasattr(wrapped, "peft_config") else kind
 
 
 def expected_engine(run: Run, args: SFTConfig) -> str:
     """Return the engine of the recipe; where it names none, that of arguments and accelerate's variables."""
-    if ranks.count() > 1 and run.launch.get("engine", engines.AUTO) != engines.AUTO:
+    if ranks.count() > 1 and (divided := parallelism.find_engine_at_load(run.model)):
+        return FSDP if divided == engines.FSDP else TENSOR
+    if ranks.count() > 1 and engines.get_engine(run) != engines.DDP:
         return _ENGINES[engines.get_engine(run)]
     if (plugin := getattr(args, "deepspeed_plugin", None)) is not None:
         return f"{ZERO}{plugin.zero_stage}"
@@ -211,6 +228,10 @@ def _read_engine(run: Run, trainer: SFTTrainer) -> Iterator[Reading]:
         yield Reading(
             "parameters_of_a_process", "a part" if share < 1 else "all", ("a part" if divides else "all",), ("launch",)
         )
+        from trl_sft.training import live_parallelism  # noqa: PLC0415 (for few runs)
+
+        for name, size, expected, key in live_parallelism.read_sizes(run, trainer):
+            yield Reading(name, size, (expected,), key)
 
 
 def _read_weights(run: Run, inputs: TrainingInputs, trainer: SFTTrainer) -> Iterator[Reading]:

@@ -22,6 +22,7 @@ from trl_sft.model.load import unwrap_adapter
 from trl_sft.publishing import next_commands
 from trl_sft.recipe import paths
 from trl_sft.recipe.checked import Run
+from trl_sft.training import live
 from trl_sft.training.memory import fit
 
 _BUSY = 1.5  # load for each core, above which the machine is busy with more than this run
@@ -52,7 +53,8 @@ def before(args: SFTConfig, state: TrainerState, model: PreTrainedModel, *, rows
     """
     trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
     parameters = count_parameters(model)
-    batch = args.per_device_train_batch_size * args.gradient_accumulation_steps * args.world_size
+    groups = live.count_row_groups() if args.world_size > 1 else 1
+    batch = args.per_device_train_batch_size * args.gradient_accumulation_steps * groups
     kind = "packs" if args.packing else "rows"
     epochs = _describe_epochs(state.max_steps / math.ceil(rows / batch)) if rows else ""
     warmup = args.get_warmup_steps(state.max_steps)

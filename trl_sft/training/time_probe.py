@@ -116,7 +116,7 @@ def estimate_time(
     is_known = isinstance(trainer.train_dataset, Dataset)
     table = Dataset((trainer.train_dataset if is_known else verification.read_first_rows()).data)
     size = verification.measured["before_training"]["rows_per_micro_batch"] or args.per_device_train_batch_size
-    drawn = draw_batches(table, args, size=size, processes=live.count_processes())
+    drawn = draw_batches(table, args, size=size, processes=live.count_row_groups())
     with verification.paused(), restored(trainer):
         chosen = _choose_batches(drawn, passes - 1)
         waited, started = _read_waiting_time(args.device), time.perf_counter()
@@ -314,7 +314,7 @@ def _time_evaluation(trainer: SFTTrainer) -> float:
             trainer.prediction_step(trainer.model_wrapped, batch, prediction_loss_only=True)
             _wait_for_device(args.device)
         per_position = (time.perf_counter() - began) / drawn.positions[middle]
-        batches = math.ceil(len(table) / (size * live.count_processes()))
+        batches = math.ceil(len(table) / (size * live.count_row_groups()))
         seconds += float(per_position * drawn.positions.mean() * batches)
     return seconds
 

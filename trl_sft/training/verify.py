@@ -85,7 +85,8 @@ class Verification(TrainerCallback):
         """Return steps, rows, tokens and loss tokens of the whole run so far; the same on every process."""
         accelerator, device = self._trainer.accelerator, self._trainer.args.device
         local = [int(self._tokens), 0 if self._loss_tokens is None else int(self._loss_tokens)]
-        tokens, loss_tokens = accelerator.reduce(torch.tensor(local, device=device), "sum").tolist()
+        sums = accelerator.reduce(torch.tensor(local, device=device), "sum") // live.read_group_sizes()["tp"]
+        tokens, loss_tokens = sums.tolist()  # each process of a tensor parallel group had the whole row
         counts = {"optimizer_steps": self._steps, "rows": self._rows, "tokens": tokens}
         for name, number in self._earlier.items():
             if name in counts:
@@ -121,7 +122,7 @@ class Verification(TrainerCallback):
     ) -> None:
         """Compare the rows of the step, and in the first step what the hooks saw. Raises RecipeError, NotAsAsked."""
         rows = self._count_rows(args)
-        expected = args.per_device_train_batch_size * args.gradient_accumulation_steps * args.world_size
+        expected = args.per_device_train_batch_size * args.gradient_accumulation_steps * live.count_row_groups()
         last_of_epoch = self._trainer.accelerator.gradient_state.end_of_dataloader  # which may hold fewer
         if not args.auto_find_batch_size and not (last_of_epoch and rows <= expected):
             key = ("train", "per_device_train_batch_size")
@@ -207,7 +208,7 @@ class Verification(TrainerCallback):
 
     def _count_rows(self, args: SFTConfig) -> int:
         """Return the rows of the step that ends now, over all processes; one row of a flattened batch is a pack."""
-        processes = live.count_processes()
+        processes = live.count_row_groups()
         size = self.measured["before_training"]["rows_per_micro_batch"] or 0
         gradients = self._trainer.accelerator.gradient_state
         partial = gradients.end_of_dataloader and gradients.remainder > 0

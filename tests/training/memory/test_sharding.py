@@ -8,22 +8,27 @@ from trl import SFTConfig
 from trl_sft import load_recipe
 from trl_sft.training.memory import sharding
 from trl_sft.training.memory.estimate import Estimate
+from trl_sft.training.memory.fake_model import Batch
 
 ELEMENTS = 8_030_261_248  # of Llama-3-8B
 GIB = 2**30
-LLAMA = LlamaConfig(hidden_size=4096, num_hidden_layers=32, vocab_size=128256)
+TOKENS = 2**20
+LLAMA = LlamaConfig(
+    hidden_size=4096, num_hidden_layers=32, vocab_size=128256, num_attention_heads=32, num_key_value_heads=8
+)
 
 
 @pytest.fixture
 def divide(here):
     """Return a function that divides a step of Llama-3-8B: float32 weights, AdamW, 4 GiB of activations."""
 
-    def call(launch, processes, *, mixed=True):
+    def call(launch, processes, *overrides, mixed=True, size=4):
         (here / "recipe.yaml").write_text(f"{RECIPE}launch: {launch}\n")
-        weights, state = 4 * ELEMENTS, 8 * ELEMENTS
+        weights, state = size * ELEMENTS, 2 * size * ELEMENTS
         whole = Estimate(weights, weights, state, 4 * GIB, 0, 2 * weights + state + 4 * GIB)
         args = SFTConfig(output_dir="out", use_cpu=True, bf16=mixed)
-        return sharding.divide(whole, load_recipe("recipe.yaml"), args, config=LLAMA, processes=processes)
+        run = load_recipe("recipe.yaml", overrides)
+        return sharding.divide(whole, run, args, config=LLAMA, batch=Batch(1, TOKENS, 1), processes=processes)
 
     return call
 
@@ -63,3 +68,49 @@ def test_offload_leaves_the_optimizer_off_the_card(divide):
     config = "{zero_optimization: {stage: 2, offload_optimizer: {device: cpu}}}"
     assert divide(f"{{engine: zero2, config: {config}}}", 8).optimizer == 0
     assert divide("{engine: fsdp, config: {offload_params: true}}", 8).minimum == 0
+
+
+def test_trained_weights_are_float32_under_fsdp_and_mixed_precision(divide):
+    """accelerate's `fsdp2_prepare_model` makes them so."""
+    own = divide("{engine: fsdp}", 8, "model.dtype=bfloat16", size=2)
+    parts = [part / ELEMENTS for part in (own.weights, own.gradients, own.optimizer)]
+    assert parts == pytest.approx([4 / 8, 4 / 8, 8 / 8], rel=1e-6)
+    plain = divide("{engine: fsdp}", 8, "model.dtype=bfloat16", "train.bf16=false", size=2, mixed=False)
+    assert plain.weights == pytest.approx(2 / 8 * ELEMENTS, rel=1e-6)
+
+
+def test_replicas_keep_copies_of_the_divided_weights(divide):
+    mapping = "train.parallelism_config={dp_replicate_size: 2, dp_shard_size: 4}"
+    assert divide("{engine: fsdp}", 8, mapping).weights == divide("{engine: fsdp}", 4).weights
+
+
+# bytes that the attention of one layer exchanges, for 2**20 tokens of 32 heads, 8 key heads of 128 numbers in 16 bits
+EXCHANGED = {
+    "{cp_size: 8}": 2 * TOKENS * 8 * 128 * 2,  # keys and values of the whole row
+    "{cp_size: 8, cp_handler: {cp_comm_strategy: alltoall}}": 4 * TOKENS // 8 * 8 * 128 * 2,
+    "{sp_size: 8}": 2 * TOKENS // 8 * (32 + 8) * 128 * 2,
+    "{sp_size: 16}": 2 * TOKENS // 16 * (32 + 16) * 128 * 2,  # keys and values are repeated for 16 processes
+}
+
+
+@pytest.mark.parametrize("mapping", EXCHANGED)
+def test_processes_that_share_a_row_exchange_what_attention_needs(divide, mapping):
+    engine = "{engine: fsdp}" if "cp_size" in mapping else "{engine: zero3}"
+    processes = 16 if "16" in mapping else 8
+    shared = divide(engine, processes, f"train.parallelism_config={mapping}")
+    assert shared.peak - divide(engine, processes).peak == EXCHANGED[mapping]
+
+
+def test_processes_that_share_a_row_compute_a_part_of_its_tokens(here):
+    (here / "recipe.yaml").write_text(RECIPE)
+    run = load_recipe("recipe.yaml", ["train.parallelism_config={cp_size: 4, dp_shard_size: 2}"])
+    batch = Batch(2, 1000, 300, padded=True)
+    assert sharding.divide_batch(batch, run, 8) == Batch(2, 250, 300, padded=False)
+    assert sharding.divide_batch(batch._replace(labelled=2000), run, 8).labelled == 500
+    assert sharding.divide_batch(batch, run, 1) == batch
+
+
+def test_tensor_parallelism_divides_the_layers_and_leaves_embedding_and_head(divide):
+    own = divide("{}", 8, "model.distributed_config={tp_size: 8}", "train.save_strategy='no'")
+    outside = 4 * 2 * 128256 * 4096
+    assert own.weights == pytest.approx(outside + (4 * ELEMENTS - outside) / 8, rel=1e-6)

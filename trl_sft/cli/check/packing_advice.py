@@ -39,6 +39,8 @@ def advise(train: Any, ledger: Mapping[str, Any], args: SFTConfig, *, attention:
     batch_size, padding = args.per_device_train_batch_size, ledger["padding"]
     unpacked, packed = padding["without_packing"], padding["with_packing"]
     keeps_apart = args.device.type in ("cpu", "mps") or "flash" in attention
+    config = args.parallelism_config
+    keeps_apart = keeps_apart and not (config is not None and config.cp_enabled)  # it drops the mask
     if packed is not None and keeps_apart and unpacked - packed > _LEAST_GAIN:
         share = (1 - unpacked) / (1 - packed)
         gain = f"train.packing: true trains the same tokens in {share:.0%} of the positions"

@@ -23,7 +23,7 @@ from trl_sft.model.load import unwrap_adapter
 from trl_sft.recipe.checked import Run
 from trl_sft.training.memory import chunked_loss, fake_model
 from trl_sft.training.memory.fake_model import Batch
-from trl_sft.training.memory.fake_tensors import LiveBytes, count_bytes, fake_tensors
+from trl_sft.training.memory.fake_tensors import LiveBytes, count_bytes, fake_tensors, offloading_to_host
 from trl_sft.training.stages import TrainingInputs
 
 _FEW_ROUNDS = 2  # rounds of the layers' pattern that the smaller of two passes runs
@@ -85,12 +85,14 @@ def estimate_step(run: Run, inputs: TrainingInputs, batch: Batch, *, device_type
     Raises:
         Exception: Whatever upstream raises for a model that it cannot build.
     """
-    head = patches.imitate_triton_head() if device_type == "cuda" else contextlib.nullcontext()
+    is_card = device_type == "cuda"
+    head = patches.imitate_triton_head() if is_card else contextlib.nullcontext()
+    host = offloading_to_host() if is_card else contextlib.nullcontext()
     is_frozen = gc.get_freeze_count() > 0  # as the command line does once it has imported the packages
     if not is_frozen:
         gc.freeze()  # the garbage collector then skips objects that exist already
     try:
-        with fake_tensors(), head:
+        with fake_tensors(), head, host:
             update = _count_update(run, inputs, batch, device_type=device_type)
             try:
                 passed = _count_pass(run, inputs, batch, device_type=device_type, update=update)

@@ -73,8 +73,10 @@ def check_memory(
     device_type = "cuda" if card_bytes else inputs.args.device.type
     batch = find_largest_batch(rows, inputs.args)
     try:
-        whole = estimate_step(run, inputs, batch, device_type=device_type)
-        estimate = sharding.divide(whole, run, inputs.args, config=inputs.model.config, processes=processes)
+        part = sharding.divide_batch(batch, run, processes)
+        whole = estimate_step(run, inputs, part, device_type=device_type)
+        config = inputs.model.config
+        estimate = sharding.divide(whole, run, inputs.args, config=config, batch=batch, processes=processes)
     except Exception as error:  # upstream's, for an unusual model; the run itself may work
         problem = f"cannot be estimated: {type(error).__name__}: {first_line(error)}"
         return MemoryReport(batch, None, [("memory", problem)])
@@ -89,7 +91,8 @@ def check_memory(
                 where, f"{problem}; {device_type} has {format_bytes(free)} free", fix, code="machine.too_little_memory"
             )
         )
-    lines = describe_estimate(estimate, free, str(batch))
+    shape = str(batch) if part == batch else f"{batch}, of which a process computes {part.tokens:,}"
+    lines = describe_estimate(estimate, free, shape)
     lines[0] = ("memory", sharding.describe(run, processes) + lines[0][1])
     if device_type == "cuda":
         lines.append(("memory", f"{_LIMITS}; GPU estimates are unverified."))
