@@ -104,8 +104,7 @@ def build_run(recipe: Recipe, faults: Sequence[Fault] = ()) -> Run:
     is_adapter = model is not None and bool(model.files) and paths.is_adapter(model.files[0])
     faults += path_keys.check(recipe, values, [source for part in _PARTS for source in sources[part]])
     implied = _apply_early_stopping(recipe, values, faults)
-    if values["train"].get(parallelism.ACCELERATE_NAME):
-        implied |= parallelism.choose_settings(values["train"])
+    implied |= parallelism.choose_settings(values["train"]) if parallelism.ACCELERATE_NAME in values["train"] else {}
     with_implied = values | {"train": early_stopping.add_settings(values["train"], implied)}
     faults += rules.check(recipe, with_implied, sources, is_adapter=is_adapter, notes=notes)
     faults += _find_missing_scheduler_arguments(recipe, values["train"])

@@ -169,8 +169,8 @@ def _copy_without_effects(args: SFTConfig, folder: str) -> SFTConfig:
     for field in dataclasses.fields(args):
         setattr(dry, field.name, copy.deepcopy(getattr(args, field.name)))
     dry.output_dir, dry.model_init_kwargs, dry.report_to, dry.push_to_hub = folder, None, [], False
-    dry.full_determinism, dry.log_level = False, "passive"
-    dry.parallelism_config = None  # its device mesh needs the processes; `recipe.parallelism` has upstream's refusals
+    # the device mesh of the parallelism needs the processes; `recipe.parallelism` has upstream's refusals
+    dry.full_determinism, dry.log_level, dry.parallelism_config = False, "passive", None
     dry.dataloader_num_workers = min(args.dataloader_num_workers, 0)  # a negative number is still refused
     dry.dataloader_persistent_workers, dry.dataloader_prefetch_factor = False, None
     return dry

@@ -406,8 +406,8 @@ def finalize(trainer: SFTTrainer) -> None:
 
 def count_rows_per_step(args: SFTConfig) -> int:
     """Return the rows, or packs, of an optimizer step over all processes."""
-    groups = live.count_row_groups() if args.world_size > 1 else 1
-    return int(args.per_device_train_batch_size * args.gradient_accumulation_steps * groups)
+    rows = args.per_device_train_batch_size * args.gradient_accumulation_steps
+    return int(rows * live.count_row_groups() if args.world_size > 1 else rows)
 
 
 def compute_learning_rate(args: SFTConfig, state: TrainerState, first_rate: float | None) -> float | None:

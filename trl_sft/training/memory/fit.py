@@ -73,10 +73,11 @@ def check_memory(
     device_type = "cuda" if card_bytes else inputs.args.device.type
     batch = find_largest_batch(rows, inputs.args)
     try:
-        part = sharding.divide_batch(batch, run, processes)
-        whole = estimate_step(run, inputs, part, device_type=device_type)
-        config = inputs.model.config
-        estimate = sharding.divide(whole, run, inputs.args, config=config, batch=batch, processes=processes)
+        part = sharding.divide_batch(batch, run, processes) if processes > 1 else batch
+        estimate = whole = estimate_step(run, inputs, part, device_type=device_type)
+        if processes > 1:
+            config = inputs.model.config
+            estimate = sharding.divide(whole, run, inputs.args, config=config, batch=batch, processes=processes)
     except Exception as error:  # upstream's, for an unusual model; the run itself may work
         problem = f"cannot be estimated: {type(error).__name__}: {first_line(error)}"
         return MemoryReport(batch, None, [("memory", problem)])
