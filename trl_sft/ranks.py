@@ -15,6 +15,7 @@ import contextlib
 import math
 import os
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
@@ -22,6 +23,7 @@ from typing import Any, TypeVar
 Value = TypeVar("Value")
 
 _VARIABLES = ("RANK", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
+_WAIT = 3.0  # seconds in which torchrun ends a process after another one has failed
 FOLDER = "TRL_SFT_RANKS"  # the environment variable with the folder in which processes write how they ended
 
 
@@ -142,6 +144,16 @@ def silence() -> None:
         stream.flush()
         os.dup2(target, stream.fileno())
     os.close(target)
+
+
+def let_first_speak() -> None:
+    """Wait a moment in another process than the first one before it prints why it fails.
+
+    The first process mostly fails likewise and says so; torchrun then ends this one. `launch` needs no wait: there the
+    output of this process goes to a file.
+    """
+    if not is_first() and get_folder() is None:
+        time.sleep(_WAIT)
 
 
 def leave() -> None:

@@ -12,6 +12,7 @@ from trl_sft.errors import LaunchError, RecipeError
 from trl_sft.launch import plan as plans
 from trl_sft.launch import ray_plan
 from trl_sft.launch.plan import HostOptions
+from trl_sft.model import device
 from trl_sft.recipe import engines
 
 
@@ -84,9 +85,26 @@ def test_what_a_host_cannot_run_is_refused_before_a_process_starts(make, text, o
 def test_streamed_rows_are_refused_with_several_processes(make, here):
     make(processes=2)
     run = load_recipe("recipe.yaml", ["data.train={path: rows.jsonl, streaming: true}"])
-    with pytest.raises(LaunchError, match="read by one process alone"):
+    with pytest.raises(LaunchError, match="streamed to one process alone, and 2 train"):
         plans.make_plan(run, HostOptions(processes=2))
     assert plans.make_plan(run, HostOptions(processes=1)).total == 1
+
+
+def test_streamed_rows_are_refused_in_a_process_that_another_launcher_started(here, monkeypatch):
+    for name, value in {
+        "WORLD_SIZE": "2",
+        "RANK": "1",
+        "LOCAL_RANK": "1",
+        "MASTER_ADDR": "a",
+        "MASTER_PORT": "1",
+    }.items():
+        monkeypatch.setenv(name, value)
+    (here / "recipe.yaml").write_text(RECIPE)
+    run = load_recipe("recipe.yaml", ["data.train={path: rows.jsonl, streaming: true}"])
+    with pytest.raises(LaunchError, match="streamed to one process alone, and 2 train"):
+        device.check_machine(run)
+    monkeypatch.setenv("WORLD_SIZE", "1")
+    device.check_machine(run)
 
 
 def test_configuration_of_an_engine_is_handed_on_as_it_is(built_launch):
@@ -209,7 +227,7 @@ def test_keys_of_ray_have_its_names_and_types(make_ray):
     text = str(error.value)
     assert "recipe.yaml:9 launch.config.init.adress" in text
     assert "Did you mean `address`?" in text
-    assert "`scaling_config.placement_strategy` is 3, and has to be text" in text
+    assert "`scaling_config.placement_strategy` is 3 (whole number), and has to be text" in text
     assert "has to be a mapping, or null" in text
 
 

@@ -19,7 +19,7 @@ from test_two_processes_of_a_run import (
 from trl_sft.run_folder import CHECKPOINT
 
 pytest.importorskip("ray", reason="pip install 'trl-sft[ray]'")
-pytestmark = pytest.mark.long
+pytestmark = [pytest.mark.long, pytest.mark.timeout(3600)]
 RAY = "launch={engine: ray}"
 STOPPED_AT_ONCE = ("run.max_hours=1e-7", "run.allow=[changed_recipe]")  # after the next step
 
@@ -74,7 +74,7 @@ def test_two_workers_train_as_two_processes_of_torchrun(folder):
 
 def test_signal_to_the_command_ends_all_workers_with_a_checkpoint_and_one_process_resumes(folder):
     process = start(folder, RAY, *ENDLESS, "train.output_dir=term")
-    wait_for_checkpoint(process, folder / "term")
+    wait_for_checkpoint(process, folder / "term", seconds=600)
     process.send_signal(signal.SIGTERM)
     began = time.monotonic()
     _, err = process.communicate(timeout=120)
@@ -83,7 +83,7 @@ def test_signal_to_the_command_ends_all_workers_with_a_checkpoint_and_one_proces
     assert "stopped by SIGTERM after step" in err
     last = max(int(path.name.removeprefix(CHECKPOINT)) for path in (folder / "term").glob(f"{CHECKPOINT}*"))
     process = start(folder, *ENDLESS, "train.output_dir=term", *STOPPED_AT_ONCE, processes=1)
-    out, err = process.communicate(timeout=300)
+    out, err = process.communicate(timeout=600)
     assert process.returncode == 75, err
     assert f"resume    from {folder / 'term' / f'{CHECKPOINT}{last}'}" in out
 
@@ -91,7 +91,7 @@ def test_signal_to_the_command_ends_all_workers_with_a_checkpoint_and_one_proces
 @pytest.mark.parametrize("victim", ["process", "worker"])
 def test_killed_worker_ends_the_others_within_a_minute_and_the_run_resumes(folder, victim):
     process = start(folder, RAY, *ENDLESS, f"train.output_dir={victim}")
-    wait_for_checkpoint(process, folder / victim)
+    wait_for_checkpoint(process, folder / victim, seconds=600)
     children = find_workers(victim)
     assert set(children) == {0, 1}
     os.kill(children[1] if victim == "process" else get_parent(children[1]), signal.SIGKILL)
@@ -105,7 +105,7 @@ def test_killed_worker_ends_the_others_within_a_minute_and_the_run_resumes(folde
     assert "Traceback" not in err
     assert not any(map(is_running, children.values()))
     process = start(folder, RAY, *ENDLESS, f"train.output_dir={victim}", *STOPPED_AT_ONCE)
-    out, err = process.communicate(timeout=300)
+    out, err = process.communicate(timeout=600)
     assert process.returncode == 75, err
     assert "resume    from" in out
 
@@ -115,7 +115,7 @@ def test_fault_of_a_worker_has_the_text_and_exit_code_of_one_process(folder):
     codes, texts = [], []
     for launch in ("launch=null", RAY):
         process = start(folder, launch, *words)
-        texts.append(process.communicate(timeout=300)[1])
+        texts.append(process.communicate(timeout=600)[1])
         codes.append(process.returncode)
     assert codes == [3, 3]
     assert [line for line in texts[1].splitlines() if line.startswith("trl_sft:")] == [
@@ -131,7 +131,7 @@ def test_cluster_that_does_not_answer_or_lacks_resources_is_reported_in_time(fol
     ):
         began = time.monotonic()
         process = start(folder, f"launch={{engine: ray, config: {config}}}", "train.use_cpu=true", "run=null")
-        _, err = process.communicate(timeout=300)
+        _, err = process.communicate(timeout=600)
         print(f"{problem}: {time.monotonic() - began:.0f} s")
         assert process.returncode == 2
         assert problem in err

@@ -95,9 +95,11 @@ def _run_command(arguments: list[str]) -> int:
             _refuse_misspelt_command(arguments)
         return train.main(arguments)
     except errors.UserError as error:
+        ranks.let_first_speak()
         console.print_faults(error.faults)
         return error.exit_code
     except errors.RunStopped as error:
+        ranks.let_first_speak()
         console.say_error(f"trl_sft: {error}")
         _add_ending(str(error), error.code)
         return error.exit_code

@@ -187,9 +187,8 @@ def _check(run: Run, plan: LaunchPlan, *, cards: int) -> None:
         problem = f"{plan.processes} processes on a host with {cards} card{'s' * (cards > 1)}"
         fix = f"Add --processes {cards}, or set `nproc_per_node: {cards}`."
         raise _impossible(run, "nproc_per_node", problem, fix=fix)
-    if plan.total > 1 and any(source.load_kwargs.get("streaming") for source in run.sources["train"]):
-        fix = "Remove `streaming` from the sources, or train with one process."
-        raise _impossible(run, "nproc_per_node", "rows that are streamed are read by one process alone", fix=fix)
+    if faults := processes.check_streaming(run, plan.total):
+        raise LaunchError(faults)
     if plan.total == 1 and plan.engine != engines.DDP:
         fix = "Add --processes with a larger number, or set `engine: ddp`."
         raise _impossible(run, "engine", f"`{plan.engine}` is for several processes, and the run has one", fix=fix)

@@ -19,12 +19,13 @@ from trl_sft.recipe.checked import Run
 from trl_sft.recipe.ray_config import RayConfig
 
 LOCAL = "local"  # the address of a cluster that is started for the run, on this host
-# Variables of this process and its workers. Ray would send statistics on its use, patch `print`, replace
-# CUDA_VISIBLE_DEVICES with a warning, and kill the processes that a worker started: they save a checkpoint first.
+# Variables of this process and its workers. Ray would send statistics on its use, patch `print`, start
+# one more actor, warn of CUDA_VISIBLE_DEVICES, and kill the processes of a worker before they save a checkpoint.
 ENVIRONMENT = {
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_TRAIN_METRICS_ENABLED": "0",
     "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",
+    "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
     "RAY_kill_child_processes_on_worker_exit": "false",

@@ -26,10 +26,8 @@ ANY_MACHINE = {"use_cpu": True, "fp16": False, "tf32": None}
 def check_machine(run: Run) -> None:
     """Refuse a machine on which the run cannot train. Raises LaunchError."""
     train = run.train
-    if ranks.count() > 1 and (missing := ranks.find_missing_variables()):
-        problem = f"WORLD_SIZE says that this is one of {ranks.count()} processes, but {', '.join(missing)} is not set"
-        fix = "Unset WORLD_SIZE, and run `python -m trl_sft launch RECIPE`."
-        raise LaunchError(Fault("WORLD_SIZE", problem, fix, code="machine.several_processes"))
+    if ranks.count() > 1:
+        _check_process(run)
     if run.launch and ranks.count() == 1:
         from trl_sft.recipe import processes
 
@@ -48,6 +46,18 @@ def check_machine(run: Run) -> None:
     if train.get("fp16") and (train.get("use_cpu") or get_device_type() == "cpu"):
         fix = "Remove fp16. On a CPU, use bf16: true together with use_cpu: true."
         raise LaunchError(Fault("train.fp16", "fp16 has no effect on a CPU", fix, code="machine.no_fp16"))
+
+
+def _check_process(run: Run) -> None:
+    """Refuse what one of several processes cannot do, which another launcher may have started. Raises LaunchError."""
+    from trl_sft.recipe import processes
+
+    if missing := ranks.find_missing_variables():
+        problem = f"WORLD_SIZE says that this is one of {ranks.count()} processes, but {', '.join(missing)} is not set"
+        fix = "Unset WORLD_SIZE, and run `python -m trl_sft launch RECIPE`."
+        raise LaunchError(Fault("WORLD_SIZE", problem, fix, code="machine.several_processes"))
+    if faults := processes.check_streaming(run, ranks.count()):
+        raise LaunchError(faults)
 
 
 def choose_machine_settings(train: dict[str, Any], quantization: dict[str, Any]) -> dict[Key, Setting]:

@@ -71,6 +71,20 @@ def check(run: Run) -> list[Fault]:
     return faults
 
 
+def check_streaming(run: Run, count: int) -> list[Fault]:
+    """Return the fault of rows that are streamed to several processes; empty if there is none.
+
+    accelerate would let the first process read them for all. Which rows a resumed run still has to read, and what the
+    last steps of a stream do, is proved for one process alone.
+    """
+    streamed = [source for source in run.sources["train"] if source.load_kwargs.get("streaming")]
+    if count == 1 or not streamed:
+        return []
+    problem = f"rows are streamed to one process alone, and {count} train"
+    fix = "Remove `streaming` from the sources, or train with one process."
+    return [run.recipe.fault((*streamed[0].key, "streaming"), problem, fix, code="launch.streaming")]
+
+
 def compute_settings(run: Run, processes: int = 1) -> dict[Key, Setting]:
     """Compute the gradient accumulation that `run.global_batch_size` needs.
 
