@@ -292,6 +292,9 @@ class HubRequest(http.server.BaseHTTPRequestHandler):
             kind = "file" if name == path else "directory"
             size = len(commit["files"][path]) if name == path else 0
             entries[name] = {"type": kind, "path": name, "size": size, "oid": hashlib.sha1(name.encode()).hexdigest()}
+            if kind == "file" and path.endswith(LARGE_ENDINGS):
+                sha256 = hashlib.sha256(commit["files"][path]).hexdigest()
+                entries[name]["lfs"] = {"oid": sha256, "size": size, "pointerSize": 134}
         return self.send_json(list(entries.values()))
 
     def resolve(self, _content, repo_id, revision, path):

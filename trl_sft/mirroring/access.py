@@ -114,6 +114,15 @@ def explain(error: BaseException, url: str, where: str) -> Fault:
     if isinstance(error, _PublicStorage):
         fix = "Make the repository private in its settings, or name another one."
         return Fault(where, str(error), fix, code="mirror.public")
+    if isinstance(error, FileNotFoundError) or any(word in text for word in _ABSENT):  # the hub's text names rights too
+        kind = {"hf": "repository", **dict.fromkeys(S3, "bucket")}.get(scheme, "place")
+        problem = f"{url}: there is no such {kind}: {reason}"
+        fix = f"Create the {kind}, or correct its name."
+        if scheme == "hf":
+            fix = (
+                "Create the repository, correct its name, or run `hf auth login`: a private one looks absent to others."
+            )
+        return Fault(where, problem, fix, code="mirror.absent")
     if isinstance(error, PermissionError) or any(word in text for word in _REFUSED):
         fix = {
             "hf": "Run `hf auth login`, or set HF_TOKEN to a token that may write there.",
@@ -125,9 +134,5 @@ def explain(error: BaseException, url: str, where: str) -> Fault:
     if any(word in text for word in _UNREACHED):
         fix = "Check the network and the address, then run the same command again; or remove `run.mirror`."
         return Fault(where, f"{url} cannot be reached: {reason}", fix, code="mirror.unreached")
-    if isinstance(error, FileNotFoundError) or any(word in text for word in _ABSENT):
-        kind = {"hf": "repository", **dict.fromkeys(S3, "bucket")}.get(scheme, "place")
-        problem = f"{url}: there is no such {kind}: {reason}"
-        return Fault(where, problem, f"Create the {kind}, or correct its name.", code="mirror.absent")
     fix = "Name a place in which files can be written: s3://BUCKET/PATH, hf://OWNER/NAME/PATH or file:///PATH."
     return Fault(where, f"{url} cannot be written to: {reason}", fix, code="mirror.refused")
