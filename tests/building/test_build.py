@@ -228,6 +228,28 @@ def test_every_planted_fault_is_caught_by_its_gate_and_no_clean_row_is_lost(buil
     )
 
 
+def test_row_with_a_faulty_or_cut_request_ends_before_its_answer_is_paid_for(build):
+    def respond(request):
+        if name_step(request) != "question":
+            return write(request)
+        kind = len(server.requests) % 3
+        if kind == 0:
+            return "Question: " + write(request)
+        return "I'm ready to help. What do you need?" if kind == 1 else Reply(write(request), finish="length")
+
+    with ScriptedServer(respond) as server:
+        content = build(server, "augmentation=null", "templates.families=[basic]", "plan.attempts=1")
+        steps = [name_step(request) for request in server.requests]
+    gate = next(gate for gate in content["gates"] if gate["gate"] == "request")
+    assert gate["checked"] == 12
+    assert gate["rejected"] == 12 - steps.count("answer")
+    assert 0 < steps.count("answer") < 12
+    reasons = {reject["reason"].partition(":")[0] for reject in read("set/rejects.jsonl")}
+    assert "the request is written as by the assistant" in reasons
+    assert "the generator reached its limit of tokens before the row was whole" in reasons
+    assert not any(row["messages"][0]["content"].startswith("Question") for row in read("set/train.jsonl"))
+
+
 def test_repeated_rows_and_similar_requests_are_rejected_but_for_the_first(build):
     def respond(request):
         chance = make_chance(request)

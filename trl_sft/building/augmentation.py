@@ -13,7 +13,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-from trl_sft.building import generation, kept_facts, plan, set_gates, spec_keys, templates
+from trl_sft.building import generation, kept_facts, plan, set_gates, spec_keys, templates, written_requests
 from trl_sft.building.candidates import CandidateRow, Rejection
 from trl_sft.building.generation import Caller
 from trl_sft.building.screening import Screening
@@ -170,7 +170,9 @@ def _write_instructions(drafts: Sequence[ChildDraft], spec: Spec, caller: Caller
 def _write_answers(drafts: Sequence[ChildDraft], spec: Spec, caller: Caller) -> list[ChildDraft]:
     """Return drafts with their answers."""
     requests = [
-        build_requests(draft.planned, spec, instruction=draft.instruction) if draft.instruction.strip() else []
+        build_requests(draft.planned, spec, instruction=draft.instruction)
+        if draft.instruction.strip() and not draft.problem
+        else []
         for draft in drafts
     ]
     answers = iter(caller.call([request for part in requests for request in part], label="children"))
@@ -191,8 +193,21 @@ def _add_text(draft: ChildDraft, answer: ModelAnswer | None, part: str) -> Child
         return draft._replace(problem="no answer came")
     if answer.refusal:
         return draft._replace(problem=f"the generator refused: {answer.refusal}")
-    text: dict[str, Any] = {part: generation.clean_text(answer.text)}
-    return draft._replace(was_cut=draft.was_cut or generation.is_cut(answer), **text)
+    text, was_cut = generation.clean_text(answer.text), draft.was_cut or generation.is_cut(answer)
+    problem = ""
+    if part == "instruction":
+        text = written_requests.clean_request(text)
+        cut = "the generator reached its limit of tokens in the instruction"
+        problem = cut if was_cut else _find_request_problem(text, draft.planned)
+    fields: dict[str, Any] = {part: text, "was_cut": was_cut, "problem": problem}
+    return draft._replace(**fields)
+
+
+def _find_request_problem(text: str, child: PlannedChild) -> str:
+    """Return why the instruction of a child is not worth an answer; "" = nothing is known against it."""
+    language = child.parent.language
+    family = str(child.parent.provenance.get("template", "")).partition("/")[0]
+    return written_requests.find_problem(text, prompt=child.template.write, family=family, language=language)
 
 
 def _build_child(draft: ChildDraft, spec: Spec) -> CandidateRow:

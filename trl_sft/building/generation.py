@@ -12,8 +12,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, Protocol
 
-from trl_sft.building import plan, spec_keys, templates
-from trl_sft.building.candidates import CandidateRow
+from trl_sft.building import plan, spec_keys, templates, written_requests
+from trl_sft.building.candidates import CandidateRow, Rejection
 from trl_sft.building.plan import Slot
 from trl_sft.building.spec import Spec
 from trl_sft.building.templates import LanguageTexts, TemplateTurn
@@ -21,6 +21,7 @@ from trl_sft.evaluation import thoughts
 from trl_sft.evaluation.call_log import ModelAnswer
 from trl_sft.evaluation.model_calls import CallCounts, ModelRequest
 
+GENERATION = "generation"  # the gate of rows that are not whole
 _BLOCK = 8  # slots of a block for each call that is under way at once
 _QUOTES = (('"', '"'), ("“", "”"), ("「", "」"), ("『", "』"))
 _ROLES = {"en": {"user": "Person", "assistant": "Assistant"}, "zh": {"user": "用户", "assistant": "助手"}}
@@ -47,7 +48,7 @@ class WrittenRow(NamedTuple):
 
     slot: Slot
     row: CandidateRow  # with the turns so far
-    problem: str  # why it is not whole: no answer came, the generator refused; "" = it is whole
+    rejection: Rejection | None  # why it is not whole: no answer came, the generator refused; None = it is whole
 
 
 @dataclass
@@ -58,8 +59,12 @@ class _Draft:
     attempt: int
     messages: list[dict[str, str]] = field(default_factory=list)
     was_cut: bool = False
-    problem: str = ""
+    rejection: Rejection | None = None
     is_open: bool = True
+
+    def end(self, reason: str, gate: str = GENERATION) -> None:
+        """End the row: no turn follows."""
+        self.rejection, self.is_open = Rejection(gate, reason), False
 
 
 def write_rows(
@@ -87,8 +92,8 @@ def write_rows(
             answers = iter(caller.call(calls, label="rows") if calls else [])
             for draft, request in zip(open_drafts, requests, strict=True):
                 _add_turn(draft, None if request is None else next(answers), spec, is_call=request is not None)
-        written = [WrittenRow(draft.slot, _build_row(draft, spec), draft.problem) for draft in drafts]
-        yield [row for row in written if not (row.problem and caller.stop)]
+        written = [WrittenRow(draft.slot, _build_row(draft, spec), draft.rejection) for draft in drafts]
+        yield [row for row in written if not (row.rejection and row.rejection.gate == GENERATION and caller.stop)]
         if caller.stop:
             return
 
@@ -165,19 +170,34 @@ def _add_turn(draft: _Draft, answer: ModelAnswer | None, spec: Spec, *, is_call:
         values = list_values(draft.slot, spec, templates.NO_TEXTS, messages=draft.messages)
         text = templates.fill(turn.text, values)
     elif answer is None:
-        draft.problem, draft.is_open = "no answer came", False
+        draft.end("no answer came")
         return
     elif answer.refusal:
-        draft.problem, draft.is_open = f"the generator refused: {answer.refusal}", False
+        draft.end(f"the generator refused: {answer.refusal}")
         return
     else:
         text = clean_text(answer.text)
         draft.was_cut = draft.was_cut or is_cut(answer)
+    is_request = turn.role == "user" and is_call
+    if is_request:
+        text = written_requests.clean_request(text)
     draft.messages.append({"role": turn.role, "content": text})
-    if turn.role == "user" and not text.strip():
-        draft.problem, draft.is_open = "the generator wrote an empty request", False
-        return
     draft.is_open = len(draft.messages) < len(draft.slot.template.turns)
+    if turn.role == "user" and not text.strip():
+        draft.end("the generator wrote an empty request")
+    elif is_request:
+        _check_request(draft, text, turn, spec)
+
+
+def _check_request(draft: _Draft, text: str, turn: TemplateTurn, spec: Spec) -> None:
+    """End a draft whose request is not worth the calls for its answer."""
+    if draft.was_cut:
+        draft.end("the generator reached its limit of tokens before the row was whole", written_requests.GATE)
+        return
+    family = draft.slot.template.family
+    problem = written_requests.find_problem(text, prompt=turn.write, family=family, language=spec.language)
+    if problem:
+        draft.end(problem, written_requests.GATE)
 
 
 def _build_row(draft: _Draft, spec: Spec) -> CandidateRow:

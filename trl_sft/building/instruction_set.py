@@ -11,11 +11,11 @@ from typing import NamedTuple
 
 from trl_sft.building import augmentation, balance, generation, plan, spec_keys, splitting, templates
 from trl_sft.building.balance import BalanceResult, CellTable
-from trl_sft.building.candidates import CandidateRow, Rejection
+from trl_sft.building.candidates import CandidateRow
 from trl_sft.building.gates.gate import Gate
 from trl_sft.building.generation import Caller
 from trl_sft.building.plan import Slot
-from trl_sft.building.screening import GENERATION, Screening
+from trl_sft.building.screening import Screening
 from trl_sft.building.spec import Spec
 from trl_sft.building.splitting import EVAL, TRAIN
 
@@ -78,11 +78,7 @@ def _write_accepted(
         missing = [slot for slot in slots if slot.number not in accepted]
         for block in generation.write_rows(missing, spec, generator, attempt=attempt, texts=screening.texts):
             written += len(block)
-            for result in block:
-                if result.problem:
-                    screening.reject(result.row, Rejection(GENERATION, result.problem))
-            whole = [result.row for result in block if not result.problem]
-            accepted |= {int(row.id): row for row in screening.screen(whole)}
+            accepted |= {int(row.id): row for row in screening.screen(screening.take_whole(block))}
             if screening.judge is not None and screening.judge.stop:
                 break
         if generator.stop or (screening.judge is not None and screening.judge.stop):

@@ -11,14 +11,14 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
-from trl_sft.building import rubric_judge, spec_keys
+from trl_sft.building import rubric_judge, spec_keys, written_requests
 from trl_sft.building.candidates import CandidateRow, Rejection
 from trl_sft.building.gates.gate import Gate
-from trl_sft.building.generation import Caller
+from trl_sft.building.generation import GENERATION, Caller, WrittenRow
 from trl_sft.building.spec import Spec
 from trl_sft.building.templates import LanguageTexts
 
-GENERATION, JUDGE = "generation", "judge"
+JUDGE = "judge"
 
 
 class RejectedRow(NamedTuple):
@@ -62,6 +62,18 @@ class Screening:
         count = self.counts.setdefault(rejection.gate, GateCount())
         count.rejected += 1
         self.rejected.append(RejectedRow(row, rejection))
+
+    def take_whole(self, written: Sequence[WrittenRow]) -> list[CandidateRow]:
+        """Return the rows that are whole; the others are rejected, and both are counted."""
+        for gate in (GENERATION, written_requests.GATE):
+            count = self.counts.setdefault(gate, GateCount())
+            count.checked += len(written)
+            written_before = written
+            written = [row for row in written if row.rejection is None or row.rejection.gate != gate]
+            for row in written_before:
+                if row.rejection is not None and row.rejection.gate == gate:
+                    self.reject(row.row, row.rejection)
+        return [row.row for row in written]
 
     def screen(self, rows: Sequence[CandidateRow], *, without: Collection[str] = ()) -> list[CandidateRow]:
         """Return the rows that pass all gates, in their order; `without`: names of gates that are left out."""

@@ -26,7 +26,7 @@ from trl_sft.suggestions import LOOSE, nearest_name
 
 FOLDER = Path(__file__).with_name("template_files")
 _AUGMENTATIONS = "augmentations.yaml"
-_PLACEHOLDER = re.compile(r"\{(\w+)\}")
+PLACEHOLDER = re.compile(r"\{(\w+)\}")
 NEEDS = ("topic", "seed")
 _ROW_NAMES = ("topic", "requirements", "variation", "conversation", "seed_instruction", "language")
 _CHILD_NAMES = ("instruction", "answer", "requirements")
@@ -109,7 +109,7 @@ NO_TEXTS = LanguageTexts({}, "", "")  # of a turn that needs no requirements
 
 def fill(text: str, values: Mapping[str, object]) -> str:
     """Return a text with its placeholders replaced; a name that has no value stays as it is."""
-    return _PLACEHOLDER.sub(lambda match: str(values[match[1]]) if match[1] in values else match[0], text)
+    return PLACEHOLDER.sub(lambda match: str(values[match[1]]) if match[1] in values else match[0], text)
 
 
 def read_templates(
@@ -221,7 +221,7 @@ def _check_turn(recipe: Recipe, key: Key, turn: TemplateTurn, *, names: Collecti
             recipe.fault(key, "an assistant turn is always written by the generator", fix, code="build.template_turns")
         )
     for part in ("write", "text", "system"):
-        for match in _PLACEHOLDER.finditer(getattr(turn, part)):
+        for match in PLACEHOLDER.finditer(getattr(turn, part)):
             if match[1] in names:
                 continue
             similar = nearest_name(match[1], names, cutoff=LOOSE)
