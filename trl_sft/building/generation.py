@@ -186,10 +186,10 @@ def _add_turn(draft: _Draft, answer: ModelAnswer | None, spec: Spec, *, is_call:
     if turn.role == "user" and not text.strip():
         draft.end("the generator wrote an empty request")
     elif is_request:
-        _check_request(draft, text, turn, spec)
+        _check_request(draft, text, turn=turn, spec=spec)
 
 
-def _check_request(draft: _Draft, text: str, turn: TemplateTurn, spec: Spec) -> None:
+def _check_request(draft: _Draft, text: str, *, turn: TemplateTurn, spec: Spec) -> None:
     """End a draft whose request is not worth the calls for its answer."""
     if draft.was_cut:
         draft.end("the generator reached its limit of tokens before the row was whole", written_requests.GATE)
