@@ -146,6 +146,54 @@ def test_faults_of_the_arguments_are_named(here, audit):
         assert expected in err
 
 
+def test_no_output_replaces_what_is_read_or_another_output(here, audit):
+    (here / "folder").mkdir()
+    for name in ("rows.jsonl", "test.jsonl", "clean.rejected.jsonl", "folder/train.jsonl"):
+        jsonl(here / name, [make_row(1)])
+    (here / "recipe.yaml").write_text(
+        "model: {name_or_path: trl_sft:tiny}\ndata: {train: rows.jsonl, eval: test.jsonl}\n"
+    )
+    for words, expected in {
+        ("rows.jsonl", "--against", "test.jsonl", "--fix", "test.jsonl"): "test.jsonl holds the rows that are read",
+        ("clean.rejected.jsonl", "--fix", "clean.jsonl"): "clean.rejected.jsonl holds the rows that are read",
+        ("recipe.yaml", "--fix", "rows.jsonl"): "rows.jsonl holds the rows that are read",
+        ("recipe.yaml", "-o", "test.jsonl"): "test.jsonl holds the rows that are read",
+        ("folder", "--fix", "folder/clean.jsonl"): "would stand in folder, whose rows are read",
+        ("rows.jsonl", "--fix", "x.jsonl", "-o", "x.jsonl"): "x.jsonl is written by two options",
+    }.items():
+        code, _, err = audit(*words)
+        assert (code, expected in err) == (2, True), (words, err)
+    assert json.loads((here / "test.jsonl").read_text()) == make_row(1)
+
+
+def test_set_without_a_clean_row_is_no_set_to_train(here, audit):
+    jsonl(here / "rows.jsonl", [{"instruction": "Name a colour.", "output": ""}])
+    code, out, _ = audit("rows.jsonl", "--fix", "clean.jsonl")
+    assert code == 0
+    assert "0 of 1 row has no fault (0.0%); 1 has one" in out
+    assert out.endswith("Next: read the reasons; no row is left to train.\n")
+
+
+def test_wording_that_many_rows_share_with_an_evaluation_prompt_is_no_leak(here, audit):
+    wording = (
+        "Classify the sentiment of the following review as positive or negative. Write one word and no more. Review: "
+    )
+    reviews = [f"the {one} was {two} for all of us" for one in WORDS for two in ("cold", "warm")]
+    rows = [{"instruction": wording + review, "output": "positive"} for review in reviews]
+    jsonl(
+        here / "rows.jsonl",
+        [*rows, {"instruction": wording + "We waited an hour, and the soup was salty.", "output": "no"}],
+    )
+    jsonl(
+        here / "test.jsonl", [{"question": wording + "We waited an hour and the soup was salty.", "answer": "negative"}]
+    )
+    code, out, _ = audit("rows.jsonl", "--against", "test.jsonl", "--json")
+    assert code == 0
+    assert {gate["gate"]: gate["rows"] for gate in json.loads(out)["gates"] if gate["rows"] and gate["removes"]} == {
+        "leakage": 1
+    }
+
+
 def test_uneven_sets_are_named_with_what_to_do(here, audit):
     rows = [make_row(number) | {"task": "walk" if number < 90 else "talk"} for number in range(100)]
     chinese = "请描述从{}号码头到灯塔的路线，并写出沿途的景色。"

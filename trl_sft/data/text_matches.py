@@ -29,6 +29,12 @@ LEAST_JACCARD = 0.6
 _LEAST_ORDER = 0.7  # share of the words of two near texts that stand in the same order
 _FREQUENT_SHARE = 0.3  # of a text's words, its most frequent ones, that find no candidates; below LEAST_JACCARD
 _WORDING_SHARE, _LEAST_WORDING = 0.25, 5  # of the texts that have a run: it is part of their wording
+# `one` is a pronoun too
+NUMBER_WORDS = frozenset(
+    "two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen seventeen eighteen"
+    " nineteen twenty thirty forty fifty sixty seventy eighty ninety hundred thousand million half third quarter twice"
+    " thrice double triple dozen".split()
+)
 _IDEOGRAPHS = "\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff\U00020000-\U0003134f"
 _WORD = re.compile(rf"[{_IDEOGRAPHS}]|[^\W_{_IDEOGRAPHS}]+")
 
@@ -153,7 +159,7 @@ def _compare(content: _Content, reference: _Content, shared_runs: int) -> tuple[
     is_overlap = coverage >= LEAST_COVERAGE
     if is_overlap or (jaccard >= LEAST_JACCARD and _compute_order(content, reference) >= _LEAST_ORDER):
         others = content.word_set ^ reference.word_set
-        if others and all(word.isnumeric() for word in others):
+        if others and all(word.isnumeric() or word in NUMBER_WORDS for word in others):
             return NUMBERS, jaccard
         return (OVERLAP, coverage) if is_overlap else (NEAR, jaccard)
     return (PHRASE, coverage) if coverage else ("", 0.0)

@@ -31,6 +31,7 @@ from trl_sft.building.gates.personal_data import PersonalDataGate
 from trl_sft.building.gates.row_text import join_texts, split_row
 from trl_sft.row_progress import RowProgress
 
+_SAMPLE = 500  # rows, by which a common wording is known
 TokenCounter = Callable[[Sequence[str]], list[int]]
 
 
@@ -122,8 +123,14 @@ def _make_gates(source: AuditSource, options: AuditOptions) -> list[Gate]:
     gates: list[Gate] = [FormGate(), EmptinessGate(), CompletenessGate(), ArtefactGate()]
     gates += [LanguageGate(options.language), PersonalDataGate()]
     if options.evaluation_prompts:
-        gates.append(LeakageGate(options.evaluation_prompts))
+        gates.append(LeakageGate(options.evaluation_prompts, _sample_instructions(source)))
     return [*gates, DuplicateGate(AuditStore(source))]
+
+
+def _sample_instructions(source: AuditSource) -> list[str]:
+    """Return the instructions of rows at equal distances."""
+    numbers = range(0, len(source), max(1, len(source) // _SAMPLE))
+    return [source.read_row(number).instruction for number in numbers if number not in source.unreadable]
 
 
 def _judge_row(

@@ -1,12 +1,13 @@
 """The gate `leakage`: rows that hold a prompt of an evaluation set.
 
 In: the prompts of evaluation sets, and rows. Out: which prompt a row holds, and how: exact, runs of eight words, or
-near (`data.text_matches`). Not here: reading the evaluation sets.
+near (`data.text_matches`). A row with other numbers is another exercise, and no leak. Not here: reading the evaluation
+sets.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from trl_sft.building.candidates import CandidateRow, Rejection
 from trl_sft.building.gates.row_text import quote
@@ -19,10 +20,16 @@ class LeakageGate:
 
     name = "leakage"
 
-    def __init__(self, prompts: Sequence[str]) -> None:
-        """Index the prompts of evaluation sets."""
+    def __init__(self, prompts: Sequence[str], sample: Iterable[str] = ()) -> None:
+        """Index the prompts of evaluation sets.
+
+        Args:
+            prompts: of evaluation sets.
+            sample: instructions of some rows; what many of them have in common is a wording, and no leak.
+
+        """
         self._prompts = list(prompts)
-        self._index = ReferenceIndex(self._prompts)
+        self._index = ReferenceIndex(self._prompts, sample)
 
     def check(self, row: CandidateRow) -> Rejection | None:
         """Compare every turn of the user with the prompts."""

@@ -21,10 +21,7 @@ _SHORT_ANSWER = 20  # words; the request alone says what such a row teaches
 _ADDED_PART = 0.1  # of the content words of a request, from which added ones make it another one
 _NUMBER = re.compile(r"\d+")
 _NUMBER_WORD = re.compile(
-    r"\b(?:two|three|four|five|six|seven|eight|nine|ten|eleven|twelve|thirteen|fourteen|fifteen|sixteen|seventeen"
-    r"|eighteen|nineteen|twenty|thirty|forty|fifty|sixty|seventy|eighty|ninety|hundred|thousand|million|half|third"
-    r"|quarter|twice|thrice|double|triple|dozen)\b|[二三四五六七八九十百千万亿两半]",
-    re.IGNORECASE,
+    rf"\b(?:{'|'.join(sorted(text_matches.NUMBER_WORDS))})\b|[二三四五六七八九十百千万亿两半]", re.I
 )
 # a sign before a number, a variable or a formula; a hyphen in a word and the sign of a list are none
 _SIGN = re.compile(r"(?<=[\w)\]}$])\s*([-+*/×÷^<>=≤≥≠%&|])(?=\s*(?:\d|[A-Za-z](?![A-Za-z])|[({\[$\\]))")

@@ -80,9 +80,6 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     for name, path in (("--output", options.output), ("--fix", options.fix)):
         if path is not None:
             user_paths.check(name, path, user_paths.FILE, is_output=True)
-            if path.exists() and Path(options.data).exists() and path.samefile(options.data):
-                problem, fix = f"{path} holds the rows that are read", "Name another file."
-                raise errors.RecipeError(errors.Fault(name, problem, fix, code="run.bad_option"))
     options.is_recipe = Path(options.data).suffix.lower() in _RECIPE_SUFFIXES
     options.model = options.model or ("" if options.is_recipe else None)
     options.stand_in = _MODEL

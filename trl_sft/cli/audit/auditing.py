@@ -19,6 +19,7 @@ from trl_sft.cli import arguments
 from trl_sft.cli.audit import screen
 from trl_sft.cli.init import source_draft
 from trl_sft.data.formats import TokenizerFeatures
+from trl_sft.errors import Fault, RecipeError
 from trl_sft.recipe.checked import Run, Source
 from trl_sft.tokenization import chat_template
 
@@ -32,6 +33,7 @@ _PAGE_CHARACTERS = 4000  # of a turn on the page
 def run(options: argparse.Namespace) -> dict[str, Any]:
     """Audit the rows that the arguments name; return what `--json` answers. Raises UserError."""
     run, sources, references = _find_sources(options)
+    _refuse_inputs(options, [source for part in run.sources.values() for source in part])
     source = AuditSource(run, sources, _ALL_FEATURES)
     count_tokens = _make_counter(run) if options.is_recipe or options.model else None
     max_tokens = options.max_tokens
@@ -60,6 +62,38 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
         content |= {"fixed": str(options.fix), "rejected": str(rejected)}
     console.say(f"Next: {screen.choose_next(content, options)}")
     return content | {"output": options.output}
+
+
+def _refuse_inputs(options: argparse.Namespace, sources: Sequence[Source]) -> None:
+    """Refuse outputs that would replace what is read, stand in a folder that is read, or replace each other.
+
+    Raises:
+        RecipeError: with the option.
+
+    """
+    inputs = [
+        Path(options.data),
+        *map(Path, options.against),
+        *(file for one in sources for file in one.location.files),
+    ]
+    read = {path.resolve() for path in inputs if path.exists()}
+    outputs = [("--output", options.output), ("--fix", options.fix)]
+    outputs += [("--fix", cleaned_set.name_rejected(options.fix))] if options.fix else []
+    written: set[Path] = set()
+    for name, path in outputs:
+        if path is None:
+            continue
+        place = path.resolve()
+        problem = ""
+        if place in read:
+            problem = f"{path} holds the rows that are read"
+        elif folder := next((folder for folder in read if folder.is_dir() and folder in place.parents), None):
+            problem = f"{path} would stand in {folder.name}, whose rows are read"
+        elif place in written:
+            problem = f"{path} is written by two options"
+        if problem:
+            raise RecipeError(Fault(name, problem, "Name another file.", code="run.bad_option"))
+        written.add(place)
 
 
 def describe(source: AuditSource, result: SetAudit, name: str) -> dict[str, Any]:

@@ -34,13 +34,16 @@ def print_audit(content: Mapping[str, Any], notes: Sequence[str]) -> None:
     console.say()
     share = f"{content['clean'] / rows:.1%}"
     faulty = f"{content['removed']:,} {'has' if content['removed'] == 1 else 'have'} one"
-    console.say(f"{content['clean']:,} of {console.format_rows(rows)} have no fault ({share}); {faulty}")
+    verb = "has" if rows == 1 else "have"
+    console.say(f"{content['clean']:,} of {console.format_rows(rows)} {verb} no fault ({share}); {faulty}")
     for finding in content["set_findings"]:
         console.say(f"{finding['finding']}. {finding['fix']}")
 
 
 def choose_next(content: Mapping[str, Any], options: argparse.Namespace) -> str:
     """Return the next step, in the imperative."""
+    if not content["clean"]:
+        return "read the reasons; no row is left to train."
     if options.fix:
         return f"set `path: {options.fix}` in the recipe."
     if content["removed"] and not options.output:
