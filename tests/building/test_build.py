@@ -166,6 +166,10 @@ def test_errors_of_the_server_are_repeated_and_a_dead_server_ends_the_build(buil
     with ScriptedServer(lambda _: Reply(status=503)) as server:
         few = build(server, "output.folder=few", "plan.rows=2")
         assert [fault["code"] for fault in few["faults"]] == ["evaluation.endpoint_failed"]
+        earlier = hash_files("set")
+        again = build(server, "plan.rows=2", "plan.seed=99", "augmentation=null")
+        assert [fault["code"] for fault in again["faults"]] == ["evaluation.endpoint_failed"]
+        assert hash_files("set") == earlier
         server.requests.clear()
         content = build(server, "output.folder=dead", "plan.rows=30")
         assert content["exit_code"] == 2

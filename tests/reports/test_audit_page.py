@@ -5,11 +5,13 @@ from browser import NEEDS_CHROMIUM
 
 from trl_sft.reports import audit_page
 
+ARABIC = "لماذا السماء حمراء في المساء؟"
 HOSTILE = "<script>document.title='run'</script><img src=x onerror=\"document.title='run'\"> </script>"
 
 
 def make_content():
     turns = [{"role": "user", "content": HOSTILE}, {"role": "assistant", "content": "An answer.\n\nIts end."}]
+    turns.append({"role": "user", "content": ARABIC})
     findings = [
         {"gate": gate, "row": f"rows.jsonl row {number} {HOSTILE}", "reason": f"{gate}: {HOSTILE}", "turns": turns}
         for gate, count in (("empty", 3), ("duplicate", 150), ("novelty", 2))
@@ -56,9 +58,14 @@ def test_page_filters_by_gate_and_opens_rows_on_a_click(tmp_path):
         assert (page.evaluate(shown), page.evaluate(number)) == ("2 of 2 findings are shown", 2)
         assert page.evaluate("document.querySelectorAll('#list .text').length") == 0
         page.click("#list details summary")
-        page.wait_for("document.querySelectorAll('#list details[open] .text').length === 2")
+        page.wait_for("document.querySelectorAll('#list details[open] .text').length === 3")
         texts = page.evaluate("[...document.querySelectorAll('#list .text')].map((text) => text.textContent)")
-        assert texts == [HOSTILE, "An answer.\n\nIts end."]
+        assert texts == [HOSTILE, "An answer.\n\nIts end.", ARABIC]
+        direction = "getComputedStyle([...document.querySelectorAll('#list .text')].at(-1)).direction"
+        assert page.evaluate(direction) == "rtl"
+        page.evaluate("document.querySelectorAll('#list details summary')[1].focus()")
+        page.press(" ")
+        page.wait_for("document.querySelectorAll('#list details[open]').length === 2")
         page.click("#chinese")
         assert page.evaluate(shown) == "已显示 2 / 2 条"
         assert page.evaluate("document.documentElement.lang") == "zh"

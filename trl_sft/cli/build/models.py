@@ -71,9 +71,11 @@ def _run(spec: Spec, log: CallLog) -> int:
     facts["calls"] = {"all": budget.spent_calls, "money": round(budget.spent_money, 6), "in_file": len(log.answers)}
     if student is not None:
         facts["student_has_template"] = bool(student.chat_template)
+    problems = [*generator.problems, *(judge.problems if judge is not None else [])]
+    if problems and not any(built.parts.values()):
+        _refuse_empty_set(spec, problems)
     content = output.write_set(spec, built, facts, with_scores=judge is not None)
     screen.print_set(spec, content)
-    problems = [*generator.problems, *(judge.problems if judge is not None else [])]
     if fault := _find_failure(spec, content, problems):
         raise errors.LaunchError(fault)
     return errors.EXIT_DONE
@@ -90,11 +92,7 @@ def _find_failure(spec: Spec, content: Mapping[str, Any], problems: Sequence[tup
     """
     has_rows = bool(content["files"])
     if content["stop"] == ERRORS or (problems and not has_rows):
-        name, problem = problems[-1] if problems else ("a call", "no answer")
-        fix = "Start the server or correct the address, and run the same command again: it continues."
-        text = f"{len(problems):,} calls brought no answer; the last one, {name}: {problem}"
-        where = str(spec.get(spec_keys.GENERATOR, "endpoint"))
-        return errors.Fault(where, text, fix, code="evaluation.endpoint_failed")
+        return _describe_failed_calls(spec, problems)
     if has_rows or content["partial"]:
         return None
     gate = max(content["gates"], key=lambda count: count["rejected"], default={"gate": "none", "rejected": 0})
@@ -102,6 +100,23 @@ def _find_failure(spec: Spec, content: Mapping[str, Any], problems: Sequence[tup
     fix = "Read the reasons in rejects.jsonl; then name another model, or change `generator:` or `gates:`."
     where = run_folder.shorten_path(spec.folder / output.REJECTS)
     return errors.Fault(where, text, fix, code="build.no_rows")
+
+
+def _refuse_empty_set(spec: Spec, problems: Sequence[tuple[str, str]]) -> None:
+    """Keep the rows of an earlier build where calls failed and no row came. Raises LaunchError."""
+    if run_folder.read_json(spec.folder / output.BUILD).get("files"):
+        fault = _describe_failed_calls(spec, problems)
+        problem = f"{fault.problem}. The rows of the earlier build stay in {run_folder.shorten_path(spec.folder)}"
+        raise errors.LaunchError(fault._replace(problem=problem))
+
+
+def _describe_failed_calls(spec: Spec, problems: Sequence[tuple[str, str]]) -> errors.Fault:
+    """Return the fault of calls that brought no answer."""
+    name, problem = problems[-1] if problems else ("a call", "no answer")
+    fix = "Start the server or correct the address, and run the same command again: it continues."
+    text = f"{len(problems):,} calls brought no answer; the last one, {name}: {problem}"
+    where = str(spec.get(spec_keys.GENERATOR, "endpoint"))
+    return errors.Fault(where, text, fix, code="evaluation.endpoint_failed")
 
 
 def read_limits(spec: Spec, section: str) -> CallLimits:

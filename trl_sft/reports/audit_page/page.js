@@ -23,7 +23,7 @@
     if (details.childElementCount > 1) return;
     finding.turns.forEach((turn) => {
       add(details, "div", "role", turn.role);
-      add(details, "div", "text", turn.content);
+      add(details, "div", "text", turn.content).dir = "auto"; // Arabic and Hebrew run from right to left
     });
     if (!finding.turns.length) add(details, "div", "text", write("no_turns"));
   }
