@@ -27,6 +27,7 @@ SAMPLES, EVAL = "samples.jsonl", "eval.json"
 ANSWERS, EVALUATION, SUITE = "answers.jsonl", "evaluation.jsonl", "suite.jsonl"  # of the command evaluate
 JUDGING, VERDICTS = "judging.jsonl", "verdicts.jsonl"  # of the command judge
 BISECT = "bisect.jsonl"  # of the command bisect
+SUSPECTS, SUSPECT_RERUNS = "suspects.jsonl", "suspect_reruns.jsonl"  # of the command suspects
 TASK_ANSWERS, TASK_SAMPLES = "task_answers.jsonl", "task_samples.jsonl"  # of `evaluate --tasks`
 LEDGER, REJECTS = "ledger.json", "rejects.jsonl"
 ROWS, REPORT = "rows.jsonl", "report.html"
@@ -55,6 +56,8 @@ OWN_FILES = (
     ANSWERS,
     EVALUATION,
     BISECT,
+    SUSPECTS,
+    SUSPECT_RERUNS,
     SUITE,
     JUDGING,
     VERDICTS,

@@ -75,6 +75,7 @@ def test_a_command_line_is_accepted_by_the_parser_of_its_command(place, words, p
         "export",
         "evaluate",
         "bisect",
+        "suspects",
         "serve",
     )
     if words[0] not in others:

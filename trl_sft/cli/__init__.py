@@ -41,6 +41,7 @@ from trl_sft.cli import (
     runs,
     schema,
     serve,
+    suspects,
     train,
     votes,
 )
@@ -244,6 +245,7 @@ _COMMAND_WORDS = {
     **dict.fromkeys(["eval", "score", "benchmark", "assess"], "evaluate"),
     **dict.fromkeys(["synthesize", "synthesise", "datagen", "make-data", "build-data"], "build"),
     **dict.fromkeys(["torchrun", "distributed", "multi-gpu", "accelerate", "deepspeed"], "launch"),
+    **dict.fromkeys(["hurt", "influence", "attribute", "mislabelled", "mislabeled", "which-rows-hurt"], "suspects"),
     **dict.fromkeys(["clean", "dedup", "deduplicate", "quality", "curate", "decontaminate"], "audit"),
     "help": "--help",
     "version": "--version",
@@ -269,5 +271,6 @@ COMMANDS: dict[str, Callable[[list[str]], int]] = {
     "runs": runs.main,
     "schema": schema.main,
     "serve": serve.main,
+    "suspects": suspects.main,
     "votes": votes.main,
 }

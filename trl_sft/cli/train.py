@@ -23,6 +23,7 @@ commands (a first word that is not a command is a recipe):
   python -m trl_sft evaluate RUN_OR_RECIPE                   compare base and tuned model, with intervals and tests
   python -m trl_sft build SPEC [--dry-run]                   build an instruction set by a model, with gates and a card
   python -m trl_sft bisect RUN CHECK                         find the checkpoint at which a check turns, and its rows
+  python -m trl_sft suspects RUN [--fix FILE]                say which training rows hurt, after reruns without them
   python -m trl_sft audit DATA [-o PAGE] [--fix FILE]        say what is in a set of rows, and write a cleaned one
   python -m trl_sft explain KEY [RECIPE]                     explain a key; show its value in a recipe
   python -m trl_sft explain RECIPE [section.key=value ...]   show every value of a run and who set it
