@@ -4,11 +4,14 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
 import transformers
+from peft import AutoPeftModelForCausalLM
 from transformers import AutoModelForCausalLM
 
+from trl_sft import cli
 from trl_sft.errors import LaunchError, RecipeError
-from trl_sft.model import load, meta_model
+from trl_sft.model import load, meta_model, parallelism
 from trl_sft.recipe import build, paths
 from trl_sft.training import stages
 
@@ -49,6 +52,19 @@ def test_adapter_is_loaded_on_a_base_with_the_same_fields(go):
     tokenizer = model_loading.load_tokenizer(source, trusts_code=False)
     model = model_loading.load_model(source, tokenizer, trusts_code=False)
     assert model.get_base_model().model.rotary_emb.rope_type == "yarn"
+    assert cli.main(["merge", "out", "-o", "merged"]) == 0
+    merged = AutoModelForCausalLM.from_pretrained("merged", dtype=torch.float32)
+    assert merged.config.rope_parameters["rope_type"] == "yarn"
+    rows = torch.arange(3, 60)[None]
+    bare = AutoPeftModelForCausalLM.from_pretrained("out", dtype=torch.float32)(rows).logits
+    usage = "model = " + Path("out/README.md").read_text().partition("model = ")[2].partition("\n")[0]
+    usage = usage.removeprefix("model = ").replace("(folder", '("out"')
+    as_the_card_says = eval(usage, {"AutoPeftModelForCausalLM": AutoPeftModelForCausalLM})(rows).logits
+    logits = model(rows).logits
+    assert torch.equal(as_the_card_says, logits)
+    difference = (merged(rows).logits - logits).abs().max()
+    assert difference < 0.2  # the merged weights are rounded to the dtype of the base
+    assert (bare - logits).abs().max() > 5 * difference
 
 
 def test_configuration_and_model_without_weights_have_the_fields(here):
@@ -116,3 +132,42 @@ def test_another_number_of_processes_than_the_recipe_divides_is_refused(here):
     with pytest.raises(LaunchError, match="fsdp_size: 4 need 4 processes, and 8 train"):
         stages.settle_settings(run, elsewhere=True, processes=8)
     assert stages.settle_settings(run, elsewhere=True).args.model_init_kwargs["distributed_config"] == {"fsdp_size": 4}
+
+
+MISFITS = {  # override -> the fields of the model, and the fault
+    "train.parallelism_config={sp_size: 3}": (
+        {},
+        "`sp_size: 3` does not divide the heads .* 4 attention heads",
+        "2 or 4",
+    ),
+    "train.parallelism_config={sp_size: 8}": ({}, "`sp_size: 8` does not divide the heads", "Use 2 or 4"),
+    "model.distributed_config={tp_size: 4}": ({"num_key_value_heads": 2}, "4 attention heads and 2 of keys", "Use 2."),
+    "train.parallelism_config={cp_size: 2}": (
+        {"layer_types": ["full_attention", "sliding_attention"]},
+        "layers of sliding_attention, and context parallelism attends to the whole row",
+        "remove `cp_size`",
+    ),
+    "train.parallelism_config={sp_size: 2}": (
+        {"layer_types": ["full_attention", "linear_attention"]},
+        "layers of linear_attention, and these layers carry a state along",
+        "remove `sp_size`",
+    ),
+}
+
+
+@pytest.mark.parametrize("override", MISFITS)
+def test_division_that_the_heads_or_layers_of_the_model_cannot_take_is_refused(here, override):
+    fields, problem, fix = MISFITS[override]
+    run = load_run(override)
+    config = load.find_model(run).config
+    for name, value in fields.items():
+        setattr(config, name, value)
+    with pytest.raises(RecipeError, match=rf"(?s){problem}.*{fix}"):
+        parallelism.check_model(run, config)
+
+
+def test_sequence_parallelism_repeats_fewer_heads_of_keys(here):
+    run = load_run("train.parallelism_config={sp_size: 4}")
+    config = load.find_model(run).config
+    config.num_key_value_heads = 2
+    parallelism.check_model(run, config)

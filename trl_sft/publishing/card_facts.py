@@ -62,6 +62,12 @@ class CardFacts:
         values = self.run.get("recipe")
         return values if isinstance(values, Mapping) else {}
 
+    @property
+    def changed_fields(self) -> Mapping[str, Any]:
+        """Fields of the base model's configuration that `model.config` set and an adapter does not hold."""
+        fields = self.recipe_values.get("model.config") if self.is_adapter else None
+        return fields if isinstance(fields, Mapping) else {}
+
     def list_dataset_ids(self, *keys: str) -> list[str]:
         """Return the hub ids of the data sets that keys such as `data.train` name, without repetition, in order."""
         values = [self.recipe_values.get(key) for key in keys]

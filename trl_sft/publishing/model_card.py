@@ -57,7 +57,7 @@ def write_model_card(facts: CardFacts, *, repo_id: str = "", base_license: Mappi
     return redaction.redact("\n".join(lines) + "\n")
 
 
-def write_usage(folder: str, *, differs_from_base: bool) -> list[str]:
+def write_usage(folder: str, *, differs_from_base: bool, fields: Mapping[str, Any] | None = None) -> list[str]:
     """Return the lines of Python that make `ask`, a text-generation pipeline, from a finished run.
 
     Args:
@@ -65,21 +65,22 @@ def write_usage(folder: str, *, differs_from_base: bool) -> list[str]:
         differs_from_base: Whether it holds an adapter whose tokens or end token are not its base's. transformers
             loads an adapter with the base's tokens, so peft has to grow the embedding and generation has to be told
             where to stop.
+        fields: Of the base model's configuration, which the run changed and an adapter does not hold; None = none.
 
     """
-    if not differs_from_base:
+    if not differs_from_base and not fields:
         return ["from transformers import pipeline", f'ask = pipeline("text-generation", {format_value(folder)})']
     return [
         "from peft import AutoPeftModelForCausalLM",
         "from transformers import AutoTokenizer, GenerationConfig, pipeline",
         f"folder = {format_value(folder)}",
-        "model = AutoPeftModelForCausalLM.from_pretrained(folder)",
+        f"model = AutoPeftModelForCausalLM.from_pretrained(folder{_write_keywords(fields)})",
         "model.generation_config = GenerationConfig.from_pretrained(folder)",
         'ask = pipeline("text-generation", model, tokenizer=AutoTokenizer.from_pretrained(folder))',
     ]
 
 
-def write_merge(folder: str, dtype: str) -> list[str]:
+def write_merge(folder: str, dtype: str, fields: Mapping[str, Any] | None = None) -> list[str]:
     """Return the lines of Python that merge the adapter of a finished run into its base model.
 
     peft saves no generation config, and the merged model would have that of the base, which may end a turn with
@@ -88,17 +89,31 @@ def write_merge(folder: str, dtype: str) -> list[str]:
     Args:
         folder: The run folder as the reader's Python finds it, or a hub id.
         dtype: Of the merged weights.
+        fields: As in `write_usage`.
 
     """
+    keywords = _write_keywords({"dtype": dtype} | dict(fields or {}))
     return [
         "from peft import AutoPeftModelForCausalLM",
         "from transformers import AutoTokenizer, GenerationConfig",
         f"folder = {format_value(folder)}",
-        f'model = AutoPeftModelForCausalLM.from_pretrained(folder, dtype="{dtype}").merge_and_unload()',
+        f"model = AutoPeftModelForCausalLM.from_pretrained(folder{keywords}).merge_and_unload()",
         "model.generation_config = GenerationConfig.from_pretrained(folder)",
         'model.save_pretrained("merged")',
         'AutoTokenizer.from_pretrained(folder).save_pretrained("merged")',
     ]
+
+
+def _write_keywords(fields: Mapping[str, Any] | None) -> str:
+    """Return fields as keyword arguments of Python, behind another argument: `, dtype="float32"`."""
+    return "".join(f", {name}={_write_value(value)}" for name, value in (fields or {}).items())
+
+
+def _write_value(value: Any) -> str:
+    """Return a value as Python writes it, texts in double quotation marks."""
+    if isinstance(value, Mapping):
+        return "{" + ", ".join(f"{_write_value(key)}: {_write_value(item)}" for key, item in value.items()) + "}"
+    return format_value(value) if isinstance(value, str) and '"' not in value else repr(value)
 
 
 def write_best(best: Mapping[str, Any]) -> str:
@@ -316,11 +331,16 @@ def _write_use(facts: CardFacts, name: str, *, is_on_hub: bool) -> Iterator[str]
     yield from (next_commands.format_curl(next_commands.build_request(folder)), "```", "")
     yield from (("Without trl_sft:" if is_on_hub else f"`{folder}` is this folder. Without trl_sft:"), "")
     differs = bool(facts.run.get("differs_from_base"))
-    yield from ("```python", *write_usage(name, differs_from_base=differs), "```")
+    fields = facts.changed_fields
+    if fields:
+        names = ", ".join(f"`{field}`" for field in fields)
+        problem = f"The run changed {names} of the base model's configuration, and an adapter holds no configuration."
+        yield from (f"{problem} Without them the adapter gives other answers, so pass them with the folder.", "")
+    yield from ("```python", *write_usage(name, differs_from_base=differs, fields=fields), "```")
     if facts.is_adapter:
         dtype = facts.recipe_values.get("model.dtype", "float32")
         yield from ("", "To merge the adapter into the base model, with the tokens that generation stops on:", "")
-        yield from ("```python", *write_merge(name, str(dtype)), "```")
+        yield from ("```python", *write_merge(name, str(dtype), fields), "```")
 
 
 def _write_export_use(facts: CardFacts, name: str) -> Iterator[str]:

@@ -9,7 +9,7 @@ of experts are merged as peft merges them. Deliberately not here: files (`merge`
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -35,13 +35,14 @@ class AdaptedModule(NamedTuple):
     module: nn.Module  # peft's wrapper
 
 
-def check_mergeable(base: Path, adapter: Path, rows: int) -> PreTrainedModel:
+def check_mergeable(base: Path, adapter: Path, rows: int, *, fields: Mapping[str, Any]) -> PreTrainedModel:
     """Merge the adapter without values, so that what peft refuses is refused before a file is written.
 
     Args:
         base: The folder of the base model.
         adapter: The folder of the adapter.
         rows: Of the embedding with the adapter.
+        fields: Of the base model's configuration, which the run set by `model.config`.
 
     Returns:
         The merged model on the meta device: its names and shapes.
@@ -58,7 +59,7 @@ def check_mergeable(base: Path, adapter: Path, rows: int) -> PreTrainedModel:
     config.init_lora_weights = False  # the values come from the file
     if getattr(config, "bias", "none") != "none":
         _refuse(adapter, f"`bias: {config.bias}` is not merged by this command: peft trains the base's own biases")
-    model = base_tensors.load_on_meta(base)
+    model = base_tensors.load_on_meta(base, fields)
     resize(model, rows)
     try:
         with warnings.catch_warnings():
@@ -110,9 +111,9 @@ def _refuse(adapter: Path, problem: str) -> None:
 class AdapterLayers:
     """peft's layers with the adapter's tensors, over a base model without values."""
 
-    def __init__(self, base: Path, adapter: Path, rows: int) -> None:
+    def __init__(self, base: Path, adapter: Path, rows: int, *, fields: Mapping[str, Any]) -> None:
         """Load the adapter. Raises RecipeError if its files do not fit the base model."""
-        model = base_tensors.load_on_meta(base)
+        model = base_tensors.load_on_meta(base, fields)
         resize(model, rows)
         config = read_config(adapter)
         config.init_lora_weights = False  # the values come from the file

@@ -7,6 +7,7 @@ dequantizes it. Deliberately not here: what is added to a tensor (`merge`).
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -24,11 +25,17 @@ from trl_sft.serving import base_folder
 _BLOCK_SIZE = 64  # values that share a scale: bitsandbytes' Params4bit, which transformers leaves as it is
 
 
-def load_on_meta(folder: Path) -> PreTrainedModel:
-    """Return a model without values, of the class that training loads; weights that are tied are one object."""
+def load_on_meta(folder: Path, fields: Mapping[str, Any] | None = None) -> PreTrainedModel:
+    """Return a model without values, of the class that training loads; weights that are tied are one object.
+
+    Args:
+        folder: Of the model.
+        fields: Of its configuration, which a run set by `model.config`; None = those of the folder.
+
+    """
     config = AutoConfig.from_pretrained(folder)
     model_class = getattr(transformers, (config.architectures or [""])[0], None) or AutoModelForCausalLM
-    return model_class.from_pretrained(folder, device_map="meta", use_safetensors=True)
+    return model_class.from_pretrained(folder, device_map="meta", use_safetensors=True, **(fields or {}))
 
 
 class BaseTensors:

@@ -103,15 +103,15 @@ class Merger:
         """
         self.adapter = adapter
         self.base = base
-        empty = base_tensors.load_on_meta(adapter.base)
+        empty = base_tensors.load_on_meta(adapter.base, adapter.fields)
         self.tensors = base_tensors.BaseTensors(adapter.base, empty)
         self.dtype = getattr(torch, dtype) if dtype else empty.dtype
         self.tokenizer = model_loading.read_tokenizer(str(adapter.folder), adapter.folder)
         self.rows = _count_rows(adapter.folder, empty, len(self.tokenizer))
-        self.model = adapter_layers.check_mergeable(adapter.base, adapter.folder, self.rows)
+        self.model = adapter_layers.check_mergeable(adapter.base, adapter.folder, self.rows, fields=adapter.fields)
         if adapter.quantization is not None:
             self.tensors.set_quantization(adapter.base, adapter.quantization, adapter.dtype)
-        self._layers = adapter_layers.AdapterLayers(adapter.base, adapter.folder, self.rows)
+        self._layers = adapter_layers.AdapterLayers(adapter.base, adapter.folder, self.rows, fields=adapter.fields)
         self.shapes = dict(self.model.state_dict())
         self._module_of: dict[str, adapter_layers.AdaptedModule] = {}
         for adapted in self._layers.modules:

@@ -141,7 +141,7 @@ def _compute_adapter(
 ) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
     """Return the logits of the adapter on its base model, and those of the base model alone."""
     adapter = merger.adapter
-    model = _get_class(adapter.base).from_pretrained(adapter.base, dtype=torch.float32)
+    model = _get_class(adapter.base).from_pretrained(adapter.base, dtype=torch.float32, **adapter.fields)
     if model.get_input_embeddings().weight.shape[0] != merger.rows:
         model.resize_token_embeddings(merger.rows, mean_resizing=False)
     if dequantizes:

@@ -31,6 +31,7 @@ class TrainedAdapter:
     base: Path  # the folder of the base model
     quantization: dict[str, Any] | None  # of the base model in training; None = not quantized
     dtype: str | None  # `model.dtype` of the recipe
+    fields: dict[str, Any]  # `model.config` of the recipe: what the base model's configuration had in training
     digest: str | None  # of the base model
     is_known_base: bool  # whether run.json has a digest to compare with
 
@@ -85,6 +86,7 @@ def find_adapter(run: Path, checkpoint: str = "") -> TrainedAdapter:
         base=base,
         quantization=resolved.get("quantization"),
         dtype=model.get("dtype"),
+        fields=model.get("config") or {},
         digest=digest,
         is_known_base=expected is not None,
     )

@@ -253,6 +253,8 @@ def find_model(run: Run) -> ModelSource:
 def check_model(run: Run, model: ModelSource) -> None:
     """Refuse settings and weight files that do not fit the model. Raises RecipeError."""
     load.check_model(run, model)
+    if {"parallelism_config", "distributed_config"} & {*run.train, *run.model}:
+        parallelism.check_model(run, model.config)
     if Path(model.name).is_dir():  # those of the hub are compared once they are downloaded, before training
         weights.check_weights(run, model)
 

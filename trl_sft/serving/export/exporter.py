@@ -74,7 +74,7 @@ class Exporter:
             self._merger = merge.Merger(source.adapter, dtype=settings.dtype, base=settings.base)
             self._model = self._merger.model
         elif source.adapter is not None:
-            self._model = base_tensors.load_on_meta(source.adapter.base)
+            self._model = base_tensors.load_on_meta(source.adapter.base, source.adapter.fields)
         else:
             whole_model.list_weights(source.weights)
             self._model = base_tensors.load_on_meta(source.weights)

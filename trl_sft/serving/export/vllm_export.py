@@ -66,6 +66,9 @@ class VllmExport:
         """Decide whether the adapter or the whole model is written."""
         self._source = source
         self.refused = list_refused(source.weights) if source.adapter is not None else []
+        if source.adapter is not None and source.adapter.fields:  # vLLM takes the base with its own configuration
+            names = ", ".join(source.adapter.fields)
+            self.refused.append(f"`model.config` with {names}, since the base model's folder has another configuration")
         self.kind = ADAPTER if source.adapter is not None and not self.refused else WHOLE
 
     def count_adapter_bytes(self) -> int:
