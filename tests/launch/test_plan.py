@@ -63,6 +63,12 @@ def test_options_of_torchrun_are_handed_on(make):
         ("launch: {nnodes: 2}\n", {"cards": 2}, "nothing says where they meet"),
         ("launch: {nnodes: '1:4'}\n", {"cards": 2}, "Set `nnodes: 4`"),
         ("", {"cards": 2, "hosts": 2, "host": "a", "host_rank": 2}, "this is host 2 of 2"),
+        ("", {"cards": 2, "host_rank": 1}, "Add --hosts NUMBER, or remove the number of the host."),
+        ("", {"cards": 2, "host": "a"}, "a has no effect: the run takes one host"),
+        ("launch: {master_port: 29600}\n", {"cards": 2}, "Remove launch.master_port, or add --hosts NUMBER."),
+        ("launch: {rdzv_endpoint: a}\n", {"cards": 2, "hosts": 2, "host": "b"}, "the hosts meet as `launch.rdzv_"),
+        ("launch: {standalone: true}\n", {"cards": 2, "hosts": 2, "host": "b"}, "`standalone` is for one host"),
+        ("", {"cards": 2, "hosts": 2, "host": "b", "port": 70000}, "70000 is no port"),
         ("run: {global_batch_size: 6}\n", {"cards": 2}, "6 is not a multiple of 4 = 2 per device x 2 processes"),
         ("run: {global_batch_size: 12}\n", {"cards": 2, "hosts": 2, "host": "a"}, "12 is not a multiple of 8"),
         ("launch: {engine: zero2, config: {zero_optimization: {stage: 3}}}\n", {"cards": 2}, "stage` is 3"),
@@ -80,6 +86,21 @@ def test_what_a_host_cannot_run_is_refused_before_a_process_starts(make, text, o
     with pytest.raises((LaunchError, RecipeError)) as error:
         make(text, **options)
     assert problem in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "fix"),
+    [
+        ("WORLD_SIZE", "2", "under the other launcher, or unset WORLD_SIZE."),
+        ("SLURM_STEP_TASKS_PER_NODE", "8(x2)", "Add --ntasks-per-node=1 to srun"),
+    ],
+)
+def test_launch_inside_another_launch_is_refused(here, capsys, monkeypatch, name, value, fix):
+    (here / "recipe.yaml").write_text(RECIPE)
+    monkeypatch.setenv(name, value)
+    assert cli.main(["launch", "recipe.yaml", "--processes", "2"]) == 2
+    assert fix in capsys.readouterr().err
+    assert not (here / "out").exists()
 
 
 def test_streamed_rows_are_refused_with_several_processes(make, here):

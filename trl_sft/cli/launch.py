@@ -59,6 +59,7 @@ def start(run: Run, options: argparse.Namespace) -> int:
         from trl_sft.mirroring import fetch
 
         fetch.begin(run)
+    plans.check_place()
     folder_decision.check_folder(run)
     from trl_sft.launch import ray, supervisor, torchrun
     from trl_sft.recipe import engines

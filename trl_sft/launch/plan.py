@@ -8,19 +8,22 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import re
 import shlex
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from trl_sft.errors import LaunchError
+from trl_sft import ranks
+from trl_sft.errors import Fault, LaunchError
 from trl_sft.launch import ray_plan
 from trl_sft.recipe import engines, parallelism, processes
 from trl_sft.recipe.checked import Run
 from trl_sft.recipe.ray_config import RayConfig
 
 _PORT = 29500  # torchrun's own default
+_ALONE = "Remove `standalone`, and add --host ADDRESS and --host-rank NUMBER to the command of each host."
 _OF_HOSTS = ("nnodes", "nproc_per_node", "node_rank", "master_addr", "master_port")
 _CPU_ENGINES = (engines.DDP, engines.RAY, *engines.STAGES)  # accelerate makes DDP of FSDP on a CPU, without a word
 
@@ -119,7 +122,10 @@ def make_plan(run: Run, options: HostOptions, *, elsewhere: bool = False) -> Lau
         raise _impossible(run, "nnodes", f"the run takes {hosts} hosts, but nothing says where they meet", fix=fix)
     if not 0 <= host_rank < hosts:
         problem = f"this is host {host_rank} of {hosts}, and hosts are counted from 0"
-        raise _impossible(run, "node_rank", problem, fix=f"Add --host-rank with a number from 0 to {hosts - 1}.")
+        fix = f"Add --host-rank with a number from 0 to {hosts - 1}."
+        fix = "Add --hosts NUMBER, or remove the number of the host." if hosts == 1 else fix
+        raise _impossible(run, "node_rank", problem, fix=fix)
+    _check_meeting(run, options, hosts=hosts, has_rendezvous=has_rendezvous)
     if not elsewhere:
         _check(run, plan, cards=0 if run.train.get("use_cpu") else count_cards())
     processes.compute_settings(run, plan.total)
@@ -152,6 +158,40 @@ def _make_ray_plan(run: Run, options: HostOptions, *, unfit: list[str]) -> Launc
     _check(run, plan, cards=count_cards() if uses_cards and is_local else 0)
     processes.compute_settings(run, total)
     return plan
+
+
+def _check_meeting(run: Run, options: HostOptions, *, hosts: int, has_rendezvous: bool) -> None:
+    """Refuse a place to meet that the hosts of a run do not use, and one that cannot be. Raises LaunchError."""
+    if hosts > 1 and run.launch.get("standalone"):
+        raise _impossible(run, "standalone", f"`standalone` is for one host, and the run takes {hosts}", fix=_ALONE)
+    places = {"--host": options.host, "--port": options.port}
+    places |= {f"launch.{name}": run.launch.get(name) for name in ("master_addr", "master_port")}
+    for where, value in places.items():
+        if value is None or (hosts > 1 and not has_rendezvous):
+            continue
+        reason = "the run takes one host" if hosts == 1 else "the hosts meet as `launch.rdzv_...` says"
+        problem = f"{value} has no effect: {reason}"
+        raise LaunchError(Fault(where, problem, f"Remove {where}, or add --hosts NUMBER.", code="launch.impossible"))
+    port = options.port or run.launch.get("master_port") or _PORT
+    if not 0 < int(port) < 2**16:
+        problem = f"{port} is no port"
+        raise LaunchError(Fault("--port", problem, "Write a number from 1 to 65535.", code="launch.impossible"))
+
+
+def check_place() -> None:
+    """Refuse a launch inside a launch: each of several processes would start processes of its own. Raises LaunchError.
+
+    torchrun sets WORLD_SIZE, and srun SLURM_STEP_TASKS_PER_NODE ("8", "1(x2)").
+    """
+    if ranks.count() > 1:
+        problem = f"WORLD_SIZE says that this is one of {ranks.count()} processes, and each would start processes"
+        fix = "Run `python -m trl_sft RECIPE` under the other launcher, or unset WORLD_SIZE."
+        raise LaunchError(Fault("WORLD_SIZE", problem, fix, code="machine.several_processes"))
+    tasks = re.match(r"\d+", os.environ.get("SLURM_STEP_TASKS_PER_NODE", ""))
+    if tasks and int(tasks[0]) > 1:
+        problem = f"srun runs this command {tasks[0]} times on a host, and each would start processes"
+        fix = "Add --ntasks-per-node=1 to srun: `launch` starts the processes of its host."
+        raise LaunchError(Fault("SLURM_STEP_TASKS_PER_NODE", problem, fix, code="machine.several_processes"))
 
 
 def _list_options(run: Run, plan: LaunchPlan, *, has_rendezvous: bool) -> Iterator[str]:

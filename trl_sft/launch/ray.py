@@ -275,7 +275,8 @@ def _explain(workers: _Workers, failure: BaseException) -> None:
 
     lost: dict[int, BaseException] = getattr(failure, "worker_failures", None) or {}
     number, error = next(iter(sorted(lost.items())), (0, failure))
-    if isinstance(error, ray.exceptions.RayError):
+    # the second name: what Ray Train makes of a worker that does not answer (its internal WorkerHealthCheckFailedError)
+    if isinstance(error, ray.exceptions.RayError) or "WorkerHealthCheck" in type(error).__name__:
         cause = f"the end of its Ray worker ({errors.first_line(error)})"
         workers.processes.killed = KilledProcess(number, cause, is_memory=True)
     else:

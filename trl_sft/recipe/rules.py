@@ -39,7 +39,7 @@ _COUNTING_SECTIONS = ("train", "lora", "run", "evaluate")  # their whole numbers
 POSITIVE = ("num_train_epochs", "save_steps", "eval_steps", "logging_steps")
 # torch.distributed.run, determine_local_world_size and parse_min_max_nnodes: what they take besides a number
 _PROCESS_PATTERNS = {
-    "nproc_per_node": (r"[1-9][0-9]*|auto|cpu|gpu|xpu", "Write a whole number, auto, cpu, gpu or xpu."),
+    "nproc_per_node": (r"[1-9][0-9]*|auto|cpu|gpu|xpu", "Write a whole number above 0, auto, cpu, gpu or xpu."),
     "nnodes": (r"[1-9][0-9]*(:[1-9][0-9]*)?", "Write a whole number, or a minimum and a maximum: 1:4."),
 }
 # keys of GenerationConfig: upstream refuses smaller values while it generates, after the weights are loaded
