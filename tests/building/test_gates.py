@@ -355,3 +355,20 @@ def test_comparison_of_two_texts_has_kind_and_jaccard_index():
     assert (match.kind, match.jaccard) == (text_matches.EXACT, 1.0)
     assert text_matches.compare_texts("red", "blue").kind == ""
     assert text_matches.compare_texts("", "?").jaccard in (0.0, 1.0)
+
+
+def test_calls_of_tools_are_texts_of_a_row():
+    def make_call(*cities, to="a desk"):
+        calls = [
+            {"type": "function", "function": {"name": "book", "arguments": {"city": name, "to": to}}} for name in cities
+        ]
+        turns = [{"role": "assistant", "content": None, "tool_calls": [call]} for call in calls]
+        return CandidateRow("1", ({"role": "user", "content": "Book the flight that I asked for."}, *turns))
+
+    gates = gate.make_gates(max_tokens=250, checks_novelty=False)
+    assert check(gates, make_call("Rome")) is None
+    assert check(gates, make_call("Oslo")) is None  # the request is that of the first row, and the call is not
+    assert check(gates, make_call("Rome")).gate == "duplicate"
+    assert check(gates, make_call("Rome", "Oslo")) is None
+    assert check(gates, make_call("Bonn", to="maria.lopez@gmail.com")).gate == "personal"
+    assert check(gates, make_call("word " * 300)).gate == "length"

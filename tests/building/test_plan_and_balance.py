@@ -89,6 +89,18 @@ def test_cell_with_too_few_rows_stays_short_and_is_named(spec):
     assert len({row.id for row in result.rows}) == len(result.rows) == 25
 
 
+def test_floor_of_each_cell_is_met_before_quotas_are(spec):
+    rows = make_rows(spec, scores=(3.0, 5.0, 4.0, 2.0))
+    spec = dataclasses.replace(spec, sections={**spec.sections, "balance": {**spec.sections["balance"], "min_rows": 7}})
+    result = balance.choose_rows(rows, spec, plan.count_quotas(spec))
+    assert sum(result.after.counts.values()) == len({row.id for row in result.rows}) == 30
+    assert {cell: count >= 7 for cell, count in result.after.counts.items()} == dict.fromkeys(result.after.counts, True)
+    assert result.shortfalls == [
+        balance.CellShortfall({"task": "summary", "difficulty": name}, 10, count)
+        for name, count in (("easy", 7), ("hard", 9))
+    ]
+
+
 def test_split_holds_out_its_share_of_each_task_and_keeps_relatives_together(spec):
     rows = make_rows(spec)
     rows = [dataclasses.replace(row, provenance={"seed_row": f"seed:{number // 3}"}) for number, row in enumerate(rows)]

@@ -65,7 +65,8 @@ def choose_rows(rows: Sequence[CandidateRow], spec: Spec, quotas: Mapping[Cell, 
     """Return the rows of the set.
 
     Within a cell the rows with the best scores are taken; without a judge, and among equal scores, those that were
-    planned first. Cells with too few rows stay short and are named.
+    planned first. First each cell gets the rows of its floor (`balance.min_rows`), then those of its quota. Cells with
+    too few rows stay short and are named.
 
     Args:
         rows: that passed the gates.
@@ -82,11 +83,14 @@ def choose_rows(rows: Sequence[CandidateRow], spec: Spec, quotas: Mapping[Cell, 
     by_quality = sorted(usable, key=lambda row: (-(row.score or 0.0), row.id))
     taken: Counter[Cell] = Counter()
     chosen: set[str] = set()
-    for row in by_quality:
-        cell = find_cell(row, axes)
-        if taken[cell] < limits.get(cell, 0) and len(chosen) < spec.get(spec_keys.PLAN, "rows"):
-            taken[cell] += 1
-            chosen.add(row.id)
+    floors = dict.fromkeys(limits, spec.get(spec_keys.BALANCE, "min_rows") or 0)
+    for most in (floors, limits):
+        for row in by_quality:
+            cell = find_cell(row, axes)
+            has_room = taken[cell] < most.get(cell, 0) and len(chosen) < spec.get(spec_keys.PLAN, "rows")
+            if has_room and row.id not in chosen:
+                taken[cell] += 1
+                chosen.add(row.id)
     left_over += [(row, OVER_QUOTA) for row in usable if row.id not in chosen]
     kept = [row for row in rows if row.id in chosen]
     shortfalls = _list_shortfalls(spec, taken, limits, axes=axes)

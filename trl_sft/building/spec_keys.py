@@ -132,7 +132,9 @@ SECTIONS: dict[str, dict[str, SpecKey]] = {
             "planned: each cell has at most the rows of its quota. equal: all cells have the same number.",
         ),
         "min_score": SpecKey("float", None, "Rows with a lower score of the judge are not taken.", least=1, most=5),
-        "min_rows": SpecKey("int", None, "Cells with fewer rows are named as a shortfall.", least=1),
+        "min_rows": SpecKey(
+            "int", None, "Each cell gets so many rows first, if it has them; a cell with fewer is a shortfall.", least=1
+        ),
     },
     AUGMENTATION: {
         "methods": SpecKey(

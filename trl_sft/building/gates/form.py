@@ -50,9 +50,11 @@ def _find_order_problem(row: CandidateRow) -> str:
         return "no turn is an answer of the assistant"
     if roles[-1] != "assistant":
         return f"the last turn is of the {roles[-1]}, so nothing answers it"
-    for first, second in itertools.pairwise(roles):
-        if first == second and first in ("user", "assistant"):
-            return f"two turns of the {first} follow each other"
+    for first, second in itertools.pairwise(row.messages):
+        role = str(first.get("role"))
+        is_call = bool(first.get("tool_calls"))  # several calls may stand in a turn each
+        if role == second.get("role") and role in ("user", "assistant") and not is_call:
+            return f"two turns of the {role} follow each other"
     return ""
 
 

@@ -13,7 +13,7 @@ from collections import Counter
 
 from trl_sft.building.candidates import CandidateRow
 from trl_sft.building.gates import request_kinds
-from trl_sft.building.gates.row_text import list_answers
+from trl_sft.building.gates.row_text import list_answers, write_calls
 from trl_sft.data import text_matches
 
 _LEAST_PART = 0.5  # of the words of two requests, and of two answers
@@ -43,6 +43,8 @@ def are_different(row: CandidateRow, earlier: CandidateRow) -> bool:
         earlier: an earlier one, of which `row` may be a part.
 
     """
+    if _list_calls(row) != _list_calls(earlier):
+        return True
     request, other_request = request_kinds.read_request(row), request_kinds.read_request(earlier)
     answer, other_answer = "\n".join(list_answers(row)), "\n".join(list_answers(earlier))
     if _list_facts(request) != _list_facts(other_request):
@@ -52,6 +54,11 @@ def are_different(row: CandidateRow, earlier: CandidateRow) -> bool:
     if _share_few_words(request, other_request) or _share_few_words(answer, other_answer):
         return True
     return _have_other_subjects((request, answer), (other_request, other_answer))
+
+
+def _list_calls(row: CandidateRow) -> list[str]:
+    """Return the calls of tools of a row, in order."""
+    return [calls for turn in row.messages if (calls := write_calls(turn))]
 
 
 def _list_facts(request: str) -> tuple[Counter[str], list[str], int]:
