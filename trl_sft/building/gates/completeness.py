@@ -89,7 +89,8 @@ def _is_table_line(answer: str, last_line: str) -> bool:
 def _may_repeat(answer: str, request: str) -> bool:
     """Tell whether a loop is meant: numbers, signs, lines of code, labels, or what the request asks for."""
     words = _LETTERS.findall(answer)
-    if not words or request_kinds.REPETITION.search(request):
+    is_one_word = len(words) == 1 and len(answer.split()) == 1  # Hahaha, AAAAAAAA
+    if not words or is_one_word or request_kinds.REPETITION.search(request):
         return True
     lines = answer.splitlines()
     if len(lines) > 1 and all(_CODE_LINE.search(line) for line in lines if line.strip()):

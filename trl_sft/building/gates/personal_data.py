@@ -49,7 +49,7 @@ _LONG_WORD = re.compile(r"[A-Za-z0-9_-]{13,}")
 _LONGEST_WORD = 39  # letters; 40 small letters may be hexadecimal digits
 _VERSION = re.compile(  # before a number of four parts
     r"\b(?:v(?:ersions?)?|release|firmware|driver|build|upgrade|update|chrome|kernel|patch|(?:sub)?section|chapter|clause|article"
-    r"|figure|table|paragraph|rule|step)\b[^\n]{0,30}$|§ ?$|\bv$",
+    r"|figure|table|paragraph|rule|step)\b[^!?]{0,30}$|§ ?$|\bv$",
     re.IGNORECASE,
 )
 _RESOLVERS = {
