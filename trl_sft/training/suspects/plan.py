@@ -81,7 +81,7 @@ def list_arms(pool: Pool, *, seeds: Sequence[int], steps: int) -> list[Arm]:
     Args:
         pool: the rows.
         seeds: one of each pair.
-        steps: of the rerun with all rows; the others train each of their rows as often.
+        steps: of each rerun.
 
     """
     arms = []
@@ -95,9 +95,8 @@ def list_arms(pool: Pool, *, seeds: Sequence[int], steps: int) -> list[Arm]:
             without_suspects = order[~np.isin(order, members)]
             partner = dict(zip(others.tolist(), random.permutation(members).tolist(), strict=True))
             without_others = np.array([partner.get(place, place) for place in without_suspects.tolist()])
-            own_steps = max(1, round(steps * len(without_suspects) / len(order)))
-            arms.append(Arm(name, True, seed, without_suspects, own_steps))
-            arms.append(Arm(name, False, seed, without_others, own_steps))
+            arms.append(Arm(name, True, seed, without_suspects, steps))
+            arms.append(Arm(name, False, seed, without_others, steps))
     return arms
 
 
