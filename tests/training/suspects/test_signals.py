@@ -85,7 +85,7 @@ def test_suspects_lie_beyond_held_out_rows_of_their_own_kind():
         many, ["easy", "easy", "hard", "hard", *["easy"] * 16], held_out, held_out_kinds=kinds
     )
     assert [suspect.place for suspect in found] == [2, 1]
-    assert [suspect.bound for suspect in found] == pytest.approx([19.5, 3.8])
+    assert [suspect.bound for suspect in found] == pytest.approx([21.75, 4.7])
 
 
 def test_held_out_rows_of_one_prompt_stay_in_one_half_for_every_order():

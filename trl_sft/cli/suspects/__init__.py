@@ -17,8 +17,8 @@ from trl_sft.cli import arguments, option_numbers, resumable
 GROUPINGS = ("signal", "kind", "all")
 LEAST_PAIRS = 3  # `evaluation.paired_reruns` has the same number
 _EPILOG = """\
-signals, which only suggest: `loss` (a trained row whose loss is above that of 95% of held-out rows), `gradient` (a row
-  whose gradient agrees less with held-out rows than that of 95% of them), `conflict` (a prompt with several answers).
+signals, which only suggest: `loss` (a trained row whose loss is far above those of held-out rows), `gradient` (a row
+  whose gradient agrees far less with held-out rows than theirs do), `conflict` (a prompt with several answers).
 A group of suspects hurts if held-out rows that chose no suspect have a lower loss after reruns without it than after
   reruns without as many random rows, and than with all rows. One group is not one row: no row is ranked.
 Finished reruns are kept in suspect_reruns.jsonl: the same command continues after Ctrl-C."""

@@ -57,10 +57,9 @@ def _explain(name: str, suspect: Suspect, conflict: str) -> str:
     """Return why a row is a suspect by one signal."""
     if name == signals.CONFLICT:
         return conflict
-    share = f"{signals.QUANTILE:.0%} of held-out rows"
     if name == signals.LOSS:
-        return f"loss {suspect.value:.3g} under the trained model; {share} have at most {suspect.bound:.3g}"
-    return f"agreement {-suspect.value:.3g} with held-out rows; {share} have at least {-suspect.bound:.3g}"
+        return f"loss {suspect.value:.3g} under the trained model; the bound of held-out rows is {suspect.bound:.3g}"
+    return f"agreement {-suspect.value:.3g} with held-out rows; their own bound is {-suspect.bound:.3g}"
 
 
 def write_suspects(

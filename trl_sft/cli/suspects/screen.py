@@ -32,10 +32,9 @@ def list_rows(short: ShortRun) -> list[tuple[str, str]]:
 
 def list_signals(suspects: Mapping[str, Sequence[Suspect]]) -> list[tuple[str, str]]:
     """Return a line for each signal, with its definition."""
-    beyond = f"{signals.QUANTILE:.0%} of held-out rows of the same kind"
     texts = {
-        signals.LOSS: f"a loss under the trained model above that of {beyond}",
-        signals.GRADIENT: f"a gradient that agrees less with held-out rows than that of {beyond}",
+        signals.LOSS: "a loss under the trained model far above those of held-out rows of the same kind",
+        signals.GRADIENT: "a gradient that agrees far less with held-out rows than theirs do",
         signals.CONFLICT: "a prompt that has other answers in other rows",
     }
     return [

@@ -1,8 +1,8 @@
 """Which rows are suspects: those that stand out from held-out rows of their kind by a cheap signal.
 
 Inputs: the values of a signal for training rows and for held-out rows, each with its kind (task, or else source).
-Outputs: the places of suspects, the strongest first. A threshold is a quantile of the held-out rows: these are correct
-as far as anyone knows, and were not trained. A signal only suggests: its order is no measurement. Not here: how values
+Outputs: the places of suspects, the strongest first. A threshold comes from the held-out rows: these are correct as far
+as anyone knows, and were not trained. A signal only suggests: its order is no measurement. Not here: how values
 are measured (`token_rows`, `gradient_agreement`), and conflicts of answers (`building.audit.answer_conflicts`).
 """
 
@@ -15,7 +15,8 @@ import numpy as np
 
 LOSS, GRADIENT, CONFLICT = "loss", "gradient", "conflict"
 SIGNALS = (LOSS, GRADIENT, CONFLICT)
-QUANTILE = 0.95  # of the held-out rows of a kind; a row beyond it is a suspect
+QUANTILE = 0.95  # of the held-out rows of a kind
+FACTOR = 1.5  # own: a suspect is so much farther from their median than the quantile is
 LEAST_HELD_OUT = 20  # of a kind, so that it has a quantile of its own; else all kinds together
 MOST_SHARE = 0.2  # of the training rows that can be suspects by one signal
 LEAST_SUSPECTS = 5  # of a group that is measured: fewer are a statement about single rows
@@ -32,7 +33,7 @@ class Suspect(NamedTuple):
 def choose_suspects(
     values: np.ndarray, kinds: Sequence[str], held_out: np.ndarray, *, held_out_kinds: Sequence[str]
 ) -> list[Suspect]:
-    """Return the rows beyond the quantile of held-out rows of their kind, the farthest first.
+    """Return the rows beyond the bound of held-out rows of their kind, the farthest first.
 
     Args:
         values: (rows,) of training rows; a higher value is more suspicious.
@@ -46,7 +47,8 @@ def choose_suspects(
     for kind in set(kinds):
         members = known == kind
         reference = held_out[members] if members.sum() >= LEAST_HELD_OUT else held_out
-        bound, middle = (float(value) for value in np.quantile(reference, (QUANTILE, 0.5)))
+        quantile, middle = (float(value) for value in np.quantile(reference, (QUANTILE, 0.5)))
+        bound = middle + FACTOR * (quantile - middle)
         bounds[own == kind] = bound
         distances[own == kind] = (values[own == kind] - bound) / ((bound - middle) or 1.0)
     order = np.argsort(-distances, kind="stable")
