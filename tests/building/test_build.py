@@ -254,6 +254,35 @@ def test_row_with_a_faulty_or_cut_request_ends_before_its_answer_is_paid_for(bui
     assert not any(row["messages"][0]["content"].startswith("Question") for row in read("set/train.jsonl"))
 
 
+def test_solution_without_its_final_line_is_rejected_and_a_boxed_answer_passes(build):
+    endings = {}
+
+    def respond(request):
+        if name_step(request) != "solution":
+            return write(request)
+        problem = request["messages"][-1]["content"]
+        endings[problem] = ("\n#### 12", "\nSo it is \\boxed{12}.", "\nSo it is clear.", "\n####")[len(endings) % 4]
+        return write(request).partition("\n####")[0] + endings[problem]
+
+    with ScriptedServer(respond) as server:
+        build(server, "augmentation=null", "templates.families=[chain_of_thought]", "plan.attempts=1")
+    rows = read("set/train.jsonl") + read("set/eval.jsonl")
+    assert {row["messages"][0]["content"] for row in rows} == {text for text in endings if "12" in endings[text]}
+    assert {reject["gate"] for reject in read("set/rejects.jsonl")} == {"final_answer"}
+    assert len(rows) == 6
+
+
+def test_budget_below_the_price_of_one_call_is_a_fault_that_says_so(build):
+    with ScriptedServer(write) as server:
+        prices = ("generator.input_price=1", "generator.output_price=10", "budget.money=0.004")
+        content = build(server, *prices, "augmentation=null")
+        assert not server.requests
+    (fault,) = content["faults"]
+    assert fault["code"] == "build.no_rows"
+    assert "is less than the next call may cost" in fault["problem"]
+    assert "Lower `max_tokens`" in fault["fix"]
+
+
 def test_repeated_rows_and_similar_requests_are_rejected_but_for_the_first(build):
     def respond(request):
         chance = make_chance(request)

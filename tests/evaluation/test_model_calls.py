@@ -1,5 +1,6 @@
 """Calls of a model: in order whatever arrives first, repeated within bounds, within a budget, and never made twice."""
 
+import gc
 import json
 import os
 import signal
@@ -111,6 +112,13 @@ def test_calls_stop_after_errors_in_a_row(call):
     )
     assert answers == ["0", "1", *[None] * 18]
     assert (len(server.calls), caller.stop, caller.counts.failed, caller.counts.not_made) == (5, ERRORS, 3, 15)
+
+
+def test_calls_that_fail_at_once_with_the_first_print_no_traceback(call, caplog, capsys):
+    with pytest.raises(LaunchError, match="cannot be called: 401"):
+        call(lambda _: Failure(401), build_requests(16), concurrent=16)
+    gc.collect()  # asyncio prints then what nobody has read, with what the server said: some quote the key
+    assert not any("never retrieved" in text for text in (caplog.text, *capsys.readouterr()))
 
 
 @pytest.mark.parametrize("status", [401, 404])

@@ -14,7 +14,7 @@ from trl_sft.building.spec import Spec
 
 _STOPS = {
     "calls": "the budget of calls was used up",
-    "money": "the budget of money was used up",
+    "money": "what is left of the budget of money is less than the next call may cost",
     "errors": "too many calls in a row brought no answer",
 }
 

@@ -8,7 +8,7 @@ other gates look at.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from trl_sft.building import spec_keys
 from trl_sft.building.candidates import CandidateRow, Rejection
@@ -18,6 +18,7 @@ from trl_sft.building.gates.gate import Gate
 from trl_sft.building.gates.novelty import NoveltyGate
 from trl_sft.building.gates.row_text import list_answers
 from trl_sft.building.spec import Spec
+from trl_sft.building.templates import RowTemplate
 from trl_sft.evaluation import refusals
 from trl_sft.evaluation.checks import number_match, text_match
 from trl_sft.evaluation.checks.answer import CheckedAnswer
@@ -33,16 +34,25 @@ _OTHER_SPEAKER = re.compile(
     r"(?:Dear|Hello|Hi|Hey|Subject:|Re:|To:|Good (?:morning|evening)|亲爱的|尊敬的|主题：|您好)\b[^.!?\n]{0,60}"
     r"(?:,|:|\n|，|：|！)|\*{0,2}[A-Z][\w .-]{0,20}:|[\u4e00-\u9fff]{1,6}："
 )
+_FINAL_MARK = "####"
+_FINAL_LINE = re.compile(r"^[ \t*>]*#### *[*$]*[^\s#*$]|\\boxed\{[^}]", re.MULTILINE)  # many models box it all the same
 COMPARING = (DuplicateGate.name, NoveltyGate.name)  # gates that compare a row with those that passed
 
 
 class FinalAnswerGate:
-    """Rejects rows whose final answer is not the known one."""
+    """Rejects rows whose final answer is not the known one, and solutions without the final line that was asked for."""
 
     name = "final_answer"
 
+    def __init__(self, templates: Sequence[RowTemplate] = ()) -> None:
+        """Find the templates whose answers end with a line `#### ANSWER`."""
+        marked = [template for template in templates if any(_FINAL_MARK in turn.system for turn in template.turns)]
+        self._marked = frozenset(f"{template.family}/{template.name}" for template in marked)
+
     def check(self, row: CandidateRow) -> Rejection | None:
         """Compare the final answers as numbers; as texts where the known one has no number."""
+        if row.provenance.get("template") in self._marked and not _FINAL_LINE.search(row.answer):
+            return Rejection(self.name, f"the solution has no final answer: no line begins with {_FINAL_MARK}")
         if not row.key:
             return None
         checked = CheckedAnswer(row.answer, row.key)
@@ -93,7 +103,7 @@ def make_gates(spec: Spec, *, count_tokens: Callable[[str], int] | None) -> list
         evaluation_prompts=spec.evaluation_prompts,
         checks_novelty=section["novelty"],
     )
-    own: list[Gate] = [FinalAnswerGate()]
+    own: list[Gate] = [FinalAnswerGate(spec.templates)]
     if section["reject_refusals"]:
         own.insert(0, RefusalGate())
     return [

@@ -347,8 +347,9 @@ async def _wait_for_one(running: set[asyncio.Task[None]], bar: Any) -> set[async
     done, others = await asyncio.wait(running, return_when=asyncio.FIRST_COMPLETED)
     bar.update(len(done))
     running.intersection_update(others)
-    for task in done:
-        task.result()
+    failures = [failure for task in done if (failure := task.exception()) is not None]  # all are read: asyncio prints
+    if failures:  # the others with their tracebacks, in which a server may quote the key
+        raise failures[0]
     return others
 
 
@@ -365,6 +366,8 @@ def _explain(error: Exception) -> _CallFailure:
             wait = float(error.response.headers.get("retry-after", 0))
         is_repeated = code in _REPEATED or code >= 500
         return _CallFailure(f"{code}: {first_line(error)}", is_repeated, is_hopeless=code in _HOPELESS, wait=wait)
+    if isinstance(error, json.JSONDecodeError):
+        return _CallFailure("the answer is no JSON: the address may be that of a web page or of a proxy", True)
     if isinstance(error, openai.OpenAIError | ValueError):  # no connection, or a body of no form
         return _CallFailure(first_line(error), True)
     raise error

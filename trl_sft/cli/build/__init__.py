@@ -10,7 +10,7 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from trl_sft import console, errors, json_output
+from trl_sft import console, errors, json_output, upstream_warnings
 from trl_sft.cli import arguments, resumable
 
 _EXAMPLES = {"en": "english.yaml", "zh": "chinese.yaml"}
@@ -64,9 +64,9 @@ def main(argv: Sequence[str]) -> int:
 
     if options.dry_run:
         return screen.print_estimate(spec)
-    from trl_sft.cli.build import models
+    with upstream_warnings.quiet(), resumable.explain_endings(spec.folder):
+        from trl_sft.cli.build import models
 
-    with resumable.explain_endings(spec.folder):
         return models.run(spec)
 
 

@@ -13,13 +13,13 @@ from typing import Any
 from transformers import PreTrainedTokenizerBase
 
 from trl_sft import errors, run_folder
-from trl_sft.building import instruction_set, output, set_gates, spec_keys
+from trl_sft.building import data_card, instruction_set, output, set_gates, spec_keys
 from trl_sft.building.call_budget import BudgetedCaller, CallBudget, read_spending
 from trl_sft.building.spec import Spec
 from trl_sft.cli.build import screen
 from trl_sft.evaluation.call_log import CallLog
 from trl_sft.evaluation.endpoint import Endpoint
-from trl_sft.evaluation.model_calls import ERRORS, CallLimits, ModelCaller
+from trl_sft.evaluation.model_calls import ERRORS, MONEY, CallLimits, ModelCaller
 from trl_sft.recipe import paths
 from trl_sft.recipe.paths import LocationProblem
 from trl_sft.serving import model_loading
@@ -93,8 +93,14 @@ def _find_failure(spec: Spec, content: Mapping[str, Any], problems: Sequence[tup
     has_rows = bool(content["files"])
     if content["stop"] == ERRORS or (problems and not has_rows):
         return _describe_failed_calls(spec, problems)
-    if has_rows or content["partial"]:
+    if has_rows:
         return None
+    if content["partial"]:
+        reason = data_card.explain_stop(content["stop"])
+        fix = "Raise it in `budget:`, and run the same command again: it continues."
+        if content["stop"] == MONEY:
+            fix = f"Lower `max_tokens`, by which a call may cost as much. {fix}"
+        return errors.Fault(run_folder.shorten_path(spec.folder), f"no row: {reason}", fix, code="build.no_rows")
     gate = max(content["gates"], key=lambda count: count["rejected"], default={"gate": "none", "rejected": 0})
     text = f"no row passed; the gate `{gate['gate']}` rejected {gate['rejected']:,} of {content['rows']['written']:,}"
     fix = "Read the reasons in rejects.jsonl; then name another model, or change `generator:` or `gates:`."
@@ -114,6 +120,8 @@ def _describe_failed_calls(spec: Spec, problems: Sequence[tuple[str, str]]) -> e
     """Return the fault of calls that brought no answer."""
     name, problem = problems[-1] if problems else ("a call", "no answer")
     fix = "Start the server or correct the address, and run the same command again: it continues."
+    if problem.startswith("429"):
+        fix = "Lower `concurrent`, or wait, and run the same command again: it continues."
     text = f"{len(problems):,} calls brought no answer; the last one, {name}: {problem}"
     where = str(spec.get(spec_keys.GENERATOR, "endpoint"))
     return errors.Fault(where, text, fix, code="evaluation.endpoint_failed")
