@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -166,6 +167,31 @@ def test_killed_process_ends_the_others_within_a_minute_and_the_run_resumes(fold
     out, err = process.communicate(timeout=300)
     assert process.returncode == 75, err
     assert "resume    from" in out
+
+
+@pytest.mark.long
+def test_stopped_run_goes_on_at_another_host_from_its_mirror(folder, tmp_path):
+    """One process copies, all of them resume: the losses are those of a run that was never stopped."""
+    words = ("train.save_strategy=steps", "train.save_steps=2", "evaluate=false")
+    mirrored = (*words, f"run.mirror=file://{tmp_path}/far", "train.output_dir=mirrored")
+    process = start(folder, *mirrored)
+    wait_for_checkpoint(process, folder / "mirrored")
+    process.send_signal(signal.SIGTERM)
+    out, err = process.communicate(timeout=120)
+    assert process.returncode == 143, err
+    copies = [path.name for path in (tmp_path / "far").glob("checkpoint-*") if (path / "mirror.json").is_file()]
+    newest = max(copies, key=lambda name: int(name.partition("-")[2]))
+    assert f"{newest} can be fetched from" in out
+    shutil.rmtree(folder / "mirrored")
+    out, err = (process := start(folder, *mirrored)).communicate(timeout=300)
+    assert process.returncode == 0, err
+    assert out.count(f"mirror    {newest} was fetched from") == 1
+    assert out.index("was fetched from") < out.index("preparing the rows")
+    out, err = (process := start(folder, *words, "train.output_dir=whole")).communicate(timeout=300)
+    assert process.returncode == 0, err
+    first, second = read_log(folder / "mirrored"), read_log(folder / "whole")
+    assert [entry.get("loss") for entry in first] == [entry.get("loss") for entry in second]
+    assert (tmp_path / "far" / "finished" / "report.html").is_file()
 
 
 @pytest.mark.long
