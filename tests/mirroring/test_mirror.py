@@ -241,6 +241,9 @@ FAULTS = {
     "s3://": ("'s3://' names no place", "Write s3://BUCKET/PATH"),
     "https://example.com/x": ("`https://` can be read, and a mirror is written", "Write s3://"),
     "s3://AKIAKEY:secretsecret@bucket/x": ("holds a password or a key", "set the environment variables"),
+    "az://bucket/x?sig=secretsecret1234": ("holds a password or a key", "set the environment variables"),
+    "s3://b/x?aws_secret_access_key=secretsecret12": ("holds a password or a key", "set the environment variables"),
+    "file://out/mirror": ("lies in the run folder, and is lost with it", "Name a folder on another disk"),
     "file://HERE/out/mirror": ("lies in the run folder, and is lost with it", "Name a folder on another disk"),
 }
 

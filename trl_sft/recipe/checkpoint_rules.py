@@ -11,6 +11,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from trl_sft import redaction
 from trl_sft.errors import Edit, Fault
 from trl_sft.recipe.yaml_reader import Key, Recipe
 from trl_sft.suggestions import LOOSE, nearest_name
@@ -73,7 +74,12 @@ def _check_url(recipe: Recipe, url: str, train: Mapping[str, Any]) -> Iterator[F
         yield recipe.fault(MIRROR, f"no file system has the scheme `{scheme}`", fix, code="mirror.scheme", edits=edits)
     elif scheme in ("file", "local"):
         yield from _check_folder(recipe, url, train)
-    if urllib.parse.urlsplit(url).password or (scheme.startswith("s3") and "@" in rest.partition("/")[0]):
+    authority, slash, path = rest.partition("/")
+    has_user = urllib.parse.urlsplit(url).password or (scheme.startswith("s3") and "@" in authority)
+    place = (
+        f"{scheme}://{authority.rpartition('@')[2]}{slash}{path}"  # a user alone is no secret: abfs://CONTAINER@ACCOUNT
+    )
+    if has_user or redaction.redact_shapes(place) != place:
         problem = "the address holds a password or a key, which would stand in the records of the run"
         fix = "Remove it, and set the environment variables of the service: AWS_ACCESS_KEY_ID, HF_TOKEN and the like."
         yield recipe.fault(MIRROR, problem, fix, code="mirror.secret")
@@ -81,7 +87,7 @@ def _check_url(recipe: Recipe, url: str, train: Mapping[str, Any]) -> Iterator[F
 
 def _check_folder(recipe: Recipe, url: str, train: Mapping[str, Any]) -> Iterator[Fault]:
     """Yield the fault of a mirror that lies in the run folder itself."""
-    folder = Path(urllib.parse.unquote(urllib.parse.urlsplit(url).path)).absolute()
+    folder = Path(url.partition("://")[2]).absolute()  # as fsspec reads it
     output = train.get("output_dir")
     if isinstance(output, str) and folder.is_relative_to(Path(output).expanduser().absolute()):
         problem = f"{folder} lies in the run folder, and is lost with it"
