@@ -1,12 +1,16 @@
 """run.mirror in a repository of the hub, against the stand-in: a copy is one commit, and each file is compared."""
 
+import io
 import os
 import shutil
+from pathlib import Path
+from types import SimpleNamespace
 
 import fsspec
 import hub_server
 import pytest
 import resumed_runs
+from huggingface_hub import BucketFile, BucketFolder, HfApi, HfFileSystem
 
 from trl_sft.errors import LaunchError
 from trl_sft.mirroring import access, snapshot
@@ -74,6 +78,55 @@ def test_copy_is_one_commit_with_its_manifest_in_another_and_comes_back_equal(hu
     snapshot.remove_snapshot(target, "checkpoint-10")
     assert snapshot.list_snapshots(target) == []
     assert not any("checkpoint-10" in name for name in hub.repositories["me/mine"].files)
+
+
+def test_copy_in_a_bucket_comes_back_equal(hub, files, tmp_path, monkeypatch):
+    """The calls for buckets are replaced: their uploads take a protocol that the stand-in does not speak."""
+    stored = {}
+
+    def change(self, bucket, *, add=(), delete=(), **_):
+        stored.update({name: path if isinstance(path, bytes) else Path(path).read_bytes() for path, name in add})
+        for name in delete:
+            del stored[name]
+
+    def list_tree(self, bucket, prefix=None, recursive=False):
+        inside = [name for name in stored if not prefix or name.startswith(f"{prefix}/")]
+        parts = {name: name[len(prefix) + 1 if prefix else 0 :].partition("/") for name in inside}
+        folders = {name[: len(name) - len(rest) - 1] for name, (_, slash, rest) in parts.items() if slash}
+        yield from (BucketFolder(type="directory", path=folder) for folder in ([] if recursive else folders))
+        for name in inside if recursive else [name for name in inside if not parts[name][1]]:
+            yield BucketFile(type="file", path=name, size=len(stored[name]), xetHash="0")
+
+    def read(self, path, **_):
+        if (name := self.resolve_path(path).path) not in stored:
+            raise FileNotFoundError(name)
+        return stored[name]
+
+    monkeypatch.setattr(HfApi, "batch_bucket_files", change)
+    monkeypatch.setattr(HfApi, "list_bucket_tree", list_tree)
+    monkeypatch.setattr(HfApi, "bucket_info", lambda self, bucket: SimpleNamespace(private=bucket == "me/own"))
+    monkeypatch.setattr(HfFileSystem, "cat_file", read)
+    real = HfFileSystem.open
+    monkeypatch.setattr(
+        HfFileSystem,
+        "open",
+        lambda self, path, mode="rb", **words: (
+            io.BytesIO(read(self, path)) if mode == "rb" else real(self, path, mode, **words)
+        ),
+    )
+    target = access.open_storage("hf://buckets/me/own/run", "run.mirror")
+    assert stored == {}
+    snapshot.write_snapshot(target, "checkpoint-3", files, count=lambda _: None)
+    assert set(stored) == {f"run/checkpoint-3/{name}" for name in (*files, "mirror.json")}
+    copy = snapshot.read_snapshot(target, snapshot.list_snapshots(target)[0])
+    snapshot.download_snapshot(target, copy, tmp_path / "back", count=lambda _: None)
+    assert {name: (tmp_path / "back" / name).read_bytes() for name in files} == {
+        name: path.read_bytes() for name, path in files.items()
+    }
+    snapshot.remove_snapshot(target, "checkpoint-3")
+    assert stored == {}
+    with pytest.raises(LaunchError, match="can be read by everybody"):
+        access.open_storage("hf://buckets/me/open/run", "run.mirror")
 
 
 @pytest.mark.parametrize("name", ["model.safetensors", "trainer_state.json"])
