@@ -74,10 +74,10 @@ def _check_url(recipe: Recipe, url: str, train: Mapping[str, Any]) -> Iterator[F
         yield recipe.fault(MIRROR, f"no file system has the scheme `{scheme}`", fix, code="mirror.scheme", edits=edits)
     elif scheme in ("file", "local"):
         yield from _check_folder(recipe, url, train)
-    authority, slash, path = rest.partition("/")
+    authority, slash, name = rest.partition("/")
     has_user = urllib.parse.urlsplit(url).password or (scheme.startswith("s3") and "@" in authority)
     place = (
-        f"{scheme}://{authority.rpartition('@')[2]}{slash}{path}"  # a user alone is no secret: abfs://CONTAINER@ACCOUNT
+        f"{scheme}://{authority.rpartition('@')[2]}{slash}{name}"  # a user alone is no secret: abfs://CONTAINER@ACCOUNT
     )
     if has_user or redaction.redact_shapes(place) != place:
         problem = "the address holds a password or a key, which would stand in the records of the run"
