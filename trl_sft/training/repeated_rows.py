@@ -51,7 +51,9 @@ def remove_labels(trainer: SFTTrainer) -> None:
 
     def get_labelled_batches(batches: Iterator[dict[str, Any]], *args: Any, **kwargs: Any) -> Any:
         size = trainer.args.per_device_train_batch_size
-        return get_batches((_remove(trainer, batch, size) for batch in batches), *args, **kwargs)
+        repeats = not trainer.args.dataloader_drop_last and hasattr(trainer.train_dataset, "__len__")
+        total = len(trainer.train_dataset) if repeats else 0
+        return get_batches((_remove(trainer, batch, size, total=total) for batch in batches), *args, **kwargs)
 
     def predict_labelled(model: torch.nn.Module, batch: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
         size = trainer.args.per_device_eval_batch_size
@@ -63,12 +65,23 @@ def remove_labels(trainer: SFTTrainer) -> None:
     trainer.get_batch_samples, trainer.prediction_step = get_labelled_batches, predict_labelled
 
 
-def count_own_rows(trainer: SFTTrainer, size: int) -> int:
-    """Return how many rows of this process's batch are not repeated ones; the others stand behind them."""
+def count_own_rows(trainer: SFTTrainer, size: int, *, total: int = 0) -> int:
+    """Return how many rows of this process's batch are not repeated ones; the others stand behind them.
+
+    Args:
+        trainer: Is live.
+        size: Rows of a batch of one process.
+        total: Rows of the set, for the epoch of a resume: accelerate (1.15) does not count there, since its
+            `SkipBatchSampler` has no `batch_size`; 0 = nothing is repeated where it does not count.
+
+    """
     state = trainer.accelerator.gradient_state
-    if not state.end_of_dataloader or state.remainder <= 0:
+    remainder = state.remainder
+    if remainder < 0:
+        remainder = total % (size * ranks.count()) if total else 0
+    if not state.end_of_dataloader or remainder == 0:
         return size
-    return int(min(max(state.remainder - ranks.get_number() * size, 0), size))
+    return int(min(max(remainder - ranks.get_number() * size, 0), size))
 
 
 @contextlib.contextmanager
@@ -85,10 +98,10 @@ def _own_mean(trainer: SFTTrainer) -> Iterator[None]:
         trainer.args.average_tokens_across_devices = average
 
 
-def _remove(trainer: SFTTrainer, batch: dict[str, Any], size: int) -> dict[str, Any]:
+def _remove(trainer: SFTTrainer, batch: dict[str, Any], size: int, *, total: int = 0) -> dict[str, Any]:
     """Return a batch of `size` rows whose repeated rows carry no label."""
     tokens = batch.pop(ROW_TOKENS, None)
-    rows = count_own_rows(trainer, size)
+    rows = count_own_rows(trainer, size, total=total)
     labels = batch.get("labels")
     if labels is None or rows == size:
         return batch
