@@ -59,7 +59,7 @@ def test_options_of_torchrun_are_handed_on(make):
         ("launch: {nproc_per_node: 4}\n", {"cards": 2}, "4 processes on a host with 2 cards"),
         ("launch: {nproc_per_node: 2, engine: fsdp}\n", {}, "FSDP needs a card for each process"),
         ("launch: {nproc_per_node: 1, engine: zero2}\n", {"cards": 1}, "is for several processes, and the run has one"),
-        ("launch: {engine: zero2}\n", {"cards": 2, "deepspeed": False}, "pip install deepspeed"),
+        ("launch: {engine: zero2}\n", {"cards": 2, "deepspeed": False}, "pip install 'trl-sft[deepspeed]'"),
         ("launch: {nnodes: 2}\n", {"cards": 2}, "nothing says where they meet"),
         ("launch: {nnodes: '1:4'}\n", {"cards": 2}, "Set `nnodes: 4`"),
         ("", {"cards": 2, "hosts": 2, "host": "a", "host_rank": 2}, "this is host 2 of 2"),

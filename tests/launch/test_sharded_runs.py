@@ -1,7 +1,7 @@
-"""Runs in two CPU processes that share the weights: FSDP2, ZeRO-2 and ZeRO-3 end with the model of DDP, and resume.
+"""Runs in CPU processes that share the weights: FSDP2, ZeRO-2 and ZeRO-3 end with the model of DDP, and resume.
 
-FSDP2 and DeepSpeed run by `sharded_run`, since accelerate gives them no CPU. DeepSpeed needs `pip install deepspeed`, a
-compiler and ninja, which the dev group does not have.
+FSDP2 and DeepSpeed run by `sharded_run`, since accelerate gives them no CPU. DeepSpeed needs the extra
+`deepspeed` and a compiler, which the dev group does not have.
 """
 
 import importlib.util
@@ -104,6 +104,21 @@ def test_sharded_run_resumes_and_ends_equal_and_another_engine_is_refused_by_nam
     output = train(*ENGINES[engine][1:], "train.output_dir=other", succeeds=False)
     assert "cannot read its optimizer" in output
     assert "Set `launch.engine` to" in output
+    if engine != "fsdp":
+        output = train(*ENGINES[engine], "train.output_dir=other", processes=3, succeeds=False)
+        assert "has the optimizer of 2 processes, and 3 train; DeepSpeed cannot divide it anew" in output
+
+
+@pytest.mark.parametrize("lora", ["null", "{r: 4, target_modules: all-linear}"], ids=["full", "lora"])
+def test_fsdp_resumes_with_four_processes_and_with_two_again_and_ends_equal(train, lora):
+    words = (*ENGINES["fsdp"], f"lora={lora}", "run.global_batch_size=8", "evaluate=false")
+    train(*words, "train.output_dir=whole")
+    for processes, steps in ((2, 1), (4, 2)):
+        train(*words, STOPPED_AT_ONCE, processes=processes, succeeds=False)
+        assert Path(f"out/checkpoint-{steps}").is_dir()
+    train(*words)
+    assert read_losses("out") == pytest.approx(read_losses("whole"), rel=1e-5)
+    assert torch.allclose(compute_logits("out"), compute_logits("whole"), atol=1e-5)
 
 
 def read_save_trial(folder):

@@ -243,7 +243,7 @@ def _check(run: Run, plan: LaunchPlan, *, cards: int) -> None:
         raise LaunchError(run.recipe.fault(divided, problem, fix, code="launch.engine_needs_card"))
     if plan.engine in engines.STAGES and not has_package("deepspeed"):
         problem = f"`{plan.engine}` needs DeepSpeed, which is not installed"
-        fix = "Run `pip install deepspeed` in this Python environment, or set `engine: fsdp`."
+        fix = "Run: pip install 'trl-sft[deepspeed]' (it needs a C++ compiler), or set `engine: fsdp`."
         raise LaunchError(run.recipe.fault(key, problem, fix, code="package.missing"))
 
 

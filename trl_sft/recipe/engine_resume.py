@@ -1,7 +1,8 @@
 """Whether the engine of a run, and its number of processes, can read a checkpoint.
 
 Inputs: a checked recipe, the folder of a checkpoint. Output: a fault, or None. transformers passes over the optimizer
-of another engine without a word, or fails after the weights are loaded. Read and tried with transformers 5.23,
+of another engine without a word, or fails after the weights are loaded. FSDP2 divides a checkpoint anew among any
+number of processes from two on, and DeepSpeed does not. Read and tried with transformers 5.23,
 accelerate 1.15 and DeepSpeed 0.19. Not here: whether the checkpoint is whole (`checkpoints`).
 """
 
