@@ -33,4 +33,10 @@ if "WHOLE_BYTES" in os.environ:
     save_trial.WHOLE_BYTES = int(os.environ["WHOLE_BYTES"])
 state.AcceleratorState.__init__ = make_accelerator_state
 state.PartialState.__init__ = make_partial_state
-sys.exit(cli.main(sys.argv[1:]))
+if "MEMORY_FILE" in os.environ:
+    import live_memory  # beside this file
+
+exit_code = cli.main(sys.argv[1:])
+if "MEMORY_FILE" in os.environ:
+    live_memory.write()
+sys.exit(exit_code)

@@ -1,0 +1,72 @@
+"""Counts the bytes of weights, gradients and optimizer state that live on a process when its optimizer steps.
+
+`sharded_run` imports it where the environment variable MEMORY_FILE names a file; each process adds a line of JSON. The
+second step counts: the optimizer's state exists then. Tensors of Python alone are seen: buckets of DDP are not.
+"""
+
+import gc
+import json
+import os
+
+import torch
+from torch.optim.optimizer import register_optimizer_step_pre_hook
+
+from trl_sft import ranks
+from trl_sft.training import run as runs
+
+_MASTERS = ("single_partition_of_fp32_groups", "fp32_partitioned_groups_flat")  # of DeepSpeed's optimizers
+trainers, largest = [], {}
+
+
+def keep_trainer(*arguments):
+    trainers.append(build_trainer(*arguments))
+    return trainers[-1]
+
+
+def unwrap(tensor):
+    tensor = getattr(tensor, "ds_tensor", tensor).detach()
+    return tensor.to_local() if hasattr(tensor, "to_local") else tensor
+
+
+def count(tensors, seen):
+    """Return the bytes of the storages that were not counted before."""
+    total = 0
+    for tensor in tensors:
+        storage = unwrap(tensor).untyped_storage()
+        if storage.data_ptr() and storage.data_ptr() not in seen:
+            seen.add(storage.data_ptr())
+            total += storage.nbytes()
+    return total
+
+
+def measure(optimizer, _, __):
+    """Count what lives now; keep the most of the second step or later."""
+    if not any(optimizer.state.values()):
+        return
+    trainer, seen = trainers[-1], set()
+    deepspeed = getattr(trainer.model_wrapped, "optimizer", None)
+    masters = [tensor for name in _MASTERS for tensor in getattr(deepspeed, name, [])]
+    parameters = [*trainer.model.parameters(), *trainer.model.buffers()]
+    stepped = [p for group in optimizer.param_groups for p in group["params"]]
+    tensors = {
+        "weights": parameters,
+        "optimizer": [*masters, *(v for state in optimizer.state.values() for v in state.values() if torch.is_tensor(v))],
+        "gradients": [p.grad for p in (*parameters, *stepped, *masters) if p.grad is not None],
+    }
+    parts = {name: count(part, seen) for name, part in tensors.items()}
+    others = [t for t in gc.get_objects() if isinstance(t, torch.Tensor) and t.device.type != "meta"]
+    sizes = sorted(((count([t], seen), tuple(t.shape), str(t.dtype)) for t in others), reverse=True)
+    parts["others"] = sum(size for size, _, _ in sizes)
+    parts["largest_others"] = [size for size in sizes[:6] if size[0] > 2**20]
+    if sum(v for v in parts.values() if isinstance(v, int)) > sum(v for v in largest.values() if isinstance(v, int)):
+        largest.update(parts)
+
+
+def write():
+    with open(os.environ["MEMORY_FILE"], "a") as file:
+        file.write(json.dumps({"rank": ranks.get_number(), **largest}) + "\n")
+
+
+build_trainer = runs.build_trainer
+runs.build_trainer = keep_trainer
+register_optimizer_step_pre_hook(measure)
