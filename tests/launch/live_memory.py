@@ -50,7 +50,10 @@ def measure(optimizer, _, __):
     stepped = [p for group in optimizer.param_groups for p in group["params"]]
     tensors = {
         "weights": parameters,
-        "optimizer": [*masters, *(v for state in optimizer.state.values() for v in state.values() if torch.is_tensor(v))],
+        "optimizer": [
+            *masters,
+            *(v for state in optimizer.state.values() for v in state.values() if torch.is_tensor(v)),
+        ],
         "gradients": [p.grad for p in (*parameters, *stepped, *masters) if p.grad is not None],
     }
     parts = {name: count(part, seen) for name, part in tensors.items()}
