@@ -7,6 +7,7 @@ second step counts: the optimizer's state exists then. Tensors of Python alone a
 import gc
 import json
 import os
+from pathlib import Path
 
 import torch
 from torch.optim.optimizer import register_optimizer_step_pre_hook
@@ -15,12 +16,31 @@ from trl_sft import ranks
 from trl_sft.training import run as runs
 
 _MASTERS = ("single_partition_of_fp32_groups", "fp32_partitioned_groups_flat")  # of DeepSpeed's optimizers
-trainers, largest = [], {}
+trainers, largest, backward = [], {}, {}
 
 
 def keep_trainer(*arguments):
-    trainers.append(build_trainer(*arguments))
-    return trainers[-1]
+    trainer = build_trainer(*arguments)
+    trainers.append(trainer)
+    if trainer.args.deepspeed:  # the embedding is the last to get its gradient
+        trainer.model.get_input_embeddings().weight.register_post_accumulate_grad_hook(measure_backward)
+    return trainer
+
+
+def measure_backward(_):
+    """Count gradients and buffers of DeepSpeed at the end of the backward pass."""
+    seen = set()
+    engine_parts = [getattr(trainers[-1].model_wrapped.optimizer, name, []) for name in _MASTERS]
+    count([*trainers[-1].model.parameters(), *(tensor for part in engine_parts for tensor in part)], seen)
+    gradients = count((p.grad for p in trainers[-1].model.parameters() if p.grad is not None), seen)
+    states = [v for s in trainers[-1].optimizer.state.values() for v in s.values() if torch.is_tensor(v)]
+    count(states, seen)
+    others = sorted(((count([t], seen), tuple(t.shape), str(t.dtype)) for t in list_tensors()), reverse=True)
+    backward.update(gradients=gradients, others=sum(size for size, _, _ in others), largest=others[:4])
+
+
+def list_tensors():
+    return [t for t in gc.get_objects() if isinstance(t, torch.Tensor) and t.device.type != "meta"]
 
 
 def unwrap(tensor):
@@ -57,8 +77,7 @@ def measure(optimizer, _, __):
         "gradients": [p.grad for p in (*parameters, *stepped, *masters) if p.grad is not None],
     }
     parts = {name: count(part, seen) for name, part in tensors.items()}
-    others = [t for t in gc.get_objects() if isinstance(t, torch.Tensor) and t.device.type != "meta"]
-    sizes = sorted(((count([t], seen), tuple(t.shape), str(t.dtype)) for t in others), reverse=True)
+    sizes = sorted(((count([t], seen), tuple(t.shape), str(t.dtype)) for t in list_tensors()), reverse=True)
     parts["others"] = sum(size for size, _, _ in sizes)
     parts["largest_others"] = [size for size in sizes[:6] if size[0] > 2**20]
     if sum(v for v in parts.values() if isinstance(v, int)) > sum(v for v in largest.values() if isinstance(v, int)):
@@ -66,8 +85,8 @@ def measure(optimizer, _, __):
 
 
 def write():
-    with open(os.environ["MEMORY_FILE"], "a") as file:
-        file.write(json.dumps({"rank": ranks.get_number(), **largest}) + "\n")
+    with Path(os.environ["MEMORY_FILE"]).open("a") as file:
+        file.write(json.dumps({"rank": ranks.get_number(), **largest, "backward": backward}) + "\n")
 
 
 build_trainer = runs.build_trainer

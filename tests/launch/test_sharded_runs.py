@@ -126,8 +126,9 @@ def read_save_trial(folder):
 
 
 @EACH_ENGINE
-def test_part_of_the_weights_is_gathered_and_compared_where_a_checkpoint_is_large(train, engine):
-    train(*ENGINES[engine], *ONE_STEP, WHOLE_BYTES="0")
+def test_run_in_bfloat16_gathers_and_compares_a_part_of_the_weights_where_a_checkpoint_is_large(train, engine):
+    words = [word for word in ENGINES[engine] if "bf16" not in word]
+    train(*words, "train.bf16=true", *ONE_STEP, WHOLE_BYTES="0")
     trial = read_save_trial("out")
     assert not trial["is_whole"]
     assert trial["compared"] == trial["model"]  # all weights of a small model are such a part

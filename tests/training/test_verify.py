@@ -44,7 +44,7 @@ from conftest import RECIPE, jsonl
 
 from trl_sft.errors import NotAsAsked
 from trl_sft.model import cpu_loss
-from trl_sft.training import verify
+from trl_sft.training import live, verify
 
 LORA = ("lora={r: 4, lora_dropout: 0.1}",)
 SMOOTHING = ("train.label_smoothing_factor=0.1", "train.loss_type=nll")  # TRL 1.8 to 1.14 smooth under nll only
@@ -411,3 +411,20 @@ def test_dtype_of_a_model_that_this_package_loads_is_the_recipes(go, here):
     assert json.loads((here / "out" / "run.json").read_text())["measured"]["before_training"]["weight_dtypes"] == [
         "bfloat16"
     ]
+
+
+@pytest.mark.parametrize(
+    ("engine", "weights", "expected"),
+    [
+        ("FSDP", torch.bfloat16, "bfloat16"),  # the engine gives the layers such weights, without autocast
+        ("ZeRO-2", torch.bfloat16, "bfloat16"),
+        ("FSDP", torch.float32, "float32"),  # it does not: the run is refused
+        ("DDP", torch.bfloat16, None),  # accelerate uses autocast, and it is off
+    ],
+)
+def test_precision_of_an_engine_without_autocast_is_that_of_the_weights_it_computes_with(
+    engine, weights, expected, monkeypatch
+):
+    monkeypatch.setattr(live, "live_engine", lambda trainer: engine)
+    trainer = types.SimpleNamespace(args=types.SimpleNamespace(bf16=True, fp16=False))
+    assert live.computed_dtype(trainer, torch.nn.Embedding(2, 2, dtype=weights)) == expected

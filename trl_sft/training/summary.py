@@ -51,7 +51,8 @@ def before(args: SFTConfig, state: TrainerState, model: PreTrainedModel, *, rows
         model: the live model.
         rows: of the live dataset; packs where packing is on; None = a stream.
     """
-    trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    # ZeRO-3 leaves a parameter without elements, and its number in `ds_numel`
+    trainable = sum(getattr(p, "ds_numel", p.numel()) for p in model.parameters() if p.requires_grad)
     parameters = count_parameters(model)
     groups = live.count_row_groups() if args.world_size > 1 else 1
     batch = args.per_device_train_batch_size * args.gradient_accumulation_steps * groups
@@ -100,7 +101,7 @@ def _load_lines(device: torch.device) -> list[tuple[str, str]]:
 def count_parameters(model: PreTrainedModel) -> int:
     """Return the number of all parameters of the live model; of 4-bit weights peft counts two for each byte."""
     peft_count = getattr(model, "get_nb_trainable_parameters", None)
-    return int(peft_count()[1]) if peft_count else sum(p.numel() for p in model.parameters())
+    return int(peft_count()[1]) if peft_count else sum(getattr(p, "ds_numel", p.numel()) for p in model.parameters())
 
 
 def _compute_lines(model: PreTrainedModel) -> list[tuple[str, str]]:
@@ -134,8 +135,8 @@ def _describe_checkpoints(args: SFTConfig, state: TrainerState, model: PreTraine
     parameters = list(model.parameters())
     trained = [p for p in parameters if p.requires_grad]
     saved_parameters = parameters if len(trained) == len(parameters) else trained  # all, or the adapter alone
-    weights = sum(p.numel() * p.element_size() for p in saved_parameters)
-    optimizer = _ADAM_BYTES * sum(p.numel() for p in trained)
+    weights = sum(getattr(p, "ds_numel", p.numel()) * p.element_size() for p in saved_parameters)
+    optimizer = _ADAM_BYTES * sum(getattr(p, "ds_numel", p.numel()) for p in trained)
     saved = fit.compute_saved_bytes(args, weights=weights, optimizer=optimizer)
     checkpoints = fit.count_checkpoints(args, max_steps=state.max_steps, epochs=state.num_train_epochs)
     note = "" if args.save_only_model else " (with the state of Adam)"

@@ -254,7 +254,7 @@ class Verification(TrainerCallback):
     def _read_autocast(self, module: torch.nn.Module, _: Any) -> None:
         """Note, once, in which dtype autocast computes the first layer."""
         if torch.is_grad_enabled() and self._first_step:
-            self._first_step["autocast_dtype"] = live.autocast_dtype(next(module.parameters()).device.type)
+            self._first_step["autocast_dtype"] = live.computed_dtype(self._trainer, module)
             self._hooks.pop().remove()
 
     def _remove_hooks(self) -> None:
