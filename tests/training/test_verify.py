@@ -427,4 +427,4 @@ def test_precision_of_an_engine_without_autocast_is_that_of_the_weights_it_compu
 ):
     monkeypatch.setattr(live, "live_engine", lambda trainer: engine)
     trainer = types.SimpleNamespace(args=types.SimpleNamespace(bf16=True, fp16=False))
-    assert live.computed_dtype(trainer, torch.nn.Embedding(2, 2, dtype=weights)) == expected
+    assert verify.read_computed_dtype(trainer, torch.nn.Embedding(2, 2, dtype=weights)) == expected

@@ -187,18 +187,6 @@ def autocast_dtype(device: str) -> str | None:
     return _short(torch.get_autocast_dtype(device)) if torch.is_autocast_enabled(device) else None
 
 
-def computed_dtype(trainer: SFTTrainer, layer: torch.nn.Module) -> str | None:
-    """Return the dtype of mixed precision that a layer computes in here and now; None = that of its own weights.
-
-    FSDP2 and DeepSpeed do without autocast: they give the layers weights in the dtype.
-    """
-    weight = next(layer.parameters())
-    dtype = autocast_dtype(weight.device.type)
-    is_mixed = trainer.args.bf16 or trainer.args.fp16
-    casts_weights = live_engine(trainer) not in (ONE_PROCESS, DDP)
-    return _short(weight.dtype) if dtype is None and is_mixed and casts_weights else dtype
-
-
 def fingerprints(model: PreTrainedModel) -> dict[str, Fingerprint]:
     """Return a fingerprint of each trainable tensor; of a sharded one, of the part on this process."""
     return {name: _fingerprint(p) for name, p in model.named_parameters() if p.requires_grad}

@@ -254,7 +254,7 @@ class Verification(TrainerCallback):
     def _read_autocast(self, module: torch.nn.Module, _: Any) -> None:
         """Note, once, in which dtype autocast computes the first layer."""
         if torch.is_grad_enabled() and self._first_step:
-            self._first_step["autocast_dtype"] = live.computed_dtype(self._trainer, module)
+            self._first_step["autocast_dtype"] = read_computed_dtype(self._trainer, module)
             self._hooks.pop().remove()
 
     def _remove_hooks(self) -> None:
@@ -285,6 +285,19 @@ class Verification(TrainerCallback):
             "unchanged_tensors": unchanged,
             "changed_share": round(elements_changed / max(elements, 1), 4),  # of the elements of the samples
         }
+
+
+def read_computed_dtype(trainer: SFTTrainer, layer: torch.nn.Module) -> str | None:
+    """Return the dtype of mixed precision that a layer computes in here and now; None = that of its own weights.
+
+    FSDP2 and DeepSpeed do without autocast: they give the layers weights in the dtype.
+    """
+    weight = next(layer.parameters())
+    dtype = live.autocast_dtype(weight.device.type)
+    is_mixed = trainer.args.bf16 or trainer.args.fp16
+    if dtype is None and is_mixed and live.live_engine(trainer) not in (live.ONE_PROCESS, live.DDP):
+        return str(weight.dtype).removeprefix("torch.")
+    return dtype
 
 
 def _describe(reading: Reading) -> str:
