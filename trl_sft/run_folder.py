@@ -34,8 +34,8 @@ ROWS, REPORT = "rows.jsonl", "report.html"
 EARLIER_RUN = "_earlier_run"  # holds the run that a new one replaces; a push to the hub leaves out names with _
 REMOVED_RUN = "_removed_run"  # what an interrupted removal of it leaves
 PUSH_STAGE = "_push"  # second names of the files of checkpoints that are being pushed
-SAVE_TRIAL = "_save_trial"  # what is saved and read back before step 1
 MIRROR_STAGE = f"{PUSH_STAGE}/mirror"  # the same for run.mirror, and what is being fetched from there
+SAVE_TRIAL = f"{PUSH_STAGE}/save_trial"  # what is saved and read back before step 1
 CHECKPOINT = "checkpoint-"  # plus the number of the step
 RUNNING, DONE = "running", "done"  # `outcome` in run.json
 _TRAINER_STATE = "trainer_state.json"
@@ -184,7 +184,7 @@ def is_plain_name(name: str) -> bool:
 def is_left_over(path: Path) -> bool:
     """Tell whether a file is a lock, a half-written file of this package, or a folder of its own."""
     own = {_name_part(name) for name in (*OWN_FILES, RUN)}
-    return path.name in (LOCK, EARLIER_RUN, REMOVED_RUN, PUSH_STAGE, SAVE_TRIAL) or path.name in own
+    return path.name in (LOCK, EARLIER_RUN, REMOVED_RUN, PUSH_STAGE) or path.name in own
 
 
 def remove_left_overs(folder: Path) -> None:
@@ -193,8 +193,14 @@ def remove_left_overs(folder: Path) -> None:
     for path in folder.iterdir():
         if path.name in own or (_TEMPORARY.fullmatch(path.name) and path.is_file() and not path.is_symlink()):
             path.unlink()
-    for name in (PUSH_STAGE, SAVE_TRIAL):
-        shutil.rmtree(folder / name, ignore_errors=True)  # a link stays
+    shutil.rmtree(folder / PUSH_STAGE, ignore_errors=True)  # a link stays
+
+
+def remove_save_trial(folder: Path) -> None:
+    """Remove what was saved before step 1, and the folder around it where it is empty."""
+    shutil.rmtree(folder / SAVE_TRIAL, ignore_errors=True)
+    with contextlib.suppress(OSError):
+        (folder / SAVE_TRIAL).parent.rmdir()
 
 
 def remove_half_report(folder: Path) -> None:

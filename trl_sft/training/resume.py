@@ -17,7 +17,7 @@ import contextlib
 import datetime
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -95,12 +95,16 @@ def claim_folder(run: Run, tokens: dict[str, Any]) -> Iterator[FolderDecision]:
             earlier_run.restore_interrupted(run.output_dir)
             return check_tokens(run, folder_decision.check_folder(run, read_contents=True), tokens)
 
-        decision = ranks.share(claim)
-        if ranks.count() > 1:
-            from trl_sft.training import shared_folder
+        yield ranks.share(claim) if ranks.count() == 1 else _claim_together(run, claim)
 
-            shared_folder.check(run)
-        yield decision
+
+def _claim_together(run: Run, claim: Callable[[], FolderDecision]) -> FolderDecision:
+    """Claim the folder in the first of several processes, and check that all of them see it. Raises LaunchError."""
+    from trl_sft.training import shared_folder
+
+    decision = ranks.share(claim)
+    shared_folder.check(run)
+    return decision
 
 
 def check_tokens(run: Run, decision: FolderDecision, tokens: dict[str, Any], *, show: bool = True) -> FolderDecision:

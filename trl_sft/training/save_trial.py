@@ -114,7 +114,7 @@ def try_save(run: Run, trainer: SFTTrainer) -> SaveTrial:
         written = ranks.share(lambda: sum(path.stat().st_size for path in folder.rglob("*") if path.is_file()))
     finally:
         if ranks.is_first():
-            shutil.rmtree(folder, ignore_errors=True)
+            run_folder.remove_save_trial(run.output_dir)
     return SaveTrial(sizes, written, compared, free, round(time.monotonic() - began, 3), is_whole, has_optimizer)
 
 

@@ -59,7 +59,7 @@ def check(run: Run) -> None:
             raise LaunchError(faults)
     finally:
         if ranks.is_first():
-            shutil.rmtree(folder, ignore_errors=True)
+            run_folder.remove_save_trial(run.output_dir)
 
 
 def _write_token(folder: Path) -> str:

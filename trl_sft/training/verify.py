@@ -41,6 +41,8 @@ _FINER = "the updates are too small for the dtype of the weights. Set model.dtyp
 class Verification(TrainerCallback):
     """Reads the live objects when training begins, in the first step and at the end; stops the run if they differ."""
 
+    _trial_lines: tuple[tuple[str, str], ...] = ()  # of saving before step 1
+
     def __init__(self, run: Run, inputs: TrainingInputs, trainer: SFTTrainer) -> None:
         """Keep the objects; nothing is read before the Trainer has built its optimizer."""
         self.measured: dict[str, Any] = {}  # as in run.json
@@ -49,7 +51,6 @@ class Verification(TrainerCallback):
         self._hooks: list[Any] = []
         self._compute_loss: Callable[..., Any] | None = None  # of the trainer, while it is replaced
         self.is_paused = False
-        self._trial_lines: list[tuple[str, str]] = []  # of saving before step 1
         self._reset()
 
     def _reset(self) -> None:
@@ -115,7 +116,7 @@ class Verification(TrainerCallback):
             from trl_sft.training import save_trial
 
             trial = save_trial.try_save(self._run, self._trainer)
-            self.measured["save_trial"], self._trial_lines = trial.as_json(), [("saving", trial.describe())]
+            self.measured["save_trial"], self._trial_lines = trial.as_json(), (("saving", trial.describe()),)
 
     def on_pre_optimizer_step(
         self, args: SFTConfig, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -159,8 +160,10 @@ class Verification(TrainerCallback):
 
     def first_screen(self) -> list[tuple[str, str]]:
         """Return the line of the table before step 1."""
-        verified = f"{self._compared} properties of the live trainer match the recipe"
-        return [("verified", verified), *self._trial_lines]
+        return [
+            ("verified", f"{self._compared} properties of the live trainer match the recipe"),
+            *self._trial_lines,
+        ]
 
     def last_screen(self) -> Iterator[str]:
         """Yield what the training loop did: steps, rows, tokens, changed tensors, and differences from the plan."""
@@ -254,7 +257,11 @@ class Verification(TrainerCallback):
     def _read_autocast(self, module: torch.nn.Module, _: Any) -> None:
         """Note, once, in which dtype autocast computes the first layer."""
         if torch.is_grad_enabled() and self._first_step:
-            self._first_step["autocast_dtype"] = read_computed_dtype(self._trainer, module)
+            self._first_step["autocast_dtype"] = (
+                read_computed_dtype(self._trainer, module)
+                if ranks.count() > 1
+                else live.autocast_dtype(next(module.parameters()).device.type)
+            )
             self._hooks.pop().remove()
 
     def _remove_hooks(self) -> None:
