@@ -105,6 +105,7 @@ FAULTS = {
     "train.parallelism_config={tp_size: 2, dp_replicate_size: 2}": ("not sharded", "Set `dp_shard_size` above 1"),
     "train.parallelism_config={cp_handler: {cp_comm_strategy: alltoall}}": ("`cp_size` is 1", "Remove it."),
     "model.distributed_config={fsdp_size: 2}": ("cannot save the optimizer", "Set `train.save_only_model: true`"),
+    "model.distributed_config={tp_size: 2} train.save_strategy='no' lora={r: 2}": ("whole layers", "Remove one"),
     "model.distributed_config={tp_siz: 2}": ("has no key `tp_siz`", "Did you mean `tp_size`"),
     "model.distributed_config={tp_plan: 3}": ("the value is", "Write"),
     "model.distributed_config={enable_sequence_parallel: true}": ("only reserves the name", "Remove it."),
@@ -121,7 +122,7 @@ FAULTS = {
 @pytest.mark.parametrize("words", FAULTS)
 def test_pairs_that_exclude_each_other_are_told_with_the_recipe(here, words):
     problem, fix = FAULTS[words]
-    overrides = re.split(r" (?=(?:train|launch|model)\.)", words)
+    overrides = re.split(r" (?=(?:train|launch|model|lora)[.=])", words)
     with pytest.raises(RecipeError) as raised:
         load(*overrides)
     texts = [str(fault) for fault in raised.value.faults]

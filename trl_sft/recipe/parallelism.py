@@ -229,6 +229,9 @@ def _check_transformers(
         if engine not in ("auto", "ddp"):
             problem = f"`distributed_config` divides the weights at load time, and so would `launch.engine: {engine}`"
             yield _refuse_pair(recipe, ("launch", "engine"), problem)
+    if recipe.values.get("lora") is not None and (_size(mapping, "tp_size") > 1 or _takes_rest(mapping)):
+        problem = "`lora` adds whole layers to divided ones, which transformers 5.23 and peft 0.21 cannot compute"
+        yield _refuse_pair(recipe, TRANSFORMERS, problem)
     if mapping.get("enable_sequence_parallel"):
         key = (*TRANSFORMERS, "enable_sequence_parallel")
         problem = "`enable_sequence_parallel` has no effect: transformers only reserves the name"
