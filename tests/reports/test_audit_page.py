@@ -26,7 +26,7 @@ def make_content():
         "clean": 47,
         "removed": 153,
         "gates": [*gates, {"gate": "novelty", "rows": 2, "removes": False}],
-        "statistics": {"unit": "words", "lengths": lengths, "answer_lengths": lengths}
+        "statistics": {"unit": "words", "lengths": lengths, "answer_lengths": lengths, "languages_are": "scripts"}
         | dict.fromkeys(("languages", "turns", "tasks", "beginnings"), counts),
         "set_findings": [{"finding": HOSTILE, "fix": "Vary them."}],
         "findings": findings,

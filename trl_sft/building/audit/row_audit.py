@@ -16,6 +16,7 @@ from trl_sft.building.audit.audit_source import AuditSource, AuditStore
 from trl_sft.building.audit.gate_names import NOTING, REMOVING
 from trl_sft.building.audit.set_statistics import SetStatistics
 from trl_sft.building.candidates import CandidateRow, Rejection
+from trl_sft.building.gates import language_names
 from trl_sft.building.gates.artefacts import ArtefactGate
 from trl_sft.building.gates.completeness import CompletenessGate
 from trl_sft.building.gates.conflicts import ConflictGate
@@ -48,7 +49,7 @@ class AuditOptions:
     """What an audit is asked for.
 
     Attributes:
-        language: the language that the rows must have: en or zh; "" = that of each instruction.
+        language: the language that the rows must have, as a code; "" = that of each instruction.
         evaluation_prompts: instructions of evaluation sets.
         count_tokens: returns the tokens of texts; None = words are counted.
         max_tokens: the most tokens of a row; None = no limit.
@@ -96,7 +97,7 @@ def audit(source: AuditSource, options: AuditOptions) -> SetAudit:
     """Let every row of a source pass the gates."""
     begin = time.monotonic()
     result = SetAudit(len(source))
-    statistics = SetStatistics("tokens" if options.count_tokens else "words")
+    statistics = SetStatistics("tokens" if options.count_tokens else "words", language_names.find_identifier())
     gates = _make_gates(source, options)
     noting: list[Gate] = [NoveltyGate(AuditStore(source)), ConflictGate(AuditStore(source))]
     length_gate = None if options.max_tokens is None else LengthGate(options.max_tokens, count_words)
@@ -121,7 +122,7 @@ def audit(source: AuditSource, options: AuditOptions) -> SetAudit:
 def _make_gates(source: AuditSource, options: AuditOptions) -> list[Gate]:
     """Return the gates that remove rows, in their order."""
     gates: list[Gate] = [FormGate(), EmptinessGate(), CompletenessGate(), ArtefactGate()]
-    gates += [LanguageGate(options.language), PersonalDataGate()]
+    gates += [LanguageGate(options.language, language_names.find_identifier()), PersonalDataGate()]
     if options.evaluation_prompts:
         gates.append(LeakageGate(options.evaluation_prompts, _sample_instructions(source)))
     return [*gates, DuplicateGate(AuditStore(source))]

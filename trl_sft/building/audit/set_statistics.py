@@ -6,16 +6,17 @@ one number for each row. Not here: faults of single rows (`building.gates`).
 
 from __future__ import annotations
 
+import itertools
 import math
 from array import array
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
 
 from trl_sft.building.candidates import CandidateRow
-from trl_sft.building.gates import language
+from trl_sft.building.gates import language, language_names
 from trl_sft.data import text_matches
 
 QUANTILES = (0.0, 0.1, 0.5, 0.9, 0.99, 1.0)
@@ -31,16 +32,19 @@ _SECOND_LANGUAGE = 0.005  # of the rows, from which a second language is a findi
 class SetStatistics:
     """Counts what the rows of a set are like."""
 
-    def __init__(self, unit: str) -> None:
+    def __init__(self, unit: str, identify: Callable[[str], str] | None = None) -> None:
         """Begin with no row.
 
         Args:
             unit: of lengths: tokens, or words.
+            identify: returns the language of a text; None = scripts are counted instead.
 
         """
         self.unit = unit
+        self._identify = identify
         self._lengths, self._answers = array("l"), array("l")
         self._languages: Counter[str] = Counter()
+        self._scripts: Counter[str] = Counter()
         self._turns: Counter[str] = Counter()
         self._tasks: Counter[str] = Counter()
         self._beginnings: Counter[str] = Counter()
@@ -59,7 +63,10 @@ class SetStatistics:
         self._answers.append(answer_length)
         answers = sum(turn.get("role") == "assistant" for turn in row.messages)
         self._turns["one answer" if answers == 1 else "several answers"] += 1
-        self._languages[language.find_language(row.instruction or row.answer)] += 1
+        text = row.instruction or row.answer
+        self._scripts[language.find_language(text)] += 1
+        if self._identify:
+            self._languages[self._identify(text)] += 1
         if task:
             self._tasks[task] += 1
         words = text_matches.split_words(row.instruction[:100])[:_FIRST_WORDS]
@@ -72,7 +79,8 @@ class SetStatistics:
             "unit": self.unit,
             "lengths": _describe_lengths(self._lengths),
             "answer_lengths": _describe_lengths(self._answers),
-            "languages": _describe_counts(self._languages),
+            "languages": _describe_counts(self._languages if self._identify else self._scripts),
+            "languages_are": "languages" if self._identify else "scripts",
             "turns": _describe_counts(self._turns),
             "tasks": _describe_counts(self._tasks),
             "beginnings": _describe_counts(self._beginnings),
@@ -98,12 +106,18 @@ class SetStatistics:
                 f"{count / rows:.0%} of the instructions begin with {beginning!r}",
                 "Vary the wording of the instructions.",
             )
-        known = [(name, number) for name, number in self._languages.most_common() if name != language.UNKNOWN]
-        if len(known) > 1 and known[1][1] >= _SECOND_LANGUAGE * rows:
-            text = (
-                f"{known[1][1]:,} instructions are in {known[1][0]} script and {known[0][1]:,} in {known[0][0]} script"
-            )
-            yield text, "Check that both are meant; name the language of the set with --language."
+        yield from itertools.islice(self._find_second_languages(), 1)
+
+    def _find_second_languages(self) -> Iterator[tuple[str, str]]:
+        """Yield a finding where a set has a second language, and one where it has a second script."""
+        fix = "Check that both are meant; name the language of the set with --language."
+        least = _SECOND_LANGUAGE * len(self._lengths)
+        for counts, is_script in ((self._languages, False), (self._scripts, True)):
+            known = [(name, number) for name, number in counts.most_common(3) if name != language.UNKNOWN]
+            if len(known) < 2 or known[1][1] < least:
+                continue
+            first, second = (f"{name} script" if is_script else language_names.NAMES[name] for name, _ in known[:2])
+            yield f"{known[1][1]:,} instructions are in {second} and {known[0][1]:,} in {first}", fix
 
 
 def compute_effective_number(counts: Mapping[str, int]) -> float:

@@ -17,6 +17,7 @@ from trl_sft.building.gates import (
     emptiness,
     form,
     language,
+    language_names,
     leakage,
     length,
     novelty,
@@ -59,7 +60,7 @@ def make_gates(
     gates += [
         completeness.CompletenessGate(),
         artefacts.ArtefactGate(),
-        language.LanguageGate(),
+        language.LanguageGate(identify=language_names.find_identifier()),
         personal_data.PersonalDataGate(),
     ]
     if evaluation_prompts:

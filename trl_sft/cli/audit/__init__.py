@@ -18,6 +18,7 @@ _EPILOG = """\
 gates that remove rows under --fix: form, empty, length (with --max-tokens), complete, artefact, language, personal,
   leakage (with --against), duplicate. novelty and conflict are notes. --keep GATE makes a note of any gate.
 Without --model lengths are counted in words, and in characters of Chinese and Japanese."""
+_LANGUAGES_BY_SCRIPT = ("en", "zh")  # which their script alone tells from each other
 _RECIPE_SUFFIXES = (".yaml", ".yml")
 _MODEL = "trl_sft:tiny"  # stands in a recipe of rows alone; its tokenizer is not read
 
@@ -50,6 +51,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
         epilog=_EPILOG,
     )
     from trl_sft.building.audit import gate_names
+    from trl_sft.building.gates import language_names
 
     add = parser.add_argument
     add("data", metavar="DATA", help="a JSON, JSONL, CSV, Parquet or text file, a folder, a hub id, or a recipe")
@@ -58,7 +60,13 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     add(
         "--against", metavar="FILE", action="append", default=[], help="an evaluation set; data.eval of a recipe always"
     )
-    add("--language", choices=("en", "zh"), default="", help="the language that every answer must have")
+    add(
+        "--language",
+        metavar="CODE",
+        choices=tuple(language_names.NAMES),
+        default="",
+        help="the language that every answer must have: en, zh; with trl-sft[data] also ar, de, es, fr, ja, ru, ...",
+    )
     add(
         "--keep",
         metavar="GATE",
@@ -77,6 +85,11 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     options = parser.parse_args(argv)
     if faults := option_numbers.list_faults({"--max-tokens": (options.max_tokens, 1)}):
         raise errors.RecipeError(faults)
+    if options.language not in ("", *_LANGUAGES_BY_SCRIPT):
+        from trl_sft.evaluation import eval_packages
+
+        where = f"--language {options.language}"
+        eval_packages.require_packages(where, language_names.PACKAGE, extra="trl-sft[data]")
     for name, path in (("--output", options.output), ("--fix", options.fix)):
         if path is not None:
             user_paths.check(name, path, user_paths.FILE, is_output=True)

@@ -62,7 +62,8 @@ def _list_statistics(statistics: Mapping[str, Any]) -> list[tuple[str, str]]:
         quantiles = statistics[name]["quantiles"]
         parts = [f"{text} {quantiles[share]:,}" for share, text in _SHARES.items() if share in quantiles]
         lines.append((title, f"in {statistics['unit']}: {', '.join(parts)}" if parts else "no row can be read"))
-    lines.append(("script", _join_counts(statistics["languages"])))
+    kind = "script" if statistics["languages_are"] == "scripts" else "language"
+    lines.append((kind, _join_counts(statistics["languages"])))
     lines.append(("turns", _join_counts(statistics["turns"])))
     if statistics["tasks"]["kinds"]:
         even = f"as even as {statistics['tasks']['effective']:.1f} equal ones"
