@@ -10,6 +10,7 @@ from conftest import jsonl
 
 from trl_sft import cli
 from trl_sft.building.audit.set_statistics import compute_effective_number
+from trl_sft.building.gates import language_names
 
 WORDS = "amber basin cedar delta ember fjord grove haven inlet jetty knoll lagoon marsh notch opal quay".split()
 
@@ -194,16 +195,19 @@ def test_wording_that_many_rows_share_with_an_evaluation_prompt_is_no_leak(here,
     }
 
 
-def test_uneven_sets_are_named_with_what_to_do(here, audit):
+def test_uneven_sets_are_named_with_what_to_do(here, audit, monkeypatch):
     rows = [make_row(number) | {"task": "walk" if number < 90 else "talk"} for number in range(100)]
     chinese = "请描述从{}号码头到灯塔的路线，并写出沿途的景色。"
     rows += [{"instruction": chinese.format(n), "output": f"路线{n}：{WORDS[n]}", "task": "walk"} for n in range(4)]
     jsonl(here / "rows.jsonl", rows)
+    pytest.importorskip(language_names.PACKAGE)
     code, out, _ = audit("rows.jsonl")
     assert code == 0
     assert "90% of the rows are of the task walk; 2 tasks are as even as 1.4 equal ones. Give the other" in out
     assert "96% of the instructions begin with 'describe the'. Vary the wording of the instructions." in out
-    assert "4 instructions are in han script and 100 in latin script" in out
+    assert "4 instructions are in Chinese and 100 in English" in out
+    monkeypatch.setattr(language_names, "PACKAGE", "a_package_that_is_not_there")
+    assert "4 instructions are in han script and 100 in latin script" in audit("rows.jsonl")[1]
 
 
 def test_effective_number_of_even_kinds_is_their_number():
