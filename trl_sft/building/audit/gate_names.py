@@ -6,4 +6,4 @@ In: nothing. Out: names. Not here: the gates (`building.gates`).
 from __future__ import annotations
 
 REMOVING = ("form", "empty", "length", "complete", "artefact", "language", "personal", "leakage", "duplicate")
-NOTING = ("novelty", "conflict")  # what they find is noted, and no row is removed
+NOTING = ("novelty", "conflict", "names")  # what they find is noted, and no row is removed

@@ -27,6 +27,7 @@ from trl_sft.building.gates.gate import Gate
 from trl_sft.building.gates.language import LanguageGate
 from trl_sft.building.gates.leakage import LeakageGate
 from trl_sft.building.gates.length import LengthGate, count_words
+from trl_sft.building.gates.names import NamesGate
 from trl_sft.building.gates.novelty import NoveltyGate
 from trl_sft.building.gates.personal_data import PersonalDataGate
 from trl_sft.building.gates.row_text import join_texts, split_row
@@ -54,6 +55,7 @@ class AuditOptions:
         count_tokens: returns the tokens of texts; None = words are counted.
         max_tokens: the most tokens of a row; None = no limit.
         noted: gates that remove rows, and only note them here.
+        find_names: returns the names of people in a text; None = they are not looked for.
 
     """
 
@@ -62,6 +64,7 @@ class AuditOptions:
     count_tokens: TokenCounter | None = None
     max_tokens: int | None = None
     noted: Collection[str] = ()
+    find_names: Callable[[str], list[str]] | None = None
 
 
 @dataclass
@@ -100,6 +103,8 @@ def audit(source: AuditSource, options: AuditOptions) -> SetAudit:
     statistics = SetStatistics("tokens" if options.count_tokens else "words", language_names.find_identifier())
     gates = _make_gates(source, options)
     noting: list[Gate] = [NoveltyGate(AuditStore(source)), ConflictGate(AuditStore(source))]
+    if options.find_names:
+        noting.append(NamesGate(options.find_names))
     length_gate = None if options.max_tokens is None else LengthGate(options.max_tokens, count_words)
     with RowProgress("Auditing", len(source)) as progress:
         for batch in source.iterate():

@@ -113,7 +113,7 @@ class SetStatistics:
         fix = "Check that both are meant; name the language of the set with --language."
         least = _SECOND_LANGUAGE * len(self._lengths)
         for counts, is_script in ((self._languages, False), (self._scripts, True)):
-            known = [(name, number) for name, number in counts.most_common(3) if name != language.UNKNOWN]
+            known = [(name, number) for name, number in counts.most_common(3) if name != language_names.UNKNOWN]
             if len(known) < 2 or known[1][1] < least:
                 continue
             first, second = (f"{name} script" if is_script else language_names.NAMES[name] for name, _ in known[:2])

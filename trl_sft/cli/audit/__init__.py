@@ -16,7 +16,8 @@ from trl_sft.cli import arguments, option_numbers
 
 _EPILOG = """\
 gates that remove rows under --fix: form, empty, length (with --max-tokens), complete, artefact, language, personal,
-  leakage (with --against), duplicate. novelty and conflict are notes. --keep GATE makes a note of any gate.
+  leakage (with --against), duplicate. novelty, conflict and names (with
+  --names) are notes. --keep GATE makes a note of any gate.
 Without --model lengths are counted in words, and in characters of Chinese and Japanese."""
 _LANGUAGES_BY_SCRIPT = ("en", "zh")  # which their script alone tells from each other
 _RECIPE_SUFFIXES = (".yaml", ".yml")
@@ -66,6 +67,11 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
         choices=tuple(language_names.NAMES),
         default="",
         help="the language that every answer must have: en, zh; with trl-sft[data] also ar, de, es, fr, ja, ru, ...",
+    )
+    add(
+        "--names",
+        metavar="MODEL",
+        help="note rows with names of people by presidio; MODEL: a package or folder of spaCy",
     )
     add(
         "--keep",

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import argparse
 import itertools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,7 @@ from trl_sft.cli.audit import screen
 from trl_sft.cli.init import source_draft
 from trl_sft.data.formats import TokenizerFeatures
 from trl_sft.errors import Fault, RecipeError
+from trl_sft.evaluation import eval_packages
 from trl_sft.recipe.checked import Run, Source
 from trl_sft.tokenization import chat_template
 
@@ -32,6 +33,7 @@ _PAGE_CHARACTERS = 4000  # of a turn on the page
 
 def run(options: argparse.Namespace) -> dict[str, Any]:
     """Audit the rows that the arguments name; return what `--json` answers. Raises UserError."""
+    find_names = _make_name_finder(options.names) if options.names else None
     run, sources, references = _find_sources(options)
     _refuse_inputs(options, [source for part in run.sources.values() for source in part])
     source = AuditSource(run, sources, _ALL_FEATURES)
@@ -45,6 +47,7 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
         count_tokens=count_tokens,
         max_tokens=max_tokens if isinstance(max_tokens, int) else None,
         noted=options.keep,
+        find_names=find_names,
     )
     result = row_audit.audit(source, audit_options)
     content = describe(source, result, options.data)
@@ -94,6 +97,23 @@ def _refuse_inputs(options: argparse.Namespace, sources: Sequence[Source]) -> No
         if problem:
             raise RecipeError(Fault(name, problem, "Name another file.", code="run.bad_option"))
         written.add(place)
+
+
+def _make_name_finder(model: str) -> Callable[[str], list[str]]:
+    """Return the function that finds names of people. Raises RecipeError where the model is not there."""
+    from trl_sft.building.gates import names
+
+    eval_packages.require_packages("--names", *names.PACKAGES, extra="trl-sft[pii]")
+    problem = f"spaCy has no model {model}"
+    if names.has_model(model):
+        try:
+            return names.make_finder(model)
+        except (OSError, ValueError) as error:
+            problem = f"spaCy cannot read the model {model}: {str(error).splitlines()[0]}"
+    fix = (
+        f"Run `python -m spacy download {model}` in this Python environment, or name a folder with a pipeline of spaCy."
+    )
+    raise RecipeError(Fault("--names", problem, fix, code="run.bad_option"))
 
 
 def describe(source: AuditSource, result: SetAudit, name: str) -> dict[str, Any]:
