@@ -89,6 +89,17 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
         help="write the rows without fault as JSONL; those removed stand beside them",
     )
     options = parser.parse_args(argv)
+    _check(options)
+    options.is_recipe = Path(options.data).suffix.lower() in _RECIPE_SUFFIXES
+    options.model = options.model or ("" if options.is_recipe else None)
+    options.stand_in = _MODEL
+    return options
+
+
+def _check(options: argparse.Namespace) -> None:
+    """Check numbers, the language and the outputs. Raises UserError."""
+    from trl_sft.building.gates import language_names
+
     if faults := option_numbers.list_faults({"--max-tokens": (options.max_tokens, 1)}):
         raise errors.RecipeError(faults)
     if options.language not in ("", *_LANGUAGES_BY_SCRIPT):
@@ -99,7 +110,3 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     for name, path in (("--output", options.output), ("--fix", options.fix)):
         if path is not None:
             user_paths.check(name, path, user_paths.FILE, is_output=True)
-    options.is_recipe = Path(options.data).suffix.lower() in _RECIPE_SUFFIXES
-    options.model = options.model or ("" if options.is_recipe else None)
-    options.stand_in = _MODEL
-    return options
