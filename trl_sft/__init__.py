@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from trl_sft.cli.preview.rows import Preview
+    from trl_sft.errors import RunStopped
     from trl_sft.recipe.checked import Run
     from trl_sft.training.finish import Result
 
@@ -113,23 +114,29 @@ def train(run: Run) -> Result:
                 raise
             failed_push = error
     if ranks.is_first():
-        from trl_sft.reports import page
-
-        failure = failed_push
-        page.write_at_end(run.output_dir)
-        try:
-            if "checks" in (run.evaluate or {}):
-                from trl_sft.cli.evaluate import after_training
-
-                after_training.evaluate(run, failed_push)
-        except errors.RunStopped as error:
-            failure = error
-            raise
-        finally:
-            if "mirror" in run.options:
-                from trl_sft.mirroring import completion
-
-                completion.finish(run, failure)
+        _conclude(run, failed_push)
     if failed_push is not None:
         raise failed_push
     return result
+
+
+def _conclude(run: Run, failed_push: RunStopped | None) -> None:
+    """Write the page of a finished run, run its checks, and send the rest to its mirror. Raises RunStopped."""
+    from trl_sft import errors
+    from trl_sft.reports import page
+
+    failure = failed_push
+    page.write_at_end(run.output_dir)
+    try:
+        if "checks" in (run.evaluate or {}):
+            from trl_sft.cli.evaluate import after_training
+
+            after_training.evaluate(run, failed_push)
+    except errors.RunStopped as error:
+        failure = error
+        raise
+    finally:
+        if "mirror" in run.options:
+            from trl_sft.mirroring import completion
+
+            completion.finish(run, failure)

@@ -31,6 +31,7 @@ _ASCII_MARK = 0x80  # the highest bit of a byte, which ASCII has not
 _PRIVATE_USE = 0xE000  # Signs are moved to Unicode's private use area: there they are no punctuation, so they stay
 # Unicode's categories of punctuation, spaces and invisible characters
 _IGNORED_CATEGORIES = {*("Pc", "Pd", "Pe", "Pf", "Pi", "Po", "Ps"), *("Zs", "Zl", "Zp", "Cc", "Cf")}
+_IGNORED_BYTES = bytes(code for code in range(_ASCII_MARK) if unicodedata.category(chr(code)) in _IGNORED_CATEGORIES)
 _CODE_POINTS = 0x20000  # the code points below it hold all of Unicode's punctuation and spaces
 _COMPARED_COLUMNS = ("prompt", "completion", "text")
 
@@ -143,18 +144,12 @@ def _encode_compared(text: str) -> bytes:
         return (protected.translate(_ignored_characters()) or protected).encode()
     # ASCII alone has the same result in a tenth of the time: bytes are deleted by a table
     marked = _ASCII_SIGN_BEFORE_DIGIT.sub(lambda sign: bytes([_ASCII_MARK | sign[0][0]]), folded.encode())
-    compared = marked.translate(None, _list_ignored_bytes()) or marked
+    compared = marked.translate(None, _IGNORED_BYTES) or marked
     if compared.isascii():
         return compared
     for sign in _SIGNS:
         compared = compared.replace(bytes([_ASCII_MARK | sign]), chr(_PRIVATE_USE + sign).encode())
     return compared
-
-
-@functools.cache
-def _list_ignored_bytes() -> bytes:
-    """Return the ignored characters of ASCII."""
-    return bytes(code for code in _ignored_characters() if code < _ASCII_MARK)
 
 
 @functools.cache

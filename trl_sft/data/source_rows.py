@@ -9,7 +9,6 @@ columns mean (`formats`).
 
 from __future__ import annotations
 
-import functools
 import json
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -131,7 +130,7 @@ def parse_record(record: str) -> dict[str, Any]:
 
     """
     try:
-        row = _make_decoder().decode(record)
+        row = _DECODER.decode(record)
     except _RepeatedKeyError as error:
         problem = f"the key {error} is written twice in one object"
         raise FormatError(problem, "Remove one of the two.", code="data.repeated_key") from None
@@ -160,12 +159,6 @@ class _RepeatedKeyError(Exception):
     """An object has a key twice; the text of the exception is the key."""
 
 
-@functools.cache
-def _make_decoder() -> json.JSONDecoder:
-    """Return the decoder of records; making one takes as long as decoding a short record."""
-    return json.JSONDecoder(object_pairs_hook=_make_object)
-
-
 def _make_object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     """Return an object from its keys and values; raise _RepeatedKeyError if it has a key twice."""
     result = dict(pairs)
@@ -173,6 +166,9 @@ def _make_object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         counts = Counter(name for name, _ in pairs)
         raise _RepeatedKeyError(next(name for name, number in counts.items() if number > 1))
     return result
+
+
+_DECODER = json.JSONDecoder(object_pairs_hook=_make_object)  # making one takes as long as decoding a short record
 
 
 def _rename_columns(row: dict[str, Any], rename: Mapping[str, str]) -> dict[str, Any]:
