@@ -30,8 +30,9 @@ LAYERS = {
     **dict.fromkeys(["data", "model", "importers", "mirroring", "launch"], 3),
     **dict.fromkeys(["tokenization", "evaluation", "publishing"], 4),
     **dict.fromkeys(["training", "reports", "serving", "building"], 5),
-    "cli": 6,
-    **dict.fromkeys(["__init__", "__main__"], 7),  # the public functions
+    "suspects": 6,
+    "cli": 7,
+    **dict.fromkeys(["__init__", "__main__"], 8),  # the public functions
 }
 
 

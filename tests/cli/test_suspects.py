@@ -145,8 +145,8 @@ def test_run_that_cannot_be_rerun_is_refused_by_name(change, message, planted, s
 
 
 def test_rerun_without_planted_rows_has_a_lower_held_out_loss_and_is_the_same_again(planted, tmp_path):
-    from trl_sft.training.suspects import reruns, short_run
-    from trl_sft.training.suspects.plan import Arm
+    from trl_sft.suspects import reruns, short_run
+    from trl_sft.suspects.plan import Arm
 
     record = json.loads((planted / "run.json").read_text(encoding="utf-8"))
     short = short_run.prepare(

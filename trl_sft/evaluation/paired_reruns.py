@@ -4,7 +4,7 @@ Inputs: for each pair of reruns (one seed) the loss of each judging row after th
 the suspects, without as many random rows. Outputs: differences with intervals, and a verdict for each group. An
 interval counts two sources of chance: the seeds, and the held-out rows that judge; the variance of a mean is the sum of
 both parts (a two-way random effects model without interaction, which is conservative), and Student's t has the degrees
-of freedom of Welch and Satterthwaite. Not here: the reruns (`training.suspects`).
+of freedom of Welch and Satterthwaite. Not here: the reruns (`suspects`).
 """
 
 from __future__ import annotations

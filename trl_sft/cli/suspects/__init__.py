@@ -1,7 +1,7 @@
 """`suspects`: says which groups of training rows hurt, after short reruns of a finished run with and without them.
 
 Inputs: a run folder, and options. Outputs: suspects.jsonl, finished reruns, lines on the terminal, a set without the
-rows that hurt, and the exit code. Not here: the steps (`measuring`), signals and reruns (`training.suspects`), and
+rows that hurt, and the exit code. Not here: the steps (`measuring`), signals and reruns (`suspects`), and
 what their losses tell (`evaluation.paired_reruns`).
 """
 

@@ -1,7 +1,7 @@
 """The files of `suspects`: suspects.jsonl, and a set of rows without those that hurt.
 
 Inputs: suspects with their signals, groups and verdicts. Outputs: files. Not here: the finished reruns
-(`training.suspects.rerun_log`).
+(`suspects.rerun_log`).
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ from trl_sft.building.audit.audit_source import AuditSource
 from trl_sft.building.audit.row_audit import RowFinding, SetAudit
 from trl_sft.cli.suspects.row_signals import RowSignals
 from trl_sft.evaluation.paired_reruns import GroupVerdict
-from trl_sft.training.suspects import signals
-from trl_sft.training.suspects.short_run import ShortRun
-from trl_sft.training.suspects.signals import Suspect
+from trl_sft.suspects import signals
+from trl_sft.suspects.short_run import ShortRun
+from trl_sft.suspects.signals import Suspect
 
 
 def list_suspects(

@@ -23,11 +23,11 @@ from trl_sft.evaluation import paired_reruns
 from trl_sft.evaluation.paired_reruns import GroupLosses, GroupVerdict
 from trl_sft.row_progress import RowProgress
 from trl_sft.serving import model_folder
+from trl_sft.suspects import plan, rerun_log, reruns, short_run, signals
+from trl_sft.suspects.plan import Arm
+from trl_sft.suspects.short_run import ShortRun
+from trl_sft.suspects.signals import Suspect
 from trl_sft.tokenization import template_date
-from trl_sft.training.suspects import plan, rerun_log, reruns, short_run, signals
-from trl_sft.training.suspects.plan import Arm
-from trl_sft.training.suspects.short_run import ShortRun
-from trl_sft.training.suspects.signals import Suspect
 
 _POOL_SEED = 0  # of the sample of rows that reruns train
 _ALL_SUSPECTS = "all suspects"

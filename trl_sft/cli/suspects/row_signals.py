@@ -1,7 +1,7 @@
 """The signals of every training row: losses under base and trained model, agreement of gradients.
 
 Inputs: a `ShortRun` and the folder of its weights. Outputs: `RowSignals`, and suspects by signal. Not here: conflicts
-of answers (`building.audit.answer_conflicts`), and thresholds (`training.suspects.signals`).
+of answers (`building.audit.answer_conflicts`), and thresholds (`suspects.signals`).
 """
 
 from __future__ import annotations
@@ -17,10 +17,10 @@ from trl_sft.model import cpu_loss
 from trl_sft.row_progress import RowProgress
 from trl_sft.serving import model_loading
 from trl_sft.serving.model_folder import ModelFolder
-from trl_sft.training.suspects import gradient_agreement, signals, token_rows
-from trl_sft.training.suspects.short_run import ShortRun
-from trl_sft.training.suspects.signals import Suspect
-from trl_sft.training.suspects.token_rows import TokenRow
+from trl_sft.suspects import gradient_agreement, signals, token_rows
+from trl_sft.suspects.short_run import ShortRun
+from trl_sft.suspects.signals import Suspect
+from trl_sft.suspects.token_rows import TokenRow
 
 
 @dataclass(frozen=True)

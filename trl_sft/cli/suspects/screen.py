@@ -12,10 +12,10 @@ from typing import Any
 
 from trl_sft import console, run_folder
 from trl_sft.evaluation import paired_reruns
-from trl_sft.training.suspects import signals
-from trl_sft.training.suspects.plan import Arm
-from trl_sft.training.suspects.short_run import ShortRun
-from trl_sft.training.suspects.signals import Suspect
+from trl_sft.suspects import signals
+from trl_sft.suspects.plan import Arm
+from trl_sft.suspects.short_run import ShortRun
+from trl_sft.suspects.signals import Suspect
 
 _SHOWN = 3  # rows of a group
 _TEXT = 60  # characters of a row

@@ -17,8 +17,8 @@ import xxhash
 
 from trl_sft import run_folder
 from trl_sft.recipe.upstream import packages
-from trl_sft.training.suspects.plan import Arm
-from trl_sft.training.suspects.short_run import ShortRun
+from trl_sft.suspects.plan import Arm
+from trl_sft.suspects.short_run import ShortRun
 
 _KEYS = {"key", "losses"}
 

@@ -18,8 +18,8 @@ import numpy as np
 import torch
 from transformers import PreTrainedModel
 
-from trl_sft.training.suspects import token_rows
-from trl_sft.training.suspects.token_rows import TokenRow
+from trl_sft.suspects import token_rows
+from trl_sft.suspects.token_rows import TokenRow
 
 _STEP = 2e-4  # length of the step along the direction, relative to the length of the weights
 

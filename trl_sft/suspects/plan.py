@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from trl_sft.training.suspects import signals
+from trl_sft.suspects import signals
 
 ALL_ROWS = ""  # in the name of an arm: no group
 _NEAREST = 8  # rows of the same kind, of which one is drawn

@@ -24,10 +24,10 @@ from trl import SFTConfig, SFTTrainer, pack_dataset
 from trl_sft import errors
 from trl_sft.errors import RunStopped
 from trl_sft.model import cpu_loss
+from trl_sft.suspects import token_rows
+from trl_sft.suspects.plan import Arm
+from trl_sft.suspects.short_run import ShortRun
 from trl_sft.training import failures, stages, time_probe
-from trl_sft.training.suspects import token_rows
-from trl_sft.training.suspects.plan import Arm
-from trl_sft.training.suspects.short_run import ShortRun
 
 _TRIAL_STEPS = 4  # the first one is not measured: it also allocates memory
 

@@ -22,12 +22,12 @@ from trl_sft.data.pipeline import Split
 from trl_sft.errors import DataError, Fault, RecipeError
 from trl_sft.recipe import data_files
 from trl_sft.recipe.checked import Run
+from trl_sft.suspects import token_rows
+from trl_sft.suspects.token_rows import TokenRow
 from trl_sft.tokenization import token_digest
 from trl_sft.tokenization.encode import IGNORED, EncodedRows
 from trl_sft.training import stages
 from trl_sft.training.stages import TrainingInputs
-from trl_sft.training.suspects import token_rows
-from trl_sft.training.suspects.token_rows import TokenRow
 
 _TRAIN = "train"
 _PREFIXES = ("eval_", "save_", "logging_", "hub_", "push_to_hub", "trackio_")

@@ -6,9 +6,9 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from trl_sft.recipe import paths
+from trl_sft.suspects import gradient_agreement, plan, short_run, signals, token_rows
+from trl_sft.suspects.token_rows import TokenRow
 from trl_sft.tokenization.encode import IGNORED
-from trl_sft.training.suspects import gradient_agreement, plan, short_run, signals, token_rows
-from trl_sft.training.suspects.token_rows import TokenRow
 
 GIB = 0.01
 
