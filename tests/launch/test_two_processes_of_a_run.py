@@ -10,6 +10,8 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
+from safetensors.torch import load_file
 
 from trl_sft import load_recipe, train
 from trl_sft.model import patches
@@ -167,6 +169,26 @@ def test_killed_process_ends_the_others_within_a_minute_and_the_run_resumes(fold
     out, err = process.communicate(timeout=300)
     assert process.returncode == 75, err
     assert "resume    from" in out
+
+
+@pytest.mark.long
+def test_run_stopped_within_an_epoch_ends_with_the_losses_and_weights_of_one_that_was_not(folder):
+    """66 rows in steps of 8: the last batch of each epoch is filled up with repeated rows, after a resume too."""
+    words = ("train.num_train_epochs=2", "train.save_strategy=steps", "train.save_steps=3", "evaluate=false")
+    outs = {}
+    for name, more in {
+        "unstopped": (),
+        "stopped": ("run.max_hours=1e-7",),
+        "resumed": ("run.allow=[changed_recipe]",),
+    }.items():
+        output = "unstopped" if name == "unstopped" else "stopped"
+        process = start(folder, *words, f"train.output_dir={output}", *more)
+        outs[name], err = process.communicate(timeout=300)
+        assert process.returncode == (75 if name == "stopped" else 0), err
+    assert f"resume    from {folder / 'stopped' / CHECKPOINT}" in outs["resumed"]
+    assert_equal_losses(read_log(folder / "unstopped"), read_log(folder / "stopped"))
+    whole, resumed = (load_file(folder / name / "model.safetensors") for name in ("unstopped", "stopped"))
+    assert all(torch.equal(whole[name], resumed[name]) for name in whole)
 
 
 @pytest.mark.long
