@@ -12,6 +12,7 @@ import pytest
 from conftest import jsonl
 
 from trl_sft import cli, load_recipe
+from trl_sft.recipe import paths
 
 PAGE = Path(__file__).parents[2] / "docs" / "reference" / "json.md"
 BLOCK = re.search(r"<!-- schema -->\n```json\n(.*?)```", PAGE.read_text(encoding="utf-8"), re.DOTALL)[1]
@@ -130,6 +131,8 @@ def test_signals_alone_are_suggestions_and_train_nothing(planted, capsys, tmp_pa
         (lambda record, _: record["measured"]["before_training"].update(processes=4), "trained by 4 processes"),
         (lambda _, resolved: resolved.replace("eval:", "# eval:"), "it has no held-out rows"),
         (lambda record, _: record["tokens"].update(train="0"), "they are not those of the run any more"),
+        (lambda record, _: record.update(outcome="stopped"), "the run is not finished (stopped)"),
+        (lambda record, _: record.update(tokens=[]), "its run.json is damaged"),
     ],
 )
 def test_run_that_cannot_be_rerun_is_refused_by_name(change, message, planted, suspects, tmp_path):
@@ -142,6 +145,19 @@ def test_run_that_cannot_be_rerun_is_refused_by_name(change, message, planted, s
     content = suspects(run)
     assert content["exit_code"] == 2
     assert message in content["faults"][0]["problem"].replace("its rows are not", "they are not")
+
+
+def test_folder_that_is_no_run_and_file_that_holds_its_rows_are_refused_by_name(planted, suspects):
+    (fault,) = suspects(paths.EMBEDDED / "tiny")["faults"]
+    assert fault["problem"] == "the folder is no run: it has no run.json and no resolved.yaml"
+    assert fault["fix"].startswith("Name the folder of a finished run")
+    (fault,) = suspects(planted / "run.json")["faults"]
+    assert (fault["where"]["text"], fault["problem"]) == (str(planted / "run.json"), "this is a file, not a folder")
+    rows = planted.parent / "rows.jsonl"
+    before = rows.read_bytes()
+    (fault,) = suspects(planted, "--fix", str(rows))["faults"]
+    assert (fault["where"]["text"], "which would be replaced" in fault["problem"]) == ("--fix", True)
+    assert rows.read_bytes() == before
 
 
 def test_rerun_without_planted_rows_has_a_lower_held_out_loss_and_is_the_same_again(planted, tmp_path):

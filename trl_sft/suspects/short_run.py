@@ -104,7 +104,8 @@ def prepare(run: Run, record: Mapping[str, Any], *, folder: Path, temporary: Pat
     if not isinstance(datasets.train, Dataset):
         raise _explain(folder, "its rows were streamed", "Leave out `streaming`, train, and name that run.")
     tokens = token_digest.compute(datasets, files.digests)
-    difference = token_digest.describe_difference(record.get("tokens", {}), tokens)
+    before = record.get("tokens", {}) | {"files": record.get("data", {})}
+    difference = token_digest.describe_difference(before, tokens)
     if difference:
         problem = f"its rows are not those of the run any more: {difference}"
         fix = "Restore what changed, or run the recipe again."

@@ -17,8 +17,9 @@ from trl_sft.cli import arguments, option_numbers, resumable
 GROUPINGS = ("signal", "kind", "all")
 LEAST_PAIRS = 3  # `evaluation.paired_reruns` has the same number
 _EPILOG = """\
-signals, which only suggest: `loss` (a trained row whose loss is far above those of held-out rows), `gradient` (a row
-  whose gradient agrees far less with held-out rows than theirs do), `conflict` (a prompt with several answers).
+signals, which only suggest: `loss` (a row whose loss under the trained model is far above those of held-out
+  rows), `gradient` (a row whose gradient agrees far less with held-out rows than theirs do), `conflict` (a prompt with
+  several answers).
 A group of suspects hurts if held-out rows that chose no suspect have a lower loss after reruns without it than after
   reruns without as many random rows, and than with all rows. One group is not one row: no row is ranked.
 Finished reruns are kept in suspect_reruns.jsonl: the same command continues after Ctrl-C."""
@@ -30,6 +31,7 @@ def main(argv: Sequence[str]) -> int:
     from trl_sft.evaluation import eval_packages
 
     eval_packages.require_packages("suspects", *eval_packages.STATISTICS)
+    user_paths.check("", options.run, user_paths.FOLDER)
     output = options.output or options.run
     user_paths.check("--output", output, user_paths.FOLDER, is_output=True)
     if options.fix is not None:
@@ -58,15 +60,22 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
     add("run", metavar="RUN", type=Path, help="the folder of a finished run with held-out rows")
     add("--signals-only", action="store_true", help="list suspects and the time of the reruns, and train nothing")
     add("--pairs", metavar="N", type=int, default=5, help="seeds, each with reruns with and without the suspects; 5")
-    add("--steps", metavar="N", type=int, default=100, help="of a rerun; 100, or those of the run where it has fewer")
+    add(
+        "--steps", metavar="N", type=int, default=100, help="of each rerun; 100, or those of the run where it has fewer"
+    )
     add(
         "--by",
         choices=GROUPINGS,
         default="signal",
-        help="a group for each signal, for each task or source (kind), or one",
+        help="measure the suspects of each signal apart (the default), of each task or source (kind), or all together",
     )
     add("--seed", metavar="N", type=int, default=1, help="the first seed; 1")
-    add("--fix", metavar="FILE", type=Path, help="write the rows without those that hurt as JSONL, these beside them")
+    add(
+        "--fix",
+        metavar="FILE",
+        type=Path,
+        help="write the rows without the groups that hurt as JSONL, and these groups into *.rejected.jsonl beside it",
+    )
     add("-o", "--output", metavar="DIR", type=Path, help="where the files go; the run folder by default")
     add("--trust-remote-code", action="store_true", help="let Python code run that the model brings with it")
     options = parser.parse_args(argv)

@@ -17,12 +17,10 @@ import numpy as np
 from trl_sft import console, json_output, run_folder
 from trl_sft.building.audit import answer_conflicts
 from trl_sft.building.audit.audit_source import AuditSource
-from trl_sft.cli.evaluate import prompts
-from trl_sft.cli.suspects import files, row_signals, screen
+from trl_sft.cli.suspects import files, finished_run, row_signals, screen
 from trl_sft.evaluation import paired_reruns
 from trl_sft.evaluation.paired_reruns import GroupLosses, GroupVerdict
 from trl_sft.row_progress import RowProgress
-from trl_sft.serving import model_folder
 from trl_sft.suspects import plan, rerun_log, reruns, short_run, signals
 from trl_sft.suspects.plan import Arm
 from trl_sft.suspects.short_run import ShortRun
@@ -35,9 +33,9 @@ _ALL_SUSPECTS = "all suspects"
 
 def run(folder: Path, output: Path, options: argparse.Namespace) -> None:
     """Look for rows that hurt. Raises UserError, RunStopped."""
-    source = model_folder.find_model(folder)
-    model_folder.check_base(source)
-    recipe, record = prompts.read_recipe(folder), run_folder.read_json(folder / run_folder.RUN)
+    source, recipe, record = finished_run.read(folder)
+    if options.fix is not None:
+        finished_run.check_output(options.fix, recipe)
     with tempfile.TemporaryDirectory() as temporary, template_date.restored():
         short = short_run.prepare(recipe, record, folder=folder, temporary=Path(temporary))
         rows = AuditSource(short.run, list(short.run.sources["train"]), short.inputs.chat.features)
