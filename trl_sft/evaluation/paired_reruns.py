@@ -126,7 +126,8 @@ def _decide(
     is_decided = p_value < ALPHA and abs(against_others.interval.value) >= margin
     if is_decided and against_others.interval.value > 0:
         return GroupVerdict(HELPS, *both, p_value, None, needs_rows=False)
-    if is_decided and against_complete.interval.value < 0:
+    is_harmless = against_complete.interval.low >= -margin  # the model is hardly better without the group
+    if is_decided and against_complete.interval.value < 0 and not is_harmless:
         return GroupVerdict(HURTS, *both, p_value, None, needs_rows=False)
     if any(difference.interval.low >= -margin for difference in both):  # harm that matters is excluded
         return GroupVerdict(NO_EFFECT, *both, p_value, None, needs_rows=False)

@@ -116,7 +116,8 @@ def choose_settings(train: Mapping[str, Any]) -> dict[Key, Setting]:
     name, size, parts = _count_parts(mapping)
     if size == 1:
         return {}
-    return {("train", _MULTIPLE): Setting(parts, f"parallelism_config.{name} {size} divides each row into {parts}")}
+    reason = f"parallelism_config.{name} {size} divides each row into {parts}"
+    return {("train", "pad_to_multiple_of"): Setting(parts, reason)}
 
 
 def find_engine(train: Mapping[str, Any]) -> str | None:
