@@ -24,11 +24,35 @@ def keep_trainer(*arguments):
     trainers.append(trainer)
     if trainer.args.deepspeed:  # the embedding is the last to get its gradient
         trainer.model.get_input_embeddings().weight.register_post_accumulate_grad_hook(measure_backward)
+        for module in trainer.model.modules():
+            module.register_forward_hook(measure_gathered)
+        _scatter_before_measured()
     return trainer
 
 
+def _scatter_before_measured():
+    """Count also where ZeRO-3 has copied a bucket to scatter it."""
+    from deepspeed.runtime.comm import coalesced_collectives
+
+    scatter = coalesced_collectives._torch_reduce_scatter_fn
+
+    def measure_and_scatter(*arguments, **keywords):
+        measure_backward(None)
+        return scatter(*arguments, **keywords)
+
+    coalesced_collectives._torch_reduce_scatter_fn = measure_and_scatter
+
+
+def measure_gathered(*_):
+    """Keep the most bytes of weights that ZeRO-3 has gathered after a module."""
+    parameters = list(trainers[-1].model.parameters())
+    if hasattr(parameters[0], "ds_status"):
+        gathered = sum(p.data.numel() * p.data.element_size() for p in parameters if p.data.numel() == p.ds_numel)
+        backward["gathered"] = max(gathered, backward.get("gathered", 0))
+
+
 def measure_backward(_):
-    """Count gradients and buffers of DeepSpeed at the end of the backward pass."""
+    """Count gradients and buffers of DeepSpeed in the backward pass, and keep the most."""
     seen = set()
     engine_parts = [getattr(trainers[-1].model_wrapped.optimizer, name, []) for name in _MASTERS]
     count([*trainers[-1].model.parameters(), *(tensor for part in engine_parts for tensor in part)], seen)
@@ -36,7 +60,9 @@ def measure_backward(_):
     states = [v for s in trainers[-1].optimizer.state.values() for v in s.values() if torch.is_tensor(v)]
     count(states, seen)
     others = sorted(((count([t], seen), tuple(t.shape), str(t.dtype)) for t in list_tensors()), reverse=True)
-    backward.update(gradients=gradients, others=sum(size for size, _, _ in others), largest=others[:4])
+    total = sum(size for size, _, _ in others)
+    if gradients + total > backward.get("gradients", 0) + backward.get("others", 0):
+        backward.update(gradients=gradients, others=total, largest=others[:4])
 
 
 def list_tensors():

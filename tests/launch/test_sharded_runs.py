@@ -1,5 +1,7 @@
 """Runs in CPU processes that share the weights: FSDP2, ZeRO-2 and ZeRO-3 end with the model of DDP, and resume.
 
+What lives on a process is compared with the estimate of `check`, also under DDP and ZeRO-1.
+
 FSDP2 and DeepSpeed run by `sharded_run`, since accelerate gives them no CPU. DeepSpeed needs the extra
 `deepspeed` and a compiler, which the dev group does not have.
 """
@@ -14,9 +16,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
+from trl_sft import load_recipe
 from trl_sft.recipe import paths
+from trl_sft.training import stages
+from trl_sft.training.memory import fit, sharding
+from trl_sft.training.memory.estimate import estimate_step
 
 pytestmark = pytest.mark.long
 RECIPE = """\
@@ -142,3 +148,74 @@ def test_engine_that_would_save_only_its_shards_is_refused_before_step_1(train):
     assert "saves no weights that transformers can load" in output
     assert "Remove `state_dict_type`" in output
     assert not list(Path("out").glob("*"))
+
+
+_BUCKET = 6_000_000  # elements: more than the embedding has, less than a third of the model
+_DEEPSPEED = (
+    "launch.config={{bf16: {{enabled: auto}}, fp16: {{enabled: auto}}, train_micro_batch_size_per_gpu: auto, "
+    "train_batch_size: auto, gradient_accumulation_steps: auto, gradient_clipping: auto, "
+    "zero_optimization: {{stage: {stage}, reduce_bucket_size: {bucket}}}}}"
+)
+# name -> engine, precision, elements of the bucket (None: the engine has none to set), batches of a step
+MEASURED = {
+    "ddp": ("ddp", "float32", None, 1),
+    "fsdp": ("fsdp", "float32", None, 1),
+    "fsdp in bfloat16": ("fsdp", "bfloat16", None, 1),
+    "zero1": ("zero1", "float32", 500_000_000, 1),
+    "zero2": ("zero2", "float32", _BUCKET, 1),
+    "zero2 in bfloat16": ("zero2", "bfloat16", _BUCKET, 2),
+    "zero3": ("zero3", "float32", _BUCKET, 1),
+    "zero3 in bfloat16": ("zero3", "bfloat16", 500_000_000, 1),
+}
+_CLOSE = 0.01  # relative: padding of the shares, and tensors of a few values
+_BUCKET_IS_FULL = 0.1  # a bucket is scattered when the next gradient does not fit
+
+
+@pytest.fixture(scope="module")
+def model_of_22_million(tmp_path_factory):
+    """Return the folder of a model that is large enough for the parts to show beside what else lives."""
+    folder = tmp_path_factory.mktemp("model")
+    sizes = {"hidden_size": 512, "intermediate_size": 1408, "num_hidden_layers": 4, "num_attention_heads": 8}
+    LlamaForCausalLM(LlamaConfig(vocab_size=8000, **sizes)).save_pretrained(folder)
+    AutoTokenizer.from_pretrained(paths.EMBEDDED / "tiny").save_pretrained(folder)
+    return folder
+
+
+def estimate_memory(words):
+    """Return the estimate of one of two processes, and what ZeRO takes beside the shares."""
+    run = load_recipe("recipe.yaml", words)
+    settings, model, configured, rows = stages.read_rows(run)
+    tokenized = stages.tokenize(run, configured, rows, settings=settings)
+    inputs = stages.TrainingInputs(settings, model, configured, rows, tokenized)
+    batch = fit.find_largest_batch(tokenized.train, inputs.args)
+    whole = estimate_step(run, inputs, batch, device_type="cpu")
+    own = sharding.divide(whole, run, inputs.args, config=model.config, batch=batch, processes=2)
+    return own, sharding.count_zero_buffers(whole, run, inputs.args, config=model.config, shards=2)
+
+
+@pytest.mark.parametrize("name", [pytest.param(n, marks=without_deepspeed if "zero" in n else ()) for n in MEASURED])
+def test_memory_that_lives_on_a_process_is_the_estimated_one(train, model_of_22_million, name):
+    engine, precision, bucket, batches = MEASURED[name]
+    words = [f"model.name_or_path={model_of_22_million}", f"launch.engine={engine}", "train.max_steps=2"]
+    words += ["train.save_strategy=no", "evaluate=false", f"train.bf16={str(precision == 'bfloat16').lower()}"]
+    words += [f"train.gradient_accumulation_steps={batches}", "train.optim=adamw_torch"]
+    words += [_DEEPSPEED.format(stage=engine[-1], bucket=bucket)] if bucket else []
+    train(*words, f"train.use_cpu={str(not bucket).lower()}", MEMORY_FILE="memory.jsonl")
+    own, beside = estimate_memory([*words, "train.use_cpu=true"])
+    for line in Path("memory.jsonl").read_text().splitlines():
+        measured = json.loads(line)
+        print(name, measured, own, beside)
+        assert measured["weights"] == pytest.approx(own.weights, rel=_CLOSE)
+        assert measured["optimizer"] == pytest.approx(own.optimizer, rel=_CLOSE)
+        if not bucket:
+            assert measured["gradients"] == pytest.approx(own.gradients, rel=_CLOSE)
+            assert measured["others"] < own.weights * _CLOSE
+            continue
+        flat = own.optimizer / 12 * 2 if precision == "bfloat16" else 0  # it is gone when the optimizer steps
+        at_update = own.gradients + beside.update - flat
+        assert measured["gradients"] + measured["others"] == pytest.approx(at_update, rel=_CLOSE)
+        in_pass = measured["backward"]["gradients"] + measured["backward"]["others"]
+        close = _BUCKET_IS_FULL if engine == "zero3" else _CLOSE
+        assert in_pass == pytest.approx(own.gradients + beside.backward, rel=close)
+        if engine == "zero3":
+            assert measured["backward"]["gathered"] == pytest.approx(own.buffers - beside.backward, rel=_CLOSE)

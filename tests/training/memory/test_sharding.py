@@ -26,8 +26,9 @@ def divide(here):
         (here / "recipe.yaml").write_text(f"{RECIPE}launch: {launch}\n")
         weights, state = size * ELEMENTS, 2 * size * ELEMENTS
         whole = Estimate(weights, weights, state, 4 * GIB, 0, 2 * weights + state + 4 * GIB)
-        args = SFTConfig(output_dir="out", use_cpu=True, bf16=mixed)
         run = load_recipe("recipe.yaml", overrides)
+        steps = run.train.get("gradient_accumulation_steps", 1)
+        args = SFTConfig(output_dir="out", use_cpu=True, bf16=mixed, gradient_accumulation_steps=steps)
         return sharding.divide(whole, run, args, config=LLAMA, batch=Batch(1, TOKENS, 1), processes=processes)
 
     return call
@@ -41,7 +42,9 @@ def divide(here):
         ("zero1", True, 2, 2, 12 / 8),
         ("zero2", True, 2, 2 / 8, 12 / 8),
         ("zero3", True, 2 / 8, 2 / 8, 12 / 8),
-        ("zero2", False, 4, 4 / 8, 8 / 8),
+        ("zero1", False, 4, 4, 12 / 8),  # DeepSpeed clones float32 weights for the optimizer too
+        ("zero2", False, 4, 4 / 8, 12 / 8),
+        ("zero3", False, 4 / 8, 4 / 8, 12 / 8),
         ("fsdp", True, 4 / 8, 4 / 8, 8 / 8),
     ],
 )
@@ -57,9 +60,40 @@ def test_buckets_of_ddp_take_the_gradients_once_more(divide):
     assert two.peak - one.peak == one.gradients
 
 
+HEAD, BUCKET = 128256 * 4096, 500_000_000  # elements
+ZERO3_BUFFERS = 2 * (BUCKET + 2 * HEAD)  # a bucket, a whole gradient, and a copy of what is scattered
+
+
+@pytest.mark.parametrize(
+    ("engine", "config", "overrides", "elements"),
+    [
+        ("zero1", "{stage: 1}", [], BUCKET),
+        ("zero1", "{stage: 1, overlap_comm: true}", [], 2 * BUCKET),
+        ("zero2", "{stage: 2}", [], BUCKET + HEAD),
+        ("zero2", "{stage: 2, reduce_bucket_size: 2.0e8}", [], 200_000_000 + HEAD),
+        ("zero2", "{stage: 2, reduce_bucket_size: auto}", [], 4096**2 + HEAD),  # transformers: hidden size squared
+        ("zero2", "{stage: 2}", ["train.gradient_accumulation_steps=2"], BUCKET + HEAD + ELEMENTS // 8),
+    ],
+)
+def test_zero_takes_a_bucket_and_a_whole_gradient_in_the_backward_pass(divide, engine, config, overrides, elements):
+    own = divide(f"{{engine: {engine}, config: {{zero_optimization: {config}}}}}", 8, *overrides)
+    update = 8 * ELEMENTS / 8 - own.gradients  # share in 16 bits, flat copy, float32 copy
+    assert own.buffers == pytest.approx(max(2 * elements, update), rel=1e-6)
+    assert own.peak >= own.minimum + own.activations + 2 * elements
+
+
+def test_float32_gradients_of_the_update_count_where_they_are_more_than_the_buckets(divide):
+    config = "{zero_optimization: {stage: 2, reduce_bucket_size: 1000}}"
+    own = divide(f"{{engine: zero2, config: {config}}}", 2)
+    assert own.gradients + own.buffers == pytest.approx(8 * ELEMENTS / 2, rel=1e-6)
+    assert divide(f"{{engine: zero2, config: {config}}}", 2, mixed=False).buffers == pytest.approx(4 * ELEMENTS / 2)
+    offloaded = config.replace("stage: 2", "stage: 2, offload_optimizer: {device: cpu}")
+    assert divide(f"{{engine: zero2, config: {offloaded}}}", 2).buffers == pytest.approx(2 * (HEAD + 1000))
+
+
 def test_gathered_layers_and_head_come_on_top_of_divided_weights(divide):
     own = divide("{engine: zero3}", 8)
-    gathered = own.peak - own.minimum - own.activations
+    gathered = own.peak - own.minimum - own.activations - ZERO3_BUFFERS
     head = 2 * 2 * 128256 * 4096
     assert head < gathered < head + 3 * (2 * ELEMENTS - head) / 32
 

@@ -39,6 +39,7 @@ class Estimate(NamedTuple):
     logits: int  # beside the activations, while head and loss are computed
     peak: int
     missing: str = ""  # why the pass could not be run; activations and logits are then 0
+    buffers: int = 0  # of an engine that divides the step, as much as lives at one time: buckets, gathered weights
 
     @property
     def minimum(self) -> int:

@@ -113,6 +113,7 @@ def describe_estimate(estimate: Estimate, free: int, batch: str = "") -> Lines:
         return [("memory", text)]
     peak = f"about {format_bytes(estimate.peak)} at most in a step{f' of {batch}' if batch else ''}"
     parts = f"{state}, activations {format_bytes(estimate.activations)}, logits {format_bytes(estimate.logits)}"
+    parts += f", buffers {format_bytes(estimate.buffers)}" if estimate.buffers else ""
     lines = [("memory", f"{peak}, of {format_bytes(free)} free: {parts}")]
     fix = f"Try {_suggest_for_largest_part(estimate)}."
     if estimate.peak > free:

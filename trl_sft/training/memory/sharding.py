@@ -6,15 +6,19 @@ for one process. The rules are those of the engines' own documentation; no engin
 - DDP keeps everything on each process, and a second copy of the gradients in its buckets (torch,
   `DistributedDataParallel`; `gradient_as_bucket_view` is off).
 - ZeRO divides the optimizer's state (1), also the gradients (2), also the weights (3). With bf16 or fp16 it keeps
-  weights and gradients in 16 bits, and float32 weights with the optimizer's state (arXiv:1910.02054, section 3).
+  weights and gradients in 16 bits (arXiv:1910.02054, section 3). The optimizer has a float32 copy of the weights in any
+  precision: DeepSpeed 0.19.8 clones its share (`stage_1_and_2.py`; `stage3.py`, `_create_fp32_partitions`, where the
+  check for an equal device compares a device with its name). What it takes besides: `zero_buffers`.
 - FSDP2 divides weights, gradients and optimizer state. Under mixed precision accelerate makes the trained weights
   float32. `dp_replicate_size` keeps so many copies.
 - Context and sequence parallelism divide the tokens of a row: the step is estimated with a row of that length, and
   attention exchanges keys and values (`_count_exchanged`). The processes that share a row also share the weights.
 - Tensor and pipeline parallelism divide the layers. Their activations are counted whole.
-- Divided weights are gathered for a while: two layers at a time, and embedding and head, which stay.
+- Divided weights are gathered for a while: two layers at a time, and embedding and head, which stay. ZeRO-3 also keeps
+  what it uses again within `stage3_max_reuse_distance` elements (`partitioned_param_coordinator.py`,
+  `__params_to_release`): the last weights of the forward pass, as many as half of that.
 
-Deliberately absent: buffers of NCCL and of DeepSpeed, and what an allocator loses.
+Deliberately absent: buffers of NCCL, and what an allocator loses.
 """
 
 from __future__ import annotations
@@ -27,10 +31,12 @@ from trl import SFTConfig
 
 from trl_sft.recipe import engines, parallelism
 from trl_sft.recipe.checked import Run
+from trl_sft.training.memory import zero_buffers
 from trl_sft.training.memory.estimate import Estimate
 from trl_sft.training.memory.fake_model import Batch
 
 _STATES_OF_ADAM = 8  # bytes of each trained element
+_REUSE_DISTANCE = 1_000_000_000  # elements: DeepSpeed's default
 
 
 def divide_batch(batch: Batch, run: Run, processes: int) -> Batch:
@@ -73,9 +79,9 @@ def divide(
     weights, gradients, optimizer = estimate.weights, estimate.gradients, estimate.optimizer
     stage = engines.STAGES.get(engine, 3 if engine == engines.FSDP else 0)
     is_mixed = bool(args.bf16 or args.fp16)
-    computed = weights if not is_mixed else _in_16_bits(estimate, run)[0]  # what is gathered
-    if engine in engines.STAGES and is_mixed:
-        weights, gradients, optimizer = _in_16_bits(estimate, run)
+    computed = _in_deepspeed(estimate, run, is_mixed=is_mixed)[0]  # what is gathered
+    if engine in engines.STAGES:
+        weights, gradients, optimizer = _in_deepspeed(estimate, run, is_mixed=is_mixed)
     elif engine == engines.FSDP and is_mixed and not at_load:
         weights, gradients, optimizer = _in_32_bits(estimate, run)
     shards = processes // (division.replicas if engine == engines.FSDP else 1)
@@ -91,13 +97,17 @@ def divide(
     if stage >= 2:
         gradients = math.ceil(gradients / shards)
     if stage == 3:
-        gathered = _count_gathered(computed, config)
+        size = 2 if is_mixed else _get_weight_bytes(run)
+        gathered = max(_count_gathered(computed, config, size=size), _count_reused(run, computed, size=size))
         weights = math.ceil(weights / shards)
     weights, gradients, optimizer = _offload(run, weights, gradients, optimizer=optimizer)
-    saved = estimate.minimum - (weights + gradients + optimizer)
-    peak = max(estimate.peak - saved, weights + gradients + optimizer + estimate.activations + estimate.logits)
-    peak += gathered + _count_exchanged(run, config, batch, parts=division.sequence, size=2 if is_mixed else 4)
-    return estimate._replace(weights=weights, gradients=gradients, optimizer=optimizer, peak=peak)
+    minimum = weights + gradients + optimizer
+    peak = max(estimate.peak - estimate.minimum + minimum, minimum + estimate.activations + estimate.logits)
+    exchanged = _count_exchanged(run, config, batch, parts=division.sequence, size=2 if is_mixed else 4)
+    own = count_zero_buffers(estimate, run, args, config=config, shards=shards)
+    in_pass = gathered + exchanged + own.backward
+    peak, buffers = max(peak + in_pass, minimum + own.update), max(in_pass, own.update)
+    return estimate._replace(weights=weights, gradients=gradients, optimizer=optimizer, peak=peak, buffers=buffers)
 
 
 def describe(run: Run, processes: int) -> str:
@@ -109,12 +119,45 @@ def describe(run: Run, processes: int) -> str:
     return f"for each of {processes} processes under {engine}, not measured: "
 
 
-def _in_16_bits(estimate: Estimate, run: Run) -> tuple[int, int, int]:
-    """Return weights, gradients and optimizer state as DeepSpeed keeps them under mixed precision."""
-    size = 4 if run.lora is not None else _get_weight_bytes(run)
+def _in_deepspeed(estimate: Estimate, run: Run, *, is_mixed: bool) -> tuple[int, int, int]:
+    """Return weights, gradients and optimizer state as DeepSpeed keeps them."""
+    size = _get_trained_bytes(run)
     trained = estimate.gradients // size  # elements
-    weights = estimate.weights - trained * (size - 2)
-    return weights, trained * 2, max(estimate.optimizer, trained * _STATES_OF_ADAM) + trained * 4
+    own = 2 if is_mixed else size
+    weights = estimate.weights - trained * (size - own)
+    return weights, trained * own, max(estimate.optimizer, trained * _STATES_OF_ADAM) + trained * 4
+
+
+def count_zero_buffers(
+    estimate: Estimate, run: Run, args: SFTConfig, *, config: PretrainedConfig, shards: int
+) -> zero_buffers.ZeroBuffers:
+    """Return the bytes that ZeRO takes beside the shares; nothing under another engine.
+
+    Args:
+        estimate: of the whole model on one device.
+        run: the checked recipe.
+        args: the live settings.
+        config: of the model.
+        shards: among how many processes a part is divided.
+
+    """
+    stage = engines.STAGES.get(engines.get_engine(run))
+    if stage is None:
+        return zero_buffers.ZeroBuffers(0, 0)
+    size = _get_trained_bytes(run)
+    return zero_buffers.count(
+        (engines.read_config(run).get("zero_optimization") or {}) | {"stage": stage},
+        config,
+        trained=estimate.gradients // size,
+        size=2 if args.bf16 or args.fp16 else size,
+        shards=shards,
+        accumulates=args.gradient_accumulation_steps > 1,
+    )
+
+
+def _get_trained_bytes(run: Run) -> int:
+    """Return the bytes of an element that is trained, as the recipe loads it: adapters are float32."""
+    return 4 if run.lora is not None else _get_weight_bytes(run)
 
 
 def _get_weight_bytes(run: Run) -> int:
@@ -176,11 +219,27 @@ def _count_exchanged(run: Run, config: PretrainedConfig, batch: Batch, *, parts:
     return row * 2 * key_heads if strategy == "allgather" else row * 4 * key_heads // parts
 
 
-def _count_gathered(weights: int, config: PretrainedConfig) -> int:
-    """Return the bytes of weights that a process gathers at once: two layers, embedding and head."""
+def _count_gathered(weights: int, config: PretrainedConfig, *, size: int) -> int:
+    """Return the bytes of weights that a process gathers at once: two layers, embedding and head.
+
+    Args:
+        weights: Bytes of all of them, as they are computed.
+        config: Of the model.
+        size: Bytes of an element of embedding and head.
+
+    """
     layers = max(1, int(getattr(config.get_text_config(), "num_hidden_layers", 1)))
-    outside = min(_count_outside(config) * 2, weights)  # in 16 bits, as they are computed
+    outside = min(_count_outside(config) * size, weights)
     return outside + 2 * (weights - outside) // layers
+
+
+def _count_reused(run: Run, weights: int, *, size: int) -> int:
+    """Return the bytes of the weights that ZeRO-3 keeps gathered from the forward to the backward pass."""
+    if engines.get_engine(run) not in engines.STAGES:
+        return 0
+    zero = engines.read_config(run).get("zero_optimization") or {}
+    distance = zero.get("stage3_max_reuse_distance", zero.get("max_reuse_distance", _REUSE_DISTANCE))
+    return min(weights, int(float(distance)) // 2 * size)
 
 
 def _count_outside(config: PretrainedConfig) -> int:
