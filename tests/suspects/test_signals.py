@@ -55,7 +55,7 @@ def test_agreements_are_products_of_gradients(is_adapter, model):
     rows, held_out = make_rows(12), make_rows(9, seed=1)
     before = {name: weight.clone() for name, weight in tuned.state_dict().items()}
     flags = [parameter.requires_grad for parameter in tuned.parameters()]
-    found = gradient_agreement.measure_agreement(tuned, rows, held_out, logits_gib=GIB, count=lambda _: None)
+    found, own = gradient_agreement.measure_agreement(tuned, rows, held_out, logits_gib=GIB, count=lambda _: None)
     assert all(torch.equal(weight, before[name]) for name, weight in tuned.state_dict().items())
     assert [parameter.requires_grad for parameter in tuned.parameters()] == flags
     weights = gradient_agreement.find_trained_weights(tuned)
@@ -67,11 +67,13 @@ def test_agreements_are_products_of_gradients(is_adapter, model):
         parts = torch.autograd.grad(compute_loss(tuned, row), weights, allow_unused=True)
         return torch.cat([part.flatten() for part in parts if part is not None])
 
-    direction = torch.stack([read_gradient(row) for row in held_out]).mean(0)
-    direction /= direction.norm()
-    expected = np.array([float(read_gradient(row) @ direction) for row in rows])
-    assert np.corrcoef(found, expected)[0, 1] > 0.999
-    assert found == pytest.approx(expected, abs=0.02 * np.abs(expected).max())
+    gradients = torch.stack([read_gradient(row) for row in held_out])
+    expected = np.array([float(read_gradient(row) @ gradients.mean(0)) for row in rows])
+    means = [gradients[4:].mean(0)] * 4 + [gradients[:4].mean(0)] * 5  # no held-out row agrees with itself
+    expected_own = np.array([float(gradient @ mean) for gradient, mean in zip(gradients, means, strict=True)])
+    for values, products in ((found, expected), (own, expected_own)):
+        assert np.corrcoef(values, products)[0, 1] > 0.999
+        assert values == pytest.approx(products, abs=0.02 * np.abs(products).max())
 
 
 def test_suspects_lie_beyond_held_out_rows_of_their_own_kind():
@@ -86,6 +88,10 @@ def test_suspects_lie_beyond_held_out_rows_of_their_own_kind():
     )
     assert [suspect.place for suspect in found] == [2, 1]
     assert [suspect.bound for suspect in found] == pytest.approx([21.75, 4.7])
+    found = signals.choose_suspects(
+        many, ["easy", "easy", "hard", "hard", *["easy"] * 16], held_out, held_out_kinds=kinds, least_bound=6
+    )
+    assert [(suspect.place, suspect.bound) for suspect in found] == [(2, pytest.approx(21.75))]
 
 
 def test_held_out_rows_of_one_prompt_stay_in_one_half_for_every_order():

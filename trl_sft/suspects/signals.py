@@ -31,7 +31,12 @@ class Suspect(NamedTuple):
 
 
 def choose_suspects(
-    values: np.ndarray, kinds: Sequence[str], held_out: np.ndarray, *, held_out_kinds: Sequence[str]
+    values: np.ndarray,
+    kinds: Sequence[str],
+    held_out: np.ndarray,
+    *,
+    held_out_kinds: Sequence[str],
+    least_bound: float = float("-inf"),
 ) -> list[Suspect]:
     """Return the rows beyond the bound of held-out rows of their kind, the farthest first.
 
@@ -40,6 +45,7 @@ def choose_suspects(
         kinds: of the training rows.
         held_out: (rows,) of held-out rows that judge nothing.
         held_out_kinds: of these.
+        least_bound: no bound is lower than this value, below which no row is suspicious.
 
     """
     own, known = np.array(kinds), np.array(held_out_kinds)
@@ -48,7 +54,7 @@ def choose_suspects(
         members = known == kind
         reference = held_out[members] if members.sum() >= LEAST_HELD_OUT else held_out
         quantile, middle = (float(value) for value in np.quantile(reference, (QUANTILE, 0.5)))
-        bound = middle + FACTOR * (quantile - middle)
+        bound = max(middle + FACTOR * (quantile - middle), least_bound)
         bounds[own == kind] = bound
         distances[own == kind] = (values[own == kind] - bound) / ((bound - middle) or 1.0)
     order = np.argsort(-distances, kind="stable")

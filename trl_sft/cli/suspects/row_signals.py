@@ -31,7 +31,7 @@ class RowSignals:
     losses: np.ndarray  # of training rows, under the trained model
     agreements: np.ndarray  # of training rows with the held-out rows that choose
     held_out_losses: np.ndarray
-    held_out_agreements: np.ndarray
+    held_out_agreements: np.ndarray  # each with the other half of these rows
 
 
 def measure_signals(short: ShortRun, source: ModelFolder, *, trusts_code: bool) -> RowSignals:
@@ -50,10 +50,10 @@ def measure_signals(short: ShortRun, source: ModelFolder, *, trusts_code: bool) 
         gc.collect()
         model = model_loading.load_model(source, tokenizer, trusts_code=trusts_code)
         losses, held_out_losses = measure(model, rows), measure(model, held_out)
-        agreements = gradient_agreement.measure_agreement(
-            model, [*rows, *held_out], held_out, logits_gib=gib, count=progress.update
+        agreements, held_out_agreements = gradient_agreement.measure_agreement(
+            model, rows, held_out, logits_gib=gib, count=progress.update
         )
-    return RowSignals(base_losses, losses, agreements[: len(rows)], held_out_losses, agreements[len(rows) :])
+    return RowSignals(base_losses, losses, agreements, held_out_losses, held_out_agreements)
 
 
 def choose_suspects(short: ShortRun, measured: RowSignals, conflicts: Mapping[int, str]) -> dict[str, list[Suspect]]:
@@ -71,7 +71,7 @@ def choose_suspects(short: ShortRun, measured: RowSignals, conflicts: Mapping[in
     return {
         signals.LOSS: signals.choose_suspects(measured.losses, kinds, measured.held_out_losses, held_out_kinds=own),
         signals.GRADIENT: signals.choose_suspects(
-            -measured.agreements, kinds, -measured.held_out_agreements, held_out_kinds=own
+            -measured.agreements, kinds, -measured.held_out_agreements, held_out_kinds=own, least_bound=0.0
         ),
         signals.CONFLICT: [Suspect(place, 1.0, 0.0) for place in places[:most]],
     }
