@@ -268,7 +268,7 @@ def append_json(path: Path, entry: dict[str, Any]) -> None:
 def read_last_json(path: Path) -> dict[str, Any]:
     """Return the last whole line of a JSONL file of mappings; empty if there is none."""
     try:
-        lines = path.read_text(encoding="utf-8", errors="replace").splitlines() if path.is_file() else []
+        lines = path.read_text(encoding="utf-8", errors="replace").split("\n") if path.is_file() else []
     except OSError:
         return {}
     for line in reversed(lines):
@@ -276,6 +276,18 @@ def read_last_json(path: Path) -> dict[str, Any]:
             if isinstance(value := json.loads(line), dict):
                 return value
     return {}
+
+
+def read_json_lines(path: Path) -> Iterator[dict[str, Any]]:
+    """Yield the mappings of a JSONL file that only grows; damaged lines are left out, and an absent file has none."""
+    try:
+        lines = path.read_bytes().decode("utf-8", "replace").split("\n")  # a text may hold other line separators
+    except OSError:
+        return
+    for line in lines:
+        with contextlib.suppress(ValueError, RecursionError):  # of a line that a killed process began
+            if isinstance(value := json.loads(line), dict):
+                yield value
 
 
 def read_first_lines(path: Path, limit: int) -> list[dict[str, Any]]:

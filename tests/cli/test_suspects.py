@@ -156,7 +156,7 @@ def test_folder_that_is_no_run_and_file_that_holds_its_rows_are_refused_by_name(
     rows = planted.parent / "rows.jsonl"
     before = rows.read_bytes()
     (fault,) = suspects(planted, "--fix", str(rows))["faults"]
-    assert (fault["where"]["text"], "which would be replaced" in fault["problem"]) == ("--fix", True)
+    assert (fault["where"]["text"], "holds the rows that are read" in fault["problem"]) == ("--fix", True)
     assert rows.read_bytes() == before
 
 

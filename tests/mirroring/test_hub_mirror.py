@@ -16,20 +16,8 @@ from trl_sft.errors import LaunchError
 from trl_sft.mirroring import access, snapshot
 from trl_sft.mirroring.storage import DamagedCopy, Storage
 
-RECIPE = """\
-model: {name_or_path: trl_sft:tiny}
-data: {train: rows.jsonl, eval_fraction: 0.2}
-train:
-  output_dir: out
-  max_steps: 6
-  save_steps: 2
-  save_total_limit: 1
-  per_device_train_batch_size: 2
-  logging_steps: 1
-evaluate: false
-run: {mirror: "hf://me/mine/runs/one"}
-"""
 URL = "hf://me/mine/runs/one"
+RECIPE = resumed_runs.MIRRORED.replace("URL", URL)
 
 
 @pytest.fixture

@@ -9,19 +9,7 @@ import resumed_runs
 
 from trl_sft.mirroring import snapshot, storage
 
-RECIPE = """\
-model: {name_or_path: trl_sft:tiny}
-data: {train: rows.jsonl, eval_fraction: 0.2}
-train:
-  output_dir: out
-  max_steps: 6
-  save_steps: 2
-  save_total_limit: 1
-  per_device_train_batch_size: 2
-  logging_steps: 1
-evaluate: false
-run: {mirror: "s3://runs/mine"}
-"""
+RECIPE = resumed_runs.MIRRORED.replace("URL", "s3://runs/mine")
 pytestmark = pytest.mark.filterwarnings("ignore")  # of moto and botocore
 SECRET = "verysecret/Key1234567"
 

@@ -11,6 +11,19 @@ from trl_sft.errors import Interrupted
 from trl_sft.training import progress
 
 COUNTS = ("optimizer_steps", "rows", "tokens", "loss_tokens", "finished_steps")  # of run.json
+MIRRORED = """\
+model: {name_or_path: trl_sft:tiny}
+data: {train: rows.jsonl, eval_fraction: 0.2}
+train:
+  output_dir: out
+  max_steps: 6
+  save_steps: 2
+  save_total_limit: 1
+  per_device_train_batch_size: 2
+  logging_steps: 1
+evaluate: false
+run: {mirror: "URL"}
+"""  # a run whose checkpoints are copied to a place
 _STATES = ("optimizer.pt", "scheduler.pt", "rng_state.pth")
 
 

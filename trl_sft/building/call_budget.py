@@ -8,12 +8,12 @@ earlier processes spent is read from the file, in which each line is one call at
 from __future__ import annotations
 
 import dataclasses
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from trl_sft import run_folder
 from trl_sft.evaluation.call_log import ModelAnswer
 from trl_sft.evaluation.model_calls import CallCounts, CallLimits, ModelCaller, ModelRequest
 
@@ -84,18 +84,10 @@ def read_spending(path: Path, limits: Mapping[str, CallLimits]) -> tuple[int, fl
 
     """
     calls, money = 0, 0.0
-    try:
-        lines = path.read_bytes().decode("utf-8", "replace").split("\n")
-    except OSError:
-        return 0, 0.0
-    for line in lines:
-        try:
-            entry = json.loads(line)
-        except (ValueError, RecursionError):
-            continue
+    for entry in run_folder.read_json_lines(path):
         calls += 1
         model = limits.get(str(entry.get("model")))
-        tokens = [entry.get(name) for name in ("input_tokens", "output_tokens")]
+        tokens: list[Any] = [entry.get(name) for name in ("input_tokens", "output_tokens")]
         if model is not None and all(isinstance(number, int) for number in tokens):
             money += model.compute_cost(*tokens)
     return calls, money

@@ -42,16 +42,8 @@ def digest_rerun(of_run: str, arm: Arm) -> str:
 def read(path: Path, judges: int) -> dict[str, list[float]]:
     """Return the losses in a file by key; lines that are damaged, or have another number of losses, are left out."""
     known = {}
-    try:
-        lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
-    except OSError:
-        return {}
-    for line in lines:
-        try:
-            entry = json.loads(line)
-        except (ValueError, RecursionError):
-            continue
-        if isinstance(entry, dict) and entry.keys() >= _KEYS:
+    for entry in run_folder.read_json_lines(path):
+        if entry.keys() >= _KEYS:
             losses = entry["losses"]
             if isinstance(losses, list) and len(losses) == judges and all(type(loss) is float for loss in losses):
                 known[str(entry["key"])] = losses

@@ -15,6 +15,7 @@ import numpy as np
 
 from trl_sft.building.audit.audit_source import AuditSource
 from trl_sft.building.audit.row_audit import SetAudit
+from trl_sft.errors import Fault, RecipeError
 
 REJECTED = ".rejected.jsonl"
 
@@ -22,6 +23,37 @@ REJECTED = ".rejected.jsonl"
 def name_rejected(path: Path) -> Path:
     """Return the file of the rejected rows beside that of the others: `clean.jsonl` -> `clean.rejected.jsonl`."""
     return path.with_name(path.stem + REJECTED)
+
+
+def refuse_inputs(inputs: Iterable[Path], *, fix: Path | None, page: Path | None = None) -> None:
+    """Refuse outputs that would replace what is read, stand in a folder that is read, or replace each other.
+
+    Args:
+        inputs: files and folders that are read.
+        fix: of the rows that pass, with the rejected rows beside it; None = neither is written.
+        page: of `--output`; None = none is written.
+
+    Raises:
+        RecipeError: with the option.
+
+    """
+    read = {path.resolve() for path in inputs if path.exists()}
+    outputs = [("--output", page), ("--fix", fix), ("--fix", name_rejected(fix) if fix else None)]
+    written: set[Path] = set()
+    for name, path in outputs:
+        if path is None:
+            continue
+        place = path.resolve()
+        problem = ""
+        if place in read:
+            problem = f"{path} holds the rows that are read"
+        elif folder := next((folder for folder in read if folder.is_dir() and folder in place.parents), None):
+            problem = f"{path} would stand in {folder.name}, whose rows are read"
+        elif place in written:
+            problem = f"{path} is written by two options"
+        if problem:
+            raise RecipeError(Fault(name, problem, "Name another file.", code="run.bad_option"))
+        written.add(place)
 
 
 def write(source: AuditSource, result: SetAudit, path: Path) -> tuple[int, int]:

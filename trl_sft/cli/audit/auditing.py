@@ -79,24 +79,7 @@ def _refuse_inputs(options: argparse.Namespace, sources: Sequence[Source]) -> No
         *map(Path, options.against),
         *(file for one in sources for file in one.location.files),
     ]
-    read = {path.resolve() for path in inputs if path.exists()}
-    outputs = [("--output", options.output), ("--fix", options.fix)]
-    outputs += [("--fix", cleaned_set.name_rejected(options.fix))] if options.fix else []
-    written: set[Path] = set()
-    for name, path in outputs:
-        if path is None:
-            continue
-        place = path.resolve()
-        problem = ""
-        if place in read:
-            problem = f"{path} holds the rows that are read"
-        elif folder := next((folder for folder in read if folder.is_dir() and folder in place.parents), None):
-            problem = f"{path} would stand in {folder.name}, whose rows are read"
-        elif place in written:
-            problem = f"{path} is written by two options"
-        if problem:
-            raise RecipeError(Fault(name, problem, "Name another file.", code="run.bad_option"))
-        written.add(place)
+    cleaned_set.refuse_inputs(inputs, fix=options.fix, page=options.output)
 
 
 def _make_name_finder(model: str) -> Callable[[str], list[str]]:

@@ -185,16 +185,5 @@ def _describe_side(answerer: Answerer, task_side: _TaskSide) -> dict[str, Any]:
 
 def _read(path: Path) -> dict[str, SideScores]:
     """Return what was done before, by key; a line that is damaged is left out."""
-    known = {}
-    try:
-        lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
-    except OSError:
-        return {}
-    for line in lines:
-        try:
-            entry = json.loads(line)
-        except ValueError:
-            continue
-        if isinstance(entry, dict) and {"key", "scores", "samples"} <= entry.keys():
-            known[str(entry["key"])] = SideScores(entry["scores"], entry["samples"])
-    return known
+    entries = [entry for entry in run_folder.read_json_lines(path) if {"key", "scores", "samples"} <= entry.keys()]
+    return {str(entry["key"]): SideScores(entry["scores"], entry["samples"]) for entry in entries}

@@ -42,17 +42,8 @@ def read(folder: Path) -> FinishedRun:
 
 def check_output(path: Path, run: Run) -> None:
     """Refuse a file of `--fix` that would replace rows of the run, or stand among them. Raises RecipeError."""
-    read_files = {file.resolve() for file in resolved.list_files(run)}
     locations = [source.location for sources in run.sources.values() for source in sources]
-    folders = {file.resolve() for location in locations for file in location.files if file.is_dir()}
-    for output in (path, cleaned_set.name_rejected(path)):
-        problem = ""
-        if output.resolve() in read_files:
-            problem = f"{output} holds rows of the run, which would be replaced"
-        elif folders & set(output.resolve().parents):
-            problem = f"{output} would stand in a folder whose rows the run reads"
-        if problem:
-            raise RecipeError(Fault("--fix", problem, "Name another file.", code="run.bad_option"))
+    cleaned_set.refuse_inputs([*resolved.list_files(run), *(file for one in locations for file in one.files)], fix=path)
 
 
 def _check_files(folder: Path, record: dict[str, Any]) -> None:
